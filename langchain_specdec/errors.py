@@ -1,0 +1,43 @@
+"""The errors this package raises on purpose.
+
+Every one is a `SpecDecError`, and every message says what was wrong, what is allowed and what to do. Each also
+derives from the built-in class that fits, so that code which knows nothing of this package can still catch it.
+"""
+
+__all__ = [
+    "EngineClosedError",
+    "GenerationError",
+    "InvalidParameterError",
+    "MissingDependencyError",
+    "PromptTooLongError",
+    "SpecDecError",
+    "UnsupportedModelError",
+]
+
+
+class SpecDecError(Exception):
+    """Base class of all errors that this package raises on purpose."""
+
+
+class InvalidParameterError(SpecDecError, ValueError):
+    """A parameter is unknown, of the wrong type, or out of its range. Raised before any work starts."""
+
+
+class PromptTooLongError(InvalidParameterError):
+    """The prompt and the tokens asked for do not fit into a slot of the cache."""
+
+
+class UnsupportedModelError(SpecDecError, ValueError):
+    """The model, or the pair of target and draft model, cannot be run by this engine."""
+
+
+class MissingDependencyError(SpecDecError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""
+
+
+class GenerationError(SpecDecError, RuntimeError):
+    """One request failed while it ran. Other requests of the same engine are not affected."""
+
+
+class EngineClosedError(SpecDecError, RuntimeError):
+    """The engine was closed before or while the request ran."""
