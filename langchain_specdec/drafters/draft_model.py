@@ -1,0 +1,150 @@
+"""A small model as drafter, with cache slots of its own that follow the target's.
+
+It chooses its tokens with the parameters, penalties and noise of the request, exactly as the target will: where the
+two models agree on a distribution they agree on the token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, Proposal
+from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
+
+if TYPE_CHECKING:
+    from langchain_specdec.engine.runner import ModelRunner
+
+__all__ = ["DraftModelDrafter"]
+
+
+@dataclass
+class _SlotContents:
+    """The tokens whose keys and values stand in a slot, and how many of them are known to be the request's text."""
+
+    request_id: int = -1
+    token_ids: list[int] = field(default_factory=list)
+    num_confirmed: int = 0
+
+
+class DraftModelDrafter:
+    """Drafts with a causal language model that has the target's tokenizer.
+
+    One drafted token is one forward of width 1, the first one apart: it also takes in whatever the cache lacks. The
+    cache rolls back with the target's by forgetting a length, as the target's does.
+
+    Args:
+        runner: Runs the draft model; as many slots as the target has.
+        vocab_size: Number of tokens the target knows; logits beyond it are padding and never drafted.
+        prefill_chunk: Most tokens of a row in one forward.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        vocab_size: int,
+        prefill_chunk: int,
+    ) -> None:
+        self._runner = runner
+        self._vocab_size = min(vocab_size, runner.vocab_size)
+        self._prefill_chunk = prefill_chunk
+        self._contents: dict[int, _SlotContents] = {}
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the draft model so far."""
+        return self._runner.num_forwards
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+        """Run the draft model over the same chunk as the target."""
+        self._catch_up(requests, stop)
+
+    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+        """Any number of tokens, one forward each."""
+        kinds = tuple(("model", i) for i in range(max_tokens))
+        return Proposal(EMPTY_DRAFT, kinds, steps_per_token=1)
+
+    def propose(
+        self,
+        requests: Sequence[DraftingRequest],
+        proposals: Sequence[Proposal],
+        lengths: Sequence[int],
+        history: TokenHistory | None,
+    ) -> list[Draft]:
+        """Decode `max(lengths)` tokens for all requests that want any."""
+        wanted = [(i, request) for i, request in enumerate(requests) if lengths[i] > 0]
+        drafts = [EMPTY_DRAFT] * len(requests)
+        if not wanted:
+            return drafts
+        rows = [request for _, request in wanted]
+        steps = max(lengths[i] for i, _ in wanted)
+        chains = self._decode(rows, steps, history)
+        for (i, _), chain in zip(wanted, chains, strict=True):
+            kept = chain[: lengths[i]]
+            drafts[i] = Draft.chain(kept, [("model", j) for j in range(len(kept))])
+        return drafts
+
+    def measure_step(self, request: DraftingRequest) -> float:
+        """Time one forward of width 1."""
+        held = self._roll_back(request)
+        started = time.perf_counter()
+        self._runner.forward([request.slot], [len(held)], [request.token_ids[-1:]]).argmax(-1).tolist()
+        return time.perf_counter() - started
+
+    def release(self, request: DraftingRequest) -> None:
+        """Nothing: the slot's contents stay, a later request with the same beginning goes on from them."""
+
+    def _roll_back(self, request: DraftingRequest) -> list[int]:
+        """Forget what the slot holds beyond the request's text; rollback is finding a length.
+
+        Returns:
+            The tokens that the slot still holds, to be extended by what is run next.
+        """
+        contents = self._contents.setdefault(request.slot, _SlotContents())
+        if contents.request_id != request.request_id:
+            contents.request_id, contents.num_confirmed = request.request_id, 0
+        held, tokens = contents.token_ids, request.token_ids
+        length, limit = contents.num_confirmed, min(len(held), len(tokens))
+        while length < limit and held[length] == tokens[length]:
+            length += 1
+        del held[length:]
+        contents.num_confirmed = length
+        return held
+
+    def _catch_up(self, requests: Sequence[DraftingRequest], stops: Sequence[int]) -> None:
+        """Run the model over tokens up to `stops` that the slots lack, without logits, in chunks."""
+        for request, stop in zip(requests, stops, strict=True):
+            held = self._roll_back(request)
+            while len(held) < stop:
+                chunk = request.token_ids[len(held) : min(stop, len(held) + self._prefill_chunk)]
+                self._runner.prefill([request.slot], [len(held)], [chunk])
+                held.extend(chunk)
+
+    def _decode(self, requests: Sequence[DraftingRequest], steps: int, history: TokenHistory | None) -> list[list[int]]:
+        # More than a few missing tokens (after lookups, say) would make the first, ragged forward wide.
+        self._catch_up(requests, [max(len(r.token_ids) - 2, 0) for r in requests])
+        slots = [r.slot for r in requests]
+        device = self._runner.device
+        table = SamplingTable([r.params for r in requests], [r.seed for r in requests], slots, self._vocab_size, device)
+        held = [self._roll_back(r) for r in requests]
+        fed = [r.token_ids[min(len(h), len(r.token_ids) - 1) :] for r, h in zip(requests, held, strict=True)]
+        chains: list[list[int]] = [[] for _ in requests]
+        for step in range(steps):
+            starts = [len(h) for h in held]
+            logits = self._runner.forward(slots, starts, fed)
+            last = torch.tensor([len(f) - 1 for f in fed], device=device)
+            logits = logits[torch.arange(len(fed), device=device), last][:, None, : self._vocab_size]
+            for tokens, new in zip(held, fed, strict=True):
+                tokens.extend(new)
+            positions = torch.tensor([[len(h)] for h in held], device=device)
+            drafts = torch.tensor(chains, dtype=torch.int64, device=device).view(len(requests), step)
+            ancestors = torch.ones(len(requests), 1, step, dtype=torch.bool, device=device)
+            picks = pick_tokens(logits, table, positions, history, drafts, ancestors)[:, 0].tolist()
+            for chain, pick in zip(chains, picks, strict=True):
+                chain.append(pick)
+            fed = [[pick] for pick in picks]
+        return chains

@@ -1,0 +1,108 @@
+"""Prompt lookup: propose what followed the last time the text ended like this.
+
+The n-gram at the end of the text is looked up among all earlier ones of the prompt and the output, longest first, and
+of equals the most recent; what followed there is the draft (Saxena 2023, "Prompt Lookup Decoding"). An index makes
+each new token cost one dictionary entry per n-gram size, whatever the length of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, Proposal
+from langchain_specdec.sampling import TokenHistory
+
+__all__ = ["NgramIndex", "PromptLookupDrafter"]
+
+_MAX_KIND = 16
+
+
+class NgramIndex:
+    """Where each n-gram of a growing text was last seen, for n from 1 to `max_ngram`.
+
+    Args:
+        max_ngram: Longest n-gram that is indexed.
+    """
+
+    def __init__(self, max_ngram: int) -> None:
+        self._tables: list[dict[object, int]] = [{} for _ in range(max_ngram)]
+        # For each n: where the n-gram that ends the text continued before, if it was seen before.
+        self._continuations: list[int | None] = [None] * max_ngram
+        self._num_indexed = 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Index what `tokens` has beyond what is indexed; one dictionary entry per n-gram size and token."""
+        for end in range(self._num_indexed + 1, len(tokens) + 1):
+            for n, table in enumerate(self._tables, start=1):
+                if n > end:
+                    break
+                key: object = tokens[end - 1] if n == 1 else tuple(tokens[end - n : end])
+                self._continuations[n - 1] = table.get(key)
+                table[key] = end
+        self._num_indexed = max(self._num_indexed, len(tokens))
+
+    def find(self) -> tuple[int, int] | None:
+        """The longest n-gram at the end of the text that was seen before.
+
+        Returns:
+            Its length and the index of the token that followed its most recent earlier occurrence; None if even the
+            last token is new.
+        """
+        for n in range(len(self._continuations), 0, -1):
+            position = self._continuations[n - 1]
+            if position is not None:
+                return n, position
+        return None
+
+
+class PromptLookupDrafter:
+    """Drafts by n-gram lookup in the prompt and the output.
+
+    A draft token's kind is the length of the match that leads to it: the looked-up n-gram plus the draft tokens before
+    it, since those have matched too by the time it is reached.
+
+    Args:
+        max_ngram: Longest n-gram to look up; 1 to this are tried, longest first.
+    """
+
+    def __init__(self, max_ngram: int) -> None:
+        self._max_ngram = max_ngram
+        self._indexes: dict[int, NgramIndex] = {}
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+        """Nothing: the whole prompt is indexed when the first draft is asked for."""
+
+    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+        """Look up the end of the text; the continuation found is the proposal."""
+        tokens = request.token_ids
+        index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
+        index.extend(tokens)
+        match = index.find()
+        if match is None or max_tokens < 1:
+            return Proposal()
+        length, position = match
+        continuation = tokens[position : position + max_tokens]
+        # A match that overlaps the end of the text is a repetition: go on repeating it.
+        period = len(tokens) - position
+        while len(continuation) < max_tokens:
+            continuation.append(continuation[len(continuation) - period])
+        kinds = tuple(("lookup", min(length + i, _MAX_KIND)) for i in range(len(continuation)))
+        return Proposal(Draft.chain(continuation, kinds), kinds)
+
+    def propose(
+        self,
+        requests: Sequence[DraftingRequest],
+        proposals: Sequence[Proposal],
+        lengths: Sequence[int],
+        history: TokenHistory | None,
+    ) -> list[Draft]:
+        """The looked-up tokens, cut to the lengths."""
+        return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
+
+    def measure_step(self, request: DraftingRequest) -> float:
+        """Free."""
+        return 0.0
+
+    def release(self, request: DraftingRequest) -> None:
+        """Drop the request's index."""
+        self._indexes.pop(request.request_id, None)

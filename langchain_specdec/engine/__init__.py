@@ -1,0 +1,1 @@
+"""The local decoding engine: slots, forwards, verification, and the thread that runs them."""

@@ -1,0 +1,64 @@
+"""Measures what steps cost on this machine, before the first step whose draft length depends on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.runner import ModelRunner
+
+__all__ = ["measure_step_cost"]
+
+_BUDGET_SECONDS = 2.0
+_MAX_ROUNDS = 4
+
+
+def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
+    """Time target forwards of several widths, interleaved, and a draft forward.
+
+    They run in the request's own slot beyond its text, where whatever they leave is overwritten.
+
+    Args:
+        runner: The target model.
+        drafter: The drafter in use.
+        request: A request that is about to decode.
+
+    Returns:
+        The median costs; the measurement takes 2 seconds at most, or two rounds if those take longer.
+    """
+    widths = sorted({1, 2, 3, 5, 8, runner.max_width} & set(range(1, runner.max_width + 1)))
+    token = request.token_ids[-1]
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    draft_seconds = []
+    deadline = time.perf_counter() + _BUDGET_SECONDS
+    for round_number in range(_MAX_ROUNDS):
+        for width in widths:
+            tokens = [token] * width
+
+            def verify(tokens: list[int] = tokens) -> None:
+                runner.forward([request.slot], [request.num_cached], [tokens]).argmax(-1)
+
+            took = _timed(verify, runner.device)
+            # The first round pays for allocations and for kernels that are picked on first use.
+            if round_number:
+                seconds[width].append(took)
+        draft_seconds.append(drafter.measure_step(request))
+        if round_number and time.perf_counter() > deadline:
+            break
+    return StepCost({(1, w): median(times) for w, times in seconds.items()}, median(draft_seconds))
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

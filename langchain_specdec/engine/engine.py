@@ -1,0 +1,307 @@
+"""The engine: one thread that runs the model for every request at once."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import threading
+import weakref
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.engine.detokenizer import Detokenizer
+from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
+from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.runner import ModelRunner
+from langchain_specdec.engine.scheduler import Scheduler
+from langchain_specdec.engine.step import Stepper
+from langchain_specdec.engine.stopping import StopChecker
+from langchain_specdec.engine.stream import CompletionStream
+from langchain_specdec.errors import (
+    EngineClosedError,
+    GenerationError,
+    InvalidParameterError,
+    PromptTooLongError,
+)
+from langchain_specdec.sampling import SamplingParams
+
+__all__ = ["Engine"]
+
+_logger = logging.getLogger(__name__)
+# Seeds that are drawn stay below 2**53, so that they survive JSON readers that know only doubles.
+_DRAWN_SEED_LIMIT = 2**53
+
+
+class _Inbox:
+    """What reaches the engine's thread from outside. It outlives neither the engine nor its thread."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.submitted: list[Request] = []
+        self.cancelled: list[Request] = []
+        self.is_closed = False
+
+    def wait(self) -> None:
+        """Block until there is something to take."""
+        with self.changed:
+            while not (self.submitted or self.cancelled or self.is_closed):
+                self.changed.wait()
+
+    def cancel(self, request: Request) -> None:
+        """Ask for a request to be dropped."""
+        with self.changed:
+            self.cancelled.append(request)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Ask the thread to end."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
+
+
+class Engine:
+    """Decodes any number of requests on one model, speculatively and in one batch.
+
+    Requests may be submitted from any thread or event loop. They meet in one thread, which alone touches the model:
+    it starts with the first request, sleeps when there is nothing to do, and ends with `close`, with the last
+    reference to the engine, or with the interpreter.
+
+    Args:
+        runner: The target model with its slots.
+        drafter: Where drafts come from.
+        tokenizer: The target's tokenizer, for text and stop strings.
+        eos_token_ids: Tokens that end a text.
+        max_draft_tokens: Most tokens to draft at a time.
+        draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
+        prefill_chunk: Most prompt tokens of one forward, so that a long prompt delays running streams by no more.
+        step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        drafter: Drafter,
+        tokenizer: Any,
+        eos_token_ids: Collection[int],
+        *,
+        max_draft_tokens: int = 10,
+        draft_length: int | Literal["auto"] = "auto",
+        prefill_chunk: int = 512,
+        step_cost: StepCost | None = None,
+    ) -> None:
+        self.runner = runner
+        self.drafter = drafter
+        self._tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk)
+        self._stepper = Stepper(runner, drafter, max_draft_tokens, draft_length, step_cost)
+        self._shared_rates = AcceptanceRates()
+        self._ids = itertools.count()
+        self._inbox = _Inbox()
+        self._thread: threading.Thread | None = None
+        self._thread_lock = threading.Lock()
+        self._pid = os.getpid()
+        self._finalizer: Any = weakref.finalize(self, _Inbox.close, self._inbox)
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> CompletionStream:
+        """Queue a completion.
+
+        Args:
+            prompt_ids: Prompt tokens, at least one.
+            params: What to generate.
+
+        Returns:
+            The stream of its events. Read it to the end or close it.
+
+        Raises:
+            PromptTooLongError: Prompt and new tokens do not fit into a slot.
+            InvalidParameterError: The prompt is empty or has tokens that the model does not know, or `logit_bias`
+                names such a token.
+            EngineClosedError: The engine was closed.
+        """
+        self.check(prompt_ids, params)
+        seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
+        eos_token_ids = () if params.ignore_eos else self._eos_token_ids
+        stopper = StopChecker(Detokenizer(self._tokenizer), params.max_new_tokens, tuple(params.stop), eos_token_ids)
+        inbox, holder = self._inbox, []  # type: ignore[var-annotated]
+        # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
+        stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))
+        rates = AcceptanceRates(self._shared_rates)
+        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates)
+        holder.append(request)
+        with inbox.changed:
+            if inbox.is_closed:
+                msg = "The engine was closed; make a new one."
+                raise EngineClosedError(msg)
+            inbox.submitted.append(request)
+            inbox.changed.notify_all()
+        self._start_thread()
+        return stream
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what `submit` would raise for this prompt and these parameters, before any work starts."""
+        if os.getpid() != self._pid:
+            msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
+            raise EngineClosedError(msg)
+        if not prompt_ids:
+            msg = "The prompt is empty: it has no tokens. Give at least one character of text."
+            raise InvalidParameterError(msg)
+        vocab = self.runner.vocab_size
+        unknown = next((t for t in (*prompt_ids, *(params.logit_bias or ())) if not 0 <= t < vocab), None)
+        if unknown is not None:
+            msg = f"Token id {unknown} is not in the model's vocabulary (0 to {vocab - 1})."
+            raise InvalidParameterError(msg)
+        limit = self.runner.max_length
+        if len(prompt_ids) + params.max_new_tokens > limit:
+            msg = (
+                f"The prompt has {len(prompt_ids)} tokens and max_new_tokens is {params.max_new_tokens}, together "
+                f"more than the {limit} positions of a slot. Shorten the prompt, lower max_new_tokens, or load the "
+                f"model with a larger max_length."
+            )
+            raise PromptTooLongError(msg)
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing."""
+        self._inbox.close()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for one."""
+        return self._scheduler.num_waiting + len(self._inbox.submitted)
+
+    @property
+    def num_target_forwards(self) -> int:
+        """Target forwards with logits so far: decoding steps, and a few to measure what they cost."""
+        return self.runner.num_forwards
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens that prefill forwards have run so far."""
+        return self._stepper.num_prefill_tokens
+
+    def _start_thread(self) -> None:
+        with self._thread_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self._inbox), name="specdec-engine", daemon=True
+                )
+                self._thread.start()
+                # A daemon thread inside a forward at interpreter exit would crash the process: end it first.
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _close_and_join, self._inbox, self._thread)
+
+    def _take_inbox(self) -> bool:
+        """Move requests in and cancelled ones out; whether the engine is to go on."""
+        with self._inbox.changed:
+            submitted, self._inbox.submitted = self._inbox.submitted, []
+            cancelled, self._inbox.cancelled = self._inbox.cancelled, []
+            is_closed = self._inbox.is_closed
+        for request in submitted:
+            self._scheduler.add(request)
+        for request in cancelled:
+            # It may have ended between its reader's decision and now.
+            if request in self._scheduler.requests:
+                self._drop(request)
+        return not is_closed
+
+    def _run_once(self) -> bool:
+        """One turn: at most one prefill forward, then one decoding step. False once the engine is closed."""
+        if not self._take_inbox():
+            self._fail_all(EngineClosedError("The engine was closed before the completion ended."))
+            return False
+        for request in self._scheduler.admit():
+            self._attempt([request], self._stepper.start)
+        if prefill := self._scheduler.next_prefill():
+            stops = {request.request_id: stop for request, stop in prefill}
+            self._attempt(
+                [request for request, _ in prefill],
+                lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
+            )
+        if requests := self._scheduler.next_decode():
+            self._attempt(requests, self._decode)
+        for request in self._scheduler.running:
+            if request.is_finished:
+                self._drop(request)
+        return True
+
+    def _decode(self, requests: list[Request]) -> None:
+        for request, error in self._stepper.decode(requests):
+            self._fail(request, error)
+
+    def _attempt(self, requests: list[Request], action: Any) -> None:
+        """Run a step. Where it fails, run its rows one by one, so that only those at fault fail.
+
+        What a step changes before it can fail lies beyond the rows' lengths, so running it again is safe.
+        """
+        try:
+            action(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                self._fail(requests[0], error)
+                return
+            _logger.warning("A step of %d requests failed (%s); running them one by one.", len(requests), error)
+            for request in requests:
+                self._attempt([request], action)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if not isinstance(error, EngineClosedError):
+            _logger.debug("Request %d failed", request.request_id, exc_info=error)
+            failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            # What the slot holds may be half written.
+            request.num_cached = 0
+            error = failure
+        self._drop(request)
+        request.stream.put(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        for request in self._scheduler.requests:
+            self._fail(request, error)
+
+    def _drop(self, request: Request) -> None:
+        self._scheduler.remove(request)
+        self.drafter.release(request)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._scheduler.requests
+
+
+def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
+    """The engine's thread. It holds the engine only while there is work, so that an unused engine can go."""
+    while True:
+        inbox.wait()
+        engine = engine_ref()
+        if engine is None:
+            return
+        while True:
+            try:
+                if not engine._run_once():
+                    return
+            except Exception as error:
+                # A bug of the engine itself. Nobody may be left waiting for it.
+                _logger.exception("The engine failed")
+                inbox.close()
+                engine._fail_all(error)
+                return
+            if engine._is_idle:
+                break
+        del engine
+
+
+def _close_and_join(inbox: _Inbox, thread: threading.Thread) -> None:
+    inbox.close()
+    if thread is not threading.current_thread():
+        thread.join(30.0)

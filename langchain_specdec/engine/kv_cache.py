@@ -1,0 +1,165 @@
+"""The key/value cache: static slots, a length per row, and rollback by writing a length.
+
+Each layer is one buffer `[slots, kv_heads, max_length, head_dim]`. Nothing is ever copied or cut: a forward writes the
+keys and values of its tokens at each row's own positions, and what a rejected draft left behind is masked out until
+the next forward overwrites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+__all__ = ["ForwardShape", "SlotCache"]
+
+
+@dataclass(frozen=True)
+class ForwardShape:
+    """Where the tokens of one forward go.
+
+    Attributes:
+        slots: Slot of each row.
+        starts: Position of each row's first token in its slot.
+        width: Tokens per row; shorter rows are padded.
+        length: Positions that any row of this forward can see, its own tokens included.
+        slot_index: `slots` on the device, int64 `[rows, 1]`.
+        positions: Position of each token, int64 `[rows, width]`.
+    """
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    width: int
+    length: int
+    slot_index: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, slots: Sequence[int], starts: Sequence[int], width: int, device: torch.device) -> ForwardShape:
+        """The shape of a forward of `width` tokens a row, from `starts` on."""
+        positions = torch.tensor(starts)[:, None] + torch.arange(width)
+        return cls(
+            tuple(slots),
+            tuple(starts),
+            width,
+            max(starts) + width,
+            torch.tensor(slots, device=device)[:, None],
+            positions.to(device),
+        )
+
+    @property
+    def is_adjacent(self) -> bool:
+        """Whether the rows' slots are neighbours in order, so that a view can stand for them."""
+        return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's buffer. Sliding-window layers keep every position too; the mask hides what is outside."""
+
+    is_sliding = False
+
+    def __init__(self, num_slots: int, max_length: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.shape: ForwardShape | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
+        """Allocate on the layer's own device.
+
+        Zeros, because a masked position still counts as 0 times its value, and 0 times a stray NaN is NaN.
+        """
+        values = key_states if value_states is None else value_states
+        size = (self.num_slots, key_states.shape[1], self.max_length)
+        self.keys = torch.zeros(*size, key_states.shape[3], dtype=key_states.dtype, device=key_states.device)
+        self.values = torch.zeros(*size, values.shape[3], dtype=values.dtype, device=values.device)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' keys and values and return all that this forward can see.
+
+        Args:
+            key_states: `[rows, kv_heads, width, head_dim]`.
+            value_states: `[rows, kv_heads, width, head_dim]`.
+            args: What transformers passes besides; not needed, the shape is known.
+            kwargs: Likewise.
+
+        Returns:
+            Keys and values, `[rows, kv_heads, length, head_dim]`.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        shape = self.shape
+        assert shape is not None, "SlotCache.begin comes before the forward"  # noqa: S101
+        return self._store(self.keys, key_states, shape), self._store(self.values, value_states, shape)
+
+    @staticmethod
+    def _store(buffer: Any, states: Tensor, shape: ForwardShape) -> Tensor:
+        if len(shape.slots) == 1:
+            # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
+            slot, start = shape.slots[0], shape.starts[0]
+            buffer[slot, :, start : start + shape.width].copy_(states[0])
+            return buffer[slot : slot + 1, :, : shape.length]  # type: ignore[no-any-return]
+        index, positions = shape.slot_index.to(buffer.device), shape.positions.to(buffer.device)
+        buffer[index, :, positions] = states.transpose(1, 2)
+        if shape.is_adjacent:
+            first = shape.slots[0]
+            return buffer[first : first + len(shape.slots), :, : shape.length]  # type: ignore[no-any-return]
+        return buffer[:, :, : shape.length].index_select(0, index[:, 0])  # type: ignore[no-any-return]
+
+    def get_seq_length(self, *args: object) -> int:
+        """0: positions come with every forward, so transformers must not infer them."""
+        return 0
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Unused, since the mask comes with every forward."""
+        length = self.shape.length if self.shape else 0
+        return length, 0
+
+    def get_max_length(self) -> int:
+        """Positions of a slot (transformers 5)."""
+        return self.max_length
+
+    def get_max_cache_shape(self) -> int:
+        """Positions of a slot (transformers 4)."""
+        return self.max_length
+
+
+class SlotCache(Cache):
+    """Static slots for all layers of a model.
+
+    Args:
+        num_layers: Layers of the model.
+        num_slots: Completions that can be held at a time.
+        max_length: Positions of a slot. A forward may write up to it, padding included.
+    """
+
+    def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
+        self._slot_layers = [_SlotLayer(num_slots, max_length) for _ in range(num_layers)]
+        super().__init__(layers=list(self._slot_layers))
+        self.max_length = max_length
+        self.num_slots = num_slots
+
+    def begin(self, shape: ForwardShape) -> None:
+        """Say where the next forward's tokens go.
+
+        Raises:
+            ValueError: The forward would write past the end of a slot.
+        """
+        if shape.length > self.max_length:
+            msg = f"a forward to position {shape.length} does not fit into slots of {self.max_length} positions"
+            raise ValueError(msg)
+        for layer in self._slot_layers:
+            layer.shape = shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all buffers that exist, in bytes."""
+        buffers = [b for layer in self._slot_layers for b in (layer.keys, layer.values) if b is not None]
+        return sum(int(b.nbytes) for b in buffers)

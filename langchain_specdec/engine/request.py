@@ -1,0 +1,82 @@
+"""One completion: all of its state. Derived values are properties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from langchain_specdec.engine.draft_length import AcceptanceRates
+from langchain_specdec.engine.stats import SpeculationStats
+from langchain_specdec.engine.stopping import StopChecker
+from langchain_specdec.engine.stream import CompletionStream
+from langchain_specdec.sampling import SamplingParams
+
+__all__ = ["Request"]
+
+
+@dataclass(eq=False)
+class Request:
+    """State of one completion, owned by the engine's thread once it is submitted.
+
+    Attributes:
+        request_id: Unique within the engine.
+        prompt_ids: Prompt tokens, at least one.
+        params: Sampling parameters.
+        seed: Seed in force.
+        stopper: Decides where the text ends.
+        stream: Where the reader takes the events from.
+        rates: Acceptance by kind of draft.
+        token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
+        slot: Cache slot, -1 while waiting.
+        num_cached: Tokens whose keys and values are in the slot.
+        num_reused: How many of them a resting slot already held at the start.
+        stats: Counts of speculation.
+        decode_started: Clock at the first decoding step.
+    """
+
+    request_id: int
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    seed: int
+    stopper: StopChecker
+    stream: CompletionStream
+    rates: AcceptanceRates
+    token_ids: list[int] = field(default_factory=list)
+    slot: int = -1
+    num_cached: int = 0
+    num_reused: int = 0
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    decode_started: float | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - len(self.prompt_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.params.max_new_tokens - self.num_output_tokens
+
+    @property
+    def prefill_stop(self) -> int:
+        """Where prefill ends: the last prompt token is left to the first decoding step, which needs its logits."""
+        return len(self.prompt_ids) - 1
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether decoding can go on."""
+        return self.num_cached >= self.prefill_stop
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the text has ended."""
+        return self.stopper.finish_reason is not None

@@ -1,0 +1,102 @@
+"""Which request sits in which slot. No tensors, no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from langchain_specdec.engine.request import Request
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """First come, first served over a fixed number of slots.
+
+    A finished request leaves its tokens in the slot. A new one takes the free slot that shares the longest beginning
+    with its prompt, and prefills only the rest; where none shares any, the slot that has rested longest.
+
+    Args:
+        num_slots: Requests that can run at a time.
+        prefill_budget: Most tokens, padding included, of one prefill forward.
+    """
+
+    def __init__(self, num_slots: int, prefill_budget: int) -> None:
+        self.num_slots = num_slots
+        self._prefill_budget = prefill_budget
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        # Free slots and the tokens that rest in them, the longest-rested first.
+        self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._waiting.append(request)
+
+    @property
+    def running(self) -> list[Request]:
+        """Requests that hold a slot, in order of their slots."""
+        return sorted(self._running, key=lambda request: request.slot)
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests that have not ended, running ones first."""
+        return [*self._running, *self._waiting]
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    def admit(self) -> list[Request]:
+        """Give free slots to waiting requests, in order; those that got one."""
+        admitted = []
+        while self._waiting and self._resting:
+            request = self._waiting.popleft()
+            shared = {slot: _shared_length(tokens, request) for slot, tokens in self._resting.items()}
+            # max() takes the first of equals: the longest-rested.
+            slot = max(shared, key=lambda s: shared[s])
+            del self._resting[slot]
+            request.slot, request.num_cached, request.num_reused = slot, shared[slot], shared[slot]
+            self._running.append(request)
+            admitted.append(request)
+        return admitted
+
+    def next_prefill(self) -> list[tuple[Request, int]]:
+        """Requests for the next prefill forward and the position to which each is to be taken; oldest first.
+
+        Several short prompts share a forward as long as, padded to the widest, they fit the budget; a prompt longer
+        than the budget gets it alone, one chunk at a time.
+        """
+        batch: list[tuple[Request, int]] = []
+        width = 0
+        for request in self._running:
+            if request.is_prefilled:
+                continue
+            size = min(request.prefill_stop - request.num_cached, self._prefill_budget)
+            if batch and max(width, size) * (len(batch) + 1) > self._prefill_budget:
+                break
+            width = max(width, size)
+            batch.append((request, request.num_cached + size))
+        return sorted(batch, key=lambda item: item[0].slot)
+
+    def next_decode(self) -> list[Request]:
+        """Requests for the next decoding step."""
+        return [request for request in self.running if request.is_prefilled]
+
+    def remove(self, request: Request) -> None:
+        """Take out a request that ended, failed or was cancelled; its slot rests."""
+        if request.slot < 0:
+            self._waiting.remove(request)
+            return
+        self._running.remove(request)
+        self._resting[request.slot] = request.token_ids[: request.num_cached]
+
+
+def _shared_length(resting: Sequence[int], request: Request) -> int:
+    """Tokens of the prompt that need no prefill; the last one always runs, for its logits."""
+    limit = min(len(resting), request.prefill_stop)
+    prompt = request.prompt_ids
+    if list(resting[:limit]) == list(prompt[:limit]):
+        return limit
+    return next(i for i in range(limit) if resting[i] != prompt[i])
