@@ -1,0 +1,33 @@
+"""The fastest honest way to run a language model inside LangChain: the same text, sooner, by speculative decoding."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from langchain_specdec._version import __version__
+
+if TYPE_CHECKING:
+    from langchain_specdec.backends.local import LocalBackend
+    from langchain_specdec.llms import SpeculativeLLM
+    from langchain_specdec.sampling import SamplingParams
+
+__all__ = ["LocalBackend", "SamplingParams", "SpeculativeLLM", "__version__"]
+
+# Imported on first use: torch and transformers take seconds, which `specdec --help` should not.
+_HOMES = {
+    "LocalBackend": "langchain_specdec.backends.local",
+    "SamplingParams": "langchain_specdec.sampling",
+    "SpeculativeLLM": "langchain_specdec.llms",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

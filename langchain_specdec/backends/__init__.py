@@ -1,0 +1,1 @@
+"""Where completions come from: the local engine, or a server."""

@@ -1,0 +1,88 @@
+"""What a source of completions offers, whether it is a model in this process or a server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from langchain_specdec.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.sampling import SamplingParams
+
+__all__ = ["AsyncEventStream", "Backend", "Completion", "CompletionRequest", "EventStream"]
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A prompt and what to generate from it."""
+
+    prompt: str
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished completion.
+
+    Attributes:
+        tokens: The generated tokens.
+        finish: How it ended.
+    """
+
+    tokens: tuple[Token, ...]
+    finish: FinishEvent
+
+    @property
+    def text(self) -> str:
+        """The generated text, without the stop string."""
+        return "".join(token.text for token in self.tokens)
+
+
+class EventStream(Iterator[TokenEvent | FinishEvent], Protocol):
+    """Events of one completion; the last is a `FinishEvent`. A failure raises."""
+
+    def close(self) -> None:
+        """Stop the completion if it has not ended."""
+
+
+class AsyncEventStream(Protocol):
+    """The same for an event loop."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent | FinishEvent]:
+        """Itself."""
+
+    async def __anext__(self) -> TokenEvent | FinishEvent:
+        """The next event."""
+
+    async def aclose(self) -> None:
+        """Stop the completion if it has not ended."""
+
+
+class Backend(Protocol):
+    """A source of completions. All methods may be called from any thread at any time."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, for messages and traces."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the text depends on beside prompt and parameters; tells caches of two backends apart."""
+
+    def stream(self, request: CompletionRequest) -> EventStream:
+        """Start a completion. Parameters that cannot be honoured raise here, before any work."""
+
+    def astream(self, request: CompletionRequest) -> AsyncEventStream:
+        """Start a completion and read it in the running event loop."""
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """The same without blocking the running event loop."""
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text as the model would read it."""
+
+    def close(self) -> None:
+        """Free what the backend holds. It cannot be used afterwards."""

@@ -1,0 +1,294 @@
+"""Completions by the engine of this package, on a Hugging Face model in this process."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from langchain_specdec import embedded
+from langchain_specdec.backends.base import Completion, CompletionRequest
+from langchain_specdec.drafters.auto import AutoDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.no_drafter import NoDrafter
+from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.events import FinishEvent, Token, TokenEvent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from langchain_specdec.engine.draft_length import StepCost
+    from langchain_specdec.engine.stream import CompletionStream
+
+__all__ = ["DRAFTERS", "LocalBackend"]
+
+DRAFTERS = ("auto", "prompt_lookup", "draft_model", "none")
+"""Names of the drafters that can be asked for."""
+
+
+class LocalBackend:
+    """A model, its drafter and the engine that runs them.
+
+    Args:
+        model: Model id, local folder, `"embedded"`, or a loaded Hugging Face model.
+        tokenizer: A loaded tokenizer; None loads the model's own.
+        draft_model: A smaller model with the same tokenizer, given as `model` is.
+        draft_tokenizer: Its loaded tokenizer; None loads its own.
+        drafter: `"auto"` (lookup where it matches, else the draft model if there is one), `"prompt_lookup"`,
+            `"draft_model"` or `"none"`.
+        max_draft_tokens: Most tokens to draft at a time, 1 to 64.
+        draft_length: `"auto"` drafts as many tokens as pay, by measurement, down to none; a number drafts that many
+            wherever there is something to propose.
+        prompt_lookup_max_ngram: Longest n-gram to look up, 1 to 16.
+        num_slots: Completions that run at a time; more wait for a slot.
+        max_length: Positions of a slot, prompt and new tokens together. None: what the model was made for, up to
+            8192 and to half of the free memory.
+        prefill_chunk: Most prompt tokens of one forward. Running streams wait for no more than that.
+        dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
+        device: `"cuda"`, `"cuda:1"`, `"cpu"`, ...; None is the best there is.
+        device_map: Passed to transformers, for models spread over devices.
+        revision: Branch, tag or commit of the model id.
+        draft_revision: The same for the draft model.
+        attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
+        quantization_config: Passed to transformers, for the target.
+        trust_remote_code: Whether code that comes with a model may run. Off unless asked for.
+        token: Access token of the Hugging Face Hub.
+        progress: Told `(description, done, total)` while the embedded model is prepared.
+        step_cost: What steps cost, instead of measuring it; for tests and reproducible step counts.
+
+    Raises:
+        InvalidParameterError: A parameter is out of its range, or parameters contradict each other.
+        UnsupportedModelError: The model, or the pair of models, cannot be run.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        draft_model: str | os.PathLike[str] | PreTrainedModel | None = None,
+        draft_tokenizer: Any = None,
+        drafter: str = "auto",
+        max_draft_tokens: int = 10,
+        draft_length: int | Literal["auto"] = "auto",
+        prompt_lookup_max_ngram: int = 5,
+        num_slots: int = 8,
+        max_length: int | None = None,
+        prefill_chunk: int = 512,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        draft_revision: str | None = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
+        token: str | bool | None = None,
+        progress: embedded.Progress | None = None,
+        step_cost: StepCost | None = None,
+    ) -> None:
+        _check_drafter(drafter, has_draft_model=draft_model is not None)
+        _check_range("max_draft_tokens", max_draft_tokens, 1, 64)
+        _check_range("prompt_lookup_max_ngram", prompt_lookup_max_ngram, 1, 16)
+        _check_range("num_slots", num_slots, 1, 1024)
+        _check_range("prefill_chunk", prefill_chunk, 1, 1 << 20)
+        if max_length is not None:
+            _check_range("max_length", max_length, 2, 1 << 24)
+        if draft_length != "auto":
+            _check_range("draft_length", draft_length, 0, max_draft_tokens, "'auto' or ")
+        common: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "trust_remote_code": trust_remote_code,
+            "token": token,
+            "progress": progress,
+        }
+        self._target = load_model(
+            model, tokenizer, revision=revision, quantization_config=quantization_config, **common
+        )
+        self._identity = _identity(self._target, model, revision)
+        self._tokenizer_lock = threading.Lock()
+        max_width = 1 + max_draft_tokens
+        runner = make_runner(self._target, num_slots=num_slots, max_length=max_length, max_width=max_width)
+
+        def make_draft_drafter() -> Drafter:
+            draft = load_model(draft_model, draft_tokenizer, revision=draft_revision, **common)  # type: ignore[arg-type]
+            check_pair(self._target, draft)
+            # One position more than the target: its first token in a step may be the one before the last.
+            length = min(runner.max_length, draft.max_positions or runner.max_length)
+            if length < runner.max_length:
+                msg = (
+                    f"{draft.name} was made for {length} positions, but a slot has {runner.max_length}. "
+                    f"Set max_length={length} or take a draft model with a longer context."
+                )
+                raise InvalidParameterError(msg)
+            draft_runner = make_runner(draft, num_slots=num_slots, max_length=length, max_width=max_width)
+            return DraftModelDrafter(draft_runner, runner.vocab_size, prefill_chunk)
+
+        self.engine = Engine(
+            runner,
+            _make_drafter(drafter, prompt_lookup_max_ngram, make_draft_drafter, draft_model is not None),
+            # The engine decodes in its own thread while callers encode in theirs; one tokenizer bears only one.
+            copy.deepcopy(self._target.tokenizer),
+            self._target.eos_token_ids,
+            max_draft_tokens=max_draft_tokens,
+            draft_length=draft_length,
+            prefill_chunk=prefill_chunk,
+            step_cost=step_cost,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """Model id or folder; the class name of a loaded model without one."""
+        return self._target.name
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's tokenizer."""
+        return self._target.tokenizer
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The model and its numeric type. How it drafts is left out: the text does not depend on it."""
+        return self._identity
+
+    def stream(self, request: CompletionRequest) -> CompletionStream:
+        """Start a completion.
+
+        Raises:
+            PromptTooLongError: Prompt and new tokens do not fit into a slot.
+            InvalidParameterError: The prompt is empty or `logit_bias` names an unknown token.
+            EngineClosedError: The backend was closed.
+        """
+        return self.engine.submit(self._encode(request.prompt), request.params)
+
+    def astream(self, request: CompletionRequest) -> CompletionStream:
+        """Start a completion; its stream can be read by `async for` as well."""
+        return self.stream(request)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Run several completions in one batch."""
+        streams = self._start(requests)
+        try:
+            return [_collect(list(stream)) for stream in streams]
+        finally:
+            _close_all(streams)
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Run several completions in one batch; cancelling the task stops them."""
+        streams = self._start(requests)
+        try:
+            return [await _acollect(stream) for stream in streams]
+        finally:
+            _close_all(streams)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, special tokens at its beginning included."""
+        return self._encode(text)
+
+    def close(self) -> None:
+        """End the engine's thread; completions that still run end with an error."""
+        self.engine.close()
+
+    def _start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        prompts = [self._encode(request.prompt) for request in requests]
+        # All are checked before the first starts, so that a bad one costs nobody anything.
+        for prompt, request in zip(prompts, requests, strict=True):
+            self.engine.check(prompt, request.params)
+        return [self.engine.submit(p, r.params) for p, r in zip(prompts, requests, strict=True)]
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            msg = f"A prompt must be a string, got {type(text).__name__}."
+            raise InvalidParameterError(msg)
+        with self._tokenizer_lock:
+            ids: list[int] = self._target.tokenizer(text, verbose=False).input_ids
+        if not ids and self._target.tokenizer.bos_token_id is not None:
+            return [self._target.tokenizer.bos_token_id]
+        return ids
+
+
+def _collect(events: Sequence[TokenEvent | FinishEvent]) -> Completion:
+    tokens: list[Token] = []
+    for event in events:
+        if isinstance(event, FinishEvent):
+            return Completion(tuple(tokens), event)
+        tokens.extend(event.tokens)
+    msg = "the stream ended without a FinishEvent"
+    raise RuntimeError(msg)
+
+
+async def _acollect(stream: CompletionStream) -> Completion:
+    return _collect([event async for event in stream])
+
+
+def _close_all(streams: Sequence[CompletionStream]) -> None:
+    for stream in streams:
+        stream.close()
+
+
+def _check_range(name: str, value: object, low: int, high: int, besides: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        msg = f"{name} must be {besides}a whole number from {low} to {high}, got {value!r}."
+        raise InvalidParameterError(msg)
+
+
+def _check_drafter(drafter: str, *, has_draft_model: bool) -> None:
+    if drafter not in DRAFTERS:
+        msg = f"drafter must be one of {', '.join(map(repr, DRAFTERS))}, got {drafter!r}."
+        raise InvalidParameterError(msg)
+    if drafter == "draft_model" and not has_draft_model:
+        msg = "drafter='draft_model' needs a draft model: give draft_model (draft_model_id in SpeculativeLLM)."
+        raise InvalidParameterError(msg)
+    if drafter in ("prompt_lookup", "none") and has_draft_model:
+        msg = f"drafter={drafter!r} would never use the draft model. Leave it out, or take 'auto' or 'draft_model'."
+        raise InvalidParameterError(msg)
+
+
+def _make_drafter(name: str, max_ngram: int, make_draft_drafter: Any, has_draft_model: bool) -> Drafter:
+    if name == "none":
+        return NoDrafter()
+    if name == "draft_model":
+        drafter: Drafter = make_draft_drafter()
+        return drafter
+    lookup = PromptLookupDrafter(max_ngram)
+    if name == "auto" and has_draft_model:
+        return AutoDrafter([lookup, make_draft_drafter()])
+    return lookup
+
+
+def _identity(loaded: LoadedModel, source: object, revision: str | None) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "model": loaded.name,
+        "revision": revision,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+    }
+    quantization = getattr(loaded.model.config, "quantization_config", None)
+    if quantization is not None:
+        identity["quantization"] = str(quantization)
+    if isinstance(source, torch.nn.Module):
+        identity["fingerprint"] = _fingerprint(source)
+    elif Path(str(source)).exists():
+        identity["model"] = str(Path(str(source)).resolve())
+    return identity
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """Tells loaded models apart that have no name: a digest of the first numbers of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        head = parameter.detach().flatten()[:16].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{head.tolist()}".encode())
+    return digest.hexdigest()[:16]
