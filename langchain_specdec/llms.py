@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import (
@@ -12,6 +14,7 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 from typing_extensions import Self
 
@@ -19,6 +22,7 @@ from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend, Completion, CompletionRequest
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.parameters import ALIASES, join_stops, named_parameters, refuse_unknown
 from langchain_specdec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,8 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SpeculativeChunk", "SpeculativeLLM"]
 
-# Names that LangChain code uses for the same things.
-_ALIASES = {"max_tokens": "max_new_tokens", "stop_sequences": "stop"}
+_PARAMETERS = frozenset(SamplingParams.field_names())
+# What `BaseLLM.generate` takes beside parameters.
+_RUN_OPTIONS = frozenset({"tags", "metadata", "run_name", "run_id"})
+_NOT_LOADED: Any = object()
+# More threads than a batch has slots for would only wait.
+_MAX_THREADS = 64
 
 
 class SpeculativeChunk(GenerationChunk):
@@ -41,6 +49,11 @@ class SpeculativeChunk(GenerationChunk):
     """
 
     tokens: SkipValidation[tuple[Token, ...]] = Field(default=(), exclude=True, repr=False)
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """Stored as what LangChain can load again: a `GenerationChunk`, without the tokens."""
+        return GenerationChunk.lc_id()
 
 
 class SpeculativeLLM(BaseLLM):
@@ -65,7 +78,8 @@ class SpeculativeLLM(BaseLLM):
         ```
 
     The sampling parameters are fields; each can be given per call too, as in `llm.invoke(prompt, temperature=0.7)`
-    or `llm.bind(stop=["\n"])`. Stop strings of the instance and of the call both apply. An unknown parameter raises.
+    or `llm.bind(stop=["\n"])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
+    strings of the instance and of the call both apply. An unknown parameter raises an `InvalidParameterError`.
 
     `generation_info` of every `Generation`, and of the last chunk of a stream: `finish_reason` (`length`,
     `stop_sequence` or `eos_token`), `prompt_tokens`, `completion_tokens`, `seed`, `speculation` (`drafted_tokens`,
@@ -73,13 +87,14 @@ class SpeculativeLLM(BaseLLM):
     for. `llm_output["token_usage"]` sums a batch.
 
     One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
+    `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
     """Where completions come from."""
-    max_new_tokens: int = Field(default=256, alias="max_tokens")
+    max_new_tokens: int = 256
     """Most tokens to generate."""
     temperature: float = 0.0
     """0 is greedy."""
@@ -99,37 +114,43 @@ class SpeculativeLLM(BaseLLM):
     """Token id -> number added to its logit."""
     seed: int | None = None
     """Seed of the sampling noise; None draws one per completion."""
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
-    """Strings that end the text."""
+    stop: list[str] | None = None
+    """Strings that end the text; one string stands for a list of one."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
     logprobs: int | None = None
     """How many of the most probable tokens to report per position."""
     streaming: bool = False
-    """Whether `invoke` reports its tokens to callbacks as they come."""
+    """Whether `invoke` and `ainvoke` report text to callbacks as it comes. Batches never do."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _validate_fields(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            cls._check_fields(values)
-            if isinstance(values.get("stop"), str):
-                values["stop"] = [values["stop"]]
-        return values
+    # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**self._checked(values))
 
     @classmethod
-    def _check_fields(cls, values: Mapping[str, Any]) -> None:
-        """Refuse unknown names with a message that lists the known ones, and values out of their range."""
-        known = set(cls.model_fields) | set(_ALIASES)
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InvalidParameterError(_unknown_message(unknown, known))
-        given = {_ALIASES.get(name, name): value for name, value in values.items()}
-        SamplingParams(**{n: given[n] for n in SamplingParams.field_names() if given.get(n) is not None})
+    def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields under their own names. Refuses unknown ones, and values out of their range."""
+        fields = named_parameters(values, cls.model_fields)
+        if "stop" in fields:
+            fields["stop"] = join_stops(fields["stop"]) or None
+        given = {name: value for name, value in fields.items() if name in _PARAMETERS}
+        SamplingParams(**{**given, "stop": given.get("stop") or ()})
+        backend = fields.get("backend")
+        if backend is not _NOT_LOADED and not isinstance(backend, Backend):
+            msg = (
+                f"backend must be a backend such as LocalBackend(...), got {backend!r}. "
+                f"{cls.__name__}.from_model_id(...) loads a model by its id."
+            )
+            raise InvalidParameterError(msg)
+        return fields
 
     @model_validator(mode="after")
     def _note_specdec_version(self) -> Self:
-        self._add_version("langchain-specdec", __version__)
+        # langchain-core before 1.4 does not note versions.
+        if hasattr(self, "_add_version"):
+            self._add_version("langchain-specdec", __version__)
         return self
 
     @classmethod
@@ -156,29 +177,34 @@ class SpeculativeLLM(BaseLLM):
         Raises:
             InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is loaded.
             UnsupportedModelError: The model, or the pair of models, cannot be run.
+            ModelLoadError: The model or its tokenizer cannot be found or read.
         """
-        import inspect
-
         from langchain_specdec.backends.local import LocalBackend
 
-        own = {n: kwargs.pop(n) for n in list(kwargs) if n in cls.model_fields or n in _ALIASES}
-        accepted = set(inspect.signature(LocalBackend).parameters) - {"model", "draft_model"}
-        unknown = sorted(set(kwargs) - accepted)
-        if unknown:
-            raise InvalidParameterError(_unknown_message(unknown, accepted | set(cls.model_fields)))
-        cls._check_fields(own)
-        backend = LocalBackend(
+        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
+        llm = cls(backend=_NOT_LOADED, **{name: kwargs.pop(name) for name in list(kwargs) if name in own})
+        accepted = {*inspect.signature(LocalBackend).parameters, *own, "draft_model_id"} - {"model", "draft_model"}
+        refuse_unknown(kwargs, accepted)
+        llm.backend = LocalBackend(
             model_id,
             draft_model=draft_model_id,
             drafter=drafter,
             max_draft_tokens=max_draft_tokens,
             **kwargs,
         )
-        return cls(backend=backend, **own)
+        return llm
 
     def close(self) -> None:
-        """Free the backend: its thread ends, and what still runs raises."""
+        """Close the backend: its thread ends, and what still runs raises an `EngineClosedError`."""
         self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def _llm_type(self) -> str:
@@ -188,14 +214,19 @@ class SpeculativeLLM(BaseLLM):
     def _identifying_params(self) -> Mapping[str, Any]:
         """All that the text depends on, so that a cache never answers for another model, seed or stop."""
         params = {name: getattr(self, name) for name in SamplingParams.field_names()}
+        # LangChain's cache puts the stop strings of the call under "stop", in place of what stands there.
+        params["default_stop"] = params.pop("stop")
         return {**self.backend.identity, **params}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
+        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
         params["ls_provider"] = "specdec"
         params["ls_model_name"] = self.backend.model_name
-        params["ls_temperature"] = kwargs.get("temperature", self.temperature)
-        params["ls_max_tokens"] = kwargs.get("max_new_tokens", kwargs.get("max_tokens", self.max_new_tokens))
+        params["ls_temperature"] = named.get("temperature", self.temperature)
+        params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
+        if stops := join_stops(self.stop, stop, named.get("stop")):
+            params["ls_stop"] = stops
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -208,15 +239,15 @@ class SpeculativeLLM(BaseLLM):
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         """`BaseLLM.generate`, with parameters of the call counted in by `llm.cache` too."""
-        llm, rest = self._with_overrides(kwargs)
-        return super(SpeculativeLLM, llm).generate(prompts, stop, callbacks, **rest)
+        llm, stop, options = self._for_call(stop, kwargs)
+        return super(SpeculativeLLM, llm).generate(prompts, stop, callbacks, **options)
 
     async def agenerate(
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         """`BaseLLM.agenerate`, with parameters of the call counted in by `llm.cache` too."""
-        llm, rest = self._with_overrides(kwargs)
-        return await super(SpeculativeLLM, llm).agenerate(prompts, stop, callbacks, **rest)
+        llm, stop, options = self._for_call(stop, kwargs)
+        return await super(SpeculativeLLM, llm).agenerate(prompts, stop, callbacks, **options)
 
     def batch(
         self,
@@ -228,7 +259,10 @@ class SpeculativeLLM(BaseLLM):
     ) -> list[str]:
         """Decode all inputs together; with `return_exceptions` each has an outcome of its own."""
         if return_exceptions:
-            return Runnable.batch(self, inputs, config, return_exceptions=True, **kwargs)
+            threads = min(len(inputs), _MAX_THREADS)
+            configs = get_config_list(config, len(inputs))
+            configs = [{**c, "max_concurrency": c.get("max_concurrency") or threads} for c in configs]
+            return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
         return super().batch(inputs, config, **kwargs)
 
     async def abatch(
@@ -244,25 +278,19 @@ class SpeculativeLLM(BaseLLM):
             return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
         return await super().abatch(inputs, config, **kwargs)
 
-    def _with_overrides(self, kwargs: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+    def _for_call(
+        self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[Self, list[str] | None, dict[str, Any]]:
         """A copy with the parameters of one call as fields, since LangChain's cache looks at fields only."""
-        named = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
-        known = set(SamplingParams.field_names()) - {"stop"}
-        overrides = {name: value for name, value in named.items() if name in known}
-        rest = {name: value for name, value in named.items() if name not in known}
-        return (self.model_copy(update=overrides) if overrides else self), rest
+        named = named_parameters(kwargs, _PARAMETERS | _RUN_OPTIONS)
+        stops = join_stops(stop, named.pop("stop", None)) or None
+        options = {name: named.pop(name) for name in list(named) if name in _RUN_OPTIONS}
+        return (self.model_copy(update=named) if named else self), stops, options
 
     def _params(self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> SamplingParams:
-        names = SamplingParams.field_names()
-        given = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
-        unknown = sorted(set(given) - set(names))
-        if unknown:
-            raise InvalidParameterError(_unknown_message(unknown, set(names) | set(_ALIASES)))
-        values = {name: getattr(self, name) for name in names} | given
-        both = [*(self.stop or ()), *([stop] if isinstance(stop, str) else stop or ())]
-        if values["stop"] is not self.stop:
-            both += [values["stop"]] if isinstance(values["stop"], str) else values["stop"] or ()
-        return SamplingParams(**{**values, "stop": list(dict.fromkeys(both))})
+        named = named_parameters(kwargs, _PARAMETERS)
+        values = {name: getattr(self, name) for name in _PARAMETERS} | named
+        return SamplingParams(**{**values, "stop": join_stops(self.stop, stop, named.get("stop"))})
 
     def _generate(
         self,
@@ -346,14 +374,8 @@ class SpeculativeLLM(BaseLLM):
         return LLMResult(generations=list(generations), llm_output=output)
 
 
-def _unknown_message(unknown: Sequence[str], known: set[str]) -> str:
-    names = ", ".join(map(repr, unknown))
-    return f"Unknown parameter {names}. Known are: {', '.join(sorted(known))}."
-
-
 def _generation(completion: Completion) -> Generation:
-    info = _finish_info(completion.finish, completion.tokens)
-    return Generation(text=completion.text, generation_info=info)
+    return Generation(text=completion.text, generation_info=completion.info())
 
 
 def _join(chunks: Sequence[GenerationChunk]) -> Generation:
@@ -365,27 +387,6 @@ def _chunk(event: TokenEvent | FinishEvent, tokens: list[Token]) -> GenerationCh
     """The chunk of an event; None where a step released no text. Collects the tokens for the final one."""
     if isinstance(event, FinishEvent):
         # LangChain adds numbers up when it merges chunks, so they stand in one chunk only: this, the last.
-        return SpeculativeChunk(text="", generation_info=_finish_info(event, tokens))
+        return SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())
     tokens.extend(event.tokens)
     return SpeculativeChunk(text=event.text, tokens=event.tokens) if event.text else None
-
-
-def _finish_info(finish: FinishEvent, tokens: Sequence[Token]) -> dict[str, Any]:
-    info: dict[str, Any] = {
-        "finish_reason": finish.finish_reason,
-        "prompt_tokens": finish.prompt_tokens,
-        "completion_tokens": finish.completion_tokens,
-        "cached_tokens": finish.cached_tokens,
-        "seed": finish.seed,
-        "speculation": finish.speculation.as_dict(),
-    }
-    if any(token.logprob is not None for token in tokens):
-        info["logprobs"] = [
-            {
-                "token_id": token.id,
-                "logprob": token.logprob,
-                "top_logprobs": dict(token.top_logprobs or {}),
-            }
-            for token in tokens
-        ]
-    return info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.sampling import SamplingParams
@@ -37,6 +37,28 @@ class Completion:
         """The generated text, without the stop string."""
         return "".join(token.text for token in self.tokens)
 
+    def info(self) -> dict[str, Any]:
+        """How it ended, counts and, where asked for, log probabilities, as plain values."""
+        info: dict[str, Any] = {
+            "finish_reason": self.finish.finish_reason,
+            "prompt_tokens": self.finish.prompt_tokens,
+            "completion_tokens": self.finish.completion_tokens,
+            "cached_tokens": self.finish.cached_tokens,
+            "seed": self.finish.seed,
+            "speculation": self.finish.speculation.as_dict(),
+        }
+        if any(token.logprob is not None for token in self.tokens):
+            info["logprobs"] = [
+                {
+                    "token_id": token.id,
+                    "text": token.text,
+                    "logprob": token.logprob,
+                    "top_logprobs": dict(token.top_logprobs or {}),
+                }
+                for token in self.tokens
+            ]
+        return info
+
 
 class EventStream(Iterator[TokenEvent | FinishEvent], Protocol):
     """Events of one completion; the last is a `FinishEvent`. A failure raises."""
@@ -58,6 +80,7 @@ class AsyncEventStream(Protocol):
         """Stop the completion if it has not ended."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A source of completions. All methods may be called from any thread at any time."""
 

@@ -6,11 +6,12 @@ import copy
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
+from typing_extensions import Self
 
 from langchain_specdec import embedded
 from langchain_specdec.backends.base import Completion, CompletionRequest
@@ -118,7 +119,7 @@ class LocalBackend:
         self._target = load_model(
             model, tokenizer, revision=revision, quantization_config=quantization_config, **common
         )
-        self._identity = _identity(self._target, model, revision)
+        self._identity = _identity(self._target, model, revision, is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
         max_width = 1 + max_draft_tokens
         runner = make_runner(self._target, num_slots=num_slots, max_length=max_length, max_width=max_width)
@@ -155,6 +156,11 @@ class LocalBackend:
         return self._target.name
 
     @property
+    def model(self) -> Any:
+        """The target's loaded model; another `LocalBackend` may be built on it, to draft in another way."""
+        return self._target.model
+
+    @property
     def tokenizer(self) -> Any:
         """The target's tokenizer."""
         return self._target.tokenizer
@@ -162,7 +168,7 @@ class LocalBackend:
     @property
     def identity(self) -> Mapping[str, Any]:
         """The model and its numeric type. How it drafts is left out: the text does not depend on it."""
-        return self._identity
+        return dict(self._identity)
 
     def stream(self, request: CompletionRequest) -> CompletionStream:
         """Start a completion.
@@ -202,6 +208,17 @@ class LocalBackend:
         """End the engine's thread; completions that still run end with an error."""
         self.engine.close()
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A running model is shared by the copies of what holds it, such as a chain.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        msg = f"A running model cannot be pickled ({self.model_name}). Load it in the process that is to use it."
+        raise TypeError(msg)
+
     def _start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
         prompts = [self._encode(request.prompt) for request in requests]
         # All are checked before the first starts, so that a bad one costs nobody anything.
@@ -213,10 +230,20 @@ class LocalBackend:
         if not isinstance(text, str):
             msg = f"A prompt must be a string, got {type(text).__name__}."
             raise InvalidParameterError(msg)
-        with self._tokenizer_lock:
-            ids: list[int] = self._target.tokenizer(text, verbose=False).input_ids
-        if not ids and self._target.tokenizer.bos_token_id is not None:
-            return [self._target.tokenizer.bos_token_id]
+        tokenizer = self._target.tokenizer
+        try:
+            with self._tokenizer_lock:
+                ids: list[int] = tokenizer(text, verbose=False).input_ids
+        except (TypeError, UnicodeError) as error:
+            # Half of a surrogate pair, as from JSON or files read with errors="surrogateescape".
+            msg = f"The prompt is not valid Unicode text, so it has no tokens: {error}"
+            raise InvalidParameterError(msg) from error
+        bos = tokenizer.bos_token_id
+        if not ids and bos is not None:
+            return [bos]
+        # A chat template writes the token that begins a text, and the tokenizer would put it there once more.
+        if ids[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):
+            return ids[1:]
         return ids
 
 
@@ -269,26 +296,39 @@ def _make_drafter(name: str, max_ngram: int, make_draft_drafter: Any, has_draft_
     return lookup
 
 
-def _identity(loaded: LoadedModel, source: object, revision: str | None) -> dict[str, Any]:
+def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:
+    config = loaded.model.config
     identity: dict[str, Any] = {
         "model": loaded.name,
-        "revision": revision,
+        "revision": getattr(config, "_commit_hash", None) or revision,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "eos_token_ids": loaded.eos_token_ids,
     }
-    quantization = getattr(loaded.model.config, "quantization_config", None)
+    quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         identity["quantization"] = str(quantization)
-    if isinstance(source, torch.nn.Module):
-        identity["fingerprint"] = _fingerprint(source)
-    elif Path(str(source)).exists():
+    if not is_own_tokenizer:
+        identity["tokenizer"] = _digest([sorted(loaded.tokenizer.get_vocab().items())])
+    # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
+    is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
+    if is_folder:
         identity["model"] = str(Path(str(source)).resolve())
+    if is_folder or isinstance(source, torch.nn.Module):
+        identity["fingerprint"] = _fingerprint(loaded.model)
     return identity
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    """Tells loaded models apart that have no name: a digest of the first numbers of every parameter."""
+    """Tells models apart that may share a name: a digest of the first numbers of every parameter."""
+    return _digest(
+        # Weights that are on disk only are on the device "meta" and have no numbers at hand.
+        (name, tuple(p.shape), [] if p.is_meta else p.detach().flatten()[:16].float().tolist())
+        for name, p in model.named_parameters()
+    )
+
+
+def _digest(parts: Iterable[object]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        head = parameter.detach().flatten()[:16].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{head.tolist()}".encode())
+    for part in parts:
+        digest.update(repr(part).encode())
     return digest.hexdigest()[:16]
