@@ -9,6 +9,7 @@ __all__ = [
     "GenerationError",
     "InvalidParameterError",
     "MissingDependencyError",
+    "ModelLoadError",
     "PromptTooLongError",
     "SpecDecError",
     "UnsupportedModelError",
@@ -25,6 +26,10 @@ class InvalidParameterError(SpecDecError, ValueError):
 
 class PromptTooLongError(InvalidParameterError):
     """The prompt and the tokens asked for do not fit into a slot of the cache."""
+
+
+class ModelLoadError(SpecDecError, OSError):
+    """A model or its tokenizer cannot be found or read."""
 
 
 class UnsupportedModelError(SpecDecError, ValueError):

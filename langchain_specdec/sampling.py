@@ -29,8 +29,9 @@ _MAX_LOGPROBS = 20
 
 
 def _check_number(name: str, value: object, allowed: str, *, low: float, high: float, open_low: bool = False) -> None:
-    """Raise unless `value` is a finite number in [low, high] (or ]low, high] where `open_low`)."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Raise unless `value` is a number in [low, high] (or ]low, high] where `open_low`)."""
+    # The bounds are finite, so they also keep out infinity and NaN.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         msg = f"{name} must be {allowed}, got {value!r}."
         raise InvalidParameterError(msg)
@@ -162,7 +163,7 @@ class TokenHistory:
 
     def append(self, slot: int, tokens: Sequence[int]) -> None:
         """Count emitted tokens."""
-        index = torch.tensor(tokens, device=self.output_counts.device)
+        index = torch.tensor(tokens, dtype=torch.int64, device=self.output_counts.device)
         self.output_counts[slot].index_add_(0, index, torch.ones_like(index, dtype=self.output_counts.dtype))
 
 

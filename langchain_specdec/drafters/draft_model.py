@@ -101,6 +101,8 @@ class DraftModelDrafter:
     def _roll_back(self, request: DraftingRequest) -> list[int]:
         """Forget what the slot holds beyond the request's text; rollback is finding a length.
 
+        The last token is never kept: it has to run again for its logits.
+
         Returns:
             The tokens that the slot still holds, to be extended by what is run next.
         """
@@ -108,7 +110,7 @@ class DraftModelDrafter:
         if contents.request_id != request.request_id:
             contents.request_id, contents.num_confirmed = request.request_id, 0
         held, tokens = contents.token_ids, request.token_ids
-        length, limit = contents.num_confirmed, min(len(held), len(tokens))
+        length, limit = contents.num_confirmed, min(len(held), len(tokens) - 1)
         while length < limit and held[length] == tokens[length]:
             length += 1
         del held[length:]
@@ -131,7 +133,7 @@ class DraftModelDrafter:
         device = self._runner.device
         table = SamplingTable([r.params for r in requests], [r.seed for r in requests], slots, self._vocab_size, device)
         held = [self._roll_back(r) for r in requests]
-        fed = [r.token_ids[min(len(h), len(r.token_ids) - 1) :] for r, h in zip(requests, held, strict=True)]
+        fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]
         chains: list[list[int]] = [[] for _ in requests]
         for step in range(steps):
             starts = [len(h) for h in held]

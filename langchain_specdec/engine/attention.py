@@ -29,6 +29,7 @@ def slot_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     softcap: float | None = None,
+    is_causal: bool | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows over their slots.
@@ -38,10 +39,12 @@ def slot_attention(
         query: `[rows, heads, width, head_dim]`.
         key: `[rows, kv_heads, length, head_dim]`; fewer heads than the query's are shared by groups of them.
         value: `[rows, kv_heads, length, head_dim]`.
-        attention_mask: bool `[rows, 1, width, length]`, True where a query sees a key; None is causal.
+        attention_mask: bool `[rows, 1, width, length]`, True where a query sees a key; None is what `is_causal` says.
         dropout: Must be 0; the engine never trains.
         scaling: Factor of the scores; None is `head_dim ** -0.5`.
         softcap: Scores are squashed to `softcap * tanh(scores / softcap)` (Gemma 2).
+        is_causal: Whether a query sees only what stands before it, where there is no mask; None asks the module. The
+            image encoders of models that also read images are not causal.
         kwargs: What else the module passes; ignored unless it would change the result.
 
     Returns:
@@ -54,8 +57,11 @@ def slot_attention(
         if kwargs.get(name) is not None:
             msg = f"the engine's attention does not support {name!r}, which {type(module).__name__} passes"
             raise NotImplementedError(msg)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    is_causal = is_causal and attention_mask is None and query.shape[2] > 1
     if softcap is not None:
-        output = _softcapped_attention(query, key, value, attention_mask, scaling, softcap)
+        output = _softcapped_attention(query, key, value, attention_mask, scaling, softcap, is_causal)
     else:
         output = F.scaled_dot_product_attention(
             query,
@@ -63,7 +69,7 @@ def slot_attention(
             value,
             attn_mask=attention_mask,
             dropout_p=dropout,
-            is_causal=attention_mask is None and query.shape[2] > 1,
+            is_causal=is_causal,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -71,19 +77,25 @@ def slot_attention(
 
 
 def _softcapped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+    is_causal: bool,
 ) -> Tensor:
     """The fused kernels know no soft cap, so this one is spelled out; the softmax runs in fp32."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:
+    if is_causal:
         width, length = scores.shape[-2:]
         mask = torch.ones(width, length, dtype=torch.bool, device=query.device).tril(length - width)
-    if mask.dtype == torch.bool:
-        mask = additive_mask(mask, scores.dtype)
-    return torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    if mask is not None:
+        scores = scores + (additive_mask(mask, scores.dtype) if mask.dtype == torch.bool else mask)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

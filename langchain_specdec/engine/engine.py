@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -62,6 +63,13 @@ class _Inbox:
             self.is_closed = True
             self.changed.notify_all()
 
+    def end(self) -> list[Request]:
+        """Take no more; what was not taken up yet, and never will be."""
+        with self.changed:
+            self.is_closed = True
+            left, self.submitted = self.submitted, []
+        return left
+
 
 class Engine:
     """Decodes any number of requests on one model, speculatively and in one batch.
@@ -97,7 +105,7 @@ class Engine:
         self.drafter = drafter
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk)
+        self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
         self._stepper = Stepper(runner, drafter, max_draft_tokens, draft_length, step_cost)
         self._shared_rates = AcceptanceRates()
         self._ids = itertools.count()
@@ -135,7 +143,7 @@ class Engine:
         holder.append(request)
         with inbox.changed:
             if inbox.is_closed:
-                msg = "The engine was closed; make a new one."
+                msg = "The engine was closed, or it failed. Make a new one."
                 raise EngineClosedError(msg)
             inbox.submitted.append(request)
             inbox.changed.notify_all()
@@ -194,10 +202,11 @@ class Engine:
     def _start_thread(self) -> None:
         with self._thread_lock:
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=_run, args=(weakref.ref(self), self._inbox), name="specdec-engine", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
                 # A daemon thread inside a forward at interpreter exit would crash the process: end it first.
                 self._finalizer.detach()
                 self._finalizer = weakref.finalize(self, _close_and_join, self._inbox, self._thread)
@@ -270,6 +279,17 @@ class Engine:
         for request in self._scheduler.requests:
             self._fail(request, error)
 
+    def _abandon(self, error: BaseException) -> None:
+        """Tell everybody that the engine itself failed. Nothing here may fail: nobody may be left waiting."""
+        running = self._scheduler.requests
+        for request in running:
+            with contextlib.suppress(Exception):
+                self._scheduler.remove(request)
+        for request in [*self._inbox.end(), *running]:
+            failure = GenerationError(f"The engine failed and has ended: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            request.stream.put(failure)
+
     def _drop(self, request: Request) -> None:
         self._scheduler.remove(request)
         self.drafter.release(request)
@@ -285,16 +305,18 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
         inbox.wait()
         engine = engine_ref()
         if engine is None:
+            # Forgotten before the thread saw what it had been given last; somebody may still hold a stream of it.
+            for request in inbox.end():
+                request.stream.put(EngineClosedError("The engine is gone; keep a reference to it while you read."))
             return
         while True:
             try:
                 if not engine._run_once():
                     return
-            except Exception as error:
-                # A bug of the engine itself. Nobody may be left waiting for it.
+            except BaseException as error:
+                # A bug of the engine itself.
                 _logger.exception("The engine failed")
-                inbox.close()
-                engine._fail_all(error)
+                engine._abandon(error)
                 return
             if engine._is_idle:
                 break

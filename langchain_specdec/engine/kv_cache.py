@@ -158,6 +158,17 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.shape = shape
 
+    @torch.inference_mode()
+    def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
+        """Close the gaps that a tree's rejected branches left: what is at `start + offsets` moves to `start` on."""
+        if list(offsets) == list(range(len(offsets))):
+            return
+        for layer in self._slot_layers:
+            buffers: tuple[Any, Any] = layer.keys, layer.values
+            for buffer in buffers:
+                source = start + torch.tensor(offsets, device=buffer.device)
+                buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, source]
+
     @property
     def num_bytes(self) -> int:
         """Memory of all buffers that exist, in bytes."""

@@ -1,35 +1,39 @@
-"""Weights and tokenizers, and the checks that a model, or a pair of models, can be run at all."""
+"""Weights and tokenizers: found, read, put in place and given their slots."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from langchain_specdec import embedded
 from langchain_specdec.engine import attention
-from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.engine.compatibility import check_cached_forward, check_pair, check_supported
+from langchain_specdec.engine.packing import can_pack, pack_linears
+from langchain_specdec.engine.runner import ModelRunner, position_limit
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
 
-__all__ = ["LoadedModel", "check_pair", "default_device", "load_model", "make_runner"]
+__all__ = ["LoadedModel", "check_pair", "check_supported", "default_device", "load_model", "make_runner"]
 
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
 _TESTED_FAMILIES = {
     "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
 }  # fmt: skip
 _DEFAULT_MAX_LENGTH = 8192
+# Longest explanation of transformers to pass on; some list all model types there are.
+_MAX_REASON = 300
+
+
 # Share of the free memory that the slots may take where max_length is not given.
 _CACHE_SHARE = 0.5
-_PROBE_TEXTS = (
-    "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x): return x ** 2  # twice",
-    "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
-    " leading and trailing spaces  ",
-)
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,19 @@ class LoadedModel:
         tokenizer: Its tokenizer.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.
+        is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
     """
 
     model: Any
     tokenizer: Any
     name: str
     eos_token_ids: tuple[int, ...]
+    is_owned: bool = False
 
     @property
     def max_positions(self) -> int | None:
         """Positions that the model was made for; None where it does not say."""
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return position_limit(self.model.config.get_text_config())
 
 
 def default_device() -> torch.device:
@@ -96,52 +100,64 @@ def load_model(
 
     Raises:
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
-        InvalidParameterError: Parameters contradict each other or do not exist.
-        OSError: transformers cannot find or read the model.
+        InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
+        ModelLoadError: The model or its tokenizer cannot be found or read.
     """
     attention.register()
     _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
     if device is not None and device_map is not None:
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
+    placed = _resolve_device(device)
+    resolved_dtype = _resolve_dtype(dtype, placed)
+    loaded: Any
     if isinstance(model, torch.nn.Module):
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        check_supported(model.config, type(model))
-        loaded: Any = model
         source = getattr(model.config, "_name_or_path", "")
+        name = source or type(model).__name__
         if tokenizer is None and not source:
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
-        if device is not None:
-            loaded = loaded.to(torch.device(device))
+        _check_loaded(model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config)
+        check_supported(model.config, type(model))
+        _check_attention(model.config, attn_implementation)
+        loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
     else:
         name = source = str(model)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
+        _check_folder(model, source)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
-        config = AutoConfig.from_pretrained(source, **hub)
-        check_supported(config, _model_class(config))
-        placed = default_device() if device is None else torch.device(device)
-        if quantization_config is not None:
-            hub["quantization_config"] = quantization_config
-            device_map = device_map if device_map is not None else {"": placed}
-        if device_map is not None:
-            hub["device_map"] = device_map
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=_resolve_dtype(dtype, placed), **hub)
+        with _explained(name):
+            config = AutoConfig.from_pretrained(source, **hub)
+        model_class = _model_class(config)
+        check_supported(config, model_class)
+        _check_attention(config, attn_implementation)
+        if quantization_config is not None and device_map is None:
+            device_map = {"": placed}
+        options: dict[str, Any] = {
+            "attn_implementation": attn_implementation or _best_attention(model_class, config),
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+        }
+        hub |= {key: value for key, value in options.items() if value is not None}
+        with _explained(name):
+            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=resolved_dtype, **hub)
         if device_map is None:
             loaded = loaded.to(placed)
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
-        )
+        with _explained(f"the tokenizer of {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
+            )
     loaded.eval()
     _set_attention(loaded, attn_implementation)
-    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer))
+    is_owned = loaded is not model
+    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned)
 
 
 def make_runner(loaded: LoadedModel, *, num_slots: int, max_length: int | None, max_width: int) -> ModelRunner:
-    """Give a loaded model its slots.
+    """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
 
     Args:
         loaded: The model.
@@ -156,66 +172,89 @@ def make_runner(loaded: LoadedModel, *, num_slots: int, max_length: int | None, 
     """
     limit = loaded.max_positions
     if max_length is not None and limit is not None and max_length > limit:
-        msg = f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most."
+        msg = (
+            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
+            f"Set max_length={limit} or less."
+        )
         raise InvalidParameterError(msg)
     if max_length is None:
         max_length = _default_max_length(loaded, num_slots)
+    if loaded.is_owned and can_pack(loaded.model):
+        pack_linears(loaded.model)
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-        _check_cached_forward(runner, loaded.name)
+        check_cached_forward(runner, loaded.name)
     return runner
 
 
-def check_supported(config: Any, model_class: type | None) -> None:
-    """Raise an `UnsupportedModelError` where the configuration alone shows that the engine cannot run the model."""
-    text = config.get_text_config()
-    name = text.model_type
-    reason = None
-    layers = set(getattr(text, "layer_types", None) or ()) - _KNOWN_LAYERS
-    if getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder model; the engine runs decoder-only models"
-    elif getattr(model_class, "_is_stateful", False):
-        reason = "it keeps a recurrent state, which cannot be rolled back when a draft is rejected"
-    elif layers:
-        reason = f"it has layers of kind {', '.join(sorted(layers))}; only full and sliding-window attention works"
-    elif getattr(text, "attention_chunk_size", None):
-        reason = "it uses chunked attention; only full and sliding-window attention works"
-    elif getattr(text, "num_hidden_layers", None) is None:
-        reason = "its configuration names no number of layers"
-    if reason:
-        msg = f"The engine cannot run a model of type {name!r}: {reason}. Use transformers or a TGI server for it."
-        raise UnsupportedModelError(msg)
-
-
-def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
-    """Raise an `UnsupportedModelError` unless both models read and write the same tokens.
-
-    Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
-    """
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
-    if ours != theirs:
-        different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]
-        example = min(different)
-        msg = (
-            f"{draft.name} cannot draft for {target.name}: {len(different)} entries of their vocabularies differ "
-            f"(for example {example!r}: {ours.get(example)} and {theirs.get(example)}). {advice}"
-        )
-        raise UnsupportedModelError(msg)
-    for text in _PROBE_TEXTS:
-        first, second = (t.tokenizer(text, add_special_tokens=False).input_ids for t in (target, draft))
-        if first != second:
-            msg = (
-                f"{draft.name} cannot draft for {target.name}: their vocabularies are equal, but they split "
-                f"{text!r} differently ({first[:8]} and {second[:8]} ...). {advice}"
-            )
-            raise UnsupportedModelError(msg)
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
     if value is not None and value not in allowed:
-        msg = f"{name} must be one of {', '.join(map(repr, allowed))} or None, got {value!r}."
+        msg = f"{name}{of} must be one of {', '.join(map(repr, allowed))} or None, got {value!r}."
         raise InvalidParameterError(msg)
+
+
+def _check_loaded(model: Any, name: str, dtype: object, device_map: object, quantization_config: object) -> None:
+    """Nothing that only loading can do may be asked of a loaded model."""
+    given = {
+        "dtype": dtype not in (None, model.dtype),
+        "device_map": device_map is not None,
+        "quantization_config": quantization_config is not None,
+    }
+    if too_late := [parameter for parameter, is_given in given.items() if is_given]:
+        msg = (
+            f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "
+            f"{', '.join(too_late)}. Give its id or folder instead, or load it that way yourself."
+        )
+        raise InvalidParameterError(msg)
+
+
+def _check_folder(model: object, source: str) -> None:
+    """Say it where a folder is meant that is not there; transformers would take it for a malformed model id."""
+    is_path = isinstance(model, os.PathLike) or source.startswith((".", "~", os.sep)) or source.count("/") > 1
+    if is_path and not Path(source).is_dir():
+        msg = (
+            f"There is no folder {source!r}. Give the folder that holds a model's config.json, weights and "
+            f"tokenizer, or the id of a model on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct'."
+        )
+        raise ModelLoadError(msg)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say what could not be loaded and what to do, in place of what transformers says."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, SpecDecError):
+            raise
+        advice = ""
+        if "trust_remote_code" in str(error):
+            advice = " Code of its own comes with it: read that code, and pass trust_remote_code=True if you trust it."
+        elif isinstance(error, OSError):
+            advice = (
+                " Give a local folder, or the id of a model on the Hugging Face Hub (are id, revision and access token "
+                "right, and is there a network?)."
+            )
+            if constants.HF_HUB_OFFLINE:
+                advice += " HF_HUB_OFFLINE is set, so only models are found that were downloaded before."
+        reason = str(error).strip().partition("\n")[0]
+        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + " ..."
+        msg = f"Cannot load {what}: {reason}{advice}"
+        raise ModelLoadError(msg) from error
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        msg = f"device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
+        raise InvalidParameterError(msg) from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        msg = f"There is no device {device!r}: PyTorch {torch.__version__} sees {torch.cuda.device_count()} of CUDA."
+        raise InvalidParameterError(msg)
+    return resolved
 
 
 def _model_class(config: Any) -> type | None:
@@ -238,12 +277,40 @@ def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torc
     return resolved
 
 
+def _check_attention(config: Any, implementation: str | None) -> None:
+    has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if (implementation == "sdpa" and has_soft_cap) or (implementation is not None and _has_own_scaling(config)):
+        _check_choice("attn_implementation", implementation, ("eager",), f" of a {config.model_type!r} model like this")
+
+
+def _has_own_scaling(config: Any) -> bool:
+    """Whether it is a GPT-2 with a scaling of its scores that transformers 4 tells only to its own attention."""
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    return by_layer or not getattr(config, "scale_attn_weights", True)
+
+
+def _best_attention(model_class: type | None, config: Any) -> str | None:
+    """The attention to run a model with; None is what transformers chooses."""
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return None
+    return "eager" if _has_own_scaling(config) else attention.ATTENTION_NAME
+
+
 def _set_attention(model: Any, implementation: str | None) -> None:
-    """Have the model call the engine's attention, or transformers' where asked for or where it knows no other."""
+    """Have the model call an attention that takes the engine's masks."""
+    text = model.config.get_text_config()
     if implementation is None:
-        flexible = getattr(model, "_supports_attention_backend", False)
-        implementation = attention.ATTENTION_NAME if flexible else "eager"
-    model.set_attn_implementation(implementation)
+        implementation = _best_attention(type(model), text) or text._attn_implementation
+        if implementation not in _ATTENTION_CHOICES:
+            implementation = "eager"
+    if text._attn_implementation != implementation and model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    if text._attn_implementation != implementation:
+        msg = (
+            f"{type(model).__name__} keeps to the attention {text._attn_implementation!r} that it was loaded with and "
+            f"cannot change to {implementation!r}. Load it with attn_implementation={implementation!r}."
+        )
+        raise UnsupportedModelError(msg)
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -273,26 +340,3 @@ def _free_memory(device: torch.device) -> int:
     except (AttributeError, ValueError, OSError):
         # Not every system tells; 4 GiB is there on any that runs a language model.
         return 4 * 2**30
-
-
-def _check_cached_forward(runner: ModelRunner, name: str) -> None:
-    """Compare a forward over the slots with the model's own over the same tokens."""
-    tokens = [t % runner.vocab_size for t in (11, 7, 5, 13, 3, 2)]
-    half = len(tokens) // 2
-    try:
-        runner.prefill([0], [0], [tokens[:half]])
-        ours = runner.forward([0], [half], [tokens[half:]])[0].float()
-        with torch.inference_mode():
-            ids = torch.tensor([tokens], device=runner.device)
-            theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:].float()
-    except Exception as error:
-        msg = f"{name} does not run on the engine's cache: {type(error).__name__}: {error}"
-        raise UnsupportedModelError(msg) from error
-    similarity = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min().item()
-    exact = runner.model.dtype == torch.float32
-    if not similarity > (0.9999 if exact else 0.98):
-        msg = (
-            f"{name} computes other logits on the engine's cache than by itself (cosine similarity "
-            f"{similarity:.4f}), so its text would change. The engine does not support this model."
-        )
-        raise UnsupportedModelError(msg)

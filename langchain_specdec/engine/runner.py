@@ -12,7 +12,7 @@ from langchain_specdec.engine.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.engine.tree import TreeLayout
 
-__all__ = ["ModelRunner"]
+__all__ = ["ModelRunner", "position_limit"]
 
 
 class ModelRunner:
@@ -35,10 +35,11 @@ class ModelRunner:
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
         self.num_forwards = 0
         self._windows = _layer_windows(config)
-        self._attention = config._attn_implementation
+        self._config = config
         self._dtype: torch.dtype = model.dtype
-        # Padding may lie past the last position that the model knows; with learned positions that would be an error.
-        self._last_position = (getattr(config, "max_position_embeddings", None) or 2**31) - 1
+        # Padding may lie past the last position that the model knows. Learned positions end there with an error, and
+        # some rotary ones change for the whole batch.
+        self._last_position = (position_limit(config) or 2**31) - 1
 
     @torch.inference_mode()
     def forward(
@@ -100,18 +101,39 @@ class ModelRunner:
         if layout is None or layout.is_chain:
             causal = keys <= positions[:, :, None]
         else:
-            offsets = (keys - shape.positions[:, :1]).clamp(min=-1)[:, None, :]
-            index = offsets.clamp(0, shape.width - 1).expand(-1, shape.width, -1)
-            causal = (offsets < 0) | (layout.ancestors.gather(2, index) & (offsets < shape.width))
+            offsets = keys - shape.positions[:, :1]
+            index = offsets.clamp(0, shape.width - 1)
+            is_text, is_node = (offsets < 0)[:, None], (offsets < shape.width)[:, None]
+            causal = is_text | (layout.ancestors.gather(2, index[:, None].expand(-1, shape.width, -1)) & is_node)
+            # A node stands in its slot after its siblings, but in the text right after its parent.
+            keys = torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
 
         def windowed(window: int | None) -> Tensor:
             mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
             mask = mask[:, None]
-            return mask if self._attention in (ATTENTION_NAME, "sdpa") else additive_mask(mask, self._dtype)
+            # Asked anew each time: whoever else holds the model may have changed it.
+            takes_bool = self._config._attn_implementation in (ATTENTION_NAME, "sdpa")
+            return mask if takes_bool else additive_mask(mask, self._dtype)
 
         if len(self._windows) == 1:
             return windowed(next(iter(self._windows.values())))
         return {kind: windowed(window) for kind, window in self._windows.items()}
+
+
+def position_limit(config: Any) -> int | None:
+    """Positions that a model was made for; None where its configuration does not say.
+
+    Longrope models read texts of more than their original length with other frequencies. Those would not fit the
+    keys in the cache, and one long text would change the short ones beside it, so the original length is the limit.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Models with several kinds of layers may have parameters for each kind.
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type", parameters.get("type")) == "longrope":
+            original = getattr(config, "original_max_position_embeddings", None)
+            limits.append(parameters.get("original_max_position_embeddings") or original)
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _layer_windows(config: Any) -> dict[str, int | None]:

@@ -19,11 +19,13 @@ class Scheduler:
     Args:
         num_slots: Requests that can run at a time.
         prefill_budget: Most tokens, padding included, of one prefill forward.
+        max_length: Positions of a slot; padding may not go past them.
     """
 
-    def __init__(self, num_slots: int, prefill_budget: int) -> None:
+    def __init__(self, num_slots: int, prefill_budget: int, max_length: int = 2**31) -> None:
         self.num_slots = num_slots
         self._prefill_budget = prefill_budget
+        self._max_length = max_length
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         # Free slots and the tokens that rest in them, the longest-rested first.
@@ -65,18 +67,19 @@ class Scheduler:
     def next_prefill(self) -> list[tuple[Request, int]]:
         """Requests for the next prefill forward and the position to which each is to be taken; oldest first.
 
-        Several short prompts share a forward as long as, padded to the widest, they fit the budget; a prompt longer
-        than the budget gets it alone, one chunk at a time.
+        Several short prompts share a forward as long as, padded to the widest, they fit the budget and their slots; a
+        prompt longer than the budget gets it alone, one chunk at a time.
         """
         batch: list[tuple[Request, int]] = []
-        width = 0
+        width = start = 0
         for request in self._running:
             if request.is_prefilled:
                 continue
             size = min(request.prefill_stop - request.num_cached, self._prefill_budget)
-            if batch and max(width, size) * (len(batch) + 1) > self._prefill_budget:
+            width, start = max(width, size), max(start, request.num_cached)
+            is_too_large = width * (len(batch) + 1) > self._prefill_budget or start + width > self._max_length
+            if batch and is_too_large:
                 break
-            width = max(width, size)
             batch.append((request, request.num_cached + size))
         return sorted(batch, key=lambda item: item[0].slot)
 

@@ -175,6 +175,7 @@ class Stepper:
                 break
         token_ids = [token.id for token in emitted]
         self._learn(request, draft, proposal, token_ids)
+        self._runner.cache.keep(request.slot, request.num_cached, path[: len(emitted)])
         request.token_ids.extend(token_ids)
         request.num_cached += len(token_ids)
         if request.params.needs_history and self._history is not None:
