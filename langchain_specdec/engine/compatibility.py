@@ -21,6 +21,7 @@ _PROBE_TEXTS = (
     "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
     " leading and trailing spaces  ",
 )
+_NUM_PROBED_ENTRIES = 4000
 
 
 def check_supported(config: Any, model_class: type | None) -> None:
@@ -59,21 +60,32 @@ def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
     Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
     """
     ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    pair = f"{draft.name} cannot draft for {target.name}"
     advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
     if ours != theirs:
         different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]
         example = min(different)
         msg = (
-            f"{draft.name} cannot draft for {target.name}: {len(different)} entries of their vocabularies differ "
+            f"{pair}: {len(different)} entries of their vocabularies differ "
             f"(for example {example!r}: {ours.get(example)} and {theirs.get(example)}). {advice}"
         )
         raise UnsupportedModelError(msg)
-    for text in _PROBE_TEXTS:
-        first, second = (t.tokenizer(text, add_special_tokens=False).input_ids for t in (target, draft))
+    known = draft.model.config.get_text_config().vocab_size
+    if (largest := max(ours.values())) >= known:
+        msg = f"{pair}: it knows {known} tokens, and their tokenizer has more (up to {largest}). {advice}"
+        raise UnsupportedModelError(msg)
+    # Entries of the vocabulary, so that each merge of a few thousand is put to the test.
+    entries = sorted(ours.values())[:: max(len(ours) // _NUM_PROBED_ENTRIES, 1)]
+    for text in (
+        *_PROBE_TEXTS,
+        "".join(target.tokenizer.batch_decode([[entry] for entry in entries], skip_special_tokens=True)),
+    ):
+        first, second = (t.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for t in (target, draft))
         if first != second:
+            at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
             msg = (
-                f"{draft.name} cannot draft for {target.name}: their vocabularies are equal, but they split "
-                f"{text!r} differently ({first[:8]} and {second[:8]} ...). {advice}"
+                f"{pair}: their vocabularies are equal, but they split the same text differently "
+                f"({first[at : at + 8]} and {second[at : at + 8]} for a part of {text[:40]!r} ...). {advice}"
             )
             raise UnsupportedModelError(msg)
 

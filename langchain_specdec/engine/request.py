@@ -32,6 +32,7 @@ class Request:
         num_reused: How many of them a resting slot already held at the start.
         stats: Counts of speculation.
         decode_started: Clock at the first decoding step.
+        probe_credit: Seconds saved up for drafting more than pays, to learn whether it would.
     """
 
     request_id: int
@@ -47,6 +48,7 @@ class Request:
     num_reused: int = 0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     decode_started: float | None = None
+    probe_credit: float = 0.0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)

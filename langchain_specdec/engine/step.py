@@ -21,6 +21,10 @@ from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
 
 __all__ = ["Stepper"]
 
+# Tokens that a probe drafts beyond what pays, and the share of plain decoding's time that probes may take.
+_PROBE_TOKENS = 2
+_PROBE_SHARE = 0.01
+
 
 class Stepper:
     """Runs steps for the requests it is given. Which requests is not its business.
@@ -124,7 +128,25 @@ class Stepper:
         if not self._is_adaptive or cost is None:
             return [len(p.kinds) for p in proposals]
         rates = [[r.rates.rate(kind) for kind in p.kinds] for r, p in zip(requests, proposals, strict=True)]
-        return choose_lengths(rates, [p.steps_per_token for p in proposals], cost)
+        lengths = choose_lengths(rates, [p.steps_per_token for p in proposals], cost)
+        return [self._probed(*row, len(requests), cost) for row in zip(requests, proposals, lengths, strict=True)]
+
+    @staticmethod
+    def _probed(request: Request, proposal: Proposal, length: int, rows: int, cost: StepCost) -> int:
+        """The length, or now and then a longer one: what a draft model is never asked, nobody learns.
+
+        Probes are paid from a small share of each step. Lookups need none, their guesses are checked for nothing.
+        """
+        longer = min(length + _PROBE_TOKENS, len(proposal.kinds))
+        if proposal.steps_per_token == 0 or longer == length:
+            return length
+        request.probe_credit += _PROBE_SHARE * cost.verify_seconds(rows, 1)
+        extra = cost.verify_seconds(rows, 1 + longer) + cost.draft_seconds(longer)
+        extra -= cost.verify_seconds(rows, 1 + length) + cost.draft_seconds(length)
+        if request.probe_credit < extra:
+            return length
+        request.probe_credit = 0.0
+        return longer
 
     def _verify(
         self, requests: Sequence[Request], nodes: list[list[int]], layout: TreeLayout, logits: Tensor
