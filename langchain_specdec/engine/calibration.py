@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
@@ -16,7 +15,7 @@ from langchain_specdec.engine.runner import ModelRunner
 __all__ = ["measure_step_cost"]
 
 _BUDGET_SECONDS = 2.0
-_MAX_ROUNDS = 4
+_MAX_ROUNDS = 5
 
 
 def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
@@ -30,7 +29,8 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
         request: A request that is about to decode.
 
     Returns:
-        The median costs; the measurement takes 2 seconds at most, or two rounds if those take longer.
+        The least costs, since whatever else the machine does only adds to them; and none above that of a wider
+        forward, for the same reason. Takes 2 seconds at most, or two rounds if those take longer.
     """
     widths = sorted({1, 2, 3, 5, 8, runner.max_width} & set(range(1, runner.max_width + 1)))
     token = request.token_ids[-1]
@@ -51,7 +51,8 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
         draft_seconds.append(drafter.measure_step(request))
         if round_number and time.perf_counter() > deadline:
             break
-    return StepCost({(1, w): median(times) for w, times in seconds.items()}, median(draft_seconds))
+    least = {(1, width): min(min(seconds[w]) for w in widths if w >= width) for width in widths}
+    return StepCost(least, min(draft_seconds))
 
 
 def _timed(action: Callable[[], None], device: torch.device) -> float:

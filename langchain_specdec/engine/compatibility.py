@@ -100,7 +100,7 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
     half = len(tokens) // 2
     slots, starts, rows = [0], [half], [tokens[half:]]
     if runner.cache.num_slots > 1 and runner.max_length > len(tokens):
-        slots, starts, rows = [0, 1], [half, runner.max_length - 1], [tokens[half:], tokens[:1]]
+        slots, starts, rows = [0, 1], [half, runner.max_length - half], [tokens[half:], tokens[:half]]
     try:
         runner.prefill([0], [0], [tokens[:half]])
         ours = runner.forward(slots, starts, rows)[0].float()

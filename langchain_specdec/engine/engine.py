@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import logging
@@ -113,7 +114,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         self._pid = os.getpid()
-        self._finalizer: Any = weakref.finalize(self, _Inbox.close, self._inbox)
+        weakref.finalize(self, _Inbox.close, self._inbox)
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> CompletionStream:
         """Queue a completion.
@@ -207,9 +208,7 @@ class Engine:
                 )
                 thread.start()
                 self._thread = thread
-                # A daemon thread inside a forward at interpreter exit would crash the process: end it first.
-                self._finalizer.detach()
-                self._finalizer = weakref.finalize(self, _close_and_join, self._inbox, self._thread)
+                _threads[thread] = self._inbox
 
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
@@ -323,7 +322,15 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
         del engine
 
 
-def _close_and_join(inbox: _Inbox, thread: threading.Thread) -> None:
-    inbox.close()
-    if thread is not threading.current_thread():
+# The threads that may still run, also those whose engine is gone: each ends soon after its inbox is closed.
+_threads: weakref.WeakKeyDictionary[threading.Thread, _Inbox] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End all engines before the interpreter does: it would stop their threads inside the model, and crash."""
+    threads = list(_threads.items())
+    for _, inbox in threads:
+        inbox.close()
+    for thread, _ in threads:
         thread.join(30.0)

@@ -7,10 +7,12 @@ the next forward overwrites it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -75,8 +77,8 @@ class _SlotLayer(CacheLayerMixin):
         """
         values = key_states if value_states is None else value_states
         size = (self.num_slots, key_states.shape[1], self.max_length)
-        self.keys = torch.zeros(*size, key_states.shape[3], dtype=key_states.dtype, device=key_states.device)
-        self.values = torch.zeros(*size, values.shape[3], dtype=values.dtype, device=values.device)
+        self.keys = _zeros((*size, key_states.shape[3]), key_states)
+        self.values = _zeros((*size, values.shape[3]), values)
         self.is_initialized = True
 
     def update(
@@ -129,6 +131,15 @@ class _SlotLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """Positions of a slot (transformers 4)."""
         return self.max_length
+
+
+def _zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of a type and device; on CPU they take memory only where something is written."""
+    if like.device.type != "cpu":
+        return torch.zeros(size, dtype=like.dtype, device=like.device)
+    # torch.zeros writes its zeros, numpy gets them from the system as pages that exist when touched.
+    num_bytes = math.prod(size) * like.dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(size)
 
 
 class SlotCache(Cache):

@@ -133,7 +133,7 @@ def position_limit(config: Any) -> int | None:
         if parameters.get("rope_type", parameters.get("type")) == "longrope":
             original = getattr(config, "original_max_position_embeddings", None)
             limits.append(parameters.get("original_max_position_embeddings") or original)
-    return min((int(limit) for limit in limits if limit), default=None)
+    return min((int(limit) for limit in limits if limit and limit > 0), default=None)
 
 
 def _layer_windows(config: Any) -> dict[str, int | None]:

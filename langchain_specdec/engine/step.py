@@ -87,10 +87,12 @@ class Stepper:
             Requests whose tokens could not be handed out, with the error; the others went on.
         """
         proposals = [self._consider(r) for r in requests]
+        before = time.perf_counter()
         cost = self._step_cost(requests[0], proposals)
         started = time.perf_counter()
         for request in requests:
-            request.decode_started = request.decode_started or started
+            # Measuring what steps cost is no part of decoding.
+            request.decode_started = (request.decode_started or before) + (started - before)
         lengths = self._choose(requests, proposals, cost)
         drafts = self._drafter.propose(requests, proposals, lengths, self._history)
         drafted = time.perf_counter()
@@ -131,19 +133,21 @@ class Stepper:
         lengths = choose_lengths(rates, [p.steps_per_token for p in proposals], cost)
         return [self._probed(*row, len(requests), cost) for row in zip(requests, proposals, lengths, strict=True)]
 
-    @staticmethod
-    def _probed(request: Request, proposal: Proposal, length: int, rows: int, cost: StepCost) -> int:
-        """The length, or now and then a longer one: what a draft model is never asked, nobody learns.
+    def _probed(self, request: Request, proposal: Proposal, length: int, rows: int, cost: StepCost) -> int:
+        """The length, or now and then a longer one, to learn what is never tried otherwise.
 
-        Probes are paid from a small share of each step. Lookups need none, their guesses are checked for nothing.
+        That is how good a draft model is, and what a wide step costs: a machine that was busy when it was measured
+        would else seem so for good. Probes are paid from a small share of each step.
         """
         longer = min(length + _PROBE_TOKENS, len(proposal.kinds))
-        if proposal.steps_per_token == 0 or longer == length:
+        is_known = proposal.steps_per_token == 0 and self._is_cost_given
+        if is_known or longer == length:
             return length
-        request.probe_credit += _PROBE_SHARE * cost.verify_seconds(rows, 1)
-        extra = cost.verify_seconds(rows, 1 + longer) + cost.draft_seconds(longer)
-        extra -= cost.verify_seconds(rows, 1 + length) + cost.draft_seconds(length)
-        if request.probe_credit < extra:
+        plain = cost.verify_seconds(rows, 1)
+        request.probe_credit += _PROBE_SHARE * plain
+        extra = cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length)
+        steps = proposal.steps_per_token * (longer - length)
+        if request.probe_credit < min(extra, plain) + cost.draft_seconds(steps):
             return length
         request.probe_credit = 0.0
         return longer
