@@ -1,0 +1,152 @@
+"""The documentation is true: its Python code runs and prints what it says, and what it names exists."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+from langchain_specdec import LocalBackend, SamplingParams, SpeculativeLLM, errors
+from langchain_specdec.backends.base import Completion, CompletionRequest
+from langchain_specdec.events import FinishEvent, Token
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+QUICKSTART = ROOT / "docs/quickstart.md"
+HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
+FIGURE = ROOT / "docs/images/speculation.svg"
+SVG = "{http://www.w3.org/2000/svg}"
+
+_BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+
+
+class Example(NamedTuple):
+    """A block of Python code, the line it begins at, and the output that the page shows below it."""
+
+    line: int
+    code: str
+    output: str | None
+
+
+def examples_in(page: Path) -> list[Example]:
+    text = page.read_text(encoding="utf-8")
+    return [Example(text.count("\n", 0, m.start()) + 1, m["code"], m["output"]) for m in _BLOCK.finditer(text)]
+
+
+def run_example(page: Path, example: Example, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    # Empty lines before the code give tracebacks the line numbers of the page.
+    code = compile("\n" * example.line + example.code, str(page), "exec")
+    capsys.readouterr()
+    exec(code, names)  # noqa: S102 - the code is our own
+    printed = capsys.readouterr().out
+    if example.output is not None:
+        assert printed == example.output, f"{page.name}:{example.line} prints something else than the page shows"
+
+
+@pytest.fixture
+def names() -> Iterator[dict[str, Any]]:
+    """The names that examples define; the models among them are closed at the end."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    yield names
+    for value in names.values():
+        if isinstance(value, (SpeculativeLLM, LocalBackend)):
+            value.close()
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.parametrize("example", examples_in(README), ids=lambda example: f"line {example.line}")
+def test_examples_of_the_readme_run_by_themselves(example, names, capsys):
+    run_example(README, example, names, capsys)
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_examples_of_the_quickstart_run_from_top_to_bottom(names, capsys):
+    for example in examples_in(QUICKSTART):
+        run_example(QUICKSTART, example, names, capsys)
+
+
+def test_the_reader_of_examples_finds_code_and_output():
+    examples = [example for page in (README, QUICKSTART) for example in examples_in(page)]
+    pages = README.read_text(encoding="utf-8") + QUICKSTART.read_text(encoding="utf-8")
+    assert len(examples) == pages.count("\n```python\n")
+    assert sum(example.output is not None for example in examples) == pages.count("\n```text\n")
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_the_figure_shows_a_real_run():
+    svg = {group.get("id"): group for group in ElementTree.parse(FIGURE).iter(f"{SVG}g")}  # noqa: S314 - our own
+
+    def boxes(group: str) -> list[ElementTree.Element]:
+        return [text for text in svg[group].iter(f"{SVG}text") if text.get("class") in ("own", "accepted", "rejected")]
+
+    def words(group: str) -> list[str]:
+        return [(text.text or "").replace("⏎", "\n") for text in boxes(group)]
+
+    prompt = "".join((text.text or "").replace("⏎", "\n") for text in svg["prompt"].iter(f"{SVG}text"))
+    request = CompletionRequest(prompt, SamplingParams(stop=["\n"]))
+    options: dict[str, Any] = {"num_slots": 1, "max_length": 512}
+    drafting = LocalBackend("embedded", drafter="prompt_lookup", draft_length=4, **options)
+    plain = LocalBackend(drafting.model, drafting.tokenizer, drafter="none", **options)
+    try:
+        (reference,), events = plain.complete([request]), list(drafting.stream(request))
+    finally:
+        plain.close()
+        drafting.close()
+
+    def decoded(tokens: Iterable[Token]) -> list[str]:
+        return [plain.tokenizer.decode([token.id]).strip(" ") for token in tokens]
+
+    *steps, finish = events
+    emitted = [token for step in steps for token in step.tokens]
+    assert decoded(reference.tokens) == words("plain") == decoded(emitted) == words("texts")
+    assert [token.drafted for token in emitted] == [text.get("class") == "accepted" for text in boxes("texts")]
+    rows = Counter(text.get("y") for text in boxes("texts"))
+    assert [len(step.tokens) for step in steps] == list(rows.values())
+    assert finish.speculation.drafted_tokens == len(boxes("drafts"))
+    assert finish.speculation.accepted_tokens == sum(text.get("class") == "accepted" for text in boxes("drafts"))
+    assert (reference.finish.speculation.num_steps, finish.speculation.num_steps) == (13, 7)
+    assert ">13 forward passes<" in FIGURE.read_text(encoding="utf-8")
+    assert ">7 forward passes, the same 13 tokens<" in FIGURE.read_text(encoding="utf-8")
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    missing = [t for t in targets if not t.startswith("https://") and not (ROOT / t).is_file()]
+    assert not missing, f"README.md links to files that do not exist: {', '.join(missing)}"
+
+
+def test_files_named_in_how_it_works_exist():
+    table = HOW_IT_WORKS.read_text(encoding="utf-8").split("## From concept to file")[1]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", table)
+    missing = [
+        name for name in named if name != "langchain_specdec/" and not (ROOT / "langchain_specdec" / name).exists()
+    ]
+    assert len(named) > 15
+    assert not missing, f"how-it-works.md names files that do not exist: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
+def test_names_in_tables_exist(page):
+    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields, "draft_model_id"}
+    info = Completion((), FinishEvent("length", 1, 0, 0)).info()
+    known |= {*errors.__all__, *info, *(f"speculation.{name}" for name in info["speculation"]), "logprobs"}
+    rows = re.findall(r"^\| (`[^|]*`) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-zA-Z_.]+)`", row)}
+    assert len(named) > 15
+    assert named <= known, f"{page.name} names what does not exist: {', '.join(sorted(named - known))}"
+
+
+def test_every_error_is_in_the_quickstart():
+    table = QUICKSTART.read_text(encoding="utf-8").split("## Errors")[1]
+    missing = [name for name in errors.__all__ if f"`{name}`" not in table]
+    assert not missing, f"quickstart.md says nothing of {', '.join(missing)}"
