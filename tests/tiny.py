@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, Proposal
+from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine import attention
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
@@ -72,6 +75,7 @@ def make_engine(
     num_slots: int = 4,
     max_length: int = 256,
     eos: Sequence[int] = (EOS,),
+    tokenizer: Any = None,
     **kwargs: Any,
 ) -> Engine:
     """An engine on a tiny model. Flat step cost unless told otherwise, so that step counts repeat."""
@@ -79,7 +83,7 @@ def make_engine(
     max_draft_tokens = kwargs.setdefault("max_draft_tokens", 10)
     kwargs.setdefault("step_cost", StepCost.flat())
     runner = make_runner(target, num_slots=num_slots, max_length=max_length, max_width=1 + max_draft_tokens)
-    return Engine(runner, drafter, target.tokenizer, eos, **kwargs)
+    return Engine(runner, drafter, tokenizer or target.tokenizer, eos, **kwargs)
 
 
 def plain_reference(
@@ -165,3 +169,96 @@ class OracleDrafter:
 
     def release(self, request: DraftingRequest) -> None:
         self.released.append(request.request_id)
+
+
+class TreeOracleDrafter(OracleDrafter):
+    """Proposes the known continuation with a wrong sibling before each right token, as a tree whose path has gaps."""
+
+    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+        chain = super().consider(request, max_tokens).draft.tokens
+        tokens: list[int] = []
+        parents: list[int] = []
+        parent = -1
+        for token in chain:
+            tokens += [(token + 7) % 256, token]
+            parents += [parent, parent]
+            parent = len(tokens) - 1
+        kinds = (("oracle", 0),) * len(tokens)
+        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(max_tokens), kinds[:max_tokens])
+
+
+def make_draft_drafter(
+    model: Any, *, num_slots: int = 4, max_length: int = 256, max_draft_tokens: int = 10, prefill_chunk: int = 512
+) -> DraftModelDrafter:
+    """A drafter on a tiny model, with slots of its own as large as those of `make_engine`."""
+    runner = make_runner(loaded(model), num_slots=num_slots, max_length=max_length, max_width=1 + max_draft_tokens)
+    return DraftModelDrafter(runner, model.config.vocab_size, prefill_chunk)
+
+
+def perturbed(model: Any, amount: float, seed: int = 0) -> Any:
+    """A copy of a model with noise on its weights: it agrees with the original often, and not always."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.add_(noise * parameter.std() * amount)
+    return other
+
+
+def scripted_model(script: Sequence[int], device: str = "cpu", vocab_size: int = VOCAB) -> GPT2LMHeadModel:
+    """A model that writes `script` after a prompt of one token, whatever the tokens before it are.
+
+    Its layers are switched off, so its choice depends on the position alone: what follows position p is `script[p]`.
+    """
+    size = len(script) + 12
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=size,
+        n_embd=size,
+        n_layer=1,
+        n_head=1,
+        n_inner=4,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in (*model.transformer.wte.parameters(), *model.transformer.h.parameters(), model.lm_head.weight):
+            parameter.zero_()
+        model.transformer.wpe.weight.copy_(torch.eye(size))
+        for position, token in enumerate(script):
+            model.lm_head.weight[token, position] = 1.0
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    return model.to(device)
+
+
+class References:
+    """What plain decoding writes with one model, computed once for each prompt and parameters."""
+
+    def __init__(self, model: Any, eos: Sequence[int] = (EOS,)) -> None:
+        self._model = model
+        self._eos = eos
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, prompt: Sequence[int], params: SamplingParams) -> list[int]:
+        key = repr((tuple(prompt), params))
+        if key not in self._known:
+            self._known[key] = plain_reference(self._model, prompt, params, self._eos)
+        return self._known[key]
+
+
+def token_ids(tokens: Iterable[Token]) -> list[int]:
+    """The ids of emitted tokens."""
+    return [token.id for token in tokens]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Wait for something that another thread does; whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True

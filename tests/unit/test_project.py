@@ -28,7 +28,7 @@ FLOORS = (
     {"backends"},
     {"engine", "events"},
     {"drafters"},
-    {"sampling", "embedded", "tool_calls"},
+    {"sampling", "embedded", "parameters", "tool_calls"},
     {"errors", "_version"},
 )
 MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "cli"}

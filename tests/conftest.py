@@ -1,0 +1,77 @@
+"""What all tests share: the devices there are, repeatable randomness, and a watch over the engine's threads."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tiny import make_engine
+
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.no_drafter import NoDrafter
+from langchain_specdec.engine.engine import Engine
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+THREAD_NAME = "specdec-engine"
+
+# The same examples on every run, so that a failure belongs to the change that caused it. New ones are searched for
+# with `pytest --hypothesis-profile=search`.
+_common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **_common)
+settings.register_profile("search", max_examples=500, **_common)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device there is, one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(request: pytest.FixtureRequest) -> None:
+    # A tiny model on two threads spends most of its time on their meeting: ten times the CPU of one where the machine
+    # has other work.
+    torch.set_num_threads(2 if request.node.get_closest_marker("embedded") else 1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_thread_left() -> Iterator[None]:
+    """Fail a test that leaves an engine's thread behind: whoever makes an engine closes it."""
+    before = _engine_threads()
+    yield
+    deadline = time.monotonic() + 5.0
+    while left := _engine_threads() - before:
+        # An engine that the test dropped on purpose ends as soon as it is collected.
+        gc.collect()
+        assert time.monotonic() < deadline, f"the test left {len(left)} engine thread(s) running"
+        time.sleep(0.01)
+
+
+def _engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == THREAD_NAME}
+
+
+@pytest.fixture
+def engines() -> Iterator[Callable[..., Engine]]:
+    """Makes engines on tiny models, `engines(model, drafter, ...)`, and closes them when the test ends."""
+    made: list[Engine] = []
+
+    def make(model: Any, drafter: Drafter | None = None, **kwargs: Any) -> Engine:
+        made.append(make_engine(model, drafter or NoDrafter(), **kwargs))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()

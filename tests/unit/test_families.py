@@ -1,0 +1,540 @@
+"""Model families on the engine's cache: their logits and their text against their own uncached forward."""
+
+import copy
+import functools
+import random
+import warnings
+from logging import WARNING, Handler
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.no_drafter import NoDrafter
+from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine import loader
+from langchain_specdec.engine.attention import ATTENTION_NAME, slot_attention
+from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.loader import load_model, make_runner
+from langchain_specdec.engine.tree import TreeLayout
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.sampling import SamplingParams
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+# None is the engine's own attention, the others are transformers'.
+ATTENTIONS = [None, "sdpa", "eager"]
+POSITIONS, WINDOW, MAX_WIDTH = 64, 7, 6
+
+SIZES = {
+    "vocab_size": tiny.VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 257,
+    "eos_token_id": tiny.EOS,
+    "pad_token_id": 0,
+    # A random model with tied embeddings repeats its last token for ever.
+    "tie_word_embeddings": False,
+}
+ALTERNATING = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, **ALTERNATING}
+GPT2 = {
+    "vocab_size": tiny.VOCAB,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+    "bos_token_id": 257,
+    "eos_token_id": tiny.EOS,
+    "tie_word_embeddings": False,
+}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+
+# Type of model, and how its configuration differs from SIZES.
+FAMILIES = {
+    "llama": ("llama", {}),
+    "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
+    "llama-multi-head": ("llama", {"num_key_value_heads": 4}),
+    "llama-dynamic-rope": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "mistral-without-window": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-some-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen2-all-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "gemma2": ("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, **ALTERNATING}),
+    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3-with-images": ("gemma3", {}),
+    "phi3": ("phi3", {"sliding_window": WINDOW}),
+    "phi3-long-rope": (
+        "phi3",
+        {
+            "max_position_embeddings": 2 * POSITIONS,
+            "original_max_position_embeddings": POSITIONS,
+            "rope_scaling": LONG_ROPE,
+        },
+    ),
+    "gpt2": ("gpt2", {}),
+    "gpt2-layer-scaling": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "gpt_neox": ("gpt_neox", {"use_parallel_residual": True}),
+    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
+}
+# Families that the loader compares with their own forward before it lets them through.
+OTHER_FAMILIES = {
+    "olmo2": ("olmo2", {}),
+    "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "cohere": ("cohere", {}),
+    "stablelm": ("stablelm", {}),
+}
+ALL_FAMILIES = FAMILIES | OTHER_FAMILIES
+# What these do to their scores, transformers' sdpa does not.
+WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling")
+CASES = [(n, a) for n in ALL_FAMILIES for a in ATTENTIONS if not (a == "sdpa" and n in WITHOUT_SDPA)]
+
+
+def make_config(name):
+    level = logging.get_verbosity()
+    # Some of the odd configurations here are warned of.
+    logging.set_verbosity_error()
+    try:
+        return _make_config(name)
+    finally:
+        logging.set_verbosity(level)
+
+
+def _make_config(name):
+    model_type, differences = ALL_FAMILIES[name]
+    if model_type == "gpt2":
+        return AutoConfig.for_model("gpt2", **GPT2 | differences)
+    if model_type == "gemma3":
+        vision = {**VISION, "model_type": "siglip_vision_model", "image_size": 8, "patch_size": 4}
+        return AutoConfig.for_model(
+            "gemma3",
+            text_config=SIZES | GEMMA3,
+            vision_config=vision,
+            mm_tokens_per_image=1,
+            image_token_index=255,
+            tie_word_embeddings=False,
+        )
+    sizes = dict(SIZES)
+    if model_type == "gpt_neox":
+        del sizes["num_key_value_heads"]
+    return AutoConfig.for_model(model_type, **sizes | differences)
+
+
+def make_model(name, device="cpu", attention="eager"):
+    """A random model whose matrices are large enough for its choices to depend on the context."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(make_config(name), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(15.0)
+    return model.to(device)
+
+
+@functools.cache
+def make_reference(name, device):
+    return make_model(name, device)
+
+
+def reference_logits(name, device, tokens):
+    """The model's own logits over a whole text, without a cache."""
+    return _reference_logits(name, device, tuple(tokens))
+
+
+# Tests of one family by different attentions ask for the same texts, one test after the other.
+@functools.lru_cache(maxsize=500)
+def _reference_logits(name, device, tokens):
+    with torch.inference_mode():
+        ids = torch.tensor([tokens], device=device)
+        return make_reference(name, device)(input_ids=ids, use_cache=False).logits[0]
+
+
+@functools.cache
+def reference_text(name, device, prompt, num_tokens):
+    """What the model writes by itself, every token from a forward over the whole text."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(int(reference_logits(name, device, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def load(name, device, attention=None):
+    # What StableLM's attention is has to be said when it is made (transformers 4).
+    model = make_model(name, device, (name == "stablelm" and attention) or "eager")
+    return load_model(model, tiny.byte_tokenizer(), attn_implementation=attention)
+
+
+def assert_close(logits, expected):
+    scale = float(expected.abs().max())
+    assert float((logits - expected).abs().max()) < 1e-4 * scale
+
+
+@pytest.fixture(autouse=True)
+def records():
+    """What transformers warns of while the engine loads and runs a model: it must be nothing."""
+    records = []
+    handler = Handler(WARNING)
+    handler.emit = records.append
+    logging.get_logger("transformers").addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield records
+    logging.get_logger("transformers").removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+class Slots:
+    """Random texts in the slots of a runner, and the logits that the model itself gives for them."""
+
+    def __init__(self, name, device, runner):
+        self.name, self.device, self.runner = name, device, runner
+        self.rng = random.Random(name)
+        self.texts = {}
+
+    def random_tokens(self, number):
+        return [self.rng.randrange(256) for _ in range(number)]
+
+    def prefill(self, lengths):
+        """Fill slots with new texts, in ragged chunks."""
+        texts = {slot: self.random_tokens(length) for slot, length in lengths.items()}
+        done = dict.fromkeys(texts, 0)
+        while rows := [slot for slot in texts if done[slot] < len(texts[slot])]:
+            chunks = [texts[slot][done[slot] :][: self.rng.randint(1, 8)] for slot in rows]
+            self.runner.prefill(rows, [done[slot] for slot in rows], chunks)
+            for slot, chunk in zip(rows, chunks, strict=True):
+                done[slot] += len(chunk)
+        self.texts |= texts
+
+    def verify(self, slots, width):
+        """Run rows of up to `width` tokens, compare, and forget the end of every row."""
+        sizes = [self.rng.randint(1, width) for _ in slots]
+        sizes[self.rng.randrange(len(slots))] = width
+        tokens = [self.random_tokens(size) for size in sizes]
+        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens)
+        for row, slot in enumerate(slots):
+            whole = self.texts[slot] + tokens[row]
+            expected = reference_logits(self.name, self.device, whole)[-sizes[row] :]
+            assert_close(logits[row, : sizes[row]], expected)
+            room = POSITIONS - MAX_WIDTH - len(self.texts[slot])
+            self.texts[slot] += tokens[row][: min(self.rng.randint(0, sizes[row]), room)]
+
+    def verify_trees(self, slots, parents):
+        """Run a tree in every row and compare each node with the text that leads to it."""
+        tokens = [self.random_tokens(len(row)) for row in parents]
+        layout = TreeLayout.of(parents, self.runner.device)
+        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens, layout)
+        for row, slot in enumerate(slots):
+            for node in range(len(parents[row])):
+                path, at = [], node
+                while at >= 0:
+                    path.insert(0, tokens[row][at])
+                    at = parents[row][at]
+                expected = reference_logits(self.name, self.device, self.texts[slot] + path)[-1]
+                assert_close(logits[row, node], expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_logits_equal_the_uncached_forward(name, attention, device):
+    target = load(name, device, attention)
+    runner = make_runner(target, num_slots=5, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots(name, device, runner)
+    slots.prefill({4: 19, 1: 30, 3: 11})
+    for width in range(1, MAX_WIDTH + 1):
+        slots.verify([1, 3, 4], width)
+    slots.prefill({2: 9, 4: 3})
+    for width in range(MAX_WIDTH, 0, -1):
+        slots.verify([1, 2, 3], width)
+        slots.verify(slots.rng.sample([1, 2, 3, 4], 2), width)
+        slots.verify([slots.rng.choice([1, 2, 3, 4])], width)
+    branching = [-1, 0, 0, 1, 2, 4]
+    slots.verify_trees([3], [branching])
+    slots.verify_trees([1, 4], [branching, [-1, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-dynamic-rope", "phi3-long-rope"])
+def test_padding_past_the_last_position_changes_nothing(name):
+    target = load(name, "cpu")
+    runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots(name, "cpu", runner)
+    slots.prefill({0: POSITIONS - 1, 2: 20})
+    long, short = slots.random_tokens(1), slots.random_tokens(MAX_WIDTH)
+    logits = runner.forward([0, 2], [POSITIONS - 1, 20], [long, short])
+    assert_close(logits[0, 0], reference_logits(name, "cpu", slots.texts[0] + long)[-1])
+    assert_close(logits[1], reference_logits(name, "cpu", slots.texts[2] + short)[-MAX_WIDTH:])
+
+
+def test_trees_deeper_than_the_window_see_what_their_paths_see():
+    target = load("mistral", "cpu")
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=24)
+    slots = Slots("mistral", "cpu", runner)
+    slots.prefill({0: 12, 1: 3})
+    two_chains = [-1, *(max(node - 2, 0) for node in range(1, 24))]
+    slots.verify_trees([0, 1], [two_chains, two_chains[:20]])
+
+
+def test_attention_that_another_owner_of_the_model_changes_in_between():
+    target = load("mistral", "cpu")
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots("mistral", "cpu", runner)
+    slots.prefill({0: 12, 1: 3})
+    for attention in ("eager", "sdpa", ATTENTION_NAME):
+        load_model(target.model, target.tokenizer, attn_implementation=attention)
+        slots.verify([0, 1], 3)
+
+
+def test_positions_end_where_rotary_frequencies_would_change():
+    target = load("phi3-long-rope", "cpu")
+    assert target.max_positions == POSITIONS
+    assert make_runner(target, num_slots=1, max_length=None, max_width=2).max_length == POSITIONS
+    with pytest.raises(InvalidParameterError, match=f"made for {POSITIONS} positions at most"):
+        make_runner(target, num_slots=1, max_length=POSITIONS + 1, max_width=2)
+
+
+NUM_TOKENS = 16
+PROMPT_LENGTHS = (POSITIONS - NUM_TOKENS, 33, 9)
+
+
+def make_drafter(kind, target, device, name):
+    if kind == "lookup":
+        return PromptLookupDrafter(3)
+    if kind == "itself":
+        draft = load(name, device)
+        runner = make_runner(draft, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+        return DraftModelDrafter(runner, target.model.config.get_text_config().vocab_size, 16)
+    return NoDrafter()
+
+
+def prompts_for(name):
+    rng = random.Random(name)
+    words = [[rng.randrange(256) for _ in range(4)] for _ in range(3)]
+    long = [token for _ in range(20) for token in rng.choice(words)]
+    return [tuple(long[:length]) for length in PROMPT_LENGTHS]
+
+
+def decode(engine, prompts, num_tokens):
+    params = SamplingParams(max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    streams = [engine.submit(prompt, params) for prompt in prompts]
+    return [[token.id for token in tiny.read(stream)[0]] for stream in streams]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, device):
+    prompts = prompts_for(name)
+    expected = [reference_text(name, device, prompt, NUM_TOKENS) for prompt in prompts]
+    assert len({tuple(text) for text in expected}) == 3
+    assert sum(len(set(text)) for text in expected) >= 10
+    target = load(name, device, attention)
+    for kind in ("none", "lookup", "itself"):
+        runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+        engine = Engine(
+            runner,
+            make_drafter(kind, target, device, name),
+            target.tokenizer,
+            target.eos_token_ids,
+            max_draft_tokens=MAX_WIDTH - 1,
+            prefill_chunk=16,
+            step_cost=StepCost.flat(),
+        )
+        try:
+            assert decode(engine, prompts, NUM_TOKENS) == expected, kind
+        finally:
+            engine.close()
+
+
+def generate(model):
+    """Greedy text by transformers itself, for two prompts of different lengths."""
+    long, short = (list(prompt) for prompt in prompts_for("generate")[1:])
+    padding = len(long) - len(short)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([long, [0] * padding + short], device=device)
+    mask = torch.tensor([[1] * len(long), [0] * padding + [1] * len(short)], device=device)
+    return model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None
+    ).tolist()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_the_users_own_generate_goes_on_as_before(name, device):
+    model = make_model(name, device)
+    before = generate(model)
+    target = load_model(model, tiny.byte_tokenizer())
+    assert target.model is model
+    engine = tiny.make_engine(model, PromptLookupDrafter(3), max_length=POSITIONS)
+    try:
+        decode(engine, prompts_for(name), 8)
+        assert generate(model) == before
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_image_encoders_go_on_as_before(device):
+    model = make_model("gemma3-with-images", device)
+    images = torch.rand(1, 3, 8, 8, device=device)
+    with torch.inference_mode():
+        before = model.model.vision_tower(images).last_hidden_state
+        load_model(model, tiny.byte_tokenizer())
+        assert_close(model.model.vision_tower(images).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_attention_without_a_mask_is_causal_unless_told_otherwise(softcap):
+    query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+
+    def attend(module, mask, **kwargs):
+        return slot_attention(module, query, key, value, mask, softcap=softcap, **kwargs)[0]
+
+    text, image = SimpleNamespace(), SimpleNamespace(is_causal=False)
+    torch.testing.assert_close(attend(text, None), attend(text, causal))
+    torch.testing.assert_close(attend(text, None, is_causal=False), attend(text, torch.ones_like(causal)))
+    torch.testing.assert_close(attend(image, None), attend(text, torch.ones_like(causal)))
+    torch.testing.assert_close(attend(image, None, is_causal=True), attend(text, causal))
+
+
+def test_which_attention_a_family_gets():
+    assert load("llama", "cpu").model.config._attn_implementation == ATTENTION_NAME
+    assert load("gpt2", "cpu").model.config._attn_implementation == ATTENTION_NAME
+    # Only GPT-2's own attention knows these in every version of transformers.
+    assert load("gpt2-layer-scaling", "cpu").model.config._attn_implementation == "eager"
+    images = load("gemma3-with-images", "cpu").model.config
+    assert images.text_config._attn_implementation == ATTENTION_NAME
+
+
+@pytest.mark.parametrize("name", WITHOUT_SDPA)
+def test_attention_that_lacks_what_the_model_needs_is_refused(name):
+    model = make_model(name)
+    with pytest.raises(InvalidParameterError, match=r"attn_implementation of a .* must be one of 'eager' or None"):
+        load_model(model, tiny.byte_tokenizer(), attn_implementation="sdpa")
+    assert model.config._attn_implementation == "eager"
+
+
+def test_attention_that_cannot_be_changed_any_more_is_refused():
+    class Fixed(LlamaForCausalLM):
+        @classmethod
+        def _can_set_attn_implementation(cls):
+            return False
+
+    model = Fixed(LlamaConfig(**SIZES, attn_implementation="eager"))
+    with pytest.raises(UnsupportedModelError, match="'eager' that it was loaded with"):
+        load_model(model, tiny.byte_tokenizer(), attn_implementation="sdpa")
+    assert load_model(model, tiny.byte_tokenizer(), attn_implementation="eager").model is model
+
+
+# What is not among the tested families is compared with its own forward when it is loaded.
+
+
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_only_other_families_are_compared_when_loaded(name, monkeypatch):
+    compared = []
+    monkeypatch.setattr(loader, "check_cached_forward", lambda runner, name: compared.append(name))
+    make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=2)
+    assert len(compared) == (name in OTHER_FAMILIES)
+
+
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+
+
+class Forgetful(LlamaForCausalLM):
+    """Ignores the cache."""
+
+    config_class = OddConfig
+
+    def forward(self, input_ids, position_ids=None, **kwargs):
+        return super().forward(input_ids=input_ids, use_cache=False)
+
+
+class Reckless(LlamaForCausalLM):
+    """Takes every row to end where the longest one does."""
+
+    config_class = OddConfig
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        if attention_mask is not None:
+            length, width = attention_mask.shape[-1], attention_mask.shape[-2]
+            rows = torch.arange(length - width, length)[:, None]
+            attention_mask = attention_mask & (torch.arange(length) > rows - 20)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+class Failing(LlamaForCausalLM):
+    config_class = OddConfig
+
+    def forward(self, input_ids, **kwargs):
+        if kwargs.get("past_key_values") is not None:
+            raise KeyError("no caches here")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "message"),
+    [
+        (Forgetful, "computes other logits on the engine's cache"),
+        (Reckless, "computes other logits on the engine's cache"),
+        (Failing, r"does not run on the engine's cache: KeyError: 'no caches here'"),
+    ],
+)
+def test_models_that_do_not_work_with_the_cache_are_refused(model_class, message):
+    torch.manual_seed(0)
+    model = model_class(OddConfig(**SIZES)).eval()
+    target = load_model(model, tiny.byte_tokenizer())
+    with pytest.raises(UnsupportedModelError, match=message):
+        make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+    if model_class is Reckless:
+        # Rows of their own it can run.
+        make_runner(target, num_slots=1, max_length=POSITIONS, max_width=MAX_WIDTH)
+
+
+def test_windows_that_only_reach_back_from_the_longest_row_are_refused():
+    config = AutoConfig.for_model(
+        "gpt_neo",
+        vocab_size=tiny.VOCAB,
+        bos_token_id=257,
+        eos_token_id=tiny.EOS,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=WINDOW,
+        max_position_embeddings=POSITIONS,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
+    target = load_model(model, tiny.byte_tokenizer())
+    with pytest.raises(UnsupportedModelError, match="computes other logits"):
+        make_runner(target, num_slots=2, max_length=POSITIONS, max_width=2)
+    make_runner(target, num_slots=1, max_length=POSITIONS, max_width=2)
+
+
+def test_the_comparison_leaves_nothing_behind():
+    target = load("olmo2", "cpu")
+    reference = copy.deepcopy(target.model)
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=2)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, use_cache=False).logits[0]
+    assert_close(runner.forward([1], [0], [[1, 2, 3]])[0], expected)
