@@ -92,7 +92,7 @@ class DraftModelDrafter:
         """Time one forward of width 1."""
         held = self._roll_back(request)
         started = time.perf_counter()
-        self._runner.forward([request.slot], [len(held)], [request.token_ids[-1:]]).argmax(-1).tolist()
+        self._runner.forward([request.slot], [len(held)], [self._known(request.token_ids[-1:])]).argmax(-1).tolist()
         return time.perf_counter() - started
 
     def release(self, request: DraftingRequest) -> None:
@@ -117,13 +117,17 @@ class DraftModelDrafter:
         contents.num_confirmed = length
         return held
 
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens, with 0 for ids that only the target's padded vocabulary has; the draft would fail on them."""
+        return [token if token < self._runner.vocab_size else 0 for token in tokens]
+
     def _catch_up(self, requests: Sequence[DraftingRequest], stops: Sequence[int]) -> None:
         """Run the model over tokens up to `stops` that the slots lack, without logits, in chunks."""
         for request, stop in zip(requests, stops, strict=True):
             held = self._roll_back(request)
             while len(held) < stop:
                 chunk = request.token_ids[len(held) : min(stop, len(held) + self._prefill_chunk)]
-                self._runner.prefill([request.slot], [len(held)], [chunk])
+                self._runner.prefill([request.slot], [len(held)], [self._known(chunk)])
                 held.extend(chunk)
 
     def _decode(self, requests: Sequence[DraftingRequest], steps: int, history: TokenHistory | None) -> list[list[int]]:
@@ -137,7 +141,7 @@ class DraftModelDrafter:
         chains: list[list[int]] = [[] for _ in requests]
         for step in range(steps):
             starts = [len(h) for h in held]
-            logits = self._runner.forward(slots, starts, fed)
+            logits = self._runner.forward(slots, starts, [self._known(tokens) for tokens in fed])
             last = torch.tensor([len(f) - 1 for f in fed], device=device)
             logits = logits[torch.arange(len(fed), device=device), last][:, None, : self._vocab_size]
             for tokens, new in zip(held, fed, strict=True):

@@ -306,6 +306,17 @@ def test_draft_model_never_drafts_padding_of_its_vocabulary(device: str) -> None
         request.token_ids.extend(tokens)
 
 
+def test_draft_model_bears_tokens_that_only_the_target_knows(device: str) -> None:
+    # Vocabularies are padded to different sizes within a family, and ids of the padding can reach the text.
+    small = tiny_model(0, device)
+    unknown = small.config.vocab_size + 5
+    drafter = make_draft_drafter(small)
+    request = FakeRequest(0, [65, unknown, 66, unknown])
+    assert len(draft(drafter, request, 3)) == 3
+    known = FakeRequest(1, [65, 0, 66, 0])
+    assert draft(make_draft_drafter(small), known, 3) == draft(drafter, request, 3)
+
+
 def test_measuring_a_draft_step_leaves_no_trace(model: Any) -> None:
     for prepare in (0, 3):
         drafter, request = make_draft_drafter(model), FakeRequest(0, [1, 2, 3, 4])
