@@ -24,7 +24,7 @@ THREAD_NAME = "specdec-engine"
 # with `pytest --hypothesis-profile=search`.
 _common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", derandomize=True, **_common)
-settings.register_profile("search", max_examples=500, **_common)
+settings.register_profile("search", **_common)
 settings.load_profile("repeatable")
 
 
