@@ -291,7 +291,11 @@ class Engine:
 
     def _drop(self, request: Request) -> None:
         self._scheduler.remove(request)
-        self.drafter.release(request)
+        try:
+            self.drafter.release(request)
+        except Exception:
+            # What the drafter failed to forget costs memory; ending the engine for it would cost everybody's text.
+            _logger.exception("The drafter failed to release request %d", request.request_id)
 
     @property
     def _is_idle(self) -> bool:

@@ -507,6 +507,16 @@ def test_a_failing_drafter_fails_its_own_request_only(world: World, engines: Mak
     assert len(drafter.released) == len(set(drafter.released)) == 2 * 12
 
 
+def test_a_drafter_that_fails_to_forget_harms_nobody(world: World, engines: MakeEngine) -> None:
+    class Failing(PromptLookupDrafter):
+        def release(self, request: DraftingRequest) -> None:
+            raise ValueError("cannot forget")
+
+    engine = engines(world.target, Failing(5), num_slots=2)
+    for prompt in world.prompts[:4]:
+        assert token_ids(read(engine.submit(prompt, PARAMS))[0]) == world.references(prompt, PARAMS)
+
+
 def test_a_failing_tokenizer_fails_its_own_request_only(world: World, engines: MakeEngine) -> None:
     poisoned = world.prompts[10]
     # A token that only the poisoned request writes, some way into its text.
