@@ -30,8 +30,6 @@ _TESTED_FAMILIES = {
 _DEFAULT_MAX_LENGTH = 8192
 # Longest explanation of transformers to pass on; some list all model types there are.
 _MAX_REASON = 300
-
-
 # Share of the free memory that the slots may take where max_length is not given.
 _CACHE_SHARE = 0.5
 

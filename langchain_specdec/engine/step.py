@@ -56,11 +56,6 @@ class Stepper:
         self._table_ids: tuple[int, ...] = ()
         self.num_prefill_tokens = 0
 
-    @property
-    def history(self) -> TokenHistory | None:
-        """Token counts for penalties; there from the first request that uses one."""
-        return self._history
-
     def start(self, requests: Sequence[Request]) -> None:
         """Set up what new requests need beside their slot."""
         for request in requests:
