@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from logging import WARNING, Handler
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_engine
+from transformers.utils import logging as transformers_logging
 
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
@@ -75,3 +78,17 @@ def engines() -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in made:
         engine.close()
+
+
+@pytest.fixture
+def records() -> Iterator[list[Any]]:
+    """What transformers warns of while the engine loads and runs a model: it must be nothing."""
+    records: list[Any] = []
+    handler = Handler(WARNING)
+    handler.emit = records.append  # type: ignore[method-assign]
+    transformers_logging.get_logger("transformers").addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield records
+    transformers_logging.get_logger("transformers").removeHandler(handler)
+    assert [record.getMessage() for record in records] == []

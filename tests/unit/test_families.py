@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import functools
 import random
-import warnings
-from logging import WARNING, Handler
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +25,7 @@ from langchain_specdec.errors import InvalidParameterError, UnsupportedModelErro
 from langchain_specdec.sampling import SamplingParams
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+pytestmark = pytest.mark.usefixtures("records")
 # None is the engine's own attention, the others are transformers'.
 ATTENTIONS = [None, "sdpa", "eager"]
 POSITIONS, WINDOW, MAX_WIDTH = 64, 7, 6
@@ -186,20 +185,6 @@ def load(name, device, attention=None):
 def assert_close(logits, expected):
     scale = float(expected.abs().max())
     assert float((logits - expected).abs().max()) < 1e-4 * scale
-
-
-@pytest.fixture(autouse=True)
-def records():
-    """What transformers warns of while the engine loads and runs a model: it must be nothing."""
-    records = []
-    handler = Handler(WARNING)
-    handler.emit = records.append
-    logging.get_logger("transformers").addHandler(handler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield records
-    logging.get_logger("transformers").removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
 
 
 class Slots:

@@ -3,8 +3,6 @@
 import json
 import shutil
 import sys
-import warnings
-from logging import WARNING, Handler
 from types import SimpleNamespace
 
 import pytest
@@ -30,20 +28,7 @@ from langchain_specdec.errors import (
 from langchain_specdec.sampling import SamplingParams
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
-@pytest.fixture(autouse=True)
-def records():
-    """What transformers warns of while models are loaded and run: it must be nothing."""
-    records = []
-    handler = Handler(WARNING)
-    handler.emit = records.append
-    logging.get_logger("transformers").addHandler(handler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield records
-    logging.get_logger("transformers").removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
+pytestmark = pytest.mark.usefixtures("records")
 
 
 @pytest.fixture(scope="module")
