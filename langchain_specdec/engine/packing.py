@@ -4,10 +4,17 @@ A decoding step multiplies a few rows by every weight of the model. The general 
 for its kernel at every call, which costs more with every row; oneDNN can keep them arranged. So a wider step costs
 hardly more than a narrow one, and that is what makes drafting pay on a CPU. The operators are the ones that torch's
 own compiler packs weights with.
+
+Layers that read the same input (query, key and value; gate and up) are packed as one product: the small ones among
+them cost more to start than to compute.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,32 +25,110 @@ __all__ = ["PackedLinear", "can_pack", "pack_linears"]
 _DTYPES = (torch.float32, torch.bfloat16)
 # Rows that the layout is chosen for. It serves fewer and many more rows as well; one chosen for 1 row does not.
 _TYPICAL_ROWS = 16
+# Names of sibling layers that Hugging Face models call one after the other on the same input.
+_SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+# torch's compiler cannot trace tensors in oneDNN's layout. An operator of our own that takes a plain number for such a
+# tensor can be traced, and the number being a tensor keeps one compiled layer valid for all layers of a model.
+_packed_weights: dict[int, Any] = {}
+_handles = itertools.count()
+_library = torch.library.Library("specdec", "DEF")
+_library.define("packed_linear(Tensor inputs, Tensor handle, Tensor? bias, SymInt out_features) -> Tensor")
+
+
+def _packed_linear(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    weight = _packed_weights[int(handle)]
+    output: Tensor = torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
+    return output
+
+
+_library.impl("packed_linear", _packed_linear, "CPU")
+
+
+@torch.library.register_fake("specdec::packed_linear", lib=_library)
+def _(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:-1], out_features))
 
 
 class PackedLinear(nn.Module):
-    """A linear layer that holds its weight in oneDNN's blocked layout, and no other copy of it.
+    """A linear layer, or several with the same input, that holds its weight in oneDNN's blocked layout only.
 
     Args:
-        linear: The layer to take over; on CPU, in float32 or bfloat16.
+        linears: The layers to take over; on CPU, in float32 or bfloat16. The outputs stand one after the other.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    handle: Tensor
+
+    def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        weight = linear.weight.detach()
-        self._packed: Any = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        self.bias = _joined_bias(linears)
+        weights = [linear.weight.detach() for linear in linears]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        handle = next(_handles)
+        _packed_weights[handle] = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+        weakref.finalize(self, _packed_weights.pop, handle, None)
+        self.register_buffer("handle", torch.tensor(handle), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs @ weight.T + bias`, for `[..., in_features]`."""
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
+        output: Tensor = torch.ops.specdec.packed_linear.default(inputs, self.handle, self.bias, self.out_features)
         return output
 
 
+class _Part(nn.Module):
+    """Stands for one layer of a joint `PackedLinear`. The first computes for all, the others take their share of it.
+
+    A layer that is called with another input than the first one's, whatever the reason, computes anew.
+    """
+
+    def __init__(self, joint: PackedLinear, start: int, size: int) -> None:
+        super().__init__()
+        self._joint = joint
+        self._start, self._stop = start, start + size
+        self.in_features, self.out_features = joint.in_features, size
+        # What the first part computed last: input and output. One attribute, so that threads see both or neither.
+        self._computed: tuple[Tensor, Tensor] | None = None
+        self._first: list[_Part] = [self]
+
+    @classmethod
+    def of(cls, joint: PackedLinear, sizes: Sequence[int]) -> list[_Part]:
+        """Parts of these sizes, in the order in which they are called."""
+        starts = itertools.accumulate(sizes, initial=0)
+        parts = [cls(joint, start, size) for start, size in zip(starts, sizes, strict=False)]
+        for part in parts:
+            part._first = [parts[0]]
+        return parts
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """This layer's share of the joint output, `[..., out_features]`; a view."""
+        first = self._first[0]
+        computed = None if first is self else first._computed
+        if computed is None or computed[0] is not inputs:
+            computed = (inputs, self._joint(inputs))
+        # The last part lets go of the tensors.
+        first._computed = None if self._stop == self._joint.out_features else computed
+        return computed[1][..., self._start : self._stop]
+
+
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing would work: this build of torch has oneDNN, and the model is on CPU in a type it packs."""
-    has_ops = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_ops and all(p.device.type == "cpu" and p.dtype in _DTYPES for p in model.parameters())
+    """Whether packing would work: the model is on CPU, in types that this build of torch packs on this processor."""
+    parameters = list(model.parameters())
+    dtypes = {p.dtype for p in parameters}
+    return all(p.device.type == "cpu" for p in parameters) and all(map(_can_pack_dtype, dtypes))
+
+
+@functools.cache
+def _can_pack_dtype(dtype: torch.dtype) -> bool:
+    if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        # Tried, because which processors do bfloat16 is oneDNN's own knowledge.
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _TYPICAL_ROWS)
+    except (AttributeError, RuntimeError):
+        return False
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def pack_linears(model: nn.Module) -> int:
@@ -57,12 +142,34 @@ def pack_linears(model: nn.Module) -> int:
     Returns:
         Number of layers replaced.
     """
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear
+    count = 0
+    for parent, names in list(_groups(model)):
+        linears = [getattr(parent, name) for name in names]
+        count += len(linears)
+        joint = PackedLinear(*linears)
+        parts = [joint] if len(linears) == 1 else _Part.of(joint, [linear.out_features for linear in linears])
+        for name, part in zip(names, parts, strict=True):
+            setattr(parent, name, part)
+    return count
+
+
+def _groups(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+    """Where linear layers hang, and under which names; those of one input together."""
+    for parent in model.modules():
+        names = [name for name, child in parent.named_children() if type(child) is nn.Linear]
+        for group in _SHARED_INPUT:
+            if set(group) <= set(names) and len({getattr(parent, name).in_features for name in group}) == 1:
+                names = [name for name in names if name not in group]
+                yield parent, group
+        for name in names:
+            yield parent, (name,)
+
+
+def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    biases = [
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        for linear in linears
     ]
-    for parent, name, child in found:
-        setattr(parent, name, PackedLinear(child))
-    return len(found)
+    return torch.cat(biases)

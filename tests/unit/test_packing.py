@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from tiny import tiny_model
 from torch import nn
 
+from langchain_specdec.engine import packing
 from langchain_specdec.engine.packing import PackedLinear, can_pack, pack_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN")
@@ -18,6 +20,8 @@ pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this buil
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 33, 300])
 def test_packed_linear_computes_what_the_plain_one_computes(rows: int, bias: bool, dtype: torch.dtype) -> None:
+    if not can_pack(nn.Linear(1, 1).to(dtype)):
+        pytest.skip(f"this processor does not pack {dtype}")
     torch.manual_seed(rows)
     linear = nn.Linear(48, 72, bias=bias).to(dtype)
     inputs = torch.randn(1, rows, 48, dtype=dtype)
@@ -53,3 +57,37 @@ def test_what_cannot_be_packed_is_told() -> None:
     assert can_pack(nn.Linear(4, 4))
     assert not can_pack(nn.Linear(4, 4).half())
     assert not can_pack(nn.Linear(4, 4, device="meta"))
+
+
+@pytest.mark.parametrize("biases", [(True, True, True), (False, True, False), (False, False, False)])
+def test_layers_of_one_input_are_computed_together(biases: tuple[bool, ...]) -> None:
+    torch.manual_seed(0)
+    sizes = (12, 4, 4)
+    block = nn.Module()
+    for name, size, bias in zip(("q_proj", "k_proj", "v_proj"), sizes, biases, strict=True):
+        setattr(block, name, nn.Linear(8, size, bias=bias))
+    inputs, other = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    with torch.inference_mode():
+        expected = [block.q_proj(inputs), block.k_proj(inputs), block.v_proj(inputs)]
+        expected_other = block.v_proj(other)
+        assert pack_linears(block) == 3
+        assert len({id(m) for m in block.modules() if isinstance(m, PackedLinear)}) == 1
+        for _ in range(2):
+            outputs = [block.q_proj(inputs), block.k_proj(inputs), block.v_proj(inputs)]
+            for output, reference in zip(outputs, expected, strict=True):
+                torch.testing.assert_close(output, reference)
+        # An input of its own, before and after the others: nothing stale may come out.
+        torch.testing.assert_close(block.v_proj(other), expected_other)
+        block.q_proj(inputs)
+        torch.testing.assert_close(block.v_proj(other), expected_other)
+        torch.testing.assert_close(block.v_proj(inputs), expected[2])
+
+
+def test_packed_weights_go_with_their_layer() -> None:
+    gc.collect()
+    before = len(packing._packed_weights)
+    layer = PackedLinear(nn.Linear(8, 8))
+    assert len(packing._packed_weights) == before + 1
+    del layer
+    gc.collect()
+    assert len(packing._packed_weights) == before
