@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # pip prints errors only; `make .venv PIP_FLAGS=` shows all it does.
 PIP_FLAGS ?= -qq
+# Two processes keep two cores busy; `make test PYTEST_FLAGS=` runs the tests one after the other.
+PYTEST_FLAGS ?= --numprocesses 2 --dist worksteal
 
 VENV := .venv
 VENV4 := .venv-transformers4
@@ -28,7 +30,7 @@ demo: $(STAMP) ## Summarise a document in the terminal, with and without specula
 	@$(VENV)/bin/specdec demo
 
 test: $(STAMP) ## Run all tests
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## Check style, formatting, types and file sizes
 	@echo "ruff check"; $(VENV)/bin/ruff check $(SOURCES)
@@ -42,7 +44,7 @@ docs: $(STAMP) ## Build the documentation into site/
 	@echo "Documentation is in site/index.html"
 
 test-transformers4: $(STAMP4) ## Run the unit tests on transformers 4.57, in an environment of their own
-	@$(VENV4)/bin/python -m pytest tests/unit
+	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) tests/unit
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import torch
 from typing_extensions import Self
@@ -20,6 +20,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
 from langchain_specdec.errors import InvalidParameterError
@@ -61,6 +62,8 @@ class LocalBackend:
         revision: Branch, tag or commit of the model id.
         draft_revision: The same for the draft model.
         attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
+        compile: Whether decoder layers are compiled, on CPU: `"auto"` once it has become worth what it costs,
+            `"reduce-overhead"` and `"max-autotune"` from the first step on, in the background; `"off"` never.
         quantization_config: Passed to transformers, for the target.
         trust_remote_code: Whether code that comes with a model may run. Off unless asked for.
         token: Access token of the Hugging Face Hub.
@@ -92,6 +95,7 @@ class LocalBackend:
         revision: str | None = None,
         draft_revision: str | None = None,
         attn_implementation: str | None = None,
+        compile: CompileMode = "auto",  # noqa: A002 - what torch and transformers call it
         quantization_config: Any = None,
         trust_remote_code: bool = False,
         token: str | bool | None = None,
@@ -103,6 +107,9 @@ class LocalBackend:
         _check_range("prompt_lookup_max_ngram", prompt_lookup_max_ngram, 1, 16)
         _check_range("num_slots", num_slots, 1, 1024)
         _check_range("prefill_chunk", prefill_chunk, 1, 1 << 20)
+        if compile not in get_args(CompileMode):
+            msg = f"compile must be one of {', '.join(map(repr, get_args(CompileMode)))}, got {compile!r}."
+            raise InvalidParameterError(msg)
         if max_length is not None:
             _check_range("max_length", max_length, 2, 1 << 24)
         if draft_length != "auto":
@@ -122,7 +129,9 @@ class LocalBackend:
         self._identity = _identity(self._target, model, revision, is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
         max_width = 1 + max_draft_tokens
-        runner = make_runner(self._target, num_slots=num_slots, max_length=max_length, max_width=max_width)
+        runner = make_runner(
+            self._target, num_slots=num_slots, max_length=max_length, max_width=max_width, compile=compile
+        )
 
         def make_draft_drafter() -> Drafter:
             draft = load_model(draft_model, draft_tokenizer, revision=draft_revision, **common)  # type: ignore[arg-type]

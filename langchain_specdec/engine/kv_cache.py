@@ -169,6 +169,12 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.shape = shape
 
+    def view(self, layer: int, shape: ForwardShape) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer that a forward of adjacent slots sees, `[rows, kv_heads, length, head_dim]`."""
+        first, rows = shape.slots[0], len(shape.slots)
+        keys, values = self._slot_layers[layer].keys, self._slot_layers[layer].values
+        return keys[first : first + rows, :, : shape.length], values[first : first + rows, :, : shape.length]  # type: ignore[index]
+
     @torch.inference_mode()
     def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
         """Close the gaps that a tree's rejected branches left: what is at `start + offsets` moves to `start` on."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from langchain_specdec import embedded
 from langchain_specdec.engine import attention
 from langchain_specdec.engine.compatibility import check_cached_forward, check_pair, check_supported
+from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
 from langchain_specdec.engine.packing import can_pack, pack_linears
 from langchain_specdec.engine.runner import ModelRunner, position_limit
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
@@ -154,7 +155,14 @@ def load_model(
     return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned)
 
 
-def make_runner(loaded: LoadedModel, *, num_slots: int, max_length: int | None, max_width: int) -> ModelRunner:
+def make_runner(
+    loaded: LoadedModel,
+    *,
+    num_slots: int,
+    max_length: int | None,
+    max_width: int,
+    compile: CompileMode = "off",  # noqa: A002 - the name that users give
+) -> ModelRunner:
     """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
 
     Args:
@@ -163,9 +171,10 @@ def make_runner(loaded: LoadedModel, *, num_slots: int, max_length: int | None, 
         max_length: Positions of a slot; None is what the model was made for, up to 8192 and to half of the free
             memory for all slots.
         max_width: Most tokens of a row in a verification.
+        compile: Whether and when its layers are compiled; see `CompiledLayers`.
 
     Raises:
-        InvalidParameterError: `max_length` is more than the model was made for.
+        InvalidParameterError: `max_length` is more than the model was made for, or the layers cannot be compiled.
         UnsupportedModelError: The model does not work with the engine's cache.
     """
     limit = loaded.max_positions
@@ -179,10 +188,25 @@ def make_runner(loaded: LoadedModel, *, num_slots: int, max_length: int | None, 
         max_length = _default_max_length(loaded, num_slots)
     if loaded.is_owned and can_pack(loaded.model):
         pack_linears(loaded.model)
-    runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
+    compiled = _make_compiled(loaded, compile)
+    runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
     return runner
+
+
+def _make_compiled(loaded: LoadedModel, mode: CompileMode) -> CompiledLayers | None:
+    if mode == "off":
+        return None
+    reason = can_compile(loaded.model)
+    if reason is None and not loaded.is_owned:
+        reason = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
+    if reason is None:
+        return CompiledLayers(loaded.model, mode)
+    if mode != "auto":
+        msg = f"{loaded.name} cannot be compiled: {reason}. Leave compile at 'auto' or set it to 'off'."
+        raise InvalidParameterError(msg)
+    return None
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:

@@ -36,7 +36,7 @@ _library = torch.library.Library("specdec", "DEF")
 _library.define("packed_linear(Tensor inputs, Tensor handle, Tensor? bias, SymInt out_features) -> Tensor")
 
 
-def _packed_linear(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+def _packed_linear(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
     weight = _packed_weights[int(handle)]
     output: Tensor = torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
     return output
@@ -45,9 +45,11 @@ def _packed_linear(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_feat
 _library.impl("packed_linear", _packed_linear, "CPU")
 
 
-@torch.library.register_fake("specdec::packed_linear", lib=_library)
-def _(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+def _shape_only(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
     return inputs.new_empty((*inputs.shape[:-1], out_features))
+
+
+torch.library.register_fake("specdec::packed_linear", _shape_only, lib=_library)
 
 
 class PackedLinear(nn.Module):

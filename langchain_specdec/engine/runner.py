@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_specdec.engine.attention import ATTENTION_NAME, additive_mask
+from langchain_specdec.engine.compilation import CompiledLayers
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.engine.tree import TreeLayout
 
 __all__ = ["ModelRunner", "position_limit"]
+
+# Positions before the tokens of a trial: enough for a mask and a text that means something to it.
+_TRIAL_LENGTH = 23
 
 
 class ModelRunner:
@@ -23,12 +29,16 @@ class ModelRunner:
         num_slots: Slots of the cache.
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification; the cache has room for its padding.
+        compiled: Runs the model's layers compiled, where that pays; None never does.
     """
 
-    def __init__(self, model: Any, num_slots: int, max_length: int, max_width: int) -> None:
+    def __init__(
+        self, model: Any, num_slots: int, max_length: int, max_width: int, compiled: CompiledLayers | None = None
+    ) -> None:
         self.model = model
         self.max_length = max_length
         self.max_width = max_width
+        self._compiled = compiled
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -60,21 +70,60 @@ class ModelRunner:
         Returns:
             `[rows, width, vocab]`; positions past a row's own length hold nothing of use.
         """
-        shape, inputs = self._inputs(slots, starts, tokens, layout)
-        self.cache.begin(shape)
         self.num_forwards += 1
-        logits: Tensor = self.model(**inputs).logits
+        shape, inputs = self._inputs(self.cache, slots, starts, tokens, layout)
+        logits: Tensor = self._run(self.model, shape, inputs).logits
         return logits
 
     @torch.inference_mode()
     def prefill(self, slots: Sequence[int], starts: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         """Take tokens into the slots; the head, whose logits nobody would read, is left out."""
-        shape, inputs = self._inputs(slots, starts, tokens, None)
+        shape, inputs = self._inputs(self.cache, slots, starts, tokens, None)
+        self._run(self.model.base_model, shape, inputs)
+
+    def _run(self, module: Any, shape: ForwardShape, inputs: dict[str, Any]) -> Any:
         self.cache.begin(shape)
-        self.model.base_model(**inputs)
+        compiled = self._compiled
+        if compiled is None:
+            return module(**inputs)
+        if compiled.is_ready(shape):
+            try:
+                with compiled.applied(self.cache, shape):
+                    return module(**inputs)
+            except Exception as error:
+                # What it wrote lies beyond the rows' lengths; running it again as it is is safe.
+                compiled.fail(error)
+        started = time.perf_counter()
+        outputs = module(**inputs)
+        compiled.observe(shape, time.perf_counter() - started, self._trial)
+        return outputs
+
+    @torch.inference_mode()
+    def _trial(self, is_compiled: bool, rows: int, width: int) -> Tensor:
+        """Logits of a forward of that shape after a short text, on a cache of its own; runs beside the engine.
+
+        The cache is as long as the real one, because a compiled layer knows its strides. Its memory is taken only where
+        it is written.
+        """
+        cache = SlotCache(len(self.cache), rows, self.cache.max_length)
+        room = self.max_length - width
+        start = min(_TRIAL_LENGTH, room)
+        tokens = [[(7 * row + 13 * i) % self.vocab_size for i in range(start + width)] for row in range(rows)]
+        slots = list(range(rows))
+        if start:
+            shape, inputs = self._inputs(cache, slots, [0] * rows, [row[:start] for row in tokens], None)
+            cache.begin(shape)
+            self.model.base_model(**inputs)
+        shape, inputs = self._inputs(cache, slots, [start] * rows, [row[start:] for row in tokens], None)
+        cache.begin(shape)
+        layers = self._compiled if is_compiled else None
+        with layers.applied(cache, shape) if layers else nullcontext():
+            logits: Tensor = self.model(**inputs).logits
+        return logits
 
     def _inputs(
         self,
+        cache: SlotCache,
         slots: Sequence[int],
         starts: Sequence[int],
         tokens: Sequence[Sequence[int]],
@@ -90,7 +139,7 @@ class ModelRunner:
             "input_ids": torch.tensor(padded).to(self.device, non_blocking=True),
             "attention_mask": self._mask(shape, positions, layout),
             "position_ids": positions.clamp(max=self._last_position),
-            "past_key_values": self.cache,
+            "past_key_values": cache,
             "use_cache": True,
         }
         return shape, inputs

@@ -250,7 +250,8 @@ def test_a_value_out_of_range_raises(backend, llm, name, value):
         ({"max_draft_tokens": 0}, "max_draft_tokens"),
         ({"drafter": "draft_model"}, "draft_model_id"),
     ],
-    ids=str,
+    # Not the values: an object's address would make each run's test ids different.
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
 def test_from_model_id_checks_before_it_loads(kwargs, message):
     with pytest.raises(InvalidParameterError, match=message):
@@ -474,7 +475,8 @@ def test_traces_tell_model_and_parameters(backend, llm):
     params = llm._get_ls_params(stop=["b"], temperature=0.5, max_tokens=3, stop_sequences="c")
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.5, 3, ["a", "b", "c"])
     if hasattr(llm, "_add_version"):
-        assert set(llm.metadata["lc_versions"]) == {"langchain-core", "langchain-specdec"}
+        # langchain adds its own where it is installed.
+        assert set(llm.metadata["lc_versions"]) - {"langchain"} == {"langchain-core", "langchain-specdec"}
 
 
 def test_a_minimal_backend_serves():
