@@ -268,8 +268,6 @@ class _Builder:
             note = f"transformers' prompt lookup, {length} tokens; may return more than max_new_tokens"
         elif spec.kind == "hf-assisted" and self._draft is not None:
             options["assistant_model"] = self._draft.peer
-            if length is not None:
-                self._draft.peer.generation_config.num_assistant_tokens = length
             note = f"transformers' assisted generation, {length or 'its usual number of'} tokens"
         elif spec.kind == "hf-compiled":
             mode = str(spec.setting or "reduce-overhead")
@@ -282,6 +280,7 @@ class _Builder:
             self._plan.params,
             concurrency=spec.concurrency,
             options=options,
+            assistant_tokens=int(length) if "assistant_model" in options and length is not None else None,
             compile_mode=mode,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from langchain_specdec.errors import InvalidParameterError
 
@@ -109,7 +109,7 @@ class Kind:
         setting: What the setting means; "" where there is none.
         choices: Allowed settings that are words.
         max_setting: Largest setting that is a number, from 1; 0 where numbers make no sense.
-        needs_draft_model: Whether it cannot do without one.
+        draft_model: "needed" where it cannot do without one, "used" where it takes one if there is one.
         is_single: Whether it decodes one prompt at a time only.
         package: Distribution that it needs beside this one.
     """
@@ -119,28 +119,32 @@ class Kind:
     setting: str = ""
     choices: tuple[str, ...] = ()
     max_setting: int = 0
-    needs_draft_model: bool = False
+    draft_model: Literal["", "used", "needed"] = ""
     is_single: bool = False
     package: str = ""
 
 
 _LENGTH = "draft length"
+# Lookup first, else the draft model: they cannot do without one.
+_COMPOSITES = ("composite-g4", "composite-g6-f2")
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 KINDS: Mapping[str, Kind] = {
     "plain": Kind("this engine without drafts", is_ours=True),
     "prompt_lookup": Kind("this engine, prompt lookup", is_ours=True, setting=_LENGTH, max_setting=64),
     "draft_model": Kind(
-        "this engine, draft model", is_ours=True, setting=_LENGTH, max_setting=64, needs_draft_model=True
+        "this engine, draft model", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="needed"
     ),
-    "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64),
+    "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="used"),
     "synthetic": Kind(
-        "this engine, a draft of set agreement and cost", is_ours=True, setting=_LENGTH, max_setting=64
+        "this engine, a draft of set agreement and cost",
+        is_ours=True,
+        setting=_LENGTH,
+        max_setting=64,
+        draft_model="used",
     ),
     "hf": Kind("transformers' generate"),
-    "hf-compiled": Kind(
-        "generate, static cache, compiled", setting="mode of torch.compile", choices=_COMPILE_MODES
-    ),
+    "hf-compiled": Kind("generate, static cache, compiled", setting="mode of torch.compile", choices=_COMPILE_MODES),
     "hf-prompt-lookup": Kind(
         "generate, prompt lookup", setting="prompt_lookup_num_tokens", max_setting=1000, is_single=True
     ),
@@ -148,17 +152,18 @@ KINDS: Mapping[str, Kind] = {
         "generate, assistant model",
         setting="num_assistant_tokens",
         max_setting=1000,
-        needs_draft_model=True,
+        draft_model="needed",
         is_single=True,
     ),
     "flashspec": Kind(
         "flashspec's engine",
         setting="drafter strategy",
-        choices=("auto", "bandit", "composite-g4", "composite-g6-f2"),
+        choices=("auto", "bandit", *_COMPOSITES),
+        draft_model="used",
         is_single=True,
         package="flashspec",
     ),
-}  # fmt: skip
+}
 """All contestants by name."""
 
 _FORM = re.compile(r"(?P<kind>[^:@]+)(:(?P<setting>[^:@]*))?(@(?P<concurrency>[^:@]*))?")
@@ -207,12 +212,16 @@ def parse_contestants(names: Sequence[str], *, has_draft_model: bool, batch: int
         raise InvalidParameterError(msg)
     for spec in specs:
         kind = KINDS[spec.kind]
-        if kind.needs_draft_model and not has_draft_model:
-            msg = f"{spec.kind} needs a draft model: give one with --draft-model, or leave {spec.kind} out."
+        if not has_draft_model and (kind.draft_model == "needed" or spec.setting in _COMPOSITES):
+            msg = f"{spec.name} needs a draft model: give one with --draft-model, or leave {spec.name} out."
             raise InvalidParameterError(msg)
         if kind.is_single and (spec.concurrency or batch) > 1:
             msg = f"{spec.kind} decodes one prompt at a time: with --batch {batch}, write {spec.name.split('@')[0]}@1."
             raise InvalidParameterError(msg)
+    if has_draft_model and not any(KINDS[spec.kind].draft_model for spec in specs):
+        takers = ", ".join(name for name, kind in KINDS.items() if kind.draft_model)
+        msg = f"No contestant would use the draft model. Leave it out, or take one of {takers}."
+        raise InvalidParameterError(msg)
     return specs
 
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from langchain_specdec.bench.build import Plan, set_up
 from langchain_specdec.bench.measure import grouped
 from langchain_specdec.bench.workload import Question
@@ -79,6 +81,7 @@ def main() -> None:
 
 def _use(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
     name = plan.specs[0].name
+    logging.set_verbosity_error()
     gauge = _Gauge(plan.device)
     at_start = gauge.now()
     gauge.reset()

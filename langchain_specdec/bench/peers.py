@@ -58,6 +58,7 @@ class GenerateContestant:
         params: What to generate.
         concurrency: Prompts decoded at once; None is a whole group.
         options: Further arguments of `generate`.
+        assistant_tokens: `num_assistant_tokens` of the assistant model among them; None is its usual number.
         compile_mode: Mode of torch.compile; None does not compile. Compiling takes a static cache, as large as the
             longest prompt of the workload needs, so that all runs use the same compiled code.
     """
@@ -72,6 +73,7 @@ class GenerateContestant:
         *,
         concurrency: int | None = None,
         options: dict[str, Any] | None = None,
+        assistant_tokens: int | None = None,
         compile_mode: str | None = None,
     ) -> None:
         self.name = name
@@ -81,6 +83,7 @@ class GenerateContestant:
         self._params = params
         self._concurrency = concurrency
         self._options = options or {}
+        self._assistant_tokens = assistant_tokens
         self._compile_mode = compile_mode
 
     def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
@@ -146,6 +149,10 @@ class GenerateContestant:
         padded = [[config.pad_token_id] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts]
         seen = [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts]
         device = self._model.device
+        if "assistant_model" in self._options:
+            # Read from the assistant alone, which contestants share; `generate` may have changed it, too.
+            own = GenerationConfig(num_assistant_tokens=self._assistant_tokens)
+            self._options["assistant_model"].generation_config = own
         clock = _Clock()
         output = self._model.generate(
             torch.tensor(padded, device=device),

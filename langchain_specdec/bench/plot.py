@@ -74,6 +74,6 @@ def draw(report: Report, path: Path) -> None:
         loc="left",
     )
     if shown:
-        axes.legend(fontsize=8, ncols=min(len(shown), 4), frameon=False)
+        figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -90,7 +90,7 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     if shape not in SHAPES:
         msg = f"There are no random weights of the shape {shape!r}. Shapes: {', '.join(SHAPES)}."
         raise InvalidParameterError(msg)
-    placed = torch.device(device) if device is not None else default_device()
+    placed = _placed(device)
     name = ("float32" if placed.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     values = dict(SHAPES[shape])
     config = AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
@@ -100,6 +100,18 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
         built: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, name))
     built.config._name_or_path = model
     return built.eval().requires_grad_(requires_grad=False), _byte_tokenizer(values["vocab_size"])
+
+
+def _placed(device: str | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        placed = torch.device(device)
+        torch.empty(1, device=placed)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"There is no device {device!r}: {str(error).partition(chr(10))[0]}"
+        raise InvalidParameterError(msg) from error
+    return placed
 
 
 def _byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

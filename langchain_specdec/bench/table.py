@@ -45,7 +45,8 @@ def headlines(report: Report) -> Iterator[str]:
         yield (
             f"roofline  a step reads {roof['step_bytes'] / 1e6:.0f} MB of weights; at "
             f"{roof['bytes_per_second'] / 1e9:.1f} GB/s that takes {1e3 * roof['least_step_seconds']:.2f} ms; "
-            f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: {roof['share']:.0%} of what bandwidth allows"
+            f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: "
+            f"{roof['share']:.0%} of what bandwidth allows"
         )
     settings = header["settings"]
     cut = f" ({settings['num_cut']} cut to fit)" if settings["num_cut"] else ""
@@ -53,8 +54,8 @@ def headlines(report: Report) -> Iterator[str]:
     how = f"temperature {settings['temperature']}, seed {settings['seed']}" if settings["temperature"] else "greedy"
     at_once = f", {settings['batch']} at once" if settings["batch"] > 1 else ""
     yield (
-        f"workload  {settings['workload']}: {settings['num_prompts']} prompts{cut} {form}{at_once}, "
-        f"{settings['max_new_tokens']} new tokens, {how}, {settings['repeat']} times"
+        f"workload  {settings['workload']}: {_count(settings['num_prompts'], 'prompt')}{cut} {form}{at_once}, "
+        f"{settings['max_new_tokens']} new tokens, {how}, each run {_count(settings['repeat'], 'time')}"
     )
 
 
@@ -128,6 +129,10 @@ def _cell(figures: Figures, name: str, report: Report) -> str:
     ratio = figures.ratio
     quartiles = f" ({ratio.low:.2f}–{ratio.high:.2f})" if ratio.count > 1 else ""
     return f"{speed}\n{_times(ratio.median)}{quartiles}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None, form: str) -> str:

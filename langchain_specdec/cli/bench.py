@@ -31,6 +31,7 @@ __all__ = ["bench"]
 _WHAT, _WHO, _HOW, _OUTPUT = "Model and workload", "Contestants", "Measurement", "Output"
 _DEFAULT_CONTESTANTS = "plain,auto,hf,hf-prompt-lookup"
 _BASELINE = "plain"
+_AGREEMENT, _COST, _MAX_COST = 0.9, 0.05, 10.0
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
 
 
@@ -74,8 +75,11 @@ def bench(
         typer.Option(help="Compare with this one.", show_default="plain, else the first", rich_help_panel=_WHO),
     ] = None,
     synthetic_agreement: Annotated[
-        float, typer.Option(help="Chance that a synthetic draft token is right.", rich_help_panel=_WHO)
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            help="Chance that a synthetic draft token is right.", show_default=str(_AGREEMENT), rich_help_panel=_WHO
+        ),
+    ] = None,
     synthetic_cost: Annotated[
         float | None,
         typer.Option(
@@ -126,15 +130,15 @@ def bench(
             if value is not None and value < 1:
                 msg = f"{name} must be a whole number from 1, got {value}."
                 raise InvalidParameterError(msg)
-        if not 0.0 <= synthetic_agreement <= 1.0:
-            msg = f"--synthetic-agreement must be from 0 to 1, got {synthetic_agreement}."
-            raise InvalidParameterError(msg)
-        if synthetic_cost is not None and not 0.0 <= synthetic_cost <= 10.0:
-            msg = f"--synthetic-cost must be from 0 to 10 plain steps, got {synthetic_cost}."
-            raise InvalidParameterError(msg)
         names = [name.strip() for name in contestants.split(",") if name.strip()]
         specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
         chosen = _baseline(baseline, names)
+        agreement, cost = _synthetic(
+            synthetic_agreement, synthetic_cost, specs, has_draft_model=draft_model is not None
+        )
+        if memory and (plot is not None or repeat > 1 or baseline is not None):
+            msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
+            raise InvalidParameterError(msg)
         questions = select(load_workload(workload), category or (), limit)
         if plot is not None:
             check_plot(plot)
@@ -142,8 +146,6 @@ def bench(
             from langchain_specdec.bench.build import Plan, check_packages
             from langchain_specdec.sampling import SamplingParams
         check_packages(specs)
-        # The draft model pays for itself; without one, a twentieth is what the smallest of real pairs cost.
-        cost = synthetic_cost if synthetic_cost is not None or draft_model is not None else 0.05
         plan = Plan(
             model,
             specs,
@@ -155,7 +157,7 @@ def bench(
             is_chat=chat,
             max_prompt_tokens=max_prompt_tokens,
             keep_prefixes=keep_prefixes,
-            synthetic_agreement=synthetic_agreement,
+            synthetic_agreement=agreement,
             synthetic_cost=cost,
         )
         if memory:
@@ -179,6 +181,24 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
         msg = f"The baseline {asked!r} is not among the contestants: {', '.join(names)}."
         raise InvalidParameterError(msg)
     return asked
+
+
+def _synthetic(
+    agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec], *, has_draft_model: bool
+) -> tuple[float, float | None]:
+    """Agreement and cost of synthetic drafts; the cost is None where the draft model's forwards are."""
+    if not any(spec.kind == "synthetic" for spec in specs) and (agreement, cost) != (None, None):
+        msg = "--synthetic-agreement and --synthetic-cost are for the contestant synthetic, which is not asked for."
+        raise InvalidParameterError(msg)
+    if agreement is not None and not 0.0 <= agreement <= 1.0:
+        msg = f"--synthetic-agreement must be from 0 to 1, got {agreement}."
+        raise InvalidParameterError(msg)
+    if cost is not None and not 0.0 <= cost <= _MAX_COST:
+        msg = f"--synthetic-cost must be from 0 to {_MAX_COST:g} plain steps, got {cost}."
+        raise InvalidParameterError(msg)
+    if cost is None and not has_draft_model:
+        cost = _COST
+    return _AGREEMENT if agreement is None else agreement, cost
 
 
 def _measure(
