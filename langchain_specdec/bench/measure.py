@@ -72,6 +72,9 @@ def measure(
             _guarded(contestant, measurement, lambda c=contestant: c.warm_up(groups))  # type: ignore[misc]
             measurement.warm_up_seconds[contestant.name] = time.perf_counter() - started
             done += 1
+        # What is there by now stays, and would only make the collections between runs slow.
+        gc.collect()
+        gc.freeze()
         for repeat in range(repeats):
             for number, group in enumerate(groups):
                 for order, contestant in enumerate(_rotated(contestants, number + repeat)):
@@ -81,6 +84,8 @@ def measure(
         tell("done")
     except KeyboardInterrupt:
         measurement.is_interrupted = True
+    finally:
+        gc.unfreeze()
     return measurement
 
 

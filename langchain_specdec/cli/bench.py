@@ -218,7 +218,8 @@ def _measure(
             bandwidth = read_bandwidth(setup.target.device)
         header = _header(plan, setup, workload, repeat)
         groups = grouped(setup.prompts, plan.batch)
-        with _progress() as tell:
+        runs = len(setup.contestants) * len(groups) * repeat
+        with _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
             measurement = measure(setup.contestants, groups, repeat, tell)
         return make_report(
             measurement,
@@ -278,13 +279,14 @@ def _header(plan: Plan, setup: Setup, workload: str, repeat: int) -> dict[str, A
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar with the time left on stderr, in a terminal only."""
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar with the time left on stderr; where that is no terminal, one line that says what is going on."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not sys.stderr.isatty() or console.is_dumb_terminal:
+        print(what, file=sys.stderr, flush=True)
         yield None
         return
     columns = (
