@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from langchain_specdec.cli.reporting import INTERRUPTED
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling import SamplingParams
 
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 has_flashspec = importlib.util.find_spec("flashspec") is not None
 TINY = ("--model", "random:tiny", "--max-prompt-tokens", "60", "--max-new-tokens", "12", "--limit", "1")
@@ -432,6 +435,35 @@ def test_tokens_per_step_and_speed_up():
     assert theory.speed_up(0.8, 0, 0.5) == 1.0
     assert theory.best_draft_length(0.5, 0.5) == 0
     assert theory.accepted_over_drafted(1.0, 4) == 1.0
+
+
+def test_the_numbers_of_the_benchmarks_page():
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.\d+) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for cost, cells in rows:
+        for acceptance, cell in zip((0.5, 0.6, 0.7, 0.8, 0.9), cells.split("|"), strict=True):
+            # Two lengths may be equally good to the last bit but one.
+            speed_up, length = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell).groups()
+            best = theory.speed_up(acceptance, theory.best_draft_length(acceptance, float(cost)), float(cost))
+            assert theory.speed_up(acceptance, int(length), float(cost)) == pytest.approx(best, abs=1e-9)
+            assert f"{best:.2f}" == speed_up
+
+    def at_four(cost):
+        return f"{theory.speed_up(0.9, 4, cost):.2f}"
+
+    def best(cost):
+        return theory.speed_up(0.9, theory.best_draft_length(0.9, cost), cost)
+
+    assert f"{theory.tokens_per_step(0.9, 4):.2f} tokens a step" in page
+    assert f"{at_four(0.05)}× at `c + v = 0.05`, but {at_four(0.1)}× at 0.10 and {at_four(0.2)}× at 0.20" in page
+    assert best(0.13) >= 3 > best(0.131)
+    assert best(0.072) >= 4 > best(0.073)
+    assert [f"{theory.accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
+    assert theory.accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
+    assert f"{theory.tokens_per_step(0.9583, 4):.2f} tokens a step" in page
+    named = re.findall(r"^\| (`[a-z_`, -]+) \|", page, re.MULTILINE)
+    assert {name.strip("` ") for names in named for name in names.split(",")} == set(KINDS)
 
 
 # Weights
