@@ -82,6 +82,7 @@ def main() -> None:
 def _use(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
     name = plan.specs[0].name
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     gauge = _Gauge(plan.device)
     at_start = gauge.now()
     gauge.reset()

@@ -94,7 +94,8 @@ def footnotes(report: Report) -> Iterator[str]:
     """How each contestant ran, and what was odd."""
     width = max((len(contestant.name) for contestant in report.contestants), default=0)
     for contestant in report.contestants:
-        yield f"{contestant.name:<{width}}  {contestant.note}"
+        _, _, at_once = contestant.name.partition("@")
+        yield f"{contestant.name:<{width}}  {contestant.note}{f', {at_once} at once' if at_once else ''}"
     if (packed := report.header["model"].get("num_packed")) and any(
         "transformers" in c.note or "flashspec" in c.note for c in report.contestants
     ):

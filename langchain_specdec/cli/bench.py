@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -219,7 +221,7 @@ def _measure(
         header = _header(plan, setup, workload, repeat)
         groups = grouped(setup.prompts, plan.batch)
         runs = len(setup.contestants) * len(groups) * repeat
-        with _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
+        with _ended_like_ctrl_c(), _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
             measurement = measure(setup.contestants, groups, repeat, tell)
         return make_report(
             measurement,
@@ -276,6 +278,23 @@ def _header(plan: Plan, setup: Setup, workload: str, repeat: int) -> dict[str, A
             "synthetic_cost": plan.synthetic_cost,
         },
     }
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM, as `timeout` sends it, for Ctrl-C: what was measured is worth its hours."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
