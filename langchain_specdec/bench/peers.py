@@ -151,8 +151,8 @@ class GenerateContestant:
         device = self._model.device
         if "assistant_model" in self._options:
             # Read from the assistant alone, which contestants share; `generate` may have changed it, too.
-            own = GenerationConfig(num_assistant_tokens=self._assistant_tokens)
-            self._options["assistant_model"].generation_config = own
+            length = {} if self._assistant_tokens is None else {"num_assistant_tokens": self._assistant_tokens}
+            self._options["assistant_model"].generation_config = GenerationConfig(**length)
         clock = _Clock()
         output = self._model.generate(
             torch.tensor(padded, device=device),

@@ -285,6 +285,8 @@ def _ended_like_ctrl_c() -> Iterator[None]:
     """Take SIGTERM, as `timeout` sends it, for Ctrl-C: what was measured is worth its hours."""
 
     def interrupt(*_: object) -> None:
+        # `timeout` sends it twice; the second must not hit what writes the report.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -294,7 +296,8 @@ def _ended_like_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
