@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from langchain_specdec.backends.local import LocalBackend
 
-__all__ = ["DrafterName", "DtypeName", "load_backend", "spinner"]
+__all__ = ["DrafterName", "DtypeName", "calm_libraries", "load_backend", "spinner", "tell_rich"]
 
 
 class DrafterName(str, Enum):
@@ -62,9 +62,9 @@ def load_backend(
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend
 
-        _calm_libraries(downloads=progress is None, debug=debug)
+        calm_libraries(downloads=progress is None, debug=debug)
         chosen = (drafter or DrafterName.AUTO).value
-        told = _tell_rich(progress) if progress is not None else _tell_lines()
+        told = tell_rich(progress) if progress is not None else _tell_lines()
         return LocalBackend(model, draft_model=draft_model, drafter=chosen, progress=told, **options)
 
 
@@ -98,7 +98,8 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
         yield progress
 
 
-def _tell_rich(progress: Progress) -> Callable[[str, int, int], None]:
+def tell_rich(progress: Progress) -> Callable[[str, int, int], None]:
+    """What the loader is to call, so that each of its steps gets a bar beside the spinner."""
     tasks: dict[str, Any] = {}
 
     def tell(what: str, done: int, total: int) -> None:
@@ -133,7 +134,13 @@ def _is_here(model: str) -> bool:
         return True  # it is no id, so nothing will be downloaded
 
 
-def _calm_libraries(*, downloads: bool, debug: bool) -> None:
+def calm_libraries(*, downloads: bool, debug: bool) -> None:
+    """Silence what the libraries underneath write to the terminal.
+
+    Args:
+        downloads: Leave the hub its bars, for a download that nothing else shows.
+        debug: Leave messages and warnings.
+    """
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 

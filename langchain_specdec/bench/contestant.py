@@ -1,0 +1,259 @@
+"""Who takes part in a measurement: how contestants are named, and what each of them has to do.
+
+A contestant is written ``name[:setting][@concurrency]``: ``plain``, ``auto``, ``hf-prompt-lookup:3``, ``auto@8``. The
+setting is the contestant's own, mostly a draft length. The concurrency is how many prompts of a group it may decode at
+once; without it, as many as the group has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from langchain_specdec.errors import InvalidParameterError
+
+__all__ = ["KINDS", "Contestant", "ContestantSpec", "Kind", "Prompt", "RunResult", "parse_contestants"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, ready to run.
+
+    Attributes:
+        prompt_id: Identifies it in the workload.
+        category: What kind of task it is.
+        token_ids: Its tokens, the same for every contestant.
+        is_cut: Whether it was shortened to fit.
+    """
+
+    prompt_id: str
+    category: str
+    token_ids: tuple[int, ...]
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One timed run of a contestant over a group of prompts. Times are wall clock, as the caller sees them.
+
+    Attributes:
+        token_ids: What was returned for each prompt: every token of it, those beyond `max_new_tokens` too.
+        first_seconds: From the call to the first delivery: prefill and the first decoding step.
+        first_tokens: Tokens of the first delivery; more than 1 where a draft was accepted in the first step.
+        seconds: From the call to the last token.
+        num_steps: Target forwards that decoded; None where it is not known.
+        drafted_tokens: Tokens proposed and checked; None where it is not known.
+        accepted_tokens: Those that became text; None where it is not known.
+        prefilled_tokens: Prompt tokens that went through the model; None where it is not known.
+    """
+
+    token_ids: tuple[tuple[int, ...], ...]
+    first_seconds: float
+    first_tokens: int
+    seconds: float
+    num_steps: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    prefilled_tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens returned, of all prompts."""
+        return sum(len(row) for row in self.token_ids)
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens after the first delivery."""
+        return self.num_tokens - self.first_tokens
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first delivery to the last token."""
+        return self.seconds - self.first_seconds
+
+
+class Contestant(Protocol):
+    """Something that decodes prompts."""
+
+    @property
+    def name(self) -> str:
+        """As it was asked for, and as it stands in tables."""
+
+    @property
+    def note(self) -> str:
+        """How it runs, in a few words."""
+
+    def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
+        """Do once whatever is slow once: allocate, compile, calibrate. Not timed with the runs.
+
+        Args:
+            groups: All groups that will be run.
+        """
+
+    def run(self, prompts: Sequence[Prompt]) -> RunResult:
+        """Decode a group of prompts, timed."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be asked for under one name.
+
+    Attributes:
+        summary: What it is, for help texts.
+        is_ours: Whether it runs on this package's engine.
+        setting: What the setting means; "" where there is none.
+        choices: Allowed settings that are words.
+        max_setting: Largest setting that is a number, from 1; 0 where numbers make no sense.
+        draft_model: "needed" where it cannot do without one, "used" where it takes one if there is one.
+        is_single: Whether it decodes one prompt at a time only.
+        package: Distribution that it needs beside this one.
+    """
+
+    summary: str
+    is_ours: bool = False
+    setting: str = ""
+    choices: tuple[str, ...] = ()
+    max_setting: int = 0
+    draft_model: Literal["", "used", "needed"] = ""
+    is_single: bool = False
+    package: str = ""
+
+
+_LENGTH = "draft length"
+# Lookup first, else the draft model: they cannot do without one.
+_COMPOSITES = ("composite-g4", "composite-g6-f2")
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+KINDS: Mapping[str, Kind] = {
+    "plain": Kind("this engine without drafts", is_ours=True),
+    "prompt_lookup": Kind("this engine, prompt lookup", is_ours=True, setting=_LENGTH, max_setting=64),
+    "draft_model": Kind(
+        "this engine, draft model", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="needed"
+    ),
+    "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="used"),
+    "synthetic": Kind(
+        "this engine, a draft of set agreement and cost",
+        is_ours=True,
+        setting=_LENGTH,
+        max_setting=64,
+        draft_model="used",
+    ),
+    "hf": Kind("transformers' generate"),
+    "hf-compiled": Kind("generate, static cache, compiled", setting="mode of torch.compile", choices=_COMPILE_MODES),
+    "hf-prompt-lookup": Kind(
+        "generate, prompt lookup", setting="prompt_lookup_num_tokens", max_setting=1000, is_single=True
+    ),
+    "hf-assisted": Kind(
+        "generate, assistant model",
+        setting="num_assistant_tokens",
+        max_setting=1000,
+        draft_model="needed",
+        is_single=True,
+    ),
+    "flashspec": Kind(
+        "flashspec's engine",
+        setting="drafter strategy",
+        choices=("auto", "bandit", *_COMPOSITES),
+        draft_model="used",
+        is_single=True,
+        package="flashspec",
+    ),
+}
+"""All contestants by name."""
+
+_FORM = re.compile(r"(?P<kind>[^:@]+)(:(?P<setting>[^:@]*))?(@(?P<concurrency>[^:@]*))?")
+_MAX_CONCURRENCY = 1024
+
+
+@dataclass(frozen=True)
+class ContestantSpec:
+    """A contestant as asked for.
+
+    Attributes:
+        name: The whole of it, `name:setting@concurrency`.
+        kind: Key of `KINDS`.
+        setting: A number, a word, or None.
+        concurrency: Prompts decoded at once; None is the whole group.
+    """
+
+    name: str
+    kind: str
+    setting: int | str | None = None
+    concurrency: int | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it runs on this package's engine."""
+        return KINDS[self.kind].is_ours
+
+
+def parse_contestants(names: Sequence[str], *, has_draft_model: bool, batch: int) -> list[ContestantSpec]:
+    """Read the contestants' names, and check that they can run.
+
+    Args:
+        names: Each `name[:setting][@concurrency]`.
+        has_draft_model: Whether there is a draft model.
+        batch: Prompts of a group.
+
+    Raises:
+        InvalidParameterError: A name, setting or concurrency does not exist, or does not go with the rest.
+    """
+    if not names:
+        msg = f"There are no contestants. Known are: {', '.join(KINDS)}."
+        raise InvalidParameterError(msg)
+    specs = [_parse(name) for name in names]
+    if repeated := sorted({spec.name for spec in specs if names.count(spec.name) > 1}):
+        msg = f"A contestant can take part once only: {', '.join(repeated)}. Measure more often with --repeat."
+        raise InvalidParameterError(msg)
+    for spec in specs:
+        kind = KINDS[spec.kind]
+        if not has_draft_model and (kind.draft_model == "needed" or spec.setting in _COMPOSITES):
+            msg = f"{spec.name} needs a draft model: give one with --draft-model, or leave {spec.name} out."
+            raise InvalidParameterError(msg)
+        if kind.is_single and (spec.concurrency or batch) > 1:
+            msg = f"{spec.kind} decodes one prompt at a time: with --batch {batch}, write {spec.name.split('@')[0]}@1."
+            raise InvalidParameterError(msg)
+    if has_draft_model and not any(KINDS[spec.kind].draft_model for spec in specs):
+        takers = ", ".join(name for name, kind in KINDS.items() if kind.draft_model)
+        msg = f"No contestant would use the draft model. Leave it out, or take one of {takers}."
+        raise InvalidParameterError(msg)
+    return specs
+
+
+def _parse(name: str) -> ContestantSpec:
+    match = _FORM.fullmatch(name)
+    if match is None or match["kind"] not in KINDS:
+        msg = f"There is no contestant {name!r}. Known are: {', '.join(KINDS)}."
+        raise InvalidParameterError(msg)
+    kind, setting, concurrency = match["kind"], match["setting"], match["concurrency"]
+    at_once: int | None = None
+    if concurrency is not None:
+        at_once = _number(concurrency, _MAX_CONCURRENCY)
+        if at_once is None:
+            msg = f"What follows @ in {name!r} must be a whole number from 1 to {_MAX_CONCURRENCY}: prompts at once."
+            raise InvalidParameterError(msg)
+    return ContestantSpec(name, kind, None if setting is None else _setting(kind, setting), at_once)
+
+
+def _setting(name: str, text: str) -> int | str:
+    kind = KINDS[name]
+    if text in kind.choices:
+        return text
+    number = _number(text, kind.max_setting)
+    if number is not None:
+        return number
+    if not kind.setting:
+        msg = f"{name} has no setting, got {name}:{text}."
+    else:
+        allowed = ", ".join(kind.choices) if kind.choices else f"a whole number from 1 to {kind.max_setting}"
+        msg = f"The setting of {name} is its {kind.setting}, {allowed}; got {text!r}."
+    raise InvalidParameterError(msg)
+
+
+def _number(text: str, largest: int) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= largest else None

@@ -1,0 +1,93 @@
+"""What a measurement ran on, and the wall that memory bandwidth sets for it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langchain_specdec._version import __version__
+
+__all__ = ["describe_machine", "read_bandwidth", "versions"]
+
+_PACKAGES = ("torch", "transformers", "flashspec")
+_BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+_ROUNDS = 8
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """The machine as plain values: processor, memory, load, device."""
+    described: dict[str, Any] = {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "device": str(device),
+    }
+    if hasattr(os, "getloadavg"):
+        # Other work on the machine, in processes that want to run, over the last minute.
+        described["load"] = round(os.getloadavg()[0], 2)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described["gpu"] = properties.name
+        described["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
+        described["cuda"] = torch.version.cuda
+    return described
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide."""
+    found = {"python": platform.python_version(), "langchain-specdec": __version__}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def read_bandwidth(device: torch.device) -> float | None:
+    """Bytes per second that the device reads from its memory: the best of a few sums of a buffer beyond all caches.
+
+    None where the device is neither a CPU nor CUDA, or has no room for the buffer.
+    """
+    size = _BUFFER_BYTES.get(device.type)
+    if size is None:
+        return None
+    try:
+        buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
+    except RuntimeError:  # out of memory
+        return None
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        float(buffer.sum())  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return size / best
+
+
+def _processor() -> str:
+    names: Sequence[str] = ()
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,79 @@
+"""A report as bars by category."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from langchain_specdec.bench.report import Report
+from langchain_specdec.bench.statistics import ALL
+from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+
+__all__ = ["check_plot", "draw"]
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+_BAR_INCHES = 0.22
+
+
+def check_plot(path: Path) -> None:
+    """Raise unless a plot can be written there.
+
+    Raises:
+        InvalidParameterError: The folder does not exist, or the file's name has another suffix.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        msg = f"--plot writes {', '.join(_SUFFIXES)}; got {path.name!r}."
+        raise InvalidParameterError(msg)
+    if not path.parent.is_dir():
+        msg = f"There is no folder {str(path.parent)!r} to write the plot into."
+        raise InvalidParameterError(msg)
+    if importlib.util.find_spec("matplotlib") is None:
+        msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'
+        raise MissingDependencyError(msg)
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw the median ratios to the baseline by category, with quartiles, and the baseline as a line.
+
+    Args:
+        report: What to draw.
+        path: Where to write it; the suffix decides the format.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [c for c in report.contestants if c.name != report.baseline]
+    categories = [*report.categories, *([ALL] if len(report.categories) > 1 else [])]
+    width = 0.8 / max(len(shown), 1)
+    inches = max(6.0, 2.0 + _BAR_INCHES * len(categories) * (len(shown) + 1))
+    figure, axes = plt.subplots(figsize=(inches, 4.2), layout="constrained")
+    for number, contestant in enumerate(shown):
+        spreads = [contestant.by_category[category].ratio for category in categories]
+        present = [(at, ratio) for at, ratio in enumerate(spreads) if ratio is not None]
+        places = [at + (number - (len(shown) - 1) / 2) * width for at, _ in present]
+        medians = [ratio.median for _, ratio in present]
+        below = [ratio.median - ratio.low for _, ratio in present]
+        above = [ratio.high - ratio.median for _, ratio in present]
+        bars = axes.bar(places, medians, 0.92 * width, label=contestant.name)
+        axes.errorbar(places, medians, (below, above), fmt="none", ecolor="0.25", elinewidth=0.9, capsize=1.5)
+        if len(shown) * len(categories) <= 40:
+            axes.bar_label(bars, fmt="%.2f", fontsize=6, padding=2, label_type="center", color="white")
+    axes.axhline(1.0, color="0.2", linewidth=0.9, linestyle="--")
+    axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right")
+    rate = "decode rate" if report.rate == "decode" else "rate from start to end"
+    axes.set_ylabel(f"{rate}, × {report.baseline}")
+    axes.set_ylim(bottom=0)
+    model, machine = report.header["model"], report.header["machine"]
+    axes.set_title(
+        f"{model['name']}, {model['dtype']}, {machine.get('gpu', machine['processor'])}\n"
+        "median of prompts; lines are quartiles",
+        fontsize=9,
+        loc="left",
+    )
+    if shown:
+        figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)

@@ -1,0 +1,176 @@
+"""A report in a terminal: one table, with what it was made with above and what to know below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from langchain_specdec.bench.report import ContestantReport, Report
+from langchain_specdec.bench.statistics import ALL, Figures
+
+if TYPE_CHECKING:
+    from langchain_specdec.bench.memory import MemoryUse
+
+__all__ = ["footnotes", "headlines", "memory_table", "natural_width", "print_report", "table"]
+
+_NOTHING = "–"
+_SHOWN_MISMATCHES = 4
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print header, table and footnotes."""
+    for line in headlines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if report.runs:
+        console.print(table(report))
+    for line in footnotes(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def headlines(report: Report) -> Iterator[str]:
+    """What it was made with."""
+    header = report.header
+    machine, model = header["machine"], header["model"]
+    yield f"$ {header['command']}"
+    gpu = f", {machine['gpu']} ({machine['gpu_memory_gib']} GiB)" if "gpu" in machine else ""
+    load = f", load {machine['load']}" if "load" in machine else ""
+    yield f"machine   {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads{gpu}{load}"
+    yield "versions  " + ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+    draft = f", draft model {header['draft_model']['name']}" if header["draft_model"] else ""
+    yield f"model     {model['name']} in {model['dtype']} on {machine['device']}{draft}"
+    if roof := report.roofline:
+        yield (
+            f"roofline  a step reads {roof['step_bytes'] / 1e6:.0f} MB of weights; at "
+            f"{roof['bytes_per_second'] / 1e9:.1f} GB/s that takes {1e3 * roof['least_step_seconds']:.2f} ms; "
+            f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: "
+            f"{roof['share']:.0%} of what bandwidth allows"
+        )
+    settings = header["settings"]
+    cut = f" ({settings['num_cut']} cut to fit)" if settings["num_cut"] else ""
+    form = "in the chat format" if settings["is_chat"] else "as they are"
+    how = f"temperature {settings['temperature']}, seed {settings['seed']}" if settings["temperature"] else "greedy"
+    at_once = f", {settings['batch']} at once" if settings["batch"] > 1 else ""
+    yield (
+        f"workload  {settings['workload']}: {_count(settings['num_prompts'], 'prompt')}{cut} {form}{at_once}, "
+        f"{settings['max_new_tokens']} new tokens, {how}, each run {_count(settings['repeat'], 'time')}"
+    )
+
+
+def table(report: Report) -> Table:
+    """Categories down, contestants across; below, what holds for each contestant."""
+    rate = "decode tokens/s" if report.rate == "decode" else "tokens/s from start to end"
+    built = Table(
+        title=f"{rate} (total), and × {report.baseline}: median of prompts (quartiles)",
+        title_justify="left",
+        title_style="bold",
+    )
+    built.add_column("category")
+    for contestant in report.contestants:
+        built.add_column(contestant.name, justify="right", no_wrap=True)
+    for category in report.categories:
+        built.add_row(category, *(_cell(c.by_category[category], c.name, report) for c in report.contestants))
+    built.add_section()
+    if len(report.categories) > 1:
+        built.add_row(ALL, *(_cell(c.by_category[ALL], c.name, report) for c in report.contestants), style="bold")
+    rows: dict[str, Callable[[ContestantReport], str]] = {
+        "ratio of totals": lambda c: _times(c.by_category[ALL].ratio_of_totals),
+        "first token, ms": lambda c: _milliseconds(c.by_category[ALL]),
+        "tokens per step": lambda c: _number(c.by_category[ALL].tokens_per_step, ".2f"),
+        "accepted / drafted": lambda c: _number(c.by_category[ALL].acceptance_rate, ".0%"),
+        "prompt tokens run": lambda c: _prefilled(c.by_category[ALL]),
+        "tokens returned": lambda c: str(c.by_category[ALL].num_tokens),
+        f"prompts unlike {report.baseline}": _differing,
+        "warm-up, s": lambda c: _number(c.warm_up_seconds, ".1f"),
+    }
+    for name, cell in rows.items():
+        built.add_row(name, *(cell(contestant) for contestant in report.contestants))
+    return built
+
+
+def footnotes(report: Report) -> Iterator[str]:
+    """How each contestant ran, and what was odd."""
+    width = max((len(contestant.name) for contestant in report.contestants), default=0)
+    for contestant in report.contestants:
+        _, _, at_once = contestant.name.partition("@")
+        yield f"{contestant.name:<{width}}  {contestant.note}{f', {at_once} at once' if at_once else ''}"
+    if (packed := report.header["model"].get("num_packed")) and any(
+        "transformers" in c.note or "flashspec" in c.note for c in report.contestants
+    ):
+        yield (
+            f"Two copies of the same weights: the engine holds {packed} linear layers packed for the CPU; peers run on "
+            "the layers as transformers loads them."
+        )
+    for contestant in report.contestants:
+        yield from _oddities(contestant, report.baseline)
+    if report.is_interrupted:
+        yield "Interrupted: only what was measured until then."
+
+
+def _oddities(contestant: ContestantReport, baseline: str) -> Iterator[str]:
+    if contestant.failure:
+        yield f"{contestant.name} failed and dropped out: {contestant.failure}"
+    found = contestant.mismatches
+    if found is None:
+        return
+    if found.num_beyond:
+        yield f"{contestant.name} returned {found.num_beyond} tokens beyond max_new_tokens; they are counted."
+    if found.positions:
+        places = [f"{prompt_id} at token {at}" for prompt_id, at in found.positions.items()]
+        more = f" and {len(places) - _SHOWN_MISMATCHES} more" if len(places) > _SHOWN_MISMATCHES else ""
+        yield f"{contestant.name} differs from {baseline}: prompt {', '.join(places[:_SHOWN_MISMATCHES])}{more}"
+
+
+def _cell(figures: Figures, name: str, report: Report) -> str:
+    speed = _number(figures.tokens_per_second, ".1f")
+    if name == report.baseline or figures.ratio is None:
+        return speed
+    ratio = figures.ratio
+    quartiles = f" ({ratio.low:.2f}–{ratio.high:.2f})" if ratio.count > 1 else ""
+    return f"{speed}\n{_times(ratio.median)}{quartiles}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NOTHING if value is None else format(value, form)
+
+
+def _times(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.2f}×"
+
+
+def _milliseconds(figures: Figures) -> str:
+    return _NOTHING if figures.first_seconds is None else f"{1e3 * figures.first_seconds.median:.0f}"
+
+
+def _prefilled(figures: Figures) -> str:
+    return _NOTHING if figures.prefilled_tokens is None else f"{figures.prefilled_tokens}"
+
+
+def _differing(contestant: ContestantReport) -> str:
+    found = contestant.mismatches
+    return _NOTHING if found is None else f"{len(found.positions)} of {found.num_prompts}"
+
+
+def natural_width(report: Report, console: Console) -> int:
+    """Columns that the table takes where nothing narrows it."""
+    return console.measure(table(report)).maximum
+
+
+def memory_table(uses: Sequence[MemoryUse]) -> Table:
+    """Peak memory by contestant."""
+    kind = next((use.kind for use in uses if use.kind), "")
+    built = Table(
+        title=f"memory in MiB ({kind}), each in a process of its own", title_justify="left", title_style="bold"
+    )
+    for column in ("contestant", "at start", "loading, peak", "loaded", "decoding, peak"):
+        built.add_column(column, justify="left" if column == "contestant" else "right")
+    for use in uses:
+        values = (use.at_start, use.loading_peak, use.loaded, use.decoding_peak)
+        built.add_row(use.contestant, *((_NOTHING,) * 4 if use.failure else (f"{value:.0f}" for value in values)))
+    return built

@@ -1,0 +1,369 @@
+"""`specdec bench`: measure this engine and its peers against each other."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from langchain_specdec.bench.contestant import KINDS, ContestantSpec, parse_contestants
+from langchain_specdec.bench.plot import check_plot, draw
+from langchain_specdec.bench.workload import Question, load_workload, select
+from langchain_specdec.cli.loading import DtypeName, calm_libraries, spinner, tell_rich
+from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, reported
+from langchain_specdec.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from langchain_specdec.bench.build import Plan, Setup
+    from langchain_specdec.bench.report import Report
+
+__all__ = ["bench"]
+
+_WHAT, _WHO, _HOW, _OUTPUT = "Model and workload", "Contestants", "Measurement", "Output"
+_DEFAULT_CONTESTANTS = "plain,auto,hf,hf-prompt-lookup"
+_BASELINE = "plain"
+_AGREEMENT, _COST, _MAX_COST = 0.9, 0.05, 10.0
+_WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(help="Model id, folder, 'embedded', or 'random:SHAPE' as random:llama-8b.", rich_help_panel=_WHAT),
+    ] = "embedded",
+    draft_model: Annotated[
+        str | None, typer.Option(help="Smaller model with the same tokenizer.", rich_help_panel=_WHAT)
+    ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of prompts in Spec-Bench's format.", show_default="one that comes along", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category; may be repeated.", rich_help_panel=_WHAT)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Most prompts of a category.", rich_help_panel=_WHAT)] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Prompts in the model's chat format, or as they are.",
+            show_default="chat where the model has a format",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer prompts.", show_default="what fits", rich_help_panel=_WHAT)
+    ] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Numeric type.", rich_help_panel=_WHAT)] = DtypeName.AUTO,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, …; the best there is by default.", rich_help_panel=_WHAT)
+    ] = None,
+    contestants: Annotated[str, typer.Option(help=_WHO_HELP, rich_help_panel=_WHO)] = _DEFAULT_CONTESTANTS,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Compare with this one.", show_default="plain, else the first", rich_help_panel=_WHO),
+    ] = None,
+    synthetic_agreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Chance that a synthetic draft token is right.", show_default=str(_AGREEMENT), rich_help_panel=_WHO
+        ),
+    ] = None,
+    synthetic_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="Its cost in plain steps.",
+            show_default="0.05, or the draft model's where there is one",
+            rich_help_panel=_WHO,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", rich_help_panel=_HOW)] = 64,
+    repeat: Annotated[int, typer.Option(help="How often each prompt is run.", rich_help_panel=_HOW)] = 1,
+    batch: Annotated[int, typer.Option(help="Prompts handed over together.", rich_help_panel=_HOW)] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_HOW)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.", rich_help_panel=_HOW)] = 0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after an end-of-sequence token.", rich_help_panel=_HOW)
+    ] = False,
+    keep_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-prefixes",
+            help="Let the engine reuse what prompts have in common with earlier ones.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Measure peak memory instead, each contestant in a process.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object, every run in it; the table goes to stderr.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw bars by category into this file.", rich_help_panel=_OUTPUT)
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Measure this engine and its peers on the same weights, prompt by prompt in turns."""
+    with reported(debug=debug):
+        for name, value in (("--repeat", repeat), ("--batch", batch), ("--limit", limit),
+                            ("--max-prompt-tokens", max_prompt_tokens)):  # fmt: skip
+            if value is not None and value < 1:
+                msg = f"{name} must be a whole number from 1, got {value}."
+                raise InvalidParameterError(msg)
+        names = [name.strip() for name in contestants.split(",") if name.strip()]
+        specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
+        chosen = _baseline(baseline, names)
+        agreement, cost = _synthetic(
+            synthetic_agreement, synthetic_cost, specs, has_draft_model=draft_model is not None
+        )
+        if memory and (plot is not None or repeat > 1 or baseline is not None):
+            msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
+            raise InvalidParameterError(msg)
+        questions = select(load_workload(workload), category or (), limit)
+        if plot is not None:
+            check_plot(plot)
+        with spinner("Starting PyTorch"):
+            from langchain_specdec.bench.build import Plan, check_packages
+            from langchain_specdec.sampling import SamplingParams
+        check_packages(specs)
+        plan = Plan(
+            model,
+            specs,
+            SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos),
+            draft_model=draft_model,
+            batch=batch,
+            dtype=dtype.value,
+            device=device,
+            is_chat=chat,
+            max_prompt_tokens=max_prompt_tokens,
+            keep_prefixes=keep_prefixes,
+            synthetic_agreement=agreement,
+            synthetic_cost=cost,
+        )
+        if memory:
+            _memory(plan, questions, as_json=as_json)
+            return
+        report = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=debug)
+        _show(report, as_json=as_json)
+        if plot is not None and report.runs:
+            draw(report, plot)
+            print(f"wrote {plot}", file=sys.stderr)
+        if report.is_interrupted:
+            raise typer.Exit(INTERRUPTED)
+        if any(contestant.failure for contestant in report.contestants):
+            raise typer.Exit(FAILED)
+
+
+def _baseline(asked: str | None, names: Sequence[str]) -> str:
+    if asked is None:
+        return _BASELINE if _BASELINE in names else names[0]
+    if asked not in names:
+        msg = f"The baseline {asked!r} is not among the contestants: {', '.join(names)}."
+        raise InvalidParameterError(msg)
+    return asked
+
+
+def _synthetic(
+    agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec], *, has_draft_model: bool
+) -> tuple[float, float | None]:
+    """Agreement and cost of synthetic drafts; the cost is None where the draft model's forwards are."""
+    if not any(spec.kind == "synthetic" for spec in specs) and (agreement, cost) != (None, None):
+        msg = "--synthetic-agreement and --synthetic-cost are for the contestant synthetic, which is not asked for."
+        raise InvalidParameterError(msg)
+    if agreement is not None and not 0.0 <= agreement <= 1.0:
+        msg = f"--synthetic-agreement must be from 0 to 1, got {agreement}."
+        raise InvalidParameterError(msg)
+    if cost is not None and not 0.0 <= cost <= _MAX_COST:
+        msg = f"--synthetic-cost must be from 0 to {_MAX_COST:g} plain steps, got {cost}."
+        raise InvalidParameterError(msg)
+    if cost is None and not has_draft_model:
+        cost = _COST
+    return _AGREEMENT if agreement is None else agreement, cost
+
+
+def _measure(
+    plan: Plan, questions: Sequence[Question], workload: str, baseline: str, repeat: int, *, debug: bool
+) -> Report:
+    from langchain_specdec.bench.build import set_up
+    from langchain_specdec.bench.machine import read_bandwidth
+    from langchain_specdec.bench.measure import grouped, measure
+    from langchain_specdec.bench.report import make_report
+
+    with spinner(f"Loading {plan.model}") as shown:
+        calm_libraries(downloads=shown is None, debug=debug)
+        context = set_up(plan, questions, tell_rich(shown) if shown is not None else None)
+        setup = context.__enter__()
+    try:
+        with spinner("Measuring the bandwidth of the memory"):
+            bandwidth = read_bandwidth(setup.target.device)
+        header = _header(plan, setup, workload, repeat)
+        groups = grouped(setup.prompts, plan.batch)
+        runs = len(setup.contestants) * len(groups) * repeat
+        with _ended_like_ctrl_c(), _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
+            measurement = measure(setup.contestants, groups, repeat, tell)
+        return make_report(
+            measurement,
+            {contestant.name: contestant.note for contestant in setup.contestants},
+            header,
+            baseline=baseline,
+            batch=plan.batch,
+            max_new_tokens=plan.params.max_new_tokens,
+            comparable=_comparable(plan, baseline),
+            step_bytes=setup.target.num_bytes,
+            bandwidth=bandwidth,
+        )
+    finally:
+        context.__exit__(None, None, None)
+
+
+def _comparable(plan: Plan, baseline: str) -> list[str]:
+    """Contestants that have to write what the baseline writes: all when greedy, else those that share its noise."""
+    specs: Sequence[ContestantSpec] = plan.specs
+    is_ours = {spec.name: spec.is_ours for spec in specs}
+    return [
+        n for n, ours in is_ours.items() if n == baseline or not plan.params.temperature or (ours and is_ours[baseline])
+    ]
+
+
+def _header(plan: Plan, setup: Setup, workload: str, repeat: int) -> dict[str, Any]:
+    from langchain_specdec.bench.machine import describe_machine, versions
+
+    target, draft = setup.target, setup.draft
+    return {
+        "command": shlex.join(["specdec", *sys.argv[1:]]),
+        "machine": describe_machine(target.device),
+        "versions": versions(),
+        "model": {
+            "name": target.name,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "step_bytes": target.num_bytes,
+            "num_packed": target.num_packed,
+        },
+        "draft_model": {"name": draft.name, "step_bytes": draft.num_bytes} if draft is not None else None,
+        "settings": {
+            "workload": workload,
+            "num_prompts": len(setup.prompts),
+            "num_cut": sum(prompt.is_cut for prompt in setup.prompts),
+            "is_chat": setup.is_chat,
+            "batch": plan.batch,
+            "repeat": repeat,
+            "max_new_tokens": plan.params.max_new_tokens,
+            "temperature": plan.params.temperature,
+            "seed": plan.params.seed,
+            "ignore_eos": plan.params.ignore_eos,
+            "keep_prefixes": plan.keep_prefixes,
+            "synthetic_agreement": plan.synthetic_agreement,
+            "synthetic_cost": plan.synthetic_cost,
+        },
+    }
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM, as `timeout` sends it, for Ctrl-C: what was measured is worth its hours."""
+
+    def interrupt(*_: object) -> None:
+        # `timeout` sends it twice; the second must not hit what writes the report.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar with the time left on stderr; where that is no terminal, one line that says what is going on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
+        print(what, file=sys.stderr, flush=True)
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    # Few redraws: they take time from the same cores that are measured.
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+        task = progress.add_task("")
+
+        def tell(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield tell
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    from langchain_specdec.bench.table import print_report
+
+    print_report(report, _console(report, is_stderr=as_json))
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+
+
+def _console(report: Report, *, is_stderr: bool) -> Console:
+    from rich.console import Console
+
+    from langchain_specdec.bench.table import natural_width
+
+    console = Console(stderr=is_stderr)
+    if not console.is_terminal:
+        # Nobody's window limits a file or a pipe.
+        console = Console(stderr=is_stderr, width=max(natural_width(report, Console(width=1000)), 100))
+    return console
+
+
+def _memory(plan: Plan, questions: Sequence[Question], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from langchain_specdec.bench.memory import measure_memory
+    from langchain_specdec.bench.table import memory_table
+
+    uses = []
+    for spec in plan.specs:
+        with spinner(f"Running {spec.name} in a process of its own"):
+            uses.append(measure_memory(replace(plan, specs=[spec]), questions))
+    if as_json:
+        print(json.dumps([asdict(use) for use in uses]))
+    else:
+        Console().print(memory_table(uses))
+    for use in uses:
+        if use.failure:
+            print(f"{use.contestant} failed: {use.failure}", file=sys.stderr)
+    if any(use.failure for use in uses):
+        raise typer.Exit(FAILED)
