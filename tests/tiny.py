@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, Proposal
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine import attention
 from langchain_specdec.engine.draft_length import StepCost
@@ -80,9 +80,9 @@ def make_engine(
 ) -> Engine:
     """An engine on a tiny model. Flat step cost unless told otherwise, so that step counts repeat."""
     target = loaded(model, eos)
-    max_draft_tokens = kwargs.setdefault("max_draft_tokens", 10)
+    widest = max(kwargs.setdefault("max_draft_tokens", 10), kwargs.get("max_tree_nodes", 0))
     kwargs.setdefault("step_cost", StepCost.flat())
-    runner = make_runner(target, num_slots=num_slots, max_length=max_length, max_width=1 + max_draft_tokens)
+    runner = make_runner(target, num_slots=num_slots, max_length=max_length, max_width=1 + widest)
     return Engine(runner, drafter, tokenizer or target.tokenizer, eos, **kwargs)
 
 
@@ -144,12 +144,12 @@ class OracleDrafter:
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         pass
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         text = tuple(request.token_ids)
         for prompt, continuation in self._continuations.items():
             whole = (*prompt, *continuation)
             if text[: len(prompt)] == prompt and whole[: len(text)] == text:
-                right = whole[len(text) : len(text) + max_tokens]
+                right = whole[len(text) : len(text) + max(limits.max_depth, 0)]
                 tokens = [t if self._rng.random() < self._agreement else (t + 1) % 256 for t in right]
                 kinds = [("oracle", 0)] * len(tokens)
                 return Proposal(Draft.chain(tokens, kinds), tuple(kinds))
@@ -164,6 +164,15 @@ class OracleDrafter:
     ) -> list[Draft]:
         return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
 
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: torch.Tensor,
+    ) -> None:
+        pass
+
     def measure_step(self, request: DraftingRequest) -> float:
         return 0.0
 
@@ -174,8 +183,8 @@ class OracleDrafter:
 class TreeOracleDrafter(OracleDrafter):
     """Proposes the known continuation with a wrong sibling before each right token, as a tree whose path has gaps."""
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
-        chain = super().consider(request, max_tokens).draft.tokens
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        chain = super().consider(request, limits).draft.tokens
         tokens: list[int] = []
         parents: list[int] = []
         parent = -1
@@ -184,7 +193,8 @@ class TreeOracleDrafter(OracleDrafter):
             parents += [parent, parent]
             parent = len(tokens) - 1
         kinds = (("oracle", 0),) * len(tokens)
-        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(max_tokens), kinds[:max_tokens])
+        size = max(limits.max_nodes or limits.max_depth, 0)
+        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(size), kinds[:size])
 
 
 def make_draft_drafter(

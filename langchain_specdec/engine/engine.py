@@ -84,7 +84,8 @@ class Engine:
         drafter: Where drafts come from.
         tokenizer: The target's tokenizer, for text and stop strings.
         eos_token_ids: Tokens that end a text.
-        max_draft_tokens: Most tokens to draft at a time.
+        max_draft_tokens: Most tokens to draft one after the other.
+        max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
         draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
         prefill_chunk: Most prompt tokens of one forward, so that a long prompt delays running streams by no more.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
@@ -98,6 +99,7 @@ class Engine:
         eos_token_ids: Collection[int],
         *,
         max_draft_tokens: int = 10,
+        max_tree_nodes: int = 0,
         draft_length: int | Literal["auto"] = "auto",
         prefill_chunk: int = 512,
         step_cost: StepCost | None = None,
@@ -107,7 +109,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
-        self._stepper = Stepper(runner, drafter, max_draft_tokens, draft_length, step_cost)
+        self._stepper = Stepper(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._shared_rates = AcceptanceRates()
         self._ids = itertools.count()
         self._inbox = _Inbox()
