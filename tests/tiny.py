@@ -6,6 +6,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine import attention
-from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, make_runner
 from langchain_specdec.engine.stream import CompletionStream
@@ -124,6 +125,21 @@ def random_prompt(rng: random.Random, longest: int = 40) -> list[int]:
     words = [[rng.randrange(256) for _ in range(rng.randrange(1, 5))] for _ in range(4)]
     prompt = [t for _ in range(rng.randrange(1, 12)) for t in rng.choice(words)]
     return prompt[:longest]
+
+
+@dataclass
+class FakeRequest:
+    """What a drafter may know of a request."""
+
+    request_id: int
+    token_ids: list[int]
+    slot: int = 0
+    params: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    rates: AcceptanceRates = field(default_factory=AcceptanceRates)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
 
 
 class OracleDrafter:

@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, OracleDrafter, loaded, make_draft_drafter, perturbed, plain_reference, tiny_model
+from tiny import VOCAB, FakeRequest, OracleDrafter, loaded, make_draft_drafter, perturbed, plain_reference, tiny_model
 
 from langchain_specdec.drafters.auto import AutoDrafter
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
-from langchain_specdec.engine.draft_length import AcceptanceRates
 from langchain_specdec.engine.loader import make_runner
 from langchain_specdec.sampling import SamplingParams, TokenHistory
-
-
-@dataclass
-class FakeRequest:
-    """What a drafter may know of a request."""
-
-    request_id: int
-    token_ids: list[int]
-    slot: int = 0
-    params: SamplingParams = field(default_factory=SamplingParams)
-    seed: int = 0
-    rates: AcceptanceRates = field(default_factory=AcceptanceRates)
-
-    def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.token_ids)
 
 
 def draft(drafter: Drafter, request: FakeRequest, length: int, history: TokenHistory | None = None) -> Draft:
