@@ -25,6 +25,8 @@ _MAX_MATCH = 16
 # Tokens before a node that its successors are looked up by.
 _CONTEXT = 5
 _MAX_COUNT = 4
+# Tokens next to the text that are at least that likely are in the tree even where they would not pay.
+_WATCHED_REACH = 0.02
 _NUM_CANDIDATES = 8
 # The names of the shared index's kinds: of the most frequent continuation, and of the others.
 _SHARED_KINDS = {2: ("shared-2", "shared-2-other"), 4: ("shared-4", "shared-4-other")}
@@ -163,22 +165,25 @@ class _Tree:
         while self._heap and len(grown) < max_nodes:
             negative_reach, _, node = heapq.heappop(self._heap)
             grown.append(node)
-            if node.depth < max_depth:
+            if node.depth < max_depth and len(grown) < max_nodes:
                 self._expand(len(grown) - 1, -negative_reach, node)
         return Draft(tuple(n.token for n in grown), tuple(n.parent for n in grown), tuple(n.kind for n in grown))
 
     def _expand(self, place: int, reach: float, node: _Node) -> None:
         """Line up what may follow the node."""
-        # The root's successors are watched in any case: how good they are has to be known before they can pay.
-        least = self._limits.min_reach if place >= 0 else 0.0
-        rest, context = reach, node.context
+        least, rest, context = self._limits.min_reach, reach, node.context
+        if place < 0:
+            # The root's successors are watched: how good they are has to be known before they can pay. Where width is
+            # nearly free all of them may.
+            least = _WATCHED_REACH if least > _WATCHED_REACH else 0.0
         for token, kind, position, match in self._successors(place, node):
             rate = self._known_rates.get(kind)
             if rate is None:
                 rate = self._known_rates[kind] = self._rates.rate(kind)
             chance = rest * rate
             rest -= chance
-            if chance >= least:
+            # The first one is watched even where it was wrong so often that it seems hopeless: texts change.
+            if chance >= least or not (self._grown or self._heap):
                 self._num_pushed += 1
                 following = (*context[1 - _CONTEXT :], token)
                 child = _Node(place, token, kind, node.depth + 1, following, position, match)

@@ -43,6 +43,9 @@ _REQUEST_MEMORY = 40.0
 # Weights of one observation in the common factor and in the shape of the costs.
 _DRIFT_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.05
+# Observations after which the costs between the observed ones are drawn anew. One moves them by very little, and
+# drawing them takes as long as choosing by them.
+_REFRESH_INTERVAL = 16
 # No tree is grown by tokens less likely than that, however cheap they are to check: finding them takes time as well.
 _MIN_REACH = 0.004
 
@@ -62,6 +65,7 @@ class StepCost:
         self._table = {key: max(seconds, 1e-9) for key, seconds in verify.items()}
         self._draft = draft
         self._drift = 1.0
+        self._num_observed = 0
         self._cache: dict[tuple[int, int], float] = {}
 
     @classmethod
@@ -87,7 +91,10 @@ class StepCost:
         ratio = min(max(seconds / expected, 0.5), 2.0)
         self._table[rows, width] = expected / self._drift * ratio**_SHAPE_WEIGHT
         self._drift *= ratio**_DRIFT_WEIGHT
-        self._cache.clear()
+        self._num_observed += 1
+        if self._num_observed % _REFRESH_INTERVAL == 0:
+            self._cache.clear()
+        self._cache[rows, width] = self._table[rows, width]
 
     def observe_draft(self, steps: int, seconds: float) -> None:
         """Refine by what `steps` forwards of the draft model took."""
@@ -179,8 +186,9 @@ def best_first(draft: Draft, kinds: Sequence[DraftKind], rates: Rates) -> tuple[
     # What is left of each node's chance when the siblings so far were wrong; the root's stands last, at -1.
     left = [0.0] * len(kinds) + [1.0]
     is_ordered, previous = True, 1.0
+    known = {kind: rates.rate(kind) for kind in set(kinds)}
     for node, (kind, parent) in enumerate(zip(kinds, parents, strict=True)):
-        reach = left[parent] * rates.rate(kind)
+        reach = left[parent] * known[kind]
         left[parent] -= reach
         left[node] = reach
         reaches.append(reach)

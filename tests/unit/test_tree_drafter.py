@@ -166,7 +166,7 @@ def test_any_tree_keeps_its_limits(
         assert len(set(zip(draft.parents, draft.tokens, strict=True))) == len(draft)
         ordered, reaches = best_first(draft, draft.kinds, request.rates)
         if nodes and ordered is draft:
-            # What follows the root at once is watched in any case; else nothing stands for less than it must.
+            # What follows the text at once is watched in any case; else nothing stands for less than it must.
             assert all(r >= reach - 1e-9 for r, parent in zip(reaches, draft.parents, strict=True) if parent >= 0)
         assert drafter.propose([request], [proposal], [2], None)[0] == draft.cut(2)
 
