@@ -162,6 +162,7 @@ class LocalBackend:
             max_draft_tokens=max_draft_tokens,
             max_tree_nodes=max_tree_nodes if has_trees else 0,
             draft_length=draft_length,
+            is_shared=shared_lookup,
             prefill_chunk=prefill_chunk,
             step_cost=step_cost,
         )

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FakeRequest, References, random_prompt, read, scripted_model, tiny_model, token_ids
+from tiny import FakeRequest, References, byte_tokenizer, random_prompt, read, scripted_model, tiny_model, token_ids
 
+from langchain_specdec.backends.base import CompletionRequest
+from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.drafters.base import DraftLimits, Proposal
 from langchain_specdec.drafters.candidates import CandidateTable
 from langchain_specdec.drafters.prompt_lookup import NgramIndex
@@ -20,6 +22,7 @@ from langchain_specdec.drafters.shared_index import SharedIndex
 from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.draft_length import StepCost, best_first
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling import SamplingParams
 
 MakeEngine = Callable[..., Engine]
@@ -238,6 +241,28 @@ def test_what_was_answered_before_takes_fewer_steps(device: str, engines: MakeEn
         steps.append(finish.speculation.num_steps)
     assert steps[0] == 60
     assert steps[1] <= 12 if is_shared else steps[1] == 60
+
+
+def test_isolated_requests_take_the_steps_they_would_take_alone(device: str) -> None:
+    # Where width costs something, what is drafted depends on all that was learned: nothing may come from the other.
+    model, cost = tiny_model(0, device), {(1, 1): 1.0, (1, 3): 1.2, (1, 33): 4.0}
+    prompts, params = ["abcabcabd", "abcabcabc"], SamplingParams(max_new_tokens=40, ignore_eos=True)
+    steps = []
+    for sequence in ([prompts[1]], prompts):
+        backend = LocalBackend(
+            model, byte_tokenizer(), num_slots=1, max_length=128, shared_lookup=False, step_cost=StepCost(cost)
+        )
+        for prompt in sequence:
+            (completion,) = backend.complete([CompletionRequest(prompt, params)])
+        steps.append((completion.finish.speculation.num_steps, completion.finish.speculation.drafted_tokens))
+        backend.close()
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_shared_lookup_is_a_truth_value(value: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="shared_lookup must be True or False"):
+        LocalBackend("embedded", shared_lookup=value)
 
 
 def test_trees_take_fewer_steps_than_chains_where_width_is_free(device: str, engines: MakeEngine) -> None:
