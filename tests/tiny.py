@@ -6,16 +6,17 @@ import copy
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, Proposal
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine import attention
-from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, make_runner
 from langchain_specdec.engine.stream import CompletionStream
@@ -80,9 +81,9 @@ def make_engine(
 ) -> Engine:
     """An engine on a tiny model. Flat step cost unless told otherwise, so that step counts repeat."""
     target = loaded(model, eos)
-    max_draft_tokens = kwargs.setdefault("max_draft_tokens", 10)
+    widest = max(kwargs.setdefault("max_draft_tokens", 10), kwargs.get("max_tree_nodes", 0))
     kwargs.setdefault("step_cost", StepCost.flat())
-    runner = make_runner(target, num_slots=num_slots, max_length=max_length, max_width=1 + max_draft_tokens)
+    runner = make_runner(target, num_slots=num_slots, max_length=max_length, max_width=1 + widest)
     return Engine(runner, drafter, tokenizer or target.tokenizer, eos, **kwargs)
 
 
@@ -126,6 +127,21 @@ def random_prompt(rng: random.Random, longest: int = 40) -> list[int]:
     return prompt[:longest]
 
 
+@dataclass
+class FakeRequest:
+    """What a drafter may know of a request."""
+
+    request_id: int
+    token_ids: list[int]
+    slot: int = 0
+    params: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    rates: AcceptanceRates = field(default_factory=AcceptanceRates)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+
 class OracleDrafter:
     """Proposes each request's known continuation, with each token wrong by a set chance.
 
@@ -144,12 +160,12 @@ class OracleDrafter:
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         pass
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         text = tuple(request.token_ids)
         for prompt, continuation in self._continuations.items():
             whole = (*prompt, *continuation)
             if text[: len(prompt)] == prompt and whole[: len(text)] == text:
-                right = whole[len(text) : len(text) + max_tokens]
+                right = whole[len(text) : len(text) + max(limits.max_depth, 0)]
                 tokens = [t if self._rng.random() < self._agreement else (t + 1) % 256 for t in right]
                 kinds = [("oracle", 0)] * len(tokens)
                 return Proposal(Draft.chain(tokens, kinds), tuple(kinds))
@@ -164,6 +180,15 @@ class OracleDrafter:
     ) -> list[Draft]:
         return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
 
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: torch.Tensor,
+    ) -> None:
+        pass
+
     def measure_step(self, request: DraftingRequest) -> float:
         return 0.0
 
@@ -174,8 +199,8 @@ class OracleDrafter:
 class TreeOracleDrafter(OracleDrafter):
     """Proposes the known continuation with a wrong sibling before each right token, as a tree whose path has gaps."""
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
-        chain = super().consider(request, max_tokens).draft.tokens
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        chain = super().consider(request, limits).draft.tokens
         tokens: list[int] = []
         parents: list[int] = []
         parent = -1
@@ -184,7 +209,8 @@ class TreeOracleDrafter(OracleDrafter):
             parents += [parent, parent]
             parent = len(tokens) - 1
         kinds = (("oracle", 0),) * len(tokens)
-        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(max_tokens), kinds[:max_tokens])
+        size = max(limits.max_nodes or limits.max_depth, 0)
+        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(size), kinds[:size])
 
 
 def make_draft_drafter(

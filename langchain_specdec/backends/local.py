@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
@@ -20,6 +20,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
@@ -46,11 +47,15 @@ class LocalBackend:
         tokenizer: A loaded tokenizer; None loads the model's own.
         draft_model: A smaller model with the same tokenizer, given as `model` is.
         draft_tokenizer: Its loaded tokenizer; None loads its own.
-        drafter: `"auto"` (lookup where it matches, else the draft model if there is one), `"prompt_lookup"`,
-            `"draft_model"` or `"none"`.
-        max_draft_tokens: Most tokens to draft at a time, 1 to 64.
-        draft_length: `"auto"` drafts as many tokens as pay, by measurement, down to none; a number drafts that many
-            wherever there is something to propose.
+        drafter: `"auto"` (trees of all that may follow by the text, by earlier answers and by the target's recent
+            candidates, or the draft model where there is one and it promises more), `"prompt_lookup"` (from the
+            request's own text only), `"draft_model"` or `"none"`.
+        max_draft_tokens: Most tokens to draft one after the other, 1 to 64.
+        max_tree_nodes: Most tokens of a draft that branches, 1 to 64; 0: drafts never branch.
+        shared_lookup: Whether requests draft from each other's answers. It never changes a text, but
+            how fast it comes may tell that another request was answered alike. False keeps them apart.
+        draft_length: `"auto"` drafts as many tokens as pay, by measurement, down to none; a number drafts chains of
+            that many wherever there is something to propose.
         prompt_lookup_max_ngram: Longest n-gram to look up, 1 to 16.
         num_slots: Completions that run at a time; more wait for a slot.
         max_length: Positions of a slot, prompt and new tokens together. None: what the model was made for, up to
@@ -84,6 +89,8 @@ class LocalBackend:
         draft_tokenizer: Any = None,
         drafter: str = "auto",
         max_draft_tokens: int = 10,
+        max_tree_nodes: int = 32,
+        shared_lookup: bool = True,
         draft_length: int | Literal["auto"] = "auto",
         prompt_lookup_max_ngram: int = 5,
         num_slots: int = 8,
@@ -104,6 +111,10 @@ class LocalBackend:
     ) -> None:
         _check_drafter(drafter, has_draft_model=draft_model is not None)
         _check_range("max_draft_tokens", max_draft_tokens, 1, 64)
+        _check_range("max_tree_nodes", max_tree_nodes, 0, 64)
+        if not isinstance(shared_lookup, bool):
+            msg = f"shared_lookup must be True or False, got {shared_lookup!r}."
+            raise InvalidParameterError(msg)
         _check_range("prompt_lookup_max_ngram", prompt_lookup_max_ngram, 1, 16)
         _check_range("num_slots", num_slots, 1, 1024)
         _check_range("prefill_chunk", prefill_chunk, 1, 1 << 20)
@@ -128,7 +139,9 @@ class LocalBackend:
         )
         self._identity = _identity(self._target, model, revision, is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
-        max_width = 1 + max_draft_tokens
+        # Only "auto" has several guesses for a place. A fixed length is a chain's.
+        has_trees = drafter == "auto" and draft_length == "auto"
+        max_width = 1 + max(max_draft_tokens, max_tree_nodes if has_trees else 0)
         runner = make_runner(
             self._target, num_slots=num_slots, max_length=max_length, max_width=max_width, compile=compile
         )
@@ -144,17 +157,21 @@ class LocalBackend:
                     f"Set max_length={length} or take a draft model with a longer context."
                 )
                 raise InvalidParameterError(msg)
-            draft_runner = make_runner(draft, num_slots=num_slots, max_length=length, max_width=max_width)
+            draft_runner = make_runner(draft, num_slots=num_slots, max_length=length, max_width=1 + max_draft_tokens)
             return DraftModelDrafter(draft_runner, runner.vocab_size, prefill_chunk)
 
         self.engine = Engine(
             runner,
-            _make_drafter(drafter, prompt_lookup_max_ngram, make_draft_drafter, draft_model is not None),
+            _make_drafter(
+                drafter, prompt_lookup_max_ngram, shared_lookup, make_draft_drafter if draft_model is not None else None
+            ),
             # The engine decodes in its own thread while callers encode in theirs; one tokenizer bears only one.
             copy.deepcopy(self._target.tokenizer),
             self._target.eos_token_ids,
             max_draft_tokens=max_draft_tokens,
+            max_tree_nodes=max_tree_nodes if has_trees else 0,
             draft_length=draft_length,
+            is_shared=shared_lookup,
             prefill_chunk=prefill_chunk,
             step_cost=step_cost,
         )
@@ -293,16 +310,17 @@ def _check_drafter(drafter: str, *, has_draft_model: bool) -> None:
         raise InvalidParameterError(msg)
 
 
-def _make_drafter(name: str, max_ngram: int, make_draft_drafter: Any, has_draft_model: bool) -> Drafter:
+def _make_drafter(
+    name: str, max_ngram: int, is_shared: bool, make_draft_drafter: Callable[[], Drafter] | None
+) -> Drafter:
     if name == "none":
         return NoDrafter()
-    if name == "draft_model":
-        drafter: Drafter = make_draft_drafter()
-        return drafter
-    lookup = PromptLookupDrafter(max_ngram)
-    if name == "auto" and has_draft_model:
-        return AutoDrafter([lookup, make_draft_drafter()])
-    return lookup
+    if name == "prompt_lookup":
+        return PromptLookupDrafter(max_ngram)
+    if name == "draft_model" and make_draft_drafter is not None:
+        return make_draft_drafter()
+    tree = TreeDrafter(max_ngram, is_shared=is_shared)
+    return AutoDrafter([tree, make_draft_drafter()]) if make_draft_drafter is not None else tree
 
 
 def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from langchain_specdec.sampling import SamplingParams, TokenHistory
 
-__all__ = ["EMPTY_DRAFT", "Draft", "DraftKind", "Drafter", "DraftingRequest"]
+__all__ = ["EMPTY_DRAFT", "Draft", "DraftKind", "DraftLimits", "Drafter", "DraftingRequest", "Proposal", "Rates"]
 
 DraftKind = tuple[str, int]
 """What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
@@ -42,8 +44,25 @@ class Draft:
             return self
         return Draft(self.tokens[:length], self.parents[:length], self.kinds[:length])
 
+    def take(self, order: Sequence[int]) -> Draft:
+        """The same tree with its nodes in another order; parents must still stand before children."""
+        places = {node: place for place, node in enumerate(order)}
+        places[-1] = -1
+        return Draft(
+            tuple(self.tokens[i] for i in order),
+            tuple(places[self.parents[i]] for i in order),
+            tuple(self.kinds[i] for i in order),
+        )
+
 
 EMPTY_DRAFT = Draft((), (), ())
+
+
+class Rates(Protocol):
+    """How good guesses of a kind are."""
+
+    def rate(self, kind: DraftKind) -> float:
+        """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
 
 
 class DraftingRequest(Protocol):
@@ -62,12 +81,35 @@ class DraftingRequest(Protocol):
         """Prompt and output so far; the drafter only reads it."""
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+
+    @property
+    def rates(self) -> Rates:
+        """How good guesses of each kind were in this request."""
+
+    @property
     def params(self) -> SamplingParams:
         """Sampling parameters."""
 
     @property
     def seed(self) -> int:
         """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class DraftLimits:
+    """How far a draft may go.
+
+    Attributes:
+        max_depth: Most tokens that follow each other; 0 or less: nothing is wanted.
+        max_nodes: Most tokens of a tree; 0: a single chain.
+        min_reach: Least chance of being reached with which a token may pay. Less likely ones need not be sought.
+    """
+
+    max_depth: int
+    max_nodes: int = 0
+    min_reach: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,15 +120,19 @@ class Proposal:
         draft: Tokens that are known already (a lookup's). Empty where they must be computed.
         kinds: Kinds of the tokens that the drafter could give, in order; as long as it could go.
         steps_per_token: Forwards of the draft model that each token costs: 0 for a lookup, 1 for a draft model.
+        alternatives: What could be had instead. The engine takes the one that promises most per second.
+        source: Tells whose it is where drafters stand beside each other.
     """
 
     draft: Draft = EMPTY_DRAFT
     kinds: tuple[DraftKind, ...] = field(default=())
     steps_per_token: int = 0
+    alternatives: tuple[Proposal, ...] = ()
+    source: int = 0
 
 
 class Drafter(Protocol):
-    """Proposes tokens. The engine calls it from its one thread, in the order `prefill`*, (`consider`, `propose`)*.
+    """Proposes tokens. The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `observe`)*.
 
     The engine asks `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them.
     """
@@ -94,8 +140,8 @@ class Drafter(Protocol):
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Take in tokens `[start, stop)` of each request; called beside each chunk of the target's prefill."""
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
-        """Say what could be proposed next for the request; at most `max_tokens`, and without a forward."""
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        """Say what could be proposed next for the request, without a forward."""
 
     def propose(
         self,
@@ -105,6 +151,22 @@ class Drafter(Protocol):
         history: TokenHistory | None,
     ) -> list[Draft]:
         """Give a draft of at most `lengths[i]` tokens for each request; `history` holds the counts for penalties."""
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Learn from a verification, before the requests' texts grow.
+
+        Args:
+            requests: One per row.
+            nodes: For each row the tokens that were verified: the last one of the text and the draft.
+            paths: For each row the indices of the nodes that stand, in order; the first is 0.
+            logits: The target's after each node, `[rows, width, vocab]`.
+        """
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Seconds that one computed draft token takes, measured now in the request's slot; 0 where drafts are free."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, Proposal
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class DraftModelDrafter:
         """Run the draft model over the same chunk as the target."""
         self._catch_up(requests, stop)
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """Any number of tokens, one forward each."""
-        kinds = tuple(("model", i) for i in range(max_tokens))
+        kinds = tuple(("model", i) for i in range(limits.max_depth))
         return Proposal(EMPTY_DRAFT, kinds, steps_per_token=1)
 
     def propose(
@@ -87,6 +88,15 @@ class DraftModelDrafter:
             kept = chain[: lengths[i]]
             drafts[i] = Draft.chain(kept, [("model", j) for j in range(len(kept))])
         return drafts
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Nothing: the slot's contents say what was kept."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""

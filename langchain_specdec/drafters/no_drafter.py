@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, Proposal
+from torch import Tensor
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.sampling import TokenHistory
 
 __all__ = ["NoDrafter"]
@@ -16,7 +18,7 @@ class NoDrafter:
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Nothing to take in."""
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """Nothing, ever."""
         return Proposal()
 
@@ -29,6 +31,15 @@ class NoDrafter:
     ) -> list[Draft]:
         """Empty drafts."""
         return [EMPTY_DRAFT] * len(requests)
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Nothing to learn."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Free."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, Proposal
+from torch import Tensor
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.sampling import TokenHistory
 
-__all__ = ["NgramIndex", "PromptLookupDrafter"]
+__all__ = ["NgramIndex", "PromptLookupDrafter", "continue_from"]
 
 _MAX_KIND = 16
 
@@ -54,6 +56,26 @@ class NgramIndex:
                 return n, position
         return None
 
+    def lookup(self, context: tuple[int, ...]) -> tuple[int, int] | None:
+        """The longest n-gram at the end of `context` that stands in the text, and where it last continued.
+
+        Unlike `find` this takes tokens that are no part of the text yet. What the text ends with has no continuation.
+        """
+        for n in range(min(len(context), len(self._tables)), 0, -1):
+            position = self._tables[n - 1].get(context[-1] if n == 1 else context[-n:])
+            if position is not None and position < self._num_indexed:
+                return n, position
+        return None
+
+
+def continue_from(tokens: Sequence[int], position: int, count: int) -> list[int]:
+    """What follows from `position` on; a match that overlaps the end of the text is a repetition and goes on so."""
+    continuation = list(tokens[position : position + count])
+    period = len(tokens) - position
+    while len(continuation) < count:
+        continuation.append(continuation[len(continuation) - period])
+    return continuation
+
 
 class PromptLookupDrafter:
     """Drafts by n-gram lookup in the prompt and the output.
@@ -72,20 +94,16 @@ class PromptLookupDrafter:
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Nothing: the whole prompt is indexed when the first draft is asked for."""
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """Look up the end of the text; the continuation found is the proposal."""
         tokens = request.token_ids
         index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
         index.extend(tokens)
         match = index.find()
-        if match is None or max_tokens < 1:
+        if match is None or limits.max_depth < 1:
             return Proposal()
         length, position = match
-        continuation = tokens[position : position + max_tokens]
-        # A match that overlaps the end of the text is a repetition: go on repeating it.
-        period = len(tokens) - position
-        while len(continuation) < max_tokens:
-            continuation.append(continuation[len(continuation) - period])
+        continuation = continue_from(tokens, position, limits.max_depth)
         kinds = tuple(("lookup", min(length + i, _MAX_KIND)) for i in range(len(continuation)))
         return Proposal(Draft.chain(continuation, kinds), kinds)
 
@@ -98,6 +116,15 @@ class PromptLookupDrafter:
     ) -> list[Draft]:
         """The looked-up tokens, cut to the lengths."""
         return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Nothing to learn."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Free."""

@@ -84,8 +84,10 @@ class Engine:
         drafter: Where drafts come from.
         tokenizer: The target's tokenizer, for text and stop strings.
         eos_token_ids: Tokens that end a text.
-        max_draft_tokens: Most tokens to draft at a time.
+        max_draft_tokens: Most tokens to draft one after the other.
+        max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
         draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
+        is_shared: Whether requests start from the acceptance that others saw.
         prefill_chunk: Most prompt tokens of one forward, so that a long prompt delays running streams by no more.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
     """
@@ -98,7 +100,9 @@ class Engine:
         eos_token_ids: Collection[int],
         *,
         max_draft_tokens: int = 10,
+        max_tree_nodes: int = 0,
         draft_length: int | Literal["auto"] = "auto",
+        is_shared: bool = True,
         prefill_chunk: int = 512,
         step_cost: StepCost | None = None,
     ) -> None:
@@ -107,8 +111,8 @@ class Engine:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
-        self._stepper = Stepper(runner, drafter, max_draft_tokens, draft_length, step_cost)
-        self._shared_rates = AcceptanceRates()
+        self._stepper = Stepper(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
+        self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
         self._inbox = _Inbox()
         self._thread: threading.Thread | None = None
@@ -139,7 +143,7 @@ class Engine:
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))
-        rates = AcceptanceRates(self._shared_rates)
+        rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
         request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates)
         holder.append(request)
         with inbox.changed:

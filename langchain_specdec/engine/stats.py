@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 __all__ = ["SpeculationStats"]
 
@@ -17,6 +17,11 @@ class SpeculationStats:
         num_steps: Target forwards that decoded for the request; prefill apart.
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
         decode_seconds: Wall time from the start of the first decoding step to the end of the last.
+        plain_seconds: What the emitted tokens would have taken without drafts: for each the cost V(rows, 1) of a plain
+            step of as many rows as the step had that brought it. 0 where costs were not measured.
+        predicted_seconds: What the steps were expected to take when their drafts were chosen, V and drafting.
+        predicted_plain_seconds: What the tokens that these steps were expected to bring would have taken without
+            drafts, at V(rows, 1) each.
     """
 
     drafted_tokens: int = 0
@@ -24,6 +29,9 @@ class SpeculationStats:
     num_steps: int = 0
     emitted_tokens: int = 0
     decode_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    predicted_plain_seconds: float = 0.0
 
     @property
     def acceptance_rate(self) -> float:
@@ -40,14 +48,25 @@ class SpeculationStats:
         """Emitted tokens over decode time."""
         return self.emitted_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
+    @property
+    def predicted_gain(self) -> float:
+        """Tokens per second that the choice of drafts promised, over those of plain decoding by the same costs.
+
+        `predicted_plain_seconds / predicted_seconds`; 0 where no choice was made by cost.
+        """
+        return self.predicted_plain_seconds / self.predicted_seconds if self.predicted_seconds else 0.0
+
+    @property
+    def observed_gain(self) -> float:
+        """Tokens per second over those of plain decoding, by the clock: `plain_seconds / decode_seconds`.
+
+        The time is this run's, and only the cost of a plain step is a measured one. What else the engine does in
+        between, such as reading others' prompts, counts against it. 0 where costs were not measured.
+        """
+        return self.plain_seconds / self.decode_seconds if self.decode_seconds else 0.0
+
     def __add__(self, other: SpeculationStats) -> SpeculationStats:
-        return SpeculationStats(
-            self.drafted_tokens + other.drafted_tokens,
-            self.accepted_tokens + other.accepted_tokens,
-            self.num_steps + other.num_steps,
-            self.emitted_tokens + other.emitted_tokens,
-            self.decode_seconds + other.decode_seconds,
-        )
+        return SpeculationStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def as_dict(self) -> dict[str, int | float]:
         """Counts and rates as plain numbers, for `generation_info` and JSON."""
@@ -58,4 +77,6 @@ class SpeculationStats:
             "acceptance_rate": round(self.acceptance_rate, 4),
             "tokens_per_step": round(self.tokens_per_step, 4),
             "decode_seconds": round(self.decode_seconds, 6),
+            "predicted_gain": round(self.predicted_gain, 4),
+            "observed_gain": round(self.observed_gain, 4),
         }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from langchain_specdec.drafters.base import Draft, Drafter, Proposal
+from langchain_specdec.drafters.base import Draft, Drafter, DraftKind, Proposal
 from langchain_specdec.engine.calibration import measure_step_cost
-from langchain_specdec.engine.draft_length import StepCost, choose_lengths
+from langchain_specdec.engine.draft_length import Choice, StepCost, best_first, choose_lengths, limits_that_pay
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.engine.tree import TreeLayout
@@ -21,9 +23,32 @@ from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
 
 __all__ = ["Stepper"]
 
+_logger = logging.getLogger(__name__)
+
 # Tokens that a probe drafts beyond what pays, and the share of plain decoding's time that probes may take.
 _PROBE_TOKENS = 2
 _PROBE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a step does for one request, and what was expected of it.
+
+    Attributes:
+        draft: What is verified.
+        offer: All that could have been.
+        proposal: The part of it that the draft was taken from.
+        tokens: Expected tokens.
+        seconds: Expected cost of the step; 0 where no choice was made by cost.
+        plain: Cost of a step without drafts; 0 where it is not known.
+    """
+
+    draft: Draft
+    offer: Proposal
+    proposal: Proposal
+    tokens: float
+    seconds: float
+    plain: float
 
 
 class Stepper:
@@ -33,7 +58,8 @@ class Stepper:
         runner: The target model.
         drafter: Where drafts come from.
         max_draft_tokens: Most tokens to draft at a time.
-        draft_length: `"auto"` or a fixed number.
+        max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
+        draft_length: `"auto"` or a fixed number, of chains then.
         step_cost: What steps cost; None measures it before the first step that needs it.
     """
 
@@ -42,6 +68,7 @@ class Stepper:
         runner: ModelRunner,
         drafter: Drafter,
         max_draft_tokens: int,
+        max_tree_nodes: int,
         draft_length: int | Literal["auto"],
         step_cost: StepCost | None,
     ) -> None:
@@ -49,6 +76,7 @@ class Stepper:
         self._drafter = drafter
         self._max_draft_tokens = max_draft_tokens if draft_length == "auto" else draft_length
         self._is_adaptive = draft_length == "auto"
+        self._max_tree_nodes = max_tree_nodes if self._is_adaptive else 0
         self._cost = step_cost
         self._is_cost_given = step_cost is not None
         self._history: TokenHistory | None = None
@@ -81,15 +109,17 @@ class Stepper:
         Returns:
             Requests whose tokens could not be handed out, with the error; the others went on.
         """
-        proposals = [self._consider(r) for r in requests]
-        before = time.perf_counter()
-        cost = self._step_cost(requests[0], proposals)
         started = time.perf_counter()
+        offers = [self._consider(r, len(requests)) for r in requests]
+        measuring = time.perf_counter()
+        cost = self._step_cost(requests[0], offers)
+        # Measuring what steps cost is no part of decoding.
+        started += time.perf_counter() - measuring
         for request in requests:
-            # Measuring what steps cost is no part of decoding.
-            request.decode_started = (request.decode_started or before) + (started - before)
-        lengths = self._choose(requests, proposals, cost)
-        drafts = self._drafter.propose(requests, proposals, lengths, self._history)
+            request.decode_started = request.decode_started or started
+        proposals, choice = self._choose(requests, offers, cost)
+        drafting = time.perf_counter()
+        drafts = self._drafter.propose(requests, proposals, choice.lengths, self._history)
         drafted = time.perf_counter()
         nodes = [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)]
         layout = TreeLayout.of([[-1, *(p + 1 for p in d.parents)] for d in drafts], self._runner.device)
@@ -97,55 +127,105 @@ class Stepper:
         logits = self._runner.forward(slots, starts, nodes, layout)
         picks, stands = self._verify(requests, nodes, layout, logits)
         ended = time.perf_counter()
+        plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
         if cost is not None and not self._is_cost_given:
             cost.observe(len(requests), logits.shape[1], ended - drafted)
             steps = max((len(d) * p.steps_per_token for d, p in zip(drafts, proposals, strict=True)), default=0)
-            cost.observe_draft(steps, drafted - started)
+            cost.observe_draft(steps, drafted - drafting)
+        paths = [[node for node, is_standing in enumerate(row) if is_standing] for row in stands]
+        if self._is_adaptive:
+            self._observe(requests, nodes, paths, logits)
         failures: list[tuple[Request, Exception]] = []
-        for row, (request, draft, proposal) in enumerate(zip(requests, drafts, proposals, strict=True)):
+        for row, request in enumerate(requests):
+            plan = _Plan(drafts[row], offers[row], proposals[row], choice.tokens[row], choice.seconds, plain)
             try:
-                self._emit(request, draft, proposal, picks[row], stands[row], logits[row])
-            except Exception as error:  # noqa: PERF203 - whatever it is, it is this request's alone
+                self._emit(request, plan, picks[row], paths[row], logits[row])
+            except Exception as error:
                 failures.append((request, error))
         return failures
 
-    def _consider(self, request: Request) -> Proposal:
+    def _consider(self, request: Request, rows: int) -> Proposal:
         # The last token always comes from the target, so drafting it would be wasted.
-        limit = min(self._max_draft_tokens, request.num_remaining - 1)
-        return self._drafter.consider(request, limit)
+        max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
+        limits = limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes)
+        return self._drafter.consider(request, limits)
 
-    def _step_cost(self, request: Request, proposals: Sequence[Proposal]) -> StepCost | None:
-        if not self._is_adaptive or not any(p.kinds for p in proposals):
+    def _step_cost(self, request: Request, offers: Sequence[Proposal]) -> StepCost | None:
+        if not self._is_adaptive or not any(p.kinds for p in offers):
             return self._cost
         if self._cost is None:
             self._cost = measure_step_cost(self._runner, self._drafter, request)
         return self._cost
 
-    def _choose(self, requests: Sequence[Request], proposals: Sequence[Proposal], cost: StepCost | None) -> list[int]:
+    def _choose(
+        self, requests: Sequence[Request], offers: Sequence[Proposal], cost: StepCost | None
+    ) -> tuple[list[Proposal], Choice]:
+        """Which proposal each request's draft is taken from, its tokens in the order to take them, and how many."""
         if not self._is_adaptive or cost is None:
-            return [len(p.kinds) for p in proposals]
-        rates = [[r.rates.rate(kind) for kind in p.kinds] for r, p in zip(requests, proposals, strict=True)]
-        lengths = choose_lengths(rates, [p.steps_per_token for p in proposals], cost)
-        return [self._probed(*row, len(requests), cost) for row in zip(requests, proposals, lengths, strict=True)]
+            return list(offers), Choice(tuple(len(p.kinds) for p in offers), (0.0,) * len(offers), 0.0)
+        ranked = [self._best_offer(r, p, len(requests), cost) for r, p in zip(requests, offers, strict=True)]
+        proposals, reaches = [p for p, _ in ranked], [r for _, r in ranked]
+        choice = choose_lengths(reaches, [p.steps_per_token for p in proposals], cost)
+        lengths = list(choice.lengths)
+        for row, request in enumerate(requests):
+            proposals[row], lengths[row] = self._probed(
+                request, offers[row], proposals[row], lengths[row], len(requests), cost
+            )
+        return proposals, replace(choice, lengths=tuple(lengths))
 
-    def _probed(self, request: Request, proposal: Proposal, length: int, rows: int, cost: StepCost) -> int:
-        """The length, or now and then a longer one, to learn what is never tried otherwise.
+    @staticmethod
+    def _best_offer(request: Request, offer: Proposal, rows: int, cost: StepCost) -> tuple[Proposal, list[float]]:
+        """The alternative that promises most per second, if all rows had the like; its tokens' reaches."""
+        ranked = []
+        for proposal in (offer, *offer.alternatives):
+            draft, reaches = best_first(proposal.draft, proposal.kinds, request.rates)
+            if draft is not proposal.draft:
+                proposal = replace(proposal, draft=draft, kinds=draft.kinds)
+            ranked.append((proposal, reaches))
+        if len(ranked) == 1:
+            return ranked[0]
+
+        def promise(option: tuple[Proposal, list[float]]) -> float:
+            proposal, reaches = option
+            choice = choose_lengths([reaches] * rows, [proposal.steps_per_token] * rows, cost)
+            return sum(choice.tokens) / choice.seconds
+
+        # max() takes the first of equals: the preferred one.
+        return max(ranked, key=promise)
+
+    def _probed(
+        self, request: Request, offer: Proposal, proposal: Proposal, length: int, rows: int, cost: StepCost
+    ) -> tuple[Proposal, int]:
+        """The draft as chosen, or now and then a longer one, to learn what is never tried otherwise.
 
         That is how good a draft model is, and what a wide step costs: a machine that was busy when it was measured
         would else seem so for good. Probes are paid from a small share of each step.
         """
-        longer = min(length + _PROBE_TOKENS, len(proposal.kinds))
-        is_known = proposal.steps_per_token == 0 and self._is_cost_given
-        if is_known or longer == length:
-            return length
+        computed = next((p for p in (offer, *offer.alternatives) if p.steps_per_token), None)
+        if computed is not None and computed.source != proposal.source:
+            probe, longer = computed, min(_PROBE_TOKENS, len(computed.kinds))
+        else:
+            probe, longer = proposal, min(length + _PROBE_TOKENS, len(proposal.kinds))
+            is_known = proposal.steps_per_token == 0 and self._is_cost_given
+            if is_known or longer == length:
+                return proposal, length
         plain = cost.verify_seconds(rows, 1)
         request.probe_credit += _PROBE_SHARE * plain
-        extra = cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length)
-        steps = proposal.steps_per_token * (longer - length)
+        extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
+        steps = probe.steps_per_token * (longer if probe is not proposal else longer - length)
         if request.probe_credit < min(extra, plain) + cost.draft_seconds(steps):
-            return length
+            return proposal, length
         request.probe_credit = 0.0
-        return longer
+        return probe, longer
+
+    def _observe(
+        self, requests: Sequence[Request], nodes: list[list[int]], paths: list[list[int]], logits: Tensor
+    ) -> None:
+        """Let the drafter learn. Drafts are a matter of speed alone, so what it fails to learn is no request's loss."""
+        try:
+            self._drafter.observe(requests, nodes, paths, logits)
+        except Exception:
+            _logger.exception("The drafter failed to learn from a step")
 
     def _verify(
         self, requests: Sequence[Request], nodes: list[list[int]], layout: TreeLayout, logits: Tensor
@@ -158,7 +238,7 @@ class Stepper:
         positions = torch.tensor([[r.num_cached + 1] for r in requests], device=device) + layout.depths
         drafts, ancestors = node_ids[:, 1:], layout.ancestors[:, :, 1:]
         picks = pick_tokens(logits, table, positions, self._history, drafts, ancestors)
-        stands = accept(node_ids, layout.parents, num_nodes, picks)
+        stands = accept(node_ids, layout.parents, layout.ancestors, num_nodes, picks)
         both = torch.stack([picks, stands.to(picks.dtype)]).tolist()
         return both[0], [[bool(s) for s in row] for row in both[1]]
 
@@ -175,17 +255,8 @@ class Stepper:
             self._table_ids = ids
         return self._table
 
-    def _emit(
-        self,
-        request: Request,
-        draft: Draft,
-        proposal: Proposal,
-        picks: list[int],
-        stands: list[bool],
-        logits: Tensor,
-    ) -> None:
+    def _emit(self, request: Request, plan: _Plan, picks: list[int], path: list[int], logits: Tensor) -> None:
         """Take the accepted path and the bonus token into the request, up to where the text ends."""
-        path = [node for node, is_standing in enumerate(stands) if is_standing]
         emitted: list[Token] = []
         for node, following in zip(path, [*path[1:], None], strict=True):
             token_id = picks[node]
@@ -195,7 +266,7 @@ class Stepper:
             if request.is_finished:
                 break
         token_ids = [token.id for token in emitted]
-        self._learn(request, draft, proposal, token_ids)
+        self._learn(request, plan, token_ids)
         self._runner.cache.keep(request.slot, request.num_cached, path[: len(emitted)])
         request.token_ids.extend(token_ids)
         request.num_cached += len(token_ids)
@@ -203,9 +274,13 @@ class Stepper:
             self._history.append(request.slot, token_ids)
         stats = request.stats
         stats.num_steps += 1
-        stats.drafted_tokens += len(draft)
+        stats.drafted_tokens += len(plan.draft)
         stats.accepted_tokens += sum(token.drafted for token in emitted)
         stats.emitted_tokens += len(emitted)
+        stats.predicted_seconds += plan.seconds
+        stats.predicted_plain_seconds += plan.tokens * plan.plain if plan.seconds else 0.0
+        if not self._is_cost_given:
+            stats.plain_seconds += len(emitted) * plan.plain
         stats.decode_seconds = time.perf_counter() - (request.decode_started or 0.0)
         request.stream.put(TokenEvent(tuple(emitted)))
         if request.stopper.finish_reason is not None:
@@ -221,15 +296,27 @@ class Stepper:
             )
 
     @staticmethod
-    def _learn(request: Request, draft: Draft, proposal: Proposal, emitted: list[int]) -> None:
+    def _learn(request: Request, plan: _Plan, emitted: list[int]) -> None:
         """Compare what was or could have been drafted with what came; a lookup's guesses cost nothing to check."""
-        guess = proposal.draft if proposal.draft.tokens else draft
-        outcomes = []
-        for kind, guessed, token_id in zip(guess.kinds, guess.tokens, emitted, strict=False):
-            outcomes.append((kind, guessed == token_id))
-            if guessed != token_id:
-                break
-        request.rates.observe(outcomes)
+        guesses = [p.draft for p in (plan.offer, *plan.offer.alternatives) if p.draft.tokens]
+        if plan.draft.tokens and not plan.proposal.draft.tokens:
+            guesses.append(plan.draft)
+        for guess in guesses:
+            request.rates.observe(_outcomes(guess, emitted))
+
+
+def _outcomes(draft: Draft, emitted: Sequence[int]) -> list[tuple[DraftKind, bool]]:
+    """Which tokens along the text were right; siblings after the right one were not tried, nor what is below."""
+    outcomes: list[tuple[DraftKind, bool]] = []
+    parent, depth = -1, 0
+    for node, (token, above, kind) in enumerate(zip(draft.tokens, draft.parents, draft.kinds, strict=True)):
+        # Parents stand before children, and siblings in the order in which they count.
+        if above == parent and depth < len(emitted):
+            is_right = token == emitted[depth]
+            outcomes.append((kind, is_right))
+            if is_right:
+                parent, depth = node, depth + 1
+    return outcomes
 
 
 def _logprobs(logits: Tensor, token_id: int, num_top: int | None) -> tuple[float | None, dict[int, float] | None]:

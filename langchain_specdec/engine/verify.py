@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["accept"]
 
 
-def accept(nodes: Tensor, parents: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:
+def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:
     """Walk each row's draft tree along the target's picks.
 
     Node 0 is the last token of the text and always stands. Any other node stands if its parent does and if it is the
@@ -20,17 +21,15 @@ def accept(nodes: Tensor, parents: Tensor, num_nodes: Tensor, picks: Tensor) -> 
     Args:
         nodes: The last token and the draft tokens, int64 `[rows, width]`.
         parents: Index of each node's parent among the row's nodes, int64 `[rows, width]`; entry 0 is unused.
+        ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether node j leads to node i or is node i.
         num_nodes: Nodes in each row, int64 `[rows]`; later columns are padding.
         picks: The target's choice after each node, int64 `[rows, width]`.
 
     Returns:
         bool `[rows, width]`: which nodes stand.
     """
-    width = nodes.shape[1]
     matches = nodes == picks.gather(1, parents)
-    stands = nodes.new_zeros(nodes.shape, dtype=matches.dtype)
-    stands[:, 0] = True
-    for node in range(1, width):
-        parent_stands = stands.gather(1, parents[:, node : node + 1])[:, 0]
-        stands[:, node] = matches[:, node] & parent_stands & (num_nodes > node)
-    return stands
+    matches[:, 0] = True
+    # A node stands if every node that leads to it matches: one comparison, however deep the tree is.
+    stands = (matches[:, None, :] | ~ancestors).all(-1)
+    return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])

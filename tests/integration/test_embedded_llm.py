@@ -118,7 +118,8 @@ def test_a_chain_streams(llm, expected):
     assert info["completion_tokens"] == 16
     assert info["prompt_tokens"] == llm.get_num_tokens(PROMPTS["list"])
     assert "".join(pieces) == expected["greedy"]["list"]
-    assert len([piece for piece in pieces if piece]) > 4
+    # How many there are depends on what could be drafted from earlier answers.
+    assert len([piece for piece in pieces if piece]) > 1
 
 
 async def test_a_chat_answer_ends_by_itself(llm):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, OracleDrafter, loaded, make_draft_drafter, perturbed, plain_reference, tiny_model
+from tiny import VOCAB, FakeRequest, OracleDrafter, loaded, make_draft_drafter, perturbed, plain_reference, tiny_model
 
 from langchain_specdec.drafters.auto import AutoDrafter
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, Proposal
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
@@ -22,20 +21,9 @@ from langchain_specdec.engine.loader import make_runner
 from langchain_specdec.sampling import SamplingParams, TokenHistory
 
 
-@dataclass
-class FakeRequest:
-    """What a drafter may know of a request."""
-
-    request_id: int
-    token_ids: list[int]
-    slot: int = 0
-    params: SamplingParams = field(default_factory=SamplingParams)
-    seed: int = 0
-
-
 def draft(drafter: Drafter, request: FakeRequest, length: int, history: TokenHistory | None = None) -> Draft:
     """Ask for a draft as the engine does."""
-    return drafter.propose([request], [drafter.consider(request, length)], [length], history)[0]
+    return drafter.propose([request], [drafter.consider(request, DraftLimits(length))], [length], history)[0]
 
 
 # --- Draft ------------------------------------------------------------------------------------------------------------
@@ -116,7 +104,7 @@ def test_index_work_per_token_does_not_grow_with_the_text() -> None:
 @example(tokens=[7, 7], max_ngram=3, length=4)
 @example(tokens=[1, 2, 1, 2], max_ngram=2, length=7)
 def test_lookup_proposes_what_followed(tokens: list[int], max_ngram: int, length: int) -> None:
-    proposal = PromptLookupDrafter(max_ngram).consider(FakeRequest(0, list(tokens)), length)
+    proposal = PromptLookupDrafter(max_ngram).consider(FakeRequest(0, list(tokens)), DraftLimits(length))
     match = search(tokens, max_ngram)
     if match is None or length == 0:
         assert proposal == Proposal()
@@ -139,14 +127,14 @@ def test_lookup_follows_a_growing_text_and_changes_nothing_of_it() -> None:
     for _ in range(60):
         before = list(request.token_ids)
         # One that has seen the whole text at once proposes the same.
-        assert drafter.consider(request, 6) == PromptLookupDrafter(4).consider(request, 6)
+        assert drafter.consider(request, DraftLimits(6)) == PromptLookupDrafter(4).consider(request, DraftLimits(6))
         assert request.token_ids == before
         request.token_ids.extend(rng.randrange(4) for _ in range(rng.randrange(4)))
 
 
 def test_lookup_proposal_is_cut_to_the_length_chosen() -> None:
     drafter, request = PromptLookupDrafter(3), FakeRequest(0, [1, 2, 3, 4, 1, 2])
-    proposal = drafter.consider(request, 4)
+    proposal = drafter.consider(request, DraftLimits(4))
     for length in range(5):
         assert drafter.propose([request], [proposal], [length], None)[0].tokens == (3, 4, 1, 2)[:length]
 
@@ -154,13 +142,13 @@ def test_lookup_proposal_is_cut_to_the_length_chosen() -> None:
 def test_lookup_keeps_requests_apart_and_forgets_released_ones() -> None:
     drafter = PromptLookupDrafter(3)
     first, second = FakeRequest(1, [1, 2, 1]), FakeRequest(2, [1, 3, 1], slot=1)
-    assert drafter.consider(first, 1).draft.tokens == (2,)
-    assert drafter.consider(second, 1).draft.tokens == (3,)
+    assert drafter.consider(first, DraftLimits(1)).draft.tokens == (2,)
+    assert drafter.consider(second, DraftLimits(1)).draft.tokens == (3,)
     drafter.release(first)
     assert list(drafter._indexes) == [2]
     drafter.release(FakeRequest(9, []))  # One that failed before its first draft.
     # An id never comes twice, but if it did there would be nothing left of the old text.
-    assert drafter.consider(FakeRequest(1, [4, 5, 4]), 1).draft.tokens == (5,)
+    assert drafter.consider(FakeRequest(1, [4, 5, 4]), DraftLimits(1)).draft.tokens == (5,)
 
 
 # --- The draft model --------------------------------------------------------------------------------------------------
@@ -207,7 +195,7 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
 
     for _ in range(data.draw(st.integers(1, 5))):
         lengths = data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=2))
-        proposals = [drafter.consider(r, n) for r, n in zip(requests, lengths, strict=True)]
+        proposals = [drafter.consider(r, DraftLimits(n)) for r, n in zip(requests, lengths, strict=True)]
         drafts = drafter.propose(requests, proposals, lengths, history)
         for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
             assert drafts[row].tokens == (own_choice(model, request, length) if length else ())
@@ -256,7 +244,7 @@ def test_draft_model_takes_one_forward_per_token(model: Any, length: int) -> Non
     requests = [FakeRequest(i, [i, 1, 2], slot=i) for i in range(3)]
     lengths = [length, 1, 0]
     drafts = drafter.propose(
-        requests, [drafter.consider(r, n) for r, n in zip(requests, lengths, strict=True)], lengths, None
+        requests, [drafter.consider(r, DraftLimits(n)) for r, n in zip(requests, lengths, strict=True)], lengths, None
     )
     assert [len(d) for d in drafts] == lengths
     # Rows share a forward.
@@ -268,7 +256,7 @@ def test_draft_model_runs_no_forward_where_nothing_is_wanted(model: Any) -> None
     drafter, request = make_draft_drafter(model), FakeRequest(0, [1, 2])
     assert draft(drafter, request, 0) == EMPTY_DRAFT
     assert drafter.num_forwards == 0
-    proposal = drafter.consider(request, 3)
+    proposal = drafter.consider(request, DraftLimits(3))
     assert (len(proposal.kinds), proposal.steps_per_token) == (3, 1)
     assert proposal.draft == EMPTY_DRAFT  # It costs forwards, so nothing is computed before it is asked for.
     assert drafter.num_forwards == 0
@@ -331,25 +319,25 @@ def test_measuring_a_draft_step_leaves_no_trace(model: Any) -> None:
 # --- Auto -------------------------------------------------------------------------------------------------------------
 
 
-def test_auto_prefers_the_lookup_and_falls_back_to_the_model(model: Any) -> None:
+def test_auto_offers_what_each_drafter_has_and_asks_the_one_whose_offer_is_taken(model: Any) -> None:
     drafter = AutoDrafter([PromptLookupDrafter(3), make_draft_drafter(model)])
     matching, new = FakeRequest(0, [1, 2, 3, 1, 2]), FakeRequest(1, [4, 5, 6], slot=1)
-    proposals = [drafter.consider(matching, 3), drafter.consider(new, 3)]
-    assert [p.kinds[0][0] for p in proposals] == ["lookup", "model"]
-    assert [p.steps_per_token for p in proposals] == [0, 1]
-    drafts = drafter.propose([matching, new], proposals, [3, 2], None)
+    both, computed = drafter.consider(matching, DraftLimits(3)), drafter.consider(new, DraftLimits(3))
+    assert [p.kinds[0][0] for p in (both, *both.alternatives)] == ["lookup", "model"]
+    assert [p.steps_per_token for p in (both, *both.alternatives)] == [0, 1]
+    assert [p.kinds[0][0] for p in (computed, *computed.alternatives)] == ["model"]
+    drafts = drafter.propose([matching, new], [both, computed], [3, 2], None)
     assert drafts[0].tokens == (3, 1, 2)
     assert drafts[1].tokens == own_choice(model, new, 2)
-    # The same request can be served by one and then by the other.
-    new.token_ids.append(5)
-    assert draft(drafter, new, 2).kinds[0][0] == "lookup"
-    matching.token_ids.append(200)
-    assert draft(drafter, matching, 2).tokens == own_choice(model, matching, 2)
+    # The alternative may be taken where both have something.
+    drafts = drafter.propose([matching, new], [both.alternatives[0], computed], [1, 0], None)
+    assert drafts[0].tokens == own_choice(model, matching, 1)
+    assert drafts[1] == EMPTY_DRAFT
 
 
 def test_auto_without_a_draft_model_is_the_lookup() -> None:
     drafter = AutoDrafter([PromptLookupDrafter(3)])
-    assert drafter.consider(FakeRequest(0, [1, 2, 3]), 3) == Proposal()
+    assert drafter.consider(FakeRequest(0, [1, 2, 3]), DraftLimits(3)) == Proposal()
     request = FakeRequest(1, [1, 2, 1])
     assert draft(drafter, request, 2).tokens == (2, 1)
     assert drafter.measure_step(request) == 0.0
@@ -363,11 +351,10 @@ def test_auto_hands_everything_on(model: Any) -> None:
     drafter.prefill([request], [0], [3])
     assert draft_model._contents[0].token_ids == [1, 2, 1]
     assert drafter.measure_step(request) > 0  # The dearest one's.
-    drafter.consider(request, 1)
+    drafter.consider(request, DraftLimits(1))
     drafter.release(request)
     assert not lookup._indexes
     assert oracle.released == [0]
-    assert not drafter._chosen
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------
@@ -381,6 +368,6 @@ def test_drafters_without_a_model_are_free(make: Callable[[], Drafter]) -> None:
     drafter, request = make(), FakeRequest(0, [1, 2, 1])
     drafter.prefill([request], [0], [2])
     assert drafter.measure_step(request) == 0.0
-    assert drafter.consider(request, 0) == Proposal()
+    assert drafter.consider(request, DraftLimits(0)) == Proposal()
     assert drafter.propose([request], [Proposal()], [0], None) == [EMPTY_DRAFT]
     drafter.release(request)

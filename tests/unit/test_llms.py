@@ -313,8 +313,8 @@ def test_only_the_last_chunk_carries_generation_info_so_chunks_can_be_merged(llm
     assert merged.text == once.text
 
     def steady(info):
-        stats = {k: v for k, v in info["speculation"].items() if k != "decode_seconds"}
-        return {**info, "speculation": stats, "seed": None, "cached_tokens": None}
+        # How it was drafted differs: the second time there is an earlier answer to draft from.
+        return {**info, "speculation": set(info["speculation"]), "seed": None, "cached_tokens": None}
 
     assert steady(merged.generation_info) == steady(once.generation_info)
 

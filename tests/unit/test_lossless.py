@@ -38,6 +38,7 @@ from langchain_specdec.drafters.auto import AutoDrafter
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.stream import CompletionStream
@@ -52,6 +53,7 @@ DRAFTERS = (
     "stranger",
     "auto",
     "auto_near",
+    "auto_isolated",
     "oracle_0",
     "oracle_50",
     "oracle_90",
@@ -109,10 +111,10 @@ class World:
 
     def drafter(self, name: str, cases: Sequence[Case] = (), num_slots: int = 4) -> Drafter:
         if name.startswith("auto"):
-            drafters: list[Drafter] = [PromptLookupDrafter(5)]
-            if name == "auto_near":
-                drafters.append(make_draft_drafter(self.near, num_slots=num_slots, prefill_chunk=7))
-            return AutoDrafter(drafters)
+            tree = TreeDrafter(5, is_shared=name != "auto_isolated")
+            if name != "auto_near":
+                return tree
+            return AutoDrafter([tree, make_draft_drafter(self.near, num_slots=num_slots, prefill_chunk=7)])
         if name in ("itself", "near", "stranger"):
             model = {"itself": self.target, "near": self.near, "stranger": self.stranger}[name]
             return make_draft_drafter(model, num_slots=num_slots)
@@ -175,6 +177,7 @@ def run(engine: Engine, cases: Sequence[Case], arrival: str, rng: random.Random)
 @given(
     name=st.sampled_from(DRAFTERS),
     length=st.sampled_from(LENGTHS),
+    nodes=st.sampled_from([0, 3, 20]),
     cost=st.sampled_from(sorted(COSTS)),
     num_slots=st.integers(1, 4),
     chunk=st.sampled_from([1, 3, 16, 512]),
@@ -186,6 +189,7 @@ def test_text_is_that_of_plain_decoding_in_any_configuration(
     world: World,
     name: str,
     length: int | Literal["auto"],
+    nodes: int,
     cost: str,
     num_slots: int,
     chunk: int,
@@ -200,6 +204,7 @@ def test_text_is_that_of_plain_decoding_in_any_configuration(
         world.drafter(name, cases, num_slots),
         num_slots=num_slots,
         draft_length=length,
+        max_tree_nodes=nodes,
         prefill_chunk=chunk,
         step_cost=make_cost() if make_cost else None,
     )
@@ -223,7 +228,8 @@ def test_text_is_that_of_plain_decoding_at_every_draft_length(
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_all_cases_in_one_engine(world: World, name: str) -> None:
     # More prompts than slots, so that slots change hands and prompts find remains of others in theirs.
-    with closing(make_engine(world.target, world.drafter(name, world.cases), num_slots=4)) as engine:
+    drafter = world.drafter(name, world.cases)
+    with closing(make_engine(world.target, drafter, num_slots=4, max_tree_nodes=16)) as engine:
         for case, written in run(engine, world.cases[:40], "threads", random.Random(name)):
             assert written == world.plain(case), case
 

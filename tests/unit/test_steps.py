@@ -18,7 +18,7 @@ from tiny import (
 )
 
 from langchain_specdec.drafters.auto import AutoDrafter
-from langchain_specdec.drafters.base import DraftingRequest, Proposal
+from langchain_specdec.drafters.base import DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.draft_length import StepCost
@@ -202,9 +202,9 @@ def test_drafting_starts_again_when_the_text_turns_predictable(
 ) -> None:
     # A lookup costs nothing to check, so its guesses are watched while none is used.
     class Turning(OracleDrafter):
-        def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
             self._agreement = 0.0 if len(request.token_ids) < 60 else 1.0
-            return super().consider(request, max_tokens)
+            return super().consider(request, limits)
 
     params = SamplingParams(max_new_tokens=140, ignore_eos=True)
     cost = StepCost({(1, 1): 1.0, (1, 2): 1.3, (1, 11): 3.0})
@@ -290,11 +290,12 @@ def test_draft_tokens_beyond_the_end_are_not_counted_as_accepted(device: str, en
 def test_stats_of_nothing_are_zero() -> None:
     stats = SpeculationStats()
     assert stats.acceptance_rate == stats.tokens_per_step == stats.tokens_per_second == 0.0
+    assert stats.predicted_gain == stats.observed_gain == 0.0
 
 
 def test_stats_of_several_requests_add_up() -> None:
-    total = SpeculationStats(10, 5, 4, 9, 0.5) + SpeculationStats(10, 10, 2, 12, 1.5)
-    assert total == SpeculationStats(20, 15, 6, 21, 2.0)
+    total = SpeculationStats(10, 5, 4, 9, 0.5, 1.0, 0.5, 1.5) + SpeculationStats(10, 10, 2, 12, 1.5, 2.0, 1.0, 1.5)
+    assert total == SpeculationStats(20, 15, 6, 21, 2.0, 3.0, 1.5, 3.0)
     # Rates of a sum are those of the summed counts, not means of rates.
     assert total.acceptance_rate == 0.75
     assert total.tokens_per_step == 3.5
@@ -305,4 +306,6 @@ def test_stats_of_several_requests_add_up() -> None:
         "acceptance_rate": 0.75,
         "tokens_per_step": 3.5,
         "decode_seconds": 2.0,
+        "predicted_gain": 2.0,
+        "observed_gain": 1.5,
     }

@@ -27,7 +27,7 @@ from tiny import (
     wait_until,
 )
 
-from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, Proposal
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
@@ -485,9 +485,9 @@ def test_a_failing_drafter_fails_its_own_request_only(world: World, engines: Mak
         def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
             self.check("prefill", requests)
 
-        def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
             self.check("consider", [request])
-            return super().consider(request, max_tokens)
+            return super().consider(request, limits)
 
         def propose(
             self,

@@ -70,7 +70,7 @@ def accepted(rows: Sequence[Row], device: str, *, padding: int) -> Tensor:
 
     num_nodes = torch.tensor([len(row.nodes) for row in rows], device=device)
     nodes, picks = padded([row.nodes for row in rows]), padded([row.picks for row in rows])
-    return accept(nodes, layout.parents, num_nodes, picks)
+    return accept(nodes, layout.parents, layout.ancestors, num_nodes, picks)
 
 
 @settings(max_examples=200)

@@ -1,0 +1,51 @@
+"""Each token's recent successors: the target's own top candidates, kept from its verifications.
+
+Every verification tells not only which token comes next but which others were likely. They are likely again when the
+same tokens stand there again ("token recycling", Luo et al. 2024, https://arxiv.org/abs/2408.08696). No training and
+no forward is needed for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+__all__ = ["CandidateTable"]
+
+
+class CandidateTable:
+    """The candidates seen last after each pair of tokens and after each token.
+
+    Args:
+        max_pairs: Most pairs that are kept; those that were seen longest ago go first. Single tokens are bounded by
+            the vocabulary.
+    """
+
+    def __init__(self, max_pairs: int = 1 << 16) -> None:
+        self._max_pairs = max_pairs
+        self._by_token: dict[int, Sequence[int]] = {}
+        self._by_pair: OrderedDict[tuple[int, int], Sequence[int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Pairs that are kept."""
+        return len(self._by_pair)
+
+    def update(self, before: int | None, token: int, candidates: Sequence[int]) -> None:
+        """Note the target's candidates after `token`, best first; `before` stands before it, if anything does."""
+        self._by_token[token] = candidates
+        if before is None:
+            return
+        pair = (before, token)
+        self._by_pair[pair] = candidates
+        self._by_pair.move_to_end(pair)
+        if len(self._by_pair) > self._max_pairs:
+            self._by_pair.popitem(last=False)
+
+    def find(self, context: tuple[int, ...]) -> tuple[str, Sequence[int]] | None:
+        """The candidates for what follows `context`, best first, and by what they were found: "pair" or "token"."""
+        if len(context) > 1:
+            known = self._by_pair.get((context[-2], context[-1]))
+            if known is not None:
+                return "pair", known
+        known = self._by_token.get(context[-1])
+        return None if known is None else ("token", known)

@@ -1,0 +1,77 @@
+"""What followed which tokens in all answers of an engine, with frequencies, in bounded memory.
+
+Agents and map-reduce chains write much the same again and again, across requests. The index maps each run of a few
+tokens to the tokens that followed it in any answer. It forgets the runs that were neither written nor asked for the
+longest.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+__all__ = ["SharedIndex"]
+
+# Continuations that are kept for a run of tokens.
+_MAX_CONTINUATIONS = 4
+
+
+class SharedIndex:
+    """Counts which token followed each n-gram, for a few n.
+
+    Args:
+        sizes: The n, in any order.
+        max_entries: Most n-grams that are kept, all sizes together. One takes about 0.3 kB.
+    """
+
+    def __init__(self, sizes: Sequence[int] = (2, 4), max_entries: int = 1 << 18) -> None:
+        self._sizes = tuple(sorted(sizes, reverse=True))
+        self._max_entries = max_entries
+        self._entries: OrderedDict[tuple[int, ...], list[tuple[int, int]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """N-grams that are kept."""
+        return len(self._entries)
+
+    def add(self, tokens: Sequence[int], start: int) -> None:
+        """Count the tokens from index `start` on; the n-grams that they follow may reach back before it."""
+        entries = self._entries
+        for end in range(start, len(tokens)):
+            for n in self._sizes:
+                if n > end:
+                    continue
+                key = tuple(tokens[end - n : end])
+                known = entries.get(key)
+                if known is None:
+                    entries[key] = [(tokens[end], 1)]
+                else:
+                    entries.move_to_end(key)
+                    _count(known, tokens[end])
+        while len(entries) > self._max_entries:
+            entries.popitem(last=False)
+
+    def find(self, context: tuple[int, ...]) -> tuple[int, Sequence[tuple[int, int]]] | None:
+        """What followed the end of `context`, by the longest n-gram that is known.
+
+        Returns:
+            n, and the tokens with their counts: the most frequent first, of equals the most recent. None if no
+            n-gram at the end is known.
+        """
+        for n in self._sizes:
+            if n <= len(context):
+                key = context[-n:]
+                known = self._entries.get(key)
+                if known is not None:
+                    self._entries.move_to_end(key)
+                    return n, known
+        return None
+
+
+def _count(continuations: list[tuple[int, int]], token: int) -> None:
+    """Count the token and move it up before those that it now equals; the last one makes room for a new one."""
+    place = next((i for i, (known, _) in enumerate(continuations) if known == token), None)
+    count = 1 if place is None else continuations.pop(place)[1] + 1
+    if place is None and len(continuations) == _MAX_CONTINUATIONS:
+        continuations.pop()
+    place = next((i for i, (_, other) in enumerate(continuations) if other <= count), len(continuations))
+    continuations.insert(place, (token, count))
