@@ -8,6 +8,8 @@
 Needs neither PyTorch nor LangChain.
 """
 
+import logging
+
 from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
 from tgi_launcher.errors import (
     MissingDependencyError,
@@ -45,3 +47,6 @@ __all__ = [
     "TGIError",
     "TGIServer",
 ]
+
+# Whoever wants to see what it logs configures logging; without that, nothing is printed.
+logging.getLogger("tgi_launcher").addHandler(logging.NullHandler())

@@ -62,7 +62,6 @@ class TGIConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=True, validate_default=False)
 
     model_id: str = _option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
-    revision: str | None = _option(None, "Revision of the model on the Hub.", Group.MODEL)
     speculate: Count | None = _option(
         None,
         "Tokens to draft per step: by n-grams, or by the heads of a Medusa or MLP-speculator model. Left out, such a "
@@ -70,6 +69,7 @@ class TGIConfig(BaseModel):
         Group.SPECULATION,
     )
 
+    revision: str | None = _option(None, "Revision of the model on the Hub.", Group.MODEL)
     dtype: Literal["float16", "bfloat16"] | None = _option(None, "Type of the weights.", Group.MODEL)
     quantize: (
         Literal[
@@ -88,7 +88,7 @@ class TGIConfig(BaseModel):
     weights_cache_override: str | None = _option(None, "Folder to read weights from instead.", Group.MODEL)
 
     max_concurrent_requests: Positive | None = _option(
-        None, "Requests at a time before others get 429 [TGI: 128].", Group.LIMITS
+        None, "Requests at a time before others get 429 (TGI: 128).", Group.LIMITS
     )
     max_input_tokens: Positive | None = _option(None, "Longest prompt, in tokens.", Group.LIMITS)
     max_total_tokens: Positive | None = _option(
@@ -98,41 +98,41 @@ class TGIConfig(BaseModel):
     max_batch_total_tokens: Positive | None = _option(None, "Tokens of all requests in a batch.", Group.LIMITS)
     max_batch_size: Positive | None = _option(None, "Requests in a batch.", Group.LIMITS)
     max_waiting_tokens: Count | None = _option(
-        None, "Decode steps before waiting requests join [TGI: 20].", Group.LIMITS
+        None, "Decode steps before waiting requests join (TGI: 20).", Group.LIMITS
     )
     waiting_served_ratio: Annotated[float, Field(gt=0)] | None = _option(
-        None, "Ratio of waiting to running requests that pauses decoding [TGI: 0.3].", Group.LIMITS
+        None, "Ratio of waiting to running requests that pauses decoding (TGI: 0.3).", Group.LIMITS
     )
-    max_best_of: Positive | None = _option(None, "Largest `best_of` [TGI: 2].", Group.LIMITS)
-    max_stop_sequences: Count | None = _option(None, "Stop strings of a request [TGI: 4].", Group.LIMITS)
-    max_top_n_tokens: Count | None = _option(None, "Largest `top_n_tokens` [TGI: 5].", Group.LIMITS)
+    max_best_of: Positive | None = _option(None, "Largest `best_of` (TGI: 2).", Group.LIMITS)
+    max_stop_sequences: Count | None = _option(None, "Stop strings of a request (TGI: 4).", Group.LIMITS)
+    max_top_n_tokens: Count | None = _option(None, "Largest `top_n_tokens` (TGI: 5).", Group.LIMITS)
     max_client_batch_size: Positive | None = _option(
-        None, "Prompts of one /v1/completions call [TGI: 4].", Group.LIMITS
+        None, "Prompts of one /v1/completions call (TGI: 4).", Group.LIMITS
     )
-    payload_limit: Positive | None = _option(None, "Largest request body, in bytes [TGI: 2000000].", Group.LIMITS)
+    payload_limit: Positive | None = _option(None, "Largest request body, in bytes (TGI: 2000000).", Group.LIMITS)
     enable_prefill_logprobs: bool = _option(False, "Allow log probabilities of the prompt.", Group.LIMITS)
     disable_grammar_support: bool = _option(False, "Refuse grammars, and so tools and JSON.", Group.LIMITS)
-    validation_workers: Positive | None = _option(None, "Tokenizer threads [TGI: 2].", Group.LIMITS)
+    validation_workers: Positive | None = _option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
 
-    num_shard: Positive | None = _option(None, "GPUs to split the model over [TGI: all it sees].", Group.HARDWARE)
+    num_shard: Positive | None = _option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
     devices: tuple[Count, ...] | None = _option(
         None, "Numbers of the GPUs to use, as nvidia-smi lists them.", Group.HARDWARE, is_flag=False
     )
     cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = _option(
-        None, "Part of the GPU's memory that TGI may use [TGI: 1].", Group.HARDWARE
+        None, "Part of the GPU's memory that TGI may use (TGI: 1).", Group.HARDWARE
     )
     cuda_graphs: tuple[Count, ...] | None = _option(
-        None, "Batch sizes to capture CUDA graphs for; 0 turns them off [TGI: 1,2,4,8,16,32].", Group.HARDWARE
+        None, "Batch sizes to capture CUDA graphs for; 0 turns them off (TGI: 1,2,4,8,16,32).", Group.HARDWARE
     )
     disable_custom_kernels: bool = _option(False, "Use no CUDA kernels of TGI's own; for CPU.", Group.HARDWARE)
 
     hostname: str = _option("127.0.0.1", "IP address to listen on; 0.0.0.0 is all of them.", Group.SERVER)
-    port: Port | None = _option(None, "Port [a free one from 8080 on].", Group.SERVER)
+    port: Port | None = _option(None, "Port (a free one from 8080 on).", Group.SERVER)
     prometheus_port: Port | None = _option(
-        None, "Port that the router binds for its metrics [a free one from 9000 on].", Group.SERVER
+        None, "Port that the router binds for its metrics (a free one from 9000 on).", Group.SERVER
     )
-    master_port: Port | None = _option(None, "Port that the shards meet at [a free one from 29500 on].", Group.SERVER)
-    shard_uds_path: str | None = _option(None, "Start of the shards' socket paths [in a new folder].", Group.SERVER)
+    master_port: Port | None = _option(None, "Port that the shards meet at (a free one from 29500 on).", Group.SERVER)
+    shard_uds_path: str | None = _option(None, "Start of the shards' socket paths (in a new folder).", Group.SERVER)
     api_key: SecretStr | None = _option(None, "Key that requests have to carry.", Group.SERVER, is_flag=False)
     cors_allow_origin: tuple[str, ...] = _option((), "Origins that browsers may call from.", Group.SERVER)
     otlp_endpoint: str | None = _option(None, "Where traces go.", Group.SERVER)
@@ -149,18 +149,18 @@ class TGIConfig(BaseModel):
         is_flag=False,
     )  # fmt: skip
     launcher_path: str | None = _option(
-        None, "Path of text-generation-launcher [looked up on PATH].", Group.RUNTIME, is_flag=False
+        None, "Path of text-generation-launcher (looked up on PATH).", Group.RUNTIME, is_flag=False
     )
     docker_image: str = _option(DEFAULT_IMAGE, "Image; pin a tag.", Group.RUNTIME, is_flag=False)
     docker_gpus: bool = _option(True, "Give the container GPUs.", Group.RUNTIME, is_flag=False)
     shm_size: str = _option("1g", "Shared memory of the container; shards talk through it.", Group.RUNTIME,
                             is_flag=False)  # fmt: skip
     docker_cache: str | None = _option(
-        None, "Folder for downloads, mounted at /data [that of the Hugging Face libraries].", Group.RUNTIME,
+        None, "Folder for downloads, mounted at /data (that of the Hugging Face libraries).", Group.RUNTIME,
         is_flag=False,
     )  # fmt: skip
     hf_token: SecretStr | None = _option(
-        None, "Token of the Hub [environment variable HF_TOKEN].", Group.RUNTIME, is_flag=False
+        None, "Token of the Hub (environment variable HF_TOKEN).", Group.RUNTIME, is_flag=False
     )
     env: dict[str, str] = _option({}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False)
     log_level: Literal["info", "debug"] = _option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
@@ -169,7 +169,7 @@ class TGIConfig(BaseModel):
     )
     stop_timeout: Annotated[float, Field(gt=0)] | None = _option(
         None,
-        "Seconds to drain in before everything is killed [twice graceful_termination_timeout, plus 10].",
+        "Seconds to drain in before everything is killed (twice graceful_termination_timeout, plus 10).",
         Group.RUNTIME,
         is_flag=False,
     )

@@ -48,6 +48,8 @@ class LogRecord:
         return [head + line[:_MAX_LINE] if i == 0 else line[:_MAX_LINE] for i, line in enumerate(self._split())]
 
     def _split(self) -> list[str]:
+        if self.message.startswith("Args {"):
+            return ["Args { … }"]  # all its options, sixty lines of them
         return [line for line in self.message.splitlines() if line.strip()] or [""]
 
 

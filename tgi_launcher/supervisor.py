@@ -146,6 +146,7 @@ class _Supervisor:
                 preexec_fn=(lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)) if libc else None,
             )
         except OSError as error:
+            self._remove_folders()
             self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
             return
         self._pid = process.pid
@@ -231,9 +232,15 @@ class _Supervisor:
                     timeout=_COMMAND_SECONDS,
                     check=False,
                 )
-        for path in self._spec["folders"]:
-            _remove_sockets(path)
+        self._remove_folders()
         return left
+
+    def _remove_folders(self) -> None:
+        for folder in map(Path, self._spec["folders"]):
+            with contextlib.suppress(OSError):
+                for socket in folder.iterdir():
+                    socket.unlink()
+                folder.rmdir()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._is_signalled = True
@@ -249,13 +256,6 @@ def _relay(source: int) -> None:
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(1, data) :]
-
-
-def _remove_sockets(folder: str) -> None:
-    with contextlib.suppress(OSError):
-        for path in Path(folder).iterdir():
-            path.unlink()
-        Path(folder).rmdir()
 
 
 def _libc() -> Any:
