@@ -59,7 +59,8 @@ class TGIConfig(BaseModel):
     show in `repr`, in logs or on a command line of this package.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=True, validate_default=False)
+    # An input may hold a secret, and ours name the values that matter.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model_id: str = _option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
     speculate: Count | None = _option(

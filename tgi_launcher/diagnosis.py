@@ -111,16 +111,16 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
             "master_port.",
         ),
         (
-            Reason.MODEL_ACCESS_DENIED,
-            r"(?:GatedRepoError|Access to model \S+ is restricted|401 Client Error|403 Client Error|gated repo"
-            r"|Invalid (?:user(?:name)? or password|credentials))",
-            "The Hub denies access to {model}: accept its licence on its page there, and give a token by HF_TOKEN.",
-        ),
-        (
             Reason.MODEL_NOT_FOUND,
             r"(?:RepositoryNotFoundError|Repository Not Found|RevisionNotFoundError|404 Client Error"
             r"|is not a local folder and is not a valid model identifier)",
             "There is no model {model} on the Hub, no such revision, or it is private: check model_id and revision.",
+        ),
+        (
+            Reason.MODEL_ACCESS_DENIED,
+            r"(?:GatedRepoError|Access to model \S+ is restricted|401 Client Error|403 Client Error|gated repo"
+            r"|Invalid (?:user(?:name)? or password|credentials))",
+            "The Hub denies access to {model}: accept its licence on its page there, and give a token by HF_TOKEN.",
         ),
         (
             Reason.MODEL_NOT_FOUND,
@@ -184,7 +184,7 @@ _KINDS = {
 }
 _ERROR_LINE = re.compile(r"^Error: (\w+)", re.MULTILINE)
 # The last line of a Python traceback, or a Rust panic's message.
-_EXCEPTION = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)): .+$", re.MULTILINE)
+_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception): .+$", re.MULTILINE)
 _PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
 
 

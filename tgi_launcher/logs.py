@@ -21,7 +21,7 @@ _TARGET = re.compile(
     r"^(?P<spans>(?:[\w-]+(?:\{[^}]*\})?:\s?)*?)(?P<target>text_generation_\w+(?:::\w+)*|\w+(?:::\w+)+):\s"
 )
 # The launcher prints its arguments at the start, the key among them, as Rust's Debug writes them.
-_KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)\\?"(?:\\\\?.|[^"\\])*\\?"', re.DOTALL)
+_KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)"(?:\\.|[^"\\])*"', re.DOTALL)
 _MAX_LINE = 2000
 
 

@@ -69,6 +69,8 @@ class LauncherProcess:
         folders: Sequence[str] = (),
     ) -> None:
         self.marker = uuid.uuid4().hex
+        self._command = command
+        self._folders = list(folders)
         self._on_line = on_line
         self._exit: ProcessExit | None = None
         self._ended = threading.Event()
@@ -98,7 +100,7 @@ class LauncherProcess:
             "parent": os.getpid(),
             "drain_seconds": drain_seconds,
             "orphan_grace_seconds": _ORPHAN_GRACE_SECONDS,
-            "folders": list(folders),
+            "folders": self._folders,
         }
         self._send(json.dumps(spec))
         first = self._first_report()
@@ -169,5 +171,6 @@ class LauncherProcess:
         else:
             # Somebody killed the supervisor, and so nobody but us can clean up.
             left = supervisor.sweep(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
+            supervisor.tidy(self._command.remove, self._folders)
             self._exit = ProcessExit(None, was_stopped=False, left=tuple(left))
         self._ended.set()

@@ -25,7 +25,7 @@ _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.1
-_HEALTH_SECONDS = 5.0
+_HEALTH_SECONDS = 2.0
 # A start that failed has no requests to finish.
 _ABANDON_SECONDS = 10.0
 _KEPT_RECORDS = 2000

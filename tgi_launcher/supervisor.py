@@ -22,13 +22,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["MARKER", "processes_of", "sweep"]
+__all__ = ["MARKER", "processes_of", "sweep", "tidy"]
 
 # Every process of a server has it in its environment, with a value that no other server has.
 MARKER = "TGI_LAUNCHER_SERVER"
@@ -99,6 +99,30 @@ def sweep(marker: str, *, grace_seconds: float, adopted_by: int | None = None) -
     return []
 
 
+def tidy(remove: Sequence[str], folders: Sequence[str]) -> None:
+    """Remove what is left of a server when its processes are gone.
+
+    Args:
+        remove: Command that removes its container; empty if it has none.
+        folders: Folders with sockets.
+    """
+    if remove:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(  # noqa: S603
+                remove,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+            )
+    for folder in map(Path, folders):
+        with contextlib.suppress(OSError):
+            for socket in folder.iterdir():
+                socket.unlink()
+            folder.rmdir()
+
+
 def _reap() -> Iterator[tuple[int, int]]:
     """Collect children that have ended, as (process id, exit code or minus signal)."""
     ended = []
@@ -146,7 +170,7 @@ class _Supervisor:
                 preexec_fn=(lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)) if libc else None,
             )
         except OSError as error:
-            self._remove_folders()
+            tidy([], self._spec["folders"])
             self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
             return
         self._pid = process.pid
@@ -222,25 +246,8 @@ class _Supervisor:
             grace_seconds=0.0 if is_late else self._spec["orphan_grace_seconds"],
             adopted_by=os.getpid(),
         )
-        if self._spec["remove"]:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(  # noqa: S603
-                    self._spec["remove"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    timeout=_COMMAND_SECONDS,
-                    check=False,
-                )
-        self._remove_folders()
+        tidy(self._spec["remove"], self._spec["folders"])
         return left
-
-    def _remove_folders(self) -> None:
-        for folder in map(Path, self._spec["folders"]):
-            with contextlib.suppress(OSError):
-                for socket in folder.iterdir():
-                    socket.unlink()
-                folder.rmdir()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._is_signalled = True

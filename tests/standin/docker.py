@@ -1,7 +1,7 @@
 """A stand-in for Docker's client: writes down how it is called and runs the stand-in launcher as a container would.
 
-To be started under the name `docker`. STANDIN_DOCKER is a folder: `calls.jsonl` gets a line per call. What the container
-runs does not die with the client, as with Docker. STANDIN_DOCKER_FAIL is a text to fail with instead of running.
+To be started under the name `docker`. STANDIN_DOCKER is a folder: `calls.jsonl` gets a line per call. What the
+container runs does not die with the client, as with Docker. STANDIN_DOCKER_FAIL is a text to fail with instead.
 """
 
 from __future__ import annotations

@@ -39,8 +39,6 @@ FAULTS = {
     "endless-loading": "a shard never becomes ready",
     "warm-up-out-of-memory": "the router fails because memory does not suffice",
     "no-router": "text-generation-router is not on PATH",
-    "shard-dies": "a shard is killed, `seconds` (default 0.5) after it was ready",
-    "launcher-dies": "the launcher is killed, `seconds` (default 0.5) after the router was started",
     "launcher-dies-loading": "the launcher is killed while its shards load",
     "ignore-sigterm": "nobody but the router reacts to SIGTERM",
     "debug-key": "the API key is logged a few more times, in other forms",
@@ -248,8 +246,6 @@ class Launcher:
         heads = int(self.faults.get("heads", {}).get("heads", "3"))
         if "heads" in self.faults and (self.options.speculate or 0) > heads:
             arguments += ["--fail", "RuntimeError: " + _HEADS.format(n=self.options.speculate, heads=heads)]
-        if "shard-dies" in self.faults:
-            arguments += ["--die-after", self.faults["shard-dies"].get("seconds", "0.5")]
         if "killed-while-loading" in self.faults:
             arguments += ["--uds-path", os.devnull + "/" + "x"]
         return arguments
@@ -279,7 +275,6 @@ class Launcher:
             self.log("text-generation-router not found in PATH", "ERROR")
             raise LauncherError("WebserverCannotStart")
         router = self._start_router()
-        started = time.monotonic()
         error = None
         while self.running:
             if router.poll() is not None:
@@ -291,9 +286,6 @@ class Launcher:
             except LauncherError as failure:
                 error = failure
                 break
-            wait = float(self.faults.get("launcher-dies", {}).get("seconds", "0.5"))
-            if "launcher-dies" in self.faults and time.monotonic() - started > wait:
-                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.02)
         self._terminate("webserver", router, self.options.graceful_termination_timeout)
         if error is not None:

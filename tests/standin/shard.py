@@ -1,6 +1,6 @@
 """A shard of the stand-in, or its download: a process that takes its time, makes its socket, and waits.
 
-`python shard.py SECONDS [--uds-path PATH] [--master-port PORT] [--ignore-sigterm] [--fail TEXT | --die-after SECONDS]`
+`python shard.py SECONDS [--uds-path PATH] [--master-port PORT] [--ignore-sigterm] [--fail TEXT]`
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -26,7 +25,6 @@ def main() -> None:
     parser.add_argument("--master-port", type=int)
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--fail")
-    parser.add_argument("--die-after", type=float)
     options = parser.parse_args()
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -48,9 +46,6 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.uds_path)
     say(f"Server started at unix://{options.uds_path}")
-    if options.die_after is not None:
-        time.sleep(options.die_after)
-        os.kill(os.getpid(), signal.SIGKILL)
     with contextlib.suppress(KeyboardInterrupt):
         time.sleep(_LONGEST_LIFE)
     Path(options.uds_path).unlink(missing_ok=True)
