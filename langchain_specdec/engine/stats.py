@@ -16,7 +16,10 @@ class SpeculationStats:
         accepted_tokens: Drafted tokens that became part of the text.
         num_steps: Target forwards that decoded for the request; prefill apart.
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
-        decode_seconds: Wall time from the start of the first decoding step to the end of the last.
+        decode_seconds: Wall time from the start of the first decoding step to the end of the last. Of a server: from
+            the first token's arrival to the last one's.
+        is_reported: Whether the counts are known. A server that keeps them to itself leaves them at 0, and `as_dict`
+            gives None for them.
     """
 
     drafted_tokens: int = 0
@@ -24,6 +27,7 @@ class SpeculationStats:
     num_steps: int = 0
     emitted_tokens: int = 0
     decode_seconds: float = 0.0
+    is_reported: bool = True
 
     @property
     def acceptance_rate(self) -> float:
@@ -47,10 +51,18 @@ class SpeculationStats:
             self.num_steps + other.num_steps,
             self.emitted_tokens + other.emitted_tokens,
             self.decode_seconds + other.decode_seconds,
+            self.is_reported and other.is_reported,
         )
 
-    def as_dict(self) -> dict[str, int | float]:
-        """Counts and rates as plain numbers, for `generation_info` and JSON."""
+    def as_dict(self) -> dict[str, int | float | str | None]:
+        """Counts and rates as plain values, for `generation_info` and JSON."""
+        if not self.is_reported:
+            unknown = ("drafted_tokens", "accepted_tokens", "num_steps", "acceptance_rate", "tokens_per_step")
+            return {
+                **dict.fromkeys(unknown),
+                "decode_seconds": round(self.decode_seconds, 6),
+                "note": "the server does not report speculation per request",
+            }
         return {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,

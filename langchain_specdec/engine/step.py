@@ -204,7 +204,7 @@ class Stepper:
         stats = request.stats
         stats.num_steps += 1
         stats.drafted_tokens += len(draft)
-        stats.accepted_tokens += sum(token.drafted for token in emitted)
+        stats.accepted_tokens += sum(bool(token.drafted) for token in emitted)
         stats.emitted_tokens += len(emitted)
         stats.decode_seconds = time.perf_counter() - (request.decode_started or 0.0)
         request.stream.put(TokenEvent(tuple(emitted)))
