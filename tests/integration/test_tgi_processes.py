@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -705,6 +706,28 @@ def test_what_docker_says_is_told(docker, monkeypatch):
         TGIServer(config(runtime="docker")).start()
     assert (caught.value.reason, caught.value.returncode) == (Reason.DOCKER_FAILED, 125)
     assert "not running" in caught.value.summary
+
+
+# The page about it
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/tgi-launcher.md"
+EXAMPLES = re.findall(
+    r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```)?", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=lambda text: str(len(text)))
+def test_examples_of_the_page_run(code, output, capsys):
+    model = "mistralai/Mistral-7B-Instruct-v0.3"
+    assert model in code
+    exec(compile(code.replace(model, "fake"), str(PAGE), "exec"), {"__name__": "__main__"})  # noqa: S102  # our own
+    printed = capsys.readouterr().out
+    assert printed
+    assert not output or printed == output
+
+
+def test_the_page_names_every_reason():
+    assert set(re.findall(r"`([A-Z_]{4,})`", PAGE.read_text("utf-8"))) >= {reason.name for reason in Reason}
 
 
 # With a model
