@@ -158,6 +158,8 @@ class Run:
 
     def _read_line(self, line: str) -> None:
         record = parse_line(line)
+        if not record.message.strip():
+            return
         self._records.append(record)
         for text in record.lines():
             shown = self._redact(text)

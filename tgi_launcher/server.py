@@ -9,8 +9,6 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import Enum
 from typing import Literal, TypeVar
 
 from pydantic import SecretStr, ValidationError
@@ -25,8 +23,9 @@ from tgi_launcher.metrics import Metrics, SpeculationReport, parse_metrics
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import Backoff, RestartPolicy
 from tgi_launcher.run import Progress, Run
+from tgi_launcher.state import ServerExit, State
 
-__all__ = ["ServerExit", "State", "TGIServer"]
+__all__ = ["TGIServer"]
 
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
@@ -34,36 +33,6 @@ _T = TypeVar("_T")
 _REQUEST_SECONDS = 10.0
 # How often to look whether speculation does anything.
 _WATCH_SECONDS = 30.0
-
-
-class State(str, Enum):
-    """What a server is doing."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    READY = "ready"
-    RESTARTING = "restarting"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class ServerExit:
-    """An end of a server that nobody asked for.
-
-    Attributes:
-        reason: What kind of failure it was.
-        summary: One sentence.
-        returncode: Exit code of the launcher, or minus the signal that ended it; None if unknown.
-        log_tail: The last lines of the log, secrets replaced.
-        restart_in: Seconds until it is started again; None if it is not.
-    """
-
-    reason: Reason
-    summary: str
-    returncode: int | None
-    log_tail: tuple[str, ...]
-    restart_in: float | None
 
 
 class TGIServer:
