@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, NoReturn, Protocol
 
+from pydantic import SecretStr
 from typing_extensions import Self
 
 from langchain_specdec.backends.base import Completion, CompletionRequest, acollect, collect
@@ -21,6 +22,7 @@ from langchain_specdec.backends.tgi_errors import connection_lost, failure_of
 from langchain_specdec.backends.tgi_loop import LoopThread
 from langchain_specdec.backends.tgi_options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi_parameters import GenerateParameters, check_honoured, check_text
+from langchain_specdec.backends.tgi_tokenizer import LocalTokenizer
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.engine.stream import CompletionStream
 from langchain_specdec.errors import (
@@ -60,36 +62,44 @@ class TGIBackend:
         api_key: The server's key. No other token is ever sent. A Hugging Face token (`hf_...`) is refused for hosts
             that are not Hugging Face's.
         client: `"text-generation"`, `"huggingface-hub"`, or `"auto"`: the first where it is installed, else the other.
-        timeout: Most seconds to wait for the next token, the first included.
+        read_timeout: Most seconds to wait for the next token, the first included.
         max_retries: How often a request is sent again where the server is overloaded, not ready or not reachable, or
             breaks the connection; never after the first token of the answer.
         max_concurrency: Most requests at a time. None is the server's own limit, which is the highest in any case.
+        tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
+            than by asking the server, and has the template that chats need.
         server: A server that ends with this backend.
 
     Raises:
         InvalidParameterError: A parameter is out of its range.
         MissingDependencyError: The client asked for is not installed.
+        ModelLoadError: The tokenizer cannot be found or read.
     """
+
+    takes_token_ids = False
+    """A prompt is text."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        api_key: str | None = None,
+        api_key: str | SecretStr | None = None,
         client: str = "auto",
-        timeout: float = 120.0,
+        read_timeout: float = 120.0,
         max_retries: int = 2,
         max_concurrency: int | None = None,
+        tokenizer: Any = None,
         server: OwnedServer | None = None,
     ) -> None:
         self._url = checked_url(base_url)
-        api_key = checked_key(api_key, self._url)
-        check_options(timeout, max_retries, max_concurrency)
-        self._timeout = float(timeout)
+        key = checked_key(api_key, self._url)
+        check_options(read_timeout, max_retries, max_concurrency)
+        self._timeout = float(read_timeout)
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
         self._server = server
-        self._client: TGIClient = make_client(client, self._url, api_key)
+        self._tokenizer = LocalTokenizer.of(tokenizer)
+        self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._info: ServerInfo | None = None
         self._info_lock: asyncio.Lock | None = None
@@ -113,6 +123,16 @@ class TGIBackend:
     def model_name(self) -> str:
         """Model id of the server; its address until the first completion has asked for it."""
         return self._info.model_id if self._info else self._url
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer that it was given, or None."""
+        return self._tokenizer.tokenizer if self._tokenizer else None
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a prompt and its completion together; None until the server has told."""
+        return self._info.max_total_tokens if self._info else None
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -157,7 +177,7 @@ class TGIBackend:
             _close_all(streams)
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the server's tokenizer. Asks the server."""
+        """The tokens of a text, by the tokenizer given, or else by the server's."""
         check_text(text, "A text")
         try:
             return self._tokenize(text)
@@ -238,6 +258,7 @@ class TGIBackend:
         """The events of a completion, after as many attempts as it takes and may take."""
         seed = request.params.seed
         seed = random.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
+        prompt = self._tokenizer.without_bos(request.prompt) if self._tokenizer else request.prompt
         permits: asyncio.Semaphore | None = None
         attempt = 0
         is_started = False
@@ -248,7 +269,7 @@ class TGIBackend:
                     if permits is None:
                         permits = self._semaphore(info)
                         await permits.acquire()
-                    async with aclosing(self._attempt(request.prompt, request.params, seed, info)) as events:
+                    async with aclosing(self._attempt(prompt, request.params, seed, info)) as events:
                         async for event in events:
                             is_started = True
                             yield event
@@ -315,6 +336,8 @@ class TGIBackend:
         return count
 
     def _tokenize(self, text: str) -> list[int]:
+        if self._tokenizer is not None:
+            return self._tokenizer.token_ids(text)
         return [int(token["id"]) for token in self._client.request("/tokenize", {"inputs": text})]
 
     async def _ask_info(self) -> ServerInfo:

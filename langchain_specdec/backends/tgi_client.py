@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from langchain_specdec.backends.tgi_errors import status_failure
+from langchain_specdec.backends.tgi_errors import is_loopback, status_failure
 from langchain_specdec.backends.tgi_parameters import GenerateParameters
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.events import FinishReason
@@ -162,7 +162,11 @@ class TextGenerationClient:
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """See `TGIClient`."""
         url = self._base_url + path
-        options: dict[str, Any] = {"headers": self._headers, "timeout": _SHORT_TIMEOUT}
+        # Without an `auth` of its own, requests would send a password of ~/.netrc in place of the key.
+        options: dict[str, Any] = {"headers": self._headers, "timeout": _SHORT_TIMEOUT, "auth": lambda request: request}
+        if is_loopback(self._base_url):
+            # Proxies are for the world outside, and the client's own requests take none.
+            options["proxies"] = {"http": "", "https": ""}
         if body is None:
             return _json(self._session.get(url, **options), self._base_url)
         return _json(self._session.post(url, json=body, **options), self._base_url)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from langchain_specdec.errors import (
     AuthenticationError,
@@ -22,7 +24,7 @@ from langchain_specdec.errors import (
     SpecDecError,
 )
 
-__all__ = ["Failure", "connection_lost", "failure_of", "status_failure"]
+__all__ = ["Failure", "connection_lost", "failure_of", "is_loopback", "status_failure"]
 
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")
 
@@ -71,10 +73,12 @@ def failure_of(error: BaseException, url: str, timeout: float) -> Failure:
         )
         return Failure(BackendUnavailableError(msg))
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or _is_a(error, _TIMEOUTS):
-        msg = f"The TGI server at {url} sent nothing for {timeout:g} seconds. Raise timeout= if it needs longer."
+        msg = f"The TGI server at {url} sent nothing for {timeout:g} seconds. Raise read_timeout if it needs longer."
         return Failure(RequestTimeoutError(msg))
     if isinstance(error, OSError) or _is_a(error, _CONNECTION_ERRORS):
-        msg = f"The TGI server at {url} cannot be reached, or broke the connection ({name}: {message})."
+        msg = (
+            f"The TGI server at {url} cannot be reached, or broke the connection ({name}: {message}).{_proxy_hint(url)}"
+        )
         return Failure(BackendUnavailableError(msg), is_transient=True)
     # A bad frame, or a client that does not understand this server.
     return Failure(GenerationError(f"The server at {url} gave an answer that is not TGI's ({name}: {message})."))
@@ -93,7 +97,7 @@ def status_failure(status: int, message: str, url: str) -> Failure:
         msg = f"The TGI server at {url} has more requests than it takes.{detail}"
         return Failure(OverloadedError(msg), is_transient=True)
     if status in (502, 503, 504):
-        msg = f"The server at {url} is not ready (HTTP {status}).{detail}"
+        msg = f"The server at {url} is not ready (HTTP {status}).{detail}{_proxy_hint(url)}"
         return Failure(BackendUnavailableError(msg), is_transient=True)
     if status >= 500 or status == 424:
         return Failure(GenerationError(f"The server at {url} failed (HTTP {status}).{detail}"))
@@ -124,6 +128,18 @@ def _is_a(error: BaseException, classes: tuple[tuple[str, str], ...]) -> bool:
     """Whether it is of one of these classes; libraries that nobody has imported cannot have raised it."""
     loaded = [getattr(sys.modules[module], name, None) for module, name in classes if module in sys.modules]
     return isinstance(error, tuple(cls for cls in loaded if isinstance(cls, type)))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is one of this machine itself."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _proxy_hint(url: str) -> str:
+    if not is_loopback(url) or not getproxies() or proxy_bypass(urlsplit(url).hostname or ""):
+        return ""
+    return " A proxy is set in the environment; if requests go there, set NO_PROXY=127.0.0.1,localhost."
 
 
 def _status(error: BaseException) -> int | None:

@@ -65,15 +65,15 @@ def checked_key(api_key: Any, url: str) -> str | None:
     return api_key
 
 
-def check_options(timeout: object, max_retries: object, max_concurrency: object) -> None:
+def check_options(read_timeout: object, max_retries: object, max_concurrency: object) -> None:
     """Refuse numbers out of their range.
 
     Raises:
         InvalidParameterError: One is.
     """
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not is_number or not math.isfinite(timeout) or timeout <= 0:  # type: ignore[arg-type,operator]
-        msg = f"timeout must be a number of seconds above 0, got {timeout!r}."
+    is_number = isinstance(read_timeout, (int, float)) and not isinstance(read_timeout, bool)
+    if not is_number or not math.isfinite(read_timeout) or read_timeout <= 0:  # type: ignore[arg-type,operator]
+        msg = f"read_timeout must be a number of seconds above 0, got {read_timeout!r}."
         raise InvalidParameterError(msg)
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 10:
         msg = f"max_retries must be a whole number from 0 to 10, got {max_retries!r}."
