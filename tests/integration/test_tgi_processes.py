@@ -62,7 +62,6 @@ def nothing_left(monkeypatch, tmp_path):
     monkeypatch.delenv("STANDIN_FAULT", raising=False)
     # Proxies are for the world outside; a server of this machine must be reached without.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    gc.collect()
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
     yield
