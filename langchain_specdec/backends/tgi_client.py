@@ -6,7 +6,8 @@ the client itself stands on: neither client asks for the second, and only one fo
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -175,19 +176,34 @@ class TextGenerationClient:
         """See `TGIClient`."""
 
 
+class _SharedClient:
+    """A `huggingface_hub` client and what it has to do.
+
+    It notes every answer until it is closed, and has at most 100 connections; so it serves so many at a time, and not
+    for ever.
+    """
+
+    MAX_ACTIVE = 64
+    MAX_USES = 512
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.num_active = 0
+        self.num_uses = 0
+        self.is_retired = False
+
+
 class HubClient:
     """`huggingface_hub.AsyncInferenceClient`.
 
     Without a token of its own it would send the Hugging Face token of this machine to any server, so it is given a
     placeholder, and a header of None in place of the one that this makes.
 
-    A client keeps the connections of its answers until it is closed, so each serves one answer at a time, and is used
-    again after a whole one (making one costs some 20 ms: it reads all certificates of the machine).
+    To make one costs some 20 ms, as it reads all certificates of the machine, so answers share a few.
     """
 
     name = "huggingface-hub"
     reports_prompt_tokens = True
-    _MAX_USES = 100
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
         import huggingface_hub
@@ -199,39 +215,57 @@ class HubClient:
         self._make_client = huggingface_hub.AsyncInferenceClient
         self._base_url = base_url
         self._headers = {"authorization": None if api_key is None else f"Bearer {api_key}"}
-        self._idle: list[tuple[Any, int]] = []
+        self._shared: list[_SharedClient] = []
 
     async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
         """See `TGIClient`."""
         options = asdict(parameters)
         options["stop"] = list(options["stop"])
-        client, uses = self._idle.pop() if self._idle else (self._new_client(), 0)
-        is_whole = False
+        shared = self._take()
         try:
-            answer = await client.text_generation(prompt, details=True, stream=True, return_full_text=False, **options)
-            async with aclosing(answer):
+            answer = await shared.client.text_generation(
+                prompt, details=True, stream=True, return_full_text=False, **options
+            )
+            try:
                 async for output in answer:
                     end = None
                     if output.details is not None:
                         length = output.details.input_length
                         end = FrameEnd(output.details.finish_reason, output.generated_text or "", length)
                     yield _frame(output.token, output.top_tokens, end)
-            is_whole = True
+            except GeneratorExit:
+                await _break_off(answer)
+                raise
+        except Exception:
+            # It may hold a connection that nobody reads any more.
+            shared.is_retired = True
+            raise
         finally:
-            if is_whole and uses < self._MAX_USES:
-                self._idle.append((client, uses + 1))
-            else:
-                await client.close()
+            await self._give_back(shared)
 
-    def _new_client(self) -> Any:
-        headers: Any = self._headers
-        return self._make_client(self._base_url, token="unused", timeout=None, headers=headers)  # noqa: S106
+    def _take(self) -> _SharedClient:
+        free = (s for s in self._shared if s.num_active < s.MAX_ACTIVE and not s.is_retired)
+        shared = next(free, None)
+        if shared is None:
+            headers: Any = self._headers
+            client = self._make_client(self._base_url, token="unused", timeout=None, headers=headers)  # noqa: S106
+            shared = _SharedClient(client)
+            self._shared.append(shared)
+        shared.num_active += 1
+        shared.num_uses += 1
+        shared.is_retired = shared.num_uses >= shared.MAX_USES
+        return shared
+
+    async def _give_back(self, shared: _SharedClient) -> None:
+        shared.num_active -= 1
+        if shared.is_retired and not shared.num_active:
+            self._shared.remove(shared)
+            await shared.client.close()
 
     async def aclose(self) -> None:
         """See `TGIClient`."""
-        while self._idle:
-            client, _ = self._idle.pop()
-            await client.close()
+        while self._shared:
+            await self._shared.pop().client.close()
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """See `TGIClient`."""
@@ -242,6 +276,18 @@ class HubClient:
         if body is None:
             return _json(session.get(url, **options), self._base_url)
         return _json(session.post(url, json=body, **options), self._base_url)
+
+
+async def _break_off(answer: AsyncIterator[Any]) -> None:
+    """Close the connection of one answer among those of a client: a read that is cancelled does."""
+    is_open = True
+    while is_open:
+        read = asyncio.ensure_future(anext(answer, None))
+        # Lines that have arrived already are read without waiting.
+        await asyncio.sleep(0)
+        read.cancel()
+        await asyncio.wait([read])
+        is_open = not read.cancelled() and read.exception() is None and read.result() is not None
 
 
 def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:

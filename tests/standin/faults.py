@@ -41,12 +41,14 @@ class Fault:
         name: What goes wrong.
         after: Tokens that the request still gets.
         times: How many requests it hits, 0 for all.
+        skip: How many requests pass before it hits one.
         seconds: How long, where the fault has a length.
     """
 
     name: str
     after: int = 0
     times: int = 0
+    skip: int = 0
     seconds: float | None = None
 
     @classmethod
@@ -56,7 +58,7 @@ class Fault:
         if name not in START_FAULTS and name not in REQUEST_FAULTS:
             msg = f"unknown fault {name!r}; there are {', '.join([*START_FAULTS, *REQUEST_FAULTS])}"
             raise ValueError(msg)
-        kinds = {"after": int, "times": int, "seconds": float}
+        kinds = {"after": int, "times": int, "skip": int, "seconds": float}
         pairs = dict(option.split("=") for option in options)
         return cls(name, **{key: kinds[key](value) for key, value in pairs.items()})
 
@@ -84,6 +86,9 @@ class Faults:
         taken = {}
         for fault in list(self._faults):
             if fault.name in START_FAULTS or fault.name in ROUTE_FAULTS:
+                continue
+            if fault.skip:
+                fault.skip -= 1
                 continue
             taken[fault.name] = fault
             if fault.times == 1:

@@ -522,7 +522,9 @@ class ServerThread:
         self.standin.faults.replace(list(faults))
 
     def close(self) -> None:
-        """Stop listening, break what is open, end the thread."""
+        """Stop listening, break what is open, end the thread. Closing twice does nothing."""
+        if self._loop.is_closed():
+            return
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
