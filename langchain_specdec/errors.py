@@ -5,12 +5,16 @@ derives from the built-in class that fits, so that code which knows nothing of t
 """
 
 __all__ = [
+    "AuthenticationError",
+    "BackendUnavailableError",
     "EngineClosedError",
     "GenerationError",
     "InvalidParameterError",
     "MissingDependencyError",
     "ModelLoadError",
+    "OverloadedError",
     "PromptTooLongError",
+    "RequestTimeoutError",
     "SpecDecError",
     "UnsupportedModelError",
 ]
@@ -25,7 +29,7 @@ class InvalidParameterError(SpecDecError, ValueError):
 
 
 class PromptTooLongError(InvalidParameterError):
-    """The prompt and the tokens asked for do not fit into a slot of the cache."""
+    """The prompt and the tokens asked for do not fit into what the model, or its server, has room for."""
 
 
 class ModelLoadError(SpecDecError, OSError):
@@ -41,8 +45,24 @@ class MissingDependencyError(SpecDecError, ImportError):
 
 
 class GenerationError(SpecDecError, RuntimeError):
-    """One request failed while it ran. Other requests of the same engine are not affected."""
+    """One request failed while it ran. Other requests of the same backend are not affected."""
 
 
 class EngineClosedError(SpecDecError, RuntimeError):
-    """The engine was closed before or while the request ran."""
+    """The engine, or the connection to a server, was closed before or while the request ran."""
+
+
+class BackendUnavailableError(SpecDecError, ConnectionError):
+    """The server cannot be reached, is not ready, is of another kind, or broke the connection."""
+
+
+class AuthenticationError(SpecDecError, PermissionError):
+    """The server wants a key, or another one."""
+
+
+class OverloadedError(SpecDecError, RuntimeError):
+    """The server has more requests than it takes, and still had after the last retry."""
+
+
+class RequestTimeoutError(SpecDecError, TimeoutError):
+    """The server was silent for longer than the time-out."""

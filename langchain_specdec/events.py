@@ -20,14 +20,15 @@ class Token:
     Attributes:
         id: Its id in the target's vocabulary.
         text: Text that this token released. Empty while a character or a possible stop string is incomplete.
-        drafted: Whether it was proposed by the drafter (and confirmed by the target).
+        drafted: Whether it was proposed by the drafter (and confirmed by the target). None where a server does not
+            tell.
         logprob: Its natural-log probability, where asked for.
         top_logprobs: Token id -> log probability of the most probable tokens, where asked for.
     """
 
     id: int
     text: str
-    drafted: bool
+    drafted: bool | None
     logprob: float | None = None
     top_logprobs: Mapping[int, float] | None = None
 
@@ -54,7 +55,8 @@ class FinishEvent:
         completion_tokens: Number of generated tokens, an end-of-sequence token and those of a stop string included.
         seed: The seed in force, drawn where none was given.
         speculation: What speculation did for this request.
-        cached_tokens: Prompt tokens that needed no prefill because a resting slot already held them.
+        cached_tokens: Prompt tokens that needed no prefill because a resting slot already held them. None where a
+            server does not tell.
     """
 
     finish_reason: FinishReason
@@ -62,4 +64,4 @@ class FinishEvent:
     completion_tokens: int
     seed: int
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0

@@ -1,3 +1,53 @@
-"""Will start Text Generation Inference servers on this machine. Empty for now."""
+"""Starts Text Generation Inference servers on this machine and ends them, with all they have started.
 
-__all__: list[str] = []
+    from tgi_launcher import TGIConfig, TGIServer
+
+    with TGIServer(TGIConfig(model_id="mistralai/Mistral-7B-Instruct-v0.3", speculate=4)) as server:
+        print(server.base_url, server.info().max_total_tokens)
+
+Needs neither PyTorch nor LangChain.
+"""
+
+import logging
+
+from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
+from tgi_launcher.errors import (
+    MissingDependencyError,
+    NotRunningError,
+    Reason,
+    SpeculationInactiveWarning,
+    StartError,
+    StopError,
+    TGIError,
+)
+from tgi_launcher.health import ServerInfo
+from tgi_launcher.logs import Stage
+from tgi_launcher.metrics import Metrics, SpeculationReport
+from tgi_launcher.restart import Backoff
+from tgi_launcher.run import Progress
+from tgi_launcher.server import TGIServer
+from tgi_launcher.state import ServerExit, State
+
+__all__ = [
+    "DEFAULT_IMAGE",
+    "Backoff",
+    "Metrics",
+    "MissingDependencyError",
+    "NotRunningError",
+    "Progress",
+    "Reason",
+    "ServerExit",
+    "ServerInfo",
+    "SpeculationInactiveWarning",
+    "SpeculationReport",
+    "Stage",
+    "StartError",
+    "State",
+    "StopError",
+    "TGIConfig",
+    "TGIError",
+    "TGIServer",
+]
+
+# Whoever wants to see what it logs configures logging; without that, nothing is printed.
+logging.getLogger("tgi_launcher").addHandler(logging.NullHandler())

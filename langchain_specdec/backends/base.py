@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.sampling import SamplingParams
 
-__all__ = ["AsyncEventStream", "Backend", "Completion", "CompletionRequest", "EventStream"]
+__all__ = ["AsyncEventStream", "Backend", "Completion", "CompletionRequest", "EventStream", "acollect", "collect"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,22 @@ class AsyncEventStream(Protocol):
 
     async def aclose(self) -> None:
         """Stop the completion if it has not ended."""
+
+
+def collect(events: Iterable[TokenEvent | FinishEvent]) -> Completion:
+    """Read a stream to its end."""
+    tokens: list[Token] = []
+    for event in events:
+        if isinstance(event, FinishEvent):
+            return Completion(tuple(tokens), event)
+        tokens.extend(event.tokens)
+    msg = "the stream ended without a FinishEvent"
+    raise RuntimeError(msg)
+
+
+async def acollect(events: AsyncEventStream) -> Completion:
+    """`collect` in an event loop."""
+    return collect([event async for event in events])
 
 
 @runtime_checkable

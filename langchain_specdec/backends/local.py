@@ -14,7 +14,7 @@ import torch
 from typing_extensions import Self
 
 from langchain_specdec import embedded
-from langchain_specdec.backends.base import Completion, CompletionRequest
+from langchain_specdec.backends.base import Completion, CompletionRequest, acollect, collect
 from langchain_specdec.drafters.auto import AutoDrafter
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
@@ -25,7 +25,6 @@ from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.events import FinishEvent, Token, TokenEvent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -214,7 +213,7 @@ class LocalBackend:
         """Run several completions in one batch."""
         streams = self._start(requests)
         try:
-            return [_collect(list(stream)) for stream in streams]
+            return [collect(stream) for stream in streams]
         finally:
             _close_all(streams)
 
@@ -222,7 +221,7 @@ class LocalBackend:
         """Run several completions in one batch; cancelling the task stops them."""
         streams = self._start(requests)
         try:
-            return [await _acollect(stream) for stream in streams]
+            return [await acollect(stream) for stream in streams]
         finally:
             _close_all(streams)
 
@@ -271,20 +270,6 @@ class LocalBackend:
         if ids[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):
             return ids[1:]
         return ids
-
-
-def _collect(events: Sequence[TokenEvent | FinishEvent]) -> Completion:
-    tokens: list[Token] = []
-    for event in events:
-        if isinstance(event, FinishEvent):
-            return Completion(tuple(tokens), event)
-        tokens.extend(event.tokens)
-    msg = "the stream ended without a FinishEvent"
-    raise RuntimeError(msg)
-
-
-async def _acollect(stream: CompletionStream) -> Completion:
-    return _collect([event async for event in stream])
 
 
 def _close_all(streams: Sequence[CompletionStream]) -> None:

@@ -16,12 +16,15 @@ class SpeculationStats:
         accepted_tokens: Drafted tokens that became part of the text.
         num_steps: Target forwards that decoded for the request; prefill apart.
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
-        decode_seconds: Wall time from the start of the first decoding step to the end of the last.
+        decode_seconds: Wall time from the start of the first decoding step to the end of the last. Of a server: from
+            the first token's arrival to the last one's.
         plain_seconds: What the emitted tokens would have taken without drafts: for each the cost V(rows, 1) of a plain
             step of as many rows as the step had that brought it. 0 where costs were not measured.
         predicted_seconds: What the steps were expected to take when their drafts were chosen, V and drafting.
         predicted_plain_seconds: What the tokens that these steps were expected to bring would have taken without
             drafts, at V(rows, 1) each.
+        is_reported: Whether the counts are known. A server that keeps them to itself leaves them at 0, and `as_dict`
+            gives None for them.
     """
 
     drafted_tokens: int = 0
@@ -32,6 +35,7 @@ class SpeculationStats:
     plain_seconds: float = 0.0
     predicted_seconds: float = 0.0
     predicted_plain_seconds: float = 0.0
+    is_reported: bool = True
 
     @property
     def acceptance_rate(self) -> float:
@@ -66,10 +70,19 @@ class SpeculationStats:
         return self.plain_seconds / self.decode_seconds if self.decode_seconds else 0.0
 
     def __add__(self, other: SpeculationStats) -> SpeculationStats:
-        return SpeculationStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        counted = [f.name for f in fields(self) if f.name != "is_reported"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in counted}
+        return SpeculationStats(**sums, is_reported=self.is_reported and other.is_reported)
 
-    def as_dict(self) -> dict[str, int | float]:
-        """Counts and rates as plain numbers, for `generation_info` and JSON."""
+    def as_dict(self) -> dict[str, int | float | str | None]:
+        """Counts and rates as plain values, for `generation_info` and JSON."""
+        if not self.is_reported:
+            unknown = ("drafted_tokens", "accepted_tokens", "num_steps", "acceptance_rate", "tokens_per_step")
+            return {
+                **dict.fromkeys(unknown),
+                "decode_seconds": round(self.decode_seconds, 6),
+                "note": "the server does not report speculation per request",
+            }
         return {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,

@@ -275,7 +275,7 @@ class Stepper:
         stats = request.stats
         stats.num_steps += 1
         stats.drafted_tokens += len(plan.draft)
-        stats.accepted_tokens += sum(token.drafted for token in emitted)
+        stats.accepted_tokens += sum(bool(token.drafted) for token in emitted)
         stats.emitted_tokens += len(emitted)
         stats.predicted_seconds += plan.seconds
         stats.predicted_plain_seconds += plan.tokens * plan.plain if plan.seconds else 0.0

@@ -25,6 +25,7 @@ FLOORS = (
     {"bench"},
     {""},
     {"llms", "chat_models"},
+    {"face"},
     {"backends"},
     {"engine", "events"},
     {"drafters"},

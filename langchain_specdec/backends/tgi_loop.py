@@ -1,0 +1,85 @@
+"""An event loop in a thread of its own, for callers in threads and in other event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from langchain_specdec.errors import EngineClosedError
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+_CLOSED = "The connection to the TGI server was closed. Make a new backend."
+_THREAD_NAME = "specdec-tgi"
+
+
+class LoopThread:
+    """Runs coroutines from any thread. Its thread starts with the first of them and ends with `close`.
+
+    Args:
+        on_end: Awaited in the loop before it ends.
+    """
+
+    def __init__(self, on_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._is_closed = False
+
+    def submit(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+        """Start a coroutine; cancelling the future cancels it.
+
+        Raises:
+            EngineClosedError: The thread was closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise EngineClosedError(_CLOSED)
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run, args=(self._loop, self._on_end), name=_THREAD_NAME, daemon=True
+                )
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def run_blocking(self, function: Callable[[], T]) -> T:
+        """Run a short blocking call beside the loop. To be awaited in the loop."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix=_THREAD_NAME)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Cancel what runs and end the thread. Closing twice does nothing."""
+        with self._lock:
+            self._is_closed = True
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join(timeout)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(loop: asyncio.AbstractEventLoop, on_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """The thread: runs the loop until it is stopped, then ends its tasks."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(on_end())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

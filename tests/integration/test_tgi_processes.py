@@ -1,0 +1,739 @@
+"""tgi_launcher against a stand-in for TGI, as processes: starts, failures, ends, and nothing left behind.
+
+Every process that a test starts, however indirectly, carries STANDIN_TEST in its environment; each test ends with a
+look for those that are left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tgi_launcher import (
+    Backoff,
+    NotRunningError,
+    Reason,
+    SpeculationInactiveWarning,
+    Stage,
+    StartError,
+    State,
+    StopError,
+    TGIConfig,
+    TGIError,
+    TGIServer,
+    process,
+    supervisor,
+)
+
+STANDIN = Path(__file__).resolve().parents[1] / "standin"
+KEY = "correct-horse-battery"
+# No end of anything may take longer than this here.
+BOUND = 20.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(monkeypatch, tmp_path):
+    """The stand-in on PATH; afterwards no process, thread, file descriptor or socket folder may be left."""
+    mark = uuid.uuid4().hex
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "text-generation-launcher").symlink_to(STANDIN / "text-generation-launcher")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("STANDIN_PYTHON", sys.executable)
+    monkeypatch.setenv("STANDIN_SECONDS", "0.02")
+    monkeypatch.setenv("STANDIN_TEST", mark)
+    monkeypatch.delenv("STANDIN_FAULT", raising=False)
+    # Proxies are for the world outside; a server of this machine must be reached without.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    threads = set(threading.enumerate())
+    descriptors = open_descriptors()
+    yield
+    assert await_none(lambda: marked(mark)) == [], "processes are left"
+    assert await_none(lambda: [t for t in threading.enumerate() if t not in threads and "tgi" in t.name]) == []
+    assert await_none(lambda: open_descriptors() - descriptors, gc.collect) == set(), "file descriptors are left"
+
+
+def open_descriptors():
+    """Open files and sockets of this process, by what they are; empty where the system does not tell."""
+    found = set()
+    for path in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            found.add((path.name, str(path.readlink())))
+    return {(name, target) for name, target in found if not target.startswith("/proc")}
+
+
+def marked(mark):
+    found = []
+    for candidate in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if candidate.environ().get("STANDIN_TEST") == mark and candidate.status() != psutil.STATUS_ZOMBIE:
+                found.append((candidate.pid, candidate.cmdline()))
+    return [(pid, line) for pid, line in found if pid != os.getpid()]
+
+
+def await_none(look, between=lambda: None, seconds=BOUND):
+    deadline = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < deadline:
+        between()
+        time.sleep(0.05)
+    return found
+
+
+def await_true(look, seconds=BOUND):
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def config(fault=None, **options):
+    env = {"STANDIN_FAULT": fault} if fault else {}
+    return TGIConfig(**{"model_id": "fake", "graceful_termination_timeout": 2, "env": env, **options})
+
+
+def generate(server, *, timeout=10.0):
+    body = json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 30}}).encode()
+    headers = {"Content-Type": "application/json"}
+    if server.api_key is not None:
+        headers["Authorization"] = f"Bearer {server.api_key.get_secret_value()}"
+    request = urllib.request.Request(f"{server.base_url}/generate", body, headers)  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=timeout) as response:
+        return json.loads(response.read())["generated_text"]
+
+
+def processes_of(server):
+    return supervisor.processes_of(server._run.process.marker)
+
+
+def shards_of(server):
+    return [p for p in processes_of(server) if "--uds-path" in p.cmdline()]
+
+
+def expect_gone(server):
+    assert processes_of(server) == []
+    assert server.pid is None
+    assert not Path(server._run.launch.places.shard_uds_path).parent.exists()
+
+
+# A life
+
+
+def test_a_server_starts_serves_and_ends():
+    steps, lines = [], []
+    server = TGIServer(config(num_shard=2, speculate=3), on_progress=steps.append, on_log=lines.append)
+    with server:
+        assert server.state is State.READY
+        assert server.info().model_id == "fake"
+        assert server.info().max_total_tokens == 2048
+        assert len(generate(server)) > 5
+        shards = {p.pid for p in shards_of(server)}
+        assert len(shards) == 2
+        assert {os.getpgid(pid) for pid in shards} == shards, "each in a group of its own"
+        assert len(processes_of(server)) == 5, "supervisor, launcher, two shards, router"
+        assert server.pid in {p.pid for p in processes_of(server)}
+    assert server.state is State.STOPPED
+    expect_gone(server)
+    stages = list(dict.fromkeys(step.stage for step in steps))
+    assert stages == [Stage.LAUNCH, Stage.DOWNLOAD, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
+    assert any("shard terminated" in line for line in lines), "it was ended gently"
+    assert "[shard 1]" in "".join(lines)
+
+
+def test_it_can_be_started_again_and_stopped_twice():
+    server = TGIServer(config())
+    server.stop()
+    for _ in range(2):
+        server.start()
+        with pytest.raises(TGIError, match="ready already"):
+            server.start()
+        generate(server)
+        server.stop()
+        server.stop()
+        assert server.wait(0) is None
+    with pytest.raises(NotRunningError):
+        server.info()
+
+
+def test_two_servers_side_by_side():
+    with TGIServer(config(num_shard=2)) as one, TGIServer(config(num_shard=2)) as two:
+        assert one.base_url != two.base_url
+        assert generate(one) == generate(two)
+
+
+async def test_the_event_loop_goes_on_meanwhile():
+    beats = 0
+
+    async def beat():
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+
+    heart = asyncio.create_task(beat())
+    async with TGIServer(config(speculate=2)) as server:
+        at_start = beats
+        assert at_start > 10
+        assert (await server.ainfo()).model_id == "fake"
+        before = await server.ametrics()
+        await asyncio.to_thread(generate, server)
+        assert (await server.aspeculation(before)).num_tokens > 5
+    assert beats > at_start + 5
+    heart.cancel()
+
+
+async def test_a_cancelled_start_ends_what_it_started():
+    server = TGIServer(config("endless-loading"))
+    starting = asyncio.create_task(server.astart())
+    await asyncio.to_thread(await_true, lambda: server.pid is not None)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    expect_gone(server)
+    assert server.state is not State.READY
+
+
+def test_a_start_is_given_up_by_a_stop_from_another_thread():
+    server = TGIServer(config("endless-download"))
+    caught = []
+
+    def start():
+        try:
+            server.start()
+        except StartError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    await_true(lambda: server.pid is not None)
+    server.stop()
+    thread.join(BOUND)
+    assert [error.reason for error in caught] == [Reason.CANCELLED]
+    assert server.state is State.STOPPED
+
+
+# Failures to start
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "words"),
+    [
+        ("model-not-found", Reason.MODEL_NOT_FOUND, "no model fake"),
+        ("gated", Reason.MODEL_ACCESS_DENIED, "licence"),
+        ("no-server", Reason.INCOMPLETE_INSTALLATION, "text-generation-server"),
+        ("no-router", Reason.INCOMPLETE_INSTALLATION, "text-generation-router"),
+        ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
+        ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
+        ("killed-while-loading", Reason.KILLED, "signal 9"),
+        ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
+        ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
+        ("crash-loading", Reason.OUT_OF_MEMORY, "memory"),
+        ("launcher-dies-loading", Reason.KILLED, "SIGKILL"),
+    ],
+)
+def test_a_failed_start_says_why_and_leaves_nothing(fault, reason, words):
+    server = TGIServer(config(fault, speculate=5, num_shard=2))
+    with pytest.raises(StartError) as caught:
+        server.start()
+    assert (caught.value.reason, server.state) == (reason, State.FAILED), str(caught.value)
+    assert words in caught.value.summary
+    assert "\n" not in caught.value.summary
+    assert caught.value.log_tail
+    expect_gone(server)
+
+
+@pytest.mark.parametrize("fault", ["endless-download", "endless-loading", "unhealthy"])
+def test_a_start_that_takes_too_long_is_ended(fault):
+    server = TGIServer(config(fault, startup_timeout=1.5))
+    began = time.monotonic()
+    with pytest.raises(StartError) as caught:
+        server.start()
+    assert time.monotonic() - began < BOUND
+    assert caught.value.reason is Reason.TIMEOUT
+    assert "startup_timeout" in caught.value.summary
+    expect_gone(server)
+
+
+def test_a_taken_port_is_noticed_before_the_model_is_loaded():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = TGIServer(config(port=port))
+        with pytest.raises(StartError) as caught:
+            server.start()
+    assert caught.value.reason is Reason.PORT_TAKEN
+    assert str(port) in caught.value.summary
+    assert server.pid is None
+    with server:  # the port is free again
+        assert generate(server)
+        assert server.base_url.endswith(str(port))
+
+
+def test_a_port_taken_while_the_model_loads_is_told_of():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        other.close()
+        thief = socket.socket()
+
+        def steal(progress):
+            if progress.stage is Stage.DOWNLOAD:
+                with contextlib.suppress(OSError):
+                    thief.bind(("127.0.0.1", port))
+                    thief.listen()
+
+        with thief, pytest.raises(StartError) as caught:
+            TGIServer(config(port=port), on_progress=steal).start()
+    assert caught.value.reason is Reason.PORT_TAKEN
+    assert str(port) in caught.value.summary
+
+
+def test_a_launcher_that_does_not_know_our_options_is_said(tmp_path):
+    launcher = tmp_path / "old-launcher"
+    launcher.write_text("#!/bin/sh\necho \"error: unexpected argument '--payload-limit' found\" >&2\nexit 2\n")
+    launcher.chmod(0o755)
+    with pytest.raises(StartError) as caught:
+        TGIServer(config(launcher_path=str(launcher), payload_limit=5)).start()
+    assert (caught.value.reason, caught.value.returncode) == (Reason.INVALID_ARGUMENTS, 2)
+    assert "'--payload-limit' found" in caught.value.summary
+
+
+def test_a_launcher_that_is_no_program_is_said(tmp_path):
+    launcher = tmp_path / "broken"
+    launcher.write_text("\0no program")
+    launcher.chmod(0o755)
+    with pytest.raises(StartError) as caught:
+        TGIServer(config(launcher_path=str(launcher))).start()
+    assert caught.value.reason is Reason.LAUNCHER_NOT_FOUND
+    assert str(launcher) in caught.value.summary
+
+
+def test_after_a_failed_start_the_next_one_works(monkeypatch):
+    monkeypatch.setenv("STANDIN_FAULT", "out-of-memory")
+    server = TGIServer(config())
+    with pytest.raises(StartError):
+        server.start()
+    monkeypatch.delenv("STANDIN_FAULT")
+    with server:
+        assert generate(server)
+
+
+# Ends that nobody asked for
+
+
+@pytest.mark.parametrize("who", ["launcher", "shard", "router"])
+def test_an_end_nobody_asked_for_is_told_of_when_all_is_cleaned_up(who):
+    ends, left = [], []
+
+    def on_exit(end):
+        left.extend(processes_of(server))
+        ends.append(end)
+
+    server = TGIServer(config(num_shard=2), on_exit=on_exit)
+    server.start()
+    router = next(p.pid for p in processes_of(server) if "standin.router" in p.cmdline())
+    pid = {"launcher": server.pid, "shard": shards_of(server)[1].pid, "router": router}[who]
+    os.kill(pid, signal.SIGKILL)
+    end = server.wait(BOUND)
+    await_true(lambda: ends)
+    assert ends == [end]
+    expected = Reason.WEBSERVER_FAILED if who == "router" else Reason.KILLED
+    assert (end.reason, end.restart_in, left) == (expected, None, [])
+    assert server.state is State.FAILED
+    expect_gone(server)
+    server.stop()
+    assert server.state is State.STOPPED
+
+
+def test_a_crash_in_the_middle_of_a_request_is_told_of():
+    ends = []
+    with TGIServer(config("crash:after=3:times=1"), on_exit=ends.append) as server:
+        with pytest.raises((urllib.error.URLError, ConnectionError, OSError)):
+            generate(server)
+        await_true(lambda: ends)
+        assert ends[0].reason is Reason.WEBSERVER_FAILED
+
+
+def test_it_is_started_again_where_it_was_and_works():
+    ends = []
+    backoff = Backoff(first_seconds=0.05, max_restarts=3)
+    with TGIServer(config(), restart="on-failure", backoff=backoff, on_exit=ends.append) as server:
+        url, pid = server.base_url, server.pid
+        os.kill(pid, signal.SIGKILL)
+        await_true(lambda: ends and server.is_ready)
+        assert ends[0].restart_in == 0.05
+        assert server.base_url == url
+        assert server.pid != pid
+        assert generate(server)
+    expect_gone(server)
+
+
+def test_restarts_end_when_they_do_not_help(monkeypatch):
+    ends = []
+    backoff = Backoff(first_seconds=0.05, factor=2, max_restarts=2)
+    server = TGIServer(config(), restart="on-failure", backoff=backoff, on_exit=ends.append)
+    server.start()
+    monkeypatch.setenv("STANDIN_FAULT", "out-of-memory")
+    shards_of(server)[0].kill()
+    end = server.wait(BOUND)
+    await_true(lambda: len(ends) == 3)
+    assert [e.restart_in for e in ends] == [0.05, 0.1, None]
+    assert [e.reason for e in ends] == [Reason.KILLED, Reason.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY]
+    assert end is ends[-1]
+    expect_gone(server)
+
+
+def test_a_stop_while_it_waits_to_restart_is_obeyed():
+    ends = []
+    server = TGIServer(config(), restart="on-failure", backoff=Backoff(first_seconds=60), on_exit=ends.append)
+    server.start()
+    os.kill(server.pid, signal.SIGKILL)
+    await_true(lambda: ends)
+    assert server.state is State.RESTARTING
+    server.stop()
+    assert server.state is State.STOPPED
+
+
+def test_a_callback_that_fails_does_no_harm():
+    def fail(value):
+        raise RuntimeError
+
+    with TGIServer(config(), on_exit=fail, on_progress=fail, on_log=fail) as server:
+        assert generate(server)
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait(BOUND) is not None
+
+
+def test_somebody_else_may_stop_the_launcher():
+    with TGIServer(config(), restart="on-failure") as server:
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.wait(BOUND).reason is Reason.STOPPED
+
+
+# Ends by force
+
+
+def test_a_launcher_that_does_not_listen_is_killed_with_its_shards():
+    server = TGIServer(config("ignore-sigterm", num_shard=2, stop_timeout=0.5))
+    server.start()
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 10
+    expect_gone(server)
+
+
+def test_a_stop_can_be_made_shorter_while_it_lasts():
+    server = TGIServer(config("ignore-sigterm", stop_timeout=100))
+    server.start()
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    time.sleep(0.2)
+    server.begin_stop(0.0)
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
+def test_a_killed_supervisor_leaves_nothing_either():
+    ends = []
+    server = TGIServer(config(num_shard=2), on_exit=ends.append)
+    server.start()
+    server._run.process._process.kill()
+    await_true(lambda: ends)
+    expect_gone(server)
+
+
+def test_a_supervisor_that_hangs_is_got_rid_of(monkeypatch):
+    monkeypatch.setattr(process, "_MARGIN_SECONDS", 2.0)
+    server = TGIServer(config(num_shard=2))
+    server.start()
+    os.kill(server._run.process._process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    server.stop(1.0)
+    assert time.monotonic() - began < BOUND
+    expect_gone(server)
+
+
+def test_what_does_not_end_is_told_of(monkeypatch):
+    server = TGIServer(config())
+    server.start()
+    real = server._run.process.stop
+    monkeypatch.setattr(
+        server._run.process, "stop", lambda seconds: (real(seconds), process.ProcessExit(None, True, (4242,)))[1]
+    )
+    server._run.process._exit = None
+    with pytest.raises(StopError, match="4242"):
+        server.stop()
+
+
+# Ends of our own process
+
+SCRIPT = """
+import os, sys, time
+from tgi_launcher import TGIConfig, TGIServer
+server = TGIServer(TGIConfig(model_id="fake", num_shard=2, graceful_termination_timeout=2))
+server.start()
+print(server.base_url, flush=True)
+{rest}
+"""
+
+
+def run_script(rest):
+    child = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", SCRIPT.format(rest=rest)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert child.stdout.readline().startswith("http")
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_when_our_process_is_killed(number):
+    with run_script("time.sleep(60)") as child:
+        assert len(marked(os.environ["STANDIN_TEST"])) >= 6
+        child.send_signal(number)
+        child.wait(BOUND)
+    assert await_none(lambda: marked(os.environ["STANDIN_TEST"]), seconds=10) == []
+
+
+def test_nothing_is_left_when_our_process_ends_without_a_stop():
+    with run_script("") as child:
+        assert child.wait(BOUND) == 0
+        assert marked(os.environ["STANDIN_TEST"]) == [], "it was stopped before the process ended"
+
+
+def test_a_fork_neither_stops_the_server_nor_keeps_it_alive():
+    rest = """
+if os.fork() == 0:
+    sys.exit()          # a child that ends as a script does
+time.sleep(0.5)
+print(server.info().model_id, flush=True)
+if os.fork() == 0:
+    time.sleep(15)      # a child that outlives us
+    os._exit(0)
+os._exit(0)
+"""
+    with run_script(rest) as child:
+        assert child.stdout.readline().strip() == "fake"
+        child.wait(BOUND)
+        await_true(lambda: len(marked(os.environ["STANDIN_TEST"])) <= 1, seconds=10)
+        for pid, _ in marked(os.environ["STANDIN_TEST"]):
+            os.kill(pid, signal.SIGKILL)
+
+
+# tgi-launch
+
+CLI = [sys.executable, "-c", "from tgi_launcher.cli import main; main()", "fake", "--graceful-termination-timeout", "2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_tgi_launch_ends_all_it_started(number):
+    with subprocess.Popen([*CLI, "--speculate", "3"], stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if line.startswith("  fake"):
+                break
+        child.send_signal(number)
+        assert child.wait(BOUND) == 0
+        assert marked(os.environ["STANDIN_TEST"]) == []
+    text = "".join(lines)
+    assert "… loading the model" in text
+    assert "Ready: http://127.0.0.1:" in text
+
+
+def test_tgi_launch_killed_with_its_shell_leaves_nothing():
+    shell = subprocess.Popen(  # noqa: S603
+        ["/bin/sh", "-c", 'echo $$; "$@" & wait', "sh", *CLI],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with shell:
+        for line in shell.stdout:
+            if line.startswith("Ready"):
+                break
+        # The shell and tgi-launch, as a terminal that goes away without a word.
+        os.killpg(shell.pid, signal.SIGKILL)
+    assert await_none(lambda: marked(os.environ["STANDIN_TEST"]), seconds=10) == []
+
+
+def test_tgi_launch_can_be_interrupted_while_it_starts_and_made_to_hurry():
+    environ = {**os.environ, "STANDIN_FAULT": "ignore-sigterm,endless-loading"}
+    with subprocess.Popen(CLI, stdout=subprocess.PIPE, text=True, env=environ) as child:  # noqa: S603
+        for line in child.stdout:
+            if "loading the model" in line:
+                break
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == 130
+        assert marked(os.environ["STANDIN_TEST"]) == []
+
+
+def test_tgi_launch_tells_why_it_failed():
+    environ = {**os.environ, "STANDIN_FAULT": "out-of-memory"}
+    done = subprocess.run(CLI, capture_output=True, text=True, env=environ, timeout=BOUND, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: The GPU's memory does not hold fake")
+    assert "Traceback" not in done.stderr.replace("  | Traceback", "")
+
+
+# Secrets
+
+
+def test_the_key_reaches_no_log(caplog, capfd, monkeypatch):
+    caplog.set_level("DEBUG", logger="tgi_launcher")
+    lines = []
+    monkeypatch.setenv("API_KEY", "a-stray-key")
+    server = TGIServer(config("debug-key", api_key=KEY, log_level="debug"), on_log=lines.append)
+    server.start()
+    assert generate(server)
+    arguments = [" ".join(p.cmdline()) for p in processes_of(server)]
+    os.kill(server.pid, signal.SIGKILL)
+    end = server.wait(BOUND)
+    server.stop()
+    seen = [
+        *lines,
+        *arguments,
+        *end.log_tail,
+        *server.log_tail(1000),
+        caplog.text,
+        *capfd.readouterr(),
+        repr(server),
+        str(end),
+    ]
+    assert "Bearer ***" in "".join(lines)
+    assert not [text for text in seen if KEY in text or "a-stray-key" in text]
+
+
+def test_a_failed_start_does_not_show_the_key():
+    with pytest.raises(StartError) as caught:
+        TGIServer(config("debug-key,out-of-memory", api_key=KEY)).start()
+    assert "***" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+# Speculation as it is
+
+
+def test_speculation_is_measured():
+    with TGIServer(config(speculate=3)) as server:
+        generate(server)
+        before = server.metrics()
+        text = generate(server)
+        report = server.speculation(before)
+        # The stand-in's answer has a token per byte and one for its end; all drafts are right.
+        num_tokens = len(text.encode()) + 1
+        assert (report.num_tokens, report.num_requests) == (num_tokens, 1)
+        assert report.num_decode_passes == -(-(num_tokens - 1) // 4)
+        assert report.tokens_per_step == (num_tokens - 1) / report.num_decode_passes
+        assert report.is_active
+
+
+def test_speculation_that_does_nothing_is_warned_of_once(monkeypatch):
+    # The stand-in is told of no speculation, as a model of TGI that ignores it.
+    server = TGIServer(config(speculate=0))
+    with server:
+        for _ in range(4):
+            generate(server)
+        server.config = config(speculate=4)
+        with pytest.warns(SpeculationInactiveWarning, match="speculate=4 is set"):
+            server.speculation()
+        assert not server.speculation().is_active
+
+
+# Docker
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A stand-in for Docker's client on PATH; returns a function that reads how it was called."""
+    program = tmp_path / "bin" / "docker"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN / "docker.py"} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("STANDIN_DOCKER", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+
+    def calls():
+        return [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+
+    return calls
+
+
+def test_a_container_is_run_and_removed(docker):
+    with TGIServer(config(runtime="docker", api_key=KEY, port=None)) as server:
+        assert generate(server)
+        name = docker()[0]["arguments"][3]
+    (run, *others) = docker()
+    assert run["env"] == {"API_KEY": KEY, "HF_TOKEN": "hf_of_the_environment"}
+    assert KEY not in str(run["arguments"])
+    assert "hf_of_the_environment" not in str(run["arguments"])
+    assert [call["arguments"][0] for call in others] == ["stop", "rm"]
+    assert [call["arguments"][-1] for call in others] == [name, name]
+
+
+def test_a_container_goes_with_our_process(docker):
+    rest = "os.kill(os.getpid(), 9)"
+    script = SCRIPT.replace("num_shard=2", "runtime='docker'")
+    with subprocess.Popen([sys.executable, "-c", script.format(rest=rest)], stdout=subprocess.PIPE) as child:  # noqa: S603
+        child.wait(BOUND)
+    await_true(lambda: [call["arguments"][0] for call in docker()] == ["run", "stop", "rm"], seconds=10)
+
+
+def test_what_docker_says_is_told(docker, monkeypatch):
+    monkeypatch.setenv(
+        "STANDIN_DOCKER_FAIL", "Cannot connect to the Docker daemon at unix:///x.sock. Is the docker daemon running?"
+    )
+    with pytest.raises(StartError) as caught:
+        TGIServer(config(runtime="docker")).start()
+    assert (caught.value.reason, caught.value.returncode) == (Reason.DOCKER_FAILED, 125)
+    assert "not running" in caught.value.summary
+
+
+# The page about it
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/tgi-launcher.md"
+EXAMPLES = re.findall(
+    r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```)?", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=lambda text: str(len(text)))
+def test_examples_of_the_page_run(code, output, capsys):
+    model = "mistralai/Mistral-7B-Instruct-v0.3"
+    assert model in code
+    exec(compile(code.replace(model, "fake"), str(PAGE), "exec"), {"__name__": "__main__"})  # noqa: S102  # our own
+    printed = capsys.readouterr().out
+    assert printed
+    assert not output or printed == output
+
+
+def test_the_page_names_every_reason():
+    assert set(re.findall(r"`([A-Z_]{4,})`", PAGE.read_text("utf-8"))) >= {reason.name for reason in Reason}
+
+
+# With a model
+
+
+@pytest.mark.embedded
+def test_the_stand_in_serves_real_tokens():
+    with TGIServer(TGIConfig(model_id="embedded", speculate=3, graceful_termination_timeout=2)) as server:
+        assert generate(server, timeout=60).strip()
+        assert server.speculation().num_tokens > 5

@@ -1,0 +1,220 @@
+"""tgi-launch: its options, what it prints, and wrong input."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tgi_launcher import TGIConfig
+from tgi_launcher.cli.app import _with_command, app
+
+SECRET = "correct-horse-battery"  # noqa: S105  # it is none
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch, tmp_path):
+    for name in ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "TGI_API_KEY", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Puts a program on PATH that prints a text."""
+
+    def install(name, text="", code=0):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {shlex.quote(text)}\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def medusa(tmp_path):
+    folder = tmp_path / "medusa"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 3, "base_model_name_or_path": "owner/base"}))
+    return str(folder)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, _with_command([str(argument) for argument in arguments]))
+
+
+def printed(*arguments):
+    result = run("print-command", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout.rstrip("\n")
+
+
+# What would be run
+
+NGRAM = (
+    "text-generation-launcher --model-id mistralai/Mistral-7B-Instruct-v0.3 --speculate 4 --hostname 127.0.0.1 "
+    "--port 8080 --prometheus-port 9000 --master-port 29500 --shard-uds-path PATH --usage-stats off "
+    "--graceful-termination-timeout 90 --json-output"
+)
+
+
+def test_n_grams_for_a_7b():
+    command = printed("mistralai/Mistral-7B-Instruct-v0.3", "--speculate", "4")
+    assert re.sub(r"(?<=--shard-uds-path )\S+", "PATH", command) == NGRAM
+
+
+def test_medusa(medusa):
+    assert "--speculate" not in printed(medusa), "left out, TGI uses all heads"
+    assert f"--model-id {medusa} --speculate 2 " in printed(medusa, "--speculate", 2)
+    result = run("print-command", medusa, "--speculate", 4)
+    assert result.exit_code == 2
+    assert "has 3 Medusa heads: at most 3" in result.stderr
+
+
+def test_a_70b_on_four_gpus():
+    command = printed(
+        "meta-llama/Llama-3.3-70B-Instruct", "--num-shard", 4, "--devices", "0,1,2,3", "--speculate", 3,
+        "--max-total-tokens", 8192, "--max-input-tokens", 7000, "--max-batch-prefill-tokens", 8000,
+    )  # fmt: skip
+    assert command.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3 text-generation-launcher ")
+    for part in ("--num-shard 4", "--max-total-tokens 8192", "--max-batch-prefill-tokens 8000", "--speculate 3"):
+        assert part in command
+
+
+def test_docker(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("HF_HOME", "/cache")
+    command = printed("owner/name", "--runtime", "docker", "--speculate", 4, "--devices", "1", "--port", 8085)
+    assert command == (
+        "HF_TOKEN=*** docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
+        "--gpus '\"device=1\"' --shm-size 1g -p 127.0.0.1:8085:80 -v /cache:/data -e LOG_LEVEL=info -e HF_TOKEN "
+        "ghcr.io/huggingface/text-generation-inference:3.3.5 --model-id owner/name --speculate 4 --hostname 0.0.0.0 "
+        "--port 80 --usage-stats off --graceful-termination-timeout 90 --json-output"
+    )
+
+
+def test_the_key_comes_from_a_file_or_a_variable_and_is_masked(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text(SECRET + "\n")
+    assert printed("owner/name", "--api-key-file", file).startswith("API_KEY=*** text-generation-launcher ")
+    monkeypatch.setenv("TGI_API_KEY", SECRET)
+    assert printed("owner/name").startswith("API_KEY=*** ")
+    assert SECRET not in printed("owner/name")
+    monkeypatch.setenv("TGI_API_KEY", "two words")
+    result = run("print-command", "owner/name")
+    assert result.exit_code == 2
+    assert "two words" not in result.output
+
+
+def test_lists_are_taken_whole():
+    command = printed(
+        "o/n",
+        "--cuda-graphs",
+        "1, 2",
+        "--cors-allow-origin",
+        "a",
+        "--cors-allow-origin",
+        "b",
+        "--env",
+        "ATTENTION=paged",
+    )
+    for part in ("ATTENTION=paged text-gen", "--cuda-graphs 1,2", "--cors-allow-origin a --cors-allow-origin b"):
+        assert part in command
+
+
+# Options
+
+
+def test_every_field_is_an_option():
+    result = run("start", "--help")
+    assert result.exit_code == 0
+    options = set(re.findall(r"--[a-z][a-z-]+", result.stdout))
+    fields = {f"--{name.replace('_', '-')}" for name in TGIConfig.model_fields} - {
+        "--model-id",
+        "--api-key",
+        "--hf-token",
+    }
+    assert fields - options == set()
+    assert "--no-docker-gpus" in options
+
+
+def test_start_may_be_left_out():
+    assert _with_command(["owner/name", "--speculate", "4"]) == ["start", "owner/name", "--speculate", "4"]
+    assert _with_command(["--speculate", "4", "owner/name"])[0] == "start"
+    for arguments in ([], ["--help"], ["check"], ["print-command", "x"]):
+        assert _with_command(arguments) == arguments
+    result = run("owner/name", "--runtime", "binary")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: There is no text-generation-launcher on PATH")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a/b/c"], "no folder a/b/c"),
+        (["o/n", "--dtype", "float8"], "--dtype: Input should be 'float16' or 'bfloat16', got 'float8'"),
+        (["o/n", "--num-shard", "0"], "--num-shard: Input should be greater than or equal to 1, got 0"),
+        (["o/n", "--devices", "a"], "--devices:"),
+        (["o/n", "--env", "PORT=3"], "PORT is an option of its own: set port instead"),
+        (["o/n", "--env", "PORT"], "NAME=VALUE"),
+        (["o/n", "--hostname", "example.org"], "IP address"),
+        (["o/n", "--max-input-tokens", "9", "--max-total-tokens", "9"], "must be less than"),
+        (["o/n", "--speculate", "four"], "--speculate"),
+        (["o/n", "--api-key", "x"], "--api-key"),
+        (["o/n", "--api-key-file", "/no/such"], "/no/such"),
+        ([], "MODEL"),
+    ],
+)
+def test_wrong_input_is_said_in_words(arguments, words):
+    result = run("print-command", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+# What there is
+
+
+def test_check_says_what_is_missing():
+    result = run("check")
+    assert result.exit_code == 1
+    assert re.search(r"✗ runtime +There is neither text-generation-launcher nor docker", result.stdout)
+
+
+def test_check_says_what_would_happen(install, medusa):
+    install("text-generation-launcher")
+    install("nvidia-smi", "0, NVIDIA L4, 23034 MiB, 22000 MiB\n1, NVIDIA L4, 23034 MiB, 100 MiB")
+    result = run("check", medusa)
+    assert result.exit_code == 0, result.output
+    for pattern in (
+        r"✓ runtime +auto: binary", r"✓ GPU 1 +NVIDIA L4, 23034 MiB, 100 MiB", r"✓ port +\d+ is free",
+        r"✓ heads +3 Medusa heads for owner/base", r"✓ speculation +3 tokens per step by Medusa heads",
+        r"! context +with speculation", r"  command +\S*text-generation-launcher --model-id",
+    ):  # fmt: skip
+        assert re.search(pattern, result.stdout), pattern
+    result = run("check", "owner/name", "--num-shard", 4)
+    assert result.exit_code == 1
+    assert re.search(r"✗ num_shard +4 GPUs are asked for, there are 2", result.stdout)
+    assert re.search(r"! model +owner/name is not on this machine", result.stdout)
+
+
+@pytest.mark.parametrize(("code", "exit_code", "words"), [(0, 0, "daemon 29.1"), (1, 1, "does not answer")])
+def test_check_asks_docker(install, code, exit_code, words):
+    install("docker", "29.1", code)
+    result = run("check")
+    assert result.exit_code == exit_code
+    assert words in result.stdout
+
+
+def test_without_typer_it_says_what_to_install():
+    code = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from tgi_launcher.cli import main; main()"
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.strip() == 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'

@@ -1,0 +1,23 @@
+"""The command line: `tgi-launch MODEL`, `tgi-launch check`, `tgi-launch print-command`."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+_INSTALL_HINT = 'The command line needs typer and rich: pip install "langchain-specdec[cli]"\n'
+
+
+def main() -> None:
+    """Run `tgi-launch` with the arguments of the process, and end it with the command's exit code."""
+    try:
+        import rich  # noqa: F401  # typer does without it, the commands do not
+
+        from tgi_launcher.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+            raise
+        sys.stderr.write(_INSTALL_HINT)
+        sys.exit(1)
+    run()

@@ -1,0 +1,143 @@
+"""`tgi-launch check`: what this machine has to run TGI with, and what a model would do on it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import typer
+
+from tgi_launcher.cli.options import FAILED
+from tgi_launcher.command import find_launcher
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.docker import find_docker
+from tgi_launcher.errors import StartError
+from tgi_launcher.launch import choose_runtime, preview
+from tgi_launcher.ports import PortLocks
+
+__all__ = ["check"]
+
+_MARKS = {"ok": "✓", "note": "!", "missing": "✗", "info": " "}
+_COMMAND_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    name: str
+    value: str
+    status: Literal["ok", "note", "missing", "info"] = "ok"
+
+
+def check(config: TGIConfig | None) -> None:
+    """Show launcher, Docker, GPUs and ports, and for a MODEL what would happen. Starts nothing."""
+    general = config or TGIConfig(model_id="model")
+    findings = [*_programs(general), *_gpus(general), *_ports(general)]
+    if config is not None:
+        findings += [*_model(config), _Finding("command", str(preview(config)), "info")]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{_MARKS[finding.status]} {finding.name.ljust(width)}  {finding.value}")
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _programs(config: TGIConfig) -> Iterator[_Finding]:
+    launcher, docker = find_launcher(config), find_docker()
+    yield _Finding("launcher", launcher or "not found", "ok" if launcher else "info")
+    daemon = _output("docker", "version", "--format", "{{.Server.Version}}") if docker else None
+    if docker is None:
+        yield _Finding("docker", "not found", "info")
+    else:
+        state = f"daemon {daemon}" if daemon else "its daemon does not answer"
+        yield _Finding("docker", f"{docker}, {state}", "ok" if daemon else "note")
+    try:
+        runtime = choose_runtime(config)
+    except StartError as error:
+        yield _Finding("runtime", error.summary, "missing")
+        return
+    if runtime == "binary" and launcher is None:
+        yield _Finding("runtime", "binary, but there is no launcher", "missing")
+    elif runtime == "docker" and daemon is None:
+        yield _Finding("runtime", "docker, which cannot be used as it is", "missing")
+    else:
+        yield _Finding("runtime", runtime if config.runtime != "auto" else f"auto: {runtime}")
+
+
+def _gpus(config: TGIConfig) -> Iterator[_Finding]:
+    listing = _output("nvidia-smi", "--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader")
+    if listing is None:
+        yield _Finding("GPUs", "none found by nvidia-smi", "note")
+        return
+    gpus = listing.splitlines()
+    for gpu in gpus:
+        index, *rest = [part.strip() for part in gpu.split(",")]
+        yield _Finding(f"GPU {index}", ", ".join(rest))
+    wanted = config.num_shard or len(config.devices or ()) or 1
+    if wanted > len(gpus):
+        yield _Finding("num_shard", f"{wanted} GPUs are asked for, there are {len(gpus)}", "missing")
+
+
+def _ports(config: TGIConfig) -> Iterator[_Finding]:
+    with PortLocks() as locks:
+        for what, port, first in (
+            ("Port", config.port, 8080),
+            ("Prometheus port", config.prometheus_port, 9000),
+            ("Master port", config.master_port, 29500),
+        ):
+            yield _port(locks, config.hostname, port, first=first, what=what)
+
+
+def _port(locks: PortLocks, hostname: str, port: int | None, *, first: int, what: str) -> _Finding:
+    try:
+        return _Finding(what.lower(), f"{locks.take(hostname, port, first=first, what=what)} is free")
+    except StartError as error:
+        return _Finding(what.lower(), error.summary, "missing")
+
+
+def _model(config: TGIConfig) -> Iterator[_Finding]:
+    info = config.model_info
+    if not info.is_known:
+        yield _Finding("model", f"{config.model_id} is not on this machine; it will be downloaded", "note")
+    else:
+        yield _Finding("model", f"{config.model_id} ({info.model_type or 'speculator'}) is on this machine")
+    if info.speculator:
+        base = f" for {info.base_model}" if info.base_model else ""
+        yield _Finding("heads", f"{info.num_heads} {info.speculator} heads{base}")
+    if info.warning:
+        yield _Finding("heads", info.warning, "note")
+    yield _speculation(config)
+    if config.num_speculative_tokens and config.max_total_tokens is None:
+        yield _Finding(
+            "context",
+            "with speculation, TGI chooses max_total_tokens by max_batch_prefill_tokens, often 4096: "
+            "set it for longer texts",
+            "note",
+        )
+
+
+def _speculation(config: TGIConfig) -> _Finding:
+    info, tokens = config.model_info, config.num_speculative_tokens
+    if tokens and info.speculator:
+        return _Finding("speculation", f"{tokens} tokens per step by {info.speculator} heads")
+    if tokens:
+        where = "" if info.is_known else " (or by its heads, if it has some)"
+        return _Finding("speculation", f"{tokens} tokens per step by n-grams{where}")
+    if config.speculate is None and not info.is_known:
+        return _Finding("speculation", "none, unless the model brings heads", "note")
+    return _Finding("speculation", "none: set --speculate", "note")
+
+
+def _output(program: str, *arguments: str) -> str | None:
+    path = shutil.which(program)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603
+            [path, *arguments], capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

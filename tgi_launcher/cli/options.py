@@ -1,0 +1,172 @@
+"""Command-line options made from the fields of TGIConfig, so that neither can have what the other lacks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.errors import MissingDependencyError, StartError, TGIError
+
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "takes_config"]
+
+FAILED = 1
+WRONG_USE = 2
+INTERRUPTED = 130
+
+KEY_VARIABLE = "TGI_API_KEY"
+# Never on a command line, where every user of the machine can read them.
+_SECRETS = ("api_key", "hf_token")
+_SECRETS_PANEL = "Secrets"
+
+
+def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> Callable[..., None]:
+    """Give a command the options of TGIConfig.
+
+    Args:
+        command: Called with the config, and with the options that its own signature has behind it.
+        needs_model: Whether MODEL must be given; without it, the command gets None for the config.
+
+    Returns:
+        A function with a signature that typer reads. Errors become one line and an exit code.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [_keyword(p.name, p.annotation, p.default) for p in list(signature.parameters.values())[1:]]
+    names = [name for name in TGIConfig.model_fields if name != "model_id" and name not in _SECRETS]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        with _Reported():
+            config = _make_config(given, names) if given["model"] is not None else None
+            command(config, **{parameter.name: given[parameter.name] for parameter in own})
+
+    model = typer.Argument(help="Model id of the Hugging Face Hub, or a local folder.", metavar="MODEL")
+    parameters = [_keyword("model", Annotated[str, model] if needs_model else Annotated[str | None, model],
+                           inspect.Parameter.empty if needs_model else None)]  # fmt: skip
+    parameters += [_option(name, TGIConfig.model_fields[name]) for name in names]
+    parameters.append(
+        _keyword(
+            "api_key_file",
+            Annotated[
+                Path | None,
+                typer.Option(
+                    help=f"File with the key that requests have to carry (else: variable {KEY_VARIABLE}).",
+                    exists=True,
+                    dir_okay=False,
+                    rich_help_panel=_SECRETS_PANEL,
+                ),
+            ],
+            None,
+        )
+    )
+    parameters += own
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del run.__wrapped__  # typer would look behind it
+    return run
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    panel = str((field.json_schema_extra or {}).get("group"))  # type: ignore[union-attr]
+    shown: Any = {"help": field.description, "rich_help_panel": panel, "show_default": False}
+    kind = _without_none(field.annotation)
+    if kind is bool:
+        flags = [flag, f"--no-{flag[2:]}"] if field.default else [flag]
+        return _keyword(name, Annotated[bool, typer.Option(*flags, **shown)], field.default)
+    if name == "env":
+        option = typer.Option("--env", metavar="NAME=VALUE", **shown)
+        return _keyword(name, Annotated[list[str], option], [])
+    if name == "cors_allow_origin":
+        return _keyword(name, Annotated[list[str], typer.Option(flag, metavar="ORIGIN", **shown)], [])
+    if get_origin(kind) is tuple:
+        return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="N,N,…", **shown)], None)
+    if get_origin(kind) is Literal:
+        shown |= {"metavar": "|".join(get_args(kind))}
+        kind = str
+    if field.default is not None:
+        shown["help"] = f"{str(field.description).rstrip('.')} (default: {field.default})."
+    return _keyword(name, Annotated[kind | None, typer.Option(flag, **shown)], None)
+
+
+def _without_none(annotation: Any) -> Any:
+    """The plain type of a field: `int` for `Annotated[int, …] | None`."""
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        elif isinstance(annotation, types.UnionType) or str(get_origin(annotation)) == "typing.Union":
+            annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
+        else:
+            return annotation
+
+
+def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig:
+    values: dict[str, Any] = {"model_id": given["model"]}
+    for name in names:
+        value = given[name]
+        if value is None or value == []:
+            continue
+        if name == "env":
+            value = dict(_pair(text) for text in value)
+        elif name in ("devices", "cuda_graphs"):
+            value = tuple(part.strip() for part in value.split(","))
+        elif name == "cors_allow_origin":
+            value = tuple(value)
+        values[name] = value
+    if given["api_key_file"] is not None:
+        values["api_key"] = SecretStr(given["api_key_file"].read_text(encoding="utf-8").strip())
+    elif key := os.environ.get(KEY_VARIABLE):
+        values["api_key"] = SecretStr(key)
+    return TGIConfig(**values)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        msg = f"--env takes NAME=VALUE, got {text!r}."
+        raise typer.BadParameter(msg)
+    return name, value
+
+
+class _Reported:
+    """Turns errors into a line on standard error and an exit code."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ValidationError):
+            for problem in error.errors():
+                sys.stderr.write(f"error: {_sentence(problem)}\n")
+            raise typer.Exit(WRONG_USE) from None
+        if isinstance(error, StartError):
+            # The sentence last, where it is seen.
+            sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
+            raise typer.Exit(FAILED) from None
+        if isinstance(error, (TGIError, MissingDependencyError, OSError)):
+            sys.stderr.write(f"error: {error}\n")
+            raise typer.Exit(FAILED) from None
+
+
+def _sentence(problem: Any) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    place = problem["loc"]
+    if not place or str(place[0]) in text:
+        return text
+    shown = "" if str(place[0]) in _SECRETS else f", got {problem['input']!r}"
+    # Ours name the option themselves; pydantic's do not.
+    return f"--{str(place[0]).replace('_', '-')}: {text}" + ("" if problem["type"] == "value_error" else shown)

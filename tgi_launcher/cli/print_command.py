@@ -1,0 +1,18 @@
+"""`tgi-launch print-command`: what would be run, to read or to paste."""
+
+from __future__ import annotations
+
+import typer
+
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.launch import preview
+
+__all__ = ["print_command"]
+
+
+def print_command(config: TGIConfig) -> None:
+    """Print the command that `start` would run, secrets as ***, and run nothing.
+
+    Ports that are not given are those that are tried first.
+    """
+    typer.echo(str(preview(config)))

@@ -1,0 +1,190 @@
+"""`tgi-launch start`: a server in the foreground, with a status line, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Annotated
+
+import typer
+
+from tgi_launcher.cli.options import FAILED, INTERRUPTED
+from tgi_launcher.cli.status import make_status
+from tgi_launcher.config import Group, TGIConfig
+from tgi_launcher.errors import NotRunningError, StopError, TGIError
+from tgi_launcher.logs import Stage
+from tgi_launcher.metrics import Metrics, SpeculationReport
+from tgi_launcher.restart import Backoff
+from tgi_launcher.run import Progress
+from tgi_launcher.server import TGIServer
+from tgi_launcher.state import ServerExit, State
+
+__all__ = ["start"]
+
+_TICK_SECONDS = 0.1
+_METRICS_SECONDS = 2.0
+
+
+def start(
+    config: TGIConfig,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start it again when it fails.", rich_help_panel=Group.RUNTIME.value)
+    ] = False,
+    max_restarts: Annotated[
+        int, typer.Option(help="Restarts in a row before giving up.", min=0, rich_help_panel=Group.RUNTIME.value)
+    ] = 5,
+    logs: Annotated[
+        bool,
+        typer.Option(
+            "--logs", help="Show all of TGI's log, not only warnings and errors.", rich_help_panel=Group.RUNTIME.value
+        ),
+    ] = False,
+) -> None:
+    """Start a server in the foreground. Ctrl-C ends it gently, a second Ctrl-C at once."""
+    _Foreground(config, "on-failure" if restart else "never", Backoff(max_restarts=max_restarts), logs=logs).run()
+
+
+class _Foreground:
+    """A server, the signals that end it, and what is shown of it."""
+
+    def __init__(self, config: TGIConfig, restart: str, backoff: Backoff, *, logs: bool) -> None:
+        self._status = make_status()
+        self._shows_all = logs
+        self._server = TGIServer(
+            config,
+            restart=restart,  # type: ignore[arg-type]
+            backoff=backoff,
+            on_exit=self._on_exit,
+            on_progress=self._on_progress,
+            on_log=self._on_log,
+        )
+        self._num_signals = 0
+        self._stage = "starting"
+        self._warned = False
+        self._failure: TGIError | None = None
+        self._last: Metrics | None = None
+        self._line = ""
+
+    def run(self) -> None:
+        """Until the server has ended, however that comes about."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        # In a thread, so that this one is free for signals.
+        starting = threading.Thread(target=self._start, daemon=True)
+        starting.start()
+        try:
+            self._loop(starting)
+        finally:
+            self._stop()
+            starting.join()
+            self._status.close()
+        if self._num_signals:
+            # Twice is an impatient end; once is how a server is meant to be ended.
+            raise typer.Exit(INTERRUPTED if self._num_signals > 1 else 0)
+        if self._failure is not None:
+            raise self._failure
+        if self._server.last_exit is not None:
+            raise typer.Exit(FAILED)
+
+    def _start(self) -> None:
+        try:
+            self._server.start()
+        except TGIError as error:
+            self._failure = error
+
+    def _loop(self, starting: threading.Thread) -> None:
+        began = time.monotonic()
+        read_at = 0.0
+        is_ready = False
+        while not self._num_signals and self._failure is None:
+            if starting.is_alive() or self._server.state is State.RESTARTING:
+                is_ready = False
+                self._status.show(f"{self._stage} · {_clock(time.monotonic() - began)}")
+            elif self._server.state is State.READY:
+                if not is_ready:
+                    is_ready, began, self._last = True, time.monotonic(), None
+                    self._welcome()
+                if time.monotonic() - read_at >= _METRICS_SECONDS:
+                    read_at = time.monotonic()
+                    self._line = self._figures()
+                self._status.show(f"ready · {self._line}up {_clock(time.monotonic() - began)}")
+            elif self._server.wait(0) is not None:
+                return
+            time.sleep(_TICK_SECONDS)
+
+    def _stop(self) -> None:
+        if self._server.state in (State.STOPPED, State.FAILED):
+            return
+        stopping = threading.Thread(target=self._stop_quietly, daemon=True)
+        stopping.start()
+        began = time.monotonic()
+        while stopping.is_alive():
+            if self._num_signals > 1:
+                self._server.begin_stop(0.0)
+            hint = "Ctrl-C again kills" if self._num_signals <= 1 else "killing"
+            self._status.show(f"stopping · {_clock(time.monotonic() - began)} · {hint}")
+            stopping.join(_TICK_SECONDS)
+
+    def _stop_quietly(self) -> None:
+        try:
+            self._server.stop()
+        except StopError as error:
+            self._status.say(f"error: {error}")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._num_signals += 1
+
+    def _on_progress(self, progress: Progress) -> None:
+        if progress.stage is Stage.READY:
+            return
+        if progress.stage.value != self._stage:
+            self._status.step(progress.stage.value)
+        self._stage = progress.stage.value
+
+    def _on_log(self, line: str) -> None:
+        if self._shows_all or line.startswith(("WARN", "ERROR")):
+            self._status.log(line)
+
+    def _on_exit(self, end: ServerExit) -> None:
+        after = "" if end.restart_in is None else f" Starting again in {end.restart_in:g} s."
+        self._status.say(f"error: {end.summary}{after}")
+        self._stage = "waiting to start again"
+
+    def _welcome(self) -> None:
+        self._status.say(f"Ready: {self._server.base_url}")
+        try:
+            info = self._server.info()
+        except NotRunningError:
+            return
+        self._status.say(
+            f"  {info.model_id}, prompts up to {info.max_input_tokens} and in all {info.max_total_tokens} tokens, "
+            f"{info.max_concurrent_requests} requests at a time"
+        )
+
+    def _figures(self) -> str:
+        """What happened since the last look."""
+        try:
+            now = self._server.metrics()
+        except NotRunningError:
+            return "/metrics does not answer · "
+        before, self._last = self._last, now
+        tokens = self._server.config.num_speculative_tokens
+        report: SpeculationReport = now.report(before or now, tokens)
+        total = now.report(Metrics(time=now.time), tokens)
+        if total.warning and not self._warned:
+            self._warned = True
+            self._status.say(f"warning: {total.warning}")
+        parts = [f"{report.tokens_per_second:.1f} tokens/s" if before else ""]
+        if report.num_decode_passes:
+            parts.append(f"{report.tokens_per_step:.2f} tokens/step")
+        elif total.num_decode_passes:
+            parts.append(f"{total.tokens_per_step:.2f} tokens/step so far")
+        parts.append(f"{now.batch_size:.0f} running, {now.queue_size:.0f} waiting")
+        return "".join(f"{part} · " for part in parts if part)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

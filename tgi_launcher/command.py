@@ -1,0 +1,185 @@
+"""From a TGIConfig to the command line and the environment of `text-generation-launcher`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tgi_launcher.config import FLAGS, TGIConfig
+from tgi_launcher.errors import Reason, StartError
+
+__all__ = ["LAUNCHER", "MASK", "Command", "Places", "binary_command", "clean_environment", "find_launcher", "flags_of"]
+
+LAUNCHER = "text-generation-launcher"
+MASK = "***"
+
+# What the launcher, its router and its shards read as options, beside the fields of TGIConfig. A variable of this name
+# that happens to be around would change the server.
+_MORE_FLAG_VARIABLES = {
+    "API_KEY",
+    "DISABLE_CRASH_REPORTS",
+    "DISABLE_USAGE_STATS",
+    "JSON_OUTPUT",
+    "LOG_LEVEL",
+    "MASTER_ADDR",
+    "MASTER_SHARD_UDS_PATH",
+    "MAX_IMAGE_FETCH_SIZE",
+    "MAX_INPUT_LENGTH",
+    "MESSAGES_API_ENABLED",
+    "NGROK",
+    "NGROK_AUTHTOKEN",
+    "NGROK_EDGE",
+    "RANK",
+    "REQUEST_LOGPROBS",
+    "SHARDED",
+    "TOKENIZER_NAME",
+    "WATERMARK_DELTA",
+    "WATERMARK_GAMMA",
+    "WORLD_SIZE",
+}
+# A flag of the launcher, but also where every Hugging Face library keeps its downloads: people set it for that.
+_KEPT = {"HUGGINGFACE_HUB_CACHE"}
+_FLAG_VARIABLES = ({name.upper() for name in FLAGS} | _MORE_FLAG_VARIABLES) - _KEPT
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one server listens on this machine: what has to differ between servers.
+
+    Attributes:
+        port: Of the HTTP API.
+        prometheus_port: Of the router's metrics exporter.
+        master_port: Where shards meet.
+        shard_uds_path: Start of the shards' socket paths.
+    """
+
+    port: int
+    prometheus_port: int
+    master_port: int
+    shard_uds_path: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run, how to end it, and what of it is secret.
+
+    Attributes:
+        argv: Program and arguments. Holds no secret.
+        env: The whole environment.
+        stop: Command that ends it gently, instead of SIGTERM to the process.
+        remove: Command that removes what may be left when the process is gone.
+        shown_env: Variables worth showing to a person, of those in `env`; secrets masked.
+        secrets: Texts that must not reach a log.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    stop: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    shown_env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        """One line to paste into a shell, each secret as `***`."""
+        settings = [f"{name}={MASK if value == MASK else shlex.quote(value)}" for name, value in self.shown_env.items()]
+        return " ".join([*settings, shlex.join(self.argv)])
+
+
+def find_launcher(config: TGIConfig) -> str | None:
+    """Path of the installed launcher, None if there is none."""
+    return shutil.which(str(Path(config.launcher_path or LAUNCHER).expanduser()))
+
+
+def binary_command(config: TGIConfig, places: Places, *, launcher: str | None = None) -> Command:
+    """The command that starts an installed launcher.
+
+    Args:
+        config: The server.
+        places: Where it listens.
+        launcher: Path of the program; None is looked up.
+
+    Raises:
+        StartError: There is no launcher.
+    """
+    launcher = launcher or find_launcher(config)
+    if launcher is None:
+        where = f"at {config.launcher_path}" if config.launcher_path else "on PATH"
+        msg = (
+            f"There is no {LAUNCHER} {where}: install Text Generation Inference, "
+            "give launcher_path, or use runtime='docker'."
+        )
+        raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
+    shown = dict(config.env)
+    if config.devices is not None:
+        # As nvidia-smi numbers them, not by speed.
+        shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
+    secrets = secrets_of(config)
+    env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
+    places_of = {
+        "port": places.port,
+        "prometheus_port": places.prometheus_port,
+        "master_port": places.master_port,
+        "shard_uds_path": places.shard_uds_path,
+    }
+    return Command(
+        argv=(launcher, *flags_of(config, **places_of)),
+        env=env,
+        shown_env={**shown, **dict.fromkeys(secrets, MASK)},
+        secrets=_known_secrets(env),
+    )
+
+
+def secrets_of(config: TGIConfig) -> dict[str, str]:
+    """The secrets that a config gives, by the environment variable that TGI reads them from."""
+    given = {"API_KEY": config.api_key, "HF_TOKEN": config.hf_token}
+    return {name: secret.get_secret_value() for name, secret in given.items() if secret is not None}
+
+
+def _known_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
+    names = ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return tuple(dict.fromkeys(env[name] for name in names if env.get(name)))
+
+
+def clean_environment(config: TGIConfig, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without what TGI would read as options.
+
+    Args:
+        config: The server.
+        environ: Environment to start from; None is that of this process.
+    """
+    environ = os.environ if environ is None else environ
+    env = {name: value for name, value in environ.items() if name not in _FLAG_VARIABLES}
+    if config.hf_token is not None:
+        # TGI prefers it to HF_TOKEN.
+        env.pop("HF_API_TOKEN", None)
+    return env
+
+
+def flags_of(config: TGIConfig, **instead: Any) -> list[str]:
+    """The options of the launcher, without secrets.
+
+    Args:
+        config: The server.
+        instead: Values to use in place of those of the config; None leaves an option out.
+    """
+    arguments: list[str] = []
+    for name in FLAGS:
+        value = instead.get(name, getattr(config, name))
+        flag = f"--{name.replace('_', '-')}"
+        if value is None or value is False or value == ():
+            continue
+        if value is True:
+            arguments.append(flag)
+        elif name == "cors_allow_origin":
+            for origin in value:
+                arguments += [flag, origin]
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            arguments += [flag, text]
+    # One record a line, however many lines a message has.
+    return [*arguments, "--json-output"]

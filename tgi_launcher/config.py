@@ -1,0 +1,342 @@
+"""TGIConfig: what a server is to be, validated as TGI would, before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from typing_extensions import Self
+
+from tgi_launcher.model_info import ModelInfo, find_model_info
+
+__all__ = ["DEFAULT_IMAGE", "FLAGS", "Group", "TGIConfig"]
+
+DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+# Options of the launcher that a field of the same name does not stand for.
+_OLD_NAMES = {
+    "max_input_length": "max_input_tokens",
+    "max_batch_prefill_token": "max_batch_prefill_tokens",
+    "num_shards": "num_shard",
+    "host": "hostname",
+    "gpus": "devices",
+    "image": "docker_image",
+    "sharded": "num_shard",
+}
+
+
+class Group(str, Enum):
+    """Headings that the options are listed under."""
+
+    SPECULATION = "Speculation"
+    MODEL = "Model"
+    LIMITS = "Limits"
+    HARDWARE = "Hardware"
+    SERVER = "Server"
+    RUNTIME = "How it is run"
+
+
+def _option(default: Any, description: str, group: Group, *, is_flag: bool = True) -> Any:
+    """A field; `is_flag` where it is an option of `text-generation-launcher` of the same name."""
+    extra: dict[str, Any] = {"group": group.value, "flag": is_flag}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+class TGIConfig(BaseModel):
+    """A Text Generation Inference server, before it is started.
+
+    Fields named like an option of `text-generation-launcher` are that option; None leaves it to TGI. Values that TGI
+    would refuse, some of them only after the model is loaded, raise pydantic's `ValidationError` here. Secrets never
+    show in `repr`, in logs or on a command line of this package.
+    """
+
+    # An input may hold a secret, and ours name the values that matter.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model_id: str = _option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
+    speculate: Count | None = _option(
+        None,
+        "Tokens to draft per step: by n-grams, or by the heads of a Medusa or MLP-speculator model. Left out, such a "
+        "model uses all its heads and any other does not speculate; 0 turns it off.",
+        Group.SPECULATION,
+    )
+
+    revision: str | None = _option(None, "Revision of the model on the Hub.", Group.MODEL)
+    dtype: Literal["float16", "bfloat16"] | None = _option(None, "Type of the weights.", Group.MODEL)
+    quantize: (
+        Literal[
+            "awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin",
+            "bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "fp8",
+        ]
+        | None
+    ) = _option(None, "Quantization of the weights.", Group.MODEL)  # fmt: skip
+    kv_cache_dtype: Literal["fp8_e4m3fn", "fp8_e5m2"] | None = _option(None, "Type of the KV cache.", Group.MODEL)
+    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.", Group.MODEL)
+    tokenizer_config_path: str | None = _option(None, "File with another chat template.", Group.MODEL)
+    lora_adapters: str | None = _option(None, "LoRA adapters, as `id` or `id=path`, comma-separated.", Group.MODEL)
+    rope_scaling: Literal["linear", "dynamic"] | None = _option(None, "Kind of RoPE scaling.", Group.MODEL)
+    rope_factor: Annotated[float, Field(gt=0)] | None = _option(None, "Factor of RoPE scaling.", Group.MODEL)
+    huggingface_hub_cache: str | None = _option(None, "Folder of the Hub's cache.", Group.MODEL)
+    weights_cache_override: str | None = _option(None, "Folder to read weights from instead.", Group.MODEL)
+
+    max_concurrent_requests: Positive | None = _option(
+        None, "Requests at a time before others get 429 (TGI: 128).", Group.LIMITS
+    )
+    max_input_tokens: Positive | None = _option(None, "Longest prompt, in tokens.", Group.LIMITS)
+    max_total_tokens: Positive | None = _option(
+        None, "Longest prompt plus answer, in tokens. With speculation TGI's default is often 4096.", Group.LIMITS
+    )
+    max_batch_prefill_tokens: Positive | None = _option(None, "Prompt tokens of one prefill pass.", Group.LIMITS)
+    max_batch_total_tokens: Positive | None = _option(None, "Tokens of all requests in a batch.", Group.LIMITS)
+    max_batch_size: Positive | None = _option(None, "Requests in a batch.", Group.LIMITS)
+    max_waiting_tokens: Count | None = _option(
+        None, "Decode steps before waiting requests join (TGI: 20).", Group.LIMITS
+    )
+    waiting_served_ratio: Annotated[float, Field(gt=0)] | None = _option(
+        None, "Ratio of waiting to running requests that pauses decoding (TGI: 0.3).", Group.LIMITS
+    )
+    max_best_of: Positive | None = _option(None, "Largest `best_of` (TGI: 2).", Group.LIMITS)
+    max_stop_sequences: Count | None = _option(None, "Stop strings of a request (TGI: 4).", Group.LIMITS)
+    max_top_n_tokens: Count | None = _option(None, "Largest `top_n_tokens` (TGI: 5).", Group.LIMITS)
+    max_client_batch_size: Positive | None = _option(
+        None, "Prompts of one /v1/completions call (TGI: 4).", Group.LIMITS
+    )
+    payload_limit: Positive | None = _option(None, "Largest request body, in bytes (TGI: 2000000).", Group.LIMITS)
+    enable_prefill_logprobs: bool = _option(False, "Allow log probabilities of the prompt.", Group.LIMITS)
+    disable_grammar_support: bool = _option(False, "Refuse grammars, and so tools and JSON.", Group.LIMITS)
+    validation_workers: Positive | None = _option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
+
+    num_shard: Positive | None = _option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
+    devices: tuple[Count, ...] | None = _option(
+        None, "Numbers of the GPUs to use, as nvidia-smi lists them.", Group.HARDWARE, is_flag=False
+    )
+    cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = _option(
+        None, "Part of the GPU's memory that TGI may use (TGI: 1).", Group.HARDWARE
+    )
+    cuda_graphs: tuple[Count, ...] | None = _option(
+        None, "Batch sizes to capture CUDA graphs for; 0 turns them off (TGI: 1,2,4,8,16,32).", Group.HARDWARE
+    )
+    disable_custom_kernels: bool = _option(False, "Use no CUDA kernels of TGI's own; for CPU.", Group.HARDWARE)
+
+    hostname: str = _option("127.0.0.1", "IP address to listen on; 0.0.0.0 is all of them.", Group.SERVER)
+    port: Port | None = _option(None, "Port (a free one from 8080 on).", Group.SERVER)
+    prometheus_port: Port | None = _option(
+        None, "Port that the router binds for its metrics (a free one from 9000 on).", Group.SERVER
+    )
+    master_port: Port | None = _option(None, "Port that the shards meet at (a free one from 29500 on).", Group.SERVER)
+    shard_uds_path: str | None = _option(None, "Start of the shards' socket paths (in a new folder).", Group.SERVER)
+    api_key: SecretStr | None = _option(None, "Key that requests have to carry.", Group.SERVER, is_flag=False)
+    cors_allow_origin: tuple[str, ...] = _option((), "Origins that browsers may call from.", Group.SERVER)
+    otlp_endpoint: str | None = _option(None, "Where traces go.", Group.SERVER)
+    otlp_service_name: str | None = _option(None, "Name of the service in traces.", Group.SERVER)
+    usage_stats: Literal["on", "no-stack", "off"] = _option(
+        "off", "Usage statistics that TGI sends to Hugging Face; its own default is on.", Group.SERVER
+    )
+    graceful_termination_timeout: Positive = _option(
+        90, "Seconds that TGI gives running requests when it stops.", Group.SERVER
+    )
+
+    runtime: Literal["auto", "binary", "docker"] = _option(
+        "auto", "Installed launcher, or Docker image; auto takes the launcher if there is one.", Group.RUNTIME,
+        is_flag=False,
+    )  # fmt: skip
+    launcher_path: str | None = _option(
+        None, "Path of text-generation-launcher (looked up on PATH).", Group.RUNTIME, is_flag=False
+    )
+    docker_image: str = _option(DEFAULT_IMAGE, "Image; pin a tag.", Group.RUNTIME, is_flag=False)
+    docker_gpus: bool = _option(True, "Give the container GPUs.", Group.RUNTIME, is_flag=False)
+    shm_size: str = _option("1g", "Shared memory of the container; shards talk through it.", Group.RUNTIME,
+                            is_flag=False)  # fmt: skip
+    docker_cache: str | None = _option(
+        None, "Folder for downloads, mounted at /data (that of the Hugging Face libraries).", Group.RUNTIME,
+        is_flag=False,
+    )  # fmt: skip
+    hf_token: SecretStr | None = _option(
+        None, "Token of the Hub (environment variable HF_TOKEN).", Group.RUNTIME, is_flag=False
+    )
+    env: dict[str, str] = _option({}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False)
+    log_level: Literal["info", "debug"] = _option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
+    startup_timeout: Annotated[float, Field(gt=0)] = _option(
+        1800.0, "Seconds until /health has to answer, download included.", Group.RUNTIME, is_flag=False
+    )
+    stop_timeout: Annotated[float, Field(gt=0)] | None = _option(
+        None,
+        "Seconds to drain in before everything is killed (twice graceful_termination_timeout, plus 10).",
+        Group.RUNTIME,
+        is_flag=False,
+    )
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a stop may take before everything is killed.
+
+        TGI gives first the router and then the shards `graceful_termination_timeout` seconds.
+        """
+        return self.stop_timeout if self.stop_timeout is not None else 2.0 * self.graceful_termination_timeout + 10.0
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without the network: its speculation heads, if it has any."""
+        cache = self.huggingface_hub_cache or (
+            str(Path(self.docker_cache).expanduser() / "hub") if self.docker_cache else None
+        )
+        return find_model_info(self.model_id, revision=self.revision, cache=cache)
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Tokens that TGI will draft per step, as far as is known: `speculate`, else the model's number of heads."""
+        return self.speculate if self.speculate is not None else (self.model_info.num_heads or 0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data.keys() - cls.model_fields.keys():
+                if name in _OLD_NAMES:
+                    msg = f"There is no option {name}: use {_OLD_NAMES[name]}."
+                    raise ValueError(msg)
+        return data
+
+    @field_validator("model_id")
+    @classmethod
+    def _check_model_id(cls, value: str) -> str:
+        if not value.strip() or value.startswith("-"):
+            msg = f"model_id must be a model id of the Hub or a folder, got {value!r}."
+            raise ValueError(msg)
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return str(path.absolute()) if "/" in value or not re.fullmatch(r"[\w.-]+", value) else value
+        if value.startswith(("/", "~", "./", "../")) or value.count("/") > 1:
+            msg = f"There is no folder {value}."
+            raise ValueError(msg)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+            msg = f"{value!r} is neither a folder nor a model id of the form owner/name."
+            raise ValueError(msg)
+        return value
+
+    @field_validator("hostname")
+    @classmethod
+    def _check_hostname(cls, value: str) -> str:
+        # TGI takes anything that is no IP address, `localhost` too, for 0.0.0.0, which opens the server to the network.
+        if value == "localhost":
+            return "127.0.0.1"
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            msg = f"hostname must be an IP address, such as 127.0.0.1 or 0.0.0.0, got {value!r}."
+            raise ValueError(msg) from None
+
+    @field_validator("api_key", "hf_token")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            msg = (
+                "A key must be visible ASCII characters without spaces, as it goes into a header. It is not shown here."
+            )
+            raise ValueError(msg)
+        return value
+
+    @field_validator("shm_size")
+    @classmethod
+    def _check_size(cls, value: str) -> str:
+        if not re.fullmatch(r"\d+[bkmg]?", value.lower()):
+            msg = f"shm_size must be a number with b, k, m or g, such as 1g, got {value!r}."
+            raise ValueError(msg)
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in text:
+                msg = f"{name!r} cannot be an environment variable."
+                raise ValueError(msg)
+            field = {"HF_API_TOKEN": "hf_token"}.get(name, name.lower())
+            if field in FLAGS or field in ("api_key", "hf_token", "log_level"):
+                msg = f"{name} is an option of its own: set {field} instead."
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        longest, total = self.max_input_tokens, self.max_total_tokens
+        prefill, batch = self.max_batch_prefill_tokens, self.max_batch_total_tokens
+        if longest and total and longest >= total:
+            msg = f"max_input_tokens ({longest}) must be less than max_total_tokens ({total})."
+            raise ValueError(msg)
+        if total and batch and total > batch:
+            msg = f"max_total_tokens ({total}) must be at most max_batch_total_tokens ({batch})."
+            raise ValueError(msg)
+        if prefill and batch and prefill > batch:
+            msg = f"max_batch_prefill_tokens ({prefill}) must be at most max_batch_total_tokens ({batch})."
+            raise ValueError(msg)
+        chunking_is_off = self.num_speculative_tokens > 0
+        if chunking_is_off and longest and prefill and longest > prefill:
+            msg = (
+                f"With speculation, max_input_tokens ({longest}) must be at most max_batch_prefill_tokens ({prefill}): "
+                "TGI then reads a prompt in one pass."
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_hardware(self) -> Self:
+        if self.quantize == "exl2" and (self.num_shard or 1) > 1:
+            msg = "TGI cannot split a model with exl2 weights over several GPUs: num_shard must be 1."
+            raise ValueError(msg)
+        if self.dtype and self.quantize and not self.quantize.startswith("bitsandbytes"):
+            msg = f"TGI does not take dtype together with quantize={self.quantize!r}: leave dtype out."
+            raise ValueError(msg)
+        if self.devices is not None:
+            if not self.devices or len(set(self.devices)) < len(self.devices):
+                msg = "devices must be different GPU numbers, at least one."
+                raise ValueError(msg)
+            if self.num_shard and self.num_shard > len(self.devices):
+                msg = f"num_shard={self.num_shard} needs as many devices, got {len(self.devices)}."
+                raise ValueError(msg)
+        ports = [port for port in (self.port, self.prometheus_port, self.master_port) if port]
+        if len(set(ports)) < len(ports):
+            msg = "port, prometheus_port and master_port must differ."
+            raise ValueError(msg)
+        if self.shard_uds_path and len(os.fsencode(self.shard_uds_path)) > 100:
+            msg = "shard_uds_path is too long for a socket: at most 100 bytes."
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_speculate(self) -> Self:
+        info = self.model_info
+        if self.speculate and info.num_heads and self.speculate > info.num_heads:
+            msg = (
+                f"speculate={self.speculate}, but {self.model_id} has {info.num_heads} {info.speculator} heads: "
+                f"at most {info.num_heads}, or leave speculate out to use them all."
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_docker(self) -> Self:
+        if self.runtime == "docker":
+            for name in ("huggingface_hub_cache", "weights_cache_override", "shard_uds_path", "launcher_path"):
+                if getattr(self, name) is not None:
+                    hint = "use docker_cache" if "cache" in name else "leave it out"
+                    msg = f"{name} is a path of this machine, which a container does not see: {hint}."
+                    raise ValueError(msg)
+        return self
+
+
+# The options of `text-generation-launcher` that a field stands for, in the order in which they are written.
+FLAGS: tuple[str, ...] = tuple(
+    name
+    for name, field in TGIConfig.model_fields.items()
+    if (field.json_schema_extra or {}).get("flag")  # type: ignore[union-attr]
+)

@@ -1,0 +1,236 @@
+"""Why a server did not start or did not go on, in one sentence, from its log and its exit code.
+
+TGI's exit codes do not say: any failure is 1. What does is the `Error: …` line on standard error and the records of
+level ERROR before it. The texts are those of TGI 3.3 (launcher/src/main.rs, router/src/server.rs,
+server/text_generation_server) and of the libraries that it stands on.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tgi_launcher.errors import Reason
+from tgi_launcher.logs import LogRecord
+
+__all__ = ["Diagnosis", "Evidence", "diagnose"]
+
+_CLAP_USAGE = 2
+_RUST_PANIC = 101
+_DOCKER_ITSELF = 125
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What went wrong, in one sentence."""
+
+    reason: Reason
+    summary: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a diagnosis goes by.
+
+    Attributes:
+        records: The log, oldest first.
+        returncode: Of the launcher; minus the signal that ended it; None if unknown.
+        model_id: Model of the server.
+        port: Port of the server.
+        is_docker: Whether Docker ran it.
+    """
+
+    records: Iterable[LogRecord]
+    returncode: int | None
+    model_id: str
+    port: int
+    is_docker: bool = False
+
+
+_Tell = Callable[[re.Match[str], Evidence], str]
+
+
+def _says(text: str) -> _Tell:
+    return lambda match, evidence: text.format(
+        *(group.strip() if group else "" for group in match.groups()), model=evidence.model_id, port=evidence.port
+    )
+
+
+# The first that matches wins, so causes stand before what they cause.
+_RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
+    (reason, re.compile(pattern, re.IGNORECASE | re.MULTILINE), _says(text))
+    for reason, pattern, text in (
+        (
+            Reason.SPECULATE_EXCEEDS_HEADS,
+            r"Speculate is set to `?(\d+)`? but this (\w+) models? only has `?(\d+)`? heads",
+            "speculate={0}, but {model} has only {2} {1} heads: set speculate to at most {2}, or leave it out.",
+        ),
+        (
+            Reason.SPECULATION_UNSUPPORTED,
+            r"Speculator decoding is not enabled for AutoModel",
+            "TGI runs {model} with a fallback that cannot speculate: use a model of a family that TGI has its own code "
+            "for, without Medusa or MLP-speculator heads.",
+        ),
+        (
+            Reason.INCOMPLETE_INSTALLATION,
+            r"(text-generation-(?:server|router)) not found in PATH",
+            "The launcher does not find {0} on PATH: the installation of Text Generation Inference is incomplete.",
+        ),
+        (
+            Reason.DOCKER_FAILED,
+            r"Cannot connect to the Docker daemon",
+            "Docker's daemon is not running, or cannot be reached: start it.",
+        ),
+        (
+            Reason.DOCKER_FAILED,
+            r"permission denied while trying to connect to the Docker daemon socket",
+            "This user may not talk to Docker's daemon: add it to the group docker.",
+        ),
+        (
+            Reason.DOCKER_FAILED,
+            r"could not select device driver .* with capabilities: \[\[gpu",
+            "Docker cannot give containers GPUs: install the NVIDIA Container Toolkit, or set docker_gpus=False.",
+        ),
+        (
+            Reason.DOCKER_FAILED,
+            r"(?:manifest (?:for \S+ )?(?:unknown|not found)|pull access denied for (\S+)|failed to resolve reference)",
+            "Docker cannot find or may not pull the image: check docker_image.",
+        ),
+        (
+            Reason.PORT_TAKEN,
+            r"(?:port is already allocated|Failed to bind to|failed to build prometheus recorder"
+            r"|Bind for \S+ failed)",
+            "A port is taken (port {port}, or that of the metrics exporter): somebody else bound it in the meantime.",
+        ),
+        (
+            Reason.PORT_TAKEN,
+            r"(?:EADDRINUSE|address already in use|server socket has failed to listen|DistNetworkError)",
+            "The port that the shards meet at is taken, maybe by shards of an earlier server: choose another "
+            "master_port.",
+        ),
+        (
+            Reason.MODEL_NOT_FOUND,
+            r"(?:RepositoryNotFoundError|Repository Not Found|RevisionNotFoundError|404 Client Error"
+            r"|is not a local folder and is not a valid model identifier)",
+            "There is no model {model} on the Hub, no such revision, or it is private: check model_id and revision.",
+        ),
+        (
+            Reason.MODEL_ACCESS_DENIED,
+            r"(?:GatedRepoError|Access to model \S+ is restricted|401 Client Error|403 Client Error|gated repo"
+            r"|Invalid (?:user(?:name)? or password|credentials))",
+            "The Hub denies access to {model}: accept its licence on its page there, and give a token by HF_TOKEN.",
+        ),
+        (
+            Reason.MODEL_NOT_FOUND,
+            r"(?:LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled"
+            r"|cannot find the requested files in the (?:disk|local) cache)",
+            "{model} is not in the local cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set.",
+        ),
+        (
+            Reason.DOWNLOAD_FAILED,
+            r"No space left on device",
+            "The disk is full.",
+        ),
+        (
+            Reason.OUT_OF_MEMORY,
+            r"Not enough memory to handle (\d+) prefill tokens",
+            "The GPU has not enough memory to warm up with {0} tokens of prompt: set a smaller "
+            "max_batch_prefill_tokens.",
+        ),
+        (
+            Reason.OUT_OF_MEMORY,
+            r"Not enough memory to handle (?:`?max_total_tokens`?)\s*=\s*(\d+)",
+            "The GPU has not enough memory for max_total_tokens={0}: set a smaller one.",
+        ),
+        (
+            Reason.OUT_OF_MEMORY,
+            r"(?:OutOfMemoryError|(?:CUDA|HIP) out of memory|out of memory)",
+            "The GPU's memory does not hold {model}: use more GPUs (num_shard), quantize, or smaller limits.",
+        ),
+        (
+            Reason.NOT_ENOUGH_GPUS,
+            r"(?:NotEnoughCUDADevices\(\"?([^\"]*)|invalid device ordinal|No CUDA GPUs are available"
+            r"|Found no NVIDIA driver)",
+            "There are fewer GPUs than asked for, or none: check num_shard, devices and nvidia-smi.",
+        ),
+        (
+            Reason.INVALID_ARGUMENTS,
+            r"ArgumentValidation\(\"(.*?)\"\)",
+            "TGI refuses its options: {0}.",
+        ),
+        (
+            Reason.INVALID_ARGUMENTS,
+            r"^error: (?:invalid value|unexpected argument|the argument|a value is required)(.*)$",
+            "The launcher does not take an option that it was given, so it may be of another version:{0}",
+        ),
+        (
+            Reason.KILLED,
+            r"process was signaled to shutdown with signal (\d+)",
+            "A process of TGI was killed by signal {0}: with 9 it is mostly the system, out of main memory.",
+        ),
+    )
+)
+
+# What is left when no rule knows the cause: the launcher's own name for the failure.
+_KINDS = {
+    "DownloadError": (Reason.DOWNLOAD_FAILED, "The weights of {model} could not be downloaded or converted"),
+    "ShardCannotStart": (Reason.SHARD_CANNOT_START, "The model could not be loaded (ShardCannotStart)"),
+    "ShardDisconnected": (Reason.SHARD_CANNOT_START, "The model could not be loaded (ShardDisconnected)"),
+    "ShardFailed": (Reason.SHARD_FAILED, "A shard died while serving (ShardFailed)"),
+    "WebserverCannotStart": (Reason.WEBSERVER_FAILED, "The router could not be started (WebserverCannotStart)"),
+    "WebserverFailed": (Reason.WEBSERVER_FAILED, "The router ended (WebserverFailed)"),
+}
+_ERROR_LINE = re.compile(r"^Error: (\w+)", re.MULTILINE)
+# The last line of a Python traceback, or a Rust panic's message.
+_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception): .+$", re.MULTILINE)
+_PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """Say why a launcher ended, or failed to come up."""
+    records = list(evidence.records)
+    # Only what is no ordinary record: an INFO may quote anything.
+    text = "\n".join(record.message for record in records if record.level not in ("INFO", "DEBUG", "TRACE"))
+    kinds = _ERROR_LINE.findall(text)
+    for reason, pattern, tell in _RULES:
+        if match := pattern.search(text):
+            return Diagnosis(reason, tell(match, evidence))
+    if kinds and kinds[-1] in _KINDS:
+        reason, sentence = _KINDS[kinds[-1]]
+        return Diagnosis(reason, sentence.format(model=evidence.model_id) + _cause(text))
+    return _by_exit_code(evidence, text)
+
+
+def _cause(text: str) -> str:
+    exceptions = _EXCEPTION.findall(text)
+    panics = _PANIC.findall(text)
+    found = exceptions[-1:] or panics[-1:]
+    return f": {found[0].strip().rstrip('.')[:300]}." if found else "; the log says more."
+
+
+def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
+    code = evidence.returncode
+    if code is None:
+        return Diagnosis(Reason.KILLED, "TGI had to be killed.")
+    if code < 0:
+        return Diagnosis(Reason.KILLED, f"TGI's launcher was killed by {_signal_name(-code)}.")
+    if code == 0:
+        return Diagnosis(Reason.STOPPED, "TGI's launcher ended without an error: somebody stopped it.")
+    if evidence.is_docker and code == _DOCKER_ITSELF:
+        return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{_cause(text)}")
+    if evidence.is_docker and code > 128:
+        return Diagnosis(Reason.KILLED, f"The container was ended by {_signal_name(code - 128)}.")
+    if code == _CLAP_USAGE:
+        return Diagnosis(Reason.INVALID_ARGUMENTS, "The launcher does not understand its options (exit code 2).")
+    if code == _RUST_PANIC:
+        return Diagnosis(Reason.EXITED, f"TGI's launcher panicked{_cause(text)}")
+    return Diagnosis(Reason.EXITED, f"TGI's launcher ended with exit code {code}{_cause(text)}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

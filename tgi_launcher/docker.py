@@ -1,0 +1,129 @@
+"""From a TGIConfig to `docker run` with the official image, and what Docker says when that fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tgi_launcher.command import MASK, Command, Places, flags_of, secrets_of
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.errors import Reason, StartError
+
+__all__ = ["LABEL", "docker_command", "find_docker"]
+
+LABEL = "tgi-launcher"
+
+# The port inside a container is nobody else's.
+_INNER_PORT = 80
+_MODEL_FOLDER = "/model"
+_CONFIG_FILE = "/tokenizer-config"
+# Docker counts these seconds from its own SIGTERM; they end before ours do, so that it is Docker that kills.
+_KILL_MARGIN = 2
+
+
+def find_docker() -> str | None:
+    """Path of Docker's client, None if there is none."""
+    return shutil.which("docker")
+
+
+def docker_command(config: TGIConfig, places: Places, *, name: str, docker: str | None = None) -> Command:
+    """The command that runs the official image.
+
+    Secrets go by the client's environment: `-e HF_TOKEN` without a value.
+
+    Args:
+        config: The server.
+        places: Where it listens; a container needs only the port.
+        name: Of the container.
+        docker: Path of Docker's client; None is looked up.
+
+    Raises:
+        StartError: There is no Docker.
+    """
+    docker = docker or find_docker()
+    if docker is None:
+        msg = (
+            "There is no docker on PATH: install Docker, or Text Generation Inference itself and use runtime='binary'."
+        )
+        raise StartError(Reason.DOCKER_NOT_FOUND, msg)
+    drain = max(1, int(config.drain_seconds) - _KILL_MARGIN)
+    argv = [docker, "run", "--rm", "--name", name, "--label", f"{LABEL}={name}", "--stop-timeout", str(drain)]
+    if config.docker_gpus:
+        argv += ["--gpus", f'"device={",".join(map(str, config.devices))}"' if config.devices is not None else "all"]
+    argv += ["--shm-size", config.shm_size]
+    argv += ["-p", f"{_in_brackets(config.hostname)}:{places.port}:{_INNER_PORT}"]
+    argv += ["-v", f"{_cache_folder(config)}:/data"]
+    secrets = _secrets(config)
+    # The image starts its launcher with an unquoted $@, which splits what has spaces: such values go by environment.
+    flags, by_environment = _without_spaces(_inner_flags(config, argv))
+    settings = {**config.env, "LOG_LEVEL": config.log_level, **by_environment}
+    for variable in settings:
+        argv += ["-e", f"{variable}={settings[variable]}"]
+    for variable in secrets:
+        argv += ["-e", variable]
+    return Command(
+        argv=(*argv, config.docker_image, *flags),
+        env={**os.environ, **secrets},
+        stop=(docker, "stop", "-t", str(drain), name),
+        remove=(docker, "rm", "-f", name),
+        shown_env=dict.fromkeys(secrets, MASK),
+        secrets=tuple(secrets.values()),
+    )
+
+
+def _inner_flags(config: TGIConfig, argv: list[str]) -> list[str]:
+    inside: dict[str, object] = {
+        "hostname": "0.0.0.0",  # noqa: S104  # inside the container; outside, `-p` says where
+        "port": _INNER_PORT,
+        "prometheus_port": None,
+        "master_port": None,
+        "shard_uds_path": None,
+    }
+    folder = Path(config.model_id).expanduser()
+    if folder.is_dir():
+        # A folder without safetensors gets them from TGI, which converts what is there.
+        mode = ":ro" if any(folder.glob("*.safetensors")) else ""
+        target = f"{_MODEL_FOLDER}/{_plain_name(folder.absolute().name)}"
+        argv += ["-v", f"{folder.absolute()}:{target}{mode}"]
+        inside["model_id"] = target
+    if config.tokenizer_config_path and Path(config.tokenizer_config_path).expanduser().exists():
+        path = Path(config.tokenizer_config_path).expanduser().absolute()
+        target = f"{_CONFIG_FILE}/{_plain_name(path.name)}"
+        argv += ["-v", f"{path}:{target}:ro"]
+        inside["tokenizer_config_path"] = target
+    return flags_of(config, **inside)
+
+
+def _plain_name(name: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in name)
+
+
+def _without_spaces(flags: list[str]) -> tuple[list[str], dict[str, str]]:
+    kept: list[str] = []
+    by_environment: dict[str, str] = {}
+    for flag in flags:
+        if any(sign.isspace() or sign in "*?[" for sign in flag) and kept and kept[-1].startswith("--"):
+            by_environment[kept.pop().removeprefix("--").replace("-", "_").upper()] = flag
+        else:
+            kept.append(flag)
+    return kept, by_environment
+
+
+def _secrets(config: TGIConfig) -> dict[str, str]:
+    secrets = secrets_of(config)
+    if "HF_TOKEN" not in secrets:
+        for name in ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            if token := os.environ.get(name):
+                secrets["HF_TOKEN"] = token
+                break
+    return secrets
+
+
+def _cache_folder(config: TGIConfig) -> Path:
+    folder = config.docker_cache or os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(folder).expanduser().absolute()
+
+
+def _in_brackets(hostname: str) -> str:
+    return f"[{hostname}]" if ":" in hostname else hostname

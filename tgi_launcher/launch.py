@@ -1,0 +1,129 @@
+"""Decides how and where a server is run on this machine: runtime, ports, socket folder, and from them the command."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tgi_launcher.command import LAUNCHER, Command, Places, binary_command, find_launcher
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.docker import docker_command, find_docker
+from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.ports import PortLocks
+
+__all__ = ["Launch", "choose_runtime", "plan", "preview"]
+
+_FIRST_PORT = 8080
+_FIRST_PROMETHEUS_PORT = 9000
+_FIRST_MASTER_PORT = 29500
+# A path of a Unix socket may have 108 bytes on Linux and 104 on macOS; "shard-0" comes behind it.
+_MAX_FOLDER_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A server that is about to be run.
+
+    Attributes:
+        command: What to run.
+        places: Where it will listen.
+        is_docker: Whether Docker runs it.
+        folder: Folder made for the shards' sockets, to be removed at the end.
+    """
+
+    command: Command
+    places: Places
+    is_docker: bool
+    folder: str | None
+
+
+def choose_runtime(config: TGIConfig) -> Literal["binary", "docker"]:
+    """The runtime that `auto` stands for on this machine.
+
+    Raises:
+        StartError: There is neither launcher nor Docker.
+    """
+    if config.runtime != "auto":
+        return config.runtime
+    if config.launcher_path or find_launcher(config):
+        return "binary"
+    if find_docker():
+        return "docker"
+    msg = (
+        f"There is neither {LAUNCHER} nor docker on PATH: install Text Generation Inference or Docker, or give "
+        "launcher_path."
+    )
+    raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
+
+
+def plan(config: TGIConfig, locks: PortLocks, *, earlier: Places | None = None) -> Launch:
+    """Choose everything that is left open.
+
+    Args:
+        config: The server.
+        locks: Takes the ports.
+        earlier: Where the server was before a restart; it stays there, its ports locked already.
+
+    Raises:
+        StartError: A port is taken, or there is nothing to run.
+    """
+    is_docker = choose_runtime(config) == "docker"
+    if is_docker:
+        return _plan_docker(config, locks, earlier)
+    launcher = find_launcher(config)
+    if launcher is None:
+        binary_command(config, Places(0, 0, 0, ""))  # says what is missing
+    where = config.hostname
+    if earlier is None:
+        port = locks.take(where, config.port, first=_FIRST_PORT, what="Port")
+        # The router binds its exporter, and torch its rendezvous, at every address.
+        prometheus = locks.take(
+            "0.0.0.0", config.prometheus_port, first=_FIRST_PROMETHEUS_PORT, what="Prometheus port"  # noqa: S104
+        )  # fmt: skip
+        master = locks.take("0.0.0.0", config.master_port, first=_FIRST_MASTER_PORT, what="Master port")  # noqa: S104
+    else:
+        port, prometheus, master = earlier.port, earlier.prometheus_port, earlier.master_port
+    folder = None if config.shard_uds_path else _make_folder()
+    places = Places(port, prometheus, master, config.shard_uds_path or f"{folder}/shard")
+    return Launch(binary_command(config, places, launcher=launcher), places, is_docker=False, folder=folder)
+
+
+def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Places | None) -> Launch:
+    # What `auto` has turned into Docker has to hold for Docker too.
+    config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
+    if find_docker() is None:
+        docker_command(config, Places(0, 0, 0, ""), name="")  # says what is missing
+    port = earlier.port if earlier else locks.take(config.hostname, config.port, first=_FIRST_PORT, what="Port")
+    places = Places(port, 0, 0, "")
+    name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
+    return Launch(docker_command(config, places, name=name), places, is_docker=True, folder=None)
+
+
+def preview(config: TGIConfig) -> Command:
+    """The command that `plan` would make, for reading: nothing is chosen for good and nothing need be installed."""
+    try:
+        runtime = choose_runtime(config)
+    except StartError:
+        runtime = "binary"
+    places = Places(
+        config.port or _FIRST_PORT,
+        config.prometheus_port or _FIRST_PROMETHEUS_PORT,
+        config.master_port or _FIRST_MASTER_PORT,
+        config.shard_uds_path or f"{tempfile.gettempdir()}/tgi/shard",
+    )
+    if runtime == "docker":
+        config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
+        return docker_command(config, places, name=f"tgi-{places.port}", docker="docker")
+    return binary_command(config, places, launcher=config.launcher_path or LAUNCHER)
+
+
+def _make_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="tgi-")
+    if len(folder) > _MAX_FOLDER_LENGTH and Path("/tmp").is_dir():  # noqa: S108  # mkdtemp makes it private
+        shutil.rmtree(folder)
+        folder = tempfile.mkdtemp(prefix="tgi-", dir="/tmp")
+    return folder

@@ -1,0 +1,145 @@
+"""Reads TGI's log: records out of lines, the stage of a start out of records, and nothing secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from tgi_launcher.command import MASK
+
+__all__ = ["LogRecord", "Redactor", "Stage", "parse_line", "stage_of"]
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PLAIN = re.compile(
+    r"^(?P<time>\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(?P<level>TRACE|DEBUG|INFO|WARN|ERROR)\s+(?P<rest>.*)$", re.DOTALL
+)
+_TARGET = re.compile(
+    r"^(?P<spans>(?:[\w-]+(?:\{[^}]*\})?:\s?)*?)(?P<target>text_generation_\w+(?:::\w+)*|\w+(?:::\w+)+):\s"
+)
+# The launcher prints its arguments at the start, the key among them, as Rust's Debug writes them.
+_KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)"(?:\\.|[^"\\])*"', re.DOTALL)
+_MAX_LINE = 2000
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One record of the log.
+
+    Attributes:
+        message: Its text, which may have several lines.
+        level: `INFO`, `WARN`, `ERROR` and so on; empty where a line is no record, such as one of a traceback.
+        target: Who wrote it, such as `text_generation_launcher`.
+        rank: Shard that it is about.
+    """
+
+    message: str
+    level: str = ""
+    target: str = ""
+    rank: int | None = None
+
+    def lines(self) -> list[str]:
+        """The record for a person, one entry a line."""
+        rank = f" [shard {self.rank}]" if self.rank is not None else ""
+        head = f"{self.level}{rank} " if self.level else ""
+        return [head + line[:_MAX_LINE] if i == 0 else line[:_MAX_LINE] for i, line in enumerate(self._split())]
+
+    def _split(self) -> list[str]:
+        if self.message.startswith("Args {"):
+            return ["Args { … }"]  # all its options, sixty lines of them
+        return [line for line in self.message.splitlines() if line.strip()] or [""]
+
+
+def parse_line(line: str) -> LogRecord:
+    """Read one line: JSON of launcher or router, plain text, coloured or not, or anything else as it is."""
+    text = _ANSI.sub("", line).rstrip("\r\n")
+    if text.startswith("{"):
+        try:
+            data = json.loads(text)
+        except ValueError:
+            data = None
+        if isinstance(data, dict) and "level" in data:
+            return _from_json(data)
+    if match := _PLAIN.match(text):
+        rest = match["rest"]
+        rank = re.search(r"\brank=(\d+)", rest)
+        target = _TARGET.match(rest)
+        return LogRecord(
+            message=rest[target.end() :].strip() if target else rest.strip(),
+            level=match["level"],
+            target=target["target"] if target else "",
+            rank=int(rank[1]) if rank else None,
+        )
+    return LogRecord(text)
+
+
+def _from_json(data: dict[str, Any]) -> LogRecord:
+    # The launcher nests the message in `fields`, the router does not.
+    fields = data.get("fields")
+    message = fields.get("message") if isinstance(fields, dict) else data.get("message")
+    spans = [data.get("span"), *(data.get("spans") or [])]
+    ranks = [span["rank"] for span in spans if isinstance(span, dict) and isinstance(span.get("rank"), int)]
+    return LogRecord(
+        message=str(message or ""),
+        level=str(data["level"]),
+        target=str(data.get("target", "")),
+        rank=ranks[0] if ranks else None,
+    )
+
+
+class Redactor:
+    """Replaces secrets in text, in every form in which TGI's log may write them.
+
+    Args:
+        secrets: Texts that must not show.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms: set[str] = set()
+        for secret in filter(None, secrets):
+            debug = secret.replace("\\", "\\\\").replace('"', '\\"')
+            forms |= {secret, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
+        # The longest first, so that no part of one is left.
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """The text with `***` for each secret."""
+        for form in self._forms:
+            text = text.replace(form, MASK)
+        return _KEY_IN_DUMP.sub(rf'\1"{MASK}"', text)
+
+
+class Stage(str, Enum):
+    """How far a start has come, in order."""
+
+    PULL = "pulling the image"
+    LAUNCH = "starting the launcher"
+    DOWNLOAD = "downloading the weights"
+    SHARDS = "loading the model"
+    WARM_UP = "warming up"
+    ROUTER = "starting the router"
+    READY = "ready"
+
+    @property
+    def position(self) -> int:
+        """Place in the order."""
+        return list(Stage).index(self)
+
+
+# From TGI 3.3's sources, launcher/src/main.rs and router/src/server.rs.
+_STAGES = (
+    (re.compile(r"^Unable to find image|: Pulling from |^Status: Downloaded newer image"), Stage.PULL),
+    (re.compile(r"^Args \{|^Using attention|^Sharding model on"), Stage.LAUNCH),
+    (re.compile(r"^Starting check and download process|^Download file: |^Downloaded "), Stage.DOWNLOAD),
+    (re.compile(r"^Starting shard|^Successfully downloaded weights|^Waiting for shard|^Shard ready"), Stage.SHARDS),
+    (re.compile(r"^Starting Webserver|^Warming up model"), Stage.WARM_UP),
+    (re.compile(r"^Setting max batch total tokens|^Using backend|^Connected$"), Stage.ROUTER),
+)
+
+
+def stage_of(record: LogRecord) -> Stage | None:
+    """The stage that a record tells of, None if it tells nothing."""
+    return next((stage for pattern, stage in _STAGES if pattern.search(record.message)), None)

@@ -1,0 +1,172 @@
+"""Reads /metrics, and from it what speculation is worth: `/info` does not even say whether it is on.
+
+TGI records `tgi_request_skipped_tokens` once per request and forward pass that yielded tokens: the tokens that the pass
+yielded beyond one (backends/v3/src/backend.rs). Over a window, with S the growth of its sum and C that of its count,
+S + C tokens were delivered by C passes. A request's first pass reads the prompt and never speculates, so with P
+requests the tokens of a decode pass are 1 + S / (C - P) on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tgi_launcher.errors import NotRunningError
+
+__all__ = ["Metrics", "SpeculationReport", "parse_metrics"]
+
+# From so many decode passes without a single token to spare on, speculation is off or useless, not unlucky.
+_MIN_PASSES_TO_JUDGE = 64
+# Why requests are refused before they reach the model (label `err`); they count as requests and as failures.
+_REFUSED = ("overloaded", "validation", "template")
+
+
+@dataclass(frozen=True)
+class SpeculationReport:
+    """What speculation did over a window, for all clients of the server together.
+
+    Attributes:
+        num_speculative_tokens: Tokens that the server was asked to draft per step; 0 is none.
+        num_tokens: Tokens delivered.
+        num_passes: Forward passes, counted once for each request in the batch.
+        num_requests: Requests that began.
+        num_skipped: Tokens that needed no pass of their own.
+        seconds: Length of the window.
+    """
+
+    num_speculative_tokens: int
+    num_tokens: int
+    num_passes: int
+    num_requests: int
+    num_skipped: int
+    seconds: float
+
+    @property
+    def num_decode_passes(self) -> int:
+        """Passes but those that read prompts. An answer of over 1024 tokens is read anew, which counts as decoding."""
+        return max(0, self.num_passes - self.num_requests)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of a decode pass and request, on average: 1 without speculation. 0 if nothing was decoded."""
+        passes = self.num_decode_passes
+        return 1.0 + self.num_skipped / passes if passes else 0.0
+
+    @property
+    def min_acceptance_rate(self) -> float:
+        """Accepted / drafted tokens, at least: what is drafted past the end of an answer counts as refused."""
+        drafted = self.num_speculative_tokens * self.num_decode_passes
+        return self.num_skipped / drafted if drafted else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens delivered per second of the window, idle time included."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def is_active(self) -> bool | None:
+        """Whether speculation skips passes; None as long as too few were seen to tell."""
+        if self.num_skipped:
+            return True
+        return False if self.num_decode_passes >= _MIN_PASSES_TO_JUDGE else None
+
+    @property
+    def warning(self) -> str | None:
+        """What to say if the server was asked to speculate and does not; else None."""
+        if not self.num_speculative_tokens or self.is_active is not False:
+            return None
+        return (
+            f"speculate={self.num_speculative_tokens} is set, but none of {self.num_decode_passes} decode steps "
+            "yielded more than one token. TGI ignores n-gram speculation, without a word, on models that it runs "
+            "without flash attention; or no draft was ever right."
+        )
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Counters of a server, since it started. Those that never counted are 0.
+
+    Attributes:
+        time: When they were read, in seconds of `time.monotonic`.
+        skipped_sum: Sum of `tgi_request_skipped_tokens`.
+        skipped_count: Count of `tgi_request_skipped_tokens`.
+        num_requests: Requests that were not refused at the door.
+        num_succeeded: Requests that ended well.
+        num_failed: Requests that failed.
+        generated_tokens: Tokens of the requests that ended well.
+        queue_size: Requests that wait now.
+        batch_size: Requests that are decoded now.
+        values: Every sample, by its name and labels as Prometheus writes them.
+    """
+
+    time: float
+    skipped_sum: float = 0.0
+    skipped_count: float = 0.0
+    num_requests: float = 0.0
+    num_succeeded: float = 0.0
+    num_failed: float = 0.0
+    generated_tokens: float = 0.0
+    queue_size: float = 0.0
+    batch_size: float = 0.0
+    values: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def report(self, since: Metrics, num_speculative_tokens: int) -> SpeculationReport:
+        """What speculation did since an earlier reading.
+
+        Args:
+            since: The earlier reading. If the server was restarted in between, the window is its life so far.
+            num_speculative_tokens: Tokens that it was asked to draft per step.
+        """
+        if self.skipped_count < since.skipped_count or self.num_requests < since.num_requests:
+            since = Metrics(time=since.time)
+        skipped = self.skipped_sum - since.skipped_sum
+        passes = self.skipped_count - since.skipped_count
+        return SpeculationReport(
+            num_speculative_tokens=num_speculative_tokens,
+            num_tokens=round(skipped + passes),
+            num_passes=round(passes),
+            num_requests=round(self.num_requests - since.num_requests),
+            num_skipped=round(skipped),
+            seconds=self.time - since.time,
+        )
+
+
+def parse_metrics(text: str, *, time: float) -> Metrics:
+    """Read what `/metrics` answers.
+
+    Args:
+        text: In Prometheus' text format.
+        time: When it was read, in seconds of `time.monotonic`.
+
+    Raises:
+        NotRunningError: It is not in that format.
+    """
+    values: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    refused = 0.0
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+                values[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+                # A counter is named with or without the suffix, depending on who reads it.
+                name = sample.name.removesuffix("_total")
+                sums[name] = sums.get(name, 0.0) + sample.value
+                if name == "tgi_request_failure" and sample.labels.get("err") in _REFUSED:
+                    refused += sample.value
+    except (ValueError, KeyError, IndexError) as error:
+        msg = f"/metrics is not in Prometheus' text format: {error}."
+        raise NotRunningError(msg) from error
+    return Metrics(
+        time=time,
+        skipped_sum=sums.get("tgi_request_skipped_tokens_sum", 0.0),
+        skipped_count=sums.get("tgi_request_skipped_tokens_count", 0.0),
+        num_requests=max(0.0, sums.get("tgi_request_count", 0.0) - refused),
+        num_succeeded=sums.get("tgi_request_success", 0.0),
+        num_failed=sums.get("tgi_request_failure", 0.0),
+        generated_tokens=sums.get("tgi_request_generated_tokens_sum", 0.0),
+        queue_size=sums.get("tgi_queue_size", 0.0),
+        batch_size=sums.get("tgi_batch_current_size", 0.0),
+        values=values,
+    )

@@ -1,0 +1,176 @@
+"""One run of TGI's launcher as a process, with the supervisor that watches over it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tgi_launcher import supervisor
+from tgi_launcher.command import Command
+from tgi_launcher.errors import Reason, StartError
+
+__all__ = ["LauncherProcess", "ProcessExit"]
+
+_START_SECONDS = 30.0
+# What the supervisor may need beyond the time to drain: its sweep, and Docker's removal of the container.
+_MARGIN_SECONDS = 45.0
+_ORPHAN_GRACE_SECONDS = 3.0
+# The supervisor is run by its path, and what lies beside it must not hide the standard library.
+_SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
+
+
+@dataclass(frozen=True)
+class ProcessExit:
+    """How a run ended.
+
+    Attributes:
+        returncode: Exit code of the launcher, minus the signal that ended it, or None if it had to be killed.
+        was_stopped: Whether it was asked to stop.
+        left: Ids of processes that even SIGKILL did not end.
+    """
+
+    returncode: int | None
+    was_stopped: bool
+    left: tuple[int, ...] = ()
+
+
+class LauncherProcess:
+    """TGI's launcher and everything it starts.
+
+    Args:
+        command: What to run.
+        on_line: Called with each line that it prints, in a thread of its own.
+        drain_seconds: How long it may take to end when this process has died.
+        keep_open: File descriptors to keep open as long as the supervisor lives.
+        folders: Folders to remove at the end, with the sockets in them.
+
+    Raises:
+        StartError: It cannot be run at all.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        on_line: Callable[[str], None],
+        *,
+        drain_seconds: float,
+        keep_open: Sequence[int] = (),
+        folders: Sequence[str] = (),
+    ) -> None:
+        self.marker = uuid.uuid4().hex
+        self._command = command
+        self._folders = list(folders)
+        self._on_line = on_line
+        self._exit: ProcessExit | None = None
+        self._ended = threading.Event()
+        self._control_lock = threading.Lock()
+        reports, report_to = os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, *_SAFE_PATH, str(Path(supervisor.__file__)), str(report_to)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**command.env, supervisor.MARKER: self.marker},
+                pass_fds=(report_to, *keep_open),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(reports)
+            raise StartError(Reason.EXITED, f"Python itself cannot be started: {error}.") from error
+        finally:
+            os.close(report_to)
+        self._reports = os.fdopen(reports, encoding="utf-8")
+        spec = {
+            "argv": command.argv,
+            "stop": command.stop,
+            "remove": command.remove,
+            "marker": self.marker,
+            "parent": os.getpid(),
+            "drain_seconds": drain_seconds,
+            "orphan_grace_seconds": _ORPHAN_GRACE_SECONDS,
+            "folders": self._folders,
+        }
+        self._send(json.dumps(spec))
+        first = self._first_report()
+        self._reader = threading.Thread(target=self._read, name="tgi-launcher-log", daemon=True)
+        self._reader.start()
+        if "pid" not in first:
+            self._ended.wait(_START_SECONDS)
+            problem = first.get("error", "its supervisor ended at once")
+            raise StartError(Reason.LAUNCHER_NOT_FOUND, f"The launcher cannot be run: {problem}.")
+        self.pid: int = first["pid"]
+
+    @property
+    def exit(self) -> ProcessExit | None:
+        """How it ended; None while it runs."""
+        return self._exit
+
+    def wait(self, timeout: float | None = None) -> ProcessExit | None:
+        """Wait until nothing of it is left; None if that takes longer than `timeout` seconds."""
+        self._ended.wait(timeout)
+        return self._exit
+
+    def stop(self, seconds: float) -> ProcessExit:
+        """End it: gently for `seconds`, then by force. Returns when nothing of it is left, in bounded time."""
+        self.begin_stop(seconds)
+        if not self._ended.wait(max(seconds, 0.0) + _MARGIN_SECONDS):
+            # The supervisor hangs. What it watched over is found by its mark.
+            self._process.kill()
+            self._ended.wait(_MARGIN_SECONDS)
+        return self._exit or ProcessExit(None, was_stopped=True)
+
+    def begin_stop(self, seconds: float) -> None:
+        """Ask it to end within `seconds`, without waiting. May be repeated with less time."""
+        self._send(f"stop {seconds}")
+
+    def forget(self) -> None:
+        """Let go of it in a fork of the process that started it, where it must not be stopped."""
+        with contextlib.suppress(OSError):
+            cast("IO[bytes]", self._process.stdin).close()
+
+    def _send(self, line: str) -> None:
+        with self._control_lock, contextlib.suppress(OSError, ValueError):
+            control = cast("IO[bytes]", self._process.stdin)
+            control.write(line.encode() + b"\n")
+            control.flush()
+
+    def _first_report(self) -> dict[str, Any]:
+        deadline = time.monotonic() + _START_SECONDS
+        if select.select([self._reports], [], [], deadline - time.monotonic())[0] and (
+            line := self._reports.readline()
+        ):
+            return cast("dict[str, Any]", json.loads(line))
+        self._process.kill()
+        return {}
+
+    def _read(self) -> None:
+        output = cast("IO[bytes]", self._process.stdout)
+        with output:
+            for line in output:
+                self._on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
+        self._process.wait()
+        with self._reports:
+            last = [json.loads(line) for line in self._reports]
+        with self._control_lock, contextlib.suppress(OSError):
+            cast("IO[bytes]", self._process.stdin).close()
+        if last and "left" in last[-1]:
+            report = last[-1]
+            self._exit = ProcessExit(report["returncode"], report["stopped"], tuple(report["left"]))
+        else:
+            # Somebody killed the supervisor, and so nobody but us can clean up.
+            left = supervisor.sweep(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
+            supervisor.tidy(self._command.remove, self._folders)
+            self._exit = ProcessExit(None, was_stopped=False, left=tuple(left))
+        self._ended.set()
