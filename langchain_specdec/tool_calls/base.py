@@ -1,4 +1,4 @@
-"""What all parsers of tool calls share: text is released, marks and what follows them are held until a call is whole."""
+"""What all parsers of tool calls share: text is released, a mark and what follows it are held until a call is whole."""
 
 from __future__ import annotations
 

