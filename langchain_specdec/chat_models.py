@@ -19,7 +19,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from langchain_specdec.backends.base import CompletionRequest
 from langchain_specdec.chat_messages import to_template_messages
@@ -110,7 +110,9 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     timeout: float | None = None
     """Seconds after which a call ends with a `CompletionTimeoutError`."""
     max_retries: int = 2
-    """Accepted as other chat models do. A model in this process has no connection to retry."""
+    """Accepted as by other chat models. A model in this process has no connection to retry."""
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    """Accepted as by other chat models. A model in this process asks for none."""
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template in place of the model's own."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -262,10 +264,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             else:
                 response_format = {"type": "json_object"}
             llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
-            if is_class:
-                parser = PydanticOutputParser(pydantic_object=schema)  # type: ignore[arg-type]
-            else:
-                parser = JsonOutputParser()
+            class_parser: Any = PydanticOutputParser
+            parser = class_parser(pydantic_object=schema) if is_class else JsonOutputParser()
         if not include_raw:
             return llm | parser
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
