@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
-from langchain_specdec.protected_text import ProtectedEncoder
+from langchain_specdec.protected_text import ProtectedEncoder, Sealed
 from langchain_specdec.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.tool_prompt import with_generic_tools
 
@@ -112,15 +112,14 @@ class ChatTemplate:
         rendered, sealed = self._render(messages, tools)
         return self.encoder.as_text(rendered, sealed)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, Any]:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, Sealed]:
         if not messages:
             msg = "There are no messages. Give at least one."
             raise InvalidParameterError(msg)
         if not self.shows_tools:
             messages, tools = with_generic_tools(messages, tools), ()
         sealed = self.encoder.seal(messages, tools)
-        specials = {"assistant": self.encoder.model_specials}
-        data = [sealed.seal(message, specials.get(message["role"])) for message in messages]
+        data = [self._sealed(message, sealed) for message in messages]
         shown = sealed.seal(list(tools))
         reason = ""
         for arranged in (data, _merged(data), _without_system(data)):
@@ -135,6 +134,12 @@ class ChatTemplate:
             return rendered, sealed
         msg = f"The chat template of {self._model_name} cannot render these messages: {reason.strip() or 'no reason'}."
         raise InvalidParameterError(msg)
+
+    def _sealed(self, message: Message, sealed: Sealed) -> Message:
+        data: Message = sealed.seal(message)
+        if message["role"] == "assistant":
+            data["content"] = sealed.seal(message["content"], self.encoder.model_specials)
+        return data
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Any], *, is_open: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(

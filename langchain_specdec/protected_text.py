@@ -123,7 +123,8 @@ class ProtectedEncoder:
         added = {t.content: t for t in tokenizer.added_tokens_decoder.values() if t.content.strip()}
         always = [content for content, token in added.items() if token.special]
         # Such as <think> and <tool_call> of Qwen: not special to the tokenizer, but control to the template.
-        mentioned = [content for content, token in added.items() if not token.special and content in template]
+        plain = [content for content, token in added.items() if not token.special]
+        mentioned = [content for content in plain if content in template or content.replace("<", "</") in template]
         self.specials = Specials(always + mentioned)
         """Texts that must not be control in what people and tools write."""
         self.model_specials = Specials(always)

@@ -63,7 +63,7 @@ class _OnEmbedded:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"backend": self.shared, "max_tokens": 24}
+        return {"backend": self.shared}
 
     @property
     def supports_model_override(self) -> bool:
@@ -76,3 +76,8 @@ class TestChatUnit(_OnEmbedded, ChatModelUnitTests):
 
 class TestChatStandard(_OnEmbedded, ChatModelIntegrationTests):
     """What generates."""
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        # Enough for every test, and quick.
+        return {**super().standard_chat_model_params, "max_tokens": 24}
