@@ -23,14 +23,15 @@ QWEN = (
     "{% if tools %}{{ '<|im_start|>system\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}"
     "{% endif %}{{ '# Tools\n<tools>' }}{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
     "{{ '\n</tools>\nAnswer within <tool_call></tool_call> tags.<|im_end|>\n' }}"
-    "{% elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}"
-    "{% for message in messages %}"
+    "{% elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}"
     "{% if message.role == 'user' or (message.role == 'system' and not loop.first) %}"
     "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{% elif message.role == 'assistant' %}{% set content = message.content.split('</think>')[-1].lstrip('\n') %}"
     "{{ '<|im_start|>assistant\n' + content }}{% for call in message.tool_calls or [] %}"
     "{% if content or not loop.first %}{{ '\n' }}{% endif %}"
-    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}{{ call.function.arguments | tojson }}'
+    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
+    "{{ call.function.arguments | tojson }}"
     "{{ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
     "{% elif message.role == 'tool' %}{% if loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
     "{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}"
