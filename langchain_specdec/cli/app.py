@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from langchain_specdec._version import __version__
+from langchain_specdec.cli.chat import chat
 from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(chat)
 app.command()(doctor)
 
 
