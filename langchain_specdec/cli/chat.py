@@ -113,6 +113,8 @@ def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | N
             print(f"error: {error}{hint}", file=sys.stderr)
             continue
         end(answer)
+        if not answer.content:
+            continue  # stopped before it began
         messages = [*asked, answer]
         _write_history(history, messages)
 

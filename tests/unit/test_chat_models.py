@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,3 +375,32 @@ def test_closing_closes_the_backend() -> None:
     with scripted("x") as model:
         copy = model.model_copy(update={"temperature": 0.3})
     assert copy.backend.is_closed
+
+
+def _example(name: str) -> Any:
+    path = Path(__file__).resolve().parents[2] / "docs" / "examples" / f"{name}.py"
+    return runpy.run_path(str(path), run_name="example")["main"]
+
+
+def test_the_example_of_an_agent_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("langchain")
+    model = scripted(
+        '<tool_call>\n{"name": "stock", "arguments": {"item": "lens"}}\n</tool_call>',
+        '<tool_call>\n{"name": "price", "arguments": {"item": "lens", "count": 3}}\n</tool_call>',
+        "Three, for 720.",
+        template=QWEN,
+    )
+    assert _example("agent")(model) == "Three, for 720."
+    assert "tool: 720.0" in capsys.readouterr().out
+
+
+def test_the_example_of_retrieval_runs() -> None:
+    model = scripted("An answer.")
+    assert _example("rag")(model) == ["An answer."] * 2
+    prompts = {model.backend.tokenizer.decode(request.prompt) for request in model.backend.requests}
+    assert sum("John Smeaton finished" in prompt for prompt in prompts) >= 1
+
+
+def test_the_example_of_extraction_says_what_it_needs() -> None:
+    with pytest.raises(InvalidParameterError, match="needs constrained decoding"):
+        _example("extract")(scripted("x"))
