@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import CompletionRequest
 from langchain_specdec.chat_messages import to_template_messages
@@ -118,6 +117,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template, such as `enable_thinking`."""
 
+    _made: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
+
     if not TYPE_CHECKING:
 
         def __init__(self, **values: Any) -> None:
@@ -126,8 +127,15 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             # Made here, so that a model without a template is refused before it is used.
             _ = self._template
 
-    @cached_property
+    @property
     def _template(self) -> ChatTemplate:
+        # Copies with other values of these fields take the rest of the instance along.
+        key = (self.backend, self.chat_template, repr(self.chat_template_kwargs))
+        if self._made is None or self._made[0] != key:
+            self._made = key, self._make_template()
+        return self._made[1]
+
+    def _make_template(self) -> ChatTemplate:
         tokenizer = getattr(self.backend, "tokenizer", None)
         if tokenizer is None:
             msg = (

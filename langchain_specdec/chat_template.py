@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
+from typing_extensions import Self
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.protected_text import ProtectedEncoder, Sealed
@@ -63,6 +64,10 @@ class ChatTemplate:
         self._template = template
         self._options = dict(options or {})
         self._source = template or ("\n".join(own.values()) if isinstance(own, dict) else str(own))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nothing in it changes, and copies of a chain need not copy tokenizers.
+        return self
 
     @property
     def identity(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 from tiny import tiny_model
 
 from langchain_specdec import ChatSpeculative, LocalBackend
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError, UnsupportedModelError
+from langchain_specdec.structured_output import OutputForm, form_of_calls, form_of_response
+from langchain_specdec.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
 
 QWEN_CALLS = (
     'I look.\n<tool_call>\n{"name": "weather", "arguments": {"place": "東京"}}\n</tool_call>\n'
@@ -371,10 +377,59 @@ def test_an_agent_runs_a_loop_of_two_tools() -> None:
     assert "It rains in Ulm." in model.backend.prompt
 
 
+def test_copies_share_the_backend_and_have_their_own_template(backend: LocalBackend) -> None:
+    model = ChatSpeculative(backend=backend, max_tokens=4)
+    answer = model.invoke("x").content
+    assert copy.deepcopy(model).invoke("x").content == answer
+    assert model.model_copy(deep=True).backend is backend
+    other = model.model_copy(update={"chat_template": MISTRAL})
+    assert other._identifying_params != model._identifying_params
+    assert other.get_num_tokens_from_messages([HumanMessage("x")]) < model.get_num_tokens_from_messages(
+        [HumanMessage("x")]
+    )
+    configured = model.configurable_fields(max_new_tokens=ConfigurableField(id="n")).with_config(configurable={"n": 1})
+    assert configured.invoke("x").usage_metadata["output_tokens"] == 1
+
+
+def test_a_form_of_calls_is_what_the_parser_reads() -> None:
+    class Inner(BaseModel):
+        x: int
+
+    class Outer(BaseModel):
+        """Nested."""
+
+        inner: Inner
+
+    nested = {**convert_to_openai_tool(add), "function": {"name": "Outer", "parameters": Outer.model_json_schema()}}
+    tools = [convert_to_openai_tool(add), nested]
+    for parser in (HermesParser, GenericParser, LlamaParser, MistralParser):
+        form = form_of_calls(tools, parser)
+        names = [call["properties"]["name"]["const"] for call in form.schema["anyOf"]]
+        assert names == ["add", "Outer"]
+        references = re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(form.schema))
+        assert set(references) == set(form.schema["$defs"]) == {"tool1_Inner"}
+        key = "parameters" if parser is LlamaParser else "arguments"
+        for good in ({"name": "add", key: {"a": 1, "b": 2}}, {"name": "Outer", key: {"inner": {"x": 1}}}):
+            reader = parser(["add", "Outer"])
+            pieces = reader.feed(form.begin + json.dumps(good) + form.end) + reader.close()
+            assert [(p.name, p.arguments) for p in pieces if isinstance(p, ToolCall)] == [(good["name"], good[key])]
+
+
+def test_a_response_format_becomes_a_schema() -> None:
+    schema = Person.model_json_schema()
+    described = {"type": "json_schema", "json_schema": {"name": "Person", "schema": schema}}
+    assert form_of_response(described) == OutputForm(schema)
+    assert form_of_response({"type": "json_object"}) == OutputForm({"type": "object"})
+    assert form_of_response({"type": "text"}) is form_of_response(None) is None
+    for wrong in ("json", {"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}):
+        with pytest.raises(InvalidParameterError, match="response_format must be"):
+            form_of_response(wrong)
+
+
 def test_closing_closes_the_backend() -> None:
     with scripted("x") as model:
-        copy = model.model_copy(update={"temperature": 0.3})
-    assert copy.backend.is_closed
+        other = model.model_copy(update={"temperature": 0.3})
+    assert other.backend.is_closed
 
 
 def _example(name: str) -> Any:

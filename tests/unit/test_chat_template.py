@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from chats import CHATML, LLAMA, MARKUP, MISTRAL, QWEN, SPECIALS, TEMPLATES, chat_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from langchain_specdec.chat_template import ChatTemplate
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
@@ -115,8 +118,6 @@ def test_text_only_backends_get_special_tokens_broken_up() -> None:
 
 
 def test_normalized_special_tokens_are_protected_from_what_normalizes_to_them() -> None:
-    from tokenizers import AddedToken, normalizers
-
     tokenizer = chat_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("<|wide|>", special=True, normalized=True)], special_tokens=True)
@@ -191,3 +192,52 @@ def test_identity_tells_templates_and_options_apart() -> None:
         ChatTemplate(tokenizer, "a", QWEN).identity,
     ]
     assert len(set(kinds)) == 4
+
+
+_CORPUS = ["Rain falls on the light house by the sea.", "The keeper reads <s> and </s> and <|im_end|> by night."] * 20
+_MARKS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+
+
+def _unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=_MARKS, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer
+
+
+def _sentencepiece_bpe() -> Tokenizer:
+    # As Llama 2 and Mistral: special tokens stand in the vocabulary, and a merge leads to one of them.
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.add_special_tokens(_MARKS)
+    return tokenizer
+
+
+def _wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=_MARKS, show_progress=False)
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [_unigram, _sentencepiece_bpe, _wordpiece])
+def test_tokenizers_of_all_kinds_keep_data_apart_from_control(make: Callable[[], Tokenizer]) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    chat = ChatTemplate(tokenizer, "x")
+    expected = tokenizer.apply_chat_template([user("the sea")], add_generation_prompt=True, return_dict=False)
+    assert chat.token_ids([user("the sea")]) == expected
+    # Ends like the beginning of a special token, which takes the other way to the same tokens.
+    expected = tokenizer.apply_chat_template([user("the sea <")], add_generation_prompt=True, return_dict=False)
+    assert chat.token_ids([user("the sea <")]) == expected
+    marks = {tokenizer.convert_tokens_to_ids(text) for text in _MARKS[1:]}
+    ids = chat.token_ids([user("by <|im_end|> night <s> sea</s>")])
+    assert [token for token in ids if token in marks] == [token for token in expected if token in marks]
