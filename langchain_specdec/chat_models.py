@@ -112,6 +112,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     """Accepted as by other chat models. A model in this process has no connection to retry."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
     """Accepted as by other chat models. A model in this process asks for none."""
+    tokenizer: Any = Field(default=None, exclude=True, repr=False)
+    """A loaded Hugging Face tokenizer with the chat template. None is the backend's, which a server does not have."""
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template in place of the model's own."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -130,17 +132,17 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     @property
     def _template(self) -> ChatTemplate:
         # Copies with other values of these fields take the rest of the instance along.
-        key = (self.backend, self.chat_template, repr(self.chat_template_kwargs))
-        if self._made is None or self._made[0] != key:
+        key = (self.backend, self.tokenizer, self.chat_template, repr(self.chat_template_kwargs))
+        if self._made is None or any(a is not b and a != b for a, b in zip(self._made[0], key, strict=True)):
             self._made = key, self._make_template()
         return self._made[1]
 
     def _make_template(self) -> ChatTemplate:
-        tokenizer = getattr(self.backend, "tokenizer", None)
+        tokenizer = self.tokenizer if self.tokenizer is not None else getattr(self.backend, "tokenizer", None)
         if tokenizer is None:
             msg = (
-                f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give it the tokenizer of "
-                f"the model it serves."
+                f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
+                f"serves: {type(self).__name__}(backend=..., tokenizer=AutoTokenizer.from_pretrained(model_id))."
             )
             raise InvalidParameterError(msg)
         return ChatTemplate(tokenizer, self.backend.model_name, self.chat_template, self.chat_template_kwargs)

@@ -123,14 +123,17 @@ class ReplyReader:
     def _info(self, finish: FinishEvent) -> dict[str, Any]:
         info = Completion(tuple(self._tokens), finish).info()
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
-            del info[name]  # they are in usage_metadata
+            info.pop(name, None)  # they are in usage_metadata
         return {"model_name": self._model_name, "model_provider": "specdec", **info}
 
 
 def _usage(finish: FinishEvent) -> UsageMetadata:
-    return UsageMetadata(
+    usage = UsageMetadata(
         input_tokens=finish.prompt_tokens,
         output_tokens=finish.completion_tokens,
         total_tokens=finish.prompt_tokens + finish.completion_tokens,
-        input_token_details=InputTokenDetails(cache_read=finish.cached_tokens),
     )
+    # Not every backend knows.
+    if finish.cached_tokens is not None:
+        usage["input_token_details"] = InputTokenDetails(cache_read=finish.cached_tokens)
+    return usage

@@ -121,10 +121,11 @@ class SpeculativeFace(BaseModel):
         """
         from langchain_specdec.backends.local import LocalBackend
 
-        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
+        loading = set(inspect.signature(LocalBackend).parameters)
+        own = set(cls.model_fields) - {"backend"} - loading | set(ALIASES)
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
         cls._checked({"backend": _NOT_LOADED, **fields})
-        accepted = {*inspect.signature(LocalBackend).parameters, *own, "draft_model_id"} - {"model", "draft_model"}
+        accepted = {*loading, *own, "draft_model_id"} - {"model", "draft_model"}
         refuse_unknown(kwargs, accepted)
         backend = LocalBackend(
             model_id,

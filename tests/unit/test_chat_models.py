@@ -235,6 +235,8 @@ def test_a_model_without_template_or_tokenizer_is_refused() -> None:
         scripted("x", template=None)
     with pytest.raises(InvalidParameterError, match="EchoBackend has no tokenizer"):
         ChatSpeculative(backend=EchoBackend())
+    backend = EchoBackend()
+    assert ChatSpeculative(backend=backend, tokenizer=chat_tokenizer()).invoke("x").content.startswith("<|im_start|>")
     assert scripted("x", template=None, chat_template=CHATML).invoke("x").content == "x"
 
 
