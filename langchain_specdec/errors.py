@@ -7,6 +7,7 @@ derives from the built-in class that fits, so that code which knows nothing of t
 __all__ = [
     "AuthenticationError",
     "BackendUnavailableError",
+    "CompletionTimeoutError",
     "EngineClosedError",
     "GenerationError",
     "InvalidParameterError",
@@ -46,6 +47,10 @@ class MissingDependencyError(SpecDecError, ImportError):
 
 class GenerationError(SpecDecError, RuntimeError):
     """One request failed while it ran. Other requests of the same backend are not affected."""
+
+
+class CompletionTimeoutError(GenerationError, TimeoutError):
+    """A completion took longer than its `timeout`. It was stopped."""
 
 
 class EngineClosedError(SpecDecError, RuntimeError):

@@ -121,7 +121,8 @@ class SpeculativeFace(BaseModel):
         """
         from langchain_specdec.backends.local import LocalBackend
 
-        fields, options = cls._split(kwargs)
+        loading = inspect.signature(LocalBackend).parameters
+        fields, options = cls._split(kwargs, loading)
         refuse_unknown(options, cls._accepted(LocalBackend, {"draft_model_id"}) - {"model", "draft_model"})
         return cls._over(
             LocalBackend(
@@ -199,9 +200,9 @@ class SpeculativeFace(BaseModel):
         return cls._over(launch_backend(model_id, speculate=speculate, **named, **options), fields)
 
     @classmethod
-    def _split(cls, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of this class, checked before a backend is made, and all else."""
-        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
+    def _split(cls, kwargs: Mapping[str, Any], loading: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of this class, checked before a backend is made, and all else; names of `loading` are the backend's."""
+        own = (set(cls.model_fields) - {"backend"} - set(loading)) | set(ALIASES)
         fields = {name: value for name, value in kwargs.items() if name in own}
         named = cls._checked({"backend": _NOT_LOADED, **fields})
         given: dict[str, Any] = {name: cls.model_fields[name] for name in named if name != "backend"}

@@ -14,9 +14,14 @@ __all__ = ["AsyncEventStream", "Backend", "Completion", "CompletionRequest", "Ev
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A prompt and what to generate from it."""
+    """A prompt and what to generate from it.
 
-    prompt: str
+    Attributes:
+        prompt: Text, or tokens where the backend has `takes_token_ids`.
+        params: What to generate.
+    """
+
+    prompt: str | Sequence[int]
     params: SamplingParams
 
 
@@ -98,7 +103,11 @@ async def acollect(events: AsyncEventStream) -> Completion:
 
 @runtime_checkable
 class Backend(Protocol):
-    """A source of completions. All methods may be called from any thread at any time."""
+    """A source of completions. All methods may be called from any thread at any time.
+
+    For chats a backend may have more: `tokenizer`, the model's Hugging Face tokenizer with its chat template;
+    `takes_token_ids`, whether a prompt may be a sequence of tokens; `max_length`, the most tokens of prompt and answer.
+    """
 
     @property
     def model_name(self) -> str:

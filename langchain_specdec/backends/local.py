@@ -79,6 +79,9 @@ class LocalBackend:
         UnsupportedModelError: The model, or the pair of models, cannot be run.
     """
 
+    takes_token_ids = True
+    """A prompt may be a sequence of tokens."""
+
     def __init__(
         self,
         model: str | os.PathLike[str] | PreTrainedModel,
@@ -191,6 +194,11 @@ class LocalBackend:
         return self._target.tokenizer
 
     @property
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+        return self.engine.runner.max_length
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """The model and its numeric type. How it drafts is left out: the text does not depend on it."""
         return dict(self._identity)
@@ -251,9 +259,11 @@ class LocalBackend:
             self.engine.check(prompt, request.params)
         return [self.engine.submit(p, r.params) for p, r in zip(prompts, requests, strict=True)]
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, Sequence) and not isinstance(text, str) and all(type(token) is int for token in text):
+            return list(text)
         if not isinstance(text, str):
-            msg = f"A prompt must be a string, got {type(text).__name__}."
+            msg = f"A prompt must be a string or a sequence of token ids, got {type(text).__name__}."
             raise InvalidParameterError(msg)
         tokenizer = self._target.tokenizer
         try:

@@ -11,9 +11,11 @@ import random
 import time
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.ours import EngineContestant
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, Proposal
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.sampling import TokenHistory
 
 __all__ = ["AgreementDrafter", "SyntheticContestant"]
@@ -51,9 +53,10 @@ class AgreementDrafter:
         if self._paid_by is not None:
             self._paid_by.prefill(requests, starts, stop)
 
-    def consider(self, request: DraftingRequest, max_tokens: int) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """As many tokens as the known text still has."""
-        return Proposal(EMPTY_DRAFT, self._kinds(len(self._rest(request, max_tokens))), steps_per_token=1)
+        count = len(self._rest(request, max(limits.max_depth, 0)))
+        return Proposal(EMPTY_DRAFT, self._kinds(count), steps_per_token=1)
 
     def propose(
         self,
@@ -65,7 +68,11 @@ class AgreementDrafter:
         """The known tokens, some of them spoilt, after the time that they cost."""
         started = time.perf_counter()
         if self._paid_by is not None:
-            paid = [self._paid_by.consider(r, n) if n else Proposal() for r, n in zip(requests, lengths, strict=True)]
+            limits = [DraftLimits(n) for n in lengths]
+            paid = [
+                self._paid_by.consider(r, n) if n.max_depth else Proposal()
+                for r, n in zip(requests, limits, strict=True)
+            ]
             self._paid_by.propose(requests, paid, lengths, history)
         drafts = []
         for request, length in zip(requests, lengths, strict=True):
@@ -78,6 +85,15 @@ class AgreementDrafter:
             while time.perf_counter() < until:
                 pass
         return drafts
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Nothing to learn: the texts are known."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """What a draft token costs."""

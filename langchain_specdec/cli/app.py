@@ -11,6 +11,7 @@ import typer
 
 from langchain_specdec._version import __version__
 from langchain_specdec.cli.bench import bench
+from langchain_specdec.cli.chat import chat
 from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(bench)
+app.command()(chat)
 app.command()(doctor)
 
 

@@ -12,13 +12,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from langchain_specdec import LocalBackend, SamplingParams, SpeculativeLLM, errors
+from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
 from langchain_specdec.backends.base import Completion, CompletionRequest
 from langchain_specdec.events import FinishEvent, Token
+from langchain_specdec.tool_prompt import GENERIC_TOOL_PROMPT
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 QUICKSTART = ROOT / "docs/quickstart.md"
+CHAT = ROOT / "docs/chat.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,7 +57,7 @@ def names() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {"__name__": "__main__"}
     yield names
     for value in names.values():
-        if isinstance(value, (SpeculativeLLM, LocalBackend)):
+        if isinstance(value, (ChatSpeculative, SpeculativeLLM, LocalBackend)):
             value.close()
 
 
@@ -71,6 +73,19 @@ def test_examples_of_the_readme_run_by_themselves(example, names, capsys):
 def test_examples_of_the_quickstart_run_from_top_to_bottom(names, capsys):
     for example in examples_in(QUICKSTART):
         run_example(QUICKSTART, example, names, capsys)
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_examples_of_the_chat_page_run_from_top_to_bottom(names, capsys):
+    pytest.importorskip("langchain")
+    for example in examples_in(CHAT):
+        run_example(CHAT, example, names, capsys)
+
+
+def test_the_chat_page_shows_the_generic_prompt_as_it_is():
+    page = " ".join(CHAT.read_text(encoding="utf-8").split())
+    assert " ".join(GENERIC_TOOL_PROMPT.format(tools="[…]").split()) in page
 
 
 def test_the_reader_of_examples_finds_code_and_output():

@@ -1,0 +1,387 @@
+"""`ChatSpeculative`: the LangChain chat model over any backend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
+from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import Field, PrivateAttr, SecretStr
+
+from langchain_specdec.backends.base import CompletionRequest
+from langchain_specdec.chat_messages import to_template_messages
+from langchain_specdec.chat_replies import ReplyReader, SpeculativeChatChunk
+from langchain_specdec.chat_template import ChatTemplate
+from langchain_specdec.deadlines import acheck_time, check_time, checked_timeout
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.face import PARAMETERS, SpeculativeFace
+from langchain_specdec.parameters import ALIASES, join_stops, named_parameters
+from langchain_specdec.structured_output import (
+    constrain,
+    forced_tools,
+    form_of_calls,
+    form_of_response,
+    with_schema_prompt,
+)
+
+if TYPE_CHECKING:
+    from langchain_core.language_models.base import LangSmithParams
+    from langchain_core.language_models.model_profile import ModelProfile
+
+__all__ = ["ChatSpeculative", "SpeculativeChatChunk"]
+
+# What a call may be given beside sampling parameters.
+_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream"})
+# More threads than a batch has slots for would only wait.
+_MAX_THREADS = 64
+
+Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
+
+
+class _Call(NamedTuple):
+    """One call, ready to run."""
+
+    request: CompletionRequest
+    reader: ReplyReader
+    timeout: float | None
+
+
+class ChatSpeculative(SpeculativeFace, BaseChatModel):
+    """Chats with a language model by speculative decoding: the same answer, sooner.
+
+    Setup:
+        `pip install langchain-specdec`; the model runs in this process, so no key and no server is needed.
+
+    Instantiate:
+        ```python
+        from langchain_specdec import ChatSpeculative
+
+        model = ChatSpeculative.from_model_id("HuggingFaceTB/SmolLM2-1.7B-Instruct", max_tokens=200)
+        ```
+
+    Invoke, stream, batch (and `ainvoke`, `astream`, `abatch`):
+        ```python
+        model.invoke("Why is the sky blue?")
+        for chunk in model.stream([("system", "Answer in one sentence."), ("human", "Why is the sky blue?")]):
+            print(chunk.text, end="", flush=True)
+        ```
+
+    Tools:
+        ```python
+        model.bind_tools([get_weather]).invoke("How warm is it in Paris?").tool_calls
+        ```
+        The model's own chat template tells it about the tools; where that knows none, a generic prompt does. What the
+        model writes is parsed in the format of its family; a call that cannot be read is in `invalid_tool_calls`.
+
+    Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
+    arrives in a message is read as plain text.
+
+    The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
+    or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
+    strings of the instance and of the call both apply. An unknown parameter raises an `InvalidParameterError`.
+
+    `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
+    `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
+    `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`,
+    `decode_seconds`), and `logprobs` where asked for.
+
+    One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
+    `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
+
+    Raises:
+        UnsupportedModelError: The model has no chat template.
+    """
+
+    streaming: bool = False
+    """Whether `invoke` and `ainvoke` report text to callbacks as it comes."""
+    timeout: float | None = None
+    """Seconds after which a call ends with a `CompletionTimeoutError`."""
+    max_retries: int = 2
+    """Accepted as by other chat models. A model in this process has no connection to retry."""
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    """Accepted as by other chat models. A model in this process asks for none."""
+    tokenizer: Any = Field(default=None, exclude=True, repr=False)
+    """A loaded Hugging Face tokenizer with the chat template. None is the backend's, which a server does not have."""
+    chat_template: str | None = Field(default=None, repr=False)
+    """A Jinja template in place of the model's own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the template, such as `enable_thinking`."""
+
+    _made: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values)
+            checked_timeout(self.timeout)
+            # Made here, so that a model without a template is refused before it is used.
+            _ = self._template
+
+    @property
+    def _template(self) -> ChatTemplate:
+        # Copies with other values of these fields take the rest of the instance along.
+        key = (self.backend, self.tokenizer, self.chat_template, repr(self.chat_template_kwargs))
+        if self._made is None or any(a is not b and a != b for a, b in zip(self._made[0], key, strict=True)):
+            self._made = key, self._make_template()
+        return self._made[1]
+
+    def _make_template(self) -> ChatTemplate:
+        tokenizer = self.tokenizer if self.tokenizer is not None else getattr(self.backend, "tokenizer", None)
+        if tokenizer is None:
+            msg = (
+                f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
+                f"serves: {type(self).__name__}(backend=..., tokenizer=AutoTokenizer.from_pretrained(model_id))."
+            )
+            raise InvalidParameterError(msg)
+        return ChatTemplate(tokenizer, self.backend.model_name, self.chat_template, self.chat_template_kwargs)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.backend.model_name
+
+    @property
+    def _llm_type(self) -> str:
+        return "specdec-chat"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {**self._text_identity(), "chat_template": self._template.identity}
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        # A forced call and a guaranteed schema need constrained decoding, so they are not claimed.
+        profile: ModelProfile = {
+            "name": self.backend.model_name,
+            "text_inputs": True,
+            "text_outputs": True,
+            "image_inputs": False,
+            "audio_inputs": False,
+            "video_inputs": False,
+            "tool_calling": True,
+            "tool_choice": False,
+            "structured_output": False,
+            "temperature": True,
+            "open_weights": True,
+        }
+        if (limit := getattr(self.backend, "max_length", None)) is not None:
+            profile["max_input_tokens"] = limit
+            profile["max_output_tokens"] = limit
+        return profile
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        params["ls_provider"] = "specdec"
+        params["ls_model_name"] = named.get("model") or self.backend.model_name
+        params["ls_temperature"] = named.get("temperature", self.temperature)
+        params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
+        if stops := join_stops(self.stop, stop, named.get("stop")):
+            params["ls_stop"] = stops
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the model's own tokenizer."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self.backend.token_ids(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
+        """Tokens of the prompt that these messages and tools become, template included."""
+        converted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._template.token_ids(to_template_messages(messages), converted))
+
+    def bind_tools(
+        self,
+        tools: Sequence[Tool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Tell the model about tools.
+
+        Args:
+            tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries or JSON schemas.
+            tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
+                name of a tool: a call is forced, which needs constrained decoding.
+            strict: Passed to `convert_to_openai_tool`.
+            kwargs: Parameters of the calls.
+
+        Raises:
+            InvalidParameterError: `tool_choice` is no such choice.
+        """
+        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        forced_tools(converted, tool_choice)
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        return self.bind(tools=converted, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers as objects of a class, or as dictionaries that fit a schema. Needs constrained decoding.
+
+        Args:
+            schema: Pydantic class, typed dictionary, JSON schema or OpenAI tool.
+            method: `"json_schema"`: the answer is JSON that fits the schema. `"function_calling"`: it is a call of a
+                tool with these parameters. `"json_mode"`: it is some JSON object, for which the prompt has to ask.
+            include_raw: Return `raw`, `parsed` and `parsing_error` instead of raising what goes wrong in parsing.
+            strict: Noted in the schema; what is generated always fits.
+            kwargs: Parameters of the calls.
+
+        Raises:
+            InvalidParameterError: There is no such method.
+        """
+        if method not in ("json_schema", "function_calling", "json_mode"):
+            msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
+            raise InvalidParameterError(msg)
+        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
+        if strict is not None:
+            traced["kwargs"]["strict"] = strict
+        parser: Runnable[Any, Any]
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            llm = self.bind_tools(
+                [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
+            )
+            if is_class:
+                parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+            else:
+                parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        else:
+            if method == "json_schema":
+                described = {"name": _schema_name(schema), "schema": convert_to_json_schema(schema, strict=strict)}
+                response_format = {"type": "json_schema", "json_schema": described}
+            else:
+                response_format = {"type": "json_object"}
+            llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
+            class_parser: Any = PydanticOutputParser
+            parser = class_parser(pydantic_object=schema) if is_class else JsonOutputParser()
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer all inputs together, in one batch of the engine."""
+        threads = max(1, min(len(inputs), _MAX_THREADS))
+        configs = get_config_list(config, len(inputs))
+        configs = [{**c, "max_concurrency": c.get("max_concurrency") or threads} for c in configs]
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _prepare(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> _Call:
+        """Everything that can be refused is refused here."""
+        named = named_parameters(kwargs, PARAMETERS | _CALL_OPTIONS)
+        options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
+        timeout = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
+        params = self._sampling_params(stop, named)
+        choice, tools = options["tool_choice"], options["tools"] or []
+        forced = forced_tools(tools, choice)
+        shown = [] if choice == "none" else (forced or tools)
+        rows = to_template_messages(messages)
+        if forced is not None:
+            params = constrain(params, form_of_calls(forced, self._template.parser))
+        elif (form := form_of_response(options["response_format"])) is not None:
+            rows = with_schema_prompt(rows, form)
+            params = constrain(params, form)
+        template = self._template
+        if getattr(self.backend, "takes_token_ids", False):
+            prompt: str | list[int] = template.token_ids(rows, shown)
+        else:
+            prompt = template.text(rows, shown)
+        parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+        reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {})
+        return _Call(CompletionRequest(prompt, params), reader, timeout)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._prepare(messages, stop, kwargs)
+        events = list(check_time(self.backend.stream(call.request), call.timeout))
+        return ChatResult(generations=[call.reader.generation(events)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._prepare(messages, stop, kwargs)
+        events = [event async for event in acheck_time(self.backend.astream(call.request), call.timeout)]
+        return ChatResult(generations=[call.reader.generation(events)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._prepare(messages, stop, kwargs)
+        events = check_time(self.backend.stream(call.request), call.timeout)
+        try:
+            for event in events:
+                if (chunk := call.reader.chunk(event)) is None:
+                    continue
+                # LangChain reports the chunks itself, unless it was called past it.
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        finally:
+            events.close()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = self._prepare(messages, stop, kwargs)
+        events = acheck_time(self.backend.astream(call.request), call.timeout)
+        try:
+            async for event in events:
+                if (chunk := call.reader.chunk(event)) is None:
+                    continue
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        finally:
+            await events.aclose()
+
+
+def _schema_name(schema: Any) -> str:
+    name: str = convert_to_openai_tool(schema)["function"]["name"]
+    return name

@@ -1,0 +1,159 @@
+"""What the form of an answer has to be: JSON schemas from response formats and forced tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.sampling import SamplingParams
+from langchain_specdec.tool_calls import MistralParser, ToolCallParser
+
+__all__ = [
+    "OutputForm",
+    "constrain",
+    "forced_tools",
+    "form_of_calls",
+    "form_of_response",
+    "with_schema_prompt",
+]
+
+_ANY = ("any", "required", True)
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """The form of a whole answer: fixed text, JSON that fits a schema, fixed text.
+
+    Attributes:
+        schema: JSON schema of the middle part. `{"type": "object"}` is any object.
+        begin: Text before it.
+        end: Text after it.
+    """
+
+    schema: Mapping[str, Any]
+    begin: str = ""
+    end: str = ""
+
+
+def constrain(params: SamplingParams, form: OutputForm) -> SamplingParams:
+    """Parameters under which only answers of this form can be generated.
+
+    The one place where forms meet the engine.
+
+    Raises:
+        InvalidParameterError: Always, so far: no backend constrains what it generates.
+    """
+    del params, form  # nothing reads them until a backend can follow a grammar
+    msg = (
+        "This needs constrained decoding, which no backend offers yet: with_structured_output, response_format, and a "
+        "tool_choice that forces a call. Bind tools with tool_choice='auto', or ask for JSON in the prompt and parse "
+        "the answer."
+    )
+    raise InvalidParameterError(msg)
+
+
+def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]] | None:
+    """The tools of which one has to be called; None where the model is free.
+
+    Args:
+        tools: Tools as OpenAI describes them.
+        choice: None, `"auto"`, `"none"`, `"any"` (also `"required"` and True), a tool's name, or what OpenAI takes.
+
+    Raises:
+        InvalidParameterError: There is no such choice.
+    """
+    if choice in (None, "auto", "none", False):
+        return None
+    if isinstance(choice, Mapping) and isinstance(choice.get("function"), Mapping):
+        choice = choice["function"].get("name")
+    names = [tool["function"]["name"] for tool in tools]
+    if choice in names:
+        return [tool for tool, name in zip(tools, names, strict=True) if name == choice]
+    if choice in _ANY and tools:
+        return list(tools)
+    listed = ", ".join(repr(name) for name in names) or "there is none"
+    msg = f"tool_choice must be None, 'auto', 'none', 'any' or the name of a bound tool ({listed}), got {choice!r}."
+    raise InvalidParameterError(msg)
+
+
+def form_of_calls(tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser]) -> OutputForm:
+    """The form of an answer that is one call of one of these tools, as the parser reads it."""
+    key = "parameters" if parser.family == "llama3" else "arguments"
+    definitions: dict[str, Any] = {}
+    calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if definitions:
+        schema = {**schema, "$defs": definitions}
+    if parser is MistralParser:
+        return OutputForm(schema, "[TOOL_CALLS][", "]")
+    if parser.family == "llama3":
+        return OutputForm(schema)
+    return OutputForm(schema, "<tool_call>\n", "\n</tool_call>")
+
+
+def _call_schema(function: Mapping[str, Any], key: str, prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    parameters = dict(function.get("parameters") or {"type": "object", "properties": {}})
+    # Definitions of several tools meet in one schema, and may have the same names.
+    for place in ("$defs", "definitions"):
+        for name, definition in (parameters.pop(place, None) or {}).items():
+            definitions[prefix + name] = _renamed_refs(definition, prefix)
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, key: _renamed_refs(parameters, prefix)},
+        "required": ["name", key],
+        "additionalProperties": False,
+    }
+
+
+def _renamed_refs(schema: Any, prefix: str) -> Any:
+    if isinstance(schema, Mapping):
+        renamed = {name: _renamed_refs(value, prefix) for name, value in schema.items()}
+        reference = renamed.get("$ref")
+        if isinstance(reference, str):
+            for place in ("#/$defs/", "#/definitions/"):
+                if reference.startswith(place):
+                    renamed["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
+        return renamed
+    if isinstance(schema, (list, tuple)):
+        return [_renamed_refs(item, prefix) for item in schema]
+    return schema
+
+
+def form_of_response(response_format: Any) -> OutputForm | None:
+    """The form that a `response_format` of OpenAI's interface asks for; None for free text.
+
+    Raises:
+        InvalidParameterError: It is none.
+    """
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return OutputForm({"type": "object"})
+    if kind == "json_schema":
+        described = response_format.get("json_schema")
+        schema = described.get("schema") if isinstance(described, Mapping) else None
+        if isinstance(schema, Mapping):
+            return OutputForm(schema)
+    msg = (
+        "response_format must be {'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}, "
+        f"{{'type': 'json_object'}} or {{'type': 'text'}}, got {response_format!r}."
+    )
+    raise InvalidParameterError(msg)
+
+
+def with_schema_prompt(messages: Sequence[dict[str, Any]], form: OutputForm) -> list[dict[str, Any]]:
+    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense."""
+    if form.schema == {"type": "object"}:
+        prompt = "Answer with a JSON object."
+    else:
+        schema = json.dumps(form.schema, ensure_ascii=False)
+        prompt = f"Answer with a JSON object that fits this JSON schema:\n{schema}"
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}".strip()}, *messages[1:]]
+    return [{"role": "system", "content": prompt}, *messages]

@@ -1,0 +1,199 @@
+"""Chat templates in the shape of well-known families, a tokenizer that knows their tokens, and a scripted model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tiny import byte_tokenizer
+from tokenizers import AddedToken
+
+from langchain_specdec import ChatSpeculative
+from langchain_specdec.backends.base import Completion, CompletionRequest
+from langchain_specdec.engine.stats import SpeculationStats
+from langchain_specdec.events import FinishEvent, Token, TokenEvent
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}"
+    "{% endif %}{{ '# Tools\n<tools>' }}{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
+    "{{ '\n</tools>\nAnswer within <tool_call></tool_call> tags.<|im_end|>\n' }}"
+    "{% elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}"
+    "{% if message.role == 'user' or (message.role == 'system' and not loop.first) %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% elif message.role == 'assistant' %}{% set content = message.content.split('</think>')[-1].lstrip('\n') %}"
+    "{{ '<|im_start|>assistant\n' + content }}{% for call in message.tool_calls or [] %}"
+    "{% if content or not loop.first %}{{ '\n' }}{% endif %}"
+    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
+    "{{ call.function.arguments | tojson }}"
+    "{{ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% elif message.role == 'tool' %}{% if loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + system + '<|eot_id|>' }}"
+    '{% if tools %}{{ \'<|start_header_id|>user<|end_header_id|>\n\nRespond in the format {"name": function name, '
+    "\"parameters\": dictionary}.\n' }}{% for tool in tools %}{{ tool | tojson(indent=4) }}{{ '\n' }}{% endfor %}"
+    "{{ messages[0].content | trim + '<|eot_id|>' }}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'tool' %}"
+    "{{ '<|start_header_id|>ipython<|end_header_id|>\n\n' }}{{ message.content | tojson }}{{ '<|eot_id|>' }}"
+    "{% elif message.tool_calls %}{% if message.tool_calls | length != 1 %}"
+    "{{ raise_exception('only single tool-calls at once') }}{% endif %}"
+    '{{ \'<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "\' + message.tool_calls[0].function.name }}'
+    "{{ '\", \"parameters\": ' }}{{ message.tool_calls[0].function.arguments | tojson }}{{ '}<|eot_id|>' }}"
+    "{% else %}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim }}"
+    "{{ '<|eot_id|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{% if tools and loop.last %}{{ '[AVAILABLE_TOOLS]' }}{{ tools | tojson }}"
+    "{{ '[/AVAILABLE_TOOLS]' }}{% endif %}{{ '[INST] ' + message.content + '[/INST]' }}"
+    "{% elif message.role == 'assistant' and message.tool_calls %}{{ '[TOOL_CALLS][' }}"
+    "{% for call in message.tool_calls %}{% if call.id is not defined or call.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}"
+    "{{ call.function | tojson }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']' + eos_token }}"
+    "{% elif message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}"
+    "{% elif message.role == 'tool' %}{{ '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}"
+    "{% else %}{{ raise_exception('Only user, assistant and tool roles are supported') }}{% endif %}"
+    "{% if loop.previtem is defined and loop.previtem.role == message.role and message.role != 'tool' %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "qwen": QWEN, "llama": LLAMA, "mistral": MISTRAL}
+
+SPECIALS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[ARGS]",
+]
+# As in Qwen's tokenizer: tokens of their own, but no special ones.
+MARKUP = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+
+
+def chat_tokenizer(template: str | None = CHATML) -> Any:
+    """A byte-level tokenizer with the special tokens of all these templates."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKUP])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+class ScriptedEvents:
+    """The stream of a `ScriptedBackend`, for `for` and `async for`."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+        self.is_closed = False
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        if self.is_closed or not self.events:
+            raise StopIteration
+        return self.events.pop(0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class ScriptedBackend:
+    """A model that answers what it was told to, token by token, whatever it is asked.
+
+    Args:
+        answers: Its answers; the last is repeated.
+        template: Its chat template.
+        width: Tokens of a decoding step.
+    """
+
+    model_name = "scripted"
+    takes_token_ids = True
+    max_length = 4096
+
+    def __init__(self, *answers: str, template: str | None = CHATML, width: int = 1) -> None:
+        self.answers = list(answers)
+        self.tokenizer = chat_tokenizer(template)
+        self.width = width
+        self.requests: list[CompletionRequest] = []
+        self.streams: list[ScriptedEvents] = []
+        self.is_closed = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"model": "scripted"}
+
+    @property
+    def prompt(self) -> str:
+        """The last prompt as text."""
+        prompt = self.requests[-1].prompt
+        return prompt if isinstance(prompt, str) else str(self.tokenizer.decode(prompt))
+
+    def stream(self, request: CompletionRequest) -> ScriptedEvents:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        ids = self.tokenizer(answer, add_special_tokens=False).input_ids[: request.params.max_new_tokens]
+        # As the engine does: special tokens have no text, and a character comes with its last byte.
+        tokens, done = [], ""
+        for index, token in enumerate(ids):
+            text = self.tokenizer.decode(ids[: index + 1], skip_special_tokens=True)
+            released = text[len(done) :] if not text.endswith("\ufffd") else ""
+            done += released
+            tokens.append(Token(token, released, drafted=index % 2 == 1))
+        steps = [tuple(tokens[start : start + self.width]) for start in range(0, len(tokens), self.width)]
+        finish = FinishEvent("eos_token", len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
+        self.streams.append(ScriptedEvents([*map(TokenEvent, steps), finish]))
+        return self.streams[-1]
+
+    def astream(self, request: CompletionRequest) -> ScriptedEvents:
+        return self.stream(request)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    def token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text).input_ids)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def scripted(*answers: str, template: str | None = CHATML, width: int = 1, **fields: Any) -> ChatSpeculative:
+    """A chat with a scripted model."""
+    return ChatSpeculative(backend=ScriptedBackend(*answers, template=template, width=width), **fields)
