@@ -201,7 +201,7 @@ class SpeculativeFace(BaseModel):
 
     @classmethod
     def _split(cls, kwargs: Mapping[str, Any], loading: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of this class, checked before a backend is made, and all else; names of `loading` are the backend's."""
+        """Fields of this class, checked before a backend is made, and all else, to which `loading` belongs."""
         own = (set(cls.model_fields) - {"backend"} - set(loading)) | set(ALIASES)
         fields = {name: value for name, value in kwargs.items() if name in own}
         named = cls._checked({"backend": _NOT_LOADED, **fields})

@@ -258,7 +258,10 @@ class TGIBackend:
         """The events of a completion, after as many attempts as it takes and may take."""
         seed = request.params.seed
         seed = random.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
-        prompt = self._tokenizer.without_bos(request.prompt) if self._tokenizer else request.prompt
+        # Checked to be text before it came here.
+        prompt = str(request.prompt)
+        if self._tokenizer:
+            prompt = self._tokenizer.without_bos(prompt)
         permits: asyncio.Semaphore | None = None
         attempt = 0
         is_started = False

@@ -188,11 +188,19 @@ def make_runner(
         max_length = _default_max_length(loaded, num_slots)
     if loaded.is_owned and can_pack(loaded.model):
         pack_linears(loaded.model)
+        _unmap(loaded.model)
     compiled = _make_compiled(loaded, compile)
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
     return runner
+
+
+def _unmap(model: torch.nn.Module) -> None:
+    """Copy what is left of the weights, so that the file that they are mapped from can go from memory."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def _make_compiled(loaded: LoadedModel, mode: CompileMode) -> CompiledLayers | None:
