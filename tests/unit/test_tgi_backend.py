@@ -444,15 +444,16 @@ def test_a_forgotten_backend_ends_its_thread(server, client, make_backend):  # n
 def test_requests_wait_for_their_turn(client, make_backend, limit):  # noqa: F811
     with ServerThread(FakeModel(), Limits(max_concurrent_requests=limit, max_total_tokens=500)) as server:
         backend = make_backend(server.url, client=client, max_retries=0)
-        texts = [completion.text for completion in backend.complete([ask()] * 12)]
-        assert texts == [TEXT] * 12
+        server.set_faults("slow:seconds=0.005")
+        texts = [completion.text for completion in backend.complete([ask()] * 8)]
+        assert texts == [TEXT] * 8
         assert server.standin.max_running == limit
         backend.close()
 
 
 def test_max_concurrency_lowers_the_limit(server, client, make_backend):  # noqa: F811
     backend = make_backend(server.url, client=client, max_concurrency=2)
-    server.set_faults("slow:seconds=0.001")
+    server.set_faults("slow:seconds=0.005")
     backend.complete([ask()] * 6)
     assert server.standin.max_running == 2
 
