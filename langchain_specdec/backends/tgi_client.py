@@ -113,6 +113,16 @@ def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
         raise MissingDependencyError(msg) from error
 
 
+def _requests_options(url: str) -> dict[str, Any]:
+    """How `requests` is to send a short request: as the clients send theirs."""
+    # Without an `auth` of its own, it would send a password of ~/.netrc in place of the key.
+    options: dict[str, Any] = {"timeout": _SHORT_TIMEOUT, "auth": lambda request: request}
+    if is_loopback(url):
+        # Proxies are for the world outside.
+        options["proxies"] = {"http": "", "https": ""}
+    return options
+
+
 def _json(response: Any, url: str) -> Any:
     """The JSON of an answer of a `requests` or `httpx` session."""
     if response.status_code != 200:
@@ -163,11 +173,7 @@ class TextGenerationClient:
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """See `TGIClient`."""
         url = self._base_url + path
-        # Without an `auth` of its own, requests would send a password of ~/.netrc in place of the key.
-        options: dict[str, Any] = {"headers": self._headers, "timeout": _SHORT_TIMEOUT, "auth": lambda request: request}
-        if is_loopback(self._base_url):
-            # Proxies are for the world outside, and the client's own requests take none.
-            options["proxies"] = {"http": "", "https": ""}
+        options = {**_requests_options(self._base_url), "headers": self._headers}
         if body is None:
             return _json(self._session.get(url, **options), self._base_url)
         return _json(self._session.post(url, json=body, **options), self._base_url)
@@ -193,6 +199,16 @@ class _SharedClient:
         self.is_retired = False
 
 
+class _Headers(dict[str, Any]):
+    """Headers of a client, of which a None takes away what it would send by itself.
+
+    Before 1.0 it gives a copy of them to its HTTP library too, which knows no None.
+    """
+
+    def copy(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items() if value is not None}
+
+
 class HubClient:
     """`huggingface_hub.AsyncInferenceClient`.
 
@@ -208,8 +224,9 @@ class HubClient:
     def __init__(self, base_url: str, api_key: str | None) -> None:
         import huggingface_hub
 
-        if not hasattr(huggingface_hub, "get_async_session"):
-            # Before 1.0 its asynchronous client is made of aiohttp, which it leaves to its users to install.
+        self._is_before_1 = not hasattr(huggingface_hub, "get_async_session")
+        if self._is_before_1:
+            # Its asynchronous client is made of aiohttp, which it leaves to its users to install.
             import aiohttp  # noqa: F401
         self._make_session = huggingface_hub.get_session
         self._make_client = huggingface_hub.AsyncInferenceClient
@@ -247,8 +264,8 @@ class HubClient:
         free = (s for s in self._shared if s.num_active < s.MAX_ACTIVE and not s.is_retired)
         shared = next(free, None)
         if shared is None:
-            headers: Any = self._headers
-            client = self._make_client(self._base_url, token="unused", timeout=None, headers=headers)  # noqa: S106
+            client = self._make_client(self._base_url, token="unused", timeout=None)  # noqa: S106
+            client.headers = _Headers(self._headers)
             shared = _SharedClient(client)
             self._shared.append(shared)
         shared.num_active += 1
@@ -271,7 +288,9 @@ class HubClient:
         """See `TGIClient`."""
         url = self._base_url + path
         headers = {name: value for name, value in self._headers.items() if value is not None}
-        options: dict[str, Any] = {"headers": headers, "timeout": _SHORT_TIMEOUT}
+        # Before 1.0 its session is one of requests, since then one of httpx.
+        timeout: dict[str, Any] = {"timeout": _SHORT_TIMEOUT}
+        options = {**(_requests_options(self._base_url) if self._is_before_1 else timeout), "headers": headers}
         session = self._make_session()
         if body is None:
             return _json(session.get(url, **options), self._base_url)

@@ -80,6 +80,9 @@ def failure_of(error: BaseException, url: str, timeout: float) -> Failure:
             f"The TGI server at {url} cannot be reached, or broke the connection ({name}: {message}).{_proxy_hint(url)}"
         )
         return Failure(BackendUnavailableError(msg), is_transient=True)
+    if error.__context__ is not None and _status(error.__context__) is not None:
+        # The client failed over an error's answer that is no JSON.
+        return failure_of(error.__context__, url, timeout)
     # A bad frame, or a client that does not understand this server.
     return Failure(GenerationError(f"The server at {url} gave an answer that is not TGI's ({name}: {message})."))
 

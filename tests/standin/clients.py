@@ -75,10 +75,11 @@ def make_backend(quick_retries: None) -> Iterator[Callable[..., TGIBackend]]:
         for backend in made:
             backend.close()
         # The session that huggingface_hub shares keeps connections for reuse.
-        _close_shared_session()
+        close_shared_session()
 
 
-def _close_shared_session() -> None:
+def close_shared_session() -> None:
+    """Close what huggingface_hub keeps open between requests."""
     import huggingface_hub
 
     close = getattr(huggingface_hub, "close_session", None) or getattr(huggingface_hub.utils, "reset_sessions", None)

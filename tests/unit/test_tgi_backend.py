@@ -454,7 +454,7 @@ def test_requests_wait_for_their_turn(client, make_backend, limit):  # noqa: F81
 
 def test_max_concurrency_lowers_the_limit(server, client, make_backend):  # noqa: F811
     backend = make_backend(server.url, client=client, max_concurrency=2)
-    server.set_faults("slow:seconds=0.001")
+    server.set_faults("slow:seconds=0.005")
     backend.complete([ask()] * 6)
     assert server.standin.max_running == 2
 
