@@ -1,0 +1,83 @@
+"""A summary by prompt lookup: the whole document in one prompt, or its parts first and then their summaries.
+
+python docs/examples/summarize.py [stuff | map-reduce] [--model-id ID] [--document FILE] [--max-new-tokens N]
+
+A summary repeats words of its document, and those are what prompt lookup drafts.
+"""
+
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import LLMResult
+from langchain_core.prompts import PromptTemplate
+
+from langchain_specdec import SpeculativeLLM
+
+DOCUMENT = """\
+The first lighthouse in the open sea stood on the Eddystone Rocks, off the south coast of England. Henry Winstanley lit
+it in 1698. A storm swept it away five years later, and Winstanley with it.
+
+John Smeaton finished a tower of granite on the same rocks in 1759. He had shaped it like the trunk of an oak, and
+locked its stones into one another. It burned twenty-four candles and stood for more than a hundred years.
+
+Augustin Fresnel put a new kind of lens into the lighthouse of Cordouan in 1823. It gathered the light of a single lamp
+into a beam that was seen for twenty miles. Within fifty years most lighthouses had one."""
+
+# The text before the task: a document that is asked about again need not be read again.
+SUMMARY = PromptTemplate.from_template("{text}\n\nSummary of this text in one sentence:")
+
+
+class Counts(BaseCallbackHandler):
+    """Adds up what speculation was worth in all calls."""
+
+    def __init__(self) -> None:
+        self.tokens = self.steps = 0
+
+    def on_llm_end(self, response: LLMResult, **kwargs: object) -> None:
+        """Called by LangChain at the end of a call."""
+        for (generation,) in response.generations:
+            info = generation.generation_info or {}
+            self.tokens += info["completion_tokens"]
+            self.steps += info["speculation"]["num_steps"]
+
+
+def stuff(llm: SpeculativeLLM, document: str, counts: Counts) -> str:
+    """The whole document in one prompt."""
+    return (SUMMARY | llm | StrOutputParser()).invoke({"text": document}, {"callbacks": [counts]})
+
+
+def map_reduce(llm: SpeculativeLLM, document: str, counts: Counts) -> str:
+    """A summary of each part, all at once, and then one of the summaries."""
+    chain = SUMMARY | llm | StrOutputParser()
+    parts = chain.batch([{"text": part} for part in document.split("\n\n")], {"callbacks": [counts]})
+    for number, part in enumerate(parts, 1):
+        print(f"part {number}:{part}")
+    return chain.invoke({"text": "\n".join(part.strip() for part in parts)}, {"callbacks": [counts]})
+
+
+def main() -> None:
+    """Summarise, print, and tell what speculation was worth."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", nargs="?", choices=("stuff", "map-reduce"), default="stuff")
+    parser.add_argument("--model-id", default="embedded")
+    parser.add_argument("--document", type=Path)
+    parser.add_argument("--max-new-tokens", type=int, default=60)
+    options = parser.parse_args()
+    document = options.document.read_text(encoding="utf-8") if options.document else DOCUMENT
+    summarize = stuff if options.way == "stuff" else map_reduce
+    counts = Counts()
+    with SpeculativeLLM.from_model_id(
+        options.model_id, drafter="prompt_lookup", stop=["\n"], max_new_tokens=options.max_new_tokens
+    ) as llm:
+        print(f"summary:{summarize(llm, document, counts)}")
+    print(f"{counts.tokens} tokens in {counts.steps} steps: {counts.tokens / counts.steps:.2f} tokens per step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""One model, in this process and behind a server: the same text, stops and counts, however it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from standin.clients import CLIENTS, no_leaks
+from standin.generation import Limits
+from standin.models import EngineModel
+from standin.server import ServerThread
+
+from langchain_specdec import LocalBackend, SpeculativeLLM
+from langchain_specdec.embedded import is_available
+
+pytestmark = [
+    pytest.mark.embedded,
+    pytest.mark.skipif(not is_available(), reason="the embedded model is not installed"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+]
+
+QUESTIONS = [
+    "List the days of the week, one per line.",
+    "What is the capital of France?",
+    "Say yes.",
+    "Write a haiku about the sea.",
+    "Count from 1 to 20.",
+    "Translate 'good morning' into German, French and Spanish.",
+    "Write a Python function that adds two numbers.",
+    "Answer with three emojis: 😀 🚀 🌊",
+    "Repeat: the lighthouse is 33 metres high, the lion is 6 metres high.",
+    "Write the Greek alphabet in Greek letters.",
+]
+TEXTS = [
+    "The harbour of Lindau opened in 1856. The harbour of Lindau opened in",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "Once upon a time, in a village by the sea,",
+    "1, 2, 3, 4, 5, 6,",
+    "Наступило утро, и",
+    "東京は日本の",
+    "🙂🙂🙂🙂",
+    '{"name": "Ada", "born": 1815}\n{"name": "Alan", "born": 1912}\n{"name":',
+    "To be, or not to be, that is",
+    "x",
+]
+PROMPTS = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS] + TEXTS
+FIELDS = {"max_new_tokens": 24}
+STOPS = {"a word": [" the"], "inside a token": ["ay"], "a line": ["\n"], "many": ["q", "z", "7", ". ", "e, ", "ing"]}
+
+
+@pytest.fixture(scope="module")
+def local():
+    options = {"num_slots": 10, "max_length": 256}
+    with SpeculativeLLM.from_model_id("embedded", drafter="none", **options, **FIELDS) as local:
+        local.invoke("Hello", max_new_tokens=1)
+        yield local
+
+
+@pytest.fixture(scope="module")
+def server(local):
+    """The same weights behind a server that drafts three tokens at a time. The two never run at the same time."""
+    backend = LocalBackend(
+        local.backend.model, local.backend.tokenizer, drafter="prompt_lookup", max_draft_tokens=3, draft_length=3,
+        num_slots=10, max_length=256,
+    )  # fmt: skip
+    limits = Limits(max_concurrent_requests=8, max_input_tokens=255, max_total_tokens=256)
+    with ServerThread(EngineModel("embedded", backend=backend), limits) as server:
+        SpeculativeLLM.from_tgi(server.url).invoke("Hello", max_new_tokens=1)
+        yield server
+    backend.close()
+
+
+@pytest.fixture(params=CLIENTS)
+def remote(request, server):
+    with SpeculativeLLM.from_tgi(server.url, client=request.param, max_retries=0, **FIELDS) as remote:
+        yield remote
+
+
+def facts(generation):
+    names = ("finish_reason", "prompt_tokens", "completion_tokens")
+    return (generation.text, *(generation.generation_info[name] for name in names))
+
+
+def facts_of(llm, prompts, **params):
+    return [facts(generation) for (generation,) in llm.generate(prompts, **params).generations]
+
+
+@pytest.fixture(scope="module")
+def expected(local):
+    return facts_of(local, PROMPTS)
+
+
+def test_the_texts_are_worth_comparing(expected):
+    assert len({text for text, *_ in expected}) == len(PROMPTS) == 20
+    assert {reason for _, reason, *_ in expected} == {"length", "eos_token"}
+    assert any(not text.isascii() for text, *_ in expected)
+
+
+def test_batches(remote, server, expected):
+    assert facts_of(remote, PROMPTS) == expected
+    assert server.standin.max_running <= 8
+    # Several tokens came out of some forward passes.
+    assert server.standin.counts["tgi_request_skipped_tokens_sum"] > 10
+
+
+def test_one_by_one(remote, expected):
+    assert [facts_of(remote, [prompt])[0] for prompt in PROMPTS[::3]] == expected[::3]
+
+
+def test_streams(remote, expected):
+    for prompt, (text, reason, prompt_tokens, completion_tokens) in list(zip(PROMPTS, expected, strict=True))[1::3]:
+        *chunks, last = remote._stream(prompt)
+        assert "".join(chunk.text for chunk in chunks) == text
+        assert sum(len(chunk.tokens) for chunk in chunks) <= completion_tokens
+        info = last.generation_info
+        counts = (info["finish_reason"], info["prompt_tokens"], info["completion_tokens"])
+        assert counts == (reason, prompt_tokens, completion_tokens)
+
+
+async def test_in_an_event_loop(remote, expected):
+    result = await remote.agenerate(PROMPTS[2::3])
+    assert [facts(generation) for (generation,) in result.generations] == expected[2::3]
+
+    async def read(prompt):
+        return "".join([piece async for piece in remote.astream(prompt)])
+
+    assert await asyncio.gather(*map(read, PROMPTS[:4])) == [text for text, *_ in expected[:4]]
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_stop_strings(remote, local, kind):
+    stopped = facts_of(local, PROMPTS, stop=STOPS[kind])
+    assert sum(reason == "stop_sequence" for _, reason, *_ in stopped) >= 2
+    assert facts_of(remote, PROMPTS, stop=STOPS[kind]) == stopped
+
+
+def test_log_probabilities(remote, local):
+    def of(llm):
+        info = llm.generate([PROMPTS[1]], logprobs=2, max_new_tokens=6).generations[0][0].generation_info
+        return [(t["token_id"], t["logprob"], list(t["top_logprobs"].items())) for t in info["logprobs"]]
+
+    for ours, theirs in zip(of(remote), of(local), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-3)
+        assert [token for token, _ in ours[2]] == [token for token, _ in theirs[2]]
+
+
+def test_seeds_make_sampled_text_repeatable(remote):
+    texts = [remote.invoke(PROMPTS[3], temperature=0.9, top_p=0.95, top_k=50, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    first = remote.generate([PROMPTS[3]], temperature=0.9).generations[0][0]
+    assert remote.invoke(PROMPTS[3], temperature=0.9, seed=first.generation_info["seed"]) == first.text
+
+
+def test_repetition_penalty(remote, local):
+    prompts = PROMPTS[10:14]
+    assert facts_of(remote, prompts, repetition_penalty=1.3) == facts_of(local, prompts, repetition_penalty=1.3)
+
+
+def test_tokens_are_counted_alike(remote, local):
+    for text in (*PROMPTS, "", "e\u0301"):
+        assert remote.get_token_ids(text) == local.get_token_ids(text)
+
+
+def test_leaving_streams_frees_the_engine(server):
+    with no_leaks(), SpeculativeLLM.from_tgi(server.url, max_new_tokens=200) as remote:
+        for _ in range(3):
+            next(remote.stream(PROMPTS[12]))
+        assert remote.invoke(PROMPTS[2]) != ""
