@@ -309,6 +309,9 @@ class TGIBackend:
                 yield TokenEvent((answer.add(frame),))
             if frame.end is not None and frame.end.prompt_tokens is not None:
                 prompt_tokens = frame.end.prompt_tokens
+            elif not prompt_tokens:
+                # Cut before the end, with which the server would have told.
+                prompt_tokens = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )

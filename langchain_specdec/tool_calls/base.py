@@ -122,8 +122,10 @@ class ToolCallParser(ABC):
         return True
 
     def _find_bare(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        # "^" also matches where the buffer begins, which is not always the beginning of a line.
-        return next((m for m in pattern.finditer(self._buffer) if m.start() or self._is_line_start), None)
+        # "^" also matches where the buffer begins, which is not always the beginning of a line. What would match there
+        # may hide a match that begins on the next line.
+        start = 0 if self._is_line_start else self._buffer.find("\n") + 1
+        return pattern.search(self._buffer, start) if start or self._is_line_start else None
 
     def _num_held(self) -> int:
         """How many characters at the end may be the beginning of a mark."""

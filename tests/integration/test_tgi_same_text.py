@@ -45,7 +45,7 @@ TEXTS = [
 ]
 PROMPTS = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS] + TEXTS
 FIELDS = {"max_new_tokens": 24}
-STOPS = {"a word": [" the"], "inside a token": ["ay"], "a line": ["\n"], "many": ["q", "z", "7", ". ", "e, ", "ing"]}
+STOPS = {"a word": [" the"], "inside a token": ["er"], "a line": ["\n"], "many": ["q", "z", "7", ". ", "e, ", "ing"]}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_repetition_penalty(remote, local):
 
 
 def test_tokens_are_counted_alike(remote, local):
-    for text in (*PROMPTS, "", "e\u0301"):
+    for text in (*PROMPTS, "e\u0301"):
         assert remote.get_token_ids(text) == local.get_token_ids(text)
 
 
