@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from logging import WARNING, Handler
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -35,6 +36,19 @@ settings.load_profile("repeatable")
 def device(request: pytest.FixtureRequest) -> str:
     """Every device there is, one after the other."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _reachable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """huggingface_hub refuses every address, this machine's too, while HF_HUB_OFFLINE is set, as it is in CI."""
+    if not request.path.stem.startswith("test_tgi"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        # Before version 1 each session remembers.
+        getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+        yield
 
 
 @pytest.fixture(autouse=True)
