@@ -11,14 +11,24 @@ if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.backends.tgi import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
+    from langchain_specdec.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
     from langchain_specdec.sampling import SamplingParams
 
-__all__ = ["ChatSpeculative", "LocalBackend", "SamplingParams", "SpeculativeLLM", "TGIBackend", "__version__"]
+__all__ = [
+    "ChatSpeculative",
+    "Grammar",
+    "LocalBackend",
+    "SamplingParams",
+    "SpeculativeLLM",
+    "TGIBackend",
+    "__version__",
+]
 
 # Imported on first use: torch and transformers take seconds, which `specdec --help` should not.
 _HOMES = {
     "ChatSpeculative": "langchain_specdec.chat_models",
+    "Grammar": "langchain_specdec.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
     "SamplingParams": "langchain_specdec.sampling",
     "SpeculativeLLM": "langchain_specdec.llms",

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar import Grammar
 from langchain_specdec.parameters import ALIASES, join_stops, named_parameters, refuse_unknown
 from langchain_specdec.sampling import SamplingParams
 
@@ -62,6 +63,8 @@ class SpeculativeFace(BaseModel):
     """Go on after an end-of-sequence token."""
     logprobs: int | None = None
     """How many of the most probable tokens to report per position."""
+    grammar: SkipValidation[Grammar | None] = None
+    """The form of the text, as `Grammar(schema=...)` or `Grammar(regex=...)`; None is free."""
 
     # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
     if not TYPE_CHECKING:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar import Grammar
 
 __all__ = ["SamplingParams", "SamplingTable", "TokenHistory", "gumbel_noise", "pick_tokens", "process_logits"]
 
@@ -63,6 +64,8 @@ class SamplingParams:
         ignore_eos: Go on after an end-of-sequence token.
         logprobs: How many of the most probable tokens to report per position (0: the chosen token only; None: off).
             They are of the model's own distribution, before temperature, penalties and truncation.
+        grammar: The form of the text; None is free. Tokens that do not fit are never chosen, and the text ends in time:
+            close to `max_new_tokens`, what could not be ended any more is not begun.
 
     Raises:
         InvalidParameterError: A value has the wrong type or is out of its range.
@@ -81,6 +84,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, "a whole number from 1", low=1, high=2**31)
@@ -113,6 +117,7 @@ class SamplingParams:
             raise InvalidParameterError(msg)
         self._check_stop()
         self._check_bias()
+        self._check_grammar()
 
     def _check_stop(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -131,6 +136,16 @@ class SamplingParams:
             _check_int("logit_bias: the token id", token, "a whole number from 0", low=0, high=2**31)
             _check_number(f"logit_bias of token {token}", bias, "a number from -100 to 100", low=-100.0, high=100.0)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+
+    def _check_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        if not isinstance(self.grammar, Grammar):
+            msg = f"grammar must be a Grammar, as Grammar(schema=...) or Grammar(regex=...), got {self.grammar!r}."
+            raise InvalidParameterError(msg)
+        if self.ignore_eos:
+            msg = "ignore_eos and grammar contradict each other: after an answer of that form only an end may follow."
+            raise InvalidParameterError(msg)
 
     @property
     def needs_history(self) -> bool:
@@ -301,8 +316,9 @@ def process_logits(
     history: TokenHistory | None = None,
     drafts: Tensor | None = None,
     ancestors: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
-    """Turn logits into scores: bias, penalties, then truncation to top-k, top-p and min-p.
+    """Turn logits into scores: bias, penalties, grammar, then truncation to top-k, top-p and min-p.
 
     Args:
         logits: `[rows, width, vocab]`, one row of the table per row.
@@ -310,6 +326,7 @@ def process_logits(
         history: Tokens before the first position of `logits`; needed where a penalty is on.
         drafts: Speculated tokens, int64 `[rows, num_drafts]`.
         ancestors: bool `[rows, width, num_drafts]`: whether a draft token stands before the position.
+        allowed: bool `[rows, width, vocab]`: which tokens a grammar allows; None: all.
 
     Returns:
         float32 scores `[rows, width, vocab]`; tokens that are cut are minus infinity.
@@ -322,6 +339,8 @@ def process_logits(
             msg = "penalties need the token history and the draft tokens"
             raise ValueError(msg)
         scores = _apply_penalties(scores, table, history, drafts, ancestors)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
     if table.max_top_k or table.has_top_p or table.has_min_p:
         scores = _truncate(scores, table)
     return scores
@@ -334,6 +353,7 @@ def pick_tokens(
     history: TokenHistory | None = None,
     drafts: Tensor | None = None,
     ancestors: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """The token that each position's distribution and noise choose; greedy and sampled alike.
 
@@ -344,13 +364,14 @@ def pick_tokens(
         history: See `process_logits`.
         drafts: See `process_logits`.
         ancestors: See `process_logits`.
+        allowed: See `process_logits`.
 
     Returns:
         Token ids, int64 `[rows, width]`.
     """
     if not table.is_sampled and table.is_plain:
-        return logits.argmax(-1)
-    scores = process_logits(logits, table, history, drafts, ancestors)
+        return (logits if allowed is None else logits.masked_fill(~allowed, -math.inf)).argmax(-1)
+    scores = process_logits(logits, table, history, drafts, ancestors, allowed)
     if table.is_sampled:
         scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
     return scores.argmax(-1)

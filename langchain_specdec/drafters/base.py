@@ -9,11 +9,26 @@ from typing import Protocol
 from torch import Tensor
 
 from langchain_specdec.sampling import SamplingParams, TokenHistory
+from langchain_specdec.token_masks import TokenMask
 
-__all__ = ["EMPTY_DRAFT", "Draft", "DraftKind", "DraftLimits", "Drafter", "DraftingRequest", "Proposal", "Rates"]
+__all__ = [
+    "EMPTY_DRAFT",
+    "FORCED",
+    "Draft",
+    "DraftConstraint",
+    "DraftKind",
+    "DraftLimits",
+    "Drafter",
+    "DraftingRequest",
+    "Proposal",
+    "Rates",
+]
 
 DraftKind = tuple[str, int]
 """What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
+
+FORCED: DraftKind = ("forced", 0)
+"""A token that is no guess, because a grammar allows no other."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,19 @@ class Rates(Protocol):
         """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
 
 
+class DraftConstraint(Protocol):
+    """What a grammar says of tokens that may follow the text. A path is draft tokens after the text."""
+
+    def forced_after(self, path: Sequence[int]) -> list[int]:
+        """The tokens that must follow a path, in order; empty where there is a choice."""
+
+    def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Which of these tokens may follow a path."""
+
+    def mask_after(self, path: Sequence[int]) -> TokenMask | None:
+        """The tokens that may follow a path; None where the path may not."""
+
+
 class DraftingRequest(Protocol):
     """What a drafter may know of a request."""
 
@@ -95,6 +123,10 @@ class DraftingRequest(Protocol):
     @property
     def seed(self) -> int:
         """Seed of the noise."""
+
+    @property
+    def constraint(self) -> DraftConstraint | None:
+        """The grammar that the text follows; drafts should follow it too. None: it is free."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.token_masks import allowed_tensor
 
 if TYPE_CHECKING:
     from langchain_specdec.engine.runner import ModelRunner
@@ -159,8 +160,17 @@ class DraftModelDrafter:
             positions = torch.tensor([[len(h)] for h in held], device=device)
             drafts = torch.tensor(chains, dtype=torch.int64, device=device).view(len(requests), step)
             ancestors = torch.ones(len(requests), 1, step, dtype=torch.bool, device=device)
-            picks = pick_tokens(logits, table, positions, history, drafts, ancestors)[:, 0].tolist()
+            allowed = _allowed(requests, chains, logits)
+            picks = pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)[:, 0].tolist()
             for chain, pick in zip(chains, picks, strict=True):
                 chain.append(pick)
             fed = [[pick] for pick in picks]
         return chains
+
+
+def _allowed(requests: Sequence[DraftingRequest], chains: Sequence[Sequence[int]], logits: Tensor) -> Tensor | None:
+    """Which tokens the requests' grammars allow after what was drafted; None where no request has one."""
+    if all(request.constraint is None for request in requests):
+        return None
+    masks = [[r.constraint.mask_after(c)] if r.constraint else None for r, c in zip(requests, chains, strict=True)]
+    return allowed_tensor(masks, 1, logits.shape[2], logits.device)

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.base import (
+    EMPTY_DRAFT,
+    FORCED,
+    Draft,
+    DraftConstraint,
+    DraftingRequest,
+    DraftKind,
+    DraftLimits,
+    Proposal,
+)
 from langchain_specdec.sampling import TokenHistory
 
 __all__ = ["NgramIndex", "PromptLookupDrafter", "continue_from"]
@@ -77,6 +86,31 @@ def continue_from(tokens: Sequence[int], position: int, count: int) -> list[int]
     return continuation
 
 
+def _follow(index: NgramIndex, tokens: Sequence[int], constraint: DraftConstraint, length: int) -> Draft:
+    """A chain that a grammar allows: what it forces, and what followed earlier, as long as that fits."""
+    chain: list[int] = []
+    kinds: list[DraftKind] = []
+    found = index.find()
+    while len(chain) < length:
+        if forced := constraint.forced_after(chain)[: length - len(chain)]:
+            chain += forced
+            kinds += [FORCED] * len(forced)
+            found = None
+            continue
+        if found is None:
+            found = index.lookup((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:])
+        # Beyond the end of the text nothing is known that a grammar would not change.
+        if found is None or found[1] >= len(tokens):
+            break
+        match, position = found
+        if not constraint.allowed_after(chain, tokens[position : position + 1])[0]:
+            break
+        chain.append(tokens[position])
+        kinds.append(("lookup", min(match, _MAX_KIND)))
+        found = match + 1, position + 1
+    return Draft.chain(chain, kinds)
+
+
 class PromptLookupDrafter:
     """Drafts by n-gram lookup in the prompt and the output.
 
@@ -99,8 +133,13 @@ class PromptLookupDrafter:
         tokens = request.token_ids
         index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
         index.extend(tokens)
+        if limits.max_depth < 1:
+            return Proposal()
+        if request.constraint is not None:
+            draft = _follow(index, tokens, request.constraint, limits.max_depth)
+            return Proposal(draft, draft.kinds)
         match = index.find()
-        if match is None or limits.max_depth < 1:
+        if match is None:
             return Proposal()
         length, position = match
         continuation = continue_from(tokens, position, limits.max_depth)

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftKind, DraftLimits, Proposal, Rates
+from langchain_specdec.drafters.base import (
+    EMPTY_DRAFT,
+    FORCED,
+    Draft,
+    DraftConstraint,
+    DraftingRequest,
+    DraftKind,
+    DraftLimits,
+    Proposal,
+    Rates,
+)
 from langchain_specdec.drafters.candidates import CandidateTable
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
 from langchain_specdec.drafters.shared_index import SharedIndex
@@ -73,10 +83,11 @@ class TreeDrafter:
         text = self._text(request)
         if limits.max_depth < 1:
             return Proposal()
-        if limits.max_nodes < 1:
+        constraint = request.constraint
+        if limits.max_nodes < 1 and constraint is None:
             draft = _chain(text, request.token_ids, request.rates, limits.max_depth)
         else:
-            draft = _Tree(text, request.token_ids, request.rates, limits).grow()
+            draft = _Tree(text, request.token_ids, request.rates, limits, constraint).grow()
         return Proposal(draft, draft.kinds)
 
     def propose(
@@ -126,6 +137,10 @@ class TreeDrafter:
         return text
 
 
+_Successor = tuple[int, DraftKind, int | None, int]
+"""A token that may follow a node: its kind, and where and by what match the own text goes on after it."""
+
+
 @dataclass(slots=True)
 class _Node:
     """A token that may be drafted: where it would stand and what is known of what follows it.
@@ -145,10 +160,15 @@ class _Node:
 class _Tree:
     """A tree that grows by the likeliest node."""
 
-    def __init__(self, text: _Text, tokens: Sequence[int], rates: Rates, limits: DraftLimits) -> None:
+    def __init__(
+        self, text: _Text, tokens: Sequence[int], rates: Rates, limits: DraftLimits, constraint: DraftConstraint | None
+    ) -> None:
         self._text = text
         self._tokens = tokens
-        self._limits = limits
+        # A chain is grown as a tree whose nodes have one successor each.
+        self._max_branches = None if limits.max_nodes else 1
+        self._limits = limits if limits.max_nodes else replace(limits, max_nodes=limits.max_depth)
+        self._constraint = constraint
         self._rates = rates
         self._known_rates: dict[DraftKind, float] = {}
         self._heap: list[tuple[float, int, _Node]] = []
@@ -176,7 +196,10 @@ class _Tree:
             # The root's successors are watched: how good they are has to be known before they can pay. Where width is
             # nearly free all of them may.
             least = _WATCHED_REACH if least > _WATCHED_REACH else 0.0
-        for token, kind, position, match in self._successors(place, node):
+        successors = self._successors(place, node)
+        if self._constraint is not None:
+            successors = self._narrowed(successors, self._constraint, place)
+        for token, kind, position, match in successors[: self._max_branches]:
             rate = self._known_rates.get(kind)
             if rate is None:
                 rate = self._known_rates[kind] = self._rates.rate(kind)
@@ -191,13 +214,26 @@ class _Tree:
             elif rest < least:
                 break
 
-    def _successors(self, place: int, node: _Node) -> list[tuple[int, DraftKind, int | None, int]]:
+    def _narrowed(self, successors: list[_Successor], constraint: DraftConstraint, place: int) -> list[_Successor]:
+        """What a grammar leaves of the successors of a node, or the one that it forces."""
+        path: list[int] = []
+        while place >= 0:
+            path.append(self._grown[place].token)
+            place = self._grown[place].parent
+        path.reverse()
+        if forced := constraint.forced_after(path):
+            known = next((s for s in successors if s[0] == forced[0]), None)
+            return [(forced[0], FORCED, known[2] if known else None, known[3] if known else 0)]
+        allowed = constraint.allowed_after(path, [s[0] for s in successors])
+        return [s for s, is_allowed in zip(successors, allowed, strict=True) if is_allowed]
+
+    def _successors(self, place: int, node: _Node) -> list[_Successor]:
         """Tokens that may follow the node, each once: kind, and where and by what match the own text goes on."""
         context, position, match = node.context, node.position, node.match
         memory = self._text.memory
         if position is None and place >= 0:
             match, position = self._text.index.lookup(context) or (0, None)
-        successors: list[tuple[int, DraftKind, int | None, int]] = []
+        successors: list[_Successor] = []
         seen = set()
         if position is not None and position >= len(self._tokens):
             # The path ends as the text does, so it goes on as the text would: a repetition goes on as one.

@@ -33,6 +33,8 @@ _PRIORS: dict[str, tuple[float, ...]] = {
     "pair": (0.25, 0.2, 0.11, 0.08, 0.03, 0.02, 0.02, 0.02),
     "token": (0.12, 0.1, 0.07, 0.06, 0.03, 0.03, 0.02, 0.02),
     "model": (0.7,),
+    # By a grammar.
+    "forced": (1.0,),
 }
 _OTHER_PRIOR = (0.7,)
 # Kinds whose numbers count from 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import itertools
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.engine.constraint import GrammarCompiler
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
 from langchain_specdec.engine.request import Request
@@ -110,6 +112,7 @@ class Engine:
         self.drafter = drafter
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._grammars = GrammarCompiler(copy.deepcopy(tokenizer), runner.vocab_size, eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
         self._stepper = Stepper(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._shared_rates = AcceptanceRates() if is_shared else None
@@ -133,10 +136,13 @@ class Engine:
         Raises:
             PromptTooLongError: Prompt and new tokens do not fit into a slot.
             InvalidParameterError: The prompt is empty or has tokens that the model does not know, or `logit_bias`
-                names such a token.
+                names such a token, or `grammar` cannot be followed.
             EngineClosedError: The engine was closed.
         """
         self.check(prompt_ids, params)
+        constraint = None
+        if params.grammar is not None:
+            constraint = self._grammars.compile(params.grammar, params.max_new_tokens)
         seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
         stopper = StopChecker(Detokenizer(self._tokenizer), params.max_new_tokens, tuple(params.stop), eos_token_ids)
@@ -144,7 +150,7 @@ class Engine:
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))
         rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
-        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates)
+        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates, constraint)
         holder.append(request)
         with inbox.changed:
             if inbox.is_closed:
@@ -176,6 +182,8 @@ class Engine:
                 f"model with a larger max_length."
             )
             raise PromptTooLongError(msg)
+        if params.grammar is not None:
+            self._grammars.compile(params.grammar, params.max_new_tokens)
 
     def close(self, timeout: float | None = 30.0) -> None:
         """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from langchain_specdec.engine.constraint import Constraint
 from langchain_specdec.engine.draft_length import AcceptanceRates
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.engine.stopping import StopChecker
@@ -26,6 +27,7 @@ class Request:
         stopper: Decides where the text ends.
         stream: Where the reader takes the events from.
         rates: Acceptance by kind of draft.
+        constraint: The grammar that the text follows; None: it is free.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
         slot: Cache slot, -1 while waiting.
         num_cached: Tokens whose keys and values are in the slot.
@@ -42,6 +44,7 @@ class Request:
     stopper: StopChecker
     stream: CompletionStream
     rates: AcceptanceRates
+    constraint: Constraint | None = None
     token_ids: list[int] = field(default_factory=list)
     slot: int = -1
     num_cached: int = 0

@@ -14,6 +14,7 @@ class SpeculationStats:
     Attributes:
         drafted_tokens: Tokens proposed and checked by the target.
         accepted_tokens: Drafted tokens that became part of the text.
+        forced_tokens: How many of them were no guess, because the grammar of the text allowed no other.
         num_steps: Target forwards that decoded for the request; prefill apart.
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
         decode_seconds: Wall time from the start of the first decoding step to the end of the last. Of a server: from
@@ -29,6 +30,7 @@ class SpeculationStats:
 
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    forced_tokens: int = 0
     num_steps: int = 0
     emitted_tokens: int = 0
     decode_seconds: float = 0.0
@@ -77,7 +79,14 @@ class SpeculationStats:
     def as_dict(self) -> dict[str, int | float | str | None]:
         """Counts and rates as plain values, for `generation_info` and JSON."""
         if not self.is_reported:
-            unknown = ("drafted_tokens", "accepted_tokens", "num_steps", "acceptance_rate", "tokens_per_step")
+            unknown = (
+                "drafted_tokens",
+                "accepted_tokens",
+                "forced_tokens",
+                "num_steps",
+                "acceptance_rate",
+                "tokens_per_step",
+            )
             return {
                 **dict.fromkeys(unknown),
                 "decode_seconds": round(self.decode_seconds, 6),
@@ -86,6 +95,7 @@ class SpeculationStats:
         return {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,
+            "forced_tokens": self.forced_tokens,
             "num_steps": self.num_steps,
             "acceptance_rate": round(self.acceptance_rate, 4),
             "tokens_per_step": round(self.tokens_per_step, 4),

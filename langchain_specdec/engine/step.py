@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from langchain_specdec.drafters.base import Draft, Drafter, DraftKind, Proposal
+from langchain_specdec.drafters.base import FORCED, Draft, Drafter, DraftKind, Proposal
 from langchain_specdec.engine.calibration import measure_step_cost
+from langchain_specdec.engine.constraint import Constraint
 from langchain_specdec.engine.draft_length import Choice, StepCost, best_first, choose_lengths, limits_that_pay
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.runner import ModelRunner
@@ -20,6 +21,7 @@ from langchain_specdec.engine.tree import TreeLayout
 from langchain_specdec.engine.verify import accept
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.token_masks import allowed_tensor
 
 __all__ = ["Stepper"]
 
@@ -125,7 +127,8 @@ class Stepper:
         layout = TreeLayout.of([[-1, *(p + 1 for p in d.parents)] for d in drafts], self._runner.device)
         slots, starts = [r.slot for r in requests], [r.num_cached for r in requests]
         logits = self._runner.forward(slots, starts, nodes, layout)
-        picks, stands = self._verify(requests, nodes, layout, logits)
+        allowed = _allowed(requests, drafts, logits)
+        picks, stands = self._verify(requests, nodes, layout, logits, allowed)
         ended = time.perf_counter()
         plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
         if cost is not None and not self._is_cost_given:
@@ -133,6 +136,9 @@ class Stepper:
             steps = max((len(d) * p.steps_per_token for d, p in zip(drafts, proposals, strict=True)), default=0)
             cost.observe_draft(steps, drafted - drafting)
         paths = [[node for node, is_standing in enumerate(row) if is_standing] for row in stands]
+        for row, request in enumerate(requests):
+            if request.constraint is not None:
+                paths[row] = _in_time(request.constraint, picks[row], paths[row], request.num_remaining)
         if self._is_adaptive:
             self._observe(requests, nodes, paths, logits)
         failures: list[tuple[Request, Exception]] = []
@@ -228,7 +234,12 @@ class Stepper:
             _logger.exception("The drafter failed to learn from a step")
 
     def _verify(
-        self, requests: Sequence[Request], nodes: list[list[int]], layout: TreeLayout, logits: Tensor
+        self,
+        requests: Sequence[Request],
+        nodes: list[list[int]],
+        layout: TreeLayout,
+        logits: Tensor,
+        allowed: Tensor | None,
     ) -> tuple[list[list[int]], list[list[bool]]]:
         """The target's choice after every node and which nodes stand; one copy to the host."""
         device, width = logits.device, logits.shape[1]
@@ -237,7 +248,7 @@ class Stepper:
         node_ids = torch.tensor([n + [0] * (width - len(n)) for n in nodes], device=device)
         positions = torch.tensor([[r.num_cached + 1] for r in requests], device=device) + layout.depths
         drafts, ancestors = node_ids[:, 1:], layout.ancestors[:, :, 1:]
-        picks = pick_tokens(logits, table, positions, self._history, drafts, ancestors)
+        picks = pick_tokens(logits, table, positions, self._history, drafts, ancestors, allowed)
         stands = accept(node_ids, layout.parents, layout.ancestors, num_nodes, picks)
         both = torch.stack([picks, stands.to(picks.dtype)]).tolist()
         return both[0], [[bool(s) for s in row] for row in both[1]]
@@ -269,6 +280,8 @@ class Stepper:
         self._learn(request, plan, token_ids)
         self._runner.cache.keep(request.slot, request.num_cached, path[: len(emitted)])
         request.token_ids.extend(token_ids)
+        if request.constraint is not None:
+            request.constraint.advance(token_ids)
         request.num_cached += len(token_ids)
         if request.params.needs_history and self._history is not None:
             self._history.append(request.slot, token_ids)
@@ -276,6 +289,7 @@ class Stepper:
         stats.num_steps += 1
         stats.drafted_tokens += len(plan.draft)
         stats.accepted_tokens += sum(bool(token.drafted) for token in emitted)
+        stats.forced_tokens += sum(plan.draft.kinds[node - 1] == FORCED for node in path[1 : len(emitted) + 1])
         stats.emitted_tokens += len(emitted)
         stats.predicted_seconds += plan.seconds
         stats.predicted_plain_seconds += plan.tokens * plan.plain if plan.seconds else 0.0
@@ -303,6 +317,24 @@ class Stepper:
             guesses.append(plan.draft)
         for guess in guesses:
             request.rates.observe(_outcomes(guess, emitted))
+
+
+def _allowed(requests: Sequence[Request], drafts: Sequence[Draft], logits: Tensor) -> Tensor | None:
+    """Which tokens the grammars allow after each node; None where no row has one."""
+    if all(request.constraint is None for request in requests):
+        return None
+    masks = [
+        r.constraint.masks(d.tokens, d.parents) if r.constraint else None for r, d in zip(requests, drafts, strict=True)
+    ]
+    return allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
+
+
+def _in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:
+    """The path up to where the answer has to begin to end; the pick there is replaced."""
+    kept = constraint.in_time([picks[node] for node in path], remaining)
+    path = path[: len(kept)]
+    picks[path[-1]] = kept[-1]
+    return path
 
 
 def _outcomes(draft: Draft, emitted: Sequence[int]) -> list[tuple[DraftKind, bool]]:

@@ -1,0 +1,61 @@
+"""What a text has to look like: JSON that fits a schema, or a match of a regular expression."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from langchain_specdec.errors import InvalidParameterError
+
+__all__ = ["Grammar"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form of a whole answer. Give one of the two.
+
+    JSON is written on one line, with a space after each colon and comma, and the properties of an object in the order
+    in which the schema lists them.
+
+    Attributes:
+        schema: A JSON schema (draft 2020-12), or a Pydantic class, whose schema is taken.
+        regex: A regular expression that the whole text matches.
+
+    Raises:
+        InvalidParameterError: Neither or both are given, or one is of the wrong type.
+    """
+
+    schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.schema is None) == (self.regex is None):
+            msg = "A grammar is either a JSON schema or a regular expression: give schema=... or regex=..."
+            raise InvalidParameterError(msg)
+        if self.regex is not None:
+            if not isinstance(self.regex, str) or not self.regex:
+                msg = f"regex must be a regular expression that is not empty, got {self.regex!r}."
+                raise InvalidParameterError(msg)
+            return
+        schema: Any = self.schema
+        if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        try:
+            if not isinstance(schema, Mapping):
+                raise TypeError
+            # Read back, so that nobody changes it afterwards.
+            object.__setattr__(self, "schema", json.loads(json.dumps(schema)))
+        except (TypeError, ValueError) as error:
+            msg = f"schema must be a JSON schema as a dictionary, or a Pydantic class, got {self.schema!r}."
+            raise InvalidParameterError(msg) from error
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    @cached_property
+    def identity(self) -> tuple[str, str]:
+        """Tells grammars apart; the order of properties counts."""
+        return ("regex", self.regex) if self.regex is not None else ("schema", json.dumps(self.schema))

@@ -1,0 +1,58 @@
+"""Sets of tokens as bits, 32 tokens to a word, the first in the lowest bit: what grammars hand to sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["TokenMask", "allowed_tensor", "has_token", "only_token", "token_bits"]
+
+TokenMask = NDArray[np.int32]
+"""Bits of all tokens, int32 `[ceil(vocab / 32)]`."""
+
+_WORD = 32
+
+
+def has_token(mask: TokenMask, token: int) -> bool:
+    """Whether a token is in the set."""
+    return bool(mask[token // _WORD] >> (token % _WORD) & 1)
+
+
+def only_token(token: int, vocab_size: int) -> TokenMask:
+    """The set of one token."""
+    mask = np.zeros((vocab_size + _WORD - 1) // _WORD, dtype=np.uint32)
+    mask[token // _WORD] = 1 << (token % _WORD)
+    return mask.view(np.int32)
+
+
+def token_bits(mask: TokenMask) -> NDArray[np.uint8]:
+    """0 or 1 for each token, uint8 `[32 * words]`."""
+    return np.unpackbits(mask.view(np.uint8), bitorder="little")
+
+
+def allowed_tensor(
+    masks: Sequence[Sequence[TokenMask | None] | None], width: int, vocab_size: int, device: torch.device
+) -> Tensor:
+    """Which tokens may be chosen where.
+
+    Args:
+        masks: For each row its nodes' masks; None for rows and nodes that nothing constrains.
+        width: Nodes of a row; those beyond its masks are padding.
+        vocab_size: Number of logits.
+        device: Where the logits are.
+
+    Returns:
+        bool `[rows, width, vocab]`.
+    """
+    allowed = np.ones((len(masks), width, vocab_size), dtype=np.bool_)
+    for row, row_masks in enumerate(masks):
+        for node, mask in enumerate(row_masks or ()):
+            if mask is not None:
+                bits = token_bits(mask)[:vocab_size]
+                allowed[row, node, : len(bits)] = bits
+                allowed[row, node, len(bits) :] = False
+    return torch.from_numpy(allowed).to(device)
