@@ -137,6 +137,7 @@ class FakeRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     rates: AcceptanceRates = field(default_factory=AcceptanceRates)
+    constraint: Any = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
