@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +54,9 @@ class Constraint:
         self._endgame = endgame
         self._endings = endings
         self._has_ended = False
+        # Where the matcher stands, beyond the text so far, and what may follow the paths that were asked for.
+        self._standing: list[int] = []
+        self._masks: dict[tuple[int, ...], TokenMask | None] = {}
         # A way from here to the end, and one from where the text will be when it has taken what is chosen now.
         self._ending: list[int] | None = None
         self._next_ending: list[int] | None = None
@@ -66,31 +68,32 @@ class Constraint:
             ValueError: The grammar does not allow them.
         """
         self._ending, self._next_ending = self._next_ending, None
-        for token in token_ids:
-            if token in self._vocabulary.eos_token_ids:
-                self._has_ended = True
-                return
-            if not self._matcher.consume_token(token):
-                raise ValueError(self._matcher.get_error() or f"token {token} does not fit the grammar")
-            self._endings.advance(token)
+        ends = [i for i, token in enumerate(token_ids) if token in self._vocabulary.eos_token_ids]
+        text = list(token_ids[: ends[0]] if ends else token_ids)
+        if not self._move(text):
+            msg = f"The grammar does not allow the tokens {text}. {self._matcher.get_error()}".strip()
+            raise ValueError(msg)
+        self._standing.clear()
+        self._masks.clear()
+        self._endings.advance(text)
+        self._has_ended = bool(ends)
 
     def forced_after(self, path: Sequence[int]) -> list[int]:
         """The tokens that must follow a path, in order; empty where there is a choice, or the path is none."""
-        with self._at(path) as is_valid:
-            return self._forced() if is_valid else []
+        if not self._move(path):
+            return []
+        if self._matcher.is_stopped():
+            return list(self._vocabulary.eos_token_ids[:1])
+        return list(self._matcher.compute_ff_tokens())
 
     def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Which of these tokens may follow a path."""
-        with self._at(path) as is_valid:
-            if not is_valid:
-                return [False] * len(tokens)
-            mask = self._vocabulary.mask(self._matcher)
-            return [has_token(mask, token) for token in tokens]
+        mask = self._mask(path) if tokens else None
+        return [mask is not None and has_token(mask, token) for token in tokens]
 
     def mask_after(self, path: Sequence[int]) -> TokenMask | None:
         """Bits of the tokens that may follow a path; None where the path is none."""
-        with self._at(path) as is_valid:
-            return self._vocabulary.mask(self._matcher) if is_valid else None
+        return self._mask(path)
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
         """Masks after the text so far, and after each node of a draft tree.
@@ -150,23 +153,31 @@ class Constraint:
         """A short answer from here on, its end-of-sequence token included; None where it has more tokens than that."""
         return self._find_ending((), limit)
 
-    @contextmanager
-    def _at(self, path: Sequence[int]) -> Iterator[bool]:
-        """Within it the matcher stands after the path; whether the grammar allows that, with more to come."""
-        if self._has_ended or any(token in self._vocabulary.eos_token_ids for token in path):
-            yield False
-            return
-        taken = self._matcher.try_consume_tokens(list(path)) if path else 0
-        try:
-            yield taken == len(path) and not self._matcher.is_error()
-        finally:
-            if taken:
-                self._matcher.rollback(taken)
+    def _move(self, path: Sequence[int]) -> bool:
+        """Have the matcher stand after a path; whether the grammar allows that, with more to come.
 
-    def _forced(self) -> list[int]:
-        if self._matcher.is_stopped():
-            return list(self._vocabulary.eos_token_ids[:1])
-        return list(self._matcher.compute_ff_tokens())
+        It stays there until it is moved again: drafts ask about neighbours one after the other.
+        """
+        if self._has_ended or any(token in self._vocabulary.eos_token_ids for token in path):
+            return False
+        common = 0
+        for token, other in zip(self._standing, path, strict=False):
+            if token != other:
+                break
+            common += 1
+        if common < len(self._standing):
+            self._matcher.rollback(len(self._standing) - common)
+            del self._standing[common:]
+        rest = list(path[common:])
+        if rest:
+            self._standing += rest[: self._matcher.try_consume_tokens(rest)]
+        return len(self._standing) == len(path) and not self._matcher.is_error()
+
+    def _mask(self, path: Sequence[int]) -> TokenMask | None:
+        key = tuple(path)
+        if key not in self._masks:
+            self._masks[key] = self._vocabulary.mask(self._matcher) if self._move(path) else None
+        return self._masks[key]
 
     def _ending_after(self, path: Sequence[int], token: int, ending: list[int], limit: int) -> list[int] | None:
         """A way to the end after a path and a token, given one after the path; None where none is short enough."""
@@ -174,14 +185,13 @@ class Constraint:
             return ending[1:]
         # Most often the same end still fits, as after one more word in a string.
         if len(ending) <= limit:
-            with self._at((*path, token, *ending[:-1])) as is_valid:
-                if is_valid and (self._matcher.is_stopped() or self._matcher.is_accepting()):
-                    return ending
+            is_valid = self._move((*path, token, *ending[:-1]))
+            if is_valid and (self._matcher.is_stopped() or self._matcher.is_accepting()):
+                return ending
         return self._find_ending((*path, token), limit)
 
     def _find_ending(self, path: Sequence[int], limit: int) -> list[int] | None:
-        with self._at(path) as is_valid:
-            return self._endings.find(path, limit) if is_valid else None
+        return self._endings.find(path, limit) if self._move(path) else None
 
 
 class GrammarCompiler:

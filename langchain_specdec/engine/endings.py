@@ -108,9 +108,9 @@ class EndingSearch:
         self._is_json = is_json
         self._place = _JsonPlace()
 
-    def advance(self, token: int) -> None:
-        """The answer has grown by a token."""
-        self._read(self._place, [token])
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The answer has grown."""
+        self._read(self._place, tokens)
 
     def find(self, path: Sequence[int], limit: int) -> list[int] | None:
         """A short way to the end of the answer, of at most `limit` tokens; None where none is found.

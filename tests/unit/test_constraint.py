@@ -108,12 +108,12 @@ def plain(model: Any, prompt: list[int], params: SamplingParams) -> list[int]:
 def test_drafts_never_change_a_constrained_text(model: Any, temperature: float) -> None:
     rng = random.Random(5)
     cases = []
-    for number in range(6):
-        grammar = Grammar(schema=random_schema(rng)) if number else Grammar(regex=r"(ab|cd){1,9}[0-9]+x")
+    for number in range(4):
+        grammar = Grammar(schema=random_schema(rng, 2)) if number else Grammar(regex=r"(ab|cd){1,9}[0-9]+x")
         cases.append(
             (
                 random_prompt(rng),
-                SamplingParams(max_new_tokens=150, temperature=temperature, seed=number, grammar=grammar),
+                SamplingParams(max_new_tokens=100, temperature=temperature, seed=number, grammar=grammar),
             )
         )
     # Free rows beside constrained ones.
@@ -129,14 +129,19 @@ def test_drafts_never_change_a_constrained_text(model: Any, temperature: float) 
             assert [token_ids(tokens) for tokens, _ in run(engine, cases)] == expected, name
 
 
-def test_200_random_schemas_are_always_fit(model: Any) -> None:
+def test_200_random_schemas_are_always_fit(model: Any, compiler: GrammarCompiler) -> None:
     """Greedy and sampled, with and without drafts."""
     rng = random.Random(11)
     cases = []
     for number in range(200):
         grammar = Grammar(schema=random_schema(rng))
+        # A model of random weights would fill any room: here all have to come to their end in time.
+        shortest = compiler.compile(grammar, 500).shortest(500)
+        assert shortest is not None
         for temperature in (0.0, 1.0):
-            params = SamplingParams(max_new_tokens=200, temperature=temperature, seed=number, grammar=grammar)
+            params = SamplingParams(
+                max_new_tokens=len(shortest) + 20, temperature=temperature, seed=number, grammar=grammar
+            )
             cases.append((random_prompt(rng), params))
     with (
         closing(make_engine(model, NoDrafter(), num_slots=16)) as without,
