@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -29,7 +30,6 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.face import PARAMETERS, SpeculativeFace
 from langchain_specdec.parameters import ALIASES, join_stops, named_parameters
 from langchain_specdec.structured_output import (
-    constrain,
     forced_tools,
     form_of_calls,
     form_of_response,
@@ -81,9 +81,16 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     Tools:
         ```python
         model.bind_tools([get_weather]).invoke("How warm is it in Paris?").tool_calls
+        model.bind_tools([get_weather], tool_choice="any")  # a call, whatever the model thinks
         ```
         The model's own chat template tells it about the tools; where that knows none, a generic prompt does. What the
         model writes is parsed in the format of its family; a call that cannot be read is in `invalid_tool_calls`.
+
+    Structured output:
+        ```python
+        model.with_structured_output(Person).invoke("Mary is 34 years old.")  # a Person
+        ```
+        The answer is decoded under a grammar, so that it always fits; what the grammar forces costs next to nothing.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
     arrives in a message is read as plain text.
@@ -161,7 +168,6 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         return {**self._text_identity(), "chat_template": self._template.identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        # A forced call and a guaranteed schema need constrained decoding, so they are not claimed.
         profile: ModelProfile = {
             "name": self.backend.model_name,
             "text_inputs": True,
@@ -170,8 +176,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             "audio_inputs": False,
             "video_inputs": False,
             "tool_calling": True,
-            "tool_choice": False,
-            "structured_output": False,
+            "tool_choice": True,
+            "structured_output": True,
             "temperature": True,
             "open_weights": True,
         }
@@ -215,7 +221,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         Args:
             tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries or JSON schemas.
             tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
-                name of a tool: a call is forced, which needs constrained decoding.
+                name of a tool: the answer is one call, whose arguments fit the tool's schema.
             strict: Passed to `convert_to_openai_tool`.
             kwargs: Parameters of the calls.
 
@@ -237,7 +243,10 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers as objects of a class, or as dictionaries that fit a schema. Needs constrained decoding.
+        """Answers as objects of a class, or as dictionaries that fit a schema; always, whatever the model.
+
+        Only tokens that fit are ever chosen, and the answer ends before `max_new_tokens` do. Objects get no properties
+        but those that the schema names.
 
         Args:
             schema: Pydantic class, typed dictionary, JSON schema or OpenAI tool.
@@ -304,20 +313,31 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         params = self._sampling_params(stop, named)
         choice, tools = options["tool_choice"], options["tools"] or []
         forced = forced_tools(tools, choice)
-        shown = [] if choice == "none" else (forced or tools)
+        # All of them, also where one is forced: what comes before the conversation stays the same, and cached.
+        shown = [] if choice == "none" else tools
         rows = to_template_messages(messages)
-        if forced is not None:
-            params = constrain(params, form_of_calls(forced, self._template.parser))
-        elif (form := form_of_response(options["response_format"])) is not None:
-            rows = with_schema_prompt(rows, form)
-            params = constrain(params, form)
         template = self._template
+        form = form_of_response(options["response_format"])
+        if forced is not None:
+            if form is not None:
+                msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
+                raise InvalidParameterError(msg)
+            needs_properties = getattr(self.backend, "needs_properties", False)
+            form = form_of_calls(forced, template.parser, needs_properties=needs_properties)
+        elif form is not None:
+            rows = with_schema_prompt(rows, form)
+        if form is not None:
+            if params.grammar is not None:
+                msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
+                raise InvalidParameterError(msg)
+            params = replace(params, grammar=form.grammar)
+        begin = form.begin if form is not None else ""
         if getattr(self.backend, "takes_token_ids", False):
-            prompt: str | list[int] = template.token_ids(rows, shown)
+            prompt: str | list[int] = template.token_ids(rows, shown, begin)
         else:
-            prompt = template.text(rows, shown)
+            prompt = template.text(rows, shown, begin)
         parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
-        reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {})
+        reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
         return _Call(CompletionRequest(prompt, params), reader, timeout)
 
     def _generate(

@@ -16,6 +16,7 @@ from pydantic import Field, SkipValidation
 
 from langchain_specdec.backends.base import Completion
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.structured_output import OutputForm
 from langchain_specdec.tool_calls import BrokenToolCall, Piece, ToolCall, ToolCallParser
 
 __all__ = ["ReplyReader", "SpeculativeChatChunk"]
@@ -49,12 +50,20 @@ class ReplyReader:
         model_name: For `response_metadata`.
         parser: Finds tool calls; None where no tools are bound, and all is text.
         mark_texts: Special tokens whose text the parser has to see, by id.
+        form: The form that the answer has; its fixed parts are not in the events.
     """
 
-    def __init__(self, model_name: str, parser: ToolCallParser | None, mark_texts: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        parser: ToolCallParser | None,
+        mark_texts: Mapping[int, str],
+        form: OutputForm | None = None,
+    ) -> None:
         self._model_name = model_name
         self._parser = parser
         self._mark_texts = mark_texts if parser is not None else {}
+        self._begin, self._end = (form.begin, form.end) if form is not None else ("", "")
         self._tokens: list[Token] = []
         self._num_calls = 0
         self._ids: set[str] = set()
@@ -97,12 +106,18 @@ class ReplyReader:
         return ChatGeneration(message=message, generation_info=self._info(finish))
 
     def _pieces(self, event: TokenEvent | FinishEvent) -> list[Piece]:
-        if isinstance(event, FinishEvent):
-            return self._parser.close() if self._parser is not None else []
-        self._tokens.extend(event.tokens)
+        text = ""
+        if isinstance(event, TokenEvent):
+            self._tokens.extend(event.tokens)
+            text = "".join(token.text + self._mark_texts.get(token.id, "") for token in event.tokens)
+        elif event.finish_reason == "eos_token":
+            # An answer that was cut has no end.
+            text = self._end
+        text, self._begin = self._begin + text, ""
         if self._parser is None:
-            return [event.text]
-        return self._parser.feed("".join(token.text + self._mark_texts.get(token.id, "") for token in event.tokens))
+            return [text]
+        pieces = self._parser.feed(text)
+        return pieces if isinstance(event, TokenEvent) else [*pieces, *self._parser.close()]
 
     def _call_chunk(self, piece: ToolCall | BrokenToolCall) -> Any:
         index = self._num_calls

@@ -99,23 +99,26 @@ class ChatTemplate:
         added = self._tokenizer.added_tokens_decoder
         return {index: token.content for index, token in added.items() if token.special and token.content in marks}
 
-    def token_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The prompt's tokens, up to where the assistant's answer begins.
+    def token_ids(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begin: str = ""
+    ) -> list[int]:
+        """The prompt's tokens, up to where the assistant's answer begins, or goes on.
 
         Args:
             messages: Dictionaries with `role`, `content`, and `tool_calls`, `tool_call_id`, `name` where they apply.
             tools: Tools as OpenAI describes them.
+            begin: What the answer begins with; its special tokens are special.
 
         Raises:
             InvalidParameterError: The template cannot render them.
         """
         rendered, sealed = self._render(messages, tools)
-        return self.encoder.encode(rendered, sealed)
+        return self.encoder.encode(rendered + begin, sealed)
 
-    def text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    def text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begin: str = "") -> str:
         """The prompt for a server that takes text; what looks like a special token is broken by a zero-width space."""
         rendered, sealed = self._render(messages, tools)
-        return self.encoder.as_text(rendered, sealed)
+        return self.encoder.as_text(rendered + begin, sealed)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, Sealed]:
         if not messages:

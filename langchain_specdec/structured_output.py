@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.sampling import SamplingParams
-from langchain_specdec.tool_calls import MistralParser, ToolCallParser
+from langchain_specdec.grammar import Grammar
+from langchain_specdec.json_schema import closed, map_schemas
+from langchain_specdec.tool_calls import GenericParser, MistralParser, ToolCallParser
 
 __all__ = [
     "OutputForm",
-    "constrain",
     "forced_tools",
     "form_of_calls",
     "form_of_response",
@@ -27,6 +27,9 @@ _ANY = ("any", "required", True)
 class OutputForm:
     """The form of a whole answer: fixed text, JSON that fits a schema, fixed text.
 
+    The fixed text before is put at the end of the prompt, and that after is added to the answer, so a model writes
+    nothing but JSON.
+
     Attributes:
         schema: JSON schema of the middle part. `{"type": "object"}` is any object.
         begin: Text before it.
@@ -37,22 +40,10 @@ class OutputForm:
     begin: str = ""
     end: str = ""
 
-
-def constrain(params: SamplingParams, form: OutputForm) -> SamplingParams:
-    """Parameters under which only answers of this form can be generated.
-
-    The one place where forms meet the engine.
-
-    Raises:
-        InvalidParameterError: Always, so far: no backend constrains what it generates.
-    """
-    del params, form  # nothing reads them until a backend can follow a grammar
-    msg = (
-        "This needs constrained decoding, which no backend offers yet: with_structured_output, response_format, and a "
-        "tool_choice that forces a call. Bind tools with tool_choice='auto', or ask for JSON in the prompt and parse "
-        "the answer."
-    )
-    raise InvalidParameterError(msg)
+    @property
+    def grammar(self) -> Grammar:
+        """What constrains the middle part. Objects have no properties but those that the schema names."""
+        return Grammar(schema=closed(self.schema))
 
 
 def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]] | None:
@@ -79,18 +70,31 @@ def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mappin
     raise InvalidParameterError(msg)
 
 
-def form_of_calls(tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser]) -> OutputForm:
-    """The form of an answer that is one call of one of these tools, as the parser reads it."""
+def form_of_calls(
+    tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser], *, needs_properties: bool = False
+) -> OutputForm:
+    """The form of an answer that is one call of one of these tools, as the parser reads it.
+
+    Args:
+        tools: Tools as OpenAI describes them.
+        parser: Reads the answer.
+        needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
+    """
     key = "parameters" if parser.family == "llama3" else "arguments"
     definitions: dict[str, Any] = {}
     calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if len(calls) > 1 and needs_properties:
+        schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
     if definitions:
         schema = {**schema, "$defs": definitions}
     if parser is MistralParser:
         return OutputForm(schema, "[TOOL_CALLS][", "]")
     if parser.family == "llama3":
         return OutputForm(schema)
+    # As the templates write the calls of earlier turns, so that a turn finds all of the one before in the cache.
+    if parser is GenericParser:
+        return OutputForm(schema, "<tool_call>[", "]</tool_call>")
     return OutputForm(schema, "<tool_call>\n", "\n</tool_call>")
 
 
@@ -109,17 +113,14 @@ def _call_schema(function: Mapping[str, Any], key: str, prefix: str, definitions
 
 
 def _renamed_refs(schema: Any, prefix: str) -> Any:
-    if isinstance(schema, Mapping):
-        renamed = {name: _renamed_refs(value, prefix) for name, value in schema.items()}
-        reference = renamed.get("$ref")
-        if isinstance(reference, str):
-            for place in ("#/$defs/", "#/definitions/"):
-                if reference.startswith(place):
-                    renamed["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
-        return renamed
-    if isinstance(schema, (list, tuple)):
-        return [_renamed_refs(item, prefix) for item in schema]
-    return schema
+    def change(inner: dict[str, Any]) -> dict[str, Any]:
+        reference = inner.get("$ref")
+        for place in ("#/$defs/", "#/definitions/"):
+            if isinstance(reference, str) and reference.startswith(place):
+                inner["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
+        return inner
+
+    return map_schemas(schema, change)
 
 
 def form_of_response(response_format: Any) -> OutputForm | None:

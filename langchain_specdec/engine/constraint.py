@@ -22,6 +22,7 @@ from langchain_specdec.engine.endings import Closers, EndingSearch
 from langchain_specdec.engine.vocabulary import Vocabulary
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import Grammar
+from langchain_specdec.json_schema import without_unknown_formats
 from langchain_specdec.token_masks import TokenMask, has_token
 
 __all__ = ["Constraint", "GrammarCompiler"]
@@ -252,7 +253,7 @@ class GrammarCompiler:
         if grammar.regex is not None:
             source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
         else:
-            schema = json.dumps(grammar.schema)
+            schema = json.dumps(without_unknown_formats(grammar.schema))
             source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
         matcher = llguidance.LLMatcher(self._vocabulary.tokens, source, log_level=0)
         if matcher.is_error():

@@ -7,11 +7,12 @@ import copy
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import CHATML, LLAMA, MISTRAL, QWEN, ScriptedBackend, chat_tokenizer, scripted
+from chats import CHATML, LLAMA, MISTRAL, QWEN, ScriptedBackend, ScriptedEvents, chat_tokenizer, scripted
 from faces import Counter, EchoBackend, is_idle, lasting
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 from tiny import tiny_model
 
-from langchain_specdec import ChatSpeculative, LocalBackend
+from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
+from langchain_specdec.backends.base import CompletionRequest
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError, UnsupportedModelError
 from langchain_specdec.structured_output import OutputForm, form_of_calls, form_of_response
@@ -198,23 +200,73 @@ def test_marks_are_text_where_no_tools_are_bound() -> None:
     assert "<tools>" not in model.bound.backend.prompt
 
 
-def test_forced_calls_and_structured_answers_say_what_they_need() -> None:
+def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
+    for template, begin, end in (
+        (QWEN, "<tool_call>\n", "\n</tool_call>"),
+        (CHATML, "<tool_call>[", "]</tool_call>"),
+        (MISTRAL, "[TOOL_CALLS][", "]"),
+        (LLAMA, "", ""),
+    ):
+        key = "parameters" if template is LLAMA else "arguments"
+        written = json.dumps({"name": "add", key: {"a": 1, "b": 2}})
+        for choice in ("any", "required", True, "add", {"type": "function", "function": {"name": "add"}}):
+            model = scripted(written, template=template, width=3).bind_tools([add, weather], tool_choice=choice)
+            for message in (model.invoke("x"), merged(model, "x")):
+                assert calls_of(message) == [("add", {"a": 1, "b": 2})]
+                assert message.text == ""
+            backend = model.bound.backend
+            assert backend.prompt.endswith(begin)
+            grammar = backend.requests[-1].params.grammar
+            calls = grammar.schema.get("anyOf", [grammar.schema])
+            assert [call["properties"]["name"]["const"] for call in calls] == ["add", "weather"][: len(calls)]
+            assert len(calls) == (2 if choice in ("any", "required", True) else 1)
+            # The next turn begins with all of this one, and so finds it in the cache.
+            seen = backend.requests[-1].prompt
+            backend.answers = ["It is 3."]
+            model.bound.invoke([HumanMessage("x"), message], tools=model.kwargs["tools"])
+            again = backend.tokenizer.decode(backend.requests[-1].prompt)
+            assert template is MISTRAL or again.startswith(backend.tokenizer.decode(seen) + written + end)
+
+
+def test_a_forced_call_that_is_cut_is_invalid() -> None:
+    class Cut(ScriptedBackend):
+        def stream(self, request: CompletionRequest) -> ScriptedEvents:
+            events = super().stream(request)
+            events.events[-1] = replace(events.events[-1], finish_reason="length")
+            return events
+
+    model = ChatSpeculative(backend=Cut('{"name": "add", "argum', template=QWEN)).bind_tools([add], tool_choice="add")
+    message = model.invoke("x")
+    assert message.tool_calls == []
+    assert [call["name"] for call in message.invalid_tool_calls] == ["add"]
+
+
+def test_structured_answers_are_read_by_every_method() -> None:
+    whole = '{"name": "Ann", "age": 3}'
+    call = json.dumps({"name": "Person", "arguments": json.loads(whole)})
+    for method, answer in (("json_schema", whole), ("function_calling", call), ("json_mode", whole)):
+        for schema in (Person, Person.model_json_schema()):
+            model = scripted(answer)
+            found = model.with_structured_output(schema, method=method).invoke("x")
+            assert (found if isinstance(found, dict) else found.model_dump()) == {"name": "Ann", "age": 3}
+            raw = model.with_structured_output(schema, method=method, include_raw=True).invoke("x")
+            assert raw["parsed"] == found
+            assert raw["parsing_error"] is None
+            grammar = model.backend.requests[-1].params.grammar
+            assert grammar.schema == {"type": "object"} or "additionalProperties" in json.dumps(grammar.schema)
+    schema_prompt = scripted(whole)
+    schema_prompt.with_structured_output(Person).invoke("x")
+    assert '"age"' in schema_prompt.backend.prompt
+
+
+def test_two_forms_of_one_answer_are_refused() -> None:
     model = scripted("x")
-    needing = [
-        model.bind_tools([add, weather], tool_choice="any"),
-        model.bind_tools([add], tool_choice="add"),
-        model.bind_tools([add], tool_choice={"type": "function", "function": {"name": "add"}}),
-        model.bind(response_format={"type": "json_object"}),
-        *(model.with_structured_output(Person, method=method) for method in ("json_schema", "function_calling")),
-        model.with_structured_output(Person.model_json_schema(), method="json_mode"),
-    ]
-    for runnable in needing:
-        with pytest.raises(InvalidParameterError, match="needs constrained decoding"):
-            runnable.invoke("x")
+    form = {"type": "json_object"}
+    with pytest.raises(InvalidParameterError, match="response_format and a tool_choice"):
+        model.bind_tools([add], tool_choice="add").invoke("x", response_format=form)
+    with pytest.raises(InvalidParameterError, match="grammar is set already"):
+        model.invoke("x", response_format=form, grammar=Grammar(regex="a"))
     assert model.backend.requests == []
-    failed = model.with_structured_output(Person, include_raw=True)
-    with pytest.raises(InvalidParameterError, match="needs constrained decoding"):
-        failed.invoke("x")
 
 
 def test_wrong_choices_are_refused_when_they_are_made() -> None:
@@ -288,7 +340,7 @@ def test_traces_tell_model_and_parameters() -> None:
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.1, 7, ["a", "b"])
     assert model.profile is not None
     assert model.profile["max_input_tokens"] == 4096
-    assert not model.profile["structured_output"]
+    assert model.profile["structured_output"]
 
 
 def test_chunks_reach_callbacks_with_their_tokens_once() -> None:
@@ -458,6 +510,6 @@ def test_the_example_of_retrieval_runs() -> None:
     assert sum("John Smeaton finished" in prompt for prompt in prompts) >= 1
 
 
-def test_the_example_of_extraction_says_what_it_needs() -> None:
-    with pytest.raises(InvalidParameterError, match="needs constrained decoding"):
-        _example("extract")(scripted("x"))
+def test_the_example_of_extraction_runs() -> None:
+    model = scripted('{"builder": "John Smeaton", "place": "Eddystone Rocks", "year": 1759}')
+    assert _example("extract")(model).year == 1759
