@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
@@ -18,15 +18,18 @@ from langchain_specdec.bench.weights import Weights, load_weights
 from langchain_specdec.bench.workload import Question, encode
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.embedded import Progress
+from langchain_specdec.engine.compilation import CompileMode
+from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, make_runner
+from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling import SamplingParams
 
 __all__ = ["Plan", "Setup", "check_packages", "set_up"]
 
 _DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
-_MAX_DRAFT_TOKENS = 10
+_MAX_DRAFT_TOKENS, _MAX_TREE_NODES = 10, 32
 # Numbers of tokens that peers propose where nothing else is said: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}
 # Positions kept free for what a contestant may write beyond the last token.
@@ -50,6 +53,8 @@ class Plan:
         keep_prefixes: Whether the engine's runs may reuse what rests in its slots.
         synthetic_agreement: Chance that a synthetic draft token is right.
         synthetic_cost: Its cost in plain steps; None: that of the draft model's forward.
+        step_cost: What the engine takes steps to cost: `"measured"` as it finds them, `"flat"` the same at any width.
+        compile: How the engine's layers run: `"off"` as they are; else compiled, from the warm-up on.
     """
 
     model: str
@@ -64,6 +69,8 @@ class Plan:
     keep_prefixes: bool = False
     synthetic_agreement: float = 0.9
     synthetic_cost: float | None = 0.05
+    step_cost: Literal["measured", "flat"] = "measured"
+    compile: CompileMode = "off"
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def set_up(plan: Plan, questions: Sequence[Question], progress: Progress | None 
         "device": plan.device,
         "progress": progress,
     }
-    target = load_weights(plan.model, **forms)
+    target = load_weights(plan.model, compile=plan.compile, **forms)
     draft = load_weights(plan.draft_model, **forms) if plan.draft_model is not None else None
     is_chat = _is_chat(plan, target)
     prompts = _encode_all(plan, questions, target, draft, is_chat=is_chat)
@@ -168,7 +175,8 @@ class _Builder:
         self._plan = plan
         self._target = target
         self._draft = draft
-        self._max_length = longest + plan.params.max_new_tokens + _SPARE // 2
+        # Graphs are for slots of one length, so all contestants get as long ones, the steps' width included.
+        self._slot_length = longest + plan.params.max_new_tokens + max(map(_width, plan.specs))
         self._on_close = on_close
 
     def build(self, spec: ContestantSpec) -> Contestant:
@@ -206,9 +214,12 @@ class _Builder:
             loaded.tokenizer,
             drafter=drafter,
             num_slots=self._slots(spec),
-            max_length=self._max_length,
+            max_length=self._slot_length - _width(spec),
+            max_tree_nodes=_MAX_TREE_NODES,
+            step_cost=self._step_cost(),
             **{"max_draft_tokens": _MAX_DRAFT_TOKENS, **options},
         )
+        self._share_graphs(backend.engine.runner)
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -223,13 +234,14 @@ class _Builder:
         plan, loaded = self._plan, _ours_of(self._target)
         longest_draft = int(spec.setting) if spec.setting is not None else _MAX_DRAFT_TOKENS
         slots = self._slots(spec)
-        runner = self._runner(loaded, slots, longest_draft)
+        runner = self._runner(loaded, slots, _width(spec))
+        self._share_graphs(runner)
         cost, payer = plan.synthetic_cost, None
         if cost is None:
             if self._draft is None:
                 msg = "The synthetic drafts need --synthetic-cost, or --draft-model, whose forwards they then cost."
                 raise InvalidParameterError(msg)
-            draft_runner = self._runner(_ours_of(self._draft), slots, longest_draft)
+            draft_runner = self._runner(_ours_of(self._draft), slots, _width(spec))
             payer = DraftModelDrafter(draft_runner, runner.vocab_size, 512)
         drafter = AgreementDrafter(plan.synthetic_agreement, runner.vocab_size, payer)
         engine = Engine(
@@ -239,6 +251,7 @@ class _Builder:
             loaded.eos_token_ids,
             max_draft_tokens=longest_draft,
             draft_length="auto" if spec.setting is None else longest_draft,
+            step_cost=self._step_cost(),
         )
         price = "of the draft model's forwards" if cost is None else f"of {cost:g} plain steps each"
         note = (
@@ -255,8 +268,17 @@ class _Builder:
             drafter=drafter,
         )
 
-    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> Any:
-        return make_runner(loaded, num_slots=slots, max_length=self._max_length, max_width=1 + longest_draft)
+    def _step_cost(self) -> StepCost | None:
+        return StepCost.flat() if self._plan.step_cost == "flat" else None
+
+    def _runner(self, loaded: LoadedModel, slots: int, width: int) -> ModelRunner:
+        return make_runner(loaded, num_slots=slots, max_length=self._slot_length - width, max_width=width)
+
+    def _share_graphs(self, runner: ModelRunner) -> None:
+        if runner.cache.max_length != self._slot_length:
+            msg = f"slots of {runner.cache.max_length} positions cannot share graphs for {self._slot_length}"
+            raise RuntimeError(msg)
+        runner.compiled = self._target.compiled
 
     def _generate(self, spec: ContestantSpec) -> GenerateContestant:
         options: dict[str, Any] = {}
@@ -297,6 +319,13 @@ class _Builder:
             self._plan.params,
             strategy=strategy,
         )
+
+
+def _width(spec: ContestantSpec) -> int:
+    """Most tokens of a row in a step of the contestant."""
+    if spec.setting is not None and spec.is_ours:
+        return 1 + int(spec.setting)
+    return 1 + (_MAX_TREE_NODES if spec.kind == "auto" else _MAX_DRAFT_TOKENS)
 
 
 def _ours_of(weights: Weights) -> LoadedModel:
