@@ -29,7 +29,7 @@ from langchain_specdec.sampling import SamplingParams
 __all__ = ["Plan", "Setup", "check_packages", "set_up"]
 
 _DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
-_MAX_DRAFT_TOKENS, _MAX_TREE_NODES = 10, 32
+_MAX_DRAFT_TOKENS = 10
 # Numbers of tokens that peers propose where nothing else is said: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}
 # Positions kept free for what a contestant may write beyond the last token.
@@ -175,8 +175,7 @@ class _Builder:
         self._plan = plan
         self._target = target
         self._draft = draft
-        # Graphs are for slots of one length, so all contestants get as long ones, the steps' width included.
-        self._slot_length = longest + plan.params.max_new_tokens + max(map(_width, plan.specs))
+        self._max_length = longest + plan.params.max_new_tokens + _SPARE // 2
         self._on_close = on_close
 
     def build(self, spec: ContestantSpec) -> Contestant:
@@ -214,12 +213,11 @@ class _Builder:
             loaded.tokenizer,
             drafter=drafter,
             num_slots=self._slots(spec),
-            max_length=self._slot_length - _width(spec),
-            max_tree_nodes=_MAX_TREE_NODES,
+            max_length=self._max_length,
             step_cost=self._step_cost(),
             **{"max_draft_tokens": _MAX_DRAFT_TOKENS, **options},
         )
-        self._share_graphs(backend.engine.runner)
+        backend.engine.runner.compiled = target.compiled
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -234,14 +232,14 @@ class _Builder:
         plan, loaded = self._plan, _ours_of(self._target)
         longest_draft = int(spec.setting) if spec.setting is not None else _MAX_DRAFT_TOKENS
         slots = self._slots(spec)
-        runner = self._runner(loaded, slots, _width(spec))
-        self._share_graphs(runner)
+        runner = self._runner(loaded, slots, longest_draft)
+        runner.compiled = self._target.compiled
         cost, payer = plan.synthetic_cost, None
         if cost is None:
             if self._draft is None:
                 msg = "The synthetic drafts need --synthetic-cost, or --draft-model, whose forwards they then cost."
                 raise InvalidParameterError(msg)
-            draft_runner = self._runner(_ours_of(self._draft), slots, _width(spec))
+            draft_runner = self._runner(_ours_of(self._draft), slots, longest_draft)
             payer = DraftModelDrafter(draft_runner, runner.vocab_size, 512)
         drafter = AgreementDrafter(plan.synthetic_agreement, runner.vocab_size, payer)
         engine = Engine(
@@ -271,14 +269,8 @@ class _Builder:
     def _step_cost(self) -> StepCost | None:
         return StepCost.flat() if self._plan.step_cost == "flat" else None
 
-    def _runner(self, loaded: LoadedModel, slots: int, width: int) -> ModelRunner:
-        return make_runner(loaded, num_slots=slots, max_length=self._slot_length - width, max_width=width)
-
-    def _share_graphs(self, runner: ModelRunner) -> None:
-        if runner.cache.max_length != self._slot_length:
-            msg = f"slots of {runner.cache.max_length} positions cannot share graphs for {self._slot_length}"
-            raise RuntimeError(msg)
-        runner.compiled = self._target.compiled
+    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> ModelRunner:
+        return make_runner(loaded, num_slots=slots, max_length=self._max_length, max_width=1 + longest_draft)
 
     def _generate(self, spec: ContestantSpec) -> GenerateContestant:
         options: dict[str, Any] = {}
@@ -319,13 +311,6 @@ class _Builder:
             self._plan.params,
             strategy=strategy,
         )
-
-
-def _width(spec: ContestantSpec) -> int:
-    """Most tokens of a row in a step of the contestant."""
-    if spec.setting is not None and spec.is_ours:
-        return 1 + int(spec.setting)
-    return 1 + (_MAX_TREE_NODES if spec.kind == "auto" else _MAX_DRAFT_TOKENS)
 
 
 def _ours_of(weights: Weights) -> LoadedModel:

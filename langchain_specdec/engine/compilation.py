@@ -101,7 +101,7 @@ class CompiledLayers:
 
     Args:
         model: A model that nobody else uses: its layers' `forward` is replaced, with the same results. Several runners
-            may share it and its graphs, one at a time, if their caches are equally long (graphs know the strides).
+            of it may share this object and its graphs, whatever the sizes of their caches.
         mode: `"auto"` compiles once the time that it would have saved so far equals what it costs. The others compile
             from the first forward on, `"max-autotune"` trying more kernels.
     """
