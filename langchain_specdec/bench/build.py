@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
@@ -18,8 +18,11 @@ from langchain_specdec.bench.weights import Weights, load_weights
 from langchain_specdec.bench.workload import Question, encode
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.embedded import Progress
+from langchain_specdec.engine.compilation import CompileMode
+from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, make_runner
+from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling import SamplingParams
 
@@ -50,6 +53,8 @@ class Plan:
         keep_prefixes: Whether the engine's runs may reuse what rests in its slots.
         synthetic_agreement: Chance that a synthetic draft token is right.
         synthetic_cost: Its cost in plain steps; None: that of the draft model's forward.
+        step_cost: What the engine takes steps to cost: `"measured"` as it finds them, `"flat"` the same at any width.
+        compile: How the engine's layers run: `"off"` as they are; else compiled, from the warm-up on.
     """
 
     model: str
@@ -64,6 +69,8 @@ class Plan:
     keep_prefixes: bool = False
     synthetic_agreement: float = 0.9
     synthetic_cost: float | None = 0.05
+    step_cost: Literal["measured", "flat"] = "measured"
+    compile: CompileMode = "off"
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def set_up(plan: Plan, questions: Sequence[Question], progress: Progress | None 
         "device": plan.device,
         "progress": progress,
     }
-    target = load_weights(plan.model, **forms)
+    target = load_weights(plan.model, compile=plan.compile, **forms)
     draft = load_weights(plan.draft_model, **forms) if plan.draft_model is not None else None
     is_chat = _is_chat(plan, target)
     prompts = _encode_all(plan, questions, target, draft, is_chat=is_chat)
@@ -207,8 +214,10 @@ class _Builder:
             drafter=drafter,
             num_slots=self._slots(spec),
             max_length=self._max_length,
+            step_cost=self._step_cost(),
             **{"max_draft_tokens": _MAX_DRAFT_TOKENS, **options},
         )
+        backend.engine.runner.compiled = target.compiled
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -224,6 +233,7 @@ class _Builder:
         longest_draft = int(spec.setting) if spec.setting is not None else _MAX_DRAFT_TOKENS
         slots = self._slots(spec)
         runner = self._runner(loaded, slots, longest_draft)
+        runner.compiled = self._target.compiled
         cost, payer = plan.synthetic_cost, None
         if cost is None:
             if self._draft is None:
@@ -239,6 +249,7 @@ class _Builder:
             loaded.eos_token_ids,
             max_draft_tokens=longest_draft,
             draft_length="auto" if spec.setting is None else longest_draft,
+            step_cost=self._step_cost(),
         )
         price = "of the draft model's forwards" if cost is None else f"of {cost:g} plain steps each"
         note = (
@@ -255,7 +266,10 @@ class _Builder:
             drafter=drafter,
         )
 
-    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> Any:
+    def _step_cost(self) -> StepCost | None:
+        return StepCost.flat() if self._plan.step_cost == "flat" else None
+
+    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> ModelRunner:
         return make_runner(loaded, num_slots=slots, max_length=self._max_length, max_width=1 + longest_draft)
 
     def _generate(self, spec: ContestantSpec) -> GenerateContestant:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -48,6 +48,8 @@ def headlines(report: Report) -> Iterator[str]:
             f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: "
             f"{roof['share']:.0%} of what bandwidth allows"
         )
+    if header.get("layers"):
+        yield f"layers    {_layers(header['layers'])}"
     settings = header["settings"]
     cut = f" ({settings['num_cut']} cut to fit)" if settings["num_cut"] else ""
     form = "in the chat format" if settings["is_chat"] else "as they are"
@@ -57,6 +59,20 @@ def headlines(report: Report) -> Iterator[str]:
         f"workload  {settings['workload']}: {_count(settings['num_prompts'], 'prompt')}{cut} {form}{at_once}, "
         f"{settings['max_new_tokens']} new tokens, {how}, each run {_count(settings['repeat'], 'time')}"
     )
+
+
+def _layers(layers: Mapping[str, Any]) -> str:
+    """How the engine's layers ran."""
+    graphs = layers["graphs"]
+    reason = f" ({layers['obstacle']})" if layers["obstacle"] else ""
+    if not graphs:
+        return f"of this engine not compiled{reason}"
+    shapes = "; ".join(
+        f"{g['shape']}: {format(g['saving'], '.0%') + ' less time' if g['is_used'] else 'not used'}" for g in graphs
+    )
+    used, seconds = sum(g["is_used"] for g in graphs), sum(g["seconds"] for g in graphs)
+    counted = f"{used} of {_count(len(graphs), 'graph')} in use"
+    return f"of this engine compiled{reason}, {counted}, made in {seconds:.1f} s ({shapes})"
 
 
 def table(report: Report) -> Table:

@@ -16,8 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from langchain_specdec.bench.random_weights import is_random, random_model
 from langchain_specdec.embedded import Progress
+from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
 from langchain_specdec.engine.loader import LoadedModel, load_model
 from langchain_specdec.engine.packing import can_pack, pack_linears
+from langchain_specdec.errors import InvalidParameterError
 
 __all__ = ["Weights", "load_weights", "step_bytes"]
 
@@ -36,6 +38,8 @@ class Weights:
         dtype: Their type.
         device: Where they are.
         num_packed: Linear layers that the engine holds packed.
+        compiled: Runs the engine's layers compiled; all its contestants share the graphs. None runs them as they are.
+        obstacle: Why they are not compiled although that was asked for; empty where they are.
     """
 
     ours: LoadedModel | None
@@ -47,6 +51,8 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     num_packed: int
+    compiled: CompiledLayers | None
+    obstacle: str
 
 
 def load_weights(
@@ -57,6 +63,7 @@ def load_weights(
     for_peers: bool,
     dtype: str,
     device: str | None,
+    compile: CompileMode = "off",  # noqa: A002 - the name that users give
     progress: Progress | None = None,
 ) -> Weights:
     """Load a model once, for the engine, for peers, or for both.
@@ -68,9 +75,11 @@ def load_weights(
         for_peers: Whether peers do.
         dtype: As in `LocalBackend`.
         device: As in `LocalBackend`.
+        compile: As in `LocalBackend`, but that graphs are made when a contestant warms up.
         progress: Told while the embedded model is prepared.
 
     Raises:
+        InvalidParameterError: The layers have to be compiled and cannot be.
         SpecDecError: As `load_model` does.
     """
     if isinstance(model, str) and is_random(model):
@@ -82,6 +91,7 @@ def load_weights(
     num_packed = 0
     if for_ours and can_pack(loaded.model):
         num_packed = pack_linears(loaded.model)
+    compiled, obstacle = _compiled(loaded, compile) if for_ours else (None, "")
     return Weights(
         loaded if for_ours else None,
         peer,
@@ -92,7 +102,21 @@ def load_weights(
         loaded.model.dtype,
         loaded.model.device,
         num_packed,
+        compiled,
+        obstacle,
     )
+
+
+def _compiled(loaded: LoadedModel, mode: CompileMode) -> tuple[CompiledLayers | None, str]:
+    if mode == "off":
+        return None, ""
+    obstacle = can_compile(loaded.model)
+    if obstacle is None:
+        return CompiledLayers(loaded.model, mode), ""
+    if mode != "auto":
+        msg = f"{loaded.name} cannot be compiled: {obstacle}. Leave out --compile, or set it to auto or off."
+        raise InvalidParameterError(msg)
+    return None, obstacle
 
 
 def _peer(model: Any) -> Any:

@@ -7,11 +7,12 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +26,7 @@ from langchain_specdec.errors import InvalidParameterError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from langchain_specdec.bench.build import Plan, Setup
+    from langchain_specdec.bench.build import Plan
     from langchain_specdec.bench.report import Report
 
 __all__ = ["bench"]
@@ -35,6 +36,22 @@ _DEFAULT_CONTESTANTS = "plain,auto,hf,hf-prompt-lookup"
 _BASELINE = "plain"
 _AGREEMENT, _COST, _MAX_COST = 0.9, 0.05, 10.0
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
+
+
+class CompileName(str, Enum):
+    """Whether and how the engine's layers are compiled."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REDUCE_OVERHEAD = "reduce-overhead"
+    MAX_AUTOTUNE = "max-autotune"
+
+
+class StepCostName(str, Enum):
+    """What the engine takes steps to cost."""
+
+    MEASURED = "measured"
+    FLAT = "flat"
 
 
 def bench(
@@ -106,6 +123,21 @@ def bench(
             rich_help_panel=_HOW,
         ),
     ] = False,
+    compile: Annotated[  # noqa: A002 - the name of the option
+        CompileName,
+        typer.Option(
+            help="Whether this engine's layers run compiled on a CPU, from the warm-up on; auto: where that can be.",
+            rich_help_panel=_HOW,
+        ),
+    ] = CompileName.OFF,
+    step_cost: Annotated[
+        StepCostName,
+        typer.Option(
+            help="What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, "
+            "for counts that do not depend on the machine.",
+            rich_help_panel=_HOW,
+        ),
+    ] = StepCostName.MEASURED,
     memory: Annotated[
         bool,
         typer.Option(
@@ -138,6 +170,8 @@ def bench(
         agreement, cost = _synthetic(
             synthetic_agreement, synthetic_cost, specs, has_draft_model=draft_model is not None
         )
+        if not any(spec.is_ours for spec in specs):
+            _refuse_ours({"--compile": compile is not CompileName.OFF, "--step-cost": step_cost is StepCostName.FLAT})
         if memory and (plot is not None or repeat > 1 or baseline is not None):
             msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
             raise InvalidParameterError(msg)
@@ -161,6 +195,8 @@ def bench(
             keep_prefixes=keep_prefixes,
             synthetic_agreement=agreement,
             synthetic_cost=cost,
+            step_cost=step_cost.value,
+            compile=compile.value,
         )
         if memory:
             _memory(plan, questions, as_json=as_json)
@@ -185,6 +221,13 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     return asked
 
 
+def _refuse_ours(given: Mapping[str, bool]) -> None:
+    """Where only peers take part, nothing may be asked for that only the engine has."""
+    if names := [name for name, is_given in given.items() if is_given]:
+        msg = f"{' and '.join(names)} can be given for this engine only, and none of its contestants is asked for."
+        raise InvalidParameterError(msg)
+
+
 def _synthetic(
     agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec], *, has_draft_model: bool
 ) -> tuple[float, float | None]:
@@ -207,6 +250,7 @@ def _measure(
     plan: Plan, questions: Sequence[Question], workload: str, baseline: str, repeat: int, *, debug: bool
 ) -> Report:
     from langchain_specdec.bench.build import set_up
+    from langchain_specdec.bench.header import describe_layers, make_header
     from langchain_specdec.bench.machine import read_bandwidth
     from langchain_specdec.bench.measure import grouped, measure
     from langchain_specdec.bench.report import make_report
@@ -218,11 +262,13 @@ def _measure(
     try:
         with spinner("Measuring the bandwidth of the memory"):
             bandwidth = read_bandwidth(setup.target.device)
-        header = _header(plan, setup, workload, repeat)
+        header = make_header(plan, setup, shlex.join(["specdec", *sys.argv[1:]]), workload, repeat)
         groups = grouped(setup.prompts, plan.batch)
         runs = len(setup.contestants) * len(groups) * repeat
         with _ended_like_ctrl_c(), _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
             measurement = measure(setup.contestants, groups, repeat, tell)
+        # Only now is it known what was compiled, and whether it held.
+        header["layers"] = describe_layers(setup.target) if setup.target.ours else None
         return make_report(
             measurement,
             {contestant.name: contestant.note for contestant in setup.contestants},
@@ -245,39 +291,6 @@ def _comparable(plan: Plan, baseline: str) -> list[str]:
     return [
         n for n, ours in is_ours.items() if n == baseline or not plan.params.temperature or (ours and is_ours[baseline])
     ]
-
-
-def _header(plan: Plan, setup: Setup, workload: str, repeat: int) -> dict[str, Any]:
-    from langchain_specdec.bench.machine import describe_machine, versions
-
-    target, draft = setup.target, setup.draft
-    return {
-        "command": shlex.join(["specdec", *sys.argv[1:]]),
-        "machine": describe_machine(target.device),
-        "versions": versions(),
-        "model": {
-            "name": target.name,
-            "dtype": str(target.dtype).removeprefix("torch."),
-            "step_bytes": target.num_bytes,
-            "num_packed": target.num_packed,
-        },
-        "draft_model": {"name": draft.name, "step_bytes": draft.num_bytes} if draft is not None else None,
-        "settings": {
-            "workload": workload,
-            "num_prompts": len(setup.prompts),
-            "num_cut": sum(prompt.is_cut for prompt in setup.prompts),
-            "is_chat": setup.is_chat,
-            "batch": plan.batch,
-            "repeat": repeat,
-            "max_new_tokens": plan.params.max_new_tokens,
-            "temperature": plan.params.temperature,
-            "seed": plan.params.seed,
-            "ignore_eos": plan.params.ignore_eos,
-            "keep_prefixes": plan.keep_prefixes,
-            "synthetic_agreement": plan.synthetic_agreement,
-            "synthetic_cost": plan.synthetic_cost,
-        },
-    }
 
 
 @contextmanager

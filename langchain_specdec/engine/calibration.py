@@ -1,4 +1,7 @@
-"""Measures what steps cost on this machine, before the first step whose draft length depends on it."""
+"""Measures what steps cost on this machine, before the first step whose draft length depends on it.
+
+It is measured anew whenever layers begin or cease to run compiled.
+"""
 
 from __future__ import annotations
 

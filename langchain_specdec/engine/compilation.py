@@ -12,7 +12,6 @@ and is used if it is right and faster. On disk torch keeps what it compiled, so 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import shutil
@@ -23,28 +22,35 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from langchain_specdec.engine.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
 
-__all__ = ["CompileMode", "CompiledLayers", "can_compile"]
+__all__ = ["CompileMode", "CompiledGraph", "CompiledLayers", "can_compile"]
 
 CompileMode = Literal["auto", "off", "reduce-overhead", "max-autotune"]
 
 _logger = logging.getLogger(__name__)
-# Seconds that one graph takes, where no earlier run has told, and the share of a step that it saves: both as measured
-# with a 135M model on two cores. The first graph of a machine takes longest, kept ones a few seconds.
-_DEFAULT_SECONDS = 30.0
-_DEFAULT_SAVING = 0.15
 _MAX_LAYERS_PER_GRAPH = 8
 _TRIALS = 5
 
-GraphKey = tuple[bool, bool]
-"""Whether a forward has one row, and whether its rows have one token: torch compiles a size of 1 as such."""
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """What came of compiling for one kind of shape; only graphs that compute the right thing are kept.
+
+    Attributes:
+        seconds: What compiling took.
+        saving: Share of a short step that it saves; it is used where that is above 0.
+    """
+
+    seconds: float
+    saving: float
 
 
 @dataclass
@@ -94,7 +100,8 @@ class CompiledLayers:
     """Runs a model's decoder layers, compiled where that is ready and pays, and as they are elsewhere.
 
     Args:
-        model: A model that nobody else uses: its layers' `forward` is replaced, with the same results.
+        model: A model that nobody else uses: its layers' `forward` is replaced, with the same results. Several runners
+            of it may share this object and its graphs, whatever the sizes of their caches.
         mode: `"auto"` compiles once the time that it would have saved so far equals what it costs. The others compile
             from the first forward on, `"max-autotune"` trying more kernels.
     """
@@ -107,10 +114,14 @@ class CompiledLayers:
         self._functions: dict[object, Callable[..., Tensor]] = {}
         self._local = threading.local()
         self._returns_tuple = False
+        self.graphs: dict[GraphKey, CompiledGraph] = {}
+        """What was compiled so far."""
+        self.failure = ""
+        """Why nothing runs compiled any more; empty while it may."""
         self._ready: set[GraphKey] = set()
         self._tried: set[GraphKey] = set()
         self._spent: dict[GraphKey, float] = {}
-        self._costs = _CompileCosts(model)
+        self._costs = CompileCosts(model)
         self._thread: threading.Thread | None = None
         self._is_failed = False
         for index, layer in enumerate(self._layers):
@@ -119,13 +130,26 @@ class CompiledLayers:
     @property
     def ready(self) -> frozenset[GraphKey]:
         """The graphs that are in use."""
-        return frozenset(self._ready)
+        return frozenset() if self._is_failed else frozenset(self._ready)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the graph that is being made, if one is."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
+
+    def prepare(self, rows: int, trial: Callable[[bool, int, int], Tensor]) -> None:
+        """Make the graphs of all forwards of up to `rows` rows now, whether or not they would pay, and wait for them.
+
+        Args:
+            rows: Most rows of a forward.
+            trial: As in `observe`.
+        """
+        for key in product((True, False)[:rows], (True, False)):
+            self.wait()
+            if not self._is_failed and key not in self._tried:
+                self._tried.add(key)
+                self._make(key, trial)
 
     def is_ready(self, shape: ForwardShape) -> bool:
         """Whether a forward of this shape would run compiled."""
@@ -143,6 +167,7 @@ class CompiledLayers:
     def fail(self, error: Exception) -> None:
         """Compile no more, and run nothing compiled any more."""
         self._is_failed = True
+        self.failure = f"{type(error).__name__}: {error}"
         _logger.warning("Compiled layers failed and are off from now on (%s: %s).", type(error).__name__, error)
 
     def observe(self, shape: ForwardShape, seconds: float, trial: Callable[[bool, int, int], Tensor]) -> None:
@@ -189,6 +214,7 @@ class CompiledLayers:
                     times.append(time.perf_counter() - started)
             saving = 1.0 - min(fused) / min(plain)
             self._costs.put(key, seconds, saving)
+            self.graphs[key] = CompiledGraph(seconds, saving)
             _logger.info("Compiled layers for %s in %.1f s; a step takes %.0f%% less.", key, seconds, 100 * saving)
             if saving > 0:
                 self._ready.add(key)
@@ -272,41 +298,6 @@ def can_compile(model: nn.Module) -> str | None:
     if not _decoder_layers(model):
         return f"the layers of a {type(model).__name__} are not where they are expected"
     return None
-
-
-class _CompileCosts:
-    """What compiling took and saved, kept in a file beside what torch compiled."""
-
-    def __init__(self, model: Any) -> None:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-        self._path = Path(cache_dir()) / "specdec-costs.json"
-        config = model.config.get_text_config()
-        sizes = (config.model_type, config.hidden_size, config.num_hidden_layers, str(model.dtype), torch.__version__)
-        self._model = "-".join(map(str, sizes))
-
-    def get(self, key: GraphKey) -> tuple[float, float]:
-        """Seconds that the graph takes, and the share of a step that it saves."""
-        entry = self._read().get(f"{self._model}-{key}")
-        return (float(entry[0]), float(entry[1])) if entry else (_DEFAULT_SECONDS, _DEFAULT_SAVING)
-
-    def put(self, key: GraphKey, seconds: float, saving: float) -> None:
-        """Keep what one compilation took and saved."""
-        entries = self._read()
-        entries[f"{self._model}-{key}"] = (seconds, saving)
-        try:
-            staged = self._path.with_suffix(f".{os.getpid()}")
-            staged.write_text(json.dumps(entries))
-            staged.replace(self._path)
-        except OSError as error:
-            _logger.debug("cannot write %s: %s", self._path, error)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            entries = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return entries if isinstance(entries, dict) else {}
 
 
 def _keep_tensor_guards(entries: Any) -> Any:

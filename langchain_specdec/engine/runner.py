@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langchain_specdec.engine.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.engine.compilation import CompiledLayers
+from langchain_specdec.engine.compile_costs import GraphKey
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.engine.tree import TreeLayout
 
@@ -38,7 +39,7 @@ class ModelRunner:
         self.model = model
         self.max_length = max_length
         self.max_width = max_width
-        self._compiled = compiled
+        self.compiled = compiled
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -50,6 +51,16 @@ class ModelRunner:
         # Padding may lie past the last position that the model knows. Learned positions end there with an error, and
         # some rotary ones change for the whole batch.
         self._last_position = (position_limit(config) or 2**31) - 1
+
+    @property
+    def graphs(self) -> frozenset[GraphKey]:
+        """The compiled graphs in use. With them changes what forwards cost."""
+        return self.compiled.ready if self.compiled is not None else frozenset()
+
+    def prepare(self) -> None:
+        """Make all compiled graphs that forwards over these slots use, before the first forward; nothing without."""
+        if self.compiled is not None:
+            self.compiled.prepare(self.cache.num_slots, self._trial)
 
     @torch.inference_mode()
     def forward(
@@ -83,10 +94,11 @@ class ModelRunner:
 
     def _run(self, module: Any, shape: ForwardShape, inputs: dict[str, Any]) -> Any:
         self.cache.begin(shape)
-        compiled = self._compiled
+        compiled = self.compiled
         if compiled is None:
             return module(**inputs)
-        if compiled.is_ready(shape):
+        # The first forward allocates the cache's buffers, which compiled layers are given.
+        if self.cache.is_initialized and compiled.is_ready(shape):
             try:
                 with compiled.applied(self.cache, shape):
                     return module(**inputs)
@@ -116,7 +128,7 @@ class ModelRunner:
             self.model.base_model(**inputs)
         shape, inputs = self._inputs(cache, slots, [start] * rows, [row[start:] for row in tokens], None)
         cache.begin(shape)
-        layers = self._compiled if is_compiled else None
+        layers = self.compiled if is_compiled else None
         with layers.applied(cache, shape) if layers else nullcontext():
             logits: Tensor = self.model(**inputs).logits
         return logits

@@ -62,7 +62,8 @@ class Stepper:
         max_draft_tokens: Most tokens to draft at a time.
         max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
         draft_length: `"auto"` or a fixed number, of chains then.
-        step_cost: What steps cost; None measures it before the first step that needs it.
+        step_cost: What steps cost; None measures it before the first step that needs it, and whenever layers begin or
+            cease to run compiled.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Stepper:
         self._max_tree_nodes = max_tree_nodes if self._is_adaptive else 0
         self._cost = step_cost
         self._is_cost_given = step_cost is not None
+        self._costed_graphs = runner.graphs
         self._history: TokenHistory | None = None
         self._table: SamplingTable | None = None
         self._table_ids: tuple[int, ...] = ()
@@ -157,10 +159,13 @@ class Stepper:
         return self._drafter.consider(request, limits)
 
     def _step_cost(self, request: Request, offers: Sequence[Proposal]) -> StepCost | None:
-        if not self._is_adaptive or not any(p.kinds for p in offers):
-            return self._cost
-        if self._cost is None:
+        graphs = self._runner.graphs
+        # Where compiled layers take over, or fail, steps cost something else from then on.
+        is_stale = self._cost is not None and not self._is_cost_given and graphs != self._costed_graphs
+        is_missing = self._cost is None and self._is_adaptive and any(p.kinds for p in offers)
+        if is_missing or is_stale:
             self._cost = measure_step_cost(self._runner, self._drafter, request)
+            self._costed_graphs = graphs
         return self._cost
 
     def _choose(

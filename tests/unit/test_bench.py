@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from langchain_specdec.bench import plot, theory
 from langchain_specdec.bench.build import Plan, check_packages, set_up
 from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
+from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
 from langchain_specdec.bench.random_weights import SHAPES, random_model
@@ -29,6 +30,8 @@ from langchain_specdec.bench.weights import load_weights, step_bytes
 from langchain_specdec.bench.workload import Question, encode, load_workload, select
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.reporting import INTERRUPTED
+from langchain_specdec.engine.compilation import CompiledLayers, can_compile
+from langchain_specdec.engine.compile_costs import CompileCosts
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling import SamplingParams
 
@@ -383,8 +386,30 @@ def test_the_table_shows_rates_ratios_and_what_differs():
         "hf differs from plain: prompt 0 at token 1, 1 at token 1",
     ):
         assert part in text
+    assert "layers" not in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert {"qa", "math", "all", "tokens per step", "first token, ms", "warm-up, s"} <= set(rows)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "used", "line"),
+    [
+        ("", (True, False), "compiled, 1 of 2 graphs in use, made in 12.5 s "
+         "(one row of one token: 20% less time; one row of several: not used)"),
+        ("RuntimeError: no", (False, False), "compiled (RuntimeError: no), 0 of 2 graphs in use"),
+        ("", (), "not compiled\n"),
+        ("layers are compiled on CPU only", (), "not compiled (layers are compiled on CPU only)"),
+    ],
+)  # fmt: skip
+def test_how_layers_ran_is_told(obstacle, used, line):
+    shapes = [("one row of one token", 0.2, 4.5), ("one row of several", -0.1, 8.0)]
+    graphs = [
+        {"shape": shape, "seconds": seconds, "saving": saving, "is_used": is_used}
+        for (shape, saving, seconds), is_used in zip(shapes, used, strict=False)
+    ]
+    rep = report()
+    rep.header["layers"] = {"is_compiled": any(used), "obstacle": obstacle, "graphs": graphs}
+    assert f"layers    of this engine {line}" in printed(rep, 200)
 
 
 def test_a_failure_and_an_interruption_are_told():
@@ -525,12 +550,13 @@ def test_shapes_have_the_published_sizes():
 # Contestants on a tiny model
 
 
-def results(*names, batch=1, num_prompts=3, draft_model=None, keep_prefixes=False, **params):
+def results(*names, batch=1, num_prompts=3, draft_model=None, keep_prefixes=False, step_cost="measured", **params):
     params = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
     specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
     plan = Plan(
         "random:tiny", specs, params, draft_model=draft_model, batch=batch, device="cpu", max_prompt_tokens=50,
         keep_prefixes=keep_prefixes, synthetic_cost=0.05 if draft_model is None else None,
+        step_cost=step_cost,
     )  # fmt: skip
     questions = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sat on") for i in range(num_prompts)]
     with set_up(plan, questions) as setup:
@@ -576,6 +602,80 @@ def test_groups_are_decoded_as_many_at_once_as_asked_for(temperature):
         if not temperature or not name.startswith("hf"):
             rows = [[row[:12] for row in r.token_ids] for r in runs]
             assert rows == [list(r.token_ids) for r in found["plain"]], name
+
+
+def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
+    def measure(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("langchain_specdec.engine.step.measure_step_cost", measure)
+    first, second = (results("auto", "synthetic", step_cost="flat") for _ in range(2))
+    for name, runs in first.items():
+        assert [r.num_steps for r in runs] == [r.num_steps for r in second[name]]
+        assert [r.drafted_tokens for r in runs] == [r.drafted_tokens for r in second[name]]
+        # Where width costs nothing, everything that there is gets drafted.
+        assert all(r.drafted_tokens > 20 for r in runs), name
+
+
+def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeypatch):
+    if (obstacle := can_compile(tiny_model())) is not None:
+        pytest.skip(obstacle)
+    made, calls = [], []
+    make = CompiledLayers._make
+
+    def counting_make(layers, key, trial):
+        make(layers, key, trial)
+        made.append(key)
+        # What tiny layers save is no matter.
+        layers._ready.add(key)
+
+    def fake_compile(function, **options):
+        """Runs the layers as they are: what torch makes of them is tested elsewhere."""
+
+        def run(layers, hidden, arguments, names, buffers, *rest):
+            calls.append(hidden.shape[1] == 1)
+            return function(layers, hidden, arguments, names, buffers, *rest)
+
+        return run
+
+    monkeypatch.setattr(CompiledLayers, "_make", counting_make)
+    monkeypatch.setattr(CompileCosts, "put", lambda self, key, seconds, saving: None)
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    specs = parse_contestants(["plain", "auto", "prompt_lookup:3", "synthetic:2", "hf"], has_draft_model=False, batch=1)
+    plan = Plan("random:tiny", specs, SamplingParams(max_new_tokens=12), device="cpu", compile="auto")
+    with set_up(plan, [Question("1", "qa", "the cat sat on the mat, the cat")]) as setup:
+        groups = grouped(setup.prompts, 1)
+        for contestant in setup.contestants:
+            contestant.warm_up(groups)
+        rows = {}
+        for contestant in setup.contestants:
+            calls.clear()
+            result = contestant.run(groups[0])
+            rows[contestant.name] = result.token_ids
+            # One graph for both layers: it runs once a step, and for the prompt; and never for peers.
+            if contestant.name == "hf":
+                assert calls == []
+            else:
+                assert len(calls) > result.num_steps
+                assert set(calls) == {True, False}
+        described = describe_layers(setup.target)
+    assert made == [(True, True), (True, False)]
+    assert len(rows) == 5
+    assert len(set(rows.values())) == 1
+    assert [graph["shape"] for graph in described["graphs"]] == ["one row of one token", "one row of several"]
+    assert all(graph["is_used"] and graph["seconds"] > 0 for graph in described["graphs"])
+    assert described["is_compiled"]
+    assert described["obstacle"] == ""
+
+
+def test_layers_that_cannot_be_compiled_are_told(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "max-autotune")
+    assert found.exit_code == 2
+    assert "cannot be compiled: " in found.stderr
+    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "auto")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"^layers    of this engine not compiled \(.*\)$", found.stdout, re.MULTILINE)
 
 
 def test_prefixes_are_forgotten_between_runs_unless_they_are_to_be_kept():
@@ -650,6 +750,8 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--synthetic-cost", "0.1"), "contestant synthetic"),
         (("--contestants", "synthetic", "--synthetic-cost", "-1"), "from 0 to 10"),
         (("--contestants", "synthetic", "--synthetic-agreement", "1.5"), "from 0 to 1"),
+        (("--contestants", "hf", "--compile", "auto"), "--compile can be given for this engine only"),
+        (("--contestants", "hf", "--compile", "auto", "--step-cost", "flat"), "--compile and --step-cost can be given"),
         (("--memory", "--repeat", "2"), "--memory measures no speed"),
         (("--model", "random:huge"), "Shapes: llama-8b"),
         (("--model", "random:tiny", "--chat"), "no chat format"),

@@ -1,0 +1,71 @@
+"""What a measurement was made with, as plain values for its report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_specdec.bench.build import Plan, Setup
+from langchain_specdec.bench.machine import describe_machine, versions
+from langchain_specdec.bench.weights import Weights
+
+__all__ = ["describe_layers", "make_header"]
+
+
+def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: int) -> dict[str, Any]:
+    """Command, machine, versions, models and settings, as plain values.
+
+    Args:
+        plan: What is measured.
+        setup: What was loaded for it.
+        command: What asked for it.
+        workload: Name of the workload.
+        repeat: How often each prompt is run.
+    """
+    target, draft = setup.target, setup.draft
+    return {
+        "command": command,
+        "machine": describe_machine(target.device),
+        "versions": versions(),
+        "model": {
+            "name": target.name,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "step_bytes": target.num_bytes,
+            "num_packed": target.num_packed,
+        },
+        "draft_model": {"name": draft.name, "step_bytes": draft.num_bytes} if draft is not None else None,
+        "settings": {
+            "workload": workload,
+            "num_prompts": len(setup.prompts),
+            "num_cut": sum(prompt.is_cut for prompt in setup.prompts),
+            "is_chat": setup.is_chat,
+            "batch": plan.batch,
+            "repeat": repeat,
+            "max_new_tokens": plan.params.max_new_tokens,
+            "temperature": plan.params.temperature,
+            "seed": plan.params.seed,
+            "ignore_eos": plan.params.ignore_eos,
+            "keep_prefixes": plan.keep_prefixes,
+            "synthetic_agreement": plan.synthetic_agreement,
+            "synthetic_cost": plan.synthetic_cost,
+            "step_cost": plan.step_cost,
+            "compile": plan.compile,
+        },
+    }
+
+
+def describe_layers(weights: Weights) -> dict[str, Any]:
+    """How the engine's layers ran, as plain values: compiled or not, each graph that was made, and why not."""
+    layers = weights.compiled
+    if layers is None:
+        return {"is_compiled": False, "obstacle": weights.obstacle, "graphs": []}
+    graphs = [
+        {
+            "shape": f"{'one row' if is_one_row else 'several rows'} of {'one token' if is_one_token else 'several'}",
+            "seconds": graph.seconds,
+            "saving": graph.saving,
+            "is_used": (is_one_row, is_one_token) in layers.ready,
+        }
+        for (is_one_row, is_one_token), graph in sorted(layers.graphs.items(), reverse=True)
+    ]
+    obstacle = layers.failure or ("" if graphs else "no graph was made that computes the same")
+    return {"is_compiled": bool(layers.ready), "obstacle": obstacle, "graphs": graphs}
