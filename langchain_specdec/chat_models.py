@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import CompletionRequest
+from langchain_specdec.chat_answers import parser_of_calls, parser_of_json, with_raw
 from langchain_specdec.chat_messages import to_template_messages
 from langchain_specdec.chat_replies import ReplyReader, SpeculativeChatChunk
 from langchain_specdec.chat_template import ChatTemplate
@@ -262,34 +259,22 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         if method not in ("json_schema", "function_calling", "json_mode"):
             msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
             raise InvalidParameterError(msg)
-        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
         traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
         if strict is not None:
             traced["kwargs"]["strict"] = strict
-        parser: Runnable[Any, Any]
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]
             llm = self.bind_tools(
                 [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
             )
-            if is_class:
-                parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
-            else:
-                parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
         else:
+            response_format: dict[str, Any] = {"type": "json_object"}
             if method == "json_schema":
                 described = {"name": _schema_name(schema), "schema": convert_to_json_schema(schema, strict=strict)}
                 response_format = {"type": "json_schema", "json_schema": described}
-            else:
-                response_format = {"type": "json_object"}
             llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
-            class_parser: Any = PydanticOutputParser
-            parser = class_parser(pydantic_object=schema) if is_class else JsonOutputParser()
-        if not include_raw:
-            return llm | parser
-        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        parser = parser_of_calls(schema) if method == "function_calling" else parser_of_json(schema)
+        return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
         self,

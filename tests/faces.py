@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
+import pty
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from tiny import byte_tokenizer, tiny_model
 
@@ -44,6 +48,26 @@ def lasting(backend: LocalBackend) -> Iterator[LocalBackend]:
     backend.complete([CompletionRequest("x", SamplingParams(max_new_tokens=1))])
     yield backend
     backend.close()
+
+
+@contextmanager
+def terminal_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A terminal in place of standard output; what was written to it, as one text, is there at the end.
+
+    A terminal holds some thousand characters that nobody reads, so that is the most to write.
+    """
+    reader, writer = pty.openpty()
+    written: list[str] = []
+    with monkeypatch.context() as patch, os.fdopen(reader, "rb", buffering=0) as output:
+        with os.fdopen(writer, "w", encoding="utf-8") as terminal:
+            patch.setattr(sys, "stdout", terminal)
+            yield written
+            terminal.flush()
+            os.write(writer, b"\0")
+            received = b""
+            while not received.endswith(b"\0"):
+                received += output.read(4096) or b""
+        written.append(received[:-1].decode().replace("\r\n", "\n"))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
@@ -24,7 +25,8 @@ from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.engine.memory import give_back_freed
+from langchain_specdec.errors import EngineClosedError, InvalidParameterError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,6 +149,7 @@ class LocalBackend:
         runner = make_runner(
             self._target, num_slots=num_slots, max_length=max_length, max_width=max_width, compile=compile
         )
+        self._runners = [runner]
 
         def make_draft_drafter() -> Drafter:
             draft = load_model(draft_model, draft_tokenizer, revision=draft_revision, **common)  # type: ignore[arg-type]
@@ -160,6 +163,7 @@ class LocalBackend:
                 )
                 raise InvalidParameterError(msg)
             draft_runner = make_runner(draft, num_slots=num_slots, max_length=length, max_width=1 + max_draft_tokens)
+            self._runners.append(draft_runner)
             return DraftModelDrafter(draft_runner, runner.vocab_size, prefill_chunk)
 
         self.engine = Engine(
@@ -185,7 +189,14 @@ class LocalBackend:
 
     @property
     def model(self) -> Any:
-        """The target's loaded model; another `LocalBackend` may be built on it, to draft in another way."""
+        """The target's loaded model; another `LocalBackend` may be built on it, to draft in another way.
+
+        Raises:
+            EngineClosedError: The backend was closed, and has let go of its model.
+        """
+        if self._target.model is None:
+            msg = f"This backend was closed, and has let go of its model ({self.model_name}). Make a new one."
+            raise EngineClosedError(msg)
         return self._target.model
 
     @property
@@ -238,8 +249,18 @@ class LocalBackend:
         return self._encode(text)
 
     def close(self) -> None:
-        """End the engine's thread; completions that still run end with an error."""
-        self.engine.close()
+        """End the engine's thread, and give back the memory; completions that still run end with an error.
+
+        A model that somebody else holds, as `model` or because it was loaded elsewhere, stays for them.
+        """
+        if not self.engine.close():
+            return  # it runs still, and its memory goes with the last reference to it
+        for runner in self._runners:
+            runner.release()
+        self._runners = []
+        self._target = replace(self._target, model=None)
+        if self._target.is_owned:
+            give_back_freed()
 
     def __copy__(self) -> Self:
         return self

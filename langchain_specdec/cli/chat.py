@@ -14,6 +14,7 @@ import typer
 
 from langchain_specdec.cli.loading import DrafterName, DtypeName, load_backend, spinner
 from langchain_specdec.cli.reporting import reported
+from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["chat"]
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
-# Escape sequences in what a model writes would reach the terminal as commands.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def chat(
@@ -110,7 +109,7 @@ def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | N
             if not is_dialogue:
                 raise
             hint = " /reset forgets the conversation." if isinstance(error, PromptTooLongError) else ""
-            print(f"error: {error}{hint}", file=sys.stderr)
+            print(f"error: {visible(str(error))}{hint}", file=sys.stderr)
             continue
         end(answer)
         if not answer.content:
@@ -166,11 +165,10 @@ def _printers() -> tuple[Callable[[Token], None], Callable[[AIMessageChunk], Non
     drafted = "underline" if console.no_color else "green"
 
     def show(token: Token) -> None:
-        text = token.text.translate(_CONTROL)
         if is_coloured:
-            console.print(Text(text, style=drafted if token.drafted else ""), end="", soft_wrap=True)
+            console.print(Text(visible(token.text), style=drafted if token.drafted else ""), end="", soft_wrap=True)
         else:
-            print(token.text, end="", flush=True)
+            print(printable(token.text, sys.stdout), end="", flush=True)
 
     def end(answer: AIMessageChunk) -> None:
         print(flush=True)

@@ -15,6 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from langchain_specdec.cli.terminal_text import printable, visible
+
 if TYPE_CHECKING:
     from langchain_specdec.events import Token
 
@@ -99,7 +101,7 @@ class PlainView:
 
     def say(self, text: str = "") -> None:
         """A line of text."""
-        print(text, flush=True)
+        print(printable(text, sys.stdout), flush=True)
 
     def begin(self, title: str, *, is_marked: bool) -> None:
         """The head of a run."""
@@ -107,7 +109,7 @@ class PlainView:
 
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
-        print("".join(token.text for token in tokens), end="", flush=True)
+        print(printable("".join(token.text for token in tokens), sys.stdout), end="", flush=True)
 
     def end(self) -> None:
         """The end of a run."""
@@ -143,7 +145,7 @@ class TerminalView:
 
     def say(self, text: str = "") -> None:
         """A line of text."""
-        self._console.print(text, markup=False)
+        self._console.print(Text(visible(text)))
 
     def begin(self, title: str, *, is_marked: bool) -> None:
         """The head of a run, and from here on a footer."""
@@ -162,7 +164,7 @@ class TerminalView:
         """The tokens of one step, the drafted ones marked."""
         self._figures.add(tokens)
         for token in tokens:
-            self._tail.append(token.text, style=self._drafted if token.drafted else "")
+            self._tail.append(visible(token.text), style=self._drafted if token.drafted else "")
         full, self._tail = full_lines(self._tail, self._console, self._console.width)
         if full:
             self._console.print(*full, sep="\n")

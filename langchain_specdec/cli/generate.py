@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ import typer
 
 from langchain_specdec.cli.loading import DrafterName, DtypeName, load_backend, spinner
 from langchain_specdec.cli.reporting import reported
+from langchain_specdec.cli.terminal_text import json_line, printable
 from langchain_specdec.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def generate(
             request = CompletionRequest(_in_chat_format(text, backend, chat), params)
             completion = _complete(backend, request, is_streaming=not as_json)
         if as_json:
-            print(json.dumps(_as_object(completion, backend), ensure_ascii=False))
+            print(json_line(_as_object(completion, backend)))
         if stats:
             print(_stats_line(completion), file=sys.stderr)
 
@@ -157,7 +157,7 @@ def _read_prompt(prompt: str | None) -> str:
     return text
 
 
-def _in_chat_format(text: str, backend: LocalBackend, is_chat: bool | None) -> str:
+def _in_chat_format(text: str, backend: LocalBackend, is_chat: bool | None) -> str | list[int]:
     has_format = backend.tokenizer.chat_template is not None
     if is_chat and not has_format:
         msg = (
@@ -166,9 +166,11 @@ def _in_chat_format(text: str, backend: LocalBackend, is_chat: bool | None) -> s
         raise InvalidParameterError(msg)
     if not has_format or is_chat is False:
         return text
-    messages = [{"role": "user", "content": text.removesuffix("\n")}]
-    rendered: str = backend.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return rendered
+    from langchain_specdec.chat_template import ChatTemplate
+
+    # As tokens, because a special token in the user's text must not become one of the format's.
+    template = ChatTemplate(backend.tokenizer, backend.model_name)
+    return template.token_ids([{"role": "user", "content": text.removesuffix("\n")}])
 
 
 def _complete(backend: LocalBackend, request: CompletionRequest, *, is_streaming: bool) -> Completion:
@@ -184,7 +186,7 @@ def _complete(backend: LocalBackend, request: CompletionRequest, *, is_streaming
                 return Completion(tuple(tokens), event)
             tokens += event.tokens
             if is_streaming:
-                print(event.text, end="", flush=True)
+                print(printable(event.text, sys.stdout), end="", flush=True)
     finally:
         stream.close()
         if is_streaming:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
 
 __all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "reported"]
@@ -39,7 +40,8 @@ def reported(*, debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        # It may quote a model's files, such as what its chat template raises.
+        print(f"error: {visible(_message(error))}", file=sys.stderr)
         code = WRONG_USE if isinstance(error, InvalidParameterError) else FAILED
         raise typer.Exit(code) from None
 

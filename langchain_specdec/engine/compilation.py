@@ -164,9 +164,15 @@ class CompiledLayers:
         finally:
             self._local.call = None
 
-    def fail(self, error: Exception) -> None:
+    def stop(self) -> None:
         """Compile no more, and run nothing compiled any more."""
         self._is_failed = True
+
+    def fail(self, error: Exception) -> None:
+        """`stop`, and say why; whatever fails after `stop` does not matter."""
+        if self._is_failed:
+            return
+        self.stop()
         self.failure = f"{type(error).__name__}: {error}"
         _logger.warning("Compiled layers failed and are off from now on (%s: %s).", type(error).__name__, error)
 
@@ -222,16 +228,20 @@ class CompiledLayers:
             self.fail(error)
 
     def _hook(self, index: int, layer: nn.Module) -> Callable[..., Any]:
-        original = layer.forward
+        # A layer whose forward held it, or held us and by us the model, would stay in memory until Python looks for
+        # cycles, which it seldom does.
+        ours, itself = weakref.ref(self), weakref.ref(layer)
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            call: _Call | None = getattr(self._local, "call", None)
-            if call is None:
-                output = original(hidden, *args, **kwargs)
-                self._returns_tuple = isinstance(output, tuple)
+            compiled, layer = ours(), itself()
+            call: _Call | None = getattr(compiled._local, "call", None) if compiled else None
+            if compiled is None or call is None:
+                output = type(layer).forward(layer, hidden, *args, **kwargs)  # type: ignore[union-attr]
+                if compiled is not None:
+                    compiled._returns_tuple = isinstance(output, tuple)
                 return output
-            hidden = self._advance(call, index, hidden, args, kwargs)
-            return (hidden,) if self._returns_tuple else hidden
+            hidden = compiled._advance(call, index, hidden, args, kwargs)
+            return (hidden,) if compiled._returns_tuple else hidden
 
         return forward
 

@@ -185,12 +185,20 @@ class Engine:
         if params.grammar is not None:
             self._grammars.compile(params.grammar, params.max_new_tokens)
 
-    def close(self, timeout: float | None = 30.0) -> None:
-        """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing."""
+    def close(self, timeout: float | None = 30.0) -> bool:
+        """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing.
+
+        Returns:
+            Whether the thread has ended in time, so that nothing runs any more.
+        """
         self._inbox.close()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        with self._thread_lock:
+            thread = self._thread
+        if thread is None:
+            return True
+        if thread is not threading.current_thread():
             thread.join(timeout)
+        return not thread.is_alive()
 
     @property
     def num_running(self) -> int:

@@ -186,6 +186,12 @@ class SlotCache(Cache):
                 source = start + torch.tensor(offsets, device=buffer.device)
                 buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, source]
 
+    def release(self) -> None:
+        """Let go of all buffers."""
+        for layer in self._slot_layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+
     @property
     def num_bytes(self) -> int:
         """Memory of all buffers that exist, in bytes."""

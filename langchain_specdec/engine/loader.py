@@ -17,6 +17,7 @@ from langchain_specdec import embedded
 from langchain_specdec.engine import attention
 from langchain_specdec.engine.compatibility import check_cached_forward, check_pair, check_supported
 from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
+from langchain_specdec.engine.memory import free_memory
 from langchain_specdec.engine.packing import can_pack, pack_linears
 from langchain_specdec.engine.runner import ModelRunner, position_limit
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
@@ -357,16 +358,6 @@ def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_position = 2 * config.num_hidden_layers * heads * head_dim * loaded.model.dtype.itemsize
-    fitting = int(_free_memory(loaded.model.device) * _CACHE_SHARE) // (per_position * num_slots)
+    fitting = int(free_memory(loaded.model.device) * _CACHE_SHARE) // (per_position * num_slots)
     limit: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH, fitting)
     return max(limit, 1)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        # Not every system tells; 4 GiB is there on any that runs a language model.
-        return 4 * 2**30

@@ -92,20 +92,22 @@ class _Part(nn.Module):
         self.in_features, self.out_features = joint.in_features, size
         # What the first part computed last: input and output. One attribute, so that threads see both or neither.
         self._computed: tuple[Tensor, Tensor] | None = None
-        self._first: list[_Part] = [self]
+        # In a list, so that it is no submodule; empty for the first part itself: modules that hold themselves stay in
+        # memory until Python looks for cycles, which it seldom does.
+        self._first: list[_Part] = []
 
     @classmethod
     def of(cls, joint: PackedLinear, sizes: Sequence[int]) -> list[_Part]:
         """Parts of these sizes, in the order in which they are called."""
         starts = itertools.accumulate(sizes, initial=0)
         parts = [cls(joint, start, size) for start, size in zip(starts, sizes, strict=False)]
-        for part in parts:
+        for part in parts[1:]:
             part._first = [parts[0]]
         return parts
 
     def forward(self, inputs: Tensor) -> Tensor:
         """This layer's share of the joint output, `[..., out_features]`; a view."""
-        first = self._first[0]
+        first = self._first[0] if self._first else self
         computed = None if first is self else first._computed
         if computed is None or computed[0] is not inputs:
             computed = (inputs, self._joint(inputs))

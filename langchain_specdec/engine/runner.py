@@ -92,6 +92,13 @@ class ModelRunner:
         shape, inputs = self._inputs(self.cache, slots, starts, tokens, None)
         self._run(self.model.base_model, shape, inputs)
 
+    def release(self) -> None:
+        """Let go of the model and the slots; only for a runner that runs nothing any more."""
+        if self.compiled is not None:
+            self.compiled.stop()
+        self.model = self.compiled = None
+        self.cache.release()
+
     def _run(self, module: Any, shape: ForwardShape, inputs: dict[str, Any]) -> Any:
         self.cache.begin(shape)
         compiled = self.compiled

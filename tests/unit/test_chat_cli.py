@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chats import CHATML, ScriptedBackend
+from faces import terminal_output
+from rich.text import Text
 from typer.testing import CliRunner
 
 from langchain_specdec.backends.base import CompletionRequest
@@ -97,25 +97,33 @@ def test_a_conversation_that_is_too_long_ends_a_script(model: ScriptedBackend, m
 def test_a_terminal_shows_drafted_tokens_in_colour_and_no_escape_sequences(
     model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.answers = ["a\x1b[31mb"]
+    model.answers = ["a\x1b[31m[red]b"]
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    reader, writer = pty.openpty()
-    terminal = os.fdopen(writer, "w", encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    show, end = chat_module._printers()
     from langchain_specdec.chat_models import ChatSpeculative
 
-    end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
-    terminal.flush()
-    shown = ""
-    # A terminal hands on what it has; the figures come last.
-    for _ in range(10):
-        shown += os.read(reader, 4096).decode(errors="replace")
-        if "tokens/step" in shown:
-            break
-    terminal.close()
-    os.close(reader)
-    assert "\x1b[32m" in shown
-    assert "\x1b[31m" not in shown
-    assert "tokens/step" in shown
+    with terminal_output(monkeypatch) as shown:
+        show, end = chat_module._printers()
+        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+    assert "\x1b[32m" in shown[0]
+    assert "\x1b[31m" not in shown[0]
+    assert Text.from_ansi(shown[0]).plain.startswith("a\\x1b[31m[red]b")
+    assert "tokens/step" in shown[0]
+
+
+def test_a_terminal_without_colours_shows_no_escape_sequences_either(
+    model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.answers = ["a\x1b[31mb"]
+    monkeypatch.setenv("TERM", "dumb")
+    from langchain_specdec.chat_models import ChatSpeculative
+
+    with terminal_output(monkeypatch) as shown:
+        show, end = chat_module._printers()
+        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+    assert shown == ["a\\x1b[31mb\n"]
+
+
+def test_piped_answers_are_as_the_model_wrote_them(model: ScriptedBackend) -> None:
+    model.answers = ["a\x1b[31mb"]
+    assert run(lines="x\n").stdout == "a\x1b[31mb\n"

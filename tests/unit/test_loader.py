@@ -18,6 +18,7 @@ from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.engine import loader
 from langchain_specdec.engine.attention import ATTENTION_NAME
 from langchain_specdec.engine.loader import check_pair, load_model, make_runner
+from langchain_specdec.engine.memory import free_memory
 from langchain_specdec.errors import (
     InvalidParameterError,
     ModelLoadError,
@@ -541,7 +542,7 @@ def test_max_length_beyond_the_positions_of_the_model():
     ],
 )
 def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions, free, slots, expected):
-    monkeypatch.setattr(loader, "_free_memory", lambda device: free)
+    monkeypatch.setattr(loader, "free_memory", lambda device: free)
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=positions))
     runner = make_runner(target, num_slots=slots, max_length=None, max_width=4)
     assert runner.max_length == expected
@@ -553,7 +554,7 @@ def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions
 
 def test_free_memory_is_known_for_this_machine():
     for device in DEVICES:
-        assert 2**20 < loader._free_memory(torch.device(device)) < 2**50
+        assert 2**20 < free_memory(torch.device(device)) < 2**50
 
 
 @pytest.fixture

@@ -179,6 +179,28 @@ def test_tgi_launcher_stands_alone() -> None:
     report(problems)
 
 
+def test_what_depends_on_transformers_runs_on_both_versions() -> None:
+    listed = re.search(r"^TESTS4 := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    patterns = [f"test_{name}.py" for name in listed[1].replace("\\\n", " ").split()]
+    files = sorted((ROOT / "tests/unit").glob("test_*.py"))
+    report(
+        [f"TESTS4 in the Makefile: there is no tests/unit/{p}" for p in patterns if not any(f.match(p) for f in files)]
+    )
+    needing = ("transformers", "text_generation")
+    problems = []
+    for path in files:
+        if any(path.match(pattern) for pattern in patterns):
+            continue
+        imports = imports_of(path.read_text(encoding="utf-8"), "tests.unit", is_package=False)
+        problems += [
+            f"tests/unit/{path.name}:{line} imports {name}: add the file to TESTS4 in the Makefile"
+            for name, line, _ in imports
+            if name.partition(".")[0] in needing
+        ]
+    report(problems)
+
+
 def test_the_reader_of_imports_sees_every_form() -> None:
     source = """
 import torch

@@ -1,0 +1,32 @@
+"""Text from elsewhere on its way to a terminal.
+
+What a model writes, a document and a template's complaint are data. Written to a terminal as they are, their control
+characters would be commands to it: to hide text, to retitle the window, to answer in the user's place.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TextIO
+
+__all__ = ["json_line", "printable", "visible"]
+
+# Unicode's category Cc, the C1 controls included: terminals take U+009B for the beginning of a sequence too.
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+_ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS if chr(code) not in "\n\t"}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+
+
+def visible(text: str) -> str:
+    r"""The text with its control characters shown as escapes, such as `\x1b`; line feeds and tabs stay."""
+    return text.translate(_ESCAPES)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """What to write to a stream: `visible` text to a terminal, the text as it is to a pipe or a file."""
+    return visible(text) if stream.isatty() else text
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON in one line of readable Unicode. JSON itself lets some control characters stand as they are."""
+    return json.dumps(value, ensure_ascii=False).translate(_JSON_ESCAPES)
