@@ -68,7 +68,7 @@ def closed(schema: Any) -> Any:
 
     def change(inner: dict[str, Any]) -> dict[str, Any]:
         is_open = not {"additionalProperties", "patternProperties", "unevaluatedProperties"} & set(inner)
-        if isinstance(inner.get("properties"), dict) and inner["properties"] and is_open:
+        if isinstance(inner.get("properties"), dict) and is_open:
             inner["additionalProperties"] = False
         return inner
 

