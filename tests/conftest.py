@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
+from langchain_specdec.engine.compilation import CompiledLayers
 from langchain_specdec.engine.engine import Engine
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -48,6 +49,17 @@ def _reachable(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         # Before version 1 each session remembers.
         getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _uncompiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiling in the background would take both cores for a minute from every test of a real model beside it."""
+    if request.path.stem in ("test_compilation", "test_bench"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledLayers, "observe", lambda *_: None)
         yield
 
 

@@ -106,7 +106,8 @@ class Backend(Protocol):
     """A source of completions. All methods may be called from any thread at any time.
 
     For chats a backend may have more: `tokenizer`, the model's Hugging Face tokenizer with its chat template;
-    `takes_token_ids`, whether a prompt may be a sequence of tokens; `max_length`, the most tokens of prompt and answer.
+    `takes_token_ids`, whether a prompt may be a sequence of tokens; `max_length`, the most tokens of prompt and answer;
+    `needs_properties`, whether the schema of a grammar has to be that of an object with properties.
     """
 
     @property

@@ -78,6 +78,8 @@ class TGIBackend:
 
     takes_token_ids = False
     """A prompt is text."""
+    needs_properties = True
+    """A grammar's schema has to be that of an object with properties."""
 
     def __init__(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar import Grammar
 from langchain_specdec.sampling import SamplingParams
 
 __all__ = ["GenerateParameters", "check_honoured", "check_text"]
@@ -28,6 +30,7 @@ class GenerateParameters:
     seed: int | None = None
     repetition_penalty: float | None = None
     top_n_tokens: int | None = None
+    grammar: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, params: SamplingParams, seed: int, max_stop_sequences: int | None) -> GenerateParameters:
@@ -42,8 +45,14 @@ class GenerateParameters:
         repetition_penalty = None if params.repetition_penalty == 1.0 else params.repetition_penalty
         common = {"max_new_tokens": params.max_new_tokens, "stop": tuple(params.stop)[:max_stop_sequences]}
         top_n_tokens = params.logprobs or None
+        grammar = None if params.grammar is None else _grammar(params.grammar)
         if params.temperature == 0.0:
-            return cls(**common, repetition_penalty=repetition_penalty, top_n_tokens=top_n_tokens)  # type: ignore[arg-type]
+            return cls(
+                **common,  # type: ignore[arg-type]
+                repetition_penalty=repetition_penalty,
+                top_n_tokens=top_n_tokens,
+                grammar=grammar,
+            )
         return cls(
             **common,  # type: ignore[arg-type]
             do_sample=True,
@@ -54,7 +63,14 @@ class GenerateParameters:
             seed=seed,
             repetition_penalty=repetition_penalty,
             top_n_tokens=top_n_tokens,
+            grammar=grammar,
         )
+
+
+def _grammar(grammar: Grammar) -> dict[str, Any]:
+    if grammar.regex is not None:
+        return {"type": "regex", "value": grammar.regex}
+    return {"type": "json", "value": grammar.schema}
 
 
 def _changes_logprobs(params: SamplingParams) -> bool:
@@ -72,6 +88,11 @@ _REFUSALS: tuple[tuple[str, Callable[[SamplingParams], bool], str], ...] = (
         "TGI means another thing by it: it counts the prompt too and divides by the length",
     ),
     ("logit_bias", lambda p: bool(p.logit_bias), "TGI has no such parameter for completions"),
+    (
+        "grammar",
+        lambda p: p.grammar is not None and p.grammar.regex is None and "properties" not in (p.grammar.schema or {}),
+        "TGI takes a schema only of an object, with 'properties'",
+    ),
     ("ignore_eos", lambda p: p.ignore_eos, "TGI has no such parameter"),
     (
         "logprobs",

@@ -24,7 +24,7 @@ pytestmark = [
 def backend() -> Iterator[LocalBackend]:
     with lasting(
         LocalBackend(
-            "embedded", num_slots=8, max_length=1024, max_tree_nodes=6, compile="off", step_cost=StepCost.flat()
+            "embedded", num_slots=8, max_length=1024, max_tree_nodes=6, step_cost=StepCost.flat()
         )
     ) as backend:
         yield backend
@@ -71,7 +71,7 @@ def test_structured_answers_take_fewer_steps(backend: LocalBackend) -> None:
     """Forced tokens and lookup together: at least 1.8 tokens a step, and the answers of plain decoding."""
     drafting = ChatSpeculative(backend=backend, max_tokens=64)
     with lasting(
-        LocalBackend(backend.model, backend.tokenizer, drafter="none", num_slots=1, max_length=1024, compile="off")
+        LocalBackend(backend.model, backend.tokenizer, drafter="none", num_slots=1, max_length=1024)
     ) as other:
         plain = ChatSpeculative(backend=other, max_tokens=64)
         num_tokens = num_steps = num_forced = 0
