@@ -189,7 +189,8 @@ class SpeculativeFace(BaseModel):
             read_timeout: Most seconds to wait for the next token, the first included.
             max_retries: How often a request is sent again that failed before its first token.
             kwargs: Sampling parameters and other fields of this class; all else goes to `TGIBackend`, or else to
-                `tgi_launcher.TGIConfig` (`port`, `max_total_tokens`, `quantize`, ...).
+                `tgi_launcher.TGIConfig` (`port`, `max_total_tokens`, `quantize`, ...) and `tgi_launcher.TGIServer`
+                (`on_progress`, `restart`, ...).
 
         Raises:
             InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is started.

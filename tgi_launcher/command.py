@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -42,6 +43,10 @@ _MORE_FLAG_VARIABLES = {
     "WATERMARK_GAMMA",
     "WORLD_SIZE",
 }
+# Variables that a caller may give beside them, and whose values look like secrets by their names.
+_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTHTOKEN)(?:_|$)", re.IGNORECASE)
+# A shorter text is no secret, and to mask it everywhere would make a log unreadable.
+_MIN_SECRET = 6
 # A flag of the launcher, but also where every Hugging Face library keeps its downloads: people set it for that.
 _KEPT = {"HUGGINGFACE_HUB_CACHE"}
 _FLAG_VARIABLES = ({name.upper() for name in FLAGS} | _MORE_FLAG_VARIABLES) - _KEPT
@@ -114,11 +119,11 @@ def binary_command(config: TGIConfig, places: Places, *, launcher: str | None = 
             "give launcher_path, or use runtime='docker'."
         )
         raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
-    shown = dict(config.env)
+    secrets = secrets_of(config)
+    shown = {name: text for name, text in config.env.items() if name not in secrets}
     if config.devices is not None:
         # As nvidia-smi numbers them, not by speed.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
-    secrets = secrets_of(config)
     env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
     places_of = {
         "port": places.port,
@@ -130,14 +135,15 @@ def binary_command(config: TGIConfig, places: Places, *, launcher: str | None = 
         argv=(launcher, *flags_of(config, **places_of)),
         env=env,
         shown_env={**shown, **dict.fromkeys(secrets, MASK)},
-        secrets=_known_secrets(env),
+        secrets=tuple(dict.fromkeys([*secrets.values(), *_known_secrets(env)])),
     )
 
 
 def secrets_of(config: TGIConfig) -> dict[str, str]:
     """The secrets that a config gives, by the environment variable that TGI reads them from."""
     given = {"API_KEY": config.api_key, "HF_TOKEN": config.hf_token}
-    return {name: secret.get_secret_value() for name, secret in given.items() if secret is not None}
+    named = {name: text for name, text in config.env.items() if _SECRET_NAME.search(name) and len(text) >= _MIN_SECRET}
+    return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
 
 
 def _known_secrets(env: Mapping[str, str]) -> tuple[str, ...]:

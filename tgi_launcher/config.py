@@ -45,10 +45,10 @@ class Group(str, Enum):
     RUNTIME = "How it is run"
 
 
-def _option(default: Any, description: str, group: Group, *, is_flag: bool = True) -> Any:
+def _option(default: Any, description: str, group: Group, *, is_flag: bool = True, is_shown: bool = True) -> Any:
     """A field; `is_flag` where it is an option of `text-generation-launcher` of the same name."""
     extra: dict[str, Any] = {"group": group.value, "flag": is_flag}
-    return Field(default, description=description, json_schema_extra=extra)
+    return Field(default, description=description, json_schema_extra=extra, repr=is_shown)
 
 
 class TGIConfig(BaseModel):
@@ -163,7 +163,9 @@ class TGIConfig(BaseModel):
     hf_token: SecretStr | None = _option(
         None, "Token of the Hub (environment variable HF_TOKEN).", Group.RUNTIME, is_flag=False
     )
-    env: dict[str, str] = _option({}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False)
+    env: dict[str, str] = _option(
+        {}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False, is_shown=False
+    )
     log_level: Literal["info", "debug"] = _option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
     startup_timeout: Annotated[float, Field(gt=0)] = _option(
         1800.0, "Seconds until /health has to answer, download included.", Group.RUNTIME, is_flag=False
@@ -260,7 +262,7 @@ class TGIConfig(BaseModel):
             if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in text:
                 msg = f"{name!r} cannot be an environment variable."
                 raise ValueError(msg)
-            field = {"HF_API_TOKEN": "hf_token"}.get(name, name.lower())
+            field = {"HF_API_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}.get(name, name.lower())
             if field in FLAGS or field in ("api_key", "hf_token", "log_level"):
                 msg = f"{name} is an option of its own: set {field} instead."
                 raise ValueError(msg)

@@ -190,9 +190,12 @@ _PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Say why a launcher ended, or failed to come up."""
-    records = list(evidence.records)
-    # Only what is no ordinary record: an INFO may quote anything.
-    text = "\n".join(record.message for record in records if record.level not in ("INFO", "DEBUG", "TRACE"))
+    code = evidence.returncode
+    if code is not None and code <= 0:
+        # TGI ends so only when asked to, whatever it logged before. A signal is a cause of its own, too.
+        return _by_exit_code(evidence, "")
+    # Only errors and what is no record: an ordinary one may quote anything, and TGI goes on after a warning.
+    text = "\n".join(record.message for record in evidence.records if record.level in ("ERROR", ""))
     kinds = _ERROR_LINE.findall(text)
     for reason, pattern, tell in _RULES:
         if match := pattern.search(text):

@@ -57,7 +57,8 @@ def docker_command(config: TGIConfig, places: Places, *, name: str, docker: str 
     secrets = _secrets(config)
     # The image starts its launcher with an unquoted $@, which splits what has spaces: such values go by environment.
     flags, by_environment = _without_spaces(_inner_flags(config, argv))
-    settings = {**config.env, "LOG_LEVEL": config.log_level, **by_environment}
+    given = {name: text for name, text in config.env.items() if name not in secrets}
+    settings = {**given, "LOG_LEVEL": config.log_level, **by_environment}
     for variable in settings:
         argv += ["-e", f"{variable}={settings[variable]}"]
     for variable in secrets:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import os
 import socket
 import tempfile
@@ -83,7 +82,8 @@ class PortLocks:
 
 
 def _lock_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"tgi-launcher-{getpass.getuser()}" / "ports"
+    # Not the user's name: in a container there may be none.
+    folder = Path(tempfile.gettempdir()) / f"tgi-launcher-{os.getuid()}" / "ports"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 

@@ -22,7 +22,11 @@ def main() -> None:
     options = parser.parse_args()
     print(f"Starting {options.model_id} …")
     with SpeculativeLLM.launch_tgi(
-        options.model_id, speculate=options.speculate, max_new_tokens=200, stop=["\nUser:"]
+        options.model_id,
+        speculate=options.speculate,
+        max_new_tokens=200,
+        stop=["\nUser:"],
+        on_progress=lambda progress: print(f"{progress.seconds:4.0f} s  {progress.stage.value}"),
     ) as llm:
         talk = "A talk between a user and a helpful assistant.\n"
         while question := input("User: ").strip():

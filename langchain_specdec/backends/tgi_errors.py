@@ -26,6 +26,8 @@ from langchain_specdec.errors import (
 
 __all__ = ["Failure", "connection_lost", "failure_of", "is_loopback", "status_failure"]
 
+# So every message of a refusal begins, see InferError in TGI's router/src/infer/mod.rs.
+_REFUSAL = "Input validation error: "
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")
 
 
@@ -114,6 +116,7 @@ def connection_lost(url: str) -> Failure:
 
 
 def _refused(message: str) -> InvalidParameterError:
+    message = message.removeprefix(_REFUSAL)
     kind = PromptTooLongError if message.startswith(_TOO_LONG) else InvalidParameterError
     return kind(f"The TGI server refuses the request: {_shorten(message)}")
 

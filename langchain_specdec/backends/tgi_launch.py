@@ -29,7 +29,8 @@ def launch_backend(
         speculate: Tokens to draft per step; None is TGI's own choice.
         api_key: Key that the server is to ask for.
         tokenizer: See `TGIBackend`.
-        options: Parameters of `TGIBackend`, and fields of `tgi_launcher.TGIConfig`.
+        options: Parameters of `TGIBackend`, fields of `tgi_launcher.TGIConfig`, and parameters of
+            `tgi_launcher.TGIServer`, such as `on_progress` and `restart`.
 
     Raises:
         InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is started.
@@ -39,14 +40,15 @@ def launch_backend(
     from tgi_launcher import TGIConfig, TGIServer
 
     ours = set(inspect.signature(TGIBackend).parameters) - {"base_url", "server"}
-    refuse_unknown(options, {*ours, *TGIConfig.model_fields})
+    serving = set(inspect.signature(TGIServer).parameters) - {"config"}
+    refuse_unknown(options, {*ours, *TGIConfig.model_fields, *serving})
     mine = {name: value for name, value in options.items() if name in ours}
     # All that can be wrong is found before a server is started, which takes minutes.
     check_options(mine.get("read_timeout", 1.0), mine.get("max_retries", 0), mine.get("max_concurrency"))
     key = checked_key(api_key, _ANY_PORT)
     make_client(mine.get("client", "auto"), _ANY_PORT, None)
     loaded = LocalTokenizer.of(tokenizer)
-    theirs = {name: value for name, value in options.items() if name not in ours}
+    theirs = {name: value for name, value in options.items() if name not in ours | serving}
     try:
         config = TGIConfig(
             model_id=model_id, speculate=speculate, api_key=None if key is None else SecretStr(key), **theirs
@@ -59,7 +61,10 @@ def launch_backend(
         ]
         msg = f"The TGI server cannot be started so: {'; '.join(problems)}."
         raise InvalidParameterError(msg) from None
-    server = TGIServer(config)
+    try:
+        server = TGIServer(config, **{name: value for name, value in options.items() if name in serving})
+    except ValueError as error:
+        raise InvalidParameterError(str(error)) from error
     server.start()
     try:
         tokenizer = None if loaded is None else loaded.tokenizer

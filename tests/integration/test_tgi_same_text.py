@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from standin.clients import CLIENTS, no_leaks
@@ -46,6 +48,8 @@ TEXTS = [
 PROMPTS = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS] + TEXTS
 FIELDS = {"max_new_tokens": 24}
 STOPS = {"a word": [" the"], "inside a token": ["er"], "a line": ["\n"], "many": ["q", "z", "7", ". ", "e, ", "ing"]}
+# Ten prompts for each kind, every prompt for two kinds.
+STOPPED = {kind: PROMPTS[number % 2 :: 2] for number, kind in enumerate(STOPS)}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def server(local):
         local.backend.model, local.backend.tokenizer, drafter="prompt_lookup", max_draft_tokens=3, draft_length=3,
         num_slots=10, max_length=256,
     )  # fmt: skip
-    limits = Limits(max_concurrent_requests=8, max_input_tokens=255, max_total_tokens=256)
+    limits = Limits(max_concurrent_requests=10, max_input_tokens=255, max_total_tokens=256)
     with ServerThread(EngineModel("embedded", backend=backend), limits) as server:
         SpeculativeLLM.from_tgi(server.url).invoke("Hello", max_new_tokens=1)
         yield server
@@ -98,40 +102,59 @@ def test_the_texts_are_worth_comparing(expected):
 
 def test_batches(remote, server, expected):
     assert facts_of(remote, PROMPTS) == expected
-    assert server.standin.max_running <= 8
+    assert server.standin.max_running <= 10
     # Several tokens came out of some forward passes.
     assert server.standin.counts["tgi_request_skipped_tokens_sum"] > 10
 
 
-def test_one_by_one(remote, expected):
-    assert [facts_of(remote, [prompt])[0] for prompt in PROMPTS[::3]] == expected[::3]
+def at_once(function):
+    """A function of each prompt, each in a thread of its own."""
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        return list(threads.map(function, PROMPTS))
+
+
+def test_single_calls(remote, expected):
+    assert at_once(lambda prompt: facts_of(remote, [prompt])[0]) == expected
+    # And with nothing else running.
+    assert [facts_of(remote, [prompt])[0] for prompt in PROMPTS[::7]] == expected[::7]
+
+
+def streamed(chunks):
+    """Text, reason and counts of a stream, and at most how many tokens its chunks say they have."""
+    *others, last = chunks
+    info = last.generation_info
+    counts = (info["finish_reason"], info["prompt_tokens"], info["completion_tokens"])
+    assert sum(len(chunk.tokens) for chunk in others) <= info["completion_tokens"]
+    return ("".join(chunk.text for chunk in others), *counts)
 
 
 def test_streams(remote, expected):
-    for prompt, (text, reason, prompt_tokens, completion_tokens) in list(zip(PROMPTS, expected, strict=True))[1::3]:
-        *chunks, last = remote._stream(prompt)
-        assert "".join(chunk.text for chunk in chunks) == text
-        assert sum(len(chunk.tokens) for chunk in chunks) <= completion_tokens
-        info = last.generation_info
-        counts = (info["finish_reason"], info["prompt_tokens"], info["completion_tokens"])
-        assert counts == (reason, prompt_tokens, completion_tokens)
+    assert at_once(lambda prompt: streamed(remote._stream(prompt))) == expected
 
 
 async def test_in_an_event_loop(remote, expected):
-    result = await remote.agenerate(PROMPTS[2::3])
-    assert [facts(generation) for (generation,) in result.generations] == expected[2::3]
+    result = await remote.agenerate(PROMPTS)
+    assert [facts(generation) for (generation,) in result.generations] == expected
 
+
+async def test_streams_in_an_event_loop(remote, expected):
     async def read(prompt):
-        return "".join([piece async for piece in remote.astream(prompt)])
+        return streamed([chunk async for chunk in remote._astream(prompt)])
 
-    assert await asyncio.gather(*map(read, PROMPTS[:4])) == [text for text, *_ in expected[:4]]
+    assert await asyncio.gather(*map(read, PROMPTS)) == expected
+
+
+@pytest.fixture(scope="module")
+def local_stopped(local):
+    """What the local model says up to stop strings of a kind."""
+    return functools.cache(lambda kind: facts_of(local, STOPPED[kind], stop=STOPS[kind]))
 
 
 @pytest.mark.parametrize("kind", STOPS)
-def test_stop_strings(remote, local, kind):
-    stopped = facts_of(local, PROMPTS, stop=STOPS[kind])
+def test_stop_strings(remote, local_stopped, kind):
+    stopped = local_stopped(kind)
     assert sum(reason == "stop_sequence" for _, reason, *_ in stopped) >= 2
-    assert facts_of(remote, PROMPTS, stop=STOPS[kind]) == stopped
+    assert facts_of(remote, STOPPED[kind], stop=STOPS[kind]) == stopped
 
 
 def test_log_probabilities(remote, local):

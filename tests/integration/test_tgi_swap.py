@@ -112,10 +112,13 @@ def launcher_on_path(monkeypatch, tmp_path):
 
 
 def test_a_launched_server_lives_as_long_as_the_model(launcher_on_path):
+    stages = []
     with no_leaks():
         with SpeculativeLLM.launch_tgi(
-            "fake", speculate=2, api_key="sesame", max_tokens=60, max_concurrent_requests=3, read_timeout=20
-        ) as llm:
+            "fake", speculate=2, api_key="sesame", max_tokens=60, max_concurrent_requests=3, read_timeout=20,
+            on_progress=stages.append,
+        ) as llm:  # fmt: skip
+            assert [step.stage for step in stages][-1].value == "ready"
             assert llm.invoke("Hello") == TEXT
             assert llm.batch(["a"] * 5) == [TEXT] * 5
             assert "".join(llm.stream("Hello")) == TEXT
@@ -180,3 +183,4 @@ def test_the_launch_example(capsys, monkeypatch, launcher_on_path):
     monkeypatch.setattr("builtins.input", lambda prompt="": next(answers))
     out = run("launch_tgi.py", capsys, "fake", "--speculate", "2", monkeypatch=monkeypatch)
     assert out.count(TEXT) == 2
+    assert "loading the model" in out

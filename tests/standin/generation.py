@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from standin.grammars import BrokenRegex, UnknownGrammar, compile_grammar, deserialization_problem
 from standin.models import GeneratedToken, Model, Sampling
 
 
@@ -98,12 +99,20 @@ def deserialize(body: Any) -> tuple[str, dict[str, Any]]:
         if is_wrong or (name in _UNSIGNED and value < 0):
             msg = f"Failed to deserialize the JSON body into the target type: parameters.{name}: invalid value"
             raise NotDeserializable(msg)
+    check_grammar_shape(parameters.get("grammar"), "parameters.grammar")
     # Without parameters TGI samples; with them it does so only where they ask for it.
     return body["inputs"], {"do_sample": given is None, **{k: v for k, v in parameters.items() if v is not None}}
 
 
+def check_grammar_shape(grammar: Any, where: str) -> None:
+    """Refuse a grammar of the wrong types."""
+    if grammar is not None and (problem := deserialization_problem(grammar)):
+        msg = f"Failed to deserialize the JSON body into the target type: {where}: {problem}"
+        raise NotDeserializable(msg)
+
+
 def _invalid(message: str) -> Refusal:
-    return Refusal(422, "validation", message)
+    return Refusal(422, "validation", f"Input validation error: {message}")
 
 
 def validate(
@@ -115,6 +124,7 @@ def validate(
     is_stream: bool,
     is_full_text: bool = False,
     add_special_tokens: bool = True,
+    takes_grammars: bool = True,
 ) -> ValidRequest:
     """The checks of TGI's router, in its order and words."""
     best_of = parameters.get("best_of", 1)
@@ -168,8 +178,16 @@ def validate(
         raise _invalid(msg)
     if len(prompt) > limits.max_input_tokens:
         raise _invalid(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(prompt)}")
+    grammar = None
     if "grammar" in parameters:
-        raise _invalid("grammar is not supported")
+        if not takes_grammars or not model.takes_grammars:
+            raise _invalid("grammar is not supported")
+        try:
+            grammar = compile_grammar(parameters["grammar"], model.make_grammar)
+        except UnknownGrammar as error:
+            raise _invalid(str(error)) from error
+        except BrokenRegex as error:
+            raise Refusal(424, "generation", f"Request failed during generation: Server error: {error}") from error
     top_p = parameters.get("top_p")
     is_sampled = parameters["do_sample"] or temperature != 1.0 or "top_k" in parameters or top_p is not None
     sampling = Sampling(
@@ -181,6 +199,7 @@ def validate(
         frequency_penalty=parameters.get("frequency_penalty", 0.0),
         seed=parameters.get("seed", random.getrandbits(64)),
         top_n_tokens=top_n,
+        grammar=grammar,
     )
     details = parameters.get("details", False) or parameters.get("decoder_input_details", False)
     full_text = parameters.get("return_full_text", is_full_text)

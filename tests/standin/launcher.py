@@ -294,13 +294,16 @@ class Launcher:
     def _start_router(self) -> subprocess.Popen[bytes]:
         options = self.options
         passed = ("hostname", "port", "model_id", "speculate", "max_concurrent_requests", "max_input_tokens",
-                  "max_total_tokens", "max_stop_sequences", "max_best_of", "max_client_batch_size")  # fmt: skip
+                  "max_total_tokens", "max_stop_sequences", "max_top_n_tokens", "max_best_of",
+                  "max_client_batch_size")  # fmt: skip
         arguments = [
             text
             for name in passed
             if getattr(options, name) is not None
             for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
         ]
+        if options.disable_grammar_support:
+            arguments.append("--disable-grammar-support")
         for name, values in self.faults.items():
             if name not in FAULTS:
                 arguments += ["--fault", ":".join([name, *(f"{key}={value}" for key, value in values.items())])]

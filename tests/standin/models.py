@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 
@@ -30,6 +31,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int = 0
     top_n_tokens: int = 0
+    grammar: Any = None  # what the model's `make_grammar` made
 
 
 class Model(Protocol):
@@ -39,12 +41,16 @@ class Model(Protocol):
     max_positions: int
     eos_token_ids: frozenset[int]
     special_ids: frozenset[int]
+    takes_grammars: bool
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def render(self, messages: list[dict[str, Any]]) -> str: ...
+
+    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
+        """What `steps` takes as a grammar; ValueError if that cannot be made."""
 
     def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
         """Tokens, as many at a time as one forward pass yields. Ends after EOS or `max_new_tokens`."""
@@ -63,6 +69,7 @@ class FakeModel:
         self.max_positions = 2048
         self.eos_token_ids = frozenset({self.EOS})
         self.special_ids = frozenset({self.EOS})
+        self.takes_grammars = False  # its answer is always the same
         self._width = 1 + speculate
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -74,6 +81,9 @@ class FakeModel:
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
+        raise NotImplementedError
 
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
         ids = [*self.ANSWER.encode(), self.EOS][: sampling.max_new_tokens]
@@ -112,6 +122,7 @@ class EngineModel:
         self.max_positions = backend.engine.runner.max_length
         self.eos_token_ids = frozenset(backend.identity["eos_token_ids"])
         self.special_ids = frozenset(self._tokenizer.all_special_ids)
+        self.takes_grammars = find_spec("langchain_specdec.grammar") is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids)
@@ -126,6 +137,11 @@ class EngineModel:
     def render(self, messages: list[dict[str, Any]]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
+    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
+        from langchain_specdec.grammar import Grammar
+
+        return Grammar(schema=schema) if regex is None else Grammar(regex=regex)
+
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
         from langchain_specdec.events import FinishEvent
         from langchain_specdec.sampling import SamplingParams
@@ -139,6 +155,7 @@ class EngineModel:
             frequency_penalty=sampling.frequency_penalty,
             seed=sampling.seed,
             logprobs=sampling.top_n_tokens,
+            **({} if sampling.grammar is None else {"grammar": sampling.grammar}),
         )
         stream = self._engine.submit(list(prompt), params)
         try:

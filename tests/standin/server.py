@@ -4,7 +4,7 @@ As a process: `python -m standin.server --port 8080 --model-id embedded --specul
 `--model-id fake` it needs no model and starts at once. In a thread of a test: `ServerThread(...)`.
 
 It serves `/health`, `/info`, `/metrics`, `/v1/models`, `/tokenize`, `/chat_tokenize`, `/generate`, `/generate_stream`,
-`/` and `/v1/chat/completions`. Not served: `/v1/completions`, grammars, tools, LoRA adapters, `best_of` above 1.
+`/` and `/v1/chat/completions`. Not served: `/v1/completions`, tools, LoRA adapters, `best_of` above 1.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from standin.generation import (
     NotDeserializable,
     Refusal,
     ValidRequest,
+    check_grammar_shape,
     deserialize,
     generate,
     validate,
@@ -54,6 +55,7 @@ class StandIn:
         api_key: Key that POST routes ask for.
         faults: What goes wrong.
         on_crash: Called by the fault `crash`; the default ends the process.
+        disable_grammar_support: Refuse grammars, as with TGI's option of that name.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class StandIn:
         api_key: str | None = None,
         faults: list[Fault] | None = None,
         on_crash: Callable[[], None] | None = None,
+        disable_grammar_support: bool = False,
     ) -> None:
         self.model = model
         self.limits = limits
@@ -73,6 +76,7 @@ class StandIn:
         self.num_running = 0
         self.max_running = 0
         self._api_key = api_key
+        self._takes_grammars = not disable_grammar_support
         self._on_crash = on_crash or (lambda: os._exit(1))
         self._transports: set[asyncio.BaseTransport] = set()
 
@@ -230,7 +234,15 @@ class StandIn:
             return web.Response(status=422, text=str(error))
 
         def check() -> ValidRequest:
-            return validate(self.model, self.limits, inputs, parameters, is_stream=is_stream, is_full_text=is_full_text)
+            return validate(
+                self.model,
+                self.limits,
+                inputs,
+                parameters,
+                is_stream=is_stream,
+                is_full_text=is_full_text,
+                takes_grammars=self._takes_grammars,
+            )
 
         if is_stream:
             return await self._stream(request, check, faults, lambda valid, frame: [frame.as_json(valid)])
@@ -249,8 +261,14 @@ class StandIn:
             return answer
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
             return web.Response(status=422, text="Failed to deserialize the JSON body: missing field `messages`")
-        if body.get("tools") or body.get("response_format"):
-            refusal = Refusal(422, "validation", "grammar is not supported")
+        try:
+            check_grammar_shape(body.get("response_format"), "response_format")
+        except NotDeserializable as error:
+            return web.Response(status=422, text=str(error))
+        if body.get("tools"):
+            refusal = Refusal(422, "tool_error", "Tool error: the stand-in has no tools")
+            if body.get("response_format"):
+                refusal = Refusal(422, "tool_error", "Tool error: Grammar and tools are mutually exclusive")
             return web.json_response(refusal.body, status=422)
 
         def check() -> ValidRequest:
@@ -279,12 +297,21 @@ class StandIn:
             "do_sample": temperature != 0,
             "temperature": temperature or None,
             "max_new_tokens": body.get("max_tokens") or body.get("max_completion_tokens"),
+            "grammar": body.get("response_format"),
             **{name: body.get(name) for name in ("seed", "stop", "top_p", "frequency_penalty")},
         }
-        if penalty := body.get("presence_penalty") is not None:
+        if (penalty := body.get("presence_penalty")) is not None:
             parameters["repetition_penalty"] = penalty + 2.0
         given = {name: value for name, value in parameters.items() if value is not None}
-        return validate(self.model, self.limits, text, given, is_stream=False, add_special_tokens=False)
+        return validate(
+            self.model,
+            self.limits,
+            text,
+            given,
+            is_stream=False,
+            add_special_tokens=False,
+            takes_grammars=self._takes_grammars,
+        )
 
     @contextmanager
     def _permit(self, faults: dict[str, Fault]) -> Any:
@@ -378,11 +405,11 @@ class StandIn:
                         for event in events(valid, frame):
                             await write(_compact(event))
         except Refusal as refusal:
-            kind = {"incomplete_generation": "incomplete_generation_stream"}.get(refusal.kind, refusal.kind)
-            error = {"error": refusal.message, "error_type": kind}
-            await write(
-                _compact({"error": {"message": refusal.message, "http_status_code": 422}} if is_chat else error)
-            )
+            error = refusal.body
+            if refusal.kind == "incomplete_generation":
+                error = {"error": "Incomplete generation stream", "error_type": "incomplete_generation_stream"}
+            frame = {"error": {"message": error["error"], "http_status_code": 422}} if is_chat else error
+            await write(_compact(frame))
         except _Garbage:
             await write("{oh no")
         except _Cut:
@@ -543,6 +570,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--model-id", default="fake")
     parser.add_argument("--speculate", type=int, default=0)
+    parser.add_argument("--disable-grammar-support", action="store_true")
     parser.add_argument("--fault", action="append", default=[], type=Fault.parse, metavar="NAME[:KEY=VALUE]...")
     for field in fields(Limits):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=None)
@@ -561,7 +589,13 @@ async def _serve_process(options: argparse.Namespace) -> None:
     given = {f.name: getattr(options, f.name) for f in fields(Limits) if getattr(options, f.name) is not None}
     given.setdefault("max_total_tokens", model.max_positions)
     given.setdefault("max_input_tokens", given["max_total_tokens"] - 1)
-    standin = StandIn(model, Limits(**given), api_key=os.environ.get("API_KEY"), faults=options.fault)
+    standin = StandIn(
+        model,
+        Limits(**given),
+        api_key=os.environ.get("API_KEY"),
+        faults=options.fault,
+        disable_grammar_support=options.disable_grammar_support,
+    )
     runner = web.AppRunner(standin.app(), handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     done = asyncio.Event()

@@ -194,6 +194,7 @@ def test_options_out_of_range_are_refused(make, options, message, monkeypatch):
     [
         ({"speculate": -1}, "speculate: Input should be"),
         ({"port": 0}, "port: Input should be"),
+        ({"restart": "always"}, "restart must be 'never' or 'on-failure'"),
         ({"max_input_tokens": 10, "max_total_tokens": 10}, "max_input_tokens"),
         ({"num_slots": 3}, "Unknown parameter 'num_slots'.*max_total_tokens"),
     ],

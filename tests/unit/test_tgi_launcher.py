@@ -119,6 +119,7 @@ def test_every_flag_is_one_of_tgi():
         ({"bogus": 5}, ["Extra inputs"]),
         ({"env": {"MAX_TOTAL_TOKENS": "5"}}, ["set max_total_tokens"]),
         ({"env": {"API_KEY": "5"}}, ["set api_key"]),
+        ({"env": {"HUGGING_FACE_HUB_TOKEN": "5"}}, ["set hf_token"]),
         ({"env": {"A B": "5"}}, ["environment variable"]),
         ({"shm_size": "lots"}, ["shm_size"]),
         ({"runtime": "docker", "weights_cache_override": "/x"}, ["container"]),
@@ -269,6 +270,19 @@ def test_secrets_go_by_environment_and_are_masked(make):
     assert str(command).startswith("API_KEY=*** HF_TOKEN=*** ")
 
 
+@pytest.mark.parametrize("make", [binary, docker])
+def test_secrets_among_more_variables_are_masked_too(make):
+    more = {"AWS_SECRET_ACCESS_KEY": SECRET, "TOKENIZERS_PARALLELISM": "false", "USE_KEY": "1"}
+    command = make(env=more)
+    assert command.env["AWS_SECRET_ACCESS_KEY"] == SECRET
+    assert command.secrets == (SECRET,)
+    for text in (*command.argv, str(command), repr(command), repr(config(env=more))):
+        assert SECRET not in text
+    assert "AWS_SECRET_ACCESS_KEY=***" in str(command)
+    for setting in ("TOKENIZERS_PARALLELISM=false", "USE_KEY=1"):
+        assert setting in str(command)
+
+
 def test_docker_command(monkeypatch):
     monkeypatch.setenv("HF_HOME", "/cache/hf")
     monkeypatch.setenv("HF_TOKEN", "from-environment")
@@ -335,6 +349,15 @@ def test_flags_can_be_replaced():
 
 
 # Ports
+
+
+def test_a_user_without_a_name_can_lock_ports(monkeypatch):
+    # As in a container that is run under any number.
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    with PortLocks() as locks:
+        assert locks.take("127.0.0.1", None, first=20080, what="Port") >= 20080
 
 
 def test_two_servers_get_different_ports():

@@ -155,7 +155,9 @@ def test_start_may_be_left_out():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a/b/c"], "no folder a/b/c"),
+        (["a/b/c"], "error: MODEL: There is no folder a/b/c."),
+        (["o/n", "--frobnicate"], "No such option: --frobnicate"),
+        (["o/n", "--speculate", "-1"], "--speculate: Input should be greater than or equal to 0, got -1"),
         (["o/n", "--dtype", "float8"], "--dtype: Input should be 'float16' or 'bfloat16', got 'float8'"),
         (["o/n", "--num-shard", "0"], "--num-shard: Input should be greater than or equal to 1, got 0"),
         (["o/n", "--devices", "a"], "--devices:"),

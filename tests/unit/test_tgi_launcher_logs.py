@@ -265,9 +265,17 @@ def test_a_taken_port_is_dockers_word_for_it():
     assert end(line, returncode=125, is_docker=True).reason is Reason.PORT_TAKEN
 
 
-def test_what_an_ordinary_record_quotes_is_no_cause():
-    line = json.dumps({"level": "INFO", "fields": {"message": "CUDA out of memory? No."}, "target": "t"})
+@pytest.mark.parametrize("level", ["INFO", "WARN"])
+def test_what_an_ordinary_record_quotes_is_no_cause(level):
+    line = json.dumps({"level": level, "fields": {"message": "CUDA out of memory? No."}, "target": "t"})
     assert end(line).reason is Reason.EXITED
+
+
+@pytest.mark.parametrize(("returncode", "reason"), [(0, Reason.STOPPED), (-9, Reason.KILLED)])
+def test_an_error_of_an_earlier_request_is_not_why_it_was_stopped(returncode, reason):
+    message = "Request failed during generation: Server error: CUDA out of memory"
+    line = json.dumps({"level": "ERROR", "message": message, "target": "text_generation_router"})
+    assert end(line, returncode=returncode).reason is reason
 
 
 # Metrics

@@ -169,4 +169,5 @@ def _sentence(problem: Any) -> str:
         return text
     shown = "" if str(place[0]) in _SECRETS else f", got {problem['input']!r}"
     # Ours name the option themselves; pydantic's do not.
-    return f"--{str(place[0]).replace('_', '-')}: {text}" + ("" if problem["type"] == "value_error" else shown)
+    name = "MODEL" if place[0] == "model_id" else f"--{str(place[0]).replace('_', '-')}"
+    return f"{name}: {text}" + ("" if problem["type"] == "value_error" else shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -41,7 +42,10 @@ def start(
         ),
     ] = False,
 ) -> None:
-    """Start a server in the foreground. Ctrl-C ends it gently, a second Ctrl-C at once."""
+    """Start a server in the foreground. Ctrl-C ends it gently, a second Ctrl-C at once.
+
+    It ends with the shell that started it too; with `nohup` it outlives it.
+    """
     _Foreground(config, "on-failure" if restart else "never", Backoff(max_restarts=max_restarts), logs=logs).run()
 
 
@@ -60,6 +64,9 @@ class _Foreground:
             on_log=self._on_log,
         )
         self._num_signals = 0
+        # So says `nohup`: to outlive the shell.
+        self._outlives_parent = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._parent = os.getppid()
         self._stage = "starting"
         self._warned = False
         self._failure: TGIError | None = None
@@ -68,7 +75,7 @@ class _Foreground:
 
     def run(self) -> None:
         """Until the server has ended, however that comes about."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, *([] if self._outlives_parent else [signal.SIGHUP])):
             signal.signal(number, self._on_signal)
         # In a thread, so that this one is free for signals.
         starting = threading.Thread(target=self._start, daemon=True)
@@ -111,6 +118,9 @@ class _Foreground:
                 self._status.show(f"ready · {self._line}up {_clock(time.monotonic() - began)}")
             elif self._server.wait(0) is not None:
                 return
+            if os.getppid() != self._parent and not self._outlives_parent:
+                # A shell that is killed sends no SIGHUP, and nobody is left to press Ctrl-C.
+                self._num_signals += 1
             time.sleep(_TICK_SECONDS)
 
     def _stop(self) -> None:
