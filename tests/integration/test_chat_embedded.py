@@ -23,9 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def backend() -> Iterator[LocalBackend]:
     with lasting(
-        LocalBackend(
-            "embedded", num_slots=8, max_length=1024, max_tree_nodes=6, step_cost=StepCost.flat()
-        )
+        LocalBackend("embedded", num_slots=8, max_length=1024, max_tree_nodes=6, step_cost=StepCost.flat())
     ) as backend:
         yield backend
 
@@ -70,9 +68,7 @@ TEXTS = [
 def test_structured_answers_take_fewer_steps(backend: LocalBackend) -> None:
     """Forced tokens and lookup together: at least 1.8 tokens a step, and the answers of plain decoding."""
     drafting = ChatSpeculative(backend=backend, max_tokens=64)
-    with lasting(
-        LocalBackend(backend.model, backend.tokenizer, drafter="none", num_slots=1, max_length=1024)
-    ) as other:
+    with lasting(LocalBackend(backend.model, backend.tokenizer, drafter="none", num_slots=1, max_length=1024)) as other:
         plain = ChatSpeculative(backend=other, max_tokens=64)
         num_tokens = num_steps = num_forced = 0
         for text in TEXTS:

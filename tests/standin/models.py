@@ -6,7 +6,6 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 
@@ -113,7 +112,7 @@ class EngineModel:
         self._is_own = backend is None
         if backend is None:
             drafting = {"drafter": "prompt_lookup", "max_draft_tokens": speculate, "draft_length": speculate}
-            options = {**(drafting if speculate else {"drafter": "none"}), **options}
+            options = {**(drafting if speculate else {"drafter": "none"}), "compile": "off", **options}
             backend = LocalBackend(model_id, **options)
         self._engine = backend.engine
         self._backend = backend
@@ -122,7 +121,7 @@ class EngineModel:
         self.max_positions = backend.engine.runner.max_length
         self.eos_token_ids = frozenset(backend.identity["eos_token_ids"])
         self.special_ids = frozenset(self._tokenizer.all_special_ids)
-        self.takes_grammars = find_spec("langchain_specdec.grammar") is not None
+        self.takes_grammars = True
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids)
@@ -139,8 +138,12 @@ class EngineModel:
 
     def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
         from langchain_specdec.grammar import Grammar
+        from langchain_specdec.sampling import SamplingParams
 
-        return Grammar(schema=schema) if regex is None else Grammar(regex=regex)
+        grammar = Grammar(schema=schema) if regex is None else Grammar(regex=regex)
+        # Compiled here, to refuse what cannot be followed before anything is answered.
+        self._engine.check([0], SamplingParams(max_new_tokens=self.max_positions - 1, grammar=grammar))
+        return grammar
 
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
         from langchain_specdec.events import FinishEvent
@@ -155,7 +158,7 @@ class EngineModel:
             frequency_penalty=sampling.frequency_penalty,
             seed=sampling.seed,
             logprobs=sampling.top_n_tokens,
-            **({} if sampling.grammar is None else {"grammar": sampling.grammar}),
+            grammar=sampling.grammar,
         )
         stream = self._engine.submit(list(prompt), params)
         try:
