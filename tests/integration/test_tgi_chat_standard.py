@@ -11,7 +11,8 @@ from standin.generation import Limits
 from standin.models import EngineModel
 from standin.server import ServerThread
 
-from langchain_specdec import ChatSpeculative, LocalBackend, TGIBackend, embedded
+from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, TGIBackend, embedded
+from langchain_specdec.backends.base import CompletionRequest
 
 pytestmark = [
     pytest.mark.embedded,
@@ -37,6 +38,8 @@ def backend() -> Iterator[TGIBackend]:
     with ServerThread(EngineModel("embedded", backend=local), limits) as server:
         backend = TGIBackend(server.url, tokenizer=tokenizer)
         TestChatOverTGI.shared = backend
+        # The engine's thread starts before the tests, which may not leave one.
+        backend.complete([CompletionRequest("x", SamplingParams(max_new_tokens=1))])
         yield backend
         backend.close()
     local.close()

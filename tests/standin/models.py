@@ -112,7 +112,8 @@ class EngineModel:
         self._is_own = backend is None
         if backend is None:
             drafting = {"drafter": "prompt_lookup", "max_draft_tokens": speculate, "draft_length": speculate}
-            options = {**(drafting if speculate else {"drafter": "none"}), "compile": "off", **options}
+            # Uncompiled, as tests have it serve a few short texts.
+            options = {"compile": "off", **(drafting if speculate else {"drafter": "none"}), **options}
             backend = LocalBackend(model_id, **options)
         self._engine = backend.engine
         self._backend = backend
