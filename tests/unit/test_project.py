@@ -25,16 +25,16 @@ FLOORS = (
     {"bench"},
     {""},
     {"llms", "chat_models"},
-    {"chat_messages", "chat_replies", "deadlines", "face", "structured_output"},
+    {"chat_answers", "chat_messages", "chat_replies", "deadlines", "face", "structured_output"},
     {"chat_template"},
     {"protected_text", "tool_prompt"},
     {"backends"},
     {"engine", "events"},
     {"drafters"},
-    {"sampling", "embedded", "parameters", "tool_calls"},
+    {"sampling", "grammar", "json_schema", "token_masks", "embedded", "parameters", "tool_calls"},
     {"errors", "_version"},
 )
-MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "chat_messages", "chat_replies", "cli"}
+MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "chat_answers", "chat_messages", "chat_replies", "cli"}
 
 
 class Import(NamedTuple):
