@@ -14,7 +14,6 @@ class SpeculationStats:
     Attributes:
         drafted_tokens: Tokens proposed and checked by the target.
         accepted_tokens: Drafted tokens that became part of the text.
-        forced_tokens: How many of them were no guess, because the grammar of the text allowed no other.
         num_steps: Target forwards that decoded for the request; prefill apart.
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
         decode_seconds: Wall time from the start of the first decoding step to the end of the last. Of a server: from
@@ -24,19 +23,20 @@ class SpeculationStats:
         predicted_seconds: What the steps were expected to take when their drafts were chosen, V and drafting.
         predicted_plain_seconds: What the tokens that these steps were expected to bring would have taken without
             drafts, at V(rows, 1) each.
+        forced_tokens: Accepted tokens that were no guess, because the grammar of the text allowed no other.
         is_reported: Whether the counts are known. A server that keeps them to itself leaves them at 0, and `as_dict`
             gives None for them.
     """
 
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    forced_tokens: int = 0
     num_steps: int = 0
     emitted_tokens: int = 0
     decode_seconds: float = 0.0
     plain_seconds: float = 0.0
     predicted_seconds: float = 0.0
     predicted_plain_seconds: float = 0.0
+    forced_tokens: int = 0
     is_reported: bool = True
 
     @property

@@ -294,8 +294,8 @@ def test_stats_of_nothing_are_zero() -> None:
 
 
 def test_stats_of_several_requests_add_up() -> None:
-    total = SpeculationStats(10, 5, 4, 9, 0.5, 1.0, 0.5, 1.5) + SpeculationStats(10, 10, 2, 12, 1.5, 2.0, 1.0, 1.5)
-    assert total == SpeculationStats(20, 15, 6, 21, 2.0, 3.0, 1.5, 3.0)
+    total = SpeculationStats(10, 5, 4, 9, 0.5, 1.0, 0.5, 1.5, 3) + SpeculationStats(10, 10, 2, 12, 1.5, 2.0, 1.0, 1.5, 4)
+    assert total == SpeculationStats(20, 15, 6, 21, 2.0, 3.0, 1.5, 3.0, 7)
     # Rates of a sum are those of the summed counts, not means of rates.
     assert total.acceptance_rate == 0.75
     assert total.tokens_per_step == 3.5
