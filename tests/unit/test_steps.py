@@ -294,7 +294,9 @@ def test_stats_of_nothing_are_zero() -> None:
 
 
 def test_stats_of_several_requests_add_up() -> None:
-    total = SpeculationStats(10, 5, 4, 9, 0.5, 1.0, 0.5, 1.5, 3) + SpeculationStats(10, 10, 2, 12, 1.5, 2.0, 1.0, 1.5, 4)
+    total = SpeculationStats(10, 5, 4, 9, 0.5, 1.0, 0.5, 1.5, 3) + SpeculationStats(
+        10, 10, 2, 12, 1.5, 2.0, 1.0, 1.5, 4
+    )
     assert total == SpeculationStats(20, 15, 6, 21, 2.0, 3.0, 1.5, 3.0, 7)
     # Rates of a sum are those of the summed counts, not means of rates.
     assert total.acceptance_rate == 0.75
@@ -302,6 +304,7 @@ def test_stats_of_several_requests_add_up() -> None:
     assert total.as_dict() == {
         "drafted_tokens": 20,
         "accepted_tokens": 15,
+        "forced_tokens": 7,
         "num_steps": 6,
         "acceptance_rate": 0.75,
         "tokens_per_step": 3.5,
