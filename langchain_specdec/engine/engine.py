@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import itertools
 import logging
 import os
@@ -112,7 +111,7 @@ class Engine:
         self.drafter = drafter
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._grammars = GrammarCompiler(copy.deepcopy(tokenizer), runner.vocab_size, eos_token_ids)
+        self._grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
         self._stepper = Stepper(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._shared_rates = AcceptanceRates() if is_shared else None

@@ -11,7 +11,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel
 
-from langchain_specdec import SpeculativeLLM
+from langchain_specdec import Grammar, SpeculativeLLM
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
 
 TEMPLATE = PromptTemplate.from_template("say {word}")
@@ -198,6 +198,22 @@ async def test_the_same_call_is_answered_from_the_cache(backend):
     llm.invoke("hello", max_tokens=5, stop_sequences="zz")
     llm.invoke("hello", stop=[])
     assert num_forwards(backend) == before
+
+
+def test_grammars_are_parameters_of_calls_fields_and_cache_keys(backend):
+    llm = cached(backend, InMemoryCache())
+    answers = [llm.invoke("hello", grammar=Grammar(regex=regex)) for regex in ("[ab]{3}", "[cd]{3}", "[ab]{3}")]
+    assert set(answers[0]) <= set("ab")
+    assert set(answers[1]) <= set("cd")
+    assert answers[2] == answers[0]
+    assert llm.invoke("hello") not in answers
+    assert (
+        SpeculativeLLM(backend=backend, max_new_tokens=12, grammar=Grammar(regex="[ab]{3}")).invoke("hello")
+        == answers[0]
+    )
+    assert llm.bind(grammar=Grammar(regex="[ab]{3}")).batch(["hello"]) == answers[:1]
+    with pytest.raises(InvalidParameterError, match="grammar must be a Grammar"):
+        llm.invoke("hello", grammar={"type": "json"})
 
 
 def test_a_global_cache_serves_and_can_be_refused(backend):
