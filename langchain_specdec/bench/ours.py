@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from langchain_specdec.bench.contestant import Prompt, RunResult
+from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.engine.stream import CompletionStream
@@ -41,6 +42,7 @@ class EngineContestant:
         self._engine = engine
         self._params = params
         self._keep_prefixes = keep_prefixes
+        self._answered: set[tuple[int, ...]] = set()
 
     @property
     def num_slots(self) -> int:
@@ -56,11 +58,15 @@ class EngineContestant:
         rows = [p.token_ids for p in longest[: self.num_slots]]
         echo = (rows[0][-_ECHO:] * 4)[: len(rows[0])]
         for prompts in ([echo], rows):
+            self._answered.update(map(tuple, prompts))
             self._decode(prompts, params)
 
     def run(self, prompts: Sequence[Prompt]) -> RunResult:
         """Decode the prompts."""
         rows = [p.token_ids for p in prompts]
+        if not self._answered.isdisjoint(map(tuple, rows)):
+            self._forget_answers()
+        self._answered.update(map(tuple, rows))
         if not self._keep_prefixes:
             self._forget(rows)
         return self._decode(rows, self._params)
@@ -95,6 +101,15 @@ class EngineContestant:
             # What a slot held of the prompt did not go through the model.
             prefilled_tokens=self._engine.num_prefill_tokens - before,
         )
+
+    def _forget_answers(self) -> None:
+        """Have drafts know nothing of earlier answers: one to the same prompt would give all of it away."""
+        self._answered.clear()
+        drafters = [self._engine.drafter]
+        for drafter in drafters:
+            drafters += getattr(drafter, "drafters", ())
+            if isinstance(drafter, TreeDrafter):
+                drafter.forget()
 
     def _forget(self, rows: Sequence[Sequence[int]]) -> None:
         """Overwrite what rests in the slots by a token that none of the prompts begins with."""

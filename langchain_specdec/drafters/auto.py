@@ -21,18 +21,18 @@ class AutoDrafter:
     """
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
-        self._drafters = tuple(drafters)
+        self.drafters = tuple(drafters)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Hand the chunk to every drafter."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             drafter.prefill(requests, starts, stop)
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """The proposal of the first drafter that has one, the others' as its alternatives."""
         offers = [
             replace(proposal, source=source)
-            for source, drafter in enumerate(self._drafters)
+            for source, drafter in enumerate(self.drafters)
             if (proposal := drafter.consider(request, limits)).kinds
         ]
         if len(offers) < 2:
@@ -48,7 +48,7 @@ class AutoDrafter:
     ) -> list[Draft]:
         """Each request's draft from the drafter whose proposal it is."""
         drafts = [p.draft.cut(n) for p, n in zip(proposals, lengths, strict=True)]
-        for source, drafter in enumerate(self._drafters):
+        for source, drafter in enumerate(self.drafters):
             rows = [i for i, p in enumerate(proposals) if lengths[i] and p.source == source]
             if rows:
                 own = drafter.propose(
@@ -66,14 +66,14 @@ class AutoDrafter:
         logits: Tensor,
     ) -> None:
         """Hand the verification to every drafter."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             drafter.observe(requests, nodes, paths, logits)
 
     def measure_step(self, request: DraftingRequest) -> float:
         """The dearest drafter's."""
-        return max(drafter.measure_step(request) for drafter in self._drafters)
+        return max(drafter.measure_step(request) for drafter in self.drafters)
 
     def release(self, request: DraftingRequest) -> None:
         """Every drafter forgets the request."""
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             drafter.release(request)

@@ -550,7 +550,9 @@ def test_shapes_have_the_published_sizes():
 # Contestants on a tiny model
 
 
-def results(*names, batch=1, num_prompts=3, draft_model=None, keep_prefixes=False, step_cost="measured", **params):
+def results(
+    *names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_prefixes=False, step_cost="measured", **params
+):
     params = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
     specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
     plan = Plan(
@@ -560,7 +562,7 @@ def results(*names, batch=1, num_prompts=3, draft_model=None, keep_prefixes=Fals
     )  # fmt: skip
     questions = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sat on") for i in range(num_prompts)]
     with set_up(plan, questions) as setup:
-        measurement = measure(setup.contestants, grouped(setup.prompts, batch), 1)
+        measurement = measure(setup.contestants, grouped(setup.prompts, batch), repeat)
     assert measurement.failures == {}
     return {name: [r.result for r in measurement.runs if r.contestant == name] for name in names}
 
@@ -685,6 +687,12 @@ def test_prefixes_are_forgotten_between_runs_unless_they_are_to_be_kept():
     kept = results("plain", keep_prefixes=True)["plain"]
     # What the prompts have in common is in the slot already.
     assert [r.prefilled_tokens for r in kept[1:]] == [whole - len("the cat ")] * 2
+
+
+def test_a_repeat_drafts_nothing_from_the_answer_before():
+    runs = results("auto", repeat=3, num_prompts=1, step_cost="flat")["auto"]
+    assert len(runs) == 3
+    assert runs[1].num_steps == runs[2].num_steps >= runs[0].num_steps - 1
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
