@@ -36,8 +36,8 @@ def token_bits(mask: TokenMask) -> NDArray[np.uint8]:
 
 def allowed_tensor(
     masks: Sequence[Sequence[TokenMask | None] | None], width: int, vocab_size: int, device: torch.device
-) -> Tensor:
-    """Which tokens may be chosen where.
+) -> Tensor | None:
+    """Which tokens may be chosen where; None where no row is constrained.
 
     Args:
         masks: For each row its nodes' masks; None for rows and nodes that nothing constrains.
@@ -48,6 +48,8 @@ def allowed_tensor(
     Returns:
         bool `[rows, width, vocab]`.
     """
+    if all(row_masks is None for row_masks in masks):
+        return None
     allowed = np.ones((len(masks), width, vocab_size), dtype=np.bool_)
     for row, row_masks in enumerate(masks):
         for node, mask in enumerate(row_masks or ()):

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from langchain_specdec.bench.contestant import Prompt, RunResult
-from langchain_specdec.drafters.tree_drafter import TreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.engine.stream import CompletionStream
@@ -65,7 +64,9 @@ class EngineContestant:
         """Decode the prompts."""
         rows = [p.token_ids for p in prompts]
         if not self._answered.isdisjoint(map(tuple, rows)):
-            self._forget_answers()
+            # An answer to the same prompt would give all of it away.
+            self._engine.drafter.forget()
+            self._answered.clear()
         self._answered.update(map(tuple, rows))
         if not self._keep_prefixes:
             self._forget(rows)
@@ -101,15 +102,6 @@ class EngineContestant:
             # What a slot held of the prompt did not go through the model.
             prefilled_tokens=self._engine.num_prefill_tokens - before,
         )
-
-    def _forget_answers(self) -> None:
-        """Have drafts know nothing of earlier answers: one to the same prompt would give all of it away."""
-        self._answered.clear()
-        drafters = [self._engine.drafter]
-        for drafter in drafters:
-            drafters += getattr(drafter, "drafters", ())
-            if isinstance(drafter, TreeDrafter):
-                drafter.forget()
 
     def _forget(self, rows: Sequence[Sequence[int]]) -> None:
         """Overwrite what rests in the slots by a token that none of the prompts begins with."""

@@ -99,6 +99,9 @@ class AgreementDrafter:
         """What a draft token costs."""
         return self.token_seconds if self._paid_by is None else self._paid_by.measure_step(request)
 
+    def forget(self) -> None:
+        """Nothing: requests share nothing."""
+
     def release(self, request: DraftingRequest) -> None:
         """The request goes; the texts stay."""
         self._running.pop(request.request_id, None)

@@ -21,18 +21,18 @@ class AutoDrafter:
     """
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
-        self.drafters = tuple(drafters)
+        self._drafters = tuple(drafters)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Hand the chunk to every drafter."""
-        for drafter in self.drafters:
+        for drafter in self._drafters:
             drafter.prefill(requests, starts, stop)
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
         """The proposal of the first drafter that has one, the others' as its alternatives."""
         offers = [
             replace(proposal, source=source)
-            for source, drafter in enumerate(self.drafters)
+            for source, drafter in enumerate(self._drafters)
             if (proposal := drafter.consider(request, limits)).kinds
         ]
         if len(offers) < 2:
@@ -48,7 +48,7 @@ class AutoDrafter:
     ) -> list[Draft]:
         """Each request's draft from the drafter whose proposal it is."""
         drafts = [p.draft.cut(n) for p, n in zip(proposals, lengths, strict=True)]
-        for source, drafter in enumerate(self.drafters):
+        for source, drafter in enumerate(self._drafters):
             rows = [i for i, p in enumerate(proposals) if lengths[i] and p.source == source]
             if rows:
                 own = drafter.propose(
@@ -66,14 +66,19 @@ class AutoDrafter:
         logits: Tensor,
     ) -> None:
         """Hand the verification to every drafter."""
-        for drafter in self.drafters:
+        for drafter in self._drafters:
             drafter.observe(requests, nodes, paths, logits)
 
     def measure_step(self, request: DraftingRequest) -> float:
         """The dearest drafter's."""
-        return max(drafter.measure_step(request) for drafter in self.drafters)
+        return max(drafter.measure_step(request) for drafter in self._drafters)
 
     def release(self, request: DraftingRequest) -> None:
         """Every drafter forgets the request."""
-        for drafter in self.drafters:
+        for drafter in self._drafters:
             drafter.release(request)
+
+    def forget(self) -> None:
+        """Every drafter forgets what it shares."""
+        for drafter in self._drafters:
+            drafter.forget()

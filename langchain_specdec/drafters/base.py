@@ -205,3 +205,6 @@ class Drafter(Protocol):
 
     def release(self, request: DraftingRequest) -> None:
         """Forget the request. Called once, also for a request that failed before its prefill."""
+
+    def forget(self) -> None:
+        """Forget what requests to come would draft from those before them."""

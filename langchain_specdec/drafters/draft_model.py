@@ -106,6 +106,9 @@ class DraftModelDrafter:
         self._runner.forward([request.slot], [len(held)], [self._known(request.token_ids[-1:])]).argmax(-1).tolist()
         return time.perf_counter() - started
 
+    def forget(self) -> None:
+        """Nothing: what a slot holds saves time and changes no draft."""
+
     def release(self, request: DraftingRequest) -> None:
         """Nothing: the slot's contents stay, a later request with the same beginning goes on from them."""
 
@@ -160,17 +163,12 @@ class DraftModelDrafter:
             positions = torch.tensor([[len(h)] for h in held], device=device)
             drafts = torch.tensor(chains, dtype=torch.int64, device=device).view(len(requests), step)
             ancestors = torch.ones(len(requests), 1, step, dtype=torch.bool, device=device)
-            allowed = _allowed(requests, chains, logits)
+            masks = [
+                [r.constraint.mask_after(c)] if r.constraint else None for r, c in zip(requests, chains, strict=True)
+            ]
+            allowed = allowed_tensor(masks, 1, logits.shape[2], device)
             picks = pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)[:, 0].tolist()
             for chain, pick in zip(chains, picks, strict=True):
                 chain.append(pick)
             fed = [[pick] for pick in picks]
         return chains
-
-
-def _allowed(requests: Sequence[DraftingRequest], chains: Sequence[Sequence[int]], logits: Tensor) -> Tensor | None:
-    """Which tokens the requests' grammars allow after what was drafted; None where no request has one."""
-    if all(request.constraint is None for request in requests):
-        return None
-    masks = [[r.constraint.mask_after(c)] if r.constraint else None for r, c in zip(requests, chains, strict=True)]
-    return allowed_tensor(masks, 1, logits.shape[2], logits.device)

@@ -45,5 +45,8 @@ class NoDrafter:
         """Free."""
         return 0.0
 
+    def forget(self) -> None:
+        """Nothing: requests share nothing."""
+
     def release(self, request: DraftingRequest) -> None:
         """Nothing to forget."""

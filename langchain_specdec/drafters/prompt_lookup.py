@@ -169,6 +169,9 @@ class PromptLookupDrafter:
         """Free."""
         return 0.0
 
+    def forget(self) -> None:
+        """Nothing: requests share nothing."""
+
     def release(self, request: DraftingRequest) -> None:
         """Drop the request's index."""
         self._indexes.pop(request.request_id, None)

@@ -75,11 +75,6 @@ class TreeDrafter:
         self._memory = _Memory() if is_shared else None
         self._texts: dict[int, _Text] = {}
 
-    def forget(self) -> None:
-        """Start anew with what is shared, for requests to come."""
-        if self._memory is not None:
-            self._memory = _Memory()
-
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
         """Nothing: the whole prompt is indexed when the first draft is asked for."""
 
@@ -126,6 +121,11 @@ class TreeDrafter:
     def measure_step(self, request: DraftingRequest) -> float:
         """Free."""
         return 0.0
+
+    def forget(self) -> None:
+        """Start anew with what is shared, for requests to come."""
+        if self._memory is not None:
+            self._memory = _Memory()
 
     def release(self, request: DraftingRequest) -> None:
         """Drop what is the request's alone."""

@@ -89,12 +89,15 @@ class Constraint:
 
     def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Which of these tokens may follow a path."""
-        mask = self._mask(path) if tokens else None
+        mask = self.mask_after(path) if tokens else None
         return [mask is not None and has_token(mask, token) for token in tokens]
 
     def mask_after(self, path: Sequence[int]) -> TokenMask | None:
         """Bits of the tokens that may follow a path; None where the path is none."""
-        return self._mask(path)
+        key = tuple(path)
+        if key not in self._masks:
+            self._masks[key] = self._vocabulary.mask(self._matcher) if self._move(path) else None
+        return self._masks[key]
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
         """Masks after the text so far, and after each node of a draft tree.
@@ -115,8 +118,9 @@ class Constraint:
                 paths.append(None)
                 masks.append(None)
                 continue
-            paths.append([*above, token])
-            masks.append(self.mask_after(paths[-1] or ()))
+            path = [*above, token]
+            paths.append(path)
+            masks.append(self.mask_after(path))
         return masks
 
     def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
@@ -173,12 +177,6 @@ class Constraint:
         if rest:
             self._standing += rest[: self._matcher.try_consume_tokens(rest)]
         return len(self._standing) == len(path) and not self._matcher.is_error()
-
-    def _mask(self, path: Sequence[int]) -> TokenMask | None:
-        key = tuple(path)
-        if key not in self._masks:
-            self._masks[key] = self._vocabulary.mask(self._matcher) if self._move(path) else None
-        return self._masks[key]
 
     def _ending_after(self, path: Sequence[int], token: int, ending: list[int], limit: int) -> list[int] | None:
         """A way to the end after a path and a token, given one after the path; None where none is short enough."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.engine.constraint import GrammarCompiler
+from langchain_specdec.engine.constraint import Constraint, GrammarCompiler
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
 from langchain_specdec.engine.request import Request
@@ -138,10 +138,7 @@ class Engine:
                 names such a token, or `grammar` cannot be followed.
             EngineClosedError: The engine was closed.
         """
-        self.check(prompt_ids, params)
-        constraint = None
-        if params.grammar is not None:
-            constraint = self._grammars.compile(params.grammar, params.max_new_tokens)
+        constraint = self._checked(prompt_ids, params)
         seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
         stopper = StopChecker(Detokenizer(self._tokenizer), params.max_new_tokens, tuple(params.stop), eos_token_ids)
@@ -162,6 +159,10 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise what `submit` would raise for this prompt and these parameters, before any work starts."""
+        self._checked(prompt_ids, params)
+
+    def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
+        """See `check`; the constraint that the grammar makes, if there is one."""
         if os.getpid() != self._pid:
             msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
             raise EngineClosedError(msg)
@@ -181,8 +182,9 @@ class Engine:
                 f"model with a larger max_length."
             )
             raise PromptTooLongError(msg)
-        if params.grammar is not None:
-            self._grammars.compile(params.grammar, params.max_new_tokens)
+        if params.grammar is None:
+            return None
+        return self._grammars.compile(params.grammar, params.max_new_tokens)
 
     def close(self, timeout: float | None = 30.0) -> bool:
         """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing.

@@ -129,7 +129,11 @@ class Stepper:
         layout = TreeLayout.of([[-1, *(p + 1 for p in d.parents)] for d in drafts], self._runner.device)
         slots, starts = [r.slot for r in requests], [r.num_cached for r in requests]
         logits = self._runner.forward(slots, starts, nodes, layout)
-        allowed = _allowed(requests, drafts, logits)
+        masks = [
+            r.constraint.masks(d.tokens, d.parents) if r.constraint else None
+            for r, d in zip(requests, drafts, strict=True)
+        ]
+        allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         picks, stands = self._verify(requests, nodes, layout, logits, allowed)
         ended = time.perf_counter()
         plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
@@ -322,16 +326,6 @@ class Stepper:
             guesses.append(plan.draft)
         for guess in guesses:
             request.rates.observe(_outcomes(guess, emitted))
-
-
-def _allowed(requests: Sequence[Request], drafts: Sequence[Draft], logits: Tensor) -> Tensor | None:
-    """Which tokens the grammars allow after each node; None where no row has one."""
-    if all(request.constraint is None for request in requests):
-        return None
-    masks = [
-        r.constraint.masks(d.tokens, d.parents) if r.constraint else None for r, d in zip(requests, drafts, strict=True)
-    ]
-    return allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
 
 
 def _in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:
