@@ -390,8 +390,9 @@ def test_texts_that_differ_fail(capsys):
 
 def test_braces_of_a_chat_format_stay(folder):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = '{"role"} {{ messages[1].content }} {{ "{x}" }}'
-    assert demo_chain.prompt_template(tokenizer).format(document="{a} b") == '{"role"} {a} b {x}'
+    tokenizer.chat_template = '{"role"} {{ messages | map(attribute="content") | join(" ") }} {{ "{x}" }}'
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="{a} b")
+    assert prompt == f'{{"role"}} {demo_chain.INSTRUCTION} {{a}} b {{x}}'
 
 
 def test_a_chat_format_without_system_messages():
@@ -400,7 +401,7 @@ def test_a_chat_format_without_system_messages():
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ messages[0].content }}"
     )
-    prompt = demo_chain.prompt_template(tokenizer).format(document="text")
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="text")
     assert prompt == f"{demo_chain.INSTRUCTION}\n\ntext"
 
 
