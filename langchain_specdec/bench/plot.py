@@ -62,7 +62,8 @@ def draw(report: Report, path: Path) -> None:
         if len(shown) * len(categories) <= 40:
             axes.bar_label(bars, fmt="%.2f", fontsize=6, padding=2, label_type="center", color="white")
     axes.axhline(1.0, color="0.2", linewidth=0.9, linestyle="--")
-    axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right")
+    # What stands between two dollar signs is no formula.
+    axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right", parse_math=False)
     rate = "decode rate" if report.rate == "decode" else "rate from start to end"
     axes.set_ylabel(f"{rate}, × {report.baseline}")
     axes.set_ylim(bottom=0)
@@ -72,6 +73,7 @@ def draw(report: Report, path: Path) -> None:
         "median of prompts; lines are quartiles",
         fontsize=9,
         loc="left",
+        parse_math=False,
     )
     if shown:
         figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)

@@ -71,7 +71,9 @@ def _question(line: str, place: str) -> Question:
         question_id, category, text = entry["question_id"], entry["category"], entry["turns"][0]
     except (ValueError, KeyError, TypeError, IndexError):
         text = None
-    if not isinstance(text, str) or not text.strip() or not isinstance(category, str):
+    is_read = isinstance(text, str) and text.strip() and isinstance(category, str)
+    # Both are shown in a table.
+    if not is_read or not category.isprintable() or not str(question_id).isprintable():
         msg = (
             f"{place} is not in Spec-Bench's format: "
             '{"question_id": 1, "category": "summarization", "turns": ["the prompt", ...]}'

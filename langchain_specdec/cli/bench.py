@@ -21,6 +21,7 @@ from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import DtypeName, calm_libraries, spinner, tell_rich
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, reported
+from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -377,6 +378,6 @@ def _memory(plan: Plan, questions: Sequence[Question], *, as_json: bool) -> None
         Console().print(memory_table(uses))
     for use in uses:
         if use.failure:
-            print(f"{use.contestant} failed: {use.failure}", file=sys.stderr)
+            print(visible(f"{use.contestant} failed: {use.failure}"), file=sys.stderr)
     if any(use.failure for use in uses):
         raise typer.Exit(FAILED)

@@ -11,6 +11,8 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_specdec.cli.terminal_text import visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -57,7 +59,7 @@ def load_backend(
     away = [name for name in (model, draft_model) if name is not None and not _is_here(name)]
     if away and sys.stderr.isatty():
         # The hub's own bars follow, which a spinner would overwrite.
-        print(f"Looking for {' and '.join(away)} on the Hugging Face Hub", file=sys.stderr)
+        print(visible(f"Looking for {' and '.join(away)} on the Hugging Face Hub"), file=sys.stderr)
     with spinner(f"Loading {model}", is_shown=not away) as progress:
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend
@@ -73,7 +75,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
     """Turn a spinner on stderr, in a terminal only.
 
     Args:
-        description: What is going on.
+        description: What is going on; shown as it is, brackets included.
         is_shown: False where something else writes to the terminal meanwhile.
 
     Yields:
@@ -89,12 +91,12 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task(description, total=None, note="")
+        progress.add_task(visible(description), total=None, note="")
         yield progress
 
 

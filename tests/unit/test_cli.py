@@ -1,5 +1,6 @@
 """The command line, on tiny models: every flag, wrong input, and what goes to which stream."""
 
+import io
 import json
 import random
 import signal
@@ -24,6 +25,7 @@ from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
 from langchain_specdec.cli import generate as generate_module
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.reporting import INTERRUPTED, reported
+from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
 from langchain_specdec.events import Token
@@ -519,6 +521,17 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
         tell("Unpacking the weights", done, 2)
     tell("Writing the weights", 0, 1)
     assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\n"
+
+
+@pytest.mark.parametrize("name", ["[red]x", "models[/x]/y", "a\x1b[31mb :cat:"])
+def test_a_model_s_name_is_shown_as_it_is(monkeypatch, name):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with loading.spinner(f"Loading {name}") as progress:
+        progress.refresh()
+    assert f"Loading {visible(name)}" in Text.from_ansi(terminal.getvalue()).plain
 
 
 def test_ctrl_c_ends_a_running_command(folder):
