@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from langchain_specdec.bench.report import Report
@@ -19,7 +20,7 @@ def check_plot(path: Path) -> None:
     """Raise unless a plot can be written there.
 
     Raises:
-        InvalidParameterError: The folder does not exist, or the file's name has another suffix.
+        InvalidParameterError: The folder does not exist, the file's name has another suffix, or it cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _SUFFIXES:
@@ -27,6 +28,9 @@ def check_plot(path: Path) -> None:
         raise InvalidParameterError(msg)
     if not path.parent.is_dir():
         msg = f"There is no folder {str(path.parent)!r} to write the plot into."
+        raise InvalidParameterError(msg)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        msg = f"--plot cannot write to {str(path)!r}: {'it is a folder' if path.is_dir() else 'permission denied'}."
         raise InvalidParameterError(msg)
     if importlib.util.find_spec("matplotlib") is None:
         msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'

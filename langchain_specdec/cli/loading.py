@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -86,7 +88,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
 
     console = Console(stderr=True)
     if not is_shown or not sys.stderr.isatty() or console.is_dumb_terminal:
-        with nullcontext():
+        with _heeding_ctrl_c():
             yield None
         return
     columns = (
@@ -95,9 +97,41 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
         BarColumn(bar_width=30),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress, _heeding_ctrl_c():
         progress.add_task(visible(description), total=None, note="")
         yield progress
+
+
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[None]:
+    """End the block by Ctrl-C also where something in it swallows that: PyTorch does while it imports NumPy.
+
+    What is imported after that fails in ways that nobody understands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    is_pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception:
+        if not is_pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if is_pressed:
+        raise KeyboardInterrupt
 
 
 def tell_rich(progress: Progress) -> Callable[[str, int, int], None]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -154,7 +155,12 @@ def test_a_workload_in_spec_bench_s_format(tmp_path):
         '{"question_id": 7, "category": "qa", "turns": ["Who?", "And why?"], "reference": []}\n\n'
         '{"question_id": "b", "category": "math", "turns": ["1 + 1"]}\n'
     )
-    assert load_workload(path) == [Question("7", "qa", "Who?"), Question("b", "math", "1 + 1")]
+    questions = [Question("7", "qa", "Who?"), Question("b", "math", "1 + 1")]
+    assert load_workload(path) == questions
+    path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n"), newline="")
+    assert load_workload(path) == questions, "as an editor of Windows writes it"
+    path.write_text('{"question_id": 1, "category": "qa", "turns": ["a line\u2028separator"]}')
+    assert load_workload(path) == [Question("1", "qa", "a line\u2028separator")]
 
 
 @pytest.mark.parametrize(
@@ -456,6 +462,12 @@ def test_a_plot_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         plot.check_plot(tmp_path / "bars.gif")
     with pytest.raises(InvalidParameterError, match="no folder"):
         plot.check_plot(tmp_path / "none" / "bars.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InvalidParameterError, match="it is a folder"):
+        plot.check_plot(tmp_path / "folder.png")
+    with monkeypatch.context() as patch, pytest.raises(InvalidParameterError, match="permission denied"):
+        patch.setattr(os, "access", lambda path, mode: False)
+        plot.check_plot(tmp_path / "bars.png")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"langchain-specdec\[bench\]"):
         plot.check_plot(tmp_path / "bars.png")

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import metadata
 
 import pytest
@@ -543,6 +543,32 @@ def test_ctrl_c_ends_a_running_command(folder):
     assert "Traceback" not in stderr
     # It may have been done before the signal came.
     assert process.returncode in (0, INTERRUPTED)
+
+
+@pytest.mark.parametrize("error", [None, ImportError("broken by what was swallowed")])
+def test_ctrl_c_that_an_import_swallows_still_counts(error):
+    with pytest.raises(KeyboardInterrupt), loading.spinner("Starting PyTorch"):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if error is not None:
+            raise error
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ImportError), loading.spinner("Starting PyTorch"):
+        raise ImportError
+
+
+def test_ctrl_c_while_the_program_starts():
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'langchain_specdec.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from langchain_specdec.cli import main\n"
+        "main()"
+    )
+    result = run_python(code)
+    assert (result.returncode, result.stderr) == (INTERRUPTED, "Interrupted.\n")
 
 
 def test_a_model_of_the_hub_is_looked_for_in_words(monkeypatch, capsys):
