@@ -545,8 +545,16 @@ def test_ctrl_c_ends_a_running_command(folder):
     assert process.returncode in (0, INTERRUPTED)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Take Ctrl-C as a terminal's process does, also where this one was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("error", [None, ImportError("broken by what was swallowed")])
-def test_ctrl_c_that_an_import_swallows_still_counts(error):
+def test_ctrl_c_that_an_import_swallows_still_counts(error, heeds_ctrl_c):
     with pytest.raises(KeyboardInterrupt), loading.spinner("Starting PyTorch"):
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
