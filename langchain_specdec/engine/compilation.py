@@ -111,7 +111,9 @@ class CompiledLayers:
         self._mode = mode
         self._layers = _decoder_layers(model)
         self._group_size = _group_size(len(self._layers))
+        # By how a group of layers is built, and by its first layer: to look a layer through takes as long as to run it.
         self._functions: dict[object, Callable[..., Tensor]] = {}
+        self._functions_of: dict[int, Callable[..., Tensor]] = {}
         self._local = threading.local()
         self._returns_tuple = False
         self.graphs: dict[GraphKey, CompiledGraph] = {}
@@ -275,7 +277,9 @@ class CompiledLayers:
             positional = tuple(None if value is call.cache else value for value in args)
             arguments.append((positional, {k: v for k, v in kwargs.items() if v is not call.cache}))
         rows = torch.arange(count, device=hidden.device)[:, None]
-        function = self._function(layers)
+        function = self._functions_of.get(first)
+        if function is None:
+            function = self._functions_of[first] = self._function(layers)
         if _key(shape) not in self._ready:
             _mark_dynamic([hidden, rows, shape.positions, *_tensors(arguments)], buffers)
         return function(layers, hidden, tuple(arguments), tuple(names), tuple(buffers), rows, shape.positions)

@@ -179,8 +179,10 @@ class ModelRunner:
         def windowed(window: int | None) -> Tensor:
             mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
             mask = mask[:, None]
-            # Asked anew each time: whoever else holds the model may have changed it.
+            # Asked anew each time: whoever else holds the model may have changed it. On a CPU, attention would turn a
+            # bool mask into numbers once a layer.
             takes_bool = self._config._attn_implementation in (ATTENTION_NAME, "sdpa")
+            takes_bool = takes_bool and self.device.type != "cpu"
             return mask if takes_bool else additive_mask(mask, self._dtype)
 
         if len(self._windows) == 1:

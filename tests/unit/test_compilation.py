@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
-from langchain_specdec.engine import compile_costs
+from langchain_specdec.engine import compilation, compile_costs
 from langchain_specdec.engine.calibration import measure_step_cost
 from langchain_specdec.engine.compilation import CompiledLayers, can_compile
 from langchain_specdec.engine.compile_costs import CompileCosts
@@ -112,6 +112,13 @@ def test_one_graph_serves_all_groups_of_equal_layers(engine: Engine) -> None:
     layers = engine.runner.compiled
     assert layers is not None
     assert len(layers._functions) == 1
+
+
+def test_layers_are_looked_through_only_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.runner.forward([0], [0], [[1, 2, 3]])
+    monkeypatch.setattr(compilation, "_signature", pytest.fail)
+    for width in (1, 3, 5):
+        engine.runner.forward([0], [0], [[1] * width])
 
 
 def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slots(engine: Engine) -> None:

@@ -468,7 +468,7 @@ class Reckless(LlamaForCausalLM):
         if attention_mask is not None:
             length, width = attention_mask.shape[-1], attention_mask.shape[-2]
             rows = torch.arange(length - width, length)[:, None]
-            attention_mask = attention_mask & (torch.arange(length) > rows - 20)
+            attention_mask = attention_mask.masked_fill(torch.arange(length) <= rows - 20, -torch.inf)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
