@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -90,12 +89,6 @@ def specdec(*arguments, stdin=None):
 
 def run_python(code, *, check=False):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=check)  # noqa: S603
-
-
-def start_specdec(*arguments):
-    """A process of its own, as the console script starts it."""
-    command = [sys.executable, "-c", "from langchain_specdec.cli import main; main()", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
 
 
 def generated(*arguments, stdin=None):
@@ -192,16 +185,6 @@ def test_errors_become_a_message_and_a_code(capsys, error, code, message):
 def test_debug_lets_errors_through():
     with pytest.raises(KeyError), reported(debug=True):
         raise KeyError("x")
-
-
-def test_a_reader_that_leaves_is_no_error(folder):
-    arguments = ["generate", PROMPT, "--model", folder, "--max-new-tokens", "60"]
-    process = start_specdec(*arguments)
-    process.stdout.close()
-    stderr = process.stderr.read()
-    process.stderr.close()
-    process.wait(timeout=120)
-    assert stderr == ""
 
 
 # specdec generate
@@ -518,17 +501,6 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
         tell("Unpacking the weights", done, 2)
     tell("Writing the weights", 0, 1)
     assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\n"
-
-
-def test_ctrl_c_ends_a_running_command(folder):
-    arguments = ["generate", PROMPT, "--model", folder, "--max-new-tokens", "400", "--ignore-eos"]
-    process = start_specdec(*arguments)
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert "Traceback" not in stderr
-    # It may have been done before the signal came.
-    assert process.returncode in (0, INTERRUPTED)
 
 
 def test_a_model_of_the_hub_is_looked_for_in_words(monkeypatch, capsys):
