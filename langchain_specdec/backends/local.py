@@ -274,11 +274,7 @@ class LocalBackend:
         raise TypeError(msg)
 
     def _start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
-        prompts = [self._encode(request.prompt) for request in requests]
-        # All are checked before the first starts, so that a bad one costs nobody anything.
-        for prompt, request in zip(prompts, requests, strict=True):
-            self.engine.check(prompt, request.params)
-        return [self.engine.submit(p, r.params) for p, r in zip(prompts, requests, strict=True)]
+        return self.engine.submit_all([(self._encode(request.prompt), request.params) for request in requests])
 
     def _encode(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, Sequence) and not isinstance(text, str) and all(type(token) is int for token in text):

@@ -26,7 +26,11 @@ from langchain_specdec.errors import SpecDecError
 __all__ = ["MemoryUse", "main", "measure_memory"]
 
 _MIB = 2**20
-_CHILD = "from langchain_specdec.bench.memory import main; main()"
+# Ctrl-C reaches it too. Its parent ends it then, and says so.
+_CHILD = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from langchain_specdec.bench.memory import main; main()"
+)
 
 
 @dataclass(frozen=True)

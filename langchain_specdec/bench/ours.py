@@ -79,9 +79,8 @@ class EngineContestant:
     def _decode(self, rows: Sequence[Sequence[int]], params: SamplingParams) -> RunResult:
         before = self._engine.num_prefill_tokens
         started = time.perf_counter()
-        streams: list[CompletionStream] = []
+        streams = self._engine.submit_all([(row, params) for row in rows])
         try:
-            streams += [self._engine.submit(row, params) for row in rows]
             first = next(streams[0])
             first_seconds = time.perf_counter() - started
             assert isinstance(first, TokenEvent)  # noqa: S101 - a text has a token at least
@@ -109,7 +108,7 @@ class EngineContestant:
         token = next(t for t in range(self._engine.runner.vocab_size) if t not in used)
         params = SamplingParams(max_new_tokens=1)
         # All at once, so that they have to take all the slots there are.
-        streams = [self._engine.submit([token], params) for _ in range(self.num_slots)]
+        streams = self._engine.submit_all([([token], params)] * self.num_slots)
         for stream in streams:
             with closing(stream):
                 _read(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from langchain_specdec.bench.report import Report
@@ -19,7 +20,7 @@ def check_plot(path: Path) -> None:
     """Raise unless a plot can be written there.
 
     Raises:
-        InvalidParameterError: The folder does not exist, or the file's name has another suffix.
+        InvalidParameterError: The folder does not exist, the file's name has another suffix, or it cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _SUFFIXES:
@@ -27,6 +28,9 @@ def check_plot(path: Path) -> None:
         raise InvalidParameterError(msg)
     if not path.parent.is_dir():
         msg = f"There is no folder {str(path.parent)!r} to write the plot into."
+        raise InvalidParameterError(msg)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        msg = f"--plot cannot write to {str(path)!r}: {'it is a folder' if path.is_dir() else 'permission denied'}."
         raise InvalidParameterError(msg)
     if importlib.util.find_spec("matplotlib") is None:
         msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'
@@ -62,7 +66,8 @@ def draw(report: Report, path: Path) -> None:
         if len(shown) * len(categories) <= 40:
             axes.bar_label(bars, fmt="%.2f", fontsize=6, padding=2, label_type="center", color="white")
     axes.axhline(1.0, color="0.2", linewidth=0.9, linestyle="--")
-    axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right")
+    # What stands between two dollar signs is no formula.
+    axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right", parse_math=False)
     rate = "decode rate" if report.rate == "decode" else "rate from start to end"
     axes.set_ylabel(f"{rate}, × {report.baseline}")
     axes.set_ylim(bottom=0)
@@ -72,6 +77,7 @@ def draw(report: Report, path: Path) -> None:
         "median of prompts; lines are quartiles",
         fontsize=9,
         loc="left",
+        parse_math=False,
     )
     if shown:
         figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from langchain_specdec.bench.report import ContestantReport, Report
 from langchain_specdec.bench.statistics import ALL, Figures
@@ -23,11 +24,11 @@ _SHOWN_MISMATCHES = 4
 def print_report(report: Report, console: Console) -> None:
     """Print header, table and footnotes."""
     for line in headlines(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
     if report.runs:
         console.print(table(report))
     for line in footnotes(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
 
 
 def headlines(report: Report) -> Iterator[str]:
@@ -87,7 +88,7 @@ def table(report: Report) -> Table:
     for contestant in report.contestants:
         built.add_column(contestant.name, justify="right", no_wrap=True)
     for category in report.categories:
-        built.add_row(category, *(_cell(c.by_category[category], c.name, report) for c in report.contestants))
+        built.add_row(Text(category), *(_cell(c.by_category[category], c.name, report) for c in report.contestants))
     built.add_section()
     if len(report.categories) > 1:
         built.add_row(ALL, *(_cell(c.by_category[ALL], c.name, report) for c in report.contestants), style="bold")

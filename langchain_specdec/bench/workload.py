@@ -49,7 +49,8 @@ def load_workload(path: Path | None) -> list[Question]:
         if path is None:
             text = resources.files("langchain_specdec.bench").joinpath(_DEFAULT).read_text(encoding="utf-8")
         else:
-            text = path.read_text(encoding="utf-8")
+            # Some editors begin a file with a byte order mark.
+            text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text: {error}"
         raise InvalidParameterError(msg) from error
@@ -57,7 +58,8 @@ def load_workload(path: Path | None) -> list[Question]:
         msg = f"Cannot read the workload {path}: {error.strerror}. Give a file in Spec-Bench's format."
         raise InvalidParameterError(msg) from error
     name = str(path or _DEFAULT)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    # Not splitlines(), to which some characters that may stand in JSON end a line.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     questions = [_question(line, f"{name}, line {number}") for number, line in lines]
     if not questions:
         msg = f"{name} is empty."
@@ -71,10 +73,12 @@ def _question(line: str, place: str) -> Question:
         question_id, category, text = entry["question_id"], entry["category"], entry["turns"][0]
     except (ValueError, KeyError, TypeError, IndexError):
         text = None
-    if not isinstance(text, str) or not text.strip() or not isinstance(category, str):
+    is_read = isinstance(text, str) and text.strip() and isinstance(category, str)
+    # Both are shown in a table.
+    if not is_read or not category.isprintable() or not str(question_id).isprintable():
         msg = (
-            f"{place} is not in Spec-Bench's format: "
-            '{"question_id": 1, "category": "summarization", "turns": ["the prompt", ...]}'
+            f"{place} is not in Spec-Bench's format. Each line has to be an object such as "
+            '{"question_id": 1, "category": "summarization", "turns": ["the prompt", ...]}.'
         )
         raise InvalidParameterError(msg)
     return Question(str(question_id), category, text)
@@ -129,7 +133,10 @@ def encode(question: Question, tokenizer: Any, max_tokens: int, *, is_chat: bool
         kept = len(own) - (len(ids) - max_tokens)
         shorter = tokenizer.decode(own[:kept]) if kept > 0 else ""
         if not shorter or len(shorter) >= len(text):
-            msg = f"A prompt of {max_tokens} tokens has no room for question {question.question_id}."
+            msg = (
+                f"A prompt of {max_tokens} tokens has no room for question {question.question_id}. Allow more by "
+                f"--max-prompt-tokens, or by a lower --max-new-tokens where the model has few positions."
+            )
             raise InvalidParameterError(msg)
         text = shorter
         ids = render(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -21,6 +20,7 @@ from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import DtypeName, calm_libraries, spinner, tell_rich
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, reported
+from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -346,7 +346,7 @@ def _show(report: Report, *, as_json: bool) -> None:
 
     print_report(report, _console(report, is_stderr=as_json))
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json_line(report.as_dict()))
 
 
 def _console(report: Report, *, is_stderr: bool) -> Console:
@@ -372,11 +372,11 @@ def _memory(plan: Plan, questions: Sequence[Question], *, as_json: bool) -> None
         with spinner(f"Running {spec.name} in a process of its own"):
             uses.append(measure_memory(replace(plan, specs=[spec]), questions))
     if as_json:
-        print(json.dumps([asdict(use) for use in uses]))
+        print(json_line([asdict(use) for use in uses]))
     else:
         Console().print(memory_table(uses))
     for use in uses:
         if use.failure:
-            print(f"{use.contestant} failed: {use.failure}", file=sys.stderr)
+            print(visible(f"{use.contestant} failed: {use.failure}"), file=sys.stderr)
     if any(use.failure for use in uses):
         raise typer.Exit(FAILED)

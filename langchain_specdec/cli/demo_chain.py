@@ -13,11 +13,13 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable
 
 from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.chat_template import ChatTemplate
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.events import Token
 from langchain_specdec.llms import SpeculativeChunk, SpeculativeLLM
+from langchain_specdec.protected_text import ProtectedEncoder
 
-__all__ = ["INSTRUCTION", "Run", "prompt_template", "summarise"]
+__all__ = ["INSTRUCTION", "Run", "as_data", "prompt_template", "summarise"]
 
 # The first words are those of a data set that the embedded model was trained on (smol-summarize); it heeds them best.
 INSTRUCTION = (
@@ -35,25 +37,28 @@ class Run:
     stats: SpeculationStats
 
 
-def prompt_template(tokenizer: Any) -> PromptTemplate:
-    """The prompt in the model's chat format, the document left open; without a format it is plain text."""
-    rendered = _render(tokenizer) if tokenizer.chat_template else f"{_DOCUMENT}\n\n{INSTRUCTION}\n\nSummary:\n"
+def prompt_template(tokenizer: Any, model_name: str) -> PromptTemplate:
+    """The prompt in the model's chat format, the document left open; without a format it is plain text.
+
+    Raises:
+        InvalidParameterError: The format cannot be rendered.
+    """
+    if tokenizer.chat_template:
+        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": _DOCUMENT}]
+        rendered = ChatTemplate(tokenizer, model_name).text(messages)
+    else:
+        rendered = f"{_DOCUMENT}\n\n{INSTRUCTION}\n\nSummary:\n"
     # What a chat format has of braces is meant as it is.
     escaped = rendered.replace("{", "{{").replace("}", "}}").replace(_DOCUMENT, "{document}")
     return PromptTemplate.from_template(escaped)
 
 
-def _render(tokenizer: Any) -> str:
-    from jinja2 import TemplateError
-
-    system = {"role": "system", "content": INSTRUCTION}
-    try:
-        messages = [system, {"role": "user", "content": _DOCUMENT}]
-        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError:  # a format without system messages says so by raising
-        messages = [{"role": "user", "content": f"{INSTRUCTION}\n\n{_DOCUMENT}"}]
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return rendered
+def as_data(tokenizer: Any, model_name: str, document: str) -> str:
+    """The document as text that may stand in a prompt: what looks like a special token is broken up, so it is none."""
+    has_format = bool(tokenizer.chat_template)
+    encoder = ChatTemplate(tokenizer, model_name).encoder if has_format else ProtectedEncoder(tokenizer, "")
+    sealed = encoder.seal(document)
+    return sealed.unseal(sealed.seal(document), is_broken_up=True)
 
 
 def summarise(
@@ -73,11 +78,12 @@ def summarise(
     Returns:
         The summary and its counts.
     """
-    prompt = prompt_template(backend.tokenizer)
+    prompt = prompt_template(backend.tokenizer, backend.model_name)
     llm = SpeculativeLLM(backend=backend, **params)
     chain: Runnable[dict[str, str], str] = prompt | llm | StrOutputParser()
     watcher = _Watcher(show)
-    text = "".join(chain.stream({"document": document}, config={"callbacks": [watcher]}))
+    data = as_data(backend.tokenizer, backend.model_name, document)
+    text = "".join(chain.stream({"document": data}, config={"callbacks": [watcher]}))
     return Run(text, watcher.stats)
 
 

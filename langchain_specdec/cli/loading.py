@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from langchain_specdec.cli.terminal_text import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -57,7 +61,7 @@ def load_backend(
     away = [name for name in (model, draft_model) if name is not None and not _is_here(name)]
     if away and sys.stderr.isatty():
         # The hub's own bars follow, which a spinner would overwrite.
-        print(f"Looking for {' and '.join(away)} on the Hugging Face Hub", file=sys.stderr)
+        print(visible(f"Looking for {' and '.join(away)} on the Hugging Face Hub"), file=sys.stderr)
     with spinner(f"Loading {model}", is_shown=not away) as progress:
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend
@@ -73,7 +77,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
     """Turn a spinner on stderr, in a terminal only.
 
     Args:
-        description: What is going on.
+        description: What is going on; shown as it is, brackets included.
         is_shown: False where something else writes to the terminal meanwhile.
 
     Yields:
@@ -84,18 +88,50 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | N
 
     console = Console(stderr=True)
     if not is_shown or not sys.stderr.isatty() or console.is_dumb_terminal:
-        with nullcontext():
+        with _heeding_ctrl_c():
             yield None
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task(description, total=None, note="")
+    with Progress(*columns, console=console, transient=True) as progress, _heeding_ctrl_c():
+        progress.add_task(visible(description), total=None, note="")
         yield progress
+
+
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[None]:
+    """End the block by Ctrl-C also where something in it swallows that: PyTorch does while it imports NumPy.
+
+    What is imported after that fails in ways that nobody understands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    is_pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception:
+        if not is_pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if is_pressed:
+        raise KeyboardInterrupt
 
 
 def tell_rich(progress: Progress) -> Callable[[str, int, int], None]:

@@ -138,6 +138,37 @@ class Engine:
                 names such a token, or `grammar` cannot be followed.
             EngineClosedError: The engine was closed.
         """
+        return self.submit_all([(prompt_ids, params)])[0]
+
+    def submit_all(self, completions: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[CompletionStream]:
+        """Queue several completions. All are checked before the first starts, so a bad one costs nobody anything.
+
+        Args:
+            completions: Prompt tokens and parameters of each, as in `submit`.
+
+        Returns:
+            Their streams, in the same order. Read each to the end or close it.
+
+        Raises:
+            SpecDecError: As `submit` does, for the first that is wrong. None has started then.
+        """
+        requests = [self._make_request(prompt_ids, params) for prompt_ids, params in completions]
+        with self._inbox.changed:
+            if self._inbox.is_closed:
+                msg = "The engine was closed, or it failed. Make a new one."
+                raise EngineClosedError(msg)
+            self._inbox.submitted += requests
+            self._inbox.changed.notify_all()
+        if requests:
+            self._start_thread()
+        return [request.stream for request in requests]
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what `submit` would raise for this prompt and these parameters, before any work starts."""
+        self._checked(prompt_ids, params)
+
+    def _make_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
+        """A request that `check` has nothing against."""
         constraint = self._checked(prompt_ids, params)
         seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
@@ -148,18 +179,7 @@ class Engine:
         rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
         request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates, constraint)
         holder.append(request)
-        with inbox.changed:
-            if inbox.is_closed:
-                msg = "The engine was closed, or it failed. Make a new one."
-                raise EngineClosedError(msg)
-            inbox.submitted.append(request)
-            inbox.changed.notify_all()
-        self._start_thread()
-        return stream
-
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise what `submit` would raise for this prompt and these parameters, before any work starts."""
-        self._checked(prompt_ids, params)
+        return request
 
     def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
         """See `check`; the constraint that the grammar makes, if there is one."""

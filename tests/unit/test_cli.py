@@ -1,10 +1,12 @@
 """The command line, on tiny models: every flag, wrong input, and what goes to which stream."""
 
+import io
 import json
 import random
+import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import metadata
 
 import pytest
@@ -23,6 +25,7 @@ from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
 from langchain_specdec.cli import generate as generate_module
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.reporting import INTERRUPTED, reported
+from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
 from langchain_specdec.events import Token
@@ -373,8 +376,9 @@ def test_texts_that_differ_fail(capsys):
 
 def test_braces_of_a_chat_format_stay(folder):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = '{"role"} {{ messages[1].content }} {{ "{x}" }}'
-    assert demo_chain.prompt_template(tokenizer).format(document="{a} b") == '{"role"} {a} b {x}'
+    tokenizer.chat_template = '{"role"} {{ messages | map(attribute="content") | join(" ") }} {{ "{x}" }}'
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="{a} b")
+    assert prompt == f'{{"role"}} {demo_chain.INSTRUCTION} {{a}} b {{x}}'
 
 
 def test_a_chat_format_without_system_messages():
@@ -383,7 +387,7 @@ def test_a_chat_format_without_system_messages():
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ messages[0].content }}"
     )
-    prompt = demo_chain.prompt_template(tokenizer).format(document="text")
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="text")
     assert prompt == f"{demo_chain.INSTRUCTION}\n\ntext"
 
 
@@ -501,6 +505,43 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
         tell("Unpacking the weights", done, 2)
     tell("Writing the weights", 0, 1)
     assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\n"
+
+
+@pytest.mark.parametrize("name", ["[red]x", "models[/x]/y", "a\x1b[31mb :cat:"])
+def test_a_model_s_name_is_shown_as_it_is(monkeypatch, name):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with loading.spinner(f"Loading {name}") as progress:
+        progress.refresh()
+    assert f"Loading {visible(name)}" in Text.from_ansi(terminal.getvalue()).plain
+
+
+@pytest.mark.parametrize("error", [None, ImportError("broken by what was swallowed")])
+def test_ctrl_c_that_an_import_swallows_still_counts(error):
+    with pytest.raises(KeyboardInterrupt), loading.spinner("Starting PyTorch"):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if error is not None:
+            raise error
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ImportError), loading.spinner("Starting PyTorch"):
+        raise ImportError
+
+
+def test_ctrl_c_while_the_program_starts():
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'langchain_specdec.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from langchain_specdec.cli import main\n"
+        "main()"
+    )
+    result = run_python(code)
+    assert (result.returncode, result.stderr) == (INTERRUPTED, "Interrupted.\n")
 
 
 def test_a_model_of_the_hub_is_looked_for_in_words(monkeypatch, capsys):

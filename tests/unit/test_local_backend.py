@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -18,8 +19,10 @@ from tokenizers.processors import TemplateProcessing
 
 from langchain_specdec import LocalBackend, SamplingParams, SpeculativeLLM
 from langchain_specdec.backends.base import Backend, Completion, CompletionRequest
+from langchain_specdec.engine.constraint import Constraint, GrammarCompiler
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
+from langchain_specdec.grammar import Grammar
 
 CALLS = [(f"{prompt} {i}", {"temperature": 1.0, "seed": i} if i % 2 else {}) for i, prompt in enumerate(PROMPTS * 2)]
 
@@ -94,7 +97,33 @@ def test_a_list_of_requests_is_checked_as_a_whole_before_any_starts(backend):
         backend.complete([request("hello"), request("x" * 300)])
     with pytest.raises(InvalidParameterError, match="must be a string"):
         backend.complete([request("hello"), request(5)])
-    assert backend.engine.num_target_forwards == before
+    with pytest.raises(InvalidParameterError, match="regular expression cannot be followed"):
+        backend.complete([request("hello"), request("hello", grammar=Grammar(regex="(unclosed"))])
+    assert (backend.engine.num_target_forwards, backend.engine.num_waiting) == (before, 0)
+
+
+async def test_a_grammar_is_prepared_once_for_each_request(backend, monkeypatch):
+    prepared = []
+    compile_grammar, shortest = GrammarCompiler.compile, Constraint.shortest
+
+    def counted_compile(self, grammar, max_new_tokens):
+        prepared.append(("compile", grammar.regex))
+        return compile_grammar(self, grammar, max_new_tokens)
+
+    def counted_shortest(self, limit):
+        prepared.append(("shortest", limit))
+        return shortest(self, limit)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", counted_compile)
+    monkeypatch.setattr(Constraint, "shortest", counted_shortest)
+    requests = [request("hello", grammar=Grammar(regex=regex), seed=1) for regex in ("[ab]{3}", "[cd]{3}", "[ab]{3}")]
+    expected = [step for r in requests for step in (("compile", r.params.grammar.regex), ("shortest", 8))]
+    texts = [completion.text for completion in backend.complete(requests)]
+    assert all(re.fullmatch(r.params.grammar.regex, text) for r, text in zip(requests, texts, strict=True))
+    assert prepared == expected
+    prepared.clear()
+    assert [completion.text for completion in await backend.acomplete(requests)] == texts
+    assert prepared == expected
 
 
 # Its name

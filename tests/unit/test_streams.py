@@ -587,6 +587,9 @@ def test_what_cannot_run_is_refused_before_any_work(
     num_threads = threading.active_count()
     with pytest.raises(error, match=message):
         engine.submit(prompt, params)
+    with pytest.raises(error, match=message):
+        engine.submit_all([((1,), PARAMS), (prompt, params)])
+    assert engine.submit_all([]) == []
     assert is_at_rest(engine)
     assert threading.active_count() == num_threads  # Not even a thread was started.
 

@@ -1,5 +1,6 @@
 """tgi-launch: its options, what it prints, and wrong input."""
 
+import io
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from tgi_launcher import TGIConfig
 from tgi_launcher.cli.app import _with_command, app
+from tgi_launcher.cli.status import make_status
 
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
 
@@ -220,3 +222,22 @@ def test_without_typer_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr.strip() == 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'
+
+
+# What start shows in a terminal
+
+
+def test_names_and_log_lines_are_shown_as_they_are(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    status = make_status()
+    texts = ["[red]waiting[/x] for :cat:", "models[/x]/:cat: is ready", "ERROR shard:warning: [bold]no[/]"]
+    status.show(texts[0])
+    status.say(texts[1])
+    status.log(texts[2])
+    status.close()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    for text in texts:
+        assert text in plain

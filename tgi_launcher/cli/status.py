@@ -8,8 +8,8 @@ import threading
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status as RichStatus
+from rich.text import Text
 
 __all__ = ["Status", "make_status"]
 
@@ -76,18 +76,18 @@ class _LiveStatus:
 
     def show(self, text: str) -> None:
         """Replace the last line."""
-        self._status.update(escape(text))
+        self._status.update(Text(text))
 
     def step(self, text: str) -> None:
         """Seen in the last line anyway."""
 
     def say(self, text: str) -> None:
         """A line above the last."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
     def log(self, text: str) -> None:
         """A line above the last, dimmed."""
-        self._console.print(f"  | {text}", markup=False, style="dim", soft_wrap=True)
+        self._console.print(Text(f"  | {text}", style="dim"), soft_wrap=True)
 
     def close(self) -> None:
         """Remove the last line."""
