@@ -22,6 +22,9 @@ SOURCES := $(PACKAGES) tests
 MAX_LINES := 400
 
 MAKEFLAGS += --no-print-directory
+# Whatever the environment says: without its caches, Python compiles torch and transformers anew in every process, the
+# many that tests start among them, which takes twice as long as to import them.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help .venv .venv-transformers4 demo test lint docs test-transformers4 clean

@@ -26,6 +26,10 @@ from langchain_specdec.engine.engine import Engine
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 THREAD_NAME = "specdec-engine"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that tests start leave the other tests their core, as `_few_threads` does in this one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples on every run, so that a failure belongs to the change that caused it. New ones are searched for
 # with `pytest --hypothesis-profile=search`.
 _common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

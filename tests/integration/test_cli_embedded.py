@@ -32,7 +32,7 @@ def specdec(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_summarises_and_compares() -> None:
-    result = specdec("demo", "--max-new-tokens", "60", "--rounds", "1")
+    result = specdec("demo", "--max-new-tokens", "48", "--rounds", "1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "\x1b" not in result.stdout
     assert "Loading weights" not in result.stderr

@@ -13,9 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
-from langchain_specdec.backends import local
 from langchain_specdec.backends.base import Completion, CompletionRequest
-from langchain_specdec.engine.loader import LoadedModel, load_model
 from langchain_specdec.events import FinishEvent, Token
 from langchain_specdec.tool_prompt import GENERIC_TOOL_PROMPT
 
@@ -51,24 +49,6 @@ def run_example(page: Path, example: Example, names: dict[str, Any], capsys: pyt
     printed = capsys.readouterr().out
     if example.output is not None:
         assert printed == example.output, f"{page.name}:{example.line} prints something else than the page shows"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def weights_read_once() -> Iterator[None]:
-    """Every example loads the same model; here its weights are read and packed once for all of them."""
-    known: dict[str, LoadedModel] = {}
-
-    def load(model: Any, tokenizer: Any = None, *, progress: Any = None, **options: Any) -> LoadedModel:
-        if not isinstance(model, str):
-            return load_model(model, tokenizer, progress=progress, **options)
-        key = repr((model, tokenizer, sorted(options.items())))
-        if key not in known:
-            known[key] = load_model(model, tokenizer, progress=progress, **options)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "load_model", load)
-        yield
 
 
 @pytest.fixture

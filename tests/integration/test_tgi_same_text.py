@@ -68,7 +68,7 @@ def _few_threads():
 @pytest.fixture(scope="module")
 def local():
     # Uncompiled: compiling costs more than it saves on texts so short.
-    options = {"num_slots": 10, "max_length": 256, "compile": "off"}
+    options = {"num_slots": len(PROMPTS), "max_length": 256, "compile": "off"}
     with SpeculativeLLM.from_model_id("embedded", drafter="none", **options, **FIELDS) as local:
         local.invoke("Hello", max_new_tokens=1)
         yield local
@@ -76,10 +76,14 @@ def local():
 
 @pytest.fixture(scope="module")
 def server(local):
-    """The same weights behind a server that drafts two tokens at a time. The two never run at the same time."""
+    """The same weights behind a server that drafts two tokens at a time. The two never run at the same time.
+
+    Ten requests run at a time. A slot for each prompt keeps what was read of it, so that only the first way of asking
+    has to read them all.
+    """
     backend = LocalBackend(
         local.backend.model, local.backend.tokenizer, drafter="prompt_lookup", max_draft_tokens=2, draft_length=2,
-        num_slots=10, max_length=256, compile="off",
+        num_slots=len(PROMPTS), max_length=256, compile="off",
     )  # fmt: skip
     limits = Limits(max_concurrent_requests=10, max_input_tokens=255, max_total_tokens=256)
     with ServerThread(EngineModel("embedded", backend=backend), limits) as server:

@@ -4,10 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +26,6 @@ from langchain_specdec.bench.table import print_report
 from langchain_specdec.bench.weights import load_weights, step_bytes
 from langchain_specdec.bench.workload import Question, encode, load_workload, select
 from langchain_specdec.cli.app import app
-from langchain_specdec.cli.reporting import INTERRUPTED
 from langchain_specdec.engine.compilation import CompiledLayers, can_compile
 from langchain_specdec.engine.compile_costs import CompileCosts
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
@@ -809,32 +804,6 @@ def test_memory_of_each_contestant():
     for use in uses:
         assert use["decoding_peak"] >= use["loaded"] * 0.9 > 0
         assert use["loading_peak"] >= use["at_start"] > 50
-
-
-def test_ctrl_c_prints_what_was_measured():
-    command = [
-        sys.executable,
-        "-c",
-        "from langchain_specdec.cli import main; main()",
-        "bench",
-        *TINY,
-        "--category",
-        "math",
-    ]
-    process = subprocess.Popen(  # noqa: S603
-        [*command, "--contestants", "plain,hf", "--repeat", "1000", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline() == "Measuring 2000 runs of 2 contestants\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED
-    read = json.loads(stdout)
-    assert read["is_interrupted"]
-    assert len(read["runs"]) < 2000
-    assert stderr.endswith("Interrupted: only what was measured until then.\n")
 
 
 def test_every_contestant_is_in_the_help():

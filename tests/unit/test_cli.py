@@ -94,12 +94,6 @@ def run_python(code, *, check=False):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=check)  # noqa: S603
 
 
-def start_specdec(*arguments):
-    """A process of its own, as the console script starts it."""
-    command = [sys.executable, "-c", "from langchain_specdec.cli import main; main()", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
-
-
 def generated(*arguments, stdin=None):
     """The JSON object that `generate` prints."""
     result = specdec("generate", "--json", *arguments, stdin=stdin)
@@ -194,16 +188,6 @@ def test_errors_become_a_message_and_a_code(capsys, error, code, message):
 def test_debug_lets_errors_through():
     with pytest.raises(KeyError), reported(debug=True):
         raise KeyError("x")
-
-
-def test_a_reader_that_leaves_is_no_error(folder):
-    arguments = ["generate", PROMPT, "--model", folder, "--max-new-tokens", "60"]
-    process = start_specdec(*arguments)
-    process.stdout.close()
-    stderr = process.stderr.read()
-    process.stderr.close()
-    process.wait(timeout=120)
-    assert stderr == ""
 
 
 # specdec generate
@@ -532,17 +516,6 @@ def test_a_model_s_name_is_shown_as_it_is(monkeypatch, name):
     with loading.spinner(f"Loading {name}") as progress:
         progress.refresh()
     assert f"Loading {visible(name)}" in Text.from_ansi(terminal.getvalue()).plain
-
-
-def test_ctrl_c_ends_a_running_command(folder):
-    arguments = ["generate", PROMPT, "--model", folder, "--max-new-tokens", "400", "--ignore-eos"]
-    process = start_specdec(*arguments)
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert "Traceback" not in stderr
-    # It may have been done before the signal came.
-    assert process.returncode in (0, INTERRUPTED)
 
 
 @pytest.fixture

@@ -129,36 +129,6 @@ def test_drafts_never_change_a_constrained_text(model: Any, temperature: float) 
             assert [token_ids(tokens) for tokens, _ in run(engine, cases)] == expected, name
 
 
-def test_200_random_schemas_are_always_fit(model: Any, compiler: GrammarCompiler) -> None:
-    """Greedy and sampled, with and without drafts."""
-    rng = random.Random(11)
-    cases = []
-    for number in range(200):
-        grammar = Grammar(schema=random_schema(rng))
-        # A model of random weights would fill any room: here all have to come to their end in time.
-        shortest = compiler.compile(grammar, 500).shortest(500)
-        assert shortest is not None
-        for temperature in (0.0, 1.0):
-            params = SamplingParams(
-                max_new_tokens=len(shortest) + 20, temperature=temperature, seed=number, grammar=grammar
-            )
-            cases.append((random_prompt(rng), params))
-    with (
-        closing(make_engine(model, NoDrafter(), num_slots=16)) as without,
-        closing(make_engine(model, TreeDrafter(5), num_slots=16, max_tree_nodes=8)) as drafting,
-    ):
-        plainly, drafted = run(without, cases), run(drafting, cases)
-        for (_, params), (tokens, finish), (others, finish_of_others) in zip(cases, plainly, drafted, strict=True):
-            assert params.grammar is not None
-            assert token_ids(tokens) == token_ids(others)
-            assert finish.finish_reason == finish_of_others.finish_reason == "eos_token"
-            value = json.loads("".join(token.text for token in tokens))
-            jsonschema.validate(value, dict(params.grammar.schema or {}))
-        total = sum((finish.speculation for _, finish in drafted[1:]), start=drafted[0][1].speculation)
-    assert total.forced_tokens > 0
-    assert total.tokens_per_step > 1.3
-
-
 def test_forced_tokens_are_drafted_and_counted(model: Any) -> None:
     grammar = Grammar(schema={"const": {"a": "nothing to choose here", "b": [1, 2, 3]}})
     length = len(json.dumps(grammar.schema["const"]))

@@ -1,0 +1,53 @@
+"""The model that comes along, for all tests of a process: read and packed once, and its steps timed once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from langchain_specdec.backends import local
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.engine import step
+from langchain_specdec.engine.calibration import measure_step_cost
+from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.loader import LoadedModel, load_model
+from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.runner import ModelRunner
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _weights_read_once() -> Iterator[None]:
+    """Whoever asks for a model by name gets the one that was loaded before; no test changes it."""
+    known: dict[str, LoadedModel] = {}
+
+    def load(model: Any, tokenizer: Any = None, *, progress: Any = None, **options: Any) -> LoadedModel:
+        if not isinstance(model, str):
+            return load_model(model, tokenizer, progress=progress, **options)
+        key = repr((model, tokenizer, sorted(options.items())))
+        if key not in known:
+            known[key] = load_model(model, tokenizer, progress=progress, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "load_model", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _steps_timed_once() -> Iterator[None]:
+    """Each backend times steps for two seconds before it drafts; here those with the same model and drafter share."""
+    known: dict[tuple[Any, ...], StepCost] = {}
+
+    def measure(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
+        key = (runner.model, runner.max_width, runner.cache.num_slots, type(drafter))
+        if key not in known:
+            known[key] = measure_step_cost(runner, drafter, request)
+        # Each engine refines its own.
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "measure_step_cost", measure)
+        yield
