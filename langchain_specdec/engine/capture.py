@@ -52,27 +52,25 @@ class CudaCapture:
         self, load: Callable[[], None], function: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         """See `Capture`."""
-        current = torch.cuda.current_stream(self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        try:
-            with torch.cuda.device(self._device):
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(self._device):
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            side.wait_stream(current)
+            try:
                 with torch.cuda.stream(side):
                     for _ in range(_NUM_WARM_UPS):
                         load()
                         function()
                     load()
                 side.synchronize()
-                graph = torch.cuda.CUDAGraph()
                 # Other threads may go on using the GPU meanwhile; this one may not do what cannot be recorded.
                 with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
                     outputs = function()
-        finally:
-            # Where a recording breaks off, torch leaves its stream in force.
-            torch.cuda.set_stream(current)
-            current.wait_stream(side)
+            finally:
+                # Where a recording breaks off, torch leaves its stream in force.
+                torch.cuda.set_stream(current)
+                current.wait_stream(side)
         return outputs, graph.replay
 
     def seconds(self, action: Callable[[], object]) -> float:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from langchain_specdec.engine.capture import Capture
+from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.graphs import Bucket, Buckets, CapturedGraph, GraphStore
 from langchain_specdec.engine.kv_cache import StaticShape
 from langchain_specdec.engine.rows import RowBatch, RowInputs, load, num_bytes
@@ -22,12 +24,35 @@ from langchain_specdec.engine.verify import Verification, choose
 from langchain_specdec.sampling import Noise, pick_noisy
 
 if TYPE_CHECKING:
+    from langchain_specdec.embedded import Progress
     from langchain_specdec.engine.runner import ModelRunner, PickDraft
 
-__all__ = ["CapturedSteps", "draft_step", "verify_step"]
+__all__ = ["CapturedSteps", "draft_step", "make_captured", "verify_step"]
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
+
+
+def make_captured(
+    capture: Capture,
+    mode: CompileMode,
+    num_slots: int,
+    max_length: int,
+    max_width: int,
+    progress: Progress | None = None,
+) -> CapturedSteps:
+    """What captures the steps of a runner.
+
+    Args:
+        capture: What records them.
+        mode: See `GraphStore`; `"max-autotune"` also makes graphs of the very shapes that come, without padding.
+        num_slots: The runner's.
+        max_length: The runner's.
+        max_width: The runner's.
+        progress: See `GraphStore`.
+    """
+    buckets = Buckets(num_slots, max_width, max_length + max_width, is_exact=mode == "max-autotune")
+    return CapturedSteps(GraphStore(capture, mode, progress), buckets)
 
 
 class CapturedSteps:
@@ -108,22 +133,10 @@ class CapturedSteps:
             runner: The runner.
             batch: One row of one token, the last one of a text.
         """
-        start, token, store = batch.starts[0], batch.tokens[0][0], self.store
-        is_sampled = batch.noise is not None and batch.noise.is_sampled
-        of = partial(self._buckets.of, "verify", batch.slots, start, is_sampled=is_sampled)
-        narrowest = of(1)
-        if store.is_frozen or narrowest is None or narrowest not in store or narrowest in self._settled:
-            return
-        wanted = {width: bucket for width in self._buckets.all_widths if (bucket := of(width)) is not None}
-        missing = [width for width, bucket in wanted.items() if not store.is_settled(bucket)]
-        if missing:
-            tokens = [[token] * missing[0]]
-            self.verify(runner, RowBatch(batch.slots, batch.starts, tokens, None, batch.noise), is_wanted=True)
-            missing = [width for width in missing if not store.is_settled(wanted[width])]
-            store.tell(len(wanted) - len(missing), len(wanted))
-        if not missing:
-            self._settled.add(narrowest)
-            self._is_complete = True
+        try:
+            self._make_next(runner, batch)
+        except Exception as error:
+            self.store.fail(error)
 
     def prepare(self, runner: ModelRunner, *, is_sampled: bool) -> None:
         """Make the likeliest graphs now, before anything runs, and none later, so that runs can be compared.
@@ -156,6 +169,23 @@ class CapturedSteps:
         """Let go of all graphs and their inputs."""
         self.store.stop()
         self._places.clear()
+
+    def _make_next(self, runner: ModelRunner, batch: RowBatch) -> None:
+        store, is_sampled = self.store, batch.noise is not None and batch.noise.is_sampled
+        of = partial(self._buckets.of, "verify", batch.slots, batch.starts[0], is_sampled=is_sampled)
+        narrowest = of(1)
+        if store.is_frozen or narrowest is None or narrowest not in store or narrowest in self._settled:
+            return
+        wanted = {width: bucket for width in self._buckets.all_widths if (bucket := of(width)) is not None}
+        missing = [width for width, bucket in wanted.items() if not store.is_settled(bucket)]
+        if missing:
+            tokens = [list(batch.tokens[0]) * missing[0]]
+            self.verify(runner, RowBatch(batch.slots, batch.starts, tokens, None, batch.noise), is_wanted=True)
+            missing = [width for width in missing if not store.is_settled(wanted[width])]
+            store.tell(len(wanted) - len(missing), len(wanted))
+        if not missing:
+            self._settled.add(narrowest)
+            self._is_complete = True
 
     def _packed(self, batch: RowBatch, bucket: Bucket, width: int, *, has_tree: bool) -> Callable[[], None]:
         """Loads a batch, padded to a bucket, into the place that its graph reads."""

@@ -16,14 +16,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from langchain_specdec.embedded import Progress
 from langchain_specdec.engine.capture import Capture
 from langchain_specdec.engine.compilation import CompileMode
+
+if TYPE_CHECKING:
+    from langchain_specdec.embedded import Progress
 
 __all__ = ["WIDTHS", "Bucket", "Buckets", "CapturedGraph", "GraphStore", "can_capture", "making_seconds"]
 
@@ -121,8 +123,8 @@ class CapturedGraph:
     Attributes:
         outputs: What each replay writes to; good until the next replay of any graph.
         replay: Runs it.
-        seconds: What it takes.
-        saving: Share of the time without it that it saves.
+        seconds: What making it took.
+        saving: Share of a step's time that it saves.
     """
 
     outputs: tuple[Tensor, ...]
@@ -236,13 +238,12 @@ class GraphStore:
                 )
                 self.rejected[bucket] = "it computes something else"
                 return
-            seconds = self._capture.seconds(run)
-            saving = 1.0 - seconds / self._capture.seconds(plain)
+            saving = 1.0 - self._capture.seconds(run) / self._capture.seconds(plain)
             if saving <= 0:
                 _logger.info("The graph of %s takes longer than what it stands for; it is not used.", bucket)
                 self.rejected[bucket] = "it takes longer"
                 return
-            self._keep(bucket, CapturedGraph(outputs, replay, seconds, saving))
+            self._keep(bucket, CapturedGraph(outputs, replay, time.perf_counter() - started, saving))
         except Exception as failure:
             self.fail(failure)
         finally:
@@ -251,8 +252,14 @@ class GraphStore:
 
     def tell(self, done: int, total: int) -> None:
         """Report how many of the graphs that are wanted now are made."""
-        if self._progress is not None:
+        if self._progress is None:
+            return
+        try:
             self._progress("Capturing CUDA graphs", done, total)
+        except Exception:
+            # Nobody's text depends on who looks on.
+            _logger.exception("The progress callback failed; it is not called any more")
+            self._progress = None
 
     def fail(self, error: Exception) -> None:
         """`stop`, and say why; whatever fails after `stop` does not matter."""

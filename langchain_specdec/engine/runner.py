@@ -83,7 +83,8 @@ class ModelRunner:
         if self.compiled is not None:
             self.compiled.prepare(self.cache.num_slots, self._trial)
         if self.captured is not None:
-            self.captured.prepare(self, is_sampled=is_sampled)
+            with torch.inference_mode():
+                self.captured.prepare(self, is_sampled=is_sampled)
 
     def begin_turn(self) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it."""
