@@ -58,6 +58,8 @@ class DraftModelDrafter:
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
+        self._table: SamplingTable | None = None
+        self._table_ids: tuple[int, ...] = ()
 
     @property
     def num_forwards(self) -> int:
@@ -167,8 +169,11 @@ class DraftModelDrafter:
     def _pick(self, requests: Sequence[DraftingRequest], history: TokenHistory | None) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
         device = self._runner.device
-        params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
-        table = SamplingTable(params, seeds, slots, self._vocab_size, device)
+        ids = tuple(r.request_id for r in requests)
+        if self._table is None or self._table_ids != ids:
+            params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
+            self._table, self._table_ids = SamplingTable(params, seeds, slots, self._vocab_size, device), ids
+        table = self._table
 
         def pick(logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
             allowed = None

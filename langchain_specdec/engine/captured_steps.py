@@ -119,11 +119,12 @@ class CapturedSteps:
                 return self._replay_chain(runner, buckets[0], graphs, batch, steps, pick)
             except Exception as error:
                 self.store.fail(error)
+        # Before the loop: padding of shorter rows would overwrite what the loop leaves.
+        if buckets and self.store.is_due(buckets[0]):
+            self._make_draft(runner, buckets[0], batch, vocab_size)
         chains = runner.chain_plainly(batch, steps, vocab_size, pick).tolist()
-        batches = [batch, _after(batch, chains)]
-        for bucket, first in zip(buckets, batches, strict=False):
-            if self.store.is_due(bucket):
-                self._make_draft(runner, bucket, first, vocab_size)
+        if len(buckets) > 1 and self.store.is_due(buckets[1]):
+            self._make_draft(runner, buckets[1], _after(batch, chains), vocab_size)
         return chains
 
     def make_next(self, runner: ModelRunner, batch: RowBatch) -> None:

@@ -44,10 +44,10 @@ from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.sampling import Noise, SamplingParams
 
 PROMPTS = [[5, 6, 7, 8, 9, 5, 6, 7], [7, 8, 9, 5, 6, 7] * 3, [1, 2, 3], [9] * 20, [4], [5, 6, 7, 8, 1, 2]]
-GREEDY = SamplingParams(max_new_tokens=40, ignore_eos=True)
-SAMPLED = SamplingParams(max_new_tokens=40, temperature=0.8, seed=3, ignore_eos=True)
-CUT = SamplingParams(max_new_tokens=40, temperature=0.9, top_p=0.8, top_k=30, seed=5, ignore_eos=True)
-PENALISED = SamplingParams(max_new_tokens=40, temperature=0.7, repetition_penalty=1.3, seed=6, ignore_eos=True)
+GREEDY = SamplingParams(max_new_tokens=25, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=25, temperature=0.8, seed=3, ignore_eos=True)
+CUT = SamplingParams(max_new_tokens=25, temperature=0.9, top_p=0.8, top_k=30, seed=5, ignore_eos=True)
+PENALISED = SamplingParams(max_new_tokens=25, temperature=0.7, repetition_penalty=1.3, seed=6, ignore_eos=True)
 KINDS = [GREEDY, SAMPLED, CUT, PENALISED]
 NAMES = ["greedy", "sampled", "cut", "penalised"]
 
@@ -132,10 +132,11 @@ def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: An
 def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     draft = captured_runner(perturbed(tiny_model(), 0.05), num_slots=num_slots)
     runner = captured_runner(tiny_model(), num_slots=num_slots)
-    engine = make(runner, DraftModelDrafter(draft, 258, 512))
+    engine = make(runner, DraftModelDrafter(draft, 258, 512), max_draft_tokens=3)
+    prompts = PROMPTS[: 2 * num_slots]
+    expected = [references(prompt, params) for prompt in prompts]
     for _ in range(2):
-        expected = [references(prompt, params) for prompt in PROMPTS]
-        assert decode(engine, PROMPTS, [params] * len(PROMPTS)) == expected
+        assert decode(engine, prompts, [params] * len(prompts)) == expected
     assert captured(draft).store.failure == ""
     assert captured(draft).store.rejected == {}
     assert {bucket.kind for bucket in captured(draft).store.graphs} == {"draft"}
@@ -224,7 +225,7 @@ WAITING_FAMILIES = {"llama-dynamic-rope"}
 
 
 @pytest.mark.parametrize("kind", ["verify", "draft"])
-@pytest.mark.parametrize("name", ALL_FAMILIES)
+@pytest.mark.parametrize("name", [name for name in ALL_FAMILIES if name not in WAITING_FAMILIES])
 def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
     target = load(name, "cpu")
     target.model.to("meta")
@@ -237,8 +238,6 @@ def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
         with torch.inference_mode():
             run = verify_step if kind == "verify" else lambda *args: draft_step(*args, 250)
             run(runner, inputs, bucket)  # allocates the slots
-            if name in WAITING_FAMILIES:
-                return
             with Watch():
                 outputs = run(runner, inputs, bucket)
         shape = (rows, width, 258) if kind == "verify" else (rows, 250)
@@ -287,36 +286,33 @@ def test_a_step_takes_one_copy_each_way(
         "tree": TreeOracleDrafter(known, 0.8),
         "draft model": DraftModelDrafter(draft, 258, 512),
     }[drafting]
-    options = {"max_tree_nodes": 16} if drafting == "tree" else {}
-    cost = StepCost({(1, 1): 1.0, (1, 1024): 1.0})
-    engine = Engine(runner, drafter, loaded(runner.model).tokenizer, (256,), step_cost=cost, **options)
+    options: dict[str, Any] = {"max_tree_nodes": 16} if drafting == "tree" else {}
+    options |= {"step_cost": StepCost.flat(), "max_draft_tokens": 3}
+    engine = Engine(runner, drafter, loaded(runner.model).tokenizer, (256,), **options)
     monkeypatch.setattr(engine, "_start_thread", lambda: None)
-    replays: list[int] = []
-    verified: list[int] = []
-    # The first round makes the graphs; in the second one a step that runs captured is counted.
+    counted = 0
+    before: list[int] = []
     for turn in range(3):
         streams = [engine.submit(prompt, params) for prompt in PROMPTS[:3]]
         while engine.num_running or engine.num_waiting:
-            requests = engine._scheduler.next_decode()
-            made = captured(runner).store.num_made if is_captured else 0
-            draft_made = captured(draft).store.num_made if is_captured else 0
-            seen = {(r.slot, r.num_output_tokens > 0) for r in requests}
+            made = [c.store.num_made for c in (runner.captured, draft.captured) if c is not None]
             with Copies() as copies:
                 engine._run_once()
-            still = engine._scheduler.next_decode()
-            is_steady = seen and all(begun for _, begun in seen) and len(still) == len(requests)
-            is_made = is_captured and (
-                made != captured(runner).store.num_made or draft_made != captured(draft).store.num_made
-            )
-            if turn == 2 and is_steady and not is_made:
-                loops = 2 if drafting == "draft model" and copies.to_host > 1 else 1
-                verified.append(copies.to_host)
-                assert copies.to_host <= loops
-                assert copies.to_device <= loops
+            # What rows that join need is no part of a step, nor is making graphs.
+            rows = [request.request_id for request in engine._scheduler.next_decode()]
+            is_steady = rows == before and made == [
+                c.store.num_made for c in (runner.captured, draft.captured) if c is not None
+            ]
+            before = rows
+            if turn == 2 and is_steady and len(rows) == 3:
+                counted += 1
+                # A loop of the draft model has inputs and a result of its own.
+                limit = 2 if drafting == "draft model" else 1
+                assert copies.to_host <= limit
+                assert copies.to_device <= limit
         for prompt, stream in zip(PROMPTS[:3], streams, strict=True):
             assert token_ids(read(stream)[0]) == known[tuple(prompt)]
-    assert verified
-    del replays
+    assert counted > 2
 
 
 # --- How many there are, and when they are made -----------------------------------------------------------------------
@@ -484,7 +480,7 @@ def test_graphs_that_fail_cost_nobody_their_text(
 ) -> None:
     draft = captured_runner(perturbed(tiny_model(), 0.05), BrokenCapture(how))
     runner = captured_runner(tiny_model(), BrokenCapture(how))
-    engine = make(runner, DraftModelDrafter(draft, 258, 512))
+    engine = make(runner, DraftModelDrafter(draft, 258, 512), max_draft_tokens=3)
     with caplog.at_level(logging.WARNING, logger="langchain_specdec"):
         for _ in range(2):
             expected = [references(prompt, params) for prompt in PROMPTS]
