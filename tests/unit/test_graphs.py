@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from langchain_specdec.bench.header import _describe_captured
+from langchain_specdec.bench.table import _layers
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
@@ -41,7 +44,7 @@ from langchain_specdec.engine.graphs import WIDTHS, Bucket, Buckets, GraphStore,
 from langchain_specdec.engine.loader import make_runner
 from langchain_specdec.engine.rows import RowBatch, RowInputs, num_bytes
 from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.sampling import Noise, SamplingParams
+from langchain_specdec.sampling import Noise, SamplingParams, TokenHistory
 
 PROMPTS = [[5, 6, 7, 8, 9, 5, 6, 7], [7, 8, 9, 5, 6, 7] * 3, [1, 2, 3], [9] * 20, [4], [5, 6, 7, 8, 1, 2]]
 GREEDY = SamplingParams(max_new_tokens=25, ignore_eos=True)
@@ -150,8 +153,6 @@ def test_drafts_are_those_of_the_uncaptured_loop(params: SamplingParams) -> None
     ours = DraftModelDrafter(captured_runner(model, capture), 250, 512)
     plain._vocab_size = 250
     requests = [FakeRequest(i, list(prompt), i, params, seed=i) for i, prompt in enumerate(PROMPTS[:3])]
-    from langchain_specdec.sampling import TokenHistory
-
     history = TokenHistory(4, 258, torch.device("cpu"))
     for request in requests:
         history.start(request.slot, request.token_ids)
@@ -174,7 +175,7 @@ def test_drafts_are_those_of_the_uncaptured_loop(params: SamplingParams) -> None
 @pytest.mark.parametrize("name", ["mistral", "qwen2-some-sliding", "gemma2", "gemma3", "gpt2", "phi3", "gpt_neox"])
 def test_families_with_windows_and_learned_positions(name: str, make: Any) -> None:
     target = load(name, "cpu")
-    prompts = [tuple(random_prompt(__import__("random").Random(i), 2 * WINDOW)) for i in range(3)]
+    prompts = [tuple(random_prompt(random.Random(i), 2 * WINDOW)) for i in range(3)]
     # Up to the last position that the model knows: padding lies beyond it.
     counts = [64 - len(prompt) for prompt in prompts]
     runner = make_runner(target, num_slots=3, max_length=64, max_width=MAX_WIDTH)
@@ -482,9 +483,10 @@ def test_graphs_that_fail_cost_nobody_their_text(
     runner = captured_runner(tiny_model(), BrokenCapture(how))
     engine = make(runner, DraftModelDrafter(draft, 258, 512), max_draft_tokens=3)
     with caplog.at_level(logging.WARNING, logger="langchain_specdec"):
+        prompts = PROMPTS[:4]
         for _ in range(2):
-            expected = [references(prompt, params) for prompt in PROMPTS]
-            assert decode(engine, PROMPTS, [params] * len(PROMPTS)) == expected
+            expected = [references(prompt, params) for prompt in prompts]
+            assert decode(engine, prompts, [params] * len(prompts)) == expected
     stores = [captured(runner).store, captured(draft).store]
     for store in stores:
         assert store.graphs == {}
@@ -535,6 +537,22 @@ def test_graphs_are_for_cuda() -> None:
     assert can_capture(tiny_model()) == "graphs are captured on CUDA only"
     target = loaded(tiny_model())
     assert make_runner(target, num_slots=1, max_length=64, max_width=3, compile="auto").captured is None
+
+
+def test_a_report_tells_what_was_captured() -> None:
+    store = GraphStore(RecordedCapture(), "reduce-overhead")
+    for width in (1, 2):
+        store.begin_turn()
+        put(store, bucket_of(width))
+    store.rejected[bucket_of(3)] = "it takes longer"
+    described = _describe_captured([store])
+    assert [graph["is_used"] for graph in described["graphs"]] == [True, True, False]
+    assert described["graphs"][1]["shape"] == "verify 1 x 2 tokens, 256 positions"
+    line = _layers(described)
+    assert line.startswith("of this engine captured, 2 of 3 CUDA graphs in use, made in ")
+    assert line.endswith(" s (50% to 50% less time a step)")
+    store.fail(RuntimeError("no"))
+    assert _layers(_describe_captured([store])) == "of this engine not captured (RuntimeError: no)"
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------
