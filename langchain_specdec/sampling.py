@@ -23,7 +23,16 @@ from torch import Tensor
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import Grammar
 
-__all__ = ["SamplingParams", "SamplingTable", "TokenHistory", "gumbel_noise", "pick_tokens", "process_logits"]
+__all__ = [
+    "Noise",
+    "SamplingParams",
+    "SamplingTable",
+    "TokenHistory",
+    "gumbel_noise",
+    "pick_noisy",
+    "pick_tokens",
+    "process_logits",
+]
 
 _MAX_SEED = 2**64 - 1
 _MAX_LOGPROBS = 20
@@ -152,10 +161,47 @@ class SamplingParams:
         """Whether scores depend on which tokens came before (a penalty is on)."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
+    @property
+    def needs_only_noise(self) -> bool:
+        """Whether the logits, the temperature and the noise are all that tokens are chosen by."""
+        # Truncation never removes the best token, so greedy decoding needs none of it.
+        is_cut = bool(self.top_k or self.min_p or self.top_p not in (None, 1.0)) and self.temperature > 0
+        return not (is_cut or self.needs_history or self.logit_bias or self.grammar is not None)
+
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Names of all parameters, in order."""
         return tuple(f.name for f in fields(cls))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What chooses the tokens of rows whose scores are their logits.
+
+    Attributes:
+        seeds: The seed in force for each row.
+        temperatures: The temperature of each row; 0 is greedy.
+    """
+
+    seeds: Sequence[int]
+    temperatures: Sequence[float]
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], seeds: Sequence[int]) -> Noise | None:
+        """What chooses for these rows; None where that takes more than noise."""
+        if not all(p.needs_only_noise for p in params):
+            return None
+        return cls(seeds, [p.temperature for p in params])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether any row is not greedy."""
+        return any(temperature > 0 for temperature in self.temperatures)
+
+    @property
+    def halves(self) -> list[list[int]]:
+        """Lower and upper half of each seed, each as an int32."""
+        return [[_as_int32(seed & 0xFFFFFFFF), _as_int32(seed >> 32)] for seed in self.seeds]
 
 
 class TokenHistory:
@@ -206,7 +252,7 @@ class SamplingTable:
 
         self.slots = torch.tensor(list(slots), device=device)
         self.temperature = column([p.temperature for p in params])
-        self.seeds = torch.tensor([[_as_int32(s & 0xFFFFFFFF), _as_int32(s >> 32)] for s in seeds], dtype=torch.int32)
+        self.seeds = torch.tensor(Noise(seeds, ()).halves, dtype=torch.int32)
         self.seeds = self.seeds.to(device)
         self.is_sampled = any(p.temperature > 0 for p in params)
         # Truncation never removes the best token, so greedy rows need none of it.
@@ -375,3 +421,19 @@ def pick_tokens(
     if table.is_sampled:
         scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
     return scores.argmax(-1)
+
+
+def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """`pick_tokens` where `SamplingParams.needs_only_noise`; nothing in it waits for the device.
+
+    Args:
+        logits: `[rows, width, vocab]`.
+        temperature: Floating point `[rows]`; 0 is greedy.
+        seeds: Lower and upper half of each row's seed, as int32 numbers, any whole number type `[rows, 2]`.
+        positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
+
+    Returns:
+        Token ids, int64 `[rows, width]`.
+    """
+    noise = gumbel_noise(seeds.to(torch.int32), positions, logits.shape[-1])
+    return (logits.float() + temperature.float()[:, None, None] * noise).argmax(-1)

@@ -68,12 +68,15 @@ class LocalBackend:
         revision: Branch, tag or commit of the model id.
         draft_revision: The same for the draft model.
         attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
-        compile: Whether decoder layers are compiled, on CPU: `"auto"` once it has become worth what it costs,
-            `"reduce-overhead"` and `"max-autotune"` from the first step on, in the background; `"off"` never.
+        compile: On CPU, whether decoder layers are compiled: `"auto"` once it has become worth what it costs,
+            `"reduce-overhead"` and `"max-autotune"` from the first step on, in the background; `"off"` never. On CUDA,
+            whether steps are captured as graphs, one at a time between steps: `"auto"` once a shape was seen a few
+            times, `"reduce-overhead"` at once, `"max-autotune"` at once and without rounding shapes; `"off"` never.
         quantization_config: Passed to transformers, for the target.
         trust_remote_code: Whether code that comes with a model may run. Off unless asked for.
         token: Access token of the Hugging Face Hub.
-        progress: Told `(description, done, total)` while the embedded model is prepared.
+        progress: Told `(description, done, total)` while the embedded model is prepared, and when graphs are captured,
+            then from the engine's thread.
         step_cost: What steps cost, instead of measuring it; for tests and reproducible step counts.
 
     Raises:
@@ -147,7 +150,12 @@ class LocalBackend:
         has_trees = drafter == "auto" and draft_length == "auto"
         max_width = 1 + max(max_draft_tokens, max_tree_nodes if has_trees else 0)
         runner = make_runner(
-            self._target, num_slots=num_slots, max_length=max_length, max_width=max_width, compile=compile
+            self._target,
+            num_slots=num_slots,
+            max_length=max_length,
+            max_width=max_width,
+            compile=compile,
+            progress=progress,
         )
         self._runners = [runner]
 
@@ -162,7 +170,11 @@ class LocalBackend:
                     f"Set max_length={length} or take a draft model with a longer context."
                 )
                 raise InvalidParameterError(msg)
-            draft_runner = make_runner(draft, num_slots=num_slots, max_length=length, max_width=1 + max_draft_tokens)
+            # On CPU its layers, which are few, run as they are.
+            mode: CompileMode = compile if draft.model.device.type == "cuda" else "off"
+            draft_runner = make_runner(
+                draft, num_slots=num_slots, max_length=length, max_width=1 + max_draft_tokens, compile=mode
+            )
             self._runners.append(draft_runner)
             return DraftModelDrafter(draft_runner, runner.vocab_size, prefill_chunk)
 

@@ -54,7 +54,8 @@ class Plan:
         synthetic_agreement: Chance that a synthetic draft token is right.
         synthetic_cost: Its cost in plain steps; None: that of the draft model's forward.
         step_cost: What the engine takes steps to cost: `"measured"` as it finds them, `"flat"` the same at any width.
-        compile: How the engine's layers run: `"off"` as they are; else compiled, from the warm-up on.
+        compile: How the engine's layers run: `"off"` as they are; else compiled, or captured on CUDA, from the warm-up
+            on.
     """
 
     model: str
@@ -215,9 +216,10 @@ class _Builder:
             num_slots=self._slots(spec),
             max_length=self._max_length,
             step_cost=self._step_cost(),
+            compile=self._capture_mode(),
             **{"max_draft_tokens": _MAX_DRAFT_TOKENS, **options},
         )
-        backend.engine.runner.compiled = target.compiled
+        self._share(backend.engine.runner)
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -233,7 +235,7 @@ class _Builder:
         longest_draft = int(spec.setting) if spec.setting is not None else _MAX_DRAFT_TOKENS
         slots = self._slots(spec)
         runner = self._runner(loaded, slots, longest_draft)
-        runner.compiled = self._target.compiled
+        self._share(runner)
         cost, payer = plan.synthetic_cost, None
         if cost is None:
             if self._draft is None:
@@ -266,11 +268,26 @@ class _Builder:
             drafter=drafter,
         )
 
+    def _capture_mode(self) -> CompileMode:
+        """On CUDA each runner captures for itself; elsewhere all share what `Weights.compiled` compiles."""
+        return "off" if self._target.captured is None else self._plan.compile
+
+    def _share(self, runner: ModelRunner) -> None:
+        runner.compiled = self._target.compiled
+        if runner.captured is not None and self._target.captured is not None:
+            self._target.captured.append(runner.captured.store)
+
     def _step_cost(self) -> StepCost | None:
         return StepCost.flat() if self._plan.step_cost == "flat" else None
 
     def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> ModelRunner:
-        return make_runner(loaded, num_slots=slots, max_length=self._max_length, max_width=1 + longest_draft)
+        return make_runner(
+            loaded,
+            num_slots=slots,
+            max_length=self._max_length,
+            max_width=1 + longest_draft,
+            compile=self._capture_mode(),
+        )
 
     def _generate(self, spec: ContestantSpec) -> GenerateContestant:
         options: dict[str, Any] = {}

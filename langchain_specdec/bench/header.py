@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_specdec.bench.build import Plan, Setup
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.weights import Weights
+from langchain_specdec.engine.graphs import GraphStore
 
 __all__ = ["describe_layers", "make_header"]
 
@@ -54,7 +56,9 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
 
 
 def describe_layers(weights: Weights) -> dict[str, Any]:
-    """How the engine's layers ran, as plain values: compiled or not, each graph that was made, and why not."""
+    """How the engine ran its layers, as plain values: compiled, captured or neither, by which graphs, and why not."""
+    if weights.captured is not None:
+        return _describe_captured(weights.captured)
     layers = weights.compiled
     if layers is None:
         return {"is_compiled": False, "obstacle": weights.obstacle, "graphs": []}
@@ -69,3 +73,20 @@ def describe_layers(weights: Weights) -> dict[str, Any]:
     ]
     obstacle = layers.failure or ("" if graphs else "no graph was made that computes the same")
     return {"is_compiled": bool(layers.ready), "obstacle": obstacle, "graphs": graphs}
+
+
+def _describe_captured(stores: Sequence[GraphStore]) -> dict[str, Any]:
+    """The same of contestants that capture their steps, each for itself."""
+    graphs = [
+        {
+            "shape": f"{bucket.kind} {bucket.rows} x {bucket.width} tokens, {bucket.length} positions",
+            "seconds": graph.seconds if graph else 0.0,
+            "saving": graph.saving if graph else 0.0,
+            "is_used": graph is not None,
+        }
+        for store in stores
+        for bucket, graph in (store.graphs | dict.fromkeys(store.rejected)).items()
+    ]
+    obstacle = next((store.failure for store in stores if store.failure), "")
+    is_captured = any(graph["is_used"] for graph in graphs)
+    return {"is_compiled": False, "is_captured": is_captured, "obstacle": obstacle, "graphs": graphs}

@@ -51,7 +51,7 @@ class EngineContestant:
     def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
         """Compile what is to be, run the longest prompts for their shapes, and a repetition for the calibration."""
         # Before the calibration, and here: no run may begin without a graph and end with it.
-        self._engine.runner.prepare()
+        self._engine.runner.prepare(is_sampled=self._params.temperature > 0)
         params = replace(self._params, max_new_tokens=min(_WARM_UP_TOKENS, self._params.max_new_tokens))
         longest = sorted((p for group in groups for p in group), key=lambda p: -len(p.token_ids))
         rows = [p.token_ids for p in longest[: self.num_slots]]

@@ -66,6 +66,8 @@ def _layers(layers: Mapping[str, Any]) -> str:
     """How the engine's layers ran."""
     graphs = layers["graphs"]
     reason = f" ({layers['obstacle']})" if layers["obstacle"] else ""
+    if "is_captured" in layers:
+        return f"of this engine {_captured(graphs)}{reason}"
     if not graphs:
         return f"of this engine not compiled{reason}"
     shapes = "; ".join(
@@ -74,6 +76,18 @@ def _layers(layers: Mapping[str, Any]) -> str:
     used, seconds = sum(g["is_used"] for g in graphs), sum(g["seconds"] for g in graphs)
     counted = f"{used} of {_count(len(graphs), 'graph')} in use"
     return f"of this engine compiled{reason}, {counted}, made in {seconds:.1f} s ({shapes})"
+
+
+def _captured(graphs: Sequence[Mapping[str, Any]]) -> str:
+    """How its steps were captured; there may be dozens of graphs."""
+    savings = sorted(graph["saving"] for graph in graphs if graph["is_used"])
+    if not savings:
+        return "not captured"
+    seconds = sum(graph["seconds"] for graph in graphs)
+    return (
+        f"captured, {len(savings)} of {_count(len(graphs), 'CUDA graph')} in use, made in {seconds:.1f} s "
+        f"({savings[0]:.0%} to {savings[-1]:.0%} less time a step)"
+    )
 
 
 def table(report: Report) -> Table:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from langchain_specdec.bench.random_weights import is_random, random_model
 from langchain_specdec.embedded import Progress
 from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
+from langchain_specdec.engine.graphs import GraphStore, can_capture
 from langchain_specdec.engine.loader import LoadedModel, load_model
 from langchain_specdec.engine.packing import can_pack, pack_linears
 from langchain_specdec.errors import InvalidParameterError
@@ -39,7 +40,10 @@ class Weights:
         device: Where they are.
         num_packed: Linear layers that the engine holds packed.
         compiled: Runs the engine's layers compiled; all its contestants share the graphs. None runs them as they are.
-        obstacle: Why they are not compiled although that was asked for; empty where they are.
+        obstacle: Why they are not compiled, or its steps not captured, although that was asked for; empty where they
+            are.
+        captured: The graphs of the engine's contestants, which have their own, on CUDA; filled as these are made. None
+            where steps are not captured.
     """
 
     ours: LoadedModel | None
@@ -53,6 +57,7 @@ class Weights:
     num_packed: int
     compiled: CompiledLayers | None
     obstacle: str
+    captured: list[GraphStore] | None = None
 
 
 def load_weights(
@@ -79,7 +84,7 @@ def load_weights(
         progress: Told while the embedded model is prepared.
 
     Raises:
-        InvalidParameterError: The layers have to be compiled and cannot be.
+        InvalidParameterError: The layers have to be compiled, or the steps captured, and cannot be.
         SpecDecError: As `load_model` does.
     """
     if isinstance(model, str) and is_random(model):
@@ -92,6 +97,7 @@ def load_weights(
     if for_ours and can_pack(loaded.model):
         num_packed = pack_linears(loaded.model)
     compiled, obstacle = _compiled(loaded, compile) if for_ours else (None, "")
+    is_captured = for_ours and compile != "off" and not obstacle and loaded.model.device.type == "cuda"
     return Weights(
         loaded if for_ours else None,
         peer,
@@ -104,17 +110,20 @@ def load_weights(
         num_packed,
         compiled,
         obstacle,
+        [] if is_captured else None,
     )
 
 
 def _compiled(loaded: LoadedModel, mode: CompileMode) -> tuple[CompiledLayers | None, str]:
     if mode == "off":
         return None, ""
-    obstacle = can_compile(loaded.model)
+    is_cuda = loaded.model.device.type == "cuda"
+    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
     if obstacle is None:
-        return CompiledLayers(loaded.model, mode), ""
+        return None if is_cuda else CompiledLayers(loaded.model, mode), ""
     if mode != "auto":
-        msg = f"{loaded.name} cannot be compiled: {obstacle}. Leave out --compile, or set it to auto or off."
+        done = "captured" if is_cuda else "compiled"
+        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave out --compile, or set it to auto or off."
         raise InvalidParameterError(msg)
     return None, obstacle
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.engine.graphs import making_seconds
+from langchain_specdec.engine.rows import RowBatch
+from langchain_specdec.sampling import Noise, SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.token_masks import allowed_tensor
 
 if TYPE_CHECKING:
-    from langchain_specdec.engine.runner import ModelRunner
+    from langchain_specdec.engine.runner import ModelRunner, PickDraft
 
 __all__ = ["DraftModelDrafter"]
 
@@ -36,7 +38,8 @@ class _SlotContents:
 class DraftModelDrafter:
     """Drafts with a causal language model that has the target's tokenizer.
 
-    One drafted token is one forward of width 1, the first one apart: it also takes in whatever the cache lacks. The
+    One drafted token is one forward of width 1, the first one apart: it also takes in whatever the cache lacks. Each
+    feeds the next on the device, and only the whole chain comes back, unless a grammar has to see each token. The
     cache rolls back with the target's by forgetting a length, as the target's does.
 
     Args:
@@ -55,6 +58,8 @@ class DraftModelDrafter:
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
+        self._table: SamplingTable | None = None
+        self._table_ids: tuple[int, ...] = ()
 
     @property
     def num_forwards(self) -> int:
@@ -84,6 +89,7 @@ class DraftModelDrafter:
             return drafts
         rows = [request for _, request in wanted]
         steps = max(lengths[i] for i, _ in wanted)
+        self._runner.begin_turn()
         chains = self._decode(rows, steps, history)
         for (i, _), chain in zip(wanted, chains, strict=True):
             kept = chain[: lengths[i]]
@@ -102,9 +108,11 @@ class DraftModelDrafter:
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""
         held = self._roll_back(request)
-        started = time.perf_counter()
-        self._runner.forward([request.slot], [len(held)], [self._known(request.token_ids[-1:])]).argmax(-1).tolist()
-        return time.perf_counter() - started
+        batch = RowBatch([request.slot], [len(held)], [self._known(request.token_ids[-1:])], noise=Noise([0], [0.0]))
+        self._runner.begin_turn()
+        making, started = making_seconds(), time.perf_counter()
+        self._runner.chain(batch, 1, self._vocab_size)
+        return time.perf_counter() - started - (making_seconds() - making)
 
     def forget(self) -> None:
         """Nothing: what a slot holds saves time and changes no draft."""
@@ -147,28 +155,36 @@ class DraftModelDrafter:
     def _decode(self, requests: Sequence[DraftingRequest], steps: int, history: TokenHistory | None) -> list[list[int]]:
         # More than a few missing tokens (after lookups, say) would make the first, ragged forward wide.
         self._catch_up(requests, [max(len(r.token_ids) - 2, 0) for r in requests])
-        slots = [r.slot for r in requests]
-        device = self._runner.device
-        table = SamplingTable([r.params for r in requests], [r.seed for r in requests], slots, self._vocab_size, device)
         held = [self._roll_back(r) for r in requests]
         fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]
-        chains: list[list[int]] = [[] for _ in requests]
-        for step in range(steps):
-            starts = [len(h) for h in held]
-            logits = self._runner.forward(slots, starts, [self._known(tokens) for tokens in fed])
-            last = torch.tensor([len(f) - 1 for f in fed], device=device)
-            logits = logits[torch.arange(len(fed), device=device), last][:, None, : self._vocab_size]
-            for tokens, new in zip(held, fed, strict=True):
-                tokens.extend(new)
-            positions = torch.tensor([[len(h)] for h in held], device=device)
-            drafts = torch.tensor(chains, dtype=torch.int64, device=device).view(len(requests), step)
-            ancestors = torch.ones(len(requests), 1, step, dtype=torch.bool, device=device)
-            masks = [
-                [r.constraint.mask_after(c)] if r.constraint else None for r, c in zip(requests, chains, strict=True)
-            ]
-            allowed = allowed_tensor(masks, 1, logits.shape[2], device)
-            picks = pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)[:, 0].tolist()
-            for chain, pick in zip(chains, picks, strict=True):
-                chain.append(pick)
-            fed = [[pick] for pick in picks]
+        noise = Noise.of([r.params for r in requests], [r.seed for r in requests])
+        tokens_fed = [self._known(tokens) for tokens in fed]
+        batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens_fed, noise=noise)
+        pick = self._pick(requests, history) if noise is None else None
+        chains = self._runner.chain(batch, steps, self._vocab_size, pick)
+        for tokens, new, chain in zip(held, fed, chains, strict=True):
+            tokens.extend([*new, *chain[:-1]])
         return chains
+
+    def _pick(self, requests: Sequence[DraftingRequest], history: TokenHistory | None) -> PickDraft:
+        """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
+        device = self._runner.device
+        ids = tuple(r.request_id for r in requests)
+        if self._table is None or self._table_ids != ids:
+            params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
+            self._table, self._table_ids = SamplingTable(params, seeds, slots, self._vocab_size, device), ids
+        table = self._table
+
+        def pick(logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
+            allowed = None
+            if any(r.constraint for r in requests):
+                chains = drafts.tolist()
+                masks = [
+                    [r.constraint.mask_after(c)] if r.constraint else None
+                    for r, c in zip(requests, chains, strict=True)
+                ]
+                allowed = allowed_tensor(masks, 1, logits.shape[2], device)
+            ancestors = torch.ones(len(requests), 1, drafts.shape[1], dtype=torch.bool, device=device)
+            return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)
+
+        return pick

@@ -1,6 +1,6 @@
 """Measures what steps cost on this machine, before the first step whose draft length depends on it.
 
-It is measured anew whenever layers begin or cease to run compiled.
+It is measured anew whenever layers begin or cease to run compiled, and when one row has all its captured graphs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import torch
 
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec.engine.graphs import WIDTHS
 from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.runner import ModelRunner
+from langchain_specdec.sampling import Noise
 
 __all__ = ["measure_step_cost"]
 
 _BUDGET_SECONDS = 2.0
 _MAX_ROUNDS = 5
-_WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
 
 
 def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
@@ -38,8 +40,9 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
         forward, for the same reason. At most 5 rounds of at most 9 forwards. No forward starts that would not be over
         after 2 seconds by the ones before it, except for two of each of the two narrowest widths.
     """
-    widths = sorted({w for w in _WIDTHS if w < runner.max_width} | {runner.max_width})
+    widths = sorted({w for w in WIDTHS if w < runner.max_width} | {runner.max_width})
     token = request.token_ids[-1]
+    noise = Noise.of([request.params], [request.seed])
     seconds: dict[int, list[float]] = {}
     draft_seconds = []
     deadline = time.perf_counter() + _BUDGET_SECONDS
@@ -54,7 +57,7 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
             tokens = [token] * width
 
             def verify(tokens: list[int] = tokens) -> None:
-                runner.forward([request.slot], [request.num_cached], [tokens]).argmax(-1)
+                runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], noise=noise))
 
             latest, previous = _timed(verify, runner.device), width
             # The first round pays for allocations and for kernels that are picked on first use.

@@ -306,7 +306,7 @@ def can_compile(model: nn.Module) -> str | None:
     if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):
         return f"PyTorch {torch.__version__} is too old (2.9 or later is needed)"
     if any(p.device.type != "cpu" for p in model.parameters()):
-        return "layers are compiled on CPU only"
+        return "layers are compiled on CPU only, and graphs captured on CUDA only"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         return "there is no C++ compiler (g++ or clang++)"
     if not _decoder_layers(model):

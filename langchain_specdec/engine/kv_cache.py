@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["ForwardShape", "SlotCache"]
+__all__ = ["ForwardShape", "SlotCache", "StaticShape", "is_gapless"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,43 @@ class ForwardShape:
         """Whether the rows' slots are neighbours in order, so that a view can stand for them."""
         return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
 
+    def store(self, buffer: Any, states: Tensor) -> Tensor:
+        """Write the tokens' keys or values into a layer's buffer and return all that this forward can see."""
+        if len(self.slots) == 1:
+            # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
+            slot, start = self.slots[0], self.starts[0]
+            buffer[slot, :, start : start + self.width].copy_(states[0])
+            return buffer[slot : slot + 1, :, : self.length]  # type: ignore[no-any-return]
+        index, positions = self.slot_index.to(buffer.device), self.positions.to(buffer.device)
+        buffer[index, :, positions] = states.transpose(1, 2)
+        if self.is_adjacent:
+            first = self.slots[0]
+            return buffer[first : first + len(self.slots), :, : self.length]  # type: ignore[no-any-return]
+        return buffer[:, :, : self.length].index_select(0, index[:, 0])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class StaticShape:
+    """Where the tokens of a captured forward go: by tensors alone, whose content may change between its replays.
+
+    Attributes:
+        length: Positions that its rows can see.
+        slots: Slot of each row, int64 `[rows]`.
+        positions: Position of each token in its slot, int64 `[rows, width]`.
+        is_whole: Whether its rows are all slots in order, so that the buffers themselves stand for them.
+    """
+
+    length: int
+    slots: Tensor
+    positions: Tensor
+    is_whole: bool
+
+    def store(self, buffer: Any, states: Tensor) -> Tensor:
+        """As in `ForwardShape`."""
+        buffer[self.slots[:, None], :, self.positions] = states.transpose(1, 2)
+        seen = buffer[:, :, : self.length]
+        return seen if self.is_whole else seen.index_select(0, self.slots)  # type: ignore[no-any-return]
+
 
 class _SlotLayer(CacheLayerMixin):
     """One layer's buffer. Sliding-window layers keep every position too; the mask hides what is outside."""
@@ -68,7 +105,7 @@ class _SlotLayer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_slots = num_slots
         self.max_length = max_length
-        self.shape: ForwardShape | None = None
+        self.shape: ForwardShape | StaticShape | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
         """Allocate on the layer's own device.
@@ -99,21 +136,7 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         shape = self.shape
         assert shape is not None, "SlotCache.begin comes before the forward"  # noqa: S101
-        return self._store(self.keys, key_states, shape), self._store(self.values, value_states, shape)
-
-    @staticmethod
-    def _store(buffer: Any, states: Tensor, shape: ForwardShape) -> Tensor:
-        if len(shape.slots) == 1:
-            # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
-            slot, start = shape.slots[0], shape.starts[0]
-            buffer[slot, :, start : start + shape.width].copy_(states[0])
-            return buffer[slot : slot + 1, :, : shape.length]  # type: ignore[no-any-return]
-        index, positions = shape.slot_index.to(buffer.device), shape.positions.to(buffer.device)
-        buffer[index, :, positions] = states.transpose(1, 2)
-        if shape.is_adjacent:
-            first = shape.slots[0]
-            return buffer[first : first + len(shape.slots), :, : shape.length]  # type: ignore[no-any-return]
-        return buffer[:, :, : shape.length].index_select(0, index[:, 0])  # type: ignore[no-any-return]
+        return shape.store(self.keys, key_states), shape.store(self.values, value_states)
 
     def get_seq_length(self, *args: object) -> int:
         """0: positions come with every forward, so transformers must not infer them."""
@@ -131,6 +154,11 @@ class _SlotLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """Positions of a slot (transformers 4)."""
         return self.max_length
+
+
+def is_gapless(offsets: Sequence[int]) -> bool:
+    """Whether nodes stand one after the other from the first on, so that nothing has to move."""
+    return list(offsets) == list(range(len(offsets)))
 
 
 def _zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
@@ -157,7 +185,7 @@ class SlotCache(Cache):
         self.max_length = max_length
         self.num_slots = num_slots
 
-    def begin(self, shape: ForwardShape) -> None:
+    def begin(self, shape: ForwardShape | StaticShape) -> None:
         """Say where the next forward's tokens go.
 
         Raises:
@@ -176,15 +204,22 @@ class SlotCache(Cache):
         return keys[first : first + rows, :, : shape.length], values[first : first + rows, :, : shape.length]  # type: ignore[index]
 
     @torch.inference_mode()
-    def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
-        """Close the gaps that a tree's rejected branches left: what is at `start + offsets` moves to `start` on."""
-        if list(offsets) == list(range(len(offsets))):
+    def keep(self, slot: int, start: int, offsets: Sequence[int], index: Tensor | None = None) -> None:
+        """Close the gaps that a tree's rejected branches left: what is at `start + offsets` moves to `start` on.
+
+        Args:
+            slot: The slot.
+            start: Position of the first node.
+            offsets: The nodes that stand, in order.
+            index: `offsets` on the device, int64, where it is there already; None copies them.
+        """
+        if is_gapless(offsets):
             return
         for layer in self._slot_layers:
             buffers: tuple[Any, Any] = layer.keys, layer.values
             for buffer in buffers:
-                source = start + torch.tensor(offsets, device=buffer.device)
-                buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, source]
+                source = torch.tensor(offsets, device=buffer.device) if index is None else index.to(buffer.device)
+                buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, start + source]
 
     def release(self) -> None:
         """Let go of all buffers."""

@@ -15,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from langchain_specdec import embedded
 from langchain_specdec.engine import attention
+from langchain_specdec.engine.capture import CudaCapture
+from langchain_specdec.engine.captured_steps import make_captured
 from langchain_specdec.engine.compatibility import check_cached_forward, check_pair, check_supported
 from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
+from langchain_specdec.engine.graphs import can_capture
 from langchain_specdec.engine.memory import free_memory
 from langchain_specdec.engine.packing import can_pack, pack_linears
 from langchain_specdec.engine.runner import ModelRunner, position_limit
@@ -163,6 +166,7 @@ def make_runner(
     max_length: int | None,
     max_width: int,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
+    progress: embedded.Progress | None = None,
 ) -> ModelRunner:
     """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
 
@@ -172,10 +176,12 @@ def make_runner(
         max_length: Positions of a slot; None is what the model was made for, up to 8192 and to half of the free
             memory for all slots.
         max_width: Most tokens of a row in a verification.
-        compile: Whether and when its layers are compiled; see `CompiledLayers`.
+        compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
+            and `GraphStore`.
+        progress: Told `(description, done, total)` when graphs are captured.
 
     Raises:
-        InvalidParameterError: `max_length` is more than the model was made for, or the layers cannot be compiled.
+        InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
         UnsupportedModelError: The model does not work with the engine's cache.
     """
     limit = loaded.max_positions
@@ -190,8 +196,14 @@ def make_runner(
     if loaded.is_owned and can_pack(loaded.model):
         pack_linears(loaded.model)
         _unmap(loaded.model)
-    compiled = _make_compiled(loaded, compile)
-    runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled)
+    compiled = captured = None
+    if compile != "off" and loaded.model.device.type == "cuda":
+        if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
+            capture = CudaCapture(loaded.model.device)
+            captured = make_captured(capture, compile, num_slots, max_length, max_width, progress)
+    elif compile != "off" and _is_possible(loaded, compile, "compiled", _why_uncompiled(loaded)):
+        compiled = CompiledLayers(loaded.model, compile)
+    runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled, captured)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
     return runner
@@ -204,18 +216,19 @@ def _unmap(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _make_compiled(loaded: LoadedModel, mode: CompileMode) -> CompiledLayers | None:
-    if mode == "off":
-        return None
+def _why_uncompiled(loaded: LoadedModel) -> str | None:
     reason = can_compile(loaded.model)
     if reason is None and not loaded.is_owned:
         reason = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
-    if reason is None:
-        return CompiledLayers(loaded.model, mode)
-    if mode != "auto":
-        msg = f"{loaded.name} cannot be compiled: {reason}. Leave compile at 'auto' or set it to 'off'."
+    return reason
+
+
+def _is_possible(loaded: LoadedModel, mode: CompileMode, done: str, reason: str | None) -> bool:
+    """Whether there is no reason against it; raises where it was asked for all the same."""
+    if reason is not None and mode != "auto":
+        msg = f"{loaded.name} cannot be {done}: {reason}. Leave compile at 'auto' or set it to 'off'."
         raise InvalidParameterError(msg)
-    return None
+    return reason is None
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:

@@ -15,12 +15,14 @@ from langchain_specdec.drafters.base import FORCED, Draft, Drafter, DraftKind, P
 from langchain_specdec.engine.calibration import measure_step_cost
 from langchain_specdec.engine.constraint import Constraint
 from langchain_specdec.engine.draft_length import Choice, StepCost, best_first, choose_lengths, limits_that_pay
+from langchain_specdec.engine.graphs import making_seconds
+from langchain_specdec.engine.kv_cache import is_gapless
 from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.engine.tree import TreeLayout
-from langchain_specdec.engine.verify import accept
+from langchain_specdec.engine.verify import Verification, accept
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.sampling import Noise, SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.token_masks import allowed_tensor
 
 __all__ = ["Stepper"]
@@ -62,8 +64,8 @@ class Stepper:
         max_draft_tokens: Most tokens to draft at a time.
         max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
         draft_length: `"auto"` or a fixed number, of chains then.
-        step_cost: What steps cost; None measures it before the first step that needs it, and whenever layers begin or
-            cease to run compiled.
+        step_cost: What steps cost; None measures it before the first step that needs it, and whenever graphs take
+            over or fail.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Stepper:
             Requests whose tokens could not be handed out, with the error; the others went on.
         """
         started = time.perf_counter()
+        self._runner.begin_turn()
         offers = [self._consider(r, len(requests)) for r in requests]
         measuring = time.perf_counter()
         cost = self._step_cost(requests[0], offers)
@@ -122,20 +125,21 @@ class Stepper:
         for request in requests:
             request.decode_started = request.decode_started or started
         proposals, choice = self._choose(requests, offers, cost)
-        drafting = time.perf_counter()
+        drafting = _clock()
         drafts = self._drafter.propose(requests, proposals, choice.lengths, self._history)
-        drafted = time.perf_counter()
-        nodes = [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)]
-        layout = TreeLayout.of([[-1, *(p + 1 for p in d.parents)] for d in drafts], self._runner.device)
-        slots, starts = [r.slot for r in requests], [r.num_cached for r in requests]
-        logits = self._runner.forward(slots, starts, nodes, layout)
-        masks = [
-            r.constraint.masks(d.tokens, d.parents) if r.constraint else None
-            for r, d in zip(requests, drafts, strict=True)
-        ]
-        allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
-        picks, stands = self._verify(requests, nodes, layout, logits, allowed)
-        ended = time.perf_counter()
+        drafted = _clock()
+        batch = RowBatch(
+            [r.slot for r in requests],
+            [r.num_cached for r in requests],
+            [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)],
+            [[-1, *(p + 1 for p in d.parents)] for d in drafts],
+            Noise.of([r.params for r in requests], [r.seed for r in requests]),
+        )
+        found = self._runner.verify(batch)
+        logits = found.logits
+        choices = found.choices if found.choices is not None else self._choices(requests, drafts, found)
+        picks, stands = choices.tolist()
+        ended = _clock()
         plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
         if cost is not None and not self._is_cost_given:
             cost.observe(len(requests), logits.shape[1], ended - drafted)
@@ -145,16 +149,30 @@ class Stepper:
         for row, request in enumerate(requests):
             if request.constraint is not None:
                 paths[row] = _in_time(request.constraint, picks[row], paths[row], request.num_remaining)
+        # On the device, so that closing the gaps of trees takes no further copy to it.
+        order = None if all(map(is_gapless, paths)) else choices[1].argsort(dim=-1, descending=True, stable=True)
         if self._is_adaptive:
-            self._observe(requests, nodes, paths, logits)
+            self._observe(requests, batch.tokens, paths, logits)
         failures: list[tuple[Request, Exception]] = []
         for row, request in enumerate(requests):
             plan = _Plan(drafts[row], offers[row], proposals[row], choice.tokens[row], choice.seconds, plain)
             try:
-                self._emit(request, plan, picks[row], paths[row], logits[row])
+                index = order[row] if order is not None else None
+                self._emit(request, plan, picks[row], paths[row], logits[row], index)
             except Exception as error:
                 failures.append((request, error))
+        if cost is not None and not self._is_cost_given:
+            self._make_next_graph(requests)
         return failures
+
+    def _make_next_graph(self, requests: Sequence[Request]) -> None:
+        """Have a graph made that a coming step may need, at the end of a text, where what is left gets overwritten."""
+        request = next((r for r in requests if not r.is_finished), None)
+        if request is not None:
+            noise = Noise.of([request.params], [request.seed])
+            self._runner.make_next_graph(
+                RowBatch([request.slot], [request.num_cached], [request.token_ids[-1:]], noise=noise)
+            )
 
     def _consider(self, request: Request, rows: int) -> Proposal:
         # The last token always comes from the target, so drafting it would be wasted.
@@ -164,7 +182,7 @@ class Stepper:
 
     def _step_cost(self, request: Request, offers: Sequence[Proposal]) -> StepCost | None:
         graphs = self._runner.graphs
-        # Where compiled layers take over, or fail, steps cost something else from then on.
+        # Where graphs take over, or fail, steps cost something else from then on.
         is_stale = self._cost is not None and not self._is_cost_given and graphs != self._costed_graphs
         is_missing = self._cost is None and self._is_adaptive and any(p.kinds for p in offers)
         if is_missing or is_stale:
@@ -234,7 +252,7 @@ class Stepper:
         return probe, longer
 
     def _observe(
-        self, requests: Sequence[Request], nodes: list[list[int]], paths: list[list[int]], logits: Tensor
+        self, requests: Sequence[Request], nodes: Sequence[Sequence[int]], paths: list[list[int]], logits: Tensor
     ) -> None:
         """Let the drafter learn. Drafts are a matter of speed alone, so what it fails to learn is no request's loss."""
         try:
@@ -242,25 +260,21 @@ class Stepper:
         except Exception:
             _logger.exception("The drafter failed to learn from a step")
 
-    def _verify(
-        self,
-        requests: Sequence[Request],
-        nodes: list[list[int]],
-        layout: TreeLayout,
-        logits: Tensor,
-        allowed: Tensor | None,
-    ) -> tuple[list[list[int]], list[list[bool]]]:
-        """The target's choice after every node and which nodes stand; one copy to the host."""
-        device, width = logits.device, logits.shape[1]
+    def _choices(self, requests: Sequence[Request], drafts: Sequence[Draft], found: Verification) -> Tensor:
+        """The target's choice after every node and which nodes stand, where more than noise decides; see `choose`."""
+        logits, inputs = found.logits, found.inputs
+        layout = inputs.layout
+        masks = [
+            r.constraint.masks(d.tokens, d.parents) if r.constraint else None
+            for r, d in zip(requests, drafts, strict=True)
+        ]
+        allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         table = self._sampling_table(requests, logits)
-        num_nodes = torch.tensor([len(n) for n in nodes], device=device)
-        node_ids = torch.tensor([n + [0] * (width - len(n)) for n in nodes], device=device)
-        positions = torch.tensor([[r.num_cached + 1] for r in requests], device=device) + layout.depths
-        drafts, ancestors = node_ids[:, 1:], layout.ancestors[:, :, 1:]
-        picks = pick_tokens(logits, table, positions, self._history, drafts, ancestors, allowed)
-        stands = accept(node_ids, layout.parents, layout.ancestors, num_nodes, picks)
-        both = torch.stack([picks, stands.to(picks.dtype)]).tolist()
-        return both[0], [[bool(s) for s in row] for row in both[1]]
+        positions = inputs.starts[:, None] + 1 + layout.depths
+        draft_ids, ancestors = inputs.tokens[:, 1:], layout.ancestors[:, :, 1:]
+        picks = pick_tokens(logits, table, positions, self._history, draft_ids, ancestors, allowed)
+        stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
+        return torch.stack([picks, stands.to(picks.dtype)])
 
     def _sampling_table(self, requests: Sequence[Request], logits: Tensor) -> SamplingTable:
         ids = tuple(r.request_id for r in requests)
@@ -275,8 +289,19 @@ class Stepper:
             self._table_ids = ids
         return self._table
 
-    def _emit(self, request: Request, plan: _Plan, picks: list[int], path: list[int], logits: Tensor) -> None:
-        """Take the accepted path and the bonus token into the request, up to where the text ends."""
+    def _emit(
+        self, request: Request, plan: _Plan, picks: list[int], path: list[int], logits: Tensor, order: Tensor | None
+    ) -> None:
+        """Take the accepted path and the bonus token into the request, up to where the text ends.
+
+        Args:
+            request: The request.
+            plan: What was done for it.
+            picks: The target's choice after each node.
+            path: The nodes that stand.
+            logits: The target's, `[width, vocab]`.
+            order: The nodes on the device, those that stand first; None where no row's path has gaps.
+        """
         emitted: list[Token] = []
         for node, following in zip(path, [*path[1:], None], strict=True):
             token_id = picks[node]
@@ -287,7 +312,9 @@ class Stepper:
                 break
         token_ids = [token.id for token in emitted]
         self._learn(request, plan, token_ids)
-        self._runner.cache.keep(request.slot, request.num_cached, path[: len(emitted)])
+        count = len(emitted)
+        index = order[:count] if order is not None else None
+        self._runner.cache.keep(request.slot, request.num_cached, path[:count], index)
         request.token_ids.extend(token_ids)
         if request.constraint is not None:
             request.constraint.advance(token_ids)
@@ -326,6 +353,11 @@ class Stepper:
             guesses.append(plan.draft)
         for guess in guesses:
             request.rates.observe(_outcomes(guess, emitted))
+
+
+def _clock() -> float:
+    """Seconds, but for those in which graphs are made: they are no part of what steps cost."""
+    return time.perf_counter() - making_seconds()
 
 
 def _in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["accept"]
+from langchain_specdec.engine.rows import RowInputs
+from langchain_specdec.sampling import pick_noisy
+
+__all__ = ["Verification", "accept", "choose"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a target forward says of drafts, on the device. Good until the runner's next forward.
+
+    Attributes:
+        logits: `[rows, width, vocab]`; positions past a row's own length hold nothing of use.
+        choices: What `choose` says; None where more than logits and noise decides.
+        inputs: The rows.
+    """
+
+    logits: Tensor
+    choices: Tensor | None
+    inputs: RowInputs
 
 
 def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:
@@ -33,3 +53,24 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
     # A node stands if every node that leads to it matches: one comparison, however deep the tree is.
     stands = (matches[:, None, :] | ~ancestors).all(-1)
     return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])
+
+
+def choose(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
+    """The target's choice after every node and which nodes stand, where logits and noise are all that it depends on.
+
+    Args:
+        logits: The target's, `[rows, width, vocab]`.
+        inputs: What they are of.
+        is_sampled: Whether any row is not greedy.
+
+    Returns:
+        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+    """
+    layout = inputs.layout
+    if is_sampled:
+        positions = inputs.starts[:, None] + 1 + layout.depths
+        picks = pick_noisy(logits, inputs.temperature, inputs.seeds, positions)
+    else:
+        picks = logits.argmax(-1)
+    stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
+    return torch.stack([picks, stands.to(picks.dtype)])

@@ -217,13 +217,13 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
 
 def test_draft_model_logits_after_rejections_are_those_without_a_cache(model: Any) -> None:
     drafter = make_draft_drafter(model)
-    forward, logits = drafter._runner.forward, []
+    run, logits = drafter._runner._logits, []
 
     def spy(*args: Any) -> Any:
-        logits.append(forward(*args))
+        logits.append(run(*args))
         return logits[-1]
 
-    drafter._runner.forward = spy  # type: ignore[method-assign]
+    drafter._runner._logits = spy  # type: ignore[method-assign]
     request = FakeRequest(0, [1, 2, 3, 4, 5])
     drafter.prefill([request], [0], [4])
     # Rejected at once, all kept, skipped for several tokens, rejected half-way.

@@ -23,6 +23,7 @@ from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.stats import SpeculationStats
 from langchain_specdec.sampling import SamplingParams
 
@@ -251,13 +252,13 @@ def test_measuring_step_costs_is_counted_apart_from_the_requests_steps(target: A
 
 
 def spy_on_widths(engine: Engine, widths: list[int]) -> None:
-    forward = engine.runner.forward
+    verify = engine.runner.verify
 
-    def spy(slots: Any, starts: Any, tokens: Any, layout: Any = None) -> Any:
-        widths.append(max(len(row) for row in tokens))
-        return forward(slots, starts, tokens, layout)
+    def spy(batch: RowBatch) -> Any:
+        widths.append(batch.width)
+        return verify(batch)
 
-    engine.runner.forward = spy  # type: ignore[method-assign]
+    engine.runner.verify = spy  # type: ignore[method-assign]
 
 
 # --- The figures ------------------------------------------------------------------------------------------------------

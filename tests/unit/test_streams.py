@@ -31,6 +31,7 @@ from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, Dra
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.stream import CompletionStream
 from langchain_specdec.errors import (
     EngineClosedError,
@@ -81,13 +82,13 @@ async def aread(stream: CompletionStream) -> list[int]:
 def hold_forwards(engine: Engine) -> threading.Event:
     """Have the engine's decoding wait for an event."""
     released = threading.Event()
-    forward = engine.runner.forward
+    verify = engine.runner.verify
 
     def held(*args: Any) -> Any:
         assert released.wait(20)
-        return forward(*args)
+        return verify(*args)
 
-    engine.runner.forward = held  # type: ignore[method-assign]
+    engine.runner.verify = held  # type: ignore[method-assign]
     return released
 
 
@@ -185,15 +186,15 @@ async def test_half_of_50_async_streams_closed_or_cancelled_early(world: World, 
 
 def test_a_closed_stream_gets_no_further_step(world: World, engines: MakeEngine) -> None:
     engine = engines(world.target)
-    forward = engine.runner.forward
+    verify = engine.runner.verify
     streams: list[CompletionStream] = []
 
     def spy(*args: Any) -> Any:
         if engine.num_target_forwards == 2:
             streams[0].close()  # During the third step.
-        return forward(*args)
+        return verify(*args)
 
-    engine.runner.forward = spy  # type: ignore[method-assign]
+    engine.runner.verify = spy  # type: ignore[method-assign]
     with engine._inbox.changed:  # Held until the spy can know the stream.
         streams.append(engine.submit((1, 2, 3), LONG))
     # Blocks until the close: events that came before it are dropped with the stream.
@@ -603,7 +604,7 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_at_most(
 ) -> None:
     chunk = 16
     engine = engines(world.target, prefill_chunk=chunk, num_slots=4)
-    prefill, forward = engine.runner.prefill, engine.runner.forward
+    prefill, verify = engine.runner.prefill, engine.runner.verify
     calls: list[tuple[str, list[int]]] = []
     prompts = [tuple(random.Random(i).randrange(256) for _ in range(200)) for i in range(num_long)]
     late: list[CompletionStream] = []
@@ -614,14 +615,14 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_at_most(
         calls.append(("prefill", list(slots)))
         prefill(slots, starts, tokens)
 
-    def spy_forward(slots: Any, *args: Any) -> Any:
-        calls.append(("forward", list(slots)))
+    def spy_verify(batch: RowBatch) -> Any:
+        calls.append(("verify", list(batch.slots)))
         if len(calls) == 5:
             late.extend(engine.submit(prompt, PARAMS) for prompt in prompts)
-        return forward(slots, *args)
+        return verify(batch)
 
     engine.runner.prefill = spy_prefill  # type: ignore[method-assign]
-    engine.runner.forward = spy_forward  # type: ignore[method-assign]
+    engine.runner.verify = spy_verify  # type: ignore[method-assign]
     running = engine.submit((9,), LONG)
     assert token_ids(read(running)[0]) == world.references((9,), LONG)
     for prompt, stream in zip(prompts, late, strict=True):
@@ -631,29 +632,29 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_at_most(
     # After every chunk comes a step, and the running stream is in it.
     for i in prefills:
         kind, slots = calls[i + 1]
-        assert kind == "forward"
+        assert kind == "verify"
         assert 0 in slots
 
 
 def test_a_long_prompt_does_not_hold_up_shorter_ones_behind_it(world: World, engines: MakeEngine) -> None:
     # Later requests that need no prefill decode while the chunks of the first go in.
     engine = engines(world.target, prefill_chunk=4)
-    prefill, forward = engine.runner.prefill, engine.runner.forward
+    prefill, verify = engine.runner.prefill, engine.runner.verify
     calls: list[tuple[str, int]] = []
 
     def spy_prefill(slots: Any, *args: Any) -> None:
         calls.append(("prefill", len(slots)))
         prefill(slots, *args)
 
-    def spy_forward(slots: Any, *args: Any) -> Any:
-        calls.append(("forward", len(slots)))
-        return forward(slots, *args)
+    def spy_verify(batch: RowBatch) -> Any:
+        calls.append(("verify", len(batch.slots)))
+        return verify(batch)
 
     engine.runner.prefill = spy_prefill  # type: ignore[method-assign]
-    engine.runner.forward = spy_forward  # type: ignore[method-assign]
+    engine.runner.verify = spy_verify  # type: ignore[method-assign]
     params = SamplingParams(max_new_tokens=2)
     with engine._inbox.changed:
         streams = [engine.submit(prompt, params) for prompt in (tuple(range(41)), (9,))]
     for stream in streams:
         read(stream)
-    assert calls == [("prefill", 1), ("forward", 1)] * 2 + [("prefill", 1)] * 8 + [("forward", 1)] * 2
+    assert calls == [("prefill", 1), ("verify", 1)] * 2 + [("prefill", 1)] * 8 + [("verify", 1)] * 2
