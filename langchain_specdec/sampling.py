@@ -1,14 +1,13 @@
-"""How the next token is chosen: parameters, scores, and the shared noise that couples drafter and target.
+"""How the next token is chosen: parameters, scores, and the choice among them.
 
 The rule, for every position of every request, is
 
     ``token = argmax_t(scores[t] + temperature * gumbel(seed, position, t))``
 
 where ``scores`` are the model's logits after bias, penalties and truncation. Temperature 0 is greedy decoding, and
-for temperature T > 0 this is the Gumbel-max trick: the token is an exact sample of ``softmax(scores / T)``. The noise
-is a function of its indices alone, so the drafter and the target use the same noise at the same position, and the
-text depends on neither the drafter nor the draft length nor the batch (Daliri, Musco, Suresh 2024, "Coupling without
-Communication and Drafter-Invariant Speculative Decoding", https://arxiv.org/abs/2408.07978).
+for temperature T > 0 this is the Gumbel-max trick: the token is an exact sample of ``softmax(scores / T)``. Since the
+noise is shared (see `langchain_specdec.noise`), the text depends on neither the drafter nor the draft length nor the
+batch.
 """
 
 from __future__ import annotations
@@ -22,17 +21,9 @@ from torch import Tensor
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import Grammar
+from langchain_specdec.noise import gumbel_noise, seed_halves
 
-__all__ = [
-    "Noise",
-    "SamplingParams",
-    "SamplingTable",
-    "TokenHistory",
-    "gumbel_noise",
-    "pick_noisy",
-    "pick_tokens",
-    "process_logits",
-]
+__all__ = ["SamplingParams", "SamplingTable", "TokenHistory", "pick_tokens", "process_logits"]
 
 _MAX_SEED = 2**64 - 1
 _MAX_LOGPROBS = 20
@@ -174,36 +165,6 @@ class SamplingParams:
         return tuple(f.name for f in fields(cls))
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What chooses the tokens of rows whose scores are their logits.
-
-    Attributes:
-        seeds: The seed in force for each row.
-        temperatures: The temperature of each row; 0 is greedy.
-    """
-
-    seeds: Sequence[int]
-    temperatures: Sequence[float]
-
-    @classmethod
-    def of(cls, params: Sequence[SamplingParams], seeds: Sequence[int]) -> Noise | None:
-        """What chooses for these rows; None where that takes more than noise."""
-        if not all(p.needs_only_noise for p in params):
-            return None
-        return cls(seeds, [p.temperature for p in params])
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether any row is not greedy."""
-        return any(temperature > 0 for temperature in self.temperatures)
-
-    @property
-    def halves(self) -> list[list[int]]:
-        """Lower and upper half of each seed, each as an int32."""
-        return [[_as_int32(seed & 0xFFFFFFFF), _as_int32(seed >> 32)] for seed in self.seeds]
-
-
 class TokenHistory:
     """Which tokens stand in each slot's prompt and output, for the penalties.
 
@@ -252,8 +213,7 @@ class SamplingTable:
 
         self.slots = torch.tensor(list(slots), device=device)
         self.temperature = column([p.temperature for p in params])
-        self.seeds = torch.tensor(Noise(seeds, ()).halves, dtype=torch.int32)
-        self.seeds = self.seeds.to(device)
+        self.seeds = torch.tensor(seed_halves(seeds), dtype=torch.int32).to(device)
         self.is_sampled = any(p.temperature > 0 for p in params)
         # Truncation never removes the best token, so greedy rows need none of it.
         sampled = [p.temperature > 0 for p in params]
@@ -280,44 +240,6 @@ class SamplingTable:
     def is_plain(self) -> bool:
         """Whether scores are the logits themselves."""
         return not self.needs_history and self.bias is None
-
-
-def _as_int32(value: int) -> int:
-    return value - 2**32 if value >= 2**31 else value
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The 32-bit integer hash lowbias32 (C. Wellons, hash-prospector), on int32 tensors; overflow wraps."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * _as_int32(0x846CA68B)
-    return x ^ ((x >> 16) & 0xFFFF)
-
-
-def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise that is a function of (seed, position, token) alone.
-
-    Counter-based, so any row, position or token can be computed by itself, on any device, in any order.
-
-    Args:
-        seeds: Lower and upper half of each row's seed, int32 `[rows, 2]`.
-        positions: Index of the position in the row's sequence, int64 `[rows, width]`.
-        vocab_size: Number of tokens.
-
-    Returns:
-        float32 `[rows, width, vocab_size]`, finite everywhere.
-    """
-    position = positions.to(torch.int32)
-    key_low = _mix(_mix(position + seeds[:, :1]) + seeds[:, 1:])
-    key_high = _mix(_mix(position * _as_int32(0x9E3779B1) ^ seeds[:, 1:]) + seeds[:, :1])
-    token = torch.arange(vocab_size, dtype=torch.int32, device=positions.device)
-    bits = _mix(_mix(token + key_low[..., None]) ^ key_high[..., None])
-    # v is uniform in ]0, 1[. -log1p(-v) is Exp(1) and keeps full precision for small v, which is where the largest
-    # noise, and so the winner of a flat distribution, comes from.
-    v = ((bits & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2.0**-31
-    v = v.clamp(max=1.0 - 2.0**-24)
-    return -torch.log(-torch.log1p(-v))
 
 
 def _apply_penalties(
@@ -421,19 +343,3 @@ def pick_tokens(
     if table.is_sampled:
         scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
     return scores.argmax(-1)
-
-
-def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """`pick_tokens` where `SamplingParams.needs_only_noise`; nothing in it waits for the device.
-
-    Args:
-        logits: `[rows, width, vocab]`.
-        temperature: Floating point `[rows]`; 0 is greedy.
-        seeds: Lower and upper half of each row's seed, as int32 numbers, any whole number type `[rows, 2]`.
-        positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
-
-    Returns:
-        Token ids, int64 `[rows, width]`.
-    """
-    noise = gumbel_noise(seeds.to(torch.int32), positions, logits.shape[-1])
-    return (logits.float() + temperature.float()[:, None, None] * noise).argmax(-1)

@@ -6,7 +6,6 @@ two models agree on a distribution they agree on the token.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.engine.graphs import making_seconds
-from langchain_specdec.engine.rows import RowBatch
-from langchain_specdec.sampling import Noise, SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.noise import Noise
+from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.token_masks import allowed_tensor
 
 if TYPE_CHECKING:
@@ -108,11 +106,11 @@ class DraftModelDrafter:
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""
         held = self._roll_back(request)
-        batch = RowBatch([request.slot], [len(held)], [self._known(request.token_ids[-1:])], noise=Noise([0], [0.0]))
+        tokens = [self._known(request.token_ids[-1:])]
         self._runner.begin_turn()
-        making, started = making_seconds(), time.perf_counter()
-        self._runner.chain(batch, 1, self._vocab_size)
-        return time.perf_counter() - started - (making_seconds() - making)
+        started = self._runner.clock()
+        self._runner.chain([request.slot], [len(held)], tokens, 1, self._vocab_size, Noise([0], [0.0]))
+        return self._runner.clock() - started
 
     def forget(self) -> None:
         """Nothing: what a slot holds saves time and changes no draft."""
@@ -158,10 +156,15 @@ class DraftModelDrafter:
         held = [self._roll_back(r) for r in requests]
         fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]
         noise = Noise.of([r.params for r in requests], [r.seed for r in requests])
-        tokens_fed = [self._known(tokens) for tokens in fed]
-        batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens_fed, noise=noise)
-        pick = self._pick(requests, history) if noise is None else None
-        chains = self._runner.chain(batch, steps, self._vocab_size, pick)
+        chains = self._runner.chain(
+            [r.slot for r in requests],
+            [len(h) for h in held],
+            [self._known(tokens) for tokens in fed],
+            steps,
+            self._vocab_size,
+            noise,
+            self._pick(requests, history) if noise is None else None,
+        )
         for tokens, new, chain in zip(held, fed, chains, strict=True):
             tokens.extend([*new, *chain[:-1]])
         return chains

@@ -16,7 +16,7 @@ from langchain_specdec.engine.graphs import WIDTHS
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.sampling import Noise
+from langchain_specdec.noise import Noise
 
 __all__ = ["measure_step_cost"]
 

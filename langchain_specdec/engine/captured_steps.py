@@ -21,7 +21,7 @@ from langchain_specdec.engine.graphs import Bucket, Buckets, CapturedGraph, Grap
 from langchain_specdec.engine.kv_cache import StaticShape
 from langchain_specdec.engine.rows import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.engine.verify import Verification, choose
-from langchain_specdec.sampling import Noise, pick_noisy
+from langchain_specdec.noise import Noise, pick_noisy
 
 if TYPE_CHECKING:
     from langchain_specdec.embedded import Progress

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langchain_specdec.engine.tree import TreeLayout, fill_tree, is_chain
-from langchain_specdec.sampling import Noise
+from langchain_specdec.noise import Noise, seed_halves
 
 __all__ = ["RowBatch", "RowInputs", "load", "num_bytes", "to_device"]
 
@@ -83,7 +83,7 @@ class RowBatch:
         at["num_nodes"][:] = 1
         at["num_nodes"][:count] = [len(tokens) for tokens in self.tokens]
         noise = self.noise or _GREEDY
-        at["seeds"][:count] = noise.halves
+        at["seeds"][:count] = seed_halves(noise.seeds)
         at["temperature"][:count] = noise.temperatures
         if has_tree:
             parents = self.parents or [range(-1, len(tokens) - 1) for tokens in self.tokens]

@@ -13,11 +13,12 @@ from torch import Tensor
 from langchain_specdec.engine.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.engine.captured_steps import CapturedSteps
 from langchain_specdec.engine.compilation import CompiledLayers
+from langchain_specdec.engine.graphs import making_seconds
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache, StaticShape
 from langchain_specdec.engine.rows import RowBatch, RowInputs, to_device
 from langchain_specdec.engine.tree import TreeLayout
 from langchain_specdec.engine.verify import Verification, choose
-from langchain_specdec.sampling import pick_noisy
+from langchain_specdec.noise import Noise, pick_noisy
 
 __all__ = ["ModelRunner", "PickDraft", "position_limit"]
 
@@ -86,6 +87,11 @@ class ModelRunner:
             with torch.inference_mode():
                 self.captured.prepare(self, is_sampled=is_sampled)
 
+    @staticmethod
+    def clock() -> float:
+        """Seconds, but for those in which this thread made graphs: they are no part of what steps cost."""
+        return time.perf_counter() - making_seconds()
+
     def begin_turn(self) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it."""
         if self.captured is not None:
@@ -141,15 +147,28 @@ class ModelRunner:
         return Verification(logits, choices, inputs)
 
     @torch.inference_mode()
-    def chain(self, batch: RowBatch, steps: int, vocab_size: int, pick: PickDraft | None = None) -> list[list[int]]:
+    def chain(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        steps: int,
+        vocab_size: int,
+        noise: Noise | None = None,
+        pick: PickDraft | None = None,
+    ) -> list[list[int]]:
         """Decode `steps` tokens after each row, each from the one before it, without waiting for the device between.
 
         Args:
-            batch: What the slots lack of each text, chains.
+            slots: Slot of each row.
+            starts: Position of each row's first token; what the slot holds before it is seen.
+            tokens: What the slots lack of each text.
             steps: Tokens to decode, one forward each.
             vocab_size: Tokens that may be chosen: so many of the first.
-            pick: Chooses; None: logits and noise do.
+            noise: What chooses them, together with the logits.
+            pick: Chooses where that takes more than noise.
         """
+        batch = RowBatch(slots, starts, tokens, noise=noise)
         if self.captured is not None:
             return self.captured.chain(self, batch, steps, vocab_size, pick)
         return self.chain_plainly(batch, steps, vocab_size, pick).tolist()

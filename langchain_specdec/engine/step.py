@@ -15,14 +15,14 @@ from langchain_specdec.drafters.base import FORCED, Draft, Drafter, DraftKind, P
 from langchain_specdec.engine.calibration import measure_step_cost
 from langchain_specdec.engine.constraint import Constraint
 from langchain_specdec.engine.draft_length import Choice, StepCost, best_first, choose_lengths, limits_that_pay
-from langchain_specdec.engine.graphs import making_seconds
 from langchain_specdec.engine.kv_cache import is_gapless
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.engine.verify import Verification, accept
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.sampling import Noise, SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.noise import Noise
+from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.token_masks import allowed_tensor
 
 __all__ = ["Stepper"]
@@ -125,9 +125,9 @@ class Stepper:
         for request in requests:
             request.decode_started = request.decode_started or started
         proposals, choice = self._choose(requests, offers, cost)
-        drafting = _clock()
+        drafting = self._runner.clock()
         drafts = self._drafter.propose(requests, proposals, choice.lengths, self._history)
-        drafted = _clock()
+        drafted = self._runner.clock()
         batch = RowBatch(
             [r.slot for r in requests],
             [r.num_cached for r in requests],
@@ -139,7 +139,7 @@ class Stepper:
         logits = found.logits
         choices = found.choices if found.choices is not None else self._choices(requests, drafts, found)
         picks, stands = choices.tolist()
-        ended = _clock()
+        ended = self._runner.clock()
         plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
         if cost is not None and not self._is_cost_given:
             cost.observe(len(requests), logits.shape[1], ended - drafted)
@@ -353,11 +353,6 @@ class Stepper:
             guesses.append(plan.draft)
         for guess in guesses:
             request.rates.observe(_outcomes(guess, emitted))
-
-
-def _clock() -> float:
-    """Seconds, but for those in which graphs are made: they are no part of what steps cost."""
-    return time.perf_counter() - making_seconds()
 
 
 def _in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:

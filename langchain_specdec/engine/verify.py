@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.engine.rows import RowInputs
-from langchain_specdec.sampling import pick_noisy
+from langchain_specdec.noise import pick_noisy
 
 __all__ = ["Verification", "accept", "choose"]
 

@@ -44,7 +44,8 @@ from langchain_specdec.engine.graphs import WIDTHS, Bucket, Buckets, GraphStore,
 from langchain_specdec.engine.loader import make_runner
 from langchain_specdec.engine.rows import RowBatch, RowInputs, num_bytes
 from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.sampling import Noise, SamplingParams, TokenHistory
+from langchain_specdec.noise import Noise
+from langchain_specdec.sampling import SamplingParams, TokenHistory
 
 PROMPTS = [[5, 6, 7, 8, 9, 5, 6, 7], [7, 8, 9, 5, 6, 7] * 3, [1, 2, 3], [9] * 20, [4], [5, 6, 7, 8, 1, 2]]
 GREEDY = SamplingParams(max_new_tokens=25, ignore_eos=True)

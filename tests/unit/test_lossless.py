@@ -43,7 +43,8 @@ from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.stream import CompletionStream
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.sampling import SamplingParams, SamplingTable, gumbel_noise, process_logits
+from langchain_specdec.noise import gumbel_noise
+from langchain_specdec.sampling import SamplingParams, SamplingTable, process_logits
 
 DRAFTERS = (
     "none",

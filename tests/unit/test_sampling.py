@@ -31,7 +31,8 @@ from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.tree import TreeLayout
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
-from langchain_specdec.sampling import SamplingParams, SamplingTable, TokenHistory, gumbel_noise, pick_tokens
+from langchain_specdec.noise import gumbel_noise
+from langchain_specdec.sampling import SamplingParams, SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling import process_logits as process
 
 MAX_SEED = 2**64 - 1
