@@ -20,6 +20,7 @@ from langchain_specdec.engine.captured_steps import make_captured
 from langchain_specdec.engine.compatibility import check_cached_forward, check_pair, check_supported
 from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
 from langchain_specdec.engine.graphs import can_capture
+from langchain_specdec.engine.mapped_weights import MappedWeights, settle_weights
 from langchain_specdec.engine.memory import free_memory
 from langchain_specdec.engine.packing import can_pack, pack_linears
 from langchain_specdec.engine.runner import ModelRunner, position_limit
@@ -194,8 +195,9 @@ def make_runner(
     if max_length is None:
         max_length = _default_max_length(loaded, num_slots)
     if loaded.is_owned and can_pack(loaded.model):
-        pack_linears(loaded.model)
-        _unmap(loaded.model)
+        mapped = MappedWeights()
+        pack_linears(loaded.model, mapped.drop)
+        settle_weights(loaded.model, mapped)
     compiled = captured = None
     if compile != "off" and loaded.model.device.type == "cuda":
         if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
@@ -207,13 +209,6 @@ def make_runner(
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
     return runner
-
-
-def _unmap(model: torch.nn.Module) -> None:
-    """Copy what is left of the weights, so that the file that they are mapped from can go from memory."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
 
 
 def _why_uncompiled(loaded: LoadedModel) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -142,13 +142,15 @@ def _can_pack_dtype(dtype: torch.dtype) -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def pack_linears(model: nn.Module) -> int:
+def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = None) -> int:
     """Replace the model's linear layers by packed ones, in place. Quantised and other special layers stay.
 
     The model computes as before, but its state dict lacks the packed weights: only for a model that nobody else uses.
 
     Args:
         model: On CPU, in eval mode.
+        packed: Told each weight of which there is a packed copy now. The model no longer reads it, unless another layer
+            has the same one.
 
     Returns:
         Number of layers replaced.
@@ -161,6 +163,9 @@ def pack_linears(model: nn.Module) -> int:
         parts = [joint] if len(linears) == 1 else _Part.of(joint, [linear.out_features for linear in linears])
         for name, part in zip(names, parts, strict=True):
             setattr(parent, name, part)
+        if packed is not None:
+            for linear in linears:
+                packed(linear.weight.detach())
     return count
 
 

@@ -1,0 +1,94 @@
+"""Weights that are mapped from their file, and how what was read of them leaves memory.
+
+Loaders map a checkpoint instead of copying it. What is read of a mapping then counts as memory of this process, for as
+long as any weight of the file is in use: weights that were packed would stay twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+from torch import Tensor, nn
+
+__all__ = ["MappedWeights", "settle_weights"]
+
+_MADV_DONTNEED = 4  # Linux, all processors but Alpha
+_REGION = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)")
+
+
+class MappedWeights:
+    """What of this process's memory is mapped from files and unchanged, as of now: reading it again gives the same.
+
+    On systems that do not tell, there is none.
+    """
+
+    def __init__(self) -> None:
+        self._regions = _unchanged_regions()
+        self._page = 0
+        try:
+            self._madvise = ctypes.CDLL(None).madvise
+            self._page = ctypes.CDLL(None).getpagesize()
+        except (AttributeError, OSError, TypeError):
+            self._regions = []
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        """Whether all of a tensor is mapped from a file."""
+        start, end = _span(tensor)
+        return any(first <= start and end <= last for first, last in self._regions)
+
+    def drop(self, tensor: Tensor) -> None:
+        """Let what was read of a tensor leave memory, if it is mapped; whoever reads it again reads the file."""
+        if tensor not in self:
+            return
+        start, end = _span(tensor)
+        # Whole pages of its own.
+        start = -(-start // self._page) * self._page
+        end = end // self._page * self._page
+        if start < end:
+            self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+
+
+def settle_weights(model: nn.Module, mapped: MappedWeights) -> None:
+    """Copy the weights that are read whole in each step, and leave mapped those of which a step reads some rows.
+
+    Args:
+        model: A model whose linear layers are packed. Embeddings are what is left of its large weights.
+        mapped: What is mapped.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    left = [p for p in model.parameters() if id(p) in tables and p.data in mapped]
+    kept = {id(parameter) for parameter in left}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.clone()
+    # In the end, since the system reads some way around what is asked for.
+    for parameter in left:
+        mapped.drop(parameter.data)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of a contiguous tensor's first byte and of the one after its last."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def _unchanged_regions() -> list[tuple[int, int]]:
+    """Address ranges that are mapped from files and of which no page was written to."""
+    try:
+        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    regions: list[tuple[int, int]] = []
+    is_file = False
+    for line in lines:
+        if found := _REGION.match(line):
+            start, end, inode = found.groups()
+            is_file = inode != "0"
+            if is_file:
+                regions.append((int(start, 16), int(end, 16)))
+        elif is_file and line.startswith(("Anonymous:", "Swap:")) and line.split()[1] != "0" and regions:
+            # A page of it is this process's own: it was written to.
+            regions.pop()
+            is_file = False
+    return regions
