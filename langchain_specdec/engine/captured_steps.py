@@ -21,7 +21,7 @@ from langchain_specdec.engine.graphs import Bucket, Buckets, CapturedGraph, Grap
 from langchain_specdec.engine.kv_cache import StaticShape
 from langchain_specdec.engine.rows import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.engine.verify import Verification, choose
-from langchain_specdec.noise import Noise, pick_noisy
+from langchain_specdec.noise import Noise
 
 if TYPE_CHECKING:
     from langchain_specdec.embedded import Progress
@@ -268,7 +268,7 @@ class CapturedSteps:
         def error(outputs: tuple[Tensor, ...]) -> float:
             logits, chosen = outputs
             # The graph has moved its inputs on: they say where the chosen tokens stand.
-            right = _pick(logits, inputs, inputs.starts, is_sampled=bucket.is_sampled)
+            right = inputs.pick(logits[:, None], inputs.starts[:, None], is_sampled=bucket.is_sampled)
             is_right = (right == chosen)[:rows] & (inputs.tokens[:rows, :1] == chosen[:rows])
             return _error(logits[:rows, None], expected, is_right, torch.ones_like(is_right))
 
@@ -304,7 +304,7 @@ def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_siz
     rows = torch.arange(bucket.rows, device=logits.device)
     last = logits[rows, inputs.num_nodes - 1, :vocab_size]
     ends = inputs.starts + inputs.num_nodes
-    chosen = _pick(last, inputs, ends, is_sampled=bucket.is_sampled)
+    chosen = inputs.pick(last[:, None], ends[:, None], is_sampled=bucket.is_sampled)
     inputs.tokens[:, :1].copy_(chosen)
     inputs.starts.copy_(ends)
     inputs.places.add_(inputs.num_nodes)
@@ -315,13 +315,6 @@ def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_siz
 def _forward(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> Tensor:
     places = inputs.places[:, None] + torch.arange(bucket.width, device=inputs.places.device)
     return runner.forward_static(inputs, StaticShape(bucket.length, inputs.slots, places, bucket.is_whole))
-
-
-def _pick(logits: Tensor, inputs: RowInputs, positions: Tensor, *, is_sampled: bool) -> Tensor:
-    """The tokens at these positions, one for each row, int64 `[rows, 1]`."""
-    if not is_sampled:
-        return logits.argmax(-1, keepdim=True)
-    return pick_noisy(logits[:, None], inputs.temperature, inputs.seeds, positions[:, None])
 
 
 def _error(computed: Tensor, expected: Tensor, is_right: Tensor, own: Tensor) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from mmap import PAGESIZE
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,11 +26,9 @@ class MappedWeights:
     """
 
     def __init__(self) -> None:
-        self._regions = _unchanged_regions()
-        self._page = 0
         try:
             self._madvise = ctypes.CDLL(None).madvise
-            self._page = ctypes.CDLL(None).getpagesize()
+            self._regions = _unchanged_regions()
         except (AttributeError, OSError, TypeError):
             self._regions = []
 
@@ -44,8 +43,8 @@ class MappedWeights:
             return
         start, end = _span(tensor)
         # Whole pages of its own.
-        start = -(-start // self._page) * self._page
-        end = end // self._page * self._page
+        start = -(-start // PAGESIZE) * PAGESIZE
+        end = end // PAGESIZE * PAGESIZE
         if start < end:
             self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
@@ -74,11 +73,12 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _unchanged_regions() -> list[tuple[int, int]]:
-    """Address ranges that are mapped from files and of which no page was written to."""
-    try:
-        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    """Address ranges that are mapped from files and of which no page was written to.
+
+    Raises:
+        OSError: The system does not tell.
+    """
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
     regions: list[tuple[int, int]] = []
     is_file = False
     for line in lines:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langchain_specdec.engine.tree import TreeLayout, fill_tree, is_chain
-from langchain_specdec.noise import Noise, seed_halves
+from langchain_specdec.noise import Noise, pick_noisy, seed_halves
 
 __all__ = ["RowBatch", "RowInputs", "load", "num_bytes", "to_device"]
 
@@ -124,6 +124,26 @@ class RowInputs:
         else:
             layout = TreeLayout.chain(rows, width, buffer.device)
         return cls(**at, layout=layout)
+
+    @property
+    def next_positions(self) -> Tensor:
+        """Position in its text of the token that comes after each of these, int64 `[rows, width]`."""
+        return self.starts[:, None] + 1 + self.layout.depths
+
+    def pick(self, logits: Tensor, positions: Tensor, *, is_sampled: bool) -> Tensor:
+        """The tokens that logits and noise choose for these rows; nothing in it waits for the device.
+
+        Args:
+            logits: `[rows, width, vocab]`.
+            positions: Index in its text of the token to choose, int64 `[rows, width]`.
+            is_sampled: Whether any row is not greedy.
+
+        Returns:
+            Token ids, int64 `[rows, width]`.
+        """
+        if not is_sampled:
+            return logits.argmax(-1)
+        return pick_noisy(logits, self.temperature, self.seeds, positions)
 
     def following(self, tokens: Tensor) -> RowInputs:
         """What comes after these rows: one token for each, int64 `[rows, 1]`."""

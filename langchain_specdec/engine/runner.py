@@ -18,7 +18,7 @@ from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache, StaticSha
 from langchain_specdec.engine.rows import RowBatch, RowInputs, to_device
 from langchain_specdec.engine.tree import TreeLayout
 from langchain_specdec.engine.verify import Verification, choose
-from langchain_specdec.noise import Noise, pick_noisy
+from langchain_specdec.noise import Noise
 
 __all__ = ["ModelRunner", "PickDraft", "position_limit"]
 
@@ -185,10 +185,8 @@ class ModelRunner:
             positions = (inputs.starts + inputs.num_nodes)[:, None]
             if pick is not None:
                 chosen = pick(logits, positions, chains)
-            elif is_sampled:
-                chosen = pick_noisy(logits, inputs.temperature, inputs.seeds, positions)
             else:
-                chosen = logits.argmax(-1)
+                chosen = inputs.pick(logits, positions, is_sampled=is_sampled)
             chains = torch.cat([chains, chosen], 1)
             starts = [start + length for start, length in zip(starts, lengths, strict=True)]
             lengths = [1] * len(starts)

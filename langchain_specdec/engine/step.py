@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import FORCED, Draft, Drafter, DraftKind, Proposal
@@ -19,7 +18,7 @@ from langchain_specdec.engine.kv_cache import is_gapless
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.rows import RowBatch
 from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.engine.verify import Verification, accept
+from langchain_specdec.engine.verify import Verification, judge
 from langchain_specdec.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.noise import Noise
 from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
@@ -167,6 +166,8 @@ class Stepper:
 
     def _make_next_graph(self, requests: Sequence[Request]) -> None:
         """Have a graph made that a coming step may need, at the end of a text, where what is left gets overwritten."""
+        if self._runner.captured is None:
+            return
         request = next((r for r in requests if not r.is_finished), None)
         if request is not None:
             noise = Noise.of([request.params], [request.seed])
@@ -263,18 +264,15 @@ class Stepper:
     def _choices(self, requests: Sequence[Request], drafts: Sequence[Draft], found: Verification) -> Tensor:
         """The target's choice after every node and which nodes stand, where more than noise decides; see `choose`."""
         logits, inputs = found.logits, found.inputs
-        layout = inputs.layout
         masks = [
             r.constraint.masks(d.tokens, d.parents) if r.constraint else None
             for r, d in zip(requests, drafts, strict=True)
         ]
         allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         table = self._sampling_table(requests, logits)
-        positions = inputs.starts[:, None] + 1 + layout.depths
-        draft_ids, ancestors = inputs.tokens[:, 1:], layout.ancestors[:, :, 1:]
-        picks = pick_tokens(logits, table, positions, self._history, draft_ids, ancestors, allowed)
-        stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
-        return torch.stack([picks, stands.to(picks.dtype)])
+        draft_ids, ancestors = inputs.tokens[:, 1:], inputs.layout.ancestors[:, :, 1:]
+        picks = pick_tokens(logits, table, inputs.next_positions, self._history, draft_ids, ancestors, allowed)
+        return judge(picks, inputs)
 
     def _sampling_table(self, requests: Sequence[Request], logits: Tensor) -> SamplingTable:
         ids = tuple(r.request_id for r in requests)

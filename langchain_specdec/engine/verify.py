@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.engine.rows import RowInputs
-from langchain_specdec.noise import pick_noisy
 
-__all__ = ["Verification", "accept", "choose"]
+__all__ = ["Verification", "accept", "choose", "judge"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,19 @@ def choose(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
     Returns:
         int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
     """
+    return judge(inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled), inputs)
+
+
+def judge(picks: Tensor, inputs: RowInputs) -> Tensor:
+    """The target's choices and which nodes stand by them, in one tensor, so that one copy brings both to the host.
+
+    Args:
+        picks: The target's choice after every node, int64 `[rows, width]`.
+        inputs: The nodes.
+
+    Returns:
+        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+    """
     layout = inputs.layout
-    if is_sampled:
-        positions = inputs.starts[:, None] + 1 + layout.depths
-        picks = pick_noisy(logits, inputs.temperature, inputs.seeds, positions)
-    else:
-        picks = logits.argmax(-1)
     stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
     return torch.stack([picks, stands.to(picks.dtype)])
