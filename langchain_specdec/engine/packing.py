@@ -1,9 +1,8 @@
 """Linear layers with their weights packed once for the CPU.
 
-A decoding step multiplies a few rows by every weight of the model. The general matrix product re-arranges the weights
-for its kernel at every call, which costs more with every row; oneDNN can keep them arranged. So a wider step costs
-hardly more than a narrow one, and that is what makes drafting pay on a CPU. The operators are the ones that torch's
-own compiler packs weights with.
+A decoding step multiplies a few rows by every weight of the model. Weights that are arranged beforehand make that as
+fast as they can be read, so a wider step costs hardly more than a narrow one, and that is what makes drafting pay on a
+CPU. The arranging and the product are those of `panel_linear`, or of `onednn_linear` where the first cannot be had.
 
 Layers that read the same input (query, key and value; gate and up) are packed as one product: the small ones among
 them cost more to start than to compute.
@@ -11,58 +10,27 @@ them cost more to start than to compute.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from langchain_specdec.engine.onednn_linear import OneDNNWeight, can_use_onednn
+from langchain_specdec.engine.panel_linear import PanelWeight, can_use_panels
+
 __all__ = ["PackedLinear", "can_pack", "pack_linears"]
 
-_DTYPES = (torch.float32, torch.bfloat16)
-# Rows that the layout is chosen for. It serves fewer and many more rows as well; one chosen for 1 row does not.
-_TYPICAL_ROWS = 16
 # Names of sibling layers that Hugging Face models call one after the other on the same input.
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-# torch's compiler cannot trace tensors in oneDNN's layout. An operator of our own that takes a plain number for such a
-# tensor can be traced, and the number being a tensor keeps one compiled layer valid for all layers of a model.
-_packed_weights: dict[int, Any] = {}
-_handles = itertools.count()
-_library = torch.library.Library("specdec", "DEF")
-_library.define("packed_linear(Tensor inputs, Tensor handle, Tensor? bias, SymInt out_features) -> Tensor")
-
-
-def _product(inputs: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
-    return output
-
-
-def _packed_linear(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
-    return _product(inputs, _packed_weights[int(handle)], bias)
-
-
-_library.impl("packed_linear", _packed_linear, "CPU")
-
-
-def _shape_only(inputs: Tensor, handle: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
-    return inputs.new_empty((*inputs.shape[:-1], out_features))
-
-
-torch.library.register_fake("specdec::packed_linear", _shape_only, lib=_library)
-
 
 class PackedLinear(nn.Module):
-    """A linear layer, or several with the same input, that holds its weight in oneDNN's blocked layout only.
+    """A linear layer, or several with the same input, that holds its weight in the layout of its product only.
 
     Args:
-        linears: The layers to take over; on CPU, in float32 or bfloat16. The outputs stand one after the other.
+        linears: The layers to take over; of a model that `can_pack`. The outputs stand one after the other.
     """
-
-    handle: Tensor
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -71,19 +39,12 @@ class PackedLinear(nn.Module):
         self.bias = _joined_bias(linears)
         weights = [linear.weight.detach() for linear in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        handle = next(_handles)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
-        _packed_weights[handle] = self._weight
-        weakref.finalize(self, _packed_weights.pop, handle, None)
-        self.register_buffer("handle", torch.tensor(handle), persistent=False)
+        self.product = PanelWeight(weight) if can_use_panels(weight.dtype) else OneDNNWeight(weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs @ weight.T + bias`, for `[..., in_features]`."""
-        if torch.compiler.is_compiling():
-            output: Tensor = torch.ops.specdec.packed_linear.default(inputs, self.handle, self.bias, self.out_features)
-            return output
-        # Without the detour, which costs 15 us for each of a model's hundred products.
-        return _product(inputs, self._weight, self.bias)
+        output: Tensor = self.product(inputs, self.bias)
+        return output
 
 
 class _Part(nn.Module):
@@ -124,22 +85,12 @@ class _Part(nn.Module):
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing would work: the model is on CPU, in types that this build of torch packs on this processor."""
+    """Whether packing would work: the model is on CPU, in types that can be packed on this processor."""
     parameters = list(model.parameters())
     dtypes = {p.dtype for p in parameters}
-    return all(p.device.type == "cpu" for p in parameters) and all(map(_can_pack_dtype, dtypes))
-
-
-@functools.cache
-def _can_pack_dtype(dtype: torch.dtype) -> bool:
-    if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        # Tried, because which processors do bfloat16 is oneDNN's own knowledge.
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _TYPICAL_ROWS)
-    except (AttributeError, RuntimeError):
-        return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return all(p.device.type == "cpu" for p in parameters) and all(
+        can_use_panels(dtype) or can_use_onednn(dtype) for dtype in dtypes
+    )
 
 
 def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = None) -> int:

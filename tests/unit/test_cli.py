@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from importlib import metadata
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -446,7 +447,20 @@ def test_doctor_in_json():
     versions = {finding["name"]: finding["value"] for finding in report["packages"]}
     assert versions["torch"] == metadata.version("torch")
     assert versions["langchain-specdec"].startswith(__version__)
-    assert {finding["name"] for finding in report["a model would run"]} == {"device", "dtype", "attention"}
+    names = {finding["name"] for finding in report["a model would run"]}
+    assert names - {"linear layers"} == {"device", "dtype", "attention"}
+
+
+def test_doctor_tells_how_linear_layers_run_on_a_cpu(monkeypatch):
+    from langchain_specdec.engine import loader, panel_linear
+
+    monkeypatch.setattr(loader, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(panel_linear, "can_use_panels", lambda dtype: True)
+    assert "a kernel of this package" in specdec("doctor").stdout
+    monkeypatch.setattr(panel_linear, "can_use_panels", lambda dtype: False)
+    result = specdec("doctor")
+    assert result.exit_code == 0
+    assert "install g++" in result.stdout
 
 
 @needs_installation

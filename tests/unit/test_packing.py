@@ -10,16 +10,31 @@ import torch
 from tiny import tiny_model
 from torch import nn
 
-from langchain_specdec.engine import packing
+from langchain_specdec.engine import onednn_linear, packing
+from langchain_specdec.engine.onednn_linear import can_use_onednn
 from langchain_specdec.engine.packing import PackedLinear, can_pack, pack_linears
 
-pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="nothing packs linear layers here")
+
+
+@pytest.fixture(params=["kernel", "oneDNN"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Pack with our own kernel, and with oneDNN as where there is none."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr(packing, "can_use_panels", lambda dtype: False)
+        if not can_use_onednn(torch.float32):
+            pytest.skip("this build of torch has no oneDNN")
+    elif not packing.can_use_panels(torch.float32):
+        pytest.skip("there is no kernel for this processor, or no compiler for it")
+    return str(request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 33, 300])
-def test_packed_linear_computes_what_the_plain_one_computes(rows: int, bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 16, 33, 300])
+def test_packed_linear_computes_what_the_plain_one_computes(
+    product: str, rows: int, bias: bool, dtype: torch.dtype
+) -> None:
     if not can_pack(nn.Linear(1, 1).to(dtype)):
         pytest.skip(f"this processor does not pack {dtype}")
     torch.manual_seed(rows)
@@ -32,7 +47,7 @@ def test_packed_linear_computes_what_the_plain_one_computes(rows: int, bias: boo
     torch.testing.assert_close(packed, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
 
 
-def test_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
+def test_packed_model_gives_the_same_logits_and_keeps_its_embedding(product: str) -> None:
     model = tiny_model()
     packed = copy.deepcopy(model)
     num_linears = sum(type(module) is nn.Linear for module in model.modules())
@@ -60,7 +75,7 @@ def test_what_cannot_be_packed_is_told() -> None:
 
 
 @pytest.mark.parametrize("biases", [(True, True, True), (False, True, False), (False, False, False)])
-def test_layers_of_one_input_are_computed_together(biases: tuple[bool, ...]) -> None:
+def test_layers_of_one_input_are_computed_together(product: str, biases: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
     sizes = (12, 4, 4)
     block = nn.Module()
@@ -83,11 +98,13 @@ def test_layers_of_one_input_are_computed_together(biases: tuple[bool, ...]) -> 
         torch.testing.assert_close(block.v_proj(inputs), expected[2])
 
 
-def test_packed_weights_go_with_their_layer() -> None:
+@pytest.mark.skipif(not can_use_onednn(torch.float32), reason="this build of torch has no oneDNN")
+def test_packed_weights_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "can_use_panels", lambda dtype: False)
     gc.collect()
-    before = len(packing._packed_weights)
+    before = len(onednn_linear._packed_weights)
     layer = PackedLinear(nn.Linear(8, 8))
-    assert len(packing._packed_weights) == before + 1
+    assert len(onednn_linear._packed_weights) == before + 1
     del layer
     gc.collect()
-    assert len(packing._packed_weights) == before
+    assert len(onednn_linear._packed_weights) == before

@@ -1,0 +1,145 @@
+// Products of a few rows with a large weight, for decoding on a CPU: y = x W^T + bias, in float32.
+//
+// A decoding step reads every weight once and does little with each, so what counts is to read memory as fast as it
+// goes, whatever the number of rows. The weight is stored in panels of kPanel outputs, input by input, so that all of
+// it is read from front to back. A tile of up to kRows rows stays in registers while a panel passes. Where more rows
+// need several tiles, the first pass brings the panel into the cache, and every pass asks for its share of the next
+// panel, so that memory is never idle.
+//
+// Each output is one chain of multiply-adds over its inputs, first to last, then the bias. So a row's outputs do not
+// depend on the rows beside it, nor on the number of threads, bit by bit.
+//
+// No header of PyTorch is included: this takes a second to compile and serves all of its versions. It is linked
+// without an OpenMP library, so that it shares the threads of the one that PyTorch has loaded.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kVectors = 2;
+constexpr int kPanel = kLanes * kVectors;
+// 6 x 2 sums, 2 weights and an input are in 15 of AVX2's 16 registers.
+constexpr int kRows = 6;
+// Most tiles that share in asking for the next panel; with more, computing takes longer than reading.
+constexpr int64_t kMaxAskingTiles = 4;
+// From this many tiles on, 16-bit weights are widened once, into the cache, and not by each tile.
+constexpr int64_t kWideningTiles = 3;
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef float StoredFloats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint16_t StoredHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const StoredFloats*>(p); }
+
+// bfloat16 is the upper half of a float32.
+inline Vector load(const uint16_t* p) {
+  return (Vector)(__builtin_convertvector(*reinterpret_cast<const StoredHalves*>(p), Bits) << 16);
+}
+
+// `rows` rows of x by one panel. `ahead` walks through the memory that is needed next, `stride` bytes per input.
+template <int rows, class Weight>
+void tile(const float* x, int64_t inputs, const Weight* panel, const float* bias, float* y, int64_t outputs,
+          int64_t columns, const char* ahead, int64_t stride) {
+  Vector sums[rows][kVectors] = {};
+  for (int64_t k = 0; k < inputs; ++k) {
+    __builtin_prefetch(ahead);
+    ahead += stride;
+    Vector weights[kVectors];
+    for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + v * kLanes);
+    for (int r = 0; r < rows; ++r) {
+      const float input = x[r * inputs + k];
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += input * weights[v];
+    }
+    panel += kPanel;
+  }
+  for (int r = 0; r < rows; ++r) {
+    float out[kPanel];
+    std::memcpy(out, sums[r], sizeof(out));
+    if (bias)
+      for (int64_t c = 0; c < columns; ++c) out[c] += bias[c];
+    std::memcpy(y + r * outputs, out, columns * sizeof(float));
+  }
+}
+
+template <class Weight>
+void tile_of(int64_t rows, const float* x, int64_t inputs, const Weight* panel, const float* bias, float* y,
+             int64_t outputs, int64_t columns, const char* ahead, int64_t stride) {
+  static_assert(kRows == 6, "one case for each number of rows");
+  switch (rows) {
+    case 1: return tile<1>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+    case 2: return tile<2>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+    case 3: return tile<3>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+    case 4: return tile<4>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+    case 5: return tile<5>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+    default: return tile<6>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+  }
+}
+
+// All rows by one panel, in tiles of nearly equal size.
+template <class Weight>
+void rows_of(int64_t rows, const float* x, int64_t inputs, const Weight* panel, const float* bias, float* y,
+             int64_t outputs, int64_t columns, const char* ahead, int64_t stride) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  for (int64_t t = 0, row = 0; t < tiles; ++t) {
+    const int64_t count = rows / tiles + (t < rows % tiles);
+    tile_of(count, x + row * inputs, inputs, panel, bias, y + row * outputs, outputs, columns, ahead, stride);
+    ahead += stride * inputs;
+    row += count;
+  }
+}
+
+template <class Weight>
+void linear(const float* x, const Weight* weight, const float* bias, float* y, int64_t rows, int64_t inputs,
+            int64_t outputs, int threads) {
+  const int64_t panels = (outputs + kPanel - 1) / kPanel, size = kPanel * inputs;
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  const int64_t stride = tiles <= kMaxAskingTiles ? kPanel * static_cast<int64_t>(sizeof(Weight)) / tiles : 0;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t p = 0; p < panels; ++p) {
+    const Weight* panel = weight + p * size;
+    const float* panel_bias = bias ? bias + p * kPanel : nullptr;
+    const int64_t columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
+    // Past the end for the last panel: asking for what is not there does nothing.
+    const char* ahead = reinterpret_cast<const char*>(panel + size);
+    if (sizeof(Weight) < sizeof(float) && tiles >= kWideningTiles) {
+      static thread_local std::vector<float> wide;
+      wide.resize(size);
+      for (int64_t i = 0; i < size; i += kLanes)
+        *reinterpret_cast<StoredFloats*>(wide.data() + i) = load(panel + i);
+      rows_of(rows, x, inputs, wide.data(), panel_bias, y + p * kPanel, outputs, columns, ahead, stride);
+    } else {
+      rows_of(rows, x, inputs, panel, panel_bias, y + p * kPanel, outputs, columns, ahead, stride);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Outputs of a panel. A weight is [panels, inputs, panel_width()], zeros after the last output.
+int panel_width() { return kPanel; }
+
+// x is [rows, inputs], y [rows, outputs], bias [outputs] or null.
+void panel_linear_float32(const float* x, const float* weight, const float* bias, float* y, int64_t rows,
+                          int64_t inputs, int64_t outputs, int threads) {
+  linear(x, weight, bias, y, rows, inputs, outputs, threads);
+}
+
+// The same with a weight in bfloat16, each number of which is the float32 that it stands for.
+void panel_linear_bfloat16(const float* x, const uint16_t* weight, const float* bias, float* y, int64_t rows,
+                           int64_t inputs, int64_t outputs, int threads) {
+  linear(x, weight, bias, y, rows, inputs, outputs, threads);
+}
+}

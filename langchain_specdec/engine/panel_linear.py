@@ -1,0 +1,197 @@
+"""Linear layers for a few rows, by a kernel of our own (`panel_linear.cpp`), in float32 on a CPU.
+
+General matrix products are made for many rows. On the few of a decoding step they leave half of the memory's bandwidth
+unused, and take longer with each row. The kernel reads the weights at the memory's pace, for one row as for a dozen.
+A row's outputs are the same to the bit whatever rows are beside it.
+
+Checkpoints are mostly in bfloat16, and float32 on a CPU is the same numbers in twice the bytes. Weights that bfloat16
+holds exactly are kept in it and widened in registers: the same outputs to the bit, from half of the reading.
+
+The kernel is compiled when it is first needed, which takes a second, and kept in the user's cache folder. Where there
+is no compiler for it, or it fails its test, there is none, and other means are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langchain_specdec.embedded import cache_folder
+
+__all__ = ["PanelWeight", "can_use_panels"]
+
+_logger = logging.getLogger(__name__)
+_SOURCE = Path(__file__).with_name("panel_linear.cpp")
+_BUILD_SECONDS = 120
+# Compiler flags by what PyTorch finds the processor to be able to. Others would gain little.
+_FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
+
+_Function = Callable[..., None]
+
+
+class _Kernel:
+    """The loaded library: its functions by the weight's type, and the outputs of a panel."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.width = int(library.panel_width())
+        self.functions: dict[torch.dtype, _Function] = {
+            torch.float32: library.panel_linear_float32,
+            torch.bfloat16: library.panel_linear_bfloat16,
+        }
+        for function in self.functions.values():
+            function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int]  # type: ignore[attr-defined]
+            function.restype = None  # type: ignore[attr-defined]
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """`[outputs, inputs]` to `[panels, inputs, width]`, in bfloat16 if that holds all numbers exactly."""
+        outputs, inputs = weight.shape
+        half = weight.to(torch.bfloat16)
+        stored = half if torch.equal(half.float(), weight) else weight
+        padded = F.pad(stored, (0, 0, 0, -outputs % self.width))
+        return padded.view(-1, self.width, inputs).transpose(1, 2).contiguous()
+
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+        """`inputs @ weight.T + bias` for `[..., in_features]` in float32 and a packed weight."""
+        inputs = inputs.contiguous()
+        size = inputs.shape[-1]
+        output = inputs.new_empty((*inputs.shape[:-1], out_features))
+        if rows := inputs.numel() // size:
+            self.functions[weight.dtype](
+                inputs.data_ptr(),
+                weight.data_ptr(),
+                None if bias is None else bias.data_ptr(),
+                output.data_ptr(),
+                rows,
+                size,
+                out_features,
+                torch.get_num_threads(),
+            )
+        return output
+
+
+class PanelWeight(nn.Module):
+    """A weight in the kernel's layout, and the product with it.
+
+    Args:
+        weight: `[out_features, in_features]`, float32, on CPU.
+    """
+
+    panels: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.out_features = weight.shape[0]
+        self.register_buffer("panels", _the_kernel().pack(weight), persistent=False)
+
+    def forward(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """`inputs @ weight.T + bias`, for `[..., in_features]`."""
+        if torch.compiler.is_compiling():
+            output: Tensor = torch.ops.specdec.panel_linear.default(inputs, self.panels, bias, self.out_features)
+            return output
+        # Without the detour over PyTorch's dispatcher, which costs 15 us for each of a model's hundred products.
+        return _the_kernel().linear(inputs, self.panels, bias, self.out_features)
+
+
+def can_use_panels(dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for models of this type here. Compiles it if it is not there yet."""
+    return dtype == torch.float32 and _kernel() is not None
+
+
+def _the_kernel() -> _Kernel:
+    kernel = _kernel()
+    assert kernel is not None, "ask can_use_panels first"  # noqa: S101
+    return kernel
+
+
+@functools.cache
+def _kernel() -> _Kernel | None:
+    flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
+    if flags is None or sys.platform != "linux":
+        return None
+    try:
+        kernel = _Kernel(_library(flags))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _logger.info("No kernel for linear layers on this CPU, oneDNN is used instead: %s", reason)
+        return None
+    if not _is_right(kernel):
+        _logger.warning("The kernel for linear layers computes something else on this CPU and is not used.")
+        return None
+    return kernel
+
+
+def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
+    """Load what an earlier run compiled, or compile it.
+
+    Raises:
+        OSError: There is no compiler, or what it made cannot be loaded.
+        subprocess.SubprocessError: It failed.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    identity = hashlib.sha256("\0".join((_SOURCE.read_text(encoding="utf-8"), compiler, *flags)).encode()).hexdigest()
+    kept = cache_folder() / f"panel-linear-{identity[:16]}.so"
+    try:
+        return ctypes.CDLL(str(kept))
+    except OSError:
+        _logger.debug("%s is not there yet", kept)
+    with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
+        compiled, linked = f"{folder}/panel_linear.o", f"{folder}/panel_linear.so"
+        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(_SOURCE), "-o", compiled])
+        # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
+        _run([compiler, "-shared", compiled, "-o", linked])
+        library = ctypes.CDLL(linked)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            staged = kept.with_suffix(f".{os.getpid()}")
+            shutil.copy(linked, staged)
+            staged.replace(kept)
+        except OSError as error:
+            _logger.debug("cannot keep %s: %s", kept, error)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    # The compiler is the one that the user's environment names; all else is ours.
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)  # noqa: S603
+
+
+def _is_right(kernel: _Kernel) -> bool:
+    """Whether small products come out as PyTorch's, for whole and for partial tiles and panels."""
+    values = torch.linspace(-1.0, 1.0, 37 * 24).view(37, 24).to(torch.bfloat16).float()
+    for weight in (values, values + 1e-5):
+        packed = kernel.pack(weight)
+        for rows in (1, 7, 30):
+            inputs = torch.linspace(-2.0, 1.0, rows * 24).view(rows, 24)
+            expected = F.linear(inputs, weight, weight[:, 0])
+            if not torch.allclose(kernel.linear(inputs, packed, weight[:, 0].contiguous(), 37), expected, atol=1e-4):
+                return False
+    return True
+
+
+def _panel_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return _the_kernel().linear(inputs, weight, bias, out_features)
+
+
+def _shape_only(inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
+    return inputs.new_empty((*inputs.shape[:-1], out_features))
+
+
+# What PyTorch's compiler puts into its graphs.
+_library_of_ops: Any = torch.library.Library("specdec", "FRAGMENT")
+_library_of_ops.define("panel_linear(Tensor inputs, Tensor weight, Tensor? bias, SymInt out_features) -> Tensor")
+_library_of_ops.impl("panel_linear", _panel_linear, "CPU")
+torch.library.register_fake("specdec::panel_linear", _shape_only, lib=_library_of_ops)
