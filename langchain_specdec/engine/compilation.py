@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from langchain_specdec.engine.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
+from langchain_specdec.engine.worker_threads import release_workers
 
 __all__ = ["CompileMode", "CompiledGraph", "CompiledLayers", "can_compile"]
 
@@ -228,6 +229,8 @@ class CompiledLayers:
                 self._ready.add(key)
         except Exception as error:
             self.fail(error)
+        finally:
+            release_workers()
 
     def _hook(self, index: int, layer: nn.Module) -> Callable[..., Any]:
         # A layer whose forward held it, or held us and by us the model, would stay in memory until Python looks for

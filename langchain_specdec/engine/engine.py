@@ -23,6 +23,7 @@ from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.engine.stream import CompletionStream
+from langchain_specdec.engine.worker_threads import release_workers
 from langchain_specdec.errors import (
     EngineClosedError,
     GenerationError,
@@ -160,6 +161,8 @@ class Engine:
             self._inbox.submitted += requests
             self._inbox.changed.notify_all()
         if requests:
+            # Who submits will wait for the engine, and may have loaded its model in this thread.
+            release_workers()
             self._start_thread()
         return [request.stream for request in requests]
 
@@ -365,6 +368,8 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
             if engine._is_idle:
                 break
         del engine
+        # Another engine, or the user's own code, may be what runs next.
+        release_workers()
 
 
 # The threads that may still run, also those whose engine is gone: each ends soon after its inbox is closed.
