@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,17 @@ from langchain_specdec.engine.worker_threads import release_workers
 from langchain_specdec.sampling import SamplingParams
 
 needs_openmp = pytest.mark.skipif(
-    sys.platform != "linux" or worker_threads._pause() is None or torch.get_num_threads() < 2,
+    sys.platform != "linux" or worker_threads._pause() is None,
     reason="there are no OpenMP workers to count here",
 )
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    release_workers()
+    torch.set_num_threads(1)
 
 
 def num_threads() -> int:
@@ -52,17 +62,16 @@ def test_workers_end_and_come_back() -> None:
 
 @needs_openmp
 def test_an_idle_engine_keeps_no_workers_and_neither_does_who_asked_it() -> None:
-    engine = make_engine(tiny_model(), NoDrafter())
     params = SamplingParams(max_new_tokens=4)
-    list(engine.submit([1, 2, 3], params))
-    release_workers()
-    time.sleep(0.2)
-    before = num_threads()
-    work()
-    assert num_threads() > before
-    list(engine.submit([1, 2, 3], params))
-    assert settles_at(before)
-    engine.close()
+    with closing(make_engine(tiny_model(), NoDrafter())) as engine:
+        list(engine.submit([1, 2, 3], params))
+        release_workers()
+        time.sleep(0.2)
+        before = num_threads()
+        work()
+        assert num_threads() > before
+        list(engine.submit([1, 2, 3], params))
+        assert settles_at(before)
 
 
 def test_other_threads_go_on() -> None:
