@@ -2,9 +2,9 @@
 //
 // A decoding step reads every weight once and does little with each, so what counts is to read memory as fast as it
 // goes, whatever the number of rows. The weight is stored in panels of kPanel outputs, input by input, so that all of
-// it is read from front to back. A tile of up to kRows rows stays in registers while a panel passes. Where more rows
-// need several tiles, the first pass brings the panel into the cache, and every pass asks for its share of the next
-// panel, so that memory is never idle.
+// it is read from front to back. A tile of up to kRows rows stays in registers while a panel passes. Every pass asks
+// for its share of the next panel, into the outer cache, and for what comes next of its own, into the inner one, so that
+// memory is never idle. Where more rows need several tiles, the first pass so brings the panel into the cache.
 //
 // Each output is one chain of multiply-adds over its inputs, first to last, then the bias. So a row's outputs do not
 // depend on the rows beside it, nor on the number of threads, bit by bit.
@@ -19,17 +19,19 @@
 
 namespace {
 
+// Sums of kRows x kVectors, kVectors weights and an input are in 15 of AVX2's 16 registers, and 27 of AVX-512's 32.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
+constexpr int kRows = 12;
 #else
-constexpr int kLanes = 4;
+constexpr int kLanes = 8;
+constexpr int kRows = 6;
 #endif
 constexpr int kVectors = 2;
 constexpr int kPanel = kLanes * kVectors;
-// 6 x 2 sums, 2 weights and an input are in 15 of AVX2's 16 registers.
-constexpr int kRows = 6;
+constexpr int kLine = 64;
+// How far ahead of its own reading a pass asks, in bytes.
+constexpr int kNear = 2048;
 // Most tiles that share in asking for the next panel; with more, computing takes longer than reading.
 constexpr int64_t kMaxAskingTiles = 4;
 // From this many tiles on, 16-bit weights are widened once, into the cache, and not by each tile.
@@ -47,13 +49,17 @@ inline Vector load(const uint16_t* p) {
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const StoredHalves*>(p), Bits) << 16);
 }
 
-// `rows` rows of x by one panel. `ahead` walks through the memory that is needed next, `stride` bytes per input.
+// `rows` rows of x by one panel. `ahead` walks through the next panel, `stride` bytes per input. Asking for what is past
+// the end of all panels does nothing.
 template <int rows, class Weight>
 void tile(const float* x, int64_t inputs, const Weight* panel, const float* bias, float* y, int64_t outputs,
           int64_t columns, const char* ahead, int64_t stride) {
   Vector sums[rows][kVectors] = {};
   for (int64_t k = 0; k < inputs; ++k) {
-    __builtin_prefetch(ahead);
+    for (int line = 0; line < kPanel * static_cast<int>(sizeof(Weight)); line += kLine) {
+      __builtin_prefetch(reinterpret_cast<const char*>(panel) + kNear + line);
+      __builtin_prefetch(ahead + line, 0, 2);
+    }
     ahead += stride;
     Vector weights[kVectors];
     for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + v * kLanes);
@@ -72,18 +78,14 @@ void tile(const float* x, int64_t inputs, const Weight* panel, const float* bias
   }
 }
 
-template <class Weight>
+// As `tile`, for a number of rows that is known only now.
+template <int most = kRows, class Weight>
 void tile_of(int64_t rows, const float* x, int64_t inputs, const Weight* panel, const float* bias, float* y,
              int64_t outputs, int64_t columns, const char* ahead, int64_t stride) {
-  static_assert(kRows == 6, "one case for each number of rows");
-  switch (rows) {
-    case 1: return tile<1>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-    case 2: return tile<2>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-    case 3: return tile<3>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-    case 4: return tile<4>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-    case 5: return tile<5>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-    default: return tile<6>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
-  }
+  if constexpr (most > 1)
+    if (rows < most)
+      return tile_of<most - 1>(rows, x, inputs, panel, bias, y, outputs, columns, ahead, stride);
+  tile<most>(x, inputs, panel, bias, y, outputs, columns, ahead, stride);
 }
 
 // All rows by one panel, in tiles of nearly equal size.
@@ -110,7 +112,6 @@ void linear(const float* x, const Weight* weight, const float* bias, float* y, i
     const Weight* panel = weight + p * size;
     const float* panel_bias = bias ? bias + p * kPanel : nullptr;
     const int64_t columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
-    // Past the end for the last panel: asking for what is not there does nothing.
     const char* ahead = reinterpret_cast<const char*>(panel + size);
     if (sizeof(Weight) < sizeof(float) && tiles >= kWideningTiles) {
       static thread_local std::vector<float> wide;
