@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from langchain_specdec.engine.decode_attention import can_decode_attention, decode_attention
+
 __all__ = ["ATTENTION_NAME", "additive_mask", "register", "slot_attention"]
 
 ATTENTION_NAME = "specdec"
@@ -60,6 +62,9 @@ def slot_attention(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     is_causal = is_causal and attention_mask is None and query.shape[2] > 1
+    if softcap is None and attention_mask is not None and can_decode_attention(query, key, value, attention_mask):
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return decode_attention(query, key, value, attention_mask, scaling), None
     if softcap is not None:
         output = _softcapped_attention(query, key, value, attention_mask, scaling, softcap, is_causal)
     else:

@@ -32,9 +32,11 @@ from langchain_specdec.engine.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.engine.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.engine.worker_threads import release_workers
 
-__all__ = ["CompileMode", "CompiledGraph", "CompiledLayers", "can_compile"]
+__all__ = ["CompileMode", "CompiledGraph", "CompiledLayers", "Trial", "can_compile"]
 
 CompileMode = Literal["auto", "off", "reduce-overhead", "max-autotune"]
+Trial = Callable[[bool, int, int], tuple[Tensor, float]]
+"""Runs a short step on a scratch cache: (compiled, rows, width) -> its logits, and the seconds that it took."""
 
 _logger = logging.getLogger(__name__)
 _MAX_LAYERS_PER_GRAPH = 8
@@ -141,12 +143,12 @@ class CompiledLayers:
         if thread is not None:
             thread.join(timeout)
 
-    def prepare(self, rows: int, trial: Callable[[bool, int, int], Tensor]) -> None:
+    def prepare(self, rows: int, trial: Trial) -> None:
         """Make the graphs of all forwards of up to `rows` rows now, whether or not they would pay, and wait for them.
 
         Args:
             rows: Most rows of a forward.
-            trial: As in `observe`.
+            trial: Runs a step of such a forward.
         """
         for key in product((True, False)[:rows], (True, False)):
             self.wait()
@@ -179,13 +181,13 @@ class CompiledLayers:
         self.failure = f"{type(error).__name__}: {error}"
         _logger.warning("Compiled layers failed and are off from now on (%s: %s).", type(error).__name__, error)
 
-    def observe(self, shape: ForwardShape, seconds: float, trial: Callable[[bool, int, int], Tensor]) -> None:
+    def observe(self, shape: ForwardShape, seconds: float, trial: Trial) -> None:
         """Note what an uncompiled forward took; start compiling for its shape where that would pay.
 
         Args:
             shape: What was run.
             seconds: What it took.
-            trial: Runs a forward on a scratch cache: (compiled, rows, width) -> logits.
+            trial: Runs a step of such a shape.
         """
         key = _key(shape)
         if self._is_failed or key in self._tried or (self._thread is not None and self._thread.is_alive()):
@@ -200,13 +202,13 @@ class CompiledLayers:
         _threads.add(self._thread)
         self._thread.start()
 
-    def _make(self, key: GraphKey, trial: Callable[[bool, int, int], Tensor]) -> None:
+    def _make(self, key: GraphKey, trial: Trial) -> None:
         """Compile for one kind of shape, check and time it."""
         rows, width = 1 if key[0] else 3, 1 if key[1] else 5
         try:
-            expected = trial(False, rows, width)
+            expected, _ = trial(False, rows, width)
             started = time.perf_counter()
-            computed = trial(True, rows, width)
+            computed, _ = trial(True, rows, width)
             seconds = time.perf_counter() - started
             scale = float(expected.abs().max())
             error = float((computed - expected).abs().max()) / max(scale, 1e-9)
@@ -218,9 +220,7 @@ class CompiledLayers:
             fused: list[float] = []
             for _ in range(_TRIALS):
                 for times, is_compiled in ((plain, False), (fused, True)):
-                    started = time.perf_counter()
-                    trial(is_compiled, rows, width)
-                    times.append(time.perf_counter() - started)
+                    times.append(trial(is_compiled, rows, width)[1])
             saving = 1.0 - min(fused) / min(plain)
             self._costs.put(key, seconds, saving)
             self.graphs[key] = CompiledGraph(seconds, saving)

@@ -1,4 +1,4 @@
-"""Linear layers for a few rows, by a kernel of our own (`panel_linear.cpp`), in float32 on a CPU.
+"""Linear layers for a few rows, by a kernel of our own (`kernels/panel_linear.cpp`), in float32 on a CPU.
 
 General matrix products are made for many rows. On the few of a decoding step they leave half of the memory's bandwidth
 unused, and take longer with each row. The kernel reads the weights at the memory's pace, for one row as for a dozen.
@@ -7,38 +7,26 @@ A row's outputs are the same to the bit whatever rows are beside it.
 Checkpoints are mostly in bfloat16, and float32 on a CPU is the same numbers in twice the bytes. Weights that bfloat16
 holds exactly are kept in it and widened in registers: the same outputs to the bit, from half of the reading.
 
-The kernel is compiled when it is first needed, which takes a second, and kept in the user's cache folder. Where there
-is no compiler for it, or it fails its test, there is none, and other means are used.
+Where the kernel cannot be had, or fails its test, other means are used.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langchain_specdec.embedded import cache_folder
+from langchain_specdec.engine.kernels import native_library
 
 __all__ = ["PanelWeight", "can_use_panels"]
 
 _logger = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("panel_linear.cpp")
-_BUILD_SECONDS = 120
-# Compiler flags by what PyTorch finds the processor to be able to. Others would gain little.
-_FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
 
 _Function = Callable[..., None]
 
@@ -119,54 +107,14 @@ def _the_kernel() -> _Kernel:
 
 @functools.cache
 def _kernel() -> _Kernel | None:
-    flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
-    if flags is None or sys.platform != "linux":
+    library = native_library("panel_linear")
+    if library is None:
         return None
-    try:
-        kernel = _Kernel(_library(flags))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        _logger.info("No kernel for linear layers on this CPU, oneDNN is used instead: %s", reason)
-        return None
+    kernel = _Kernel(library)
     if not _is_right(kernel):
         _logger.warning("The kernel for linear layers computes something else on this CPU and is not used.")
         return None
     return kernel
-
-
-def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Load what an earlier run compiled, or compile it.
-
-    Raises:
-        OSError: There is no compiler, or what it made cannot be loaded.
-        subprocess.SubprocessError: It failed.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    identity = hashlib.sha256("\0".join((_SOURCE.read_text(encoding="utf-8"), compiler, *flags)).encode()).hexdigest()
-    kept = cache_folder() / f"panel-linear-{identity[:16]}.so"
-    try:
-        return ctypes.CDLL(str(kept))
-    except OSError:
-        _logger.debug("%s is not there yet", kept)
-    with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
-        compiled, linked = f"{folder}/panel_linear.o", f"{folder}/panel_linear.so"
-        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(_SOURCE), "-o", compiled])
-        # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
-        _run([compiler, "-shared", compiled, "-o", linked])
-        library = ctypes.CDLL(linked)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            staged = kept.with_suffix(f".{os.getpid()}")
-            shutil.copy(linked, staged)
-            staged.replace(kept)
-        except OSError as error:
-            _logger.debug("cannot keep %s: %s", kept, error)
-    return library
-
-
-def _run(command: list[str]) -> None:
-    # The compiler is the one that the user's environment names; all else is ours.
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)  # noqa: S603
 
 
 def _is_right(kernel: _Kernel) -> bool:

@@ -259,11 +259,14 @@ class ModelRunner:
         return outputs
 
     @torch.inference_mode()
-    def _trial(self, is_compiled: bool, rows: int, width: int) -> Tensor:
-        """Logits of a forward of that shape after a short text, on a cache of its own; runs beside the engine.
+    def _trial(self, is_compiled: bool, rows: int, width: int) -> tuple[Tensor, float]:
+        """A forward of that shape after a short text, on a cache of its own; runs beside the engine.
 
         The cache is as long as the real one, because a compiled layer knows its strides. Its memory is taken only where
         it is written.
+
+        Returns:
+            Its logits, and the seconds that it took, without the text before it.
         """
         cache = SlotCache(len(self.cache), rows, self.cache.max_length)
         room = self.max_length - width
@@ -277,9 +280,10 @@ class ModelRunner:
         shape, inputs = self._inputs(cache, slots, [start] * rows, [row[start:] for row in tokens], None)
         cache.begin(shape)
         layers = self.compiled if is_compiled else None
+        started = time.perf_counter()
         with layers.applied(cache, shape) if layers else nullcontext():
             logits: Tensor = self.model(**inputs).logits
-        return logits
+        return logits, time.perf_counter() - started
 
     def _inputs(
         self,

@@ -206,7 +206,7 @@ def test_auto_compiles_once_it_would_have_paid(monkeypatch: pytest.MonkeyPatch) 
     shape = ForwardShape.of([0], [3], 1, torch.device("cpu"))
     needed = compile_costs.DEFAULT_SECONDS / compile_costs.DEFAULT_SAVING
 
-    def trial(is_compiled: bool, rows: int, width: int) -> Tensor:
+    def trial(is_compiled: bool, rows: int, width: int) -> tuple[Tensor, float]:
         raise AssertionError("not reached")
 
     layers.observe(shape, 0.9 * needed, trial)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langchain_specdec.engine import panel_linear
+from langchain_specdec.engine import kernels, panel_linear
 from langchain_specdec.engine.packing import PackedLinear, can_pack
 from langchain_specdec.engine.panel_linear import PanelWeight, can_use_panels
 
@@ -24,7 +24,7 @@ needs_kernel = pytest.mark.skipif(not can_use_panels(torch.float32), reason="the
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A machine on which nothing was compiled yet; its cache folder."""
-    monkeypatch.setattr(panel_linear, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "cache")
     panel_linear._kernel.cache_clear()
     yield tmp_path / "cache"
     panel_linear._kernel.cache_clear()
@@ -135,7 +135,7 @@ def test_it_is_compiled_once_and_kept(unbuilt: Path, monkeypatch: pytest.MonkeyP
     kept = list(unbuilt.iterdir())
     assert [path.suffix for path in kept] == [".so"]
     panel_linear._kernel.cache_clear()
-    monkeypatch.setattr(panel_linear, "_run", lambda command: pytest.fail("compiled again"))
+    monkeypatch.setattr(kernels, "_run", lambda command: pytest.fail("compiled again"))
     assert can_use_panels(torch.float32)
 
 

@@ -17,37 +17,19 @@
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-// Sums of kRows x kVectors, kVectors weights and an input are in 15 of AVX2's 16 registers, and 27 of AVX-512's 32.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kRows = 12;
-#else
-constexpr int kLanes = 8;
-constexpr int kRows = 6;
-#endif
 constexpr int kVectors = 2;
+constexpr int kRows = kSums / kVectors;
 constexpr int kPanel = kLanes * kVectors;
-constexpr int kLine = 64;
 // How far ahead of its own reading a pass asks, in bytes.
 constexpr int kNear = 2048;
 // Most tiles that share in asking for the next panel; with more, computing takes longer than reading.
 constexpr int64_t kMaxAskingTiles = 4;
 // From this many tiles on, 16-bit weights are widened once, into the cache, and not by each tile.
 constexpr int64_t kWideningTiles = 3;
-
-typedef float Vector __attribute__((vector_size(kLanes * 4)));
-typedef float StoredFloats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef uint16_t StoredHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
-
-inline Vector load(const float* p) { return *reinterpret_cast<const StoredFloats*>(p); }
-
-// bfloat16 is the upper half of a float32.
-inline Vector load(const uint16_t* p) {
-  return (Vector)(__builtin_convertvector(*reinterpret_cast<const StoredHalves*>(p), Bits) << 16);
-}
 
 // `rows` rows of x by one panel. `ahead` walks through the next panel, `stride` bytes per input. Asking for what is past
 // the end of all panels does nothing.
@@ -116,8 +98,7 @@ void linear(const float* x, const Weight* weight, const float* bias, float* y, i
     if (sizeof(Weight) < sizeof(float) && tiles >= kWideningTiles) {
       static thread_local std::vector<float> wide;
       wide.resize(size);
-      for (int64_t i = 0; i < size; i += kLanes)
-        *reinterpret_cast<StoredFloats*>(wide.data() + i) = load(panel + i);
+      for (int64_t i = 0; i < size; i += kLanes) store(wide.data() + i, load(panel + i));
       rows_of(rows, x, inputs, wide.data(), panel_bias, y + p * kPanel, outputs, columns, ahead, stride);
     } else {
       rows_of(rows, x, inputs, panel, panel_bias, y + p * kPanel, outputs, columns, ahead, stride);
