@@ -25,7 +25,7 @@ constexpr int kVectors = 2;
 constexpr int kRows = kSums / kVectors;
 constexpr int kPanel = kLanes * kVectors;
 // How far ahead of its own reading a pass asks, in bytes.
-constexpr int kNear = 2048;
+constexpr int kNear = 4096;
 // Most tiles that share in asking for the next panel; with more, computing takes longer than reading.
 constexpr int64_t kMaxAskingTiles = 4;
 // From this many tiles on, 16-bit weights are widened once, into the cache, and not by each tile.
