@@ -20,6 +20,7 @@ from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, ca
 from langchain_specdec.engine.graphs import GraphStore, can_capture
 from langchain_specdec.engine.loader import LoadedModel, load_model
 from langchain_specdec.engine.packing import can_pack, pack_linears
+from langchain_specdec.engine.panel_linear import PanelWeight
 from langchain_specdec.errors import InvalidParameterError
 
 __all__ = ["Weights", "load_weights", "step_bytes"]
@@ -35,7 +36,7 @@ class Weights:
         tokenizer: Its tokenizer.
         name: Model id or folder.
         eos_token_ids: Tokens that end a text.
-        num_bytes: Bytes of weights that a decoding step reads.
+        num_bytes: Bytes of weights that a decoding step of the engine reads, or of a peer where it takes no part.
         dtype: Their type.
         device: Where they are.
         num_packed: Linear layers that the engine holds packed.
@@ -96,6 +97,7 @@ def load_weights(
     num_packed = 0
     if for_ours and can_pack(loaded.model):
         num_packed = pack_linears(loaded.model)
+        num_bytes -= _narrowed_bytes(loaded.model)
     compiled, obstacle = _compiled(loaded, compile) if for_ours else (None, "")
     is_captured = for_ours and compile != "off" and not obstacle and loaded.model.device.type == "cuda"
     return Weights(
@@ -150,3 +152,9 @@ def step_bytes(model: torch.nn.Module) -> int:
     is_tied = head is not None and head.weight is embedding
     parameters = {id(p): p for p in model.parameters() if p is not embedding or is_tied}
     return sum(p.numel() * p.element_size() for p in parameters.values())
+
+
+def _narrowed_bytes(model: torch.nn.Module) -> int:
+    """Bytes that a step is spared by packing: weights in float32 that bfloat16 holds exactly are kept in that."""
+    panels = [module for module in model.modules() if isinstance(module, PanelWeight)]
+    return sum(p.out_features * p.panels.shape[1] * 2 for p in panels if p.panels.dtype == torch.bfloat16)

@@ -28,6 +28,7 @@ from langchain_specdec.bench.workload import Question, encode, load_workload, se
 from langchain_specdec.cli.app import app
 from langchain_specdec.engine.compilation import CompiledLayers, can_compile
 from langchain_specdec.engine.compile_costs import CompileCosts
+from langchain_specdec.engine.panel_linear import can_use_panels
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling import SamplingParams
 
@@ -536,6 +537,16 @@ def test_bytes_of_a_step():
     everything = sum(p.numel() for p in untied.parameters())
     assert step_bytes(untied) == 4 * (everything - embedding)
     assert step_bytes(tied) == 4 * sum(p.numel() for p in tied.parameters()) == 4 * (everything - embedding)
+
+
+def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    everything = step_bytes(model)
+    linears = sum(4 * m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    weights = load_weights(model, byte_tokenizer(), for_ours=True, for_peers=False, dtype="auto", device="cpu")
+    assert weights.num_bytes == everything - (linears // 2 if can_use_panels(torch.float32) else 0)
 
 
 def test_random_weights_have_a_tokenizer_that_knows_every_token():
