@@ -8,8 +8,8 @@ PYTEST_FLAGS ?= --numprocesses 2 --dist worksteal
 # What may differ between major versions of transformers: models and their loading, tokenizers and their templates, and
 # the clients of TGI with the huggingface-hub they stand on. Every file of tests/unit that imports transformers belongs
 # here. What the engine does with a model's logits is the same on any version.
-TESTS4 := bench chat_models chat_template cli compilation constraint detokenizer embedded families llms loader local_backend \
-  lossless mapped_weights memory packing sampling tgi_backend* tree
+TESTS4 := bench chat_models chat_template cli compilation constraint decode_attention detokenizer embedded families llms \
+  loader local_backend lossless mapped_weights memory packing sampling tgi_backend* tree
 
 VENV := .venv
 VENV4 := .venv-transformers4
