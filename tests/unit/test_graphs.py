@@ -36,6 +36,7 @@ from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.drafters.tree_drafter import TreeDrafter
+from langchain_specdec.engine import attention
 from langchain_specdec.engine.capture import CudaCapture
 from langchain_specdec.engine.captured_steps import CapturedSteps, draft_step, make_captured, verify_step
 from langchain_specdec.engine.draft_length import StepCost
@@ -75,6 +76,12 @@ def captured_runner(
 def captured(runner: ModelRunner) -> CapturedSteps:
     assert runner.captured is not None
     return runner.captured
+
+
+@pytest.fixture(autouse=True)
+def only_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for captures records PyTorch's operators; our kernels for CPUs are none, and never captured."""
+    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
 
 
 @pytest.fixture
