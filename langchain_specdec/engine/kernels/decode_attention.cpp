@@ -64,12 +64,32 @@ inline Vector exponential(Vector x) {
   return is_zero ? Vector{} : y * power;
 }
 
+// Memory that will be needed soon, to be asked for bit by bit while something else is computed: asked for at once, it
+// would hold up all that is read meanwhile. What is past the end may be asked for, too; that does nothing.
+struct Ahead {
+  const char* first;   // into the inner cache
+  const char* second;  // into the outer one
+  int64_t first_step, second_step;
+
+  void ask() {
+    __builtin_prefetch(first);
+    __builtin_prefetch(second, 0, 2);
+    first += first_step;
+    second += second_step;
+  }
+};
+
+struct Nothing {
+  void ask() {}
+};
+
 // y[r][c] = sum over k of x[r * row + k * step] * panel[k * stride + c].
-template <int rows, int vectors, class Row>
+template <int rows, int vectors, class Row, class Asking>
 void tile(const float* x, Row row, int64_t step, int64_t count, const float* panel, int64_t stride, float* y,
-          int64_t y_stride) {
+          int64_t y_stride, Asking ahead) {
   Vector sums[rows][vectors] = {};
   for (int64_t k = 0; k < count; ++k) {
+    ahead.ask();
     Vector factors[vectors];
     for (int v = 0; v < vectors; ++v) factors[v] = load(panel + v * kLanes);
     for (int r = 0; r < rows; ++r) {
@@ -85,27 +105,29 @@ void tile(const float* x, Row row, int64_t step, int64_t count, const float* pan
 }
 
 // As `tile`, for a number of rows that is known only now.
-template <int vectors, int most, class Row>
+template <int vectors, int most, class Row, class Asking>
 void tile_of(int64_t rows, const float* x, Row row, int64_t step, int64_t count, const float* panel, int64_t stride,
-             float* y, int64_t y_stride) {
+             float* y, int64_t y_stride, Asking ahead) {
   if constexpr (most > 1)
-    if (rows < most) return tile_of<vectors, most - 1>(rows, x, row, step, count, panel, stride, y, y_stride);
-  tile<most, vectors>(x, row, step, count, panel, stride, y, y_stride);
+    if (rows < most) return tile_of<vectors, most - 1>(rows, x, row, step, count, panel, stride, y, y_stride, ahead);
+  tile<most, vectors>(x, row, step, count, panel, stride, y, y_stride, ahead);
 }
 
 // As `tile`, for any number of rows, and of columns that is a multiple of kLanes.
-template <class Row>
+template <class Row, class Asking>
 void product(int64_t rows, int64_t columns, const float* x, Row row, int64_t step, int64_t count, const float* panel,
-             int64_t stride, float* y, int64_t y_stride) {
+             int64_t stride, float* y, int64_t y_stride, Asking ahead) {
   for (int64_t c = 0; c < columns; c += 2 * kLanes) {
     const bool is_single = columns - c == kLanes;
     const int64_t most = std::min(is_single ? kKeys : kSums / 2, kKeys);
     for (int64_t r = 0; r < rows; r += most) {
       const int64_t few = std::min(most, rows - r);
       if (is_single)
-        tile_of<1, kKeys>(few, x + r * row, row, step, count, panel + c, stride, y + r * y_stride + c, y_stride);
+        tile_of<1, kKeys>(few, x + r * row, row, step, count, panel + c, stride, y + r * y_stride + c, y_stride,
+                            ahead);
       else
-        tile_of<2, kSums / 2>(few, x + r * row, row, step, count, panel + c, stride, y + r * y_stride + c, y_stride);
+        tile_of<2, kSums / 2>(few, x + r * row, row, step, count, panel + c, stride, y + r * y_stride + c, y_stride,
+                            ahead);
     }
   }
 }
@@ -117,13 +139,13 @@ void score(const Sizes& size, int64_t count, const float* keys, Row key_stride, 
   const int64_t columns = size.columns();
   for (int64_t j = 0; j < count; j += kKeys) {
     const int64_t few = std::min(kKeys, count - j);
-    // Past the end at the end, where asking does nothing.
-    for (int64_t i = j; i < j + few; ++i) {
-      for (int64_t d = 0; d < size.key_dim; d += kLine / 4) __builtin_prefetch(keys + (i + kKeys) * key_stride + d);
-      for (int64_t d = 0; d < size.value_dim; d += kLine / 4) __builtin_prefetch(values + i * value_stride + d, 0, 2);
-    }
+    const float* next = keys + (j + kKeys) * key_stride;
+    const float* later = values + j * value_stride;
+    const int64_t bytes = kKeys * static_cast<int64_t>(sizeof(float));
+    const Ahead ahead = {reinterpret_cast<const char*>(next), reinterpret_cast<const char*>(later),
+                         bytes * key_stride / size.key_dim, bytes * value_stride / size.key_dim};
     product(few, columns, keys + j * key_stride, key_stride, 1, size.key_dim, queries, columns, scores + j * columns,
-            columns);
+            columns, ahead);
   }
 }
 
@@ -232,7 +254,7 @@ void decode_attention(const float* query, const float* keys, const float* values
       if (hide(size, count, mask + row * m.row + start, m.position, scores)) {
         weigh(columns, count, scores, largest, sums);
         product(queries, size.value_dim, scores, std::integral_constant<int64_t, 1>(), columns, count, block_values,
-                v.position, outputs, size.value_dim);
+                v.position, outputs, size.value_dim, Nothing());
       } else {
         std::fill_n(largest, columns, -std::numeric_limits<float>::max());
         std::fill_n(sums, columns + queries * size.value_dim, 0.0f);
