@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from langchain_specdec.top_tokens import best_token
+
 if TYPE_CHECKING:
     from langchain_specdec.sampling import SamplingParams
 
@@ -101,4 +103,4 @@ def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Te
         Token ids, int64 `[rows, width]`.
     """
     noise = gumbel_noise(seeds.to(torch.int32), positions, logits.shape[-1])
-    return (logits.float() + temperature.float()[:, None, None] * noise).argmax(-1)
+    return best_token(logits.float() + temperature.float()[:, None, None] * noise)

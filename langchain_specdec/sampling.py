@@ -22,6 +22,7 @@ from torch import Tensor
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import Grammar
 from langchain_specdec.noise import gumbel_noise, seed_halves
+from langchain_specdec.top_tokens import best_token
 
 __all__ = ["SamplingParams", "SamplingTable", "TokenHistory", "pick_tokens", "process_logits"]
 
@@ -338,8 +339,8 @@ def pick_tokens(
         Token ids, int64 `[rows, width]`.
     """
     if not table.is_sampled and table.is_plain:
-        return (logits if allowed is None else logits.masked_fill(~allowed, -math.inf)).argmax(-1)
+        return best_token(logits if allowed is None else logits.masked_fill(~allowed, -math.inf))
     scores = process_logits(logits, table, history, drafts, ancestors, allowed)
     if table.is_sampled:
         scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
-    return scores.argmax(-1)
+    return best_token(scores)

@@ -28,6 +28,7 @@ from langchain_specdec.drafters.candidates import CandidateTable
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
 from langchain_specdec.drafters.shared_index import SharedIndex
 from langchain_specdec.sampling import TokenHistory
+from langchain_specdec.top_tokens import top_tokens
 
 __all__ = ["TreeDrafter"]
 
@@ -110,7 +111,7 @@ class TreeDrafter:
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
         rows = [row for row, path in enumerate(paths) for _ in path]
         places = [node for path in paths for node in path]
-        best = iter(logits[rows, places].topk(min(_NUM_CANDIDATES, logits.shape[-1])).indices.tolist())
+        best = iter(top_tokens(logits[rows, places], _NUM_CANDIDATES).tolist())
         for request, row_nodes, path in zip(requests, nodes, paths, strict=True):
             candidates = self._text(request).memory.candidates
             before = request.token_ids[-2] if len(request.token_ids) > 1 else None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from langchain_specdec.engine.tree import TreeLayout, fill_tree, is_chain
 from langchain_specdec.noise import Noise, pick_noisy, seed_halves
+from langchain_specdec.top_tokens import best_token
 
 __all__ = ["RowBatch", "RowInputs", "load", "num_bytes", "to_device"]
 
@@ -142,7 +143,7 @@ class RowInputs:
             Token ids, int64 `[rows, width]`.
         """
         if not is_sampled:
-            return logits.argmax(-1)
+            return best_token(logits)
         return pick_noisy(logits, self.temperature, self.seeds, positions)
 
     def following(self, tokens: Tensor) -> RowInputs:

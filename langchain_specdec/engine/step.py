@@ -233,7 +233,8 @@ class Stepper:
         """The draft as chosen, or now and then a longer one, to learn what is never tried otherwise.
 
         That is how good a draft model is, and what a wide step costs: a machine that was busy when it was measured
-        would else seem so for good. Probes are paid from a small share of each step.
+        would else seem so for good. Probes are paid from a small share of each step, which its rows have in common, as
+        one row's probe makes all of them wait.
         """
         computed = next((p for p in (offer, *offer.alternatives) if p.steps_per_token), None)
         if computed is not None and computed.source != proposal.source:
@@ -244,7 +245,7 @@ class Stepper:
             if is_known or longer == length:
                 return proposal, length
         plain = cost.verify_seconds(rows, 1)
-        request.probe_credit += _PROBE_SHARE * plain
+        request.probe_credit += _PROBE_SHARE * plain / rows
         extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
         steps = probe.steps_per_token * (longer if probe is not proposal else longer - length)
         if request.probe_credit < min(extra, plain) + cost.draft_seconds(steps):

@@ -31,7 +31,17 @@ FLOORS = (
     {"backends"},
     {"engine", "events"},
     {"drafters"},
-    {"sampling", "noise", "grammar", "json_schema", "token_masks", "embedded", "parameters", "tool_calls"},
+    {
+        "sampling",
+        "noise",
+        "top_tokens",
+        "grammar",
+        "json_schema",
+        "token_masks",
+        "embedded",
+        "parameters",
+        "tool_calls",
+    },
     {"errors", "_version"},
 )
 MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "chat_answers", "chat_messages", "chat_replies", "cli"}

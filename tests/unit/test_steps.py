@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tiny import (
 )
 
 from langchain_specdec.drafters.auto import AutoDrafter
-from langchain_specdec.drafters.base import DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.base import Draft, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.no_drafter import NoDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.draft_length import StepCost
@@ -249,6 +250,22 @@ def test_measuring_step_costs_is_counted_apart_from_the_requests_steps(target: A
     plain = engines(target, NoDrafter(), step_cost=None)
     read(plain.submit(PROMPT, FORTY))
     assert plain.num_target_forwards == 40
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_probes_take_a_hundredth_of_the_time_however_many_rows_there_are(
+    target: Any, engines: MakeEngine, rows: int
+) -> None:
+    engine = engines(target, PromptLookupDrafter(5), step_cost=None)
+    cost = StepCost({(rows, 1): 1.0, (rows, 3): 1.5})
+    draft = Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4)
+    offer = Proposal(draft, draft.kinds)
+    requests: list[Any] = [SimpleNamespace(probe_credit=-0.01 * row) for row in range(rows)]
+    num_probes = 0
+    for _ in range(1000):
+        lengths = [engine._stepper._probed(request, offer, offer, 0, rows, cost)[1] for request in requests]
+        num_probes += max(lengths) > 0
+    assert 15 <= num_probes <= 20
 
 
 def spy_on_widths(engine: Engine, widths: list[int]) -> None:
