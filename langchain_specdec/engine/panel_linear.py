@@ -28,6 +28,9 @@ __all__ = ["PanelWeight", "can_use_panels"]
 
 _logger = logging.getLogger(__name__)
 
+# Rows of a weight that are looked at together.
+_ROWS_AT_ONCE = 1024
+
 _Function = Callable[..., None]
 
 
@@ -47,10 +50,14 @@ class _Kernel:
     def pack(self, weight: Tensor) -> Tensor:
         """`[outputs, inputs]` to `[panels, inputs, width]`, in bfloat16 if that holds all numbers exactly."""
         outputs, inputs = weight.shape
-        half = weight.to(torch.bfloat16)
-        stored = half if torch.equal(half.float(), weight) else weight
-        padded = F.pad(stored, (0, 0, 0, -outputs % self.width))
-        return padded.view(-1, self.width, inputs).transpose(1, 2).contiguous()
+        dtype = torch.bfloat16 if _is_exact(weight) else torch.float32
+        # Written where it stays: a copy on the way would be what a large head takes most memory for.
+        packed = torch.empty(-(-outputs // self.width), inputs, self.width, dtype=dtype)
+        whole = outputs // self.width
+        packed[:whole].copy_(weight[: whole * self.width].view(whole, self.width, inputs).transpose(1, 2))
+        if rest := outputs % self.width:
+            packed[whole].zero_()[:, :rest].copy_(weight[-rest:].T)
+        return packed
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
         """`inputs @ weight.T + bias` for `[..., in_features]` in float32 and a packed weight."""
@@ -115,6 +122,11 @@ def _kernel() -> _Kernel | None:
         _logger.warning("The kernel for linear layers computes something else on this CPU and is not used.")
         return None
     return kernel
+
+
+def _is_exact(weight: Tensor) -> bool:
+    """Whether bfloat16 holds every number of it."""
+    return all(torch.equal(part.to(torch.bfloat16).float(), part) for part in weight.split(_ROWS_AT_ONCE))
 
 
 def _is_right(kernel: _Kernel) -> bool:
