@@ -84,6 +84,22 @@ class _Part(nn.Module):
         return computed[1][..., self._start : self._stop]
 
 
+class _TiedEmbedding(nn.Embedding):
+    """An embedding whose table is the head's weight, and is read from where that is packed.
+
+    Its own weight stays as it is, for whoever asks for it; nothing reads it. So it need not be in memory.
+    """
+
+    def __init__(self, embedding: nn.Embedding, packed: PanelWeight) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        # In a list, so that it is no second name for the head's submodule.
+        self._packed = [packed]
+
+    def forward(self, index: Tensor) -> Tensor:
+        """`[..., embedding_dim]` for `[...]`."""
+        return self._packed[0].rows(index)
+
+
 def can_pack(model: nn.Module) -> bool:
     """Whether packing would work: the model is on CPU, in types that can be packed on this processor."""
     parameters = list(model.parameters())
@@ -107,6 +123,12 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
         Number of layers replaced.
     """
     count = 0
+    tables = {
+        id(child.weight): (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Embedding and child.max_norm is None
+    }
     for parent, names in list(_groups(model)):
         linears = [getattr(parent, name) for name in names]
         count += len(linears)
@@ -114,6 +136,10 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
         parts = [joint] if len(linears) == 1 else _Part.of(joint, [linear.out_features for linear in linears])
         for name, part in zip(names, parts, strict=True):
             setattr(parent, name, part)
+        table = tables.get(id(linears[0].weight)) if len(linears) == 1 else None
+        if table is not None and isinstance(joint.product, PanelWeight):
+            holder, name = table
+            setattr(holder, name, _TiedEmbedding(getattr(holder, name), joint.product))
         if packed is not None:
             for linear in linears:
                 packed(linear.weight.detach())

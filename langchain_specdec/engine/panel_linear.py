@@ -100,6 +100,11 @@ class PanelWeight(nn.Module):
         # Without the detour over PyTorch's dispatcher, which costs 15 us for each of a model's hundred products.
         return _the_kernel().linear(inputs, self.panels, bias, self.out_features)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of the weight as it was, `[..., in_features]` in float32, for an index `[...]`."""
+        width = self.panels.shape[-1]
+        return self.panels[index // width, :, index % width].float()
+
 
 def can_use_panels(dtype: torch.dtype) -> bool:
     """Whether there is a kernel for models of this type here. Compiles it if it is not there yet."""

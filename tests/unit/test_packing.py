@@ -13,6 +13,7 @@ from torch import nn
 from langchain_specdec.engine import onednn_linear, packing
 from langchain_specdec.engine.onednn_linear import can_use_onednn
 from langchain_specdec.engine.packing import PackedLinear, can_pack, pack_linears
+from langchain_specdec.engine.panel_linear import can_use_panels
 
 pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="nothing packs linear layers here")
 
@@ -108,3 +109,33 @@ def test_packed_weights_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> 
     del layer
     gc.collect()
     assert len(onednn_linear._packed_weights) == before
+
+
+@pytest.mark.skipif(not can_use_panels(torch.float32), reason="there is no kernel for this machine")
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_an_embedding_that_is_the_head_too_is_read_from_the_packed_head(is_narrow: bool) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    if is_narrow:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).float()
+    embedding = model.get_input_embeddings()
+    weight = embedding.weight.detach().clone()
+    index = torch.randint(0, len(weight), (3, 5))
+    with torch.inference_mode():
+        expected = model(index).logits
+        pack_linears(model)
+        table = model.get_input_embeddings()
+        assert table is not embedding
+        assert torch.equal(table.weight, weight)
+        # What the table's own weight holds is not read any more.
+        embedding.weight.data.zero_()
+        assert torch.equal(table(index), weight[index])
+        assert torch.equal(table(index[0, 0]), weight[index[0, 0]])
+        torch.testing.assert_close(model(index).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_embeddings_stay_as_they_are() -> None:
+    model = tiny_model()
+    embedding = model.get_input_embeddings()
+    pack_linears(model)
+    assert model.get_input_embeddings() is embedding
