@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 import warnings
@@ -25,6 +26,10 @@ from langchain_specdec.engine.engine import Engine
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 THREAD_NAME = "specdec-engine"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    # A shell has what it starts in the background ignore Ctrl-C, and processes that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes that tests start leave the other tests their core, as `_few_threads` does in this one.
