@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langchain_specdec.engine.kernels import native_library
+from langchain_specdec.engine.kernels import tested_kernel
 
 __all__ = ["can_decode_attention", "decode_attention"]
 
-_logger = logging.getLogger(__name__)
 # Wider forwards have enough to compute for each key that they read, and PyTorch's attention is made for them.
 _MAX_WIDTH = 24
 
@@ -111,14 +109,7 @@ def _lanes() -> int | None:
 
 @functools.cache
 def _kernel() -> _Kernel | None:
-    library = native_library("decode_attention")
-    if library is None:
-        return None
-    kernel = _Kernel(library)
-    if not _is_right(kernel):
-        _logger.warning("The kernel for attention computes something else on this CPU and is not used.")
-        return None
-    return kernel
+    return tested_kernel("decode_attention", "attention", _Kernel, _is_right)
 
 
 def _is_right(kernel: _Kernel) -> bool:

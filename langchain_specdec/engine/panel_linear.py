@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langchain_specdec.engine.kernels import native_library
+from langchain_specdec.engine.kernels import tested_kernel
 
 __all__ = ["PanelWeight", "can_use_panels"]
 
-_logger = logging.getLogger(__name__)
 
 # Rows of a weight that are looked at together.
 _ROWS_AT_ONCE = 1024
@@ -119,14 +117,7 @@ def _the_kernel() -> _Kernel:
 
 @functools.cache
 def _kernel() -> _Kernel | None:
-    library = native_library("panel_linear")
-    if library is None:
-        return None
-    kernel = _Kernel(library)
-    if not _is_right(kernel):
-        _logger.warning("The kernel for linear layers computes something else on this CPU and is not used.")
-        return None
-    return kernel
+    return tested_kernel("panel_linear", "linear layers", _Kernel, _is_right)
 
 
 def _is_exact(weight: Tensor) -> bool:

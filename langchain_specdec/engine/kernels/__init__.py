@@ -14,13 +14,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from langchain_specdec.embedded import cache_folder
 
-__all__ = ["native_library"]
+__all__ = ["tested_kernel"]
+
+_Kernel = TypeVar("_Kernel")
 
 _logger = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
@@ -29,7 +33,28 @@ _BUILD_SECONDS = 120
 _FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
 
 
-def native_library(name: str) -> ctypes.CDLL | None:
+def tested_kernel(
+    name: str, purpose: str, wrap: Callable[[ctypes.CDLL], _Kernel], is_right: Callable[[_Kernel], bool]
+) -> _Kernel | None:
+    """The kernel of that name; None where there is none for this machine, or it fails its test here.
+
+    Args:
+        name: Of its source file.
+        purpose: What it is for, in a message.
+        wrap: Makes what calls it of its library.
+        is_right: Its test.
+    """
+    library = _native_library(name)
+    if library is None:
+        return None
+    kernel = wrap(library)
+    if not is_right(kernel):
+        _logger.warning("The kernel for %s computes something else on this CPU and is not used.", purpose)
+        return None
+    return kernel
+
+
+def _native_library(name: str) -> ctypes.CDLL | None:
     """The compiled kernel of that name; None where there is none for this machine, or no compiler for it."""
     flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
     if flags is None or sys.platform != "linux":
