@@ -44,27 +44,19 @@ def tested_kernel(
         wrap: Makes what calls it of its library.
         is_right: Its test.
     """
-    library = _native_library(name)
-    if library is None:
-        return None
-    kernel = wrap(library)
-    if not is_right(kernel):
-        _logger.warning("The kernel for %s computes something else on this CPU and is not used.", purpose)
-        return None
-    return kernel
-
-
-def _native_library(name: str) -> ctypes.CDLL | None:
-    """The compiled kernel of that name; None where there is none for this machine, or no compiler for it."""
     flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
     if flags is None or sys.platform != "linux":
         return None
     try:
-        return _library(_FOLDER / f"{name}.cpp", flags)
-    except (OSError, subprocess.SubprocessError) as error:
+        kernel = wrap(_library(_FOLDER / f"{name}.cpp", flags))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         _logger.info("No kernel %s on this CPU, PyTorch's own operators are used instead: %s", name, reason)
         return None
+    if not is_right(kernel):
+        _logger.warning("The kernel for %s computes something else on this CPU and is not used.", purpose)
+        return None
+    return kernel
 
 
 def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
