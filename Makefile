@@ -8,8 +8,11 @@ PYTEST_FLAGS ?= --numprocesses 2 --dist worksteal
 # What may differ between major versions of transformers: models and their loading, tokenizers and their templates, and
 # the clients of TGI with the huggingface-hub they stand on. Every file of tests/unit that imports transformers belongs
 # here. What the engine does with a model's logits is the same on any version.
-TESTS4 := bench chat_models chat_template cli compilation constraint decode_attention detokenizer embedded families llms \
-  loader local_backend lossless mapped_weights memory packing sampling tgi_backend* tree
+TESTS4 := bench/test_bench chat/test_chat_models chat/test_chat_template cli/test_cli runner/cpu/test_compiled_layers \
+  grammar/test_constraint runner/cpu/test_kernel_attention engine/test_detokenizer models/test_embedded \
+  models/test_families langchain/test_llms models/test_loader backends/test_local_backend engine/test_lossless \
+  runner/cpu/test_mapped_weights models/test_memory runner/cpu/test_packed_layers sampling/test_sampling \
+  backends/test_tgi_backend backends/test_tgi_backend_face runner/test_trees
 
 VENV := .venv
 VENV4 := .venv-transformers4
@@ -54,7 +57,7 @@ docs: $(STAMP) ## Build the documentation into site/
 .venv-transformers4: $(STAMP4)
 
 test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own
-	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) $(TESTS4:%=tests/unit/test_%.py)
+	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) $(TESTS4:%=tests/unit/%.py)
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -9,11 +9,11 @@ from langchain_specdec._version import __version__
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
-    from langchain_specdec.backends.tgi import TGIBackend
+    from langchain_specdec.backends.tgi.backend import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
-    from langchain_specdec.grammar import Grammar
+    from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
-    from langchain_specdec.sampling import SamplingParams
+    from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = [
     "ChatSpeculative",
@@ -28,11 +28,11 @@ __all__ = [
 # Imported on first use: torch and transformers take seconds, which `specdec --help` should not.
 _HOMES = {
     "ChatSpeculative": "langchain_specdec.chat_models",
-    "Grammar": "langchain_specdec.grammar",
+    "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
-    "SamplingParams": "langchain_specdec.sampling",
+    "SamplingParams": "langchain_specdec.sampling.choice",
     "SpeculativeLLM": "langchain_specdec.llms",
-    "TGIBackend": "langchain_specdec.backends.tgi",
+    "TGIBackend": "langchain_specdec.backends.tgi.backend",
 }
 
 

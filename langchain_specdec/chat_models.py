@@ -17,21 +17,23 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
-from langchain_specdec.backends.base import CompletionRequest
-from langchain_specdec.chat_answers import parser_of_calls, parser_of_json, with_raw
-from langchain_specdec.chat_messages import to_template_messages
-from langchain_specdec.chat_replies import ReplyReader, SpeculativeChatChunk
-from langchain_specdec.chat_template import ChatTemplate
-from langchain_specdec.deadlines import acheck_time, check_time, checked_timeout
-from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.face import PARAMETERS, SpeculativeFace
-from langchain_specdec.parameters import ALIASES, join_stops, named_parameters
-from langchain_specdec.structured_output import (
+from langchain_specdec.chat.messages import to_template_messages
+from langchain_specdec.chat.replies import ReplyReader, SpeculativeChatChunk
+from langchain_specdec.chat.structured_output import (
     forced_tools,
     form_of_calls,
     form_of_response,
+    parser_of_calls,
+    parser_of_json,
+    with_raw,
     with_schema_prompt,
 )
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.deadlines import acheck_time, check_time, checked_timeout
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.langchain_base import PARAMETERS, SpeculativeFace
+from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters
 
 if TYPE_CHECKING:
     from langchain_core.language_models.base import LangSmithParams

@@ -16,11 +16,11 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import Field, SkipValidation
 from typing_extensions import Self
 
-from langchain_specdec.backends.base import Completion, CompletionRequest
-from langchain_specdec.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.face import PARAMETERS, SpeculativeFace
-from langchain_specdec.parameters import ALIASES, join_stops, named_parameters
-from langchain_specdec.sampling import SamplingParams
+from langchain_specdec.completions.completion import Completion, CompletionRequest
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.langchain_base import PARAMETERS, SpeculativeFace
+from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters
+from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models.base import LangSmithParams

@@ -16,13 +16,12 @@ import huggingface_hub
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import make_engine
 from transformers.utils import logging as transformers_logging
 
-from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.drafters.no_drafter import NoDrafter
-from langchain_specdec.engine.compilation import CompiledLayers
+from langchain_specdec.drafters.base import Drafter, NoDrafter
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
+from tests.support.tiny_models import make_engine
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 THREAD_NAME = "specdec-engine"
@@ -65,7 +64,7 @@ def _reachable(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def _uncompiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiling in the background would take both cores for a minute from every test of a real model beside it."""
-    if request.path.stem in ("test_compilation", "test_bench"):
+    if request.path.stem in ("test_compiled_layers", "test_bench"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

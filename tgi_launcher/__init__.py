@@ -11,6 +11,7 @@ Needs neither PyTorch nor LangChain.
 import logging
 
 from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
+from tgi_launcher.endpoints import ServerInfo
 from tgi_launcher.errors import (
     MissingDependencyError,
     NotRunningError,
@@ -20,12 +21,11 @@ from tgi_launcher.errors import (
     StopError,
     TGIError,
 )
-from tgi_launcher.health import ServerInfo
 from tgi_launcher.logs import Stage
 from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.restart import Backoff
-from tgi_launcher.run import Progress
 from tgi_launcher.server import TGIServer
+from tgi_launcher.server_run import Progress
 from tgi_launcher.state import ServerExit, State
 
 __all__ = [

@@ -14,15 +14,15 @@ from typing import Literal, TypeVar
 from pydantic import SecretStr, ValidationError
 from typing_extensions import Self
 
-from tgi_launcher import lifetime
+from tgi_launcher import at_exit as lifetime
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.endpoints import ServerInfo, get_info, get_text
 from tgi_launcher.errors import NotRunningError, Reason, SpeculationInactiveWarning, StartError, StopError, TGIError
-from tgi_launcher.health import ServerInfo, get_info, get_text
-from tgi_launcher.launch import plan
 from tgi_launcher.metrics import Metrics, SpeculationReport, parse_metrics
+from tgi_launcher.plan import plan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import Backoff, RestartPolicy
-from tgi_launcher.run import Progress, Run
+from tgi_launcher.server_run import Progress, Run
 from tgi_launcher.state import ServerExit, State
 
 __all__ = ["TGIServer"]

@@ -124,7 +124,8 @@ def runner_of(
 ) -> Any:
     from langchain_specdec.bench.random_weights import random_model
     from langchain_specdec.bench.weights import step_bytes
-    from langchain_specdec.engine.loader import load_model, make_runner
+    from langchain_specdec.models.loader import load_model
+    from langchain_specdec.models.make_runner import make_runner
 
     model, tokenizer = random_model(shape(name), "float32" if REHEARSE else dtype, str(device()))
     num_bytes = step_bytes(model)
@@ -179,7 +180,7 @@ def mask() -> None:
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    from langchain_specdec.engine.attention import additive_mask, slot_attention
+    from langchain_specdec.runner.attention import additive_mask, slot_attention
 
     class Module:
         is_causal = True
@@ -262,8 +263,8 @@ def capture() -> None:
     """What graphs cost to make, and what a failed one, the collector and other threads do to the process."""
     import torch
 
-    from langchain_specdec.engine.rows import RowBatch
-    from langchain_specdec.noise import Noise
+    from langchain_specdec.runner.step_inputs import RowBatch
+    from langchain_specdec.sampling.noise import Noise
 
     runner, _ = runner_of("qwen2.5-0.5b", slots=8, length=1024, width=33)
     if REHEARSE:
@@ -284,7 +285,7 @@ def capture() -> None:
     note(made=store.num_made, rejected=list(map(str, store.rejected.values())), failure=store.failure,
          reserved_mib=torch.cuda.memory_reserved() / 2**20, allocated_mib=torch.cuda.memory_allocated() / 2**20)  # fmt: skip
     child = (
-        "import itertools, torch; from langchain_specdec.engine.capture import CudaCapture\n"
+        "import itertools, torch; from langchain_specdec.runner.cuda.capture import CudaCapture\n"
         "c, x, n = CudaCapture(torch.device('cuda', 0)), torch.ones(3, device='cuda'), itertools.count()\n"
         "def bad():\n    if next(n) >= 2: x.sum().item()\n    return (x + 1,)\n"
         "def say(what, f):\n"
@@ -340,10 +341,10 @@ def text() -> None:
     """The same text by every way in float32; how often it differs in bfloat16."""
     import torch
 
-    from langchain_specdec.backends.base import CompletionRequest
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.bench.random_weights import random_model
-    from langchain_specdec.sampling import SamplingParams
+    from langchain_specdec.completions.completion import CompletionRequest
+    from langchain_specdec.sampling.params import SamplingParams
 
     rng = torch.Generator().manual_seed(1)
     prompts = [
@@ -384,8 +385,8 @@ def steps() -> None:
     import torch
 
     from langchain_specdec.bench.machine import read_bandwidth
-    from langchain_specdec.engine.rows import RowBatch
-    from langchain_specdec.noise import Noise
+    from langchain_specdec.runner.step_inputs import RowBatch
+    from langchain_specdec.sampling.noise import Noise
 
     bandwidth = read_bandwidth(device()) or 1.0
     for name in ("qwen1.5-1.8b", "llama-8b", "qwen1.5-0.5b", "llama-1b", "smollm2-135m"):
@@ -435,8 +436,8 @@ def profile() -> None:
     import torch
     from torch.profiler import ProfilerActivity
 
-    from langchain_specdec.engine.rows import RowBatch
-    from langchain_specdec.noise import Noise
+    from langchain_specdec.runner.step_inputs import RowBatch
+    from langchain_specdec.sampling.noise import Noise
 
     for name in ("qwen1.5-1.8b", "llama-8b"):
         runner, _ = runner_of(name, slots=8, length=1000, width=9)
@@ -576,7 +577,7 @@ def eight() -> None:
 def embedded() -> None:
     child = (
         "import time; t = time.perf_counter(); from langchain_specdec.backends.local import LocalBackend\n"
-        "from langchain_specdec.backends.base import CompletionRequest; from langchain_specdec.sampling import SamplingParams\n"
+        "from langchain_specdec.backends.base import CompletionRequest; from langchain_specdec.sampling.choice import SamplingParams\n"
         "b = LocalBackend('embedded', dtype='bfloat16'); print('loaded', time.perf_counter() - t)\n"
         "for i in range(4):\n    t = time.perf_counter(); s = b.stream(CompletionRequest('The sea is', SamplingParams(max_new_tokens=64)))\n"
         "    next(s); f = time.perf_counter() - t; list(s); print('request', i, 'first', f, 'all', time.perf_counter() - t)\n"

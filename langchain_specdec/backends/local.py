@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import torch
 from typing_extensions import Self
 
-from langchain_specdec import embedded
-from langchain_specdec.backends.base import Completion, CompletionRequest, acollect, collect
-from langchain_specdec.drafters.auto import AutoDrafter
-from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.completions.completion import Completion, CompletionRequest, acollect, collect
+from langchain_specdec.drafters.base import Drafter, NoDrafter
+from langchain_specdec.drafters.combined import AutoDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
-from langchain_specdec.drafters.no_drafter import NoDrafter
+from langchain_specdec.drafters.lookup_tree import TreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
-from langchain_specdec.drafters.tree_drafter import TreeDrafter
-from langchain_specdec.engine.compilation import CompileMode
 from langchain_specdec.engine.engine import Engine
-from langchain_specdec.engine.loader import LoadedModel, check_pair, load_model, make_runner
-from langchain_specdec.engine.memory import give_back_freed
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
+from langchain_specdec.models.loaded_model import _identity
+from langchain_specdec.models.loader import check_pair, load_model
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.memory import give_back_freed
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner.trials import CompileMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from langchain_specdec.engine.draft_length import StepCost
-    from langchain_specdec.engine.stream import CompletionStream
+    from langchain_specdec.completions.stream import CompletionStream
+    from langchain_specdec.engine.step_cost import StepCost
 
 __all__ = ["DRAFTERS", "LocalBackend"]
 
@@ -113,7 +112,7 @@ class LocalBackend:
         quantization_config: Any = None,
         trust_remote_code: bool = False,
         token: str | bool | None = None,
-        progress: embedded.Progress | None = None,
+        progress: Progress | None = None,
         step_cost: StepCost | None = None,
     ) -> None:
         _check_drafter(drafter, has_draft_model=draft_model is not None)
@@ -345,41 +344,3 @@ def _make_drafter(
         return make_draft_drafter()
     tree = TreeDrafter(max_ngram, is_shared=is_shared)
     return AutoDrafter([tree, make_draft_drafter()]) if make_draft_drafter is not None else tree
-
-
-def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:
-    config = loaded.model.config
-    identity: dict[str, Any] = {
-        "model": loaded.name,
-        "revision": getattr(config, "_commit_hash", None) or revision,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "eos_token_ids": loaded.eos_token_ids,
-    }
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        identity["quantization"] = str(quantization)
-    if not is_own_tokenizer:
-        identity["tokenizer"] = _digest([sorted(loaded.tokenizer.get_vocab().items())])
-    # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
-    is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
-    if is_folder:
-        identity["model"] = str(Path(str(source)).resolve())
-    if is_folder or isinstance(source, torch.nn.Module):
-        identity["fingerprint"] = _fingerprint(loaded.model)
-    return identity
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """Tells models apart that may share a name: a digest of the first numbers of every parameter."""
-    return _digest(
-        # Weights that are on disk only are on the device "meta" and have no numbers at hand.
-        (name, tuple(p.shape), [] if p.is_meta else p.detach().flatten()[:16].float().tolist())
-        for name, p in model.named_parameters()
-    )
-
-
-def _digest(parts: Iterable[object]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode())
-    return digest.hexdigest()[:16]

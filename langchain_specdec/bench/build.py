@@ -11,20 +11,21 @@ from typing import Any, Literal
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
-from langchain_specdec.bench.ours import EngineContestant
-from langchain_specdec.bench.peers import FlashspecContestant, GenerateContestant
-from langchain_specdec.bench.synthetic import AgreementDrafter, SyntheticContestant
+from langchain_specdec.bench.contestant_engine import EngineContestant
+from langchain_specdec.bench.contestant_peers import FlashspecContestant, GenerateContestant
+from langchain_specdec.bench.contestant_synthetic import AgreementDrafter, SyntheticContestant
 from langchain_specdec.bench.weights import Weights, load_weights
 from langchain_specdec.bench.workload import Question, encode
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
-from langchain_specdec.embedded import Progress
-from langchain_specdec.engine.compilation import CompileMode
-from langchain_specdec.engine.draft_length import StepCost
 from langchain_specdec.engine.engine import Engine
-from langchain_specdec.engine.loader import LoadedModel, make_runner
-from langchain_specdec.engine.runner import ModelRunner
+from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
-from langchain_specdec.sampling import SamplingParams
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.trials import CompileMode
+from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["Plan", "Setup", "check_packages", "set_up"]
 

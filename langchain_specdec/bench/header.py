@@ -8,7 +8,7 @@ from typing import Any
 from langchain_specdec.bench.build import Plan, Setup
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.weights import Weights
-from langchain_specdec.engine.graphs import GraphStore
+from langchain_specdec.runner.cuda.graph_store import GraphStore
 
 __all__ = ["describe_layers", "make_header"]
 

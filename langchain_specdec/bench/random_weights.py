@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from langchain_specdec.engine.loader import default_device
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.loader import default_device
 
 __all__ = ["SHAPES", "is_random", "random_model"]
 

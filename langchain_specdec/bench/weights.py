@@ -15,13 +15,16 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from langchain_specdec.bench.random_weights import is_random, random_model
-from langchain_specdec.embedded import Progress
-from langchain_specdec.engine.compilation import CompiledLayers, CompileMode, can_compile
-from langchain_specdec.engine.graphs import GraphStore, can_capture
-from langchain_specdec.engine.loader import LoadedModel, load_model
-from langchain_specdec.engine.packing import can_pack, pack_linears
-from langchain_specdec.engine.panel_linear import PanelWeight
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.loader import load_model
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.kernel_linear import PanelWeight
+from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
+from langchain_specdec.runner.cuda.capture import can_capture
+from langchain_specdec.runner.cuda.graph_store import GraphStore
+from langchain_specdec.runner.trials import CompileMode
 
 __all__ = ["Weights", "load_weights", "step_bytes"]
 

@@ -180,7 +180,7 @@ def bench(
             check_plot(plot)
         with spinner("Starting PyTorch"):
             from langchain_specdec.bench.build import Plan, check_packages
-            from langchain_specdec.sampling import SamplingParams
+            from langchain_specdec.sampling.params import SamplingParams
         check_packages(specs)
         plan = Plan(
             model,

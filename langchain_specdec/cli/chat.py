@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
 
     from langchain_specdec.chat_models import ChatSpeculative
-    from langchain_specdec.events import Token
+    from langchain_specdec.completions.events import Token
 
 __all__ = ["chat"]
 
@@ -54,7 +54,7 @@ def chat(
         with spinner("Starting PyTorch"):
             from langchain_core.messages import SystemMessage
 
-            from langchain_specdec.sampling import SamplingParams
+            from langchain_specdec.sampling.params import SamplingParams
         params: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

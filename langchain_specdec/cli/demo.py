@@ -51,7 +51,7 @@ def demo(
             raise InvalidParameterError(msg)
         text = _read(document)
         with spinner("Starting PyTorch"):
-            from langchain_specdec.sampling import SamplingParams
+            from langchain_specdec.sampling.params import SamplingParams
         if temperature and seed is None:
             seed = random.randrange(2**32)  # both runs need the same
         params = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}

@@ -13,11 +13,11 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable
 
 from langchain_specdec.backends.local import LocalBackend
-from langchain_specdec.chat_template import ChatTemplate
-from langchain_specdec.engine.stats import SpeculationStats
-from langchain_specdec.events import Token
+from langchain_specdec.chat.special_tokens import ProtectedEncoder
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.events import Token
+from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.llms import SpeculativeChunk, SpeculativeLLM
-from langchain_specdec.protected_text import ProtectedEncoder
 
 __all__ = ["INSTRUCTION", "Run", "as_data", "prompt_template", "summarise"]
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from langchain_specdec.cli.terminal_text import printable, visible
 
 if TYPE_CHECKING:
-    from langchain_specdec.events import Token
+    from langchain_specdec.completions.events import Token
 
 __all__ = ["Figures", "PlainView", "TerminalView", "View", "full_lines", "make_view"]
 

@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from langchain_specdec import embedded
 from langchain_specdec._version import __version__
+from langchain_specdec.models import embedded
+from langchain_specdec.paths import cache_folder
 
 __all__ = ["Finding", "examine"]
 
@@ -172,8 +173,8 @@ def _memory() -> str:
 
 
 def _defaults() -> list[Finding]:
-    from langchain_specdec.engine.attention import ATTENTION_NAME
-    from langchain_specdec.engine.loader import default_device
+    from langchain_specdec.models.loader import default_device
+    from langchain_specdec.runner.attention import ATTENTION_NAME
 
     device = default_device()
     dtype = "float32" if device.type == "cpu" else "the type of its checkpoint"
@@ -189,8 +190,8 @@ def _defaults() -> list[Finding]:
 def _linear_layers() -> Finding:
     import torch
 
-    from langchain_specdec.engine.onednn_linear import can_use_onednn
-    from langchain_specdec.engine.panel_linear import can_use_panels
+    from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
+    from langchain_specdec.runner.cpu.onednn_linear import can_use_onednn
 
     name = "linear layers"
     if can_use_panels(torch.float32):
@@ -201,7 +202,7 @@ def _linear_layers() -> Finding:
 
 
 def _embedded() -> list[Finding]:
-    folder = str(embedded.cache_folder())
+    folder = str(cache_folder())
     if embedded.is_prepared():
         model = Finding("embedded model", "prepared", "ok")
     elif embedded.is_available():

@@ -15,8 +15,8 @@ from langchain_specdec.cli.terminal_text import json_line, printable
 from langchain_specdec.errors import InvalidParameterError
 
 if TYPE_CHECKING:
-    from langchain_specdec.backends.base import Completion, CompletionRequest
     from langchain_specdec.backends.local import LocalBackend
+    from langchain_specdec.completions.completion import Completion, CompletionRequest
 
 __all__ = ["generate"]
 
@@ -102,8 +102,8 @@ def generate(
             raise InvalidParameterError(msg)
         text = _read_prompt(prompt)
         with spinner("Starting PyTorch"):
-            from langchain_specdec.backends.base import CompletionRequest
-            from langchain_specdec.sampling import SamplingParams
+            from langchain_specdec.completions.completion import CompletionRequest
+            from langchain_specdec.sampling.params import SamplingParams
         # Checked before a model is loaded for nothing.
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -166,7 +166,7 @@ def _in_chat_format(text: str, backend: LocalBackend, is_chat: bool | None) -> s
         raise InvalidParameterError(msg)
     if not has_format or is_chat is False:
         return text
-    from langchain_specdec.chat_template import ChatTemplate
+    from langchain_specdec.chat.template import ChatTemplate
 
     # As tokens, because a special token in the user's text must not become one of the format's.
     template = ChatTemplate(backend.tokenizer, backend.model_name)
@@ -175,8 +175,8 @@ def _in_chat_format(text: str, backend: LocalBackend, is_chat: bool | None) -> s
 
 def _complete(backend: LocalBackend, request: CompletionRequest, *, is_streaming: bool) -> Completion:
     """Run the completion; print its text as it comes where asked for."""
-    from langchain_specdec.backends.base import Completion
-    from langchain_specdec.events import FinishEvent, Token
+    from langchain_specdec.completions.completion import Completion
+    from langchain_specdec.completions.events import FinishEvent, Token
 
     tokens: list[Token] = []
     stream = backend.stream(request)

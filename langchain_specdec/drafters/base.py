@@ -8,8 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from langchain_specdec.sampling import SamplingParams, TokenHistory
-from langchain_specdec.token_masks import TokenMask
+from langchain_specdec.grammar.token_masks import TokenMask
+from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = [
     "EMPTY_DRAFT",
@@ -20,6 +21,7 @@ __all__ = [
     "DraftLimits",
     "Drafter",
     "DraftingRequest",
+    "NoDrafter",
     "Proposal",
     "Rates",
 ]
@@ -208,3 +210,43 @@ class Drafter(Protocol):
 
     def forget(self) -> None:
         """Forget what requests to come would draft from those before them."""
+
+
+class NoDrafter:
+    """Proposes nothing."""
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+        """Nothing to take in."""
+
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        """Nothing, ever."""
+        return Proposal()
+
+    def propose(
+        self,
+        requests: Sequence[DraftingRequest],
+        proposals: Sequence[Proposal],
+        lengths: Sequence[int],
+        history: TokenHistory | None,
+    ) -> list[Draft]:
+        """Empty drafts."""
+        return [EMPTY_DRAFT] * len(requests)
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Nothing to learn."""
+
+    def measure_step(self, request: DraftingRequest) -> float:
+        """Free."""
+        return 0.0
+
+    def forget(self) -> None:
+        """Nothing: requests share nothing."""
+
+    def release(self, request: DraftingRequest) -> None:
+        """Nothing to forget."""

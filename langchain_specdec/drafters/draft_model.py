@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.noise import Noise
-from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
-from langchain_specdec.token_masks import allowed_tensor
+from langchain_specdec.grammar.token_masks import allowed_tensor
+from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.sampling.noise import Noise
 
 if TYPE_CHECKING:
-    from langchain_specdec.engine.runner import ModelRunner, PickDraft
+    from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 
 __all__ = ["DraftModelDrafter"]
 

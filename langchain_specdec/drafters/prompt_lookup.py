@@ -21,7 +21,7 @@ from langchain_specdec.drafters.base import (
     DraftLimits,
     Proposal,
 )
-from langchain_specdec.sampling import TokenHistory
+from langchain_specdec.sampling.choice import TokenHistory
 
 __all__ = ["NgramIndex", "PromptLookupDrafter", "continue_from"]
 

@@ -13,24 +13,25 @@ import weakref
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.engine.constraint import Constraint, GrammarCompiler
 from langchain_specdec.engine.detokenizer import Detokenizer
-from langchain_specdec.engine.draft_length import AcceptanceRates, StepCost
 from langchain_specdec.engine.request import Request
-from langchain_specdec.engine.runner import ModelRunner
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
+from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.engine.stopping import StopChecker
-from langchain_specdec.engine.stream import CompletionStream
-from langchain_specdec.engine.worker_threads import release_workers
 from langchain_specdec.errors import (
     EngineClosedError,
     GenerationError,
     InvalidParameterError,
     PromptTooLongError,
 )
-from langchain_specdec.sampling import SamplingParams
+from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.runner.cpu.worker_threads import release_workers
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["Engine"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from langchain_specdec.engine.constraint import Constraint
-from langchain_specdec.engine.draft_length import AcceptanceRates
-from langchain_specdec.engine.stats import SpeculationStats
+from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.stopping import StopChecker
-from langchain_specdec.engine.stream import CompletionStream
-from langchain_specdec.sampling import SamplingParams
+from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["Request"]
 

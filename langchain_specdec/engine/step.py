@@ -10,19 +10,19 @@ from typing import Literal
 
 from torch import Tensor
 
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.drafters.base import FORCED, Draft, Drafter, DraftKind, Proposal
-from langchain_specdec.engine.calibration import measure_step_cost
-from langchain_specdec.engine.constraint import Constraint
-from langchain_specdec.engine.draft_length import Choice, StepCost, best_first, choose_lengths, limits_that_pay
-from langchain_specdec.engine.kv_cache import is_gapless
+from langchain_specdec.engine.draft_planner import Choice, best_first, choose_lengths, limits_that_pay
 from langchain_specdec.engine.request import Request
-from langchain_specdec.engine.rows import RowBatch
-from langchain_specdec.engine.runner import ModelRunner
-from langchain_specdec.engine.verify import Verification, judge
-from langchain_specdec.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.noise import Noise
-from langchain_specdec.sampling import SamplingTable, TokenHistory, pick_tokens
-from langchain_specdec.token_masks import allowed_tensor
+from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
+from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.grammar.token_masks import allowed_tensor
+from langchain_specdec.runner.kv_cache import is_gapless
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verification, judge
+from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.sampling.noise import Noise
 
 __all__ = ["Stepper"]
 

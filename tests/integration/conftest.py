@@ -11,11 +11,11 @@ import pytest
 from langchain_specdec.backends import local
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine import step
-from langchain_specdec.engine.calibration import measure_step_cost
-from langchain_specdec.engine.draft_length import StepCost
-from langchain_specdec.engine.loader import LoadedModel, load_model
 from langchain_specdec.engine.request import Request
-from langchain_specdec.engine.runner import ModelRunner
+from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.loader import load_model
+from langchain_specdec.runner.model_runner import ModelRunner
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec import embedded
+from langchain_specdec.models import embedded
 
 pytestmark = [
     pytest.mark.embedded,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from agents import ask, make_agent, usage_of
-from faces import lasting
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field
 
-from langchain_specdec import ChatSpeculative, LocalBackend, embedded
-from langchain_specdec.engine.draft_length import StepCost
+from langchain_specdec import ChatSpeculative, LocalBackend
+from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.models import embedded
+from tests.support.agents import ask, make_agent, usage_of
+from tests.support.backends import lasting
 
 pytest.importorskip("langchain")
 pytestmark = [

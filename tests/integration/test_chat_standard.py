@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from chats import StandardChat, StandardGeneration
-from faces import lasting
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from langchain_specdec import LocalBackend, embedded
+from langchain_specdec import LocalBackend
+from langchain_specdec.models import embedded
+from tests.support.backends import lasting
+from tests.support.chat_templates import StandardChat, StandardGeneration
 
 pytestmark = [
     pytest.mark.embedded,

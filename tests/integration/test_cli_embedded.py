@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec import embedded
 from langchain_specdec.cli.reporting import INTERRUPTED
+from langchain_specdec.models import embedded
 
 pytestmark = [
     pytest.mark.embedded,

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
-from langchain_specdec.backends.base import Completion, CompletionRequest
-from langchain_specdec.events import FinishEvent, Token
-from langchain_specdec.tool_prompt import GENERIC_TOOL_PROMPT
+from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
+from langchain_specdec.completions.completion import Completion, CompletionRequest
+from langchain_specdec.completions.events import FinishEvent, Token
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

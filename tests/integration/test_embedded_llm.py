@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from faces import Counter, is_idle
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 
 from langchain_specdec import LocalBackend, SpeculativeLLM
-from langchain_specdec.embedded import is_available
+from langchain_specdec.models.embedded import is_available
+from tests.support.backends import Counter, is_idle
 
 pytestmark = [
     pytest.mark.embedded,

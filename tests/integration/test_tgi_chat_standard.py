@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from chats import StandardGeneration
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from standin.generation import Limits
-from standin.models import EngineModel
-from standin.server import ServerThread
 
-from langchain_specdec import LocalBackend, SamplingParams, TGIBackend, embedded
-from langchain_specdec.backends.base import CompletionRequest
+from langchain_specdec import LocalBackend, SamplingParams, TGIBackend
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.models import embedded
+from tests.standin.generation import Limits
+from tests.standin.models import EngineModel
+from tests.standin.server import ServerThread
+from tests.support.chat_templates import StandardGeneration
 
 pytestmark = [
     pytest.mark.embedded,

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from standin.clients import close_shared_session
-from standin.models import FakeModel
 
 from langchain_specdec import SamplingParams, TGIBackend
-from langchain_specdec.backends.base import CompletionRequest
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import BackendUnavailableError
+from tests.standin.clients import close_shared_session
+from tests.standin.models import FakeModel
 from tgi_launcher import (
     Backoff,
     NotRunningError,
@@ -43,9 +43,9 @@ from tgi_launcher import (
     TGIConfig,
     TGIError,
     TGIServer,
-    process,
     supervisor,
 )
+from tgi_launcher import launcher_process as process
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 
@@ -359,7 +359,7 @@ def test_an_end_nobody_asked_for_is_told_of_when_all_is_cleaned_up(who):
 
     server = TGIServer(config(num_shard=2), on_exit=on_exit)
     server.start()
-    router = next(p.pid for p in processes_of(server) if "standin.router" in p.cmdline())
+    router = next(p.pid for p in processes_of(server) if "tests.standin.router" in p.cmdline())
     pid = {"launcher": server.pid, "shard": shards_of(server)[1].pid, "router": router}[who]
     os.kill(pid, signal.SIGKILL)
     end = server.wait(BOUND)
@@ -416,7 +416,7 @@ def test_200_requests_with_a_crash_in_between(monkeypatch):
         for thread in threads:
             thread.start()
         await_true(lambda: len(outcomes) >= 20)
-        next(p for p in processes_of(server) if "standin.router" in p.cmdline()).kill()
+        next(p for p in processes_of(server) if "tests.standin.router" in p.cmdline()).kill()
         for thread in threads:
             thread.join(BOUND)
         await_true(lambda: ends and server.is_ready)

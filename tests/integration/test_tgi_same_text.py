@@ -8,13 +8,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from standin.clients import CLIENTS, no_leaks
-from standin.generation import Limits
-from standin.models import EngineModel
-from standin.server import ServerThread
 
 from langchain_specdec import LocalBackend, SpeculativeLLM
-from langchain_specdec.embedded import is_available
+from langchain_specdec.models.embedded import is_available
+from tests.standin.clients import CLIENTS, no_leaks
+from tests.standin.generation import Limits
+from tests.standin.models import EngineModel
+from tests.standin.server import ServerThread
 
 pytestmark = [
     pytest.mark.embedded,

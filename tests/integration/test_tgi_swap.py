@@ -8,18 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from faces import make_llm
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
-from standin.clients import no_leaks
-from standin.generation import Limits
-from standin.models import FakeModel
-from standin.server import ServerThread
 
 from langchain_specdec import SpeculativeLLM
-from langchain_specdec.embedded import is_available
 from langchain_specdec.errors import BackendUnavailableError, GenerationError
+from langchain_specdec.models.embedded import is_available
+from tests.standin.clients import no_leaks
+from tests.standin.generation import Limits
+from tests.standin.models import FakeModel
+from tests.standin.server import ServerThread
+from tests.support.backends import make_llm
 from tgi_launcher import StartError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")

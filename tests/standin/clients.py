@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from langchain_specdec import TGIBackend
-from langchain_specdec.backends import tgi
+from langchain_specdec.backends.tgi import backend as tgi
 
 CLIENTS = [
     pytest.param(

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from standin.grammars import BrokenRegex, UnknownGrammar, compile_grammar, deserialization_problem
-from standin.models import GeneratedToken, Model, Sampling
+from tests.standin.grammars import BrokenRegex, UnknownGrammar, compile_grammar, deserialization_problem
+from tests.standin.models import GeneratedToken, Model, Sampling
 
 
 class Refusal(Exception):  # noqa: N818

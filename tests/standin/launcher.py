@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from standin.faults import REQUEST_FAULTS, START_FAULTS
-from standin.launcher_log import Log
+from tests.standin.faults import REQUEST_FAULTS, START_FAULTS
+from tests.standin.launcher_log import Log
 
 _HEADS = "Speculate is set to `{n}` but this medusa models only has `{heads}` heads, please make them match"
 FAULTS = {
@@ -316,7 +316,7 @@ class Launcher:
         # The original puts the key on its router's command line; the stand-in's reads it from the environment.
         env = {**os.environ, **({"API_KEY": options.api_key} if options.api_key else {})}
         router = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "standin.router", str(self.seconds), str(options.prometheus_port), style, fail,
+            [sys.executable, "-m", "tests.standin.router", str(self.seconds), str(options.prometheus_port), style, fail,
              *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

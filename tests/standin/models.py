@@ -138,8 +138,8 @@ class EngineModel:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
-        from langchain_specdec.grammar import Grammar
-        from langchain_specdec.sampling import SamplingParams
+        from langchain_specdec.grammar.grammar import Grammar
+        from langchain_specdec.sampling.params import SamplingParams
 
         grammar = Grammar(schema=schema) if regex is None else Grammar(regex=regex)
         # Compiled here, to refuse what cannot be followed before anything is answered.
@@ -147,8 +147,8 @@ class EngineModel:
         return grammar
 
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
-        from langchain_specdec.events import FinishEvent
-        from langchain_specdec.sampling import SamplingParams
+        from langchain_specdec.completions.events import FinishEvent
+        from langchain_specdec.sampling.params import SamplingParams
 
         params = SamplingParams(
             max_new_tokens=sampling.max_new_tokens,

@@ -1,4 +1,4 @@
-"""The stand-in's router process: logs and binds its ports as TGI's does, then serves by `standin.server`."""
+"""The stand-in's router process: logs and binds its ports as TGI's does, then serves by `tests.standin.server`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import socket
 import sys
 import time
 
-from standin.launcher_log import Log
+from tests.standin.launcher_log import Log
 
 
 def main() -> None:
-    """`python -m standin.router SECONDS PROMETHEUS_PORT json|plain FAIL ARGUMENTS-OF-SERVER...`."""
+    """`python -m tests.standin.router SECONDS PROMETHEUS_PORT json|plain FAIL ARGUMENTS-OF-SERVER...`."""
     seconds, prometheus_port, style, fail, *arguments = sys.argv[1:]
     log = Log(is_json=style == "json", target="text_generation_router", is_router=True)
     exporter = socket.socket()
@@ -43,7 +43,7 @@ def main() -> None:
         except OSError:
             log(f"Failed to bind to {hostname}:{port}: Address already in use (os error 98)", "ERROR")
             sys.exit(1)
-    from standin import server
+    from tests.standin import server
 
     sys.argv = ["text-generation-router", *arguments]
     server.main()

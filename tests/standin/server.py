@@ -1,6 +1,6 @@
 """A server with the HTTP contract of Text Generation Inference 3.3, for tests: real tokens, faults on request.
 
-As a process: `python -m standin.server --port 8080 --model-id embedded --speculate 3 --fault drop:after=3`; with
+As a process: `python -m tests.standin.server --port 8080 --model-id embedded --speculate 3 --fault drop:after=3`; with
 `--model-id fake` it needs no model and starts at once. In a thread of a test: `ServerThread(...)`.
 
 It serves `/health`, `/info`, `/metrics`, `/v1/models`, `/tokenize`, `/chat_tokenize`, `/generate`, `/generate_stream`,
@@ -28,8 +28,8 @@ from typing import Any
 from aiohttp import web
 from typing_extensions import Self
 
-from standin.faults import Fault, Faults
-from standin.generation import (
+from tests.standin.faults import Fault, Faults
+from tests.standin.generation import (
     Frame,
     Limits,
     NotDeserializable,
@@ -40,7 +40,7 @@ from standin.generation import (
     generate,
     validate,
 )
-from standin.models import EngineModel, FakeModel, Model
+from tests.standin.models import EngineModel, FakeModel, Model
 
 PAYLOAD_LIMIT = 2_000_000
 _CHAT_REASONS = {"eos_token": "stop", "length": "length", "stop_sequence": "stop_sequence"}
@@ -565,7 +565,7 @@ class ServerThread:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="standin.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.standin.server", description=__doc__)
     parser.add_argument("--hostname", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--model-id", default="fake")

@@ -15,7 +15,7 @@ from tgi_launcher.command import find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.docker import find_docker
 from tgi_launcher.errors import StartError
-from tgi_launcher.launch import choose_runtime, preview
+from tgi_launcher.plan import choose_runtime, preview
 from tgi_launcher.ports import PortLocks
 
 __all__ = ["check"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.launch import preview
+from tgi_launcher.plan import preview
 
 __all__ = ["print_command"]
 

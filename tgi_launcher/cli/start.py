@@ -17,8 +17,8 @@ from tgi_launcher.errors import NotRunningError, StopError, TGIError
 from tgi_launcher.logs import Stage
 from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.restart import Backoff
-from tgi_launcher.run import Progress
 from tgi_launcher.server import TGIServer
+from tgi_launcher.server_run import Progress
 from tgi_launcher.state import ServerExit, State
 
 __all__ = ["start"]

@@ -1,0 +1,371 @@
+"""Completions by a Text Generation Inference server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import uuid
+import weakref
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn, Protocol
+
+from pydantic import SecretStr
+from typing_extensions import Self
+
+from langchain_specdec.backends.tgi.answer import Answer, ServerInfo
+from langchain_specdec.backends.tgi.client import TGIClient, make_client
+from langchain_specdec.backends.tgi.errors import connection_lost, failure_of
+from langchain_specdec.backends.tgi.loop_thread import LoopThread
+from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
+from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
+from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
+from langchain_specdec.completions.completion import Completion, CompletionRequest, acollect, collect
+from langchain_specdec.completions.events import FinishEvent, TokenEvent
+from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.errors import (
+    BackendUnavailableError,
+    EngineClosedError,
+    InvalidParameterError,
+    PromptTooLongError,
+)
+from langchain_specdec.sampling.params import SamplingParams
+
+__all__ = ["OwnedServer", "TGIBackend"]
+
+_DRAWN_SEED_LIMIT = 2**53
+# Servers make longer outputs in pieces of so many tokens, and check only whether the first piece fits.
+_CHECKED_BY_SERVER = 1024
+_FIRST_DELAY = 0.5
+_DRAIN_SECONDS = 5.0
+
+
+class OwnedServer(Protocol):
+    """A server that ends with its backend, such as `tgi_launcher.TGIServer`."""
+
+    def stop(self) -> object:
+        """End it."""
+
+
+class TGIBackend:
+    """A connection to a Text Generation Inference server.
+
+    Nothing is sent before the first completion, so a server may come up later. All completions run in one thread with
+    an event loop, whether they are asked for from threads or from event loops; more than the server takes at a time
+    wait here.
+
+    Args:
+        base_url: Root address of the server, such as `"http://127.0.0.1:8080"`.
+        api_key: The server's key. No other token is ever sent. A Hugging Face token (`hf_...`) is refused for hosts
+            that are not Hugging Face's.
+        client: `"text-generation"`, `"huggingface-hub"`, or `"auto"`: the first where it is installed, else the other.
+        read_timeout: Most seconds to wait for the next token, the first included.
+        max_retries: How often a request is sent again where the server is overloaded, not ready or not reachable, or
+            breaks the connection; never after the first token of the answer.
+        max_concurrency: Most requests at a time. None is the server's own limit, which is the highest in any case.
+        tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
+            than by asking the server, and has the template that chats need.
+        server: A server that ends with this backend.
+
+    Raises:
+        InvalidParameterError: A parameter is out of its range.
+        MissingDependencyError: The client asked for is not installed.
+        ModelLoadError: The tokenizer cannot be found or read.
+    """
+
+    takes_token_ids = False
+    """A prompt is text."""
+    needs_properties = True
+    """A grammar's schema has to be that of an object with properties."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | SecretStr | None = None,
+        client: str = "auto",
+        read_timeout: float = 120.0,
+        max_retries: int = 2,
+        max_concurrency: int | None = None,
+        tokenizer: Any = None,
+        server: OwnedServer | None = None,
+    ) -> None:
+        self._url = checked_url(base_url)
+        key = checked_key(api_key, self._url)
+        check_options(read_timeout, max_retries, max_concurrency)
+        self._timeout = float(read_timeout)
+        self._max_retries = max_retries
+        self._max_concurrency = max_concurrency
+        self._server = server
+        self._tokenizer = LocalTokenizer.of(tokenizer)
+        self._client: TGIClient = make_client(client, self._url, key)
+        self._loop = LoopThread(self._client.aclose)
+        self._info: ServerInfo | None = None
+        self._info_lock: asyncio.Lock | None = None
+        self._permits: tuple[int, asyncio.Semaphore] | None = None
+        # Until the server has told its model, no cached answer may be taken for this one's.
+        self._unknown = f"not known yet ({uuid.uuid4()})"
+        self._pid = os.getpid()
+        weakref.finalize(self, LoopThread.close, self._loop)
+
+    @property
+    def base_url(self) -> str:
+        """Root address of the server."""
+        return self._url
+
+    @property
+    def client(self) -> str:
+        """Name of the client in use."""
+        return self._client.name
+
+    @property
+    def model_name(self) -> str:
+        """Model id of the server; its address until the first completion has asked for it."""
+        return self._info.model_id if self._info else self._url
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer that it was given, or None."""
+        return self._tokenizer.tokenizer if self._tokenizer else None
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a prompt and its completion together; None until the server has told."""
+        return self._info.max_total_tokens if self._info else None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The server and its model. Before the first completion the model is unknown, and caches do not apply."""
+        info = self._info
+        return {
+            "backend": "tgi",
+            "base_url": self._url,
+            "model": info.model_id if info else self._unknown,
+            "revision": info.model_sha if info else None,
+            "version": info.version if info else None,
+        }
+
+    def stream(self, request: CompletionRequest) -> CompletionStream:
+        """Start a completion.
+
+        Raises:
+            InvalidParameterError: The prompt is empty, or a parameter asks for what TGI cannot do.
+            EngineClosedError: The backend was closed.
+        """
+        self._check(request)
+        return self._start(request)
+
+    def astream(self, request: CompletionRequest) -> CompletionStream:
+        """Start a completion; its stream can be read by `async for` as well."""
+        return self.stream(request)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Run several completions at a time, as many as the server takes."""
+        streams = self._start_all(requests)
+        try:
+            return [collect(stream) for stream in streams]
+        finally:
+            _close_all(streams)
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """The same in an event loop; cancelling the task stops them."""
+        streams = self._start_all(requests)
+        try:
+            return [await acollect(stream) for stream in streams]
+        finally:
+            _close_all(streams)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the tokenizer given, or else by the server's."""
+        check_text(text, "A text")
+        try:
+            return self._tokenize(text)
+        except Exception as error:
+            failure = failure_of(error, self._url, self._timeout)
+            raise failure.error from (None if failure is error else error)
+
+    def close(self) -> None:
+        """Break what runs, with an `EngineClosedError`, and stop the server if it is this backend's own."""
+        self._loop.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r}, client={self._client.name!r})"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A connection is shared by the copies of what holds it, such as a chain.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        msg = f"A connection to a server cannot be pickled ({self._url}). Make it in the process that is to use it."
+        raise TypeError(msg)
+
+    # -- in the caller's thread
+
+    def _check(self, request: CompletionRequest) -> None:
+        if os.getpid() != self._pid:
+            msg = "This backend was made in another process. Make one in the process that uses it (no fork)."
+            raise EngineClosedError(msg)
+        check_text(request.prompt)
+        if not request.prompt:
+            msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
+            raise InvalidParameterError(msg)
+        check_honoured(request.params)
+
+    def _start_all(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        # All are checked before the first starts, so that a bad one costs nobody anything.
+        for request in requests:
+            self._check(request)
+        streams: list[CompletionStream] = []
+        try:
+            streams += [self._start(request) for request in requests]
+        except BaseException:
+            _close_all(streams)
+            raise
+        return streams
+
+    def _start(self, request: CompletionRequest) -> CompletionStream:
+        future: Any = None
+        stream = CompletionStream(on_close=lambda: future.cancel())
+        future = self._loop.submit(self._serve(request, stream))
+        # By its reader, who will not see this, or by the end of the loop.
+        future.add_done_callback(
+            lambda f: (
+                stream.put(EngineClosedError("The backend was closed before the completion ended."))
+                if f.cancelled()
+                else None
+            )
+        )
+        return stream
+
+    # -- in the loop's thread
+
+    async def _serve(self, request: CompletionRequest, stream: CompletionStream) -> None:
+        """Run a completion and tell its reader."""
+        try:
+            async with aclosing(self._events(request)) as events:
+                async for event in events:
+                    stream.put(event)
+        except Exception as error:
+            stream.put(error)
+
+    async def _events(self, request: CompletionRequest) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
+        """The events of a completion, after as many attempts as it takes and may take."""
+        seed = request.params.seed
+        seed = random.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
+        # Checked to be text before it came here.
+        prompt = str(request.prompt)
+        if self._tokenizer:
+            prompt = self._tokenizer.without_bos(prompt)
+        permits: asyncio.Semaphore | None = None
+        attempt = 0
+        is_started = False
+        try:
+            while True:
+                try:
+                    info = await self._ask_info()
+                    if permits is None:
+                        permits = self._semaphore(info)
+                        await permits.acquire()
+                    async with aclosing(self._attempt(prompt, request.params, seed, info)) as events:
+                        async for event in events:
+                            is_started = True
+                            yield event
+                    return
+                except Exception as error:
+                    failure = failure_of(error, self._url, self._timeout)
+                    if isinstance(failure.error, BackendUnavailableError):
+                        # Another server may answer at this address next.
+                        self._info = None
+                    if is_started or not failure.is_transient or attempt >= self._max_retries:
+                        raise failure.error from (None if failure is error else error)
+                await asyncio.sleep(_FIRST_DELAY * 2**attempt * random.uniform(0.8, 1.2))
+                attempt += 1
+        finally:
+            if permits is not None:
+                permits.release()
+
+    async def _attempt(
+        self, prompt: str, params: SamplingParams, seed: int, info: ServerInfo
+    ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
+        """One request: its tokens, and how it ended."""
+        prompt_tokens = await self._count(prompt, params, info)
+        parameters = GenerateParameters.of(params, seed, info.max_stop_sequences)
+        answer = Answer(params)
+        started = None
+        async with aclosing(self._client.stream(prompt, parameters)) as frames:
+            while answer.finish_reason is None:
+                try:
+                    frame = await asyncio.wait_for(anext(frames), self._timeout)
+                except StopAsyncIteration:
+                    raise connection_lost(self._url) from None
+                now = time.perf_counter()
+                started = now if started is None else started
+                yield TokenEvent((answer.add(frame),))
+            if frame.end is not None and frame.end.prompt_tokens is not None:
+                prompt_tokens = frame.end.prompt_tokens
+            elif not prompt_tokens:
+                # Cut before the end, with which the server would have told.
+                prompt_tokens = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
+            stats = SpeculationStats(
+                emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
+            )
+            yield FinishEvent(answer.finish_reason, prompt_tokens, answer.num_tokens, seed, stats, cached_tokens=None)
+            if frame.end is not None:
+                # A connection whose answer is read to its end can serve another.
+                with suppress(Exception):
+                    await asyncio.wait_for(anext(frames), _DRAIN_SECONDS)
+
+    async def _count(self, prompt: str, params: SamplingParams, info: ServerInfo) -> int:
+        """Number of prompt tokens where it is needed before the answer, else 0.
+
+        Raises:
+            PromptTooLongError: Prompt and new tokens do not fit, and the server would not say so.
+        """
+        limit = info.max_total_tokens
+        is_unchecked = limit is not None and params.max_new_tokens > _CHECKED_BY_SERVER
+        if self._client.reports_prompt_tokens and not is_unchecked:
+            return 0
+        count = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
+        if limit is not None and is_unchecked and count + params.max_new_tokens > limit:
+            msg = (
+                f"The prompt has {count} tokens and max_new_tokens is {params.max_new_tokens}, together more than the "
+                f"{limit} tokens of the TGI server. Shorten the prompt, lower max_new_tokens, or start the server with "
+                f"a larger --max-total-tokens."
+            )
+            raise PromptTooLongError(msg)
+        return count
+
+    def _tokenize(self, text: str) -> list[int]:
+        if self._tokenizer is not None:
+            return self._tokenizer.token_ids(text)
+        return [int(token["id"]) for token in self._client.request("/tokenize", {"inputs": text})]
+
+    async def _ask_info(self) -> ServerInfo:
+        if self._info_lock is None:
+            self._info_lock = asyncio.Lock()
+        async with self._info_lock:
+            if self._info is None:
+                answer = await self._loop.run_blocking(lambda: self._client.request("/info"))
+                self._info = ServerInfo.of(answer, self._url)
+            return self._info
+
+    def _semaphore(self, info: ServerInfo) -> asyncio.Semaphore:
+        """Permits for as many requests as the server takes; new ones where its limit has changed."""
+        size = info.max_concurrent_requests
+        size = size if self._max_concurrency is None else min(size, self._max_concurrency)
+        if self._permits is None or self._permits[0] != size:
+            self._permits = (size, asyncio.Semaphore(size))
+        return self._permits[1]
+
+
+def _close_all(streams: Sequence[CompletionStream]) -> None:
+    for stream in streams:
+        stream.close()

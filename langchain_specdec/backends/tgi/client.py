@@ -1,0 +1,314 @@
+"""The seam to the two Python clients of TGI: `text_generation`, and `InferenceClient` of `huggingface_hub`.
+
+Both become a stream of `Frame`, by their asynchronous classes. `/info` and `/tokenize` go through the HTTP session that
+the client itself stands on: neither client asks for the second, and only one for the first, with a Hugging Face token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from langchain_specdec.backends.tgi.errors import is_loopback, status_failure
+from langchain_specdec.backends.tgi.parameters import GenerateParameters
+from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+
+__all__ = ["CLIENTS", "Frame", "FrameEnd", "TGIClient", "make_client"]
+
+CLIENTS = ("auto", "text-generation", "huggingface-hub")
+"""Names of the clients that can be asked for."""
+
+_INSTALL = {
+    # huggingface_hub before 1.0 has its asynchronous client on aiohttp and leaves that to its user.
+    "huggingface-hub": "pip install aiohttp",
+    "text-generation": (
+        "pip install 'langchain-specdec[text-generation]' with transformers 4.57; with transformers 5, "
+        "pip install --no-deps text-generation, and pip install aiohttp requests"
+    ),
+}
+# Answers to /info and /tokenize are short and cost no model time.
+_SHORT_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class FrameEnd:
+    """What the last frame says of the whole answer.
+
+    Attributes:
+        finish_reason: Why it ended.
+        text: The generated text, special tokens left out, a stop string at its end left in.
+        prompt_tokens: Number of prompt tokens, where the client passes it on.
+    """
+
+    finish_reason: FinishReason
+    text: str
+    prompt_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One token of an answer.
+
+    Attributes:
+        token_id: The token.
+        text: Its text; empty while a character is incomplete.
+        is_special: Whether it has no part in the text, as an end-of-sequence token.
+        logprob: Its log probability.
+        top: Id and log probability of the best tokens, best first.
+        end: Set on the last frame.
+    """
+
+    token_id: int
+    text: str
+    is_special: bool
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    end: FrameEnd | None
+
+
+class TGIClient(Protocol):
+    """One way to talk to a server."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `CLIENTS`."""
+
+    @property
+    def reports_prompt_tokens(self) -> bool:
+        """Whether the last frame has the number of prompt tokens."""
+
+    def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
+        """The frames of an answer. Closing the generator closes the connection. No time-out, no retries."""
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """JSON from `GET path`, or `POST path` with a body. Blocks, for seconds at most."""
+
+    async def aclose(self) -> None:
+        """Close connections that are kept for reuse."""
+
+
+def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
+    """The client of that name; `"auto"` is `text_generation` where it is installed.
+
+    Raises:
+        InvalidParameterError: The name is unknown.
+        MissingDependencyError: The client is not installed.
+    """
+    if name not in CLIENTS:
+        msg = f"client must be one of {', '.join(map(repr, CLIENTS))}, got {name!r}."
+        raise InvalidParameterError(msg)
+    has_text_generation = all(find_spec(module) for module in ("text_generation", "aiohttp", "requests"))
+    if name == "auto":
+        name = "text-generation" if has_text_generation else "huggingface-hub"
+    kind = TextGenerationClient if name == "text-generation" else HubClient
+    try:
+        return kind(base_url, api_key)
+    except ImportError as error:
+        msg = f"The client {name!r} is not installed ({error}). Install it: {_INSTALL[name]}."
+        raise MissingDependencyError(msg) from error
+
+
+def _requests_options(url: str) -> dict[str, Any]:
+    """How `requests` is to send a short request: as the clients send theirs."""
+    # Without an `auth` of its own, it would send a password of ~/.netrc in place of the key.
+    options: dict[str, Any] = {"timeout": _SHORT_TIMEOUT, "auth": lambda request: request}
+    if is_loopback(url):
+        # Proxies are for the world outside.
+        options["proxies"] = {"http": "", "https": ""}
+    return options
+
+
+def _json(response: Any, url: str) -> Any:
+    """The JSON of an answer of a `requests` or `httpx` session."""
+    if response.status_code != 200:
+        raise status_failure(response.status_code, _error_text(response), url)
+    return response.json()
+
+
+def _error_text(response: Any) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        text: str = response.text
+        return "" if "<html" in text.lower() else text
+
+
+class TextGenerationClient:
+    """`text_generation.AsyncClient`.
+
+    It reads no more of an answer than a chat of 2023 needed: `input_length` is dropped, so prompts are counted by the
+    server apart. Its own time-out is a total one and stays off.
+    """
+
+    name = "text-generation"
+    reports_prompt_tokens = False
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        import aiohttp  # noqa: F401
+        import requests
+        from text_generation import AsyncClient  # type: ignore[import-untyped]
+
+        self._session = requests
+        self._base_url = base_url
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._client = AsyncClient(base_url, headers=self._headers, timeout=None)
+
+    async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
+        """See `TGIClient`."""
+        options = asdict(parameters)
+        options["stop_sequences"] = list(options.pop("stop"))
+        async with aclosing(self._client.generate_stream(prompt, **options)) as answer:
+            async for response in answer:
+                end = None
+                if response.details is not None:
+                    reason = response.details.finish_reason.value
+                    end = FrameEnd(reason, response.generated_text or "", None)
+                yield _frame(response.token, response.top_tokens, end)
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """See `TGIClient`."""
+        url = self._base_url + path
+        options = {**_requests_options(self._base_url), "headers": self._headers}
+        if body is None:
+            return _json(self._session.get(url, **options), self._base_url)
+        return _json(self._session.post(url, json=body, **options), self._base_url)
+
+    async def aclose(self) -> None:
+        """See `TGIClient`."""
+
+
+class _SharedClient:
+    """A `huggingface_hub` client and what it has to do.
+
+    It notes every answer until it is closed, and has at most 100 connections; so it serves so many at a time, and not
+    for ever.
+    """
+
+    MAX_ACTIVE = 64
+    MAX_USES = 512
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.num_active = 0
+        self.num_uses = 0
+        self.is_retired = False
+
+
+class _Headers(dict[str, Any]):
+    """Headers of a client, of which a None takes away what it would send by itself.
+
+    Before 1.0 it gives a copy of them to its HTTP library too, which knows no None.
+    """
+
+    def copy(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items() if value is not None}
+
+
+class HubClient:
+    """`huggingface_hub.AsyncInferenceClient`.
+
+    Without a token of its own it would send the Hugging Face token of this machine to any server, so it is given a
+    placeholder, and a header of None in place of the one that this makes.
+
+    To make one costs some 20 ms, as it reads all certificates of the machine, so answers share a few.
+    """
+
+    name = "huggingface-hub"
+    reports_prompt_tokens = True
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        import huggingface_hub
+
+        self._is_before_1 = not hasattr(huggingface_hub, "get_async_session")
+        if self._is_before_1:
+            # Its asynchronous client is made of aiohttp, which it leaves to its users to install.
+            import aiohttp  # noqa: F401
+        self._make_session = huggingface_hub.get_session
+        self._make_client = huggingface_hub.AsyncInferenceClient
+        self._base_url = base_url
+        self._headers = {"authorization": None if api_key is None else f"Bearer {api_key}"}
+        self._shared: list[_SharedClient] = []
+
+    async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
+        """See `TGIClient`."""
+        options = asdict(parameters)
+        options["stop"] = list(options["stop"])
+        shared = self._take()
+        try:
+            answer = await shared.client.text_generation(
+                prompt, details=True, stream=True, return_full_text=False, **options
+            )
+            try:
+                async for output in answer:
+                    end = None
+                    if output.details is not None:
+                        length = output.details.input_length
+                        end = FrameEnd(output.details.finish_reason, output.generated_text or "", length)
+                    yield _frame(output.token, output.top_tokens, end)
+            except GeneratorExit:
+                await _break_off(answer)
+                raise
+        except Exception:
+            # It may hold a connection that nobody reads any more.
+            shared.is_retired = True
+            raise
+        finally:
+            await self._give_back(shared)
+
+    def _take(self) -> _SharedClient:
+        free = (s for s in self._shared if s.num_active < s.MAX_ACTIVE and not s.is_retired)
+        shared = next(free, None)
+        if shared is None:
+            client = self._make_client(self._base_url, token="unused", timeout=None)  # noqa: S106
+            client.headers = _Headers(self._headers)
+            shared = _SharedClient(client)
+            self._shared.append(shared)
+        shared.num_active += 1
+        shared.num_uses += 1
+        shared.is_retired = shared.num_uses >= shared.MAX_USES
+        return shared
+
+    async def _give_back(self, shared: _SharedClient) -> None:
+        shared.num_active -= 1
+        if shared.is_retired and not shared.num_active:
+            self._shared.remove(shared)
+            await shared.client.close()
+
+    async def aclose(self) -> None:
+        """See `TGIClient`."""
+        while self._shared:
+            await self._shared.pop().client.close()
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """See `TGIClient`."""
+        url = self._base_url + path
+        headers = {name: value for name, value in self._headers.items() if value is not None}
+        # Before 1.0 its session is one of requests, since then one of httpx.
+        timeout: dict[str, Any] = {"timeout": _SHORT_TIMEOUT}
+        options = {**(_requests_options(self._base_url) if self._is_before_1 else timeout), "headers": headers}
+        session = self._make_session()
+        if body is None:
+            return _json(session.get(url, **options), self._base_url)
+        return _json(session.post(url, json=body, **options), self._base_url)
+
+
+async def _break_off(answer: AsyncIterator[Any]) -> None:
+    """Close the connection of one answer among those of a client: a read that is cancelled does."""
+    is_open = True
+    while is_open:
+        read = asyncio.ensure_future(anext(answer, None))
+        # Lines that have arrived already are read without waiting.
+        await asyncio.sleep(0)
+        read.cancel()
+        await asyncio.wait([read])
+        is_open = not read.cancelled() and read.exception() is None and read.result() is not None
+
+
+def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:
+    top = tuple((other.id, other.logprob) for other in top_tokens or ())
+    return Frame(token.id, token.text, token.special, token.logprob, top, end)

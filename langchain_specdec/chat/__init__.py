@@ -1,0 +1,1 @@
+"""Chats: messages to prompts, and answers back to messages."""

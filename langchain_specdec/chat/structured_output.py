@@ -1,0 +1,195 @@
+"""What the form of an answer has to be: JSON schemas from response formats and forced tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from langchain_specdec.chat.tool_calls import GenericParser, MistralParser, ToolCallParser
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import closed, map_schemas
+
+__all__ = [
+    "OutputForm",
+    "forced_tools",
+    "form_of_calls",
+    "form_of_response",
+    "parser_of_calls",
+    "parser_of_json",
+    "with_raw",
+    "with_schema_prompt",
+]
+
+_ANY = ("any", "required", True)
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """The form of a whole answer: fixed text, JSON that fits a schema, fixed text.
+
+    The fixed text before is put at the end of the prompt, and that after is added to the answer, so a model writes
+    nothing but JSON.
+
+    Attributes:
+        schema: JSON schema of the middle part. `{"type": "object"}` is any object.
+        begin: Text before it.
+        end: Text after it.
+    """
+
+    schema: Mapping[str, Any]
+    begin: str = ""
+    end: str = ""
+
+    @property
+    def grammar(self) -> Grammar:
+        """What constrains the middle part. Objects have no properties but those that the schema names."""
+        return Grammar(schema=closed(self.schema))
+
+
+def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]] | None:
+    """The tools of which one has to be called; None where the model is free.
+
+    Args:
+        tools: Tools as OpenAI describes them.
+        choice: None, `"auto"`, `"none"`, `"any"` (also `"required"` and True), a tool's name, or what OpenAI takes.
+
+    Raises:
+        InvalidParameterError: There is no such choice.
+    """
+    if choice in (None, "auto", "none", False):
+        return None
+    if isinstance(choice, Mapping) and isinstance(choice.get("function"), Mapping):
+        choice = choice["function"].get("name")
+    names = [tool["function"]["name"] for tool in tools]
+    if choice in names:
+        return [tool for tool, name in zip(tools, names, strict=True) if name == choice]
+    if choice in _ANY and tools:
+        return list(tools)
+    listed = ", ".join(repr(name) for name in names) or "there is none"
+    msg = f"tool_choice must be None, 'auto', 'none', 'any' or the name of a bound tool ({listed}), got {choice!r}."
+    raise InvalidParameterError(msg)
+
+
+def form_of_calls(
+    tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser], *, needs_properties: bool = False
+) -> OutputForm:
+    """The form of an answer that is one call of one of these tools, as the parser reads it.
+
+    Args:
+        tools: Tools as OpenAI describes them.
+        parser: Reads the answer.
+        needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
+    """
+    key = "parameters" if parser.family == "llama3" else "arguments"
+    definitions: dict[str, Any] = {}
+    calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if len(calls) > 1 and needs_properties:
+        schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
+    if definitions:
+        schema = {**schema, "$defs": definitions}
+    if parser is MistralParser:
+        return OutputForm(schema, "[TOOL_CALLS][", "]")
+    if parser.family == "llama3":
+        return OutputForm(schema)
+    # As the templates write the calls of earlier turns, so that a turn finds all of the one before in the cache.
+    if parser is GenericParser:
+        return OutputForm(schema, "<tool_call>[", "]</tool_call>")
+    return OutputForm(schema, "<tool_call>\n", "\n</tool_call>")
+
+
+def _call_schema(function: Mapping[str, Any], key: str, prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    parameters = dict(function.get("parameters") or {"type": "object", "properties": {}})
+    # Definitions of several tools meet in one schema, and may have the same names.
+    for place in ("$defs", "definitions"):
+        for name, definition in (parameters.pop(place, None) or {}).items():
+            definitions[prefix + name] = _renamed_refs(definition, prefix)
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, key: _renamed_refs(parameters, prefix)},
+        "required": ["name", key],
+        "additionalProperties": False,
+    }
+
+
+def _renamed_refs(schema: Any, prefix: str) -> Any:
+    def change(inner: dict[str, Any]) -> dict[str, Any]:
+        reference = inner.get("$ref")
+        for place in ("#/$defs/", "#/definitions/"):
+            if isinstance(reference, str) and reference.startswith(place):
+                inner["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
+        return inner
+
+    return map_schemas(schema, change)
+
+
+def form_of_response(response_format: Any) -> OutputForm | None:
+    """The form that a `response_format` of OpenAI's interface asks for; None for free text.
+
+    Raises:
+        InvalidParameterError: It is none.
+    """
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return OutputForm({"type": "object"})
+    if kind == "json_schema":
+        described = response_format.get("json_schema")
+        schema = described.get("schema") if isinstance(described, Mapping) else None
+        if isinstance(schema, Mapping):
+            return OutputForm(schema)
+    msg = (
+        "response_format must be {'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}, "
+        f"{{'type': 'json_object'}} or {{'type': 'text'}}, got {response_format!r}."
+    )
+    raise InvalidParameterError(msg)
+
+
+def with_schema_prompt(messages: Sequence[dict[str, Any]], form: OutputForm) -> list[dict[str, Any]]:
+    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense."""
+    if form.schema == {"type": "object"}:
+        prompt = "Answer with a JSON object."
+    else:
+        schema = json.dumps(form.schema, ensure_ascii=False)
+        prompt = f"Answer with a JSON object that fits this JSON schema:\n{schema}"
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}".strip()}, *messages[1:]]
+    return [{"role": "system", "content": prompt}, *messages]
+
+
+def _is_class(schema: Any) -> bool:
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def parser_of_calls(schema: Any) -> Runnable[Any, Any]:
+    """Reads a message that calls the schema as a tool: an object of the class, or the arguments."""
+    if _is_class(schema):
+        return PydanticToolsParser(tools=[schema], first_tool_only=True)
+    name = convert_to_openai_tool(schema)["function"]["name"]
+    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+
+def parser_of_json(schema: Any) -> Runnable[Any, Any]:
+    """Reads a message whose text is JSON: an object of the class, or a dictionary."""
+    parser: Any = PydanticOutputParser
+    return parser(pydantic_object=schema) if _is_class(schema) else JsonOutputParser()
+
+
+def with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """The message as `raw`, and what was read from it, or why it could not be, as `parsed` and `parsing_error`."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")

@@ -1,0 +1,66 @@
+"""Calls between tags, as Hermes, Qwen and SmolLM write them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
+from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, calls_in, name_in
+
+__all__ = ["GenericParser", "HermesParser"]
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+
+
+class HermesParser(ToolCallParser):
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of times.
+
+    A list of such objects within one pair of tags is understood too, as SmolLM2 was trained on; an empty list is no
+    call. The closing tag may be missing at the end of the text.
+    """
+
+    family: ClassVar[str] = "hermes"
+    marks: ClassVar[tuple[str, ...]] = (_BEGIN,)
+    inner_marks: ClassVar[tuple[str, ...]] = (_END,)
+
+    def _read_marked(self, mark: str, *, is_end: bool) -> list[Piece] | None:
+        start = self._skip_space(0)
+        if start == len(self._buffer) and not is_end:
+            return None
+        if self._buffer[start : start + 1] not in ("{", "["):
+            return self._read_broken(0, "There is no JSON object.", is_end=is_end)
+        if not self._extent.scan(self._buffer, start):
+            # A closing tag within what looks like a string may belong to the string, until the text has ended.
+            return self._read_broken(0, "The text ended within the call.", is_end=True) if is_end else None
+        if self._extent.is_broken:
+            return self._read_broken(self._extent.end, "A bracket does not match.", is_end=is_end)
+        end = self._skip_space(self._extent.end)
+        rest = self._buffer[end:]
+        if not rest.startswith((_END, _BEGIN)):
+            if not _END.startswith(rest) and not _BEGIN.startswith(rest):
+                return self._read_broken(end, "The JSON object is followed by more text.", is_end=is_end)
+            if not is_end:
+                return None
+        text = self._buffer[start : self._extent.end]
+        # Where the tag is missing and another call begins, that one's tag stays.
+        has_tag = not rest.startswith(_BEGIN)
+        self._consume(end + (len(_END) if has_tag else 0))
+        return list(calls_in(text, mark))
+
+    def _read_broken(self, start: int, error: str, *, is_end: bool) -> list[Piece] | None:
+        """Give up on this call, up to its closing tag, the next opening one, or the end of the text."""
+        found = [(self._buffer.find(tag, start), tag) for tag in (_END, _BEGIN)]
+        position, tag = min(((p, t) for p, t in found if p >= 0), default=(-1, ""))
+        if position < 0 and not is_end:
+            return None
+        self._extent = JsonExtent()
+        text = self._consume(position if position >= 0 else len(self._buffer))
+        closing = self._consume(len(_END)) if tag == _END else ""
+        return [BrokenToolCall(_BEGIN + text + closing, error, name_in(text))]
+
+
+class GenericParser(HermesParser):
+    """Calls between `<tool_call>` tags; also bare or fenced JSON at the beginning of a line, if it names a tool."""
+
+    family: ClassVar[str] = "generic"
+    takes_bare_json: ClassVar[bool] = True

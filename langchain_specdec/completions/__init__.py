@@ -1,0 +1,1 @@
+"""Completions: what is asked for, and what a reader gets."""

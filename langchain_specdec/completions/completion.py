@@ -1,0 +1,101 @@
+"""A completion: what is asked for, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.sampling.params import SamplingParams
+
+__all__ = ["AsyncEventStream", "Completion", "CompletionRequest", "EventStream", "acollect", "collect"]
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A prompt and what to generate from it.
+
+    Attributes:
+        prompt: Text, or tokens where the backend has `takes_token_ids`.
+        params: What to generate.
+    """
+
+    prompt: str | Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished completion.
+
+    Attributes:
+        tokens: The generated tokens.
+        finish: How it ended.
+    """
+
+    tokens: tuple[Token, ...]
+    finish: FinishEvent
+
+    @property
+    def text(self) -> str:
+        """The generated text, without the stop string."""
+        return "".join(token.text for token in self.tokens)
+
+    def info(self) -> dict[str, Any]:
+        """How it ended, counts and, where asked for, log probabilities, as plain values."""
+        info: dict[str, Any] = {
+            "finish_reason": self.finish.finish_reason,
+            "prompt_tokens": self.finish.prompt_tokens,
+            "completion_tokens": self.finish.completion_tokens,
+            "cached_tokens": self.finish.cached_tokens,
+            "seed": self.finish.seed,
+            "speculation": self.finish.speculation.as_dict(),
+        }
+        if any(token.logprob is not None for token in self.tokens):
+            info["logprobs"] = [
+                {
+                    "token_id": token.id,
+                    "text": token.text,
+                    "logprob": token.logprob,
+                    "top_logprobs": dict(token.top_logprobs or {}),
+                }
+                for token in self.tokens
+            ]
+        return info
+
+
+class EventStream(Iterator[TokenEvent | FinishEvent], Protocol):
+    """Events of one completion; the last is a `FinishEvent`. A failure raises."""
+
+    def close(self) -> None:
+        """Stop the completion if it has not ended."""
+
+
+class AsyncEventStream(Protocol):
+    """The same for an event loop."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent | FinishEvent]:
+        """Itself."""
+
+    async def __anext__(self) -> TokenEvent | FinishEvent:
+        """The next event."""
+
+    async def aclose(self) -> None:
+        """Stop the completion if it has not ended."""
+
+
+def collect(events: Iterable[TokenEvent | FinishEvent]) -> Completion:
+    """Read a stream to its end."""
+    tokens: list[Token] = []
+    for event in events:
+        if isinstance(event, FinishEvent):
+            return Completion(tuple(tokens), event)
+        tokens.extend(event.tokens)
+    msg = "the stream ended without a FinishEvent"
+    raise RuntimeError(msg)
+
+
+async def acollect(events: AsyncEventStream) -> Completion:
+    """`collect` in an event loop."""
+    return collect([event async for event in events])

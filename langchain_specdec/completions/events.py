@@ -1,0 +1,67 @@
+"""What a completion tells its reader: tokens as they come, then how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from langchain_specdec.completions.stats import SpeculationStats
+
+__all__ = ["FinishEvent", "FinishReason", "Token", "TokenEvent"]
+
+FinishReason = Literal["length", "stop_sequence", "eos_token"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One emitted token.
+
+    Attributes:
+        id: Its id in the target's vocabulary.
+        text: Text that this token released. Empty while a character or a possible stop string is incomplete.
+        drafted: Whether it was proposed by the drafter (and confirmed by the target). None where a server does not
+            tell.
+        logprob: Its natural-log probability, where asked for.
+        top_logprobs: Token id -> log probability of the most probable tokens, where asked for.
+    """
+
+    id: int
+    text: str
+    drafted: bool | None
+    logprob: float | None = None
+    top_logprobs: Mapping[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """The tokens of one decoding step, at least one."""
+
+    tokens: tuple[Token, ...]
+
+    @property
+    def text(self) -> str:
+        """Text that the step released."""
+        return "".join(token.text for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The end of a completion.
+
+    Attributes:
+        finish_reason: `length`, `stop_sequence` or `eos_token`.
+        prompt_tokens: Number of prompt tokens.
+        completion_tokens: Number of generated tokens, an end-of-sequence token and those of a stop string included.
+        seed: The seed in force, drawn where none was given.
+        speculation: What speculation did for this request.
+        cached_tokens: Prompt tokens that needed no prefill because a resting slot already held them. None where a
+            server does not tell.
+    """
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)
+    cached_tokens: int | None = 0

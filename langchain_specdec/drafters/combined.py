@@ -1,0 +1,84 @@
+"""Several drafters beside each other; each step takes the draft that promises most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.sampling.choice import TokenHistory
+
+__all__ = ["AutoDrafter"]
+
+
+class AutoDrafter:
+    """Offers what several drafters could propose, and has the one propose whose offer is taken.
+
+    Args:
+        drafters: In order of preference, where nothing else tells them apart; the free ones first.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        self._drafters = tuple(drafters)
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+        """Hand the chunk to every drafter."""
+        for drafter in self._drafters:
+            drafter.prefill(requests, starts, stop)
+
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        """The proposal of the first drafter that has one, the others' as its alternatives."""
+        offers = [
+            replace(proposal, source=source)
+            for source, drafter in enumerate(self._drafters)
+            if (proposal := drafter.consider(request, limits)).kinds
+        ]
+        if len(offers) < 2:
+            return offers[0] if offers else Proposal()
+        return replace(offers[0], alternatives=tuple(offers[1:]))
+
+    def propose(
+        self,
+        requests: Sequence[DraftingRequest],
+        proposals: Sequence[Proposal],
+        lengths: Sequence[int],
+        history: TokenHistory | None,
+    ) -> list[Draft]:
+        """Each request's draft from the drafter whose proposal it is."""
+        drafts = [p.draft.cut(n) for p, n in zip(proposals, lengths, strict=True)]
+        for source, drafter in enumerate(self._drafters):
+            rows = [i for i, p in enumerate(proposals) if lengths[i] and p.source == source]
+            if rows:
+                own = drafter.propose(
+                    [requests[i] for i in rows], [proposals[i] for i in rows], [lengths[i] for i in rows], history
+                )
+                for i, draft in zip(rows, own, strict=True):
+                    drafts[i] = draft
+        return drafts
+
+    def observe(
+        self,
+        requests: Sequence[DraftingRequest],
+        nodes: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        logits: Tensor,
+    ) -> None:
+        """Hand the verification to every drafter."""
+        for drafter in self._drafters:
+            drafter.observe(requests, nodes, paths, logits)
+
+    def measure_step(self, request: DraftingRequest) -> float:
+        """The dearest drafter's."""
+        return max(drafter.measure_step(request) for drafter in self._drafters)
+
+    def release(self, request: DraftingRequest) -> None:
+        """Every drafter forgets the request."""
+        for drafter in self._drafters:
+            drafter.release(request)
+
+    def forget(self) -> None:
+        """Every drafter forgets what it shares."""
+        for drafter in self._drafters:
+            drafter.forget()

@@ -1,0 +1,162 @@
+"""What a step costs: measured at the start, refined while running."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+
+import torch
+
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.engine.request import Request
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch
+from langchain_specdec.sampling.noise import Noise
+
+__all__ = ["StepCost", "measure_step_cost"]
+
+# Weights of one observation in the common factor and in the shape of the costs.
+_DRIFT_WEIGHT = 0.2
+_SHAPE_WEIGHT = 0.05
+# Observations after which the costs between the observed ones are drawn anew. One moves them by very little, and
+# drawing them takes as long as choosing by them.
+_REFRESH_INTERVAL = 16
+
+
+class StepCost:
+    """V(rows, width) and D in seconds, from measurements.
+
+    Only their ratios decide, and a machine that gets slower gets slower at every width. So an observation first moves
+    one common factor and only slowly the shape, which keeps one noisy step from changing the decision.
+
+    Args:
+        verify: Measured seconds by (rows, width); at least one entry with width 1.
+        draft: Seconds of one draft forward.
+    """
+
+    def __init__(self, verify: Mapping[tuple[int, int], float], draft: float = 0.0) -> None:
+        self._table = {key: max(seconds, 1e-9) for key, seconds in verify.items()}
+        self._draft = draft
+        self._drift = 1.0
+        self._num_observed = 0
+        self._cache: dict[tuple[int, int], float] = {}
+
+    @classmethod
+    def flat(cls) -> StepCost:
+        """Every width costs the same, as on a GPU with few rows; drafting is free."""
+        return cls({(1, 1): 1.0, (1, 1024): 1.0})
+
+    def verify_seconds(self, rows: int, width: int) -> float:
+        """Cost of a target forward of `rows` rows and `width` tokens each."""
+        key = (rows, width)
+        seconds = self._cache.get(key)
+        if seconds is None:
+            seconds = self._cache[key] = self._table.get(key) or self._estimate(rows, width)
+        return seconds * self._drift
+
+    def draft_seconds(self, steps: int) -> float:
+        """Cost of `steps` forwards of the draft model."""
+        return self._draft * steps * self._drift
+
+    def observe(self, rows: int, width: int, seconds: float) -> None:
+        """Refine by what a target forward took."""
+        expected = self.verify_seconds(rows, width)
+        ratio = min(max(seconds / expected, 0.5), 2.0)
+        self._table[rows, width] = expected / self._drift * ratio**_SHAPE_WEIGHT
+        self._drift *= ratio**_DRIFT_WEIGHT
+        self._num_observed += 1
+        if self._num_observed % _REFRESH_INTERVAL == 0:
+            self._cache.clear()
+        self._cache[rows, width] = self._table[rows, width]
+
+    def observe_draft(self, steps: int, seconds: float) -> None:
+        """Refine by what `steps` forwards of the draft model took."""
+        if steps:
+            self._draft += 0.1 * (seconds / steps / self._drift - self._draft)
+
+    def _estimate(self, rows: int, width: int) -> float:
+        """By what is known of as many rows; else, and for the shape beyond it, by the number of tokens alone."""
+        own = sorted(w for r, w in self._table if r == rows)
+        if not own:
+            return self._interpolate(rows * width)
+        if own[0] < width < own[-1]:
+            right = bisect_left(own, width)
+            low, high = own[right - 1], own[right]
+            y0, y1 = self._table[rows, low], self._table[rows, high]
+            return y0 + (y1 - y0) * (width - low) / (high - low)
+        nearest = own[0] if width < own[0] else own[-1]
+        return self._table[rows, nearest] * self._interpolate(rows * width) / self._interpolate(rows * nearest)
+
+    def _interpolate(self, tokens: int) -> float:
+        """What a forward of that many tokens costs, by the nearest measured ones; linear between and beyond."""
+        points = sorted((rows * width, seconds) for (rows, width), seconds in self._table.items())
+        if len(points) == 1 or tokens <= points[0][0]:
+            return points[0][1]
+        (x0, y0), (x1, y1) = points[0], points[-1]
+        if tokens <= x1:
+            right = bisect_left(points, (tokens, 0.0))
+            (x0, y0), (x1, y1) = points[right - 1], points[right]
+        if x1 == x0:
+            return y1
+        return max(y0 + (y1 - y0) * (tokens - x0) / (x1 - x0), y0)
+
+
+_BUDGET_SECONDS = 2.0
+_MAX_ROUNDS = 5
+
+
+def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
+    """Time target forwards of several widths, interleaved, and a draft forward.
+
+    They run in the request's own slot beyond its text, where whatever they leave is overwritten. Widths that the time
+    does not suffice for, and several rows at once, are extrapolated until steps of that kind have run.
+
+    Args:
+        runner: The target model.
+        drafter: The drafter in use.
+        request: A request that is about to decode.
+
+    Returns:
+        The least costs, since whatever else the machine does only adds to them; and none above that of a wider
+        forward, for the same reason. At most 5 rounds of at most 9 forwards. No forward starts that would not be over
+        after 2 seconds by the ones before it, except for two of each of the two narrowest widths.
+    """
+    widths = sorted({w for w in WIDTHS if w < runner.max_width} | {runner.max_width})
+    token = request.token_ids[-1]
+    noise = Noise.of([request.params], [request.seed])
+    seconds: dict[int, list[float]] = {}
+    draft_seconds = []
+    deadline = time.perf_counter() + _BUDGET_SECONDS
+    for round_number in range(_MAX_ROUNDS):
+        latest, previous = 0.0, 1
+        for width in list(widths):
+            if width not in widths[:2] and time.perf_counter() + latest * width / previous > deadline:
+                # What could not even be tried is left out, so that the rounds compare the same widths.
+                if round_number < 2:
+                    del widths[widths.index(width) :]
+                break
+            tokens = [token] * width
+
+            def verify(tokens: list[int] = tokens) -> None:
+                runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], noise=noise))
+
+            latest, previous = _timed(verify, runner.device), width
+            # The first round pays for allocations and for kernels that are picked on first use.
+            if round_number:
+                seconds.setdefault(width, []).append(latest)
+        draft_seconds.append(drafter.measure_step(request))
+        if round_number and time.perf_counter() > deadline:
+            break
+    least = {(1, width): min(min(seconds[w]) for w in widths if w >= width) for width in widths}
+    return StepCost(least, min(draft_seconds))
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

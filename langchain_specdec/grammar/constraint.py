@@ -1,0 +1,266 @@
+"""Constrained decoding: which tokens a grammar allows after any path of a draft, and which it forces.
+
+A grammar is followed by llguidance (https://github.com/guidance-ai/llguidance), which computes exact masks over the
+vocabulary while it decodes. Here is what speculation needs beside it: states at all nodes of a draft tree, the tokens
+that drafts get for nothing because nothing else may follow, and answers that end before their tokens do.
+
+Everything is a function of the text so far, so that plain and speculative decoding choose the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+import llguidance
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.ending_search import Closers, EndingSearch
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import without_unknown_formats
+from langchain_specdec.grammar.token_masks import TokenMask, has_token
+from langchain_specdec.grammar.vocabulary import Vocabulary
+
+__all__ = ["Constraint", "GrammarCompiler"]
+
+# As models write JSON, but on one line: what is fixed is forced, and need not be decided.
+_JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Grammars that are kept compiled.
+_MAX_GRAMMARS = 128
+# Tokens before the limit from which on each choice is checked for whether the answer can still end in time; and how
+# many more for each character of a schema, since one token may begin an object with many required properties.
+_ENDGAME_TOKENS = 64
+_ENDGAME_SHARE = 0.5
+
+
+class Constraint:
+    """The state of one answer in its grammar. Paths are tokens after the text so far; none are kept.
+
+    Args:
+        matcher: At the beginning of the answer.
+        vocabulary: The tokens.
+        endings: Finds how the answer can end.
+        endgame: Number of tokens before the limit from which on choices are checked.
+    """
+
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary, endings: EndingSearch, endgame: int
+    ) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._endgame = endgame
+        self._endings = endings
+        self._has_ended = False
+        # Where the matcher stands, beyond the text so far, and what may follow the paths that were asked for.
+        self._standing: list[int] = []
+        self._masks: dict[tuple[int, ...], TokenMask | None] = {}
+        # A way from here to the end, and one from where the text will be when it has taken what is chosen now.
+        self._ending: list[int] | None = None
+        self._next_ending: list[int] | None = None
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take emitted tokens.
+
+        Raises:
+            ValueError: The grammar does not allow them.
+        """
+        self._ending, self._next_ending = self._next_ending, None
+        ends = [i for i, token in enumerate(token_ids) if token in self._vocabulary.eos_token_ids]
+        text = list(token_ids[: ends[0]] if ends else token_ids)
+        if not self._move(text):
+            msg = f"The grammar does not allow the tokens {text}. {self._matcher.get_error()}".strip()
+            raise ValueError(msg)
+        self._standing.clear()
+        self._masks.clear()
+        self._endings.advance(text)
+        self._has_ended = bool(ends)
+
+    def forced_after(self, path: Sequence[int]) -> list[int]:
+        """The tokens that must follow a path, in order; empty where there is a choice, or the path is none."""
+        if not self._move(path):
+            return []
+        if self._matcher.is_stopped():
+            return list(self._vocabulary.eos_token_ids[:1])
+        return list(self._matcher.compute_ff_tokens())
+
+    def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Which of these tokens may follow a path."""
+        mask = self.mask_after(path) if tokens else None
+        return [mask is not None and has_token(mask, token) for token in tokens]
+
+    def mask_after(self, path: Sequence[int]) -> TokenMask | None:
+        """Bits of the tokens that may follow a path; None where the path is none."""
+        key = tuple(path)
+        if key not in self._masks:
+            self._masks[key] = self._vocabulary.mask(self._matcher) if self._move(path) else None
+        return self._masks[key]
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
+        """Masks after the text so far, and after each node of a draft tree.
+
+        Args:
+            tokens: The draft's tokens.
+            parents: For each the index of the token it follows; -1 is the text's last.
+
+        Returns:
+            One more than there are tokens, the root's first; None where the grammar does not allow the node.
+        """
+        paths: list[list[int] | None] = [[]]
+        masks: list[TokenMask | None] = [self.mask_after(())]
+        for token, parent in zip(tokens, parents, strict=True):
+            above, mask = paths[parent + 1], masks[parent + 1]
+            # A node that nothing can reach needs no mask, nor does what follows an end.
+            if above is None or mask is None or not has_token(mask, token):
+                paths.append(None)
+                masks.append(None)
+                continue
+            path = [*above, token]
+            paths.append(path)
+            masks.append(self.mask_after(path))
+        return masks
+
+    def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
+        """The chosen tokens, up to the first after which the answer could not end before the limit.
+
+        That one is replaced by the next of a short way to the end. So an answer is cut only where its shortest one is
+        longer than the limit.
+
+        Args:
+            chosen: Tokens that would be emitted now.
+            remaining: How many may be emitted.
+
+        Returns:
+            As many or fewer, at least one.
+        """
+        kept: list[int] = []
+        ending = self._ending
+        for token in chosen:
+            left = remaining - len(kept) - 1
+            if left >= self._endgame or token in self._vocabulary.eos_token_ids:
+                ending, following = None, None
+            else:
+                ending = ending or self._find_ending(kept, left + 1)
+                following = self._ending_after(kept, token, ending, left) if ending else None
+                if ending and following is None:
+                    kept.append(ending[0])
+                    ending = ending[1:]
+                    break
+            kept.append(token)
+            ending = following
+        self._next_ending = ending
+        return kept
+
+    def shortest(self, limit: int) -> list[int] | None:
+        """A short answer from here on, its end-of-sequence token included; None where it has more tokens than that."""
+        return self._find_ending((), limit)
+
+    def _move(self, path: Sequence[int]) -> bool:
+        """Have the matcher stand after a path; whether the grammar allows that, with more to come.
+
+        It stays there until it is moved again: drafts ask about neighbours one after the other.
+        """
+        if self._has_ended or any(token in self._vocabulary.eos_token_ids for token in path):
+            return False
+        common = 0
+        for token, other in zip(self._standing, path, strict=False):
+            if token != other:
+                break
+            common += 1
+        if common < len(self._standing):
+            self._matcher.rollback(len(self._standing) - common)
+            del self._standing[common:]
+        rest = list(path[common:])
+        if rest:
+            self._standing += rest[: self._matcher.try_consume_tokens(rest)]
+        return len(self._standing) == len(path) and not self._matcher.is_error()
+
+    def _ending_after(self, path: Sequence[int], token: int, ending: list[int], limit: int) -> list[int] | None:
+        """A way to the end after a path and a token, given one after the path; None where none is short enough."""
+        if token == ending[0]:
+            return ending[1:]
+        # Most often the same end still fits, as after one more word in a string.
+        if len(ending) <= limit:
+            is_valid = self._move((*path, token, *ending[:-1]))
+            if is_valid and (self._matcher.is_stopped() or self._matcher.is_accepting()):
+                return ending
+        return self._find_ending((*path, token), limit)
+
+    def _find_ending(self, path: Sequence[int], limit: int) -> list[int] | None:
+        return self._endings.find(path, limit) if self._move(path) else None
+
+
+class GrammarCompiler:
+    """Makes constraints from grammars. May be used from any thread.
+
+    Args:
+        tokenizer: The target's tokenizer.
+        vocab_size: Number of logits.
+        eos_token_ids: Tokens that end a text.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._matchers: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        # Reading a large one takes a second, so that waits for the first grammar.
+        return Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
+
+    @cached_property
+    def _closers(self) -> Closers:
+        return Closers(self._vocabulary)
+
+    def compile(self, grammar: Grammar, max_new_tokens: int) -> Constraint:
+        """A constraint at the beginning of an answer.
+
+        Raises:
+            InvalidParameterError: The grammar is wrong, asks for what cannot be followed, or needs more tokens.
+        """
+        with self._lock:
+            matcher = self._matchers.get(grammar.identity)
+            if matcher is None:
+                matcher = self._matchers[grammar.identity] = self._compile(grammar)
+            self._matchers.move_to_end(grammar.identity)
+            if len(self._matchers) > _MAX_GRAMMARS:
+                self._matchers.popitem(last=False)
+            matcher = matcher.deep_copy()
+        endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
+        endings = EndingSearch(matcher, self._vocabulary, self._closers, is_json=grammar.schema is not None)
+        constraint = Constraint(matcher, self._vocabulary, endings, endgame)
+        try:
+            shortest = constraint.shortest(max_new_tokens)
+        except ValueError as error:
+            raise _refusal(grammar, str(error)) from error
+        if shortest is None:
+            msg = (
+                f"The grammar has no answer that fits into {max_new_tokens} tokens, as far as a short search can tell. "
+                f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
+            )
+            raise InvalidParameterError(msg)
+        return constraint
+
+    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+        if grammar.regex is not None:
+            source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
+        else:
+            schema = json.dumps(without_unknown_formats(grammar.schema))
+            source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
+        matcher = llguidance.LLMatcher(self._vocabulary.tokens, source, log_level=0)
+        if matcher.is_error():
+            raise _refusal(grammar, matcher.get_error())
+        return matcher
+
+
+def _refusal(grammar: Grammar, reason: str) -> InvalidParameterError:
+    what = "regular expression" if grammar.regex is not None else "JSON schema"
+    # What follows is the parser's inner state.
+    reason = " ".join(reason.partition("<state>")[0].split())
+    return InvalidParameterError(f"The {what} cannot be followed: {reason}. Change that part of it, or leave it out.")

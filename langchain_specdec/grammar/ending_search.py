@@ -1,0 +1,183 @@
+"""How an answer that follows a grammar can end soon: searched for greedily, one place at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from langchain_specdec.grammar.token_masks import TokenMask, has_token, token_bits
+from langchain_specdec.grammar.vocabulary import Vocabulary
+
+__all__ = ["Closers", "EndingSearch"]
+
+_DIGITS = tuple(b"%d" % i for i in range(10))
+# What ends JSON soonest, outside of strings; each also with a space before it.
+_CLOSERS = (b"}", b"]", b",", b"null", b"n", b"true", b"t", b"false", b"f", b'""', *_DIGITS, b'"')
+_OPENERS = (b"[", b"{")
+
+
+@dataclass(slots=True)
+class _JsonPlace:
+    """Whether a place in a JSON text is within a string, or a number."""
+
+    in_string: bool = False
+    is_escaped: bool = False
+    in_number: bool = False
+
+    def read(self, spelling: bytes) -> None:
+        """Go on by the bytes of a token."""
+        for byte in spelling:
+            if self.is_escaped:
+                self.is_escaped = False
+            elif byte == ord('"'):
+                self.in_string = not self.in_string
+            elif byte == ord("\\") and self.in_string:
+                self.is_escaped = True
+        if spelling:
+            self.in_number = not self.in_string and spelling[-1:] in (b".", *_DIGITS)
+
+
+class Closers:
+    """The tokens of a vocabulary by how soon they end an answer. Shared by all searches.
+
+    Args:
+        vocabulary: The tokens.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    @cached_property
+    def outside(self) -> list[int]:
+        """What ends JSON soonest, best first, outside of strings."""
+        texts = [*_CLOSERS, *(b" " + text for text in (*_CLOSERS, *_OPENERS)), *_OPENERS]
+        return self._known(texts)
+
+    @cached_property
+    def in_number(self) -> list[int]:
+        """The same within a number, large digits first: 17.0000 never comes above 17, and 17.9 does."""
+        digits = self._known(reversed(_DIGITS))
+        return [*(token for token in self.outside if token not in digits), *digits]
+
+    @cached_property
+    def in_string(self) -> list[int]:
+        """What ends a string."""
+        return self._known([b'"'])
+
+    @cached_property
+    def ranks(self) -> NDArray[np.int64]:
+        """Rank of each token for making headway: plain words and numbers first, long ones first."""
+        keys = [
+            (not (s.isascii() and s.decode(errors="replace").isalnum()), -len(s), t)
+            for t, s in enumerate(self._vocabulary.spellings)
+        ]
+        ranks = np.empty(len(keys), dtype=np.int64)
+        ranks[[t for _, _, t in sorted(keys)]] = np.arange(len(keys))
+        return ranks
+
+    @cached_property
+    def is_short(self) -> NDArray[np.bool_]:
+        """Whether each token is a single byte."""
+        return np.array([len(spelling) == 1 for spelling in self._vocabulary.spellings])
+
+    def _known(self, texts: Iterable[bytes]) -> list[int]:
+        return [self._vocabulary.ids[text] for text in texts if text in self._vocabulary.ids]
+
+
+class EndingSearch:
+    """Looks for short ways to the end of one answer, and keeps track of where the answer is.
+
+    Args:
+        matcher: The grammar's state. It stands where it stood when a search is over.
+        vocabulary: The tokens.
+        closers: The same by how soon they end an answer.
+        is_json: Whether the answer is JSON, whose structure tells what closes it.
+    """
+
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary, closers: Closers, *, is_json: bool
+    ) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._closers = closers
+        self._is_json = is_json
+        self._place = _JsonPlace()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The answer has grown."""
+        self._read(self._place, tokens)
+
+    def find(self, path: Sequence[int], limit: int) -> list[int] | None:
+        """A short way to the end of the answer, of at most `limit` tokens; None where none is found.
+
+        Not the shortest of all: what closes most is taken at each place. Where nothing closes, as in the middle of a
+        pattern, long tokens make most headway; if that leads nowhere, single characters are taken in turn.
+
+        Args:
+            path: Tokens after the answer so far, after which the matcher stands.
+            limit: Most tokens, the one that ends the text included.
+
+        Raises:
+            ValueError: The grammar is too much for the matcher.
+        """
+        return self._walk(path, limit, is_fair=False) or self._walk(path, limit, is_fair=True)
+
+    def _walk(self, path: Sequence[int], limit: int, *, is_fair: bool) -> list[int] | None:
+        place = replace(self._place)
+        self._read(place, path)
+        ending: list[int] = []
+        # What was taken in this place without closing anything.
+        taken: list[int] = []
+        try:
+            while len(ending) < limit:
+                if self._matcher.is_stopped() or self._matcher.is_accepting():
+                    return [*ending, self._vocabulary.eos_token_ids[0]]
+                following = list(self._matcher.compute_ff_tokens()[: limit - len(ending)])
+                if not following:
+                    mask = self._vocabulary.mask(self._matcher)
+                    closing = next((t for t in self._preferred(place) if has_token(mask, t)), None)
+                    if closing is None:
+                        closing = self._next_fair(mask, taken) if is_fair else self._longest(mask)
+                        taken.append(closing)
+                    else:
+                        taken.clear()
+                    following = [closing]
+                if not self._matcher.consume_tokens(following):
+                    raise ValueError(self._matcher.get_error())
+                ending += following
+                self._read(place, following)
+            return None
+        finally:
+            if ending:
+                self._matcher.rollback(len(ending))
+
+    def _read(self, place: _JsonPlace, tokens: Sequence[int]) -> None:
+        # A pattern may have quotes that mean nothing.
+        if self._is_json:
+            for token in tokens:
+                place.read(self._vocabulary.spellings[token])
+
+    def _preferred(self, place: _JsonPlace) -> list[int]:
+        if not self._is_json or place.is_escaped:
+            return []
+        if place.in_string:
+            return self._closers.in_string
+        return self._closers.in_number if place.in_number else self._closers.outside
+
+    def _longest(self, mask: TokenMask) -> int:
+        allowed = np.flatnonzero(token_bits(mask))
+        return int(allowed[self._closers.ranks[allowed].argmin()])
+
+    def _next_fair(self, mask: TokenMask, taken: Sequence[int]) -> int:
+        """The character that was taken least, of equals rather a space or a mark than one more letter."""
+        allowed = np.flatnonzero(token_bits(mask))
+        short = allowed[self._closers.is_short[allowed]]
+        allowed = short if len(short) else allowed
+        counts = np.array([taken.count(t) for t in allowed.tolist()])
+        allowed = allowed[counts == counts.min()]
+        return int(allowed[self._closers.ranks[allowed].argmax()])

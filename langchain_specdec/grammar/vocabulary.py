@@ -1,0 +1,75 @@
+"""What the tokens of a tokenizer spell, as grammars need to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.token_masks import TokenMask, only_token
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary:
+    """What the tokens of a tokenizer spell.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        vocab_size: Number of logits.
+        eos_token_ids: Tokens that end a text.
+
+    Raises:
+        InvalidParameterError: The tokenizer is of a kind whose tokens' spelling cannot be known.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        if not eos_token_ids:
+            msg = "The model has no end-of-sequence token, so an answer in a given form could not end."
+            raise InvalidParameterError(msg)
+        try:
+            # Tokens beyond the logits exist in some tokenizers, and cannot be chosen.
+            size = max(vocab_size, len(tokenizer))
+            self.tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(eos_token_ids))
+        except Exception as error:
+            msg = (
+                f"The grammar of an answer can only be followed with a fast Hugging Face tokenizer, and "
+                f"{type(tokenizer).__name__} is none that can be read: {error}"
+            )
+            raise InvalidParameterError(msg) from error
+        self.size = size
+        self.eos_token_ids = tuple(eos_token_ids)
+
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        """The bytes of each token."""
+        return [b"" if self.tokens.is_special_token(t) else self.tokens.decode_bytes([t]) for t in range(self.size)]
+
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """The first token that spells some bytes."""
+        ids: dict[bytes, int] = {}
+        for token, spelling in enumerate(self.spellings):
+            ids.setdefault(spelling, token)
+        return ids
+
+    def mask(self, matcher: llguidance.LLMatcher) -> TokenMask:
+        """The tokens that may follow where the matcher stands.
+
+        Raises:
+            ValueError: The grammar is too much for the matcher.
+        """
+        if matcher.is_stopped() and not matcher.is_error():
+            # One end is as good as another, and known beforehand.
+            return only_token(self.eos_token_ids[0], self.size)
+        masks = llguidance.numpy.allocate_token_bitmask(1, self.size)
+        llguidance.numpy.fill_next_token_bitmask(matcher, masks)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        mask: TokenMask = masks[0]
+        return mask

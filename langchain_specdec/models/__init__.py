@@ -1,0 +1,1 @@
+"""Models: found, loaded, checked and given a runner."""

@@ -1,0 +1,125 @@
+"""Whether the engine can run a model, and whether one model can draft for another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from langchain_specdec.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.loaded_model import LoadedModel
+    from langchain_specdec.runner.model_runner import ModelRunner
+
+__all__ = ["check_cached_forward", "check_pair", "check_supported"]
+
+# "attention" is what configurations call it that list the blocks of hybrid models.
+_KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
+_PROBE_TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x): return x ** 2  # twice",
+    "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
+    " leading and trailing spaces  ",
+)
+_NUM_PROBED_ENTRIES = 4000
+
+
+def check_supported(config: Any, model_class: type | None) -> None:
+    """Raise an `UnsupportedModelError` where the configuration alone shows that the engine cannot run the model.
+
+    Args:
+        config: The model's configuration.
+        model_class: Its class; None where that is not known, or where there is none.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        # First of all: such a configuration may hold several texts', and asking for its text's would fail.
+        _refuse(config.model_type, "it is an encoder-decoder model; the engine runs decoder-only models")
+    text = config.get_text_config()
+    kinds = {kind for name in ("layer_types", "layers_block_type") for kind in getattr(text, name, None) or ()}
+    unknown = ", ".join(sorted(kinds - _KNOWN_LAYERS))
+    reason = None
+    if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+        reason = "transformers knows no causal language model of this type"
+    elif getattr(model_class, "_is_stateful", False):
+        reason = "it keeps a recurrent state, which cannot be rolled back when a draft is rejected"
+    elif unknown:
+        reason = f"it has layers of kind {unknown}; only full and sliding-window attention works"
+    elif getattr(text, "attention_chunk_size", None):
+        reason = "it uses chunked attention; only full and sliding-window attention works"
+    elif getattr(text, "use_bidirectional_attention", None) is True:
+        reason = "its tokens see those that come after them, so it writes no text"
+    elif getattr(text, "num_hidden_layers", None) is None:
+        reason = "its configuration names no number of layers"
+    if reason:
+        _refuse(text.model_type, reason)
+
+
+def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
+    """Raise an `UnsupportedModelError` unless both models read and write the same tokens.
+
+    Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
+    """
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    pair = f"{draft.name} cannot draft for {target.name}"
+    advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
+    if ours != theirs:
+        different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]
+        example = min(different)
+        msg = (
+            f"{pair}: {len(different)} entries of their vocabularies differ "
+            f"(for example {example!r}: {ours.get(example)} and {theirs.get(example)}). {advice}"
+        )
+        raise UnsupportedModelError(msg)
+    known = draft.model.config.get_text_config().vocab_size
+    if (largest := max(ours.values())) >= known:
+        msg = f"{pair}: it knows {known} tokens, and their tokenizer has more (up to {largest}). {advice}"
+        raise UnsupportedModelError(msg)
+    # Entries of the vocabulary, so that each merge of a few thousand is put to the test.
+    entries = sorted(ours.values())[:: max(len(ours) // _NUM_PROBED_ENTRIES, 1)]
+    for text in (
+        *_PROBE_TEXTS,
+        "".join(target.tokenizer.batch_decode([[entry] for entry in entries], skip_special_tokens=True)),
+    ):
+        first, second = (t.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for t in (target, draft))
+        if first != second:
+            at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+            msg = (
+                f"{pair}: their vocabularies are equal, but they split the same text differently "
+                f"({first[at : at + 8]} and {second[at : at + 8]} for a part of {text[:40]!r} ...). {advice}"
+            )
+            raise UnsupportedModelError(msg)
+
+
+def check_cached_forward(runner: ModelRunner, name: str) -> None:
+    """Raise an `UnsupportedModelError` where a forward over the slots gives other logits than the model's own.
+
+    Where there are several slots, the forward has a second row at the far end of its slot: a model that takes all
+    rows to be of one length shows it there.
+    """
+    tokens = [t % runner.vocab_size for t in (11, 7, 5, 13, 3, 2)]
+    half = len(tokens) // 2
+    slots, starts, rows = [0], [half], [tokens[half:]]
+    if runner.cache.num_slots > 1 and runner.max_length > len(tokens):
+        slots, starts, rows = [0, 1], [half, runner.max_length - half], [tokens[half:], tokens[:half]]
+    try:
+        runner.prefill([0], [0], [tokens[:half]])
+        ours = runner.forward(slots, starts, rows)[0].float()
+        with torch.inference_mode():
+            ids = torch.tensor([tokens], device=runner.device)
+            theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:].float()
+    except Exception as error:
+        msg = f"{name} does not run on the engine's cache: {type(error).__name__}: {error}"
+        raise UnsupportedModelError(msg) from error
+    similarity = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min().item()
+    exact = runner.model.dtype == torch.float32
+    if not similarity > (0.9999 if exact else 0.98):
+        msg = (
+            f"{name} computes other logits on the engine's cache than by itself (cosine similarity "
+            f"{similarity:.4f}), so its text would change. The engine does not support this model."
+        )
+        raise UnsupportedModelError(msg)
+
+
+def _refuse(model_type: str, reason: str) -> NoReturn:
+    msg = f"The engine cannot run a model of type {model_type!r}: {reason}. Use transformers or a TGI server for it."
+    raise UnsupportedModelError(msg)

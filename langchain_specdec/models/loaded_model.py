@@ -1,0 +1,77 @@
+"""A model with all that was loaded beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langchain_specdec.runner.model_inputs import position_limit
+
+__all__ = ["LoadedModel"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run, with its tokenizer.
+
+    Attributes:
+        model: Causal language model in eval mode.
+        tokenizer: Its tokenizer.
+        name: Model id or folder, for messages and identification.
+        eos_token_ids: Tokens that end a text.
+        is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    eos_token_ids: tuple[int, ...]
+    is_owned: bool = False
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the model was made for; None where it does not say."""
+        return position_limit(self.model.config.get_text_config())
+
+
+def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:
+    config = loaded.model.config
+    identity: dict[str, Any] = {
+        "model": loaded.name,
+        "revision": getattr(config, "_commit_hash", None) or revision,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "eos_token_ids": loaded.eos_token_ids,
+    }
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        identity["quantization"] = str(quantization)
+    if not is_own_tokenizer:
+        identity["tokenizer"] = _digest([sorted(loaded.tokenizer.get_vocab().items())])
+    # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
+    is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
+    if is_folder:
+        identity["model"] = str(Path(str(source)).resolve())
+    if is_folder or isinstance(source, torch.nn.Module):
+        identity["fingerprint"] = _fingerprint(loaded.model)
+    return identity
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """Tells models apart that may share a name: a digest of the first numbers of every parameter."""
+    return _digest(
+        # Weights that are on disk only are on the device "meta" and have no numbers at hand.
+        (name, tuple(p.shape), [] if p.is_meta else p.detach().flatten()[:16].float().tolist())
+        for name, p in model.named_parameters()
+    )
+
+
+def _digest(parts: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]

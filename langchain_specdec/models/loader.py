@@ -1,0 +1,257 @@
+"""Weights and tokenizers: found, read, put in place and given their slots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
+from langchain_specdec.models import embedded
+from langchain_specdec.models.compatibility import check_pair, check_supported
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner import attention
+
+__all__ = ["check_pair", "check_supported", "default_device", "load_model"]
+
+_ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
+# Longest explanation of transformers to pass on; some list all model types there are.
+_MAX_REASON = 300
+
+
+def default_device() -> torch.device:
+    """The best device there is: CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def load_model(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer, or take ones that are loaded already.
+
+    Args:
+        model: Model id, local folder, `"embedded"`, or a loaded model.
+        tokenizer: A loaded tokenizer; None loads the model's own.
+        dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
+        device: Where to put it; None is the best there is. Not together with `device_map`.
+        device_map: Passed to transformers, for models spread over devices (needs accelerate).
+        revision: Branch, tag or commit of the model id.
+        attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
+        quantization_config: Passed to transformers.
+        trust_remote_code: Whether code that comes with the model may run. Off unless asked for.
+        token: Access token of the Hugging Face Hub; None takes the one that is logged in.
+        progress: Told about each step of preparing the embedded model.
+
+    Raises:
+        UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
+        InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
+        ModelLoadError: The model or its tokenizer cannot be found or read.
+    """
+    attention.register()
+    _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
+    if device is not None and device_map is not None:
+        msg = "Give device or device_map, not both."
+        raise InvalidParameterError(msg)
+    placed = _resolve_device(device)
+    resolved_dtype = _resolve_dtype(dtype, placed)
+    loaded: Any
+    if isinstance(model, torch.nn.Module):
+        source = getattr(model.config, "_name_or_path", "")
+        name = source or type(model).__name__
+        if tokenizer is None and not source:
+            msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
+            raise InvalidParameterError(msg)
+        _check_loaded(model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config)
+        check_supported(model.config, type(model))
+        _check_attention(model.config, attn_implementation)
+        loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
+    else:
+        name = source = str(model)
+        if name == embedded.EMBEDDED_MODEL_ID:
+            source, revision = str(embedded.model_path(progress=progress)), None
+        _check_folder(model, source)
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "token": token}
+        hub = {key: value for key, value in hub.items() if value is not None}
+        with _explained(name):
+            config = AutoConfig.from_pretrained(source, **hub)
+        model_class = _model_class(config)
+        check_supported(config, model_class)
+        _check_attention(config, attn_implementation)
+        if quantization_config is not None and device_map is None:
+            device_map = {"": placed}
+        options: dict[str, Any] = {
+            "attn_implementation": attn_implementation or _best_attention(model_class, config),
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+        }
+        hub |= {key: value for key, value in options.items() if value is not None}
+        with _explained(name):
+            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=resolved_dtype, **hub)
+        if device_map is None:
+            loaded = loaded.to(placed)
+    if tokenizer is None:
+        with _explained(f"the tokenizer of {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
+            )
+    loaded.eval()
+    _set_attention(loaded, attn_implementation)
+    is_owned = loaded is not model
+    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
+    if value is not None and value not in allowed:
+        msg = f"{name}{of} must be one of {', '.join(map(repr, allowed))} or None, got {value!r}."
+        raise InvalidParameterError(msg)
+
+
+def _check_loaded(model: Any, name: str, dtype: object, device_map: object, quantization_config: object) -> None:
+    """Nothing that only loading can do may be asked of a loaded model."""
+    given = {
+        "dtype": dtype not in (None, model.dtype),
+        "device_map": device_map is not None,
+        "quantization_config": quantization_config is not None,
+    }
+    if too_late := [parameter for parameter, is_given in given.items() if is_given]:
+        msg = (
+            f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "
+            f"{', '.join(too_late)}. Give its id or folder instead, or load it that way yourself."
+        )
+        raise InvalidParameterError(msg)
+
+
+def _check_folder(model: object, source: str) -> None:
+    """Say it where a folder is meant that is not there; transformers would take it for a malformed model id."""
+    is_path = isinstance(model, os.PathLike) or source.startswith((".", "~", os.sep)) or source.count("/") > 1
+    if is_path and not Path(source).is_dir():
+        msg = (
+            f"There is no folder {source!r}. Give the folder that holds a model's config.json, weights and "
+            f"tokenizer, or the id of a model on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct'."
+        )
+        raise ModelLoadError(msg)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say what could not be loaded and what to do, in place of what transformers says."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, SpecDecError):
+            raise
+        advice = ""
+        if "trust_remote_code" in str(error):
+            advice = " Code of its own comes with it: read that code, and pass trust_remote_code=True if you trust it."
+        elif isinstance(error, OSError):
+            advice = (
+                " Give a local folder, or the id of a model on the Hugging Face Hub (are id, revision and access token "
+                "right, and is there a network?)."
+            )
+            if constants.HF_HUB_OFFLINE:
+                advice += " HF_HUB_OFFLINE is set, so only models are found that were downloaded before."
+        reason = str(error).strip().partition("\n")[0]
+        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + " ..."
+        msg = f"Cannot load {what}: {reason}{advice}"
+        raise ModelLoadError(msg) from error
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        msg = f"device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
+        raise InvalidParameterError(msg) from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        msg = f"There is no device {device!r}: PyTorch {torch.__version__} sees {torch.cuda.device_count()} of CUDA."
+        raise InvalidParameterError(msg)
+    return resolved
+
+
+def _model_class(config: Any) -> type | None:
+    try:
+        found = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    resolved = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        msg = f"dtype must be 'auto', 'float32', 'bfloat16', 'float16' or a torch dtype, got {dtype!r}."
+        raise InvalidParameterError(msg)
+    return resolved
+
+
+def _check_attention(config: Any, implementation: str | None) -> None:
+    has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if (implementation == "sdpa" and has_soft_cap) or (implementation is not None and _has_own_scaling(config)):
+        _check_choice("attn_implementation", implementation, ("eager",), f" of a {config.model_type!r} model like this")
+
+
+def _has_own_scaling(config: Any) -> bool:
+    """Whether it is a GPT-2 with a scaling of its scores that transformers 4 tells only to its own attention."""
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    return by_layer or not getattr(config, "scale_attn_weights", True)
+
+
+def _best_attention(model_class: type | None, config: Any) -> str | None:
+    """The attention to run a model with; None is what transformers chooses."""
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return None
+    return "eager" if _has_own_scaling(config) else attention.ATTENTION_NAME
+
+
+def _set_attention(model: Any, implementation: str | None) -> None:
+    """Have the model call an attention that takes the engine's masks."""
+    text = model.config.get_text_config()
+    if implementation is None:
+        implementation = _best_attention(type(model), text) or text._attn_implementation
+        if implementation not in _ATTENTION_CHOICES:
+            implementation = "eager"
+    if text._attn_implementation != implementation and model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    if text._attn_implementation != implementation:
+        msg = (
+            f"{type(model).__name__} keeps to the attention {text._attn_implementation!r} that it was loaded with and "
+            f"cannot change to {implementation!r}. Load it with attn_implementation={implementation!r}."
+        )
+        raise UnsupportedModelError(msg)
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        if value is not None:
+            found.update(value if isinstance(value, (list, tuple)) else [value])
+    return tuple(sorted(found))

@@ -1,0 +1,104 @@
+"""Gives a loaded model its slots, and what makes it fast on its device."""
+
+from __future__ import annotations
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.compatibility import check_cached_forward
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.memory import free_memory
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
+from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
+from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
+from langchain_specdec.runner.cuda.captured_runner import make_captured
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.trials import CompileMode
+
+__all__ = ["make_runner"]
+
+# Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
+_TESTED_FAMILIES = {
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
+}  # fmt: skip
+
+
+_DEFAULT_MAX_LENGTH = 8192
+# Share of the free memory that the slots may take where max_length is not given.
+_CACHE_SHARE = 0.5
+
+
+def make_runner(
+    loaded: LoadedModel,
+    *,
+    num_slots: int,
+    max_length: int | None,
+    max_width: int,
+    compile: CompileMode = "off",  # noqa: A002 - the name that users give
+    progress: Progress | None = None,
+) -> ModelRunner:
+    """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
+
+    Args:
+        loaded: The model.
+        num_slots: Completions that can run at a time.
+        max_length: Positions of a slot; None is what the model was made for, up to 8192 and to half of the free
+            memory for all slots.
+        max_width: Most tokens of a row in a verification.
+        compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
+            and `GraphStore`.
+        progress: Told `(description, done, total)` when graphs are captured.
+
+    Raises:
+        InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
+        UnsupportedModelError: The model does not work with the engine's cache.
+    """
+    limit = loaded.max_positions
+    if max_length is not None and limit is not None and max_length > limit:
+        msg = (
+            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
+            f"Set max_length={limit} or less."
+        )
+        raise InvalidParameterError(msg)
+    if max_length is None:
+        max_length = _default_max_length(loaded, num_slots)
+    if loaded.is_owned and can_pack(loaded.model):
+        mapped = MappedWeights()
+        pack_linears(loaded.model, mapped.drop)
+        settle_weights(loaded.model, mapped)
+    compiled = captured = None
+    if compile != "off" and loaded.model.device.type == "cuda":
+        if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
+            capture = CudaCapture(loaded.model.device)
+            captured = make_captured(capture, compile, num_slots, max_length, max_width, progress)
+    elif compile != "off" and _is_possible(loaded, compile, "compiled", _why_uncompiled(loaded)):
+        compiled = CompiledLayers(loaded.model, compile)
+    runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled, captured)
+    if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
+        check_cached_forward(runner, loaded.name)
+    return runner
+
+
+def _why_uncompiled(loaded: LoadedModel) -> str | None:
+    reason = can_compile(loaded.model)
+    if reason is None and not loaded.is_owned:
+        reason = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
+    return reason
+
+
+def _is_possible(loaded: LoadedModel, mode: CompileMode, done: str, reason: str | None) -> bool:
+    """Whether there is no reason against it; raises where it was asked for all the same."""
+    if reason is not None and mode != "auto":
+        msg = f"{loaded.name} cannot be {done}: {reason}. Leave compile at 'auto' or set it to 'off'."
+        raise InvalidParameterError(msg)
+    return reason is None
+
+
+def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
+    config = loaded.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_position = 2 * config.num_hidden_layers * heads * head_dim * loaded.model.dtype.itemsize
+    fitting = int(free_memory(loaded.model.device) * _CACHE_SHARE) // (per_position * num_slots)
+    limit: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH, fitting)
+    return max(limit, 1)

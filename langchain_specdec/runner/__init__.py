@@ -1,0 +1,1 @@
+"""Forwards of one model over its slots. No policy."""

@@ -1,0 +1,115 @@
+"""The attention function that Hugging Face models call while the engine runs them.
+
+It is registered under a name of its own through transformers' public `AttentionInterface`. Outside the engine it
+behaves as scaled dot product attention does, so a model that a user handed over still works for them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from langchain_specdec.runner.cpu.kernel_attention import can_decode_attention, decode_attention
+
+__all__ = ["ATTENTION_NAME", "additive_mask", "register", "slot_attention"]
+
+ATTENTION_NAME = "specdec"
+
+# Arguments of attention modules that change the result and that this function would have to honour.
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of ragged rows over their slots.
+
+    Args:
+        module: The attention module that calls.
+        query: `[rows, heads, width, head_dim]`.
+        key: `[rows, kv_heads, length, head_dim]`; fewer heads than the query's are shared by groups of them.
+        value: `[rows, kv_heads, length, head_dim]`.
+        attention_mask: bool `[rows, 1, width, length]`, True where a query sees a key; None is what `is_causal` says.
+        dropout: Must be 0; the engine never trains.
+        scaling: Factor of the scores; None is `head_dim ** -0.5`.
+        softcap: Scores are squashed to `softcap * tanh(scores / softcap)` (Gemma 2).
+        is_causal: Whether a query sees only what stands before it, where there is no mask; None asks the module. The
+            image encoders of models that also read images are not causal.
+        kwargs: What else the module passes; ignored unless it would change the result.
+
+    Returns:
+        `[rows, width, heads, head_dim]` and None in place of the weights.
+
+    Raises:
+        NotImplementedError: The module asks for something that is not supported, attention sinks for example.
+    """
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            msg = f"the engine's attention does not support {name!r}, which {type(module).__name__} passes"
+            raise NotImplementedError(msg)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    is_causal = is_causal and attention_mask is None and query.shape[2] > 1
+    if softcap is None and attention_mask is not None and can_decode_attention(query, key, value, attention_mask):
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return decode_attention(query, key, value, attention_mask, scaling), None
+    if softcap is not None:
+        output = _softcapped_attention(query, key, value, attention_mask, scaling, softcap, is_causal)
+    else:
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _softcapped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+    is_causal: bool,
+) -> Tensor:
+    """The fused kernels know no soft cap, so this one is spelled out; the softmax runs in fp32."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if is_causal:
+        width, length = scores.shape[-2:]
+        mask = torch.ones(width, length, dtype=torch.bool, device=query.device).tril(length - width)
+    if mask is not None:
+        scores = scores + (additive_mask(mask, scores.dtype) if mask.dtype == torch.bool else mask)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as numbers to add to scores: 0 where visible, the type's lowest number elsewhere."""
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def register() -> None:
+    """Make the function known to transformers under `ATTENTION_NAME`; calling it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, slot_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

@@ -1,0 +1,95 @@
+"""Kernels of our own in C++, for what neither PyTorch nor oneDNN does fast: decoding a few tokens on a CPU.
+
+A kernel is one source file beside this one. It is compiled when it is first needed, which takes a second, and kept in
+the user's cache folder. Each has a module of the engine that tests it and calls it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from langchain_specdec.paths import cache_folder
+
+__all__ = ["tested_kernel"]
+
+_Kernel = TypeVar("_Kernel")
+
+_logger = logging.getLogger(__name__)
+_FOLDER = Path(__file__).parent
+_BUILD_SECONDS = 120
+# Compiler flags by what PyTorch finds the processor to be able to. Others would gain little.
+_FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
+
+
+def tested_kernel(
+    name: str, purpose: str, wrap: Callable[[ctypes.CDLL], _Kernel], is_right: Callable[[_Kernel], bool]
+) -> _Kernel | None:
+    """The kernel of that name; None where there is none for this machine, or it fails its test here.
+
+    Args:
+        name: Of its source file.
+        purpose: What it is for, in a message.
+        wrap: Makes what calls it of its library.
+        is_right: Its test.
+    """
+    flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
+    if flags is None or sys.platform != "linux":
+        return None
+    try:
+        kernel = wrap(_library(_FOLDER / f"{name}.cpp", flags))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _logger.info("No kernel %s on this CPU, PyTorch's own operators are used instead: %s", name, reason)
+        return None
+    if not is_right(kernel):
+        _logger.warning("The kernel for %s computes something else on this CPU and is not used.", purpose)
+        return None
+    return kernel
+
+
+def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """Load what an earlier run compiled, or compile it.
+
+    Raises:
+        OSError: There is no compiler, or what it made cannot be loaded.
+        subprocess.SubprocessError: It failed.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
+    identity = hashlib.sha256("\0".join((*texts, compiler, *flags)).encode()).hexdigest()
+    kept = cache_folder() / f"{source.stem}-{identity[:16]}.so"
+    try:
+        return ctypes.CDLL(str(kept))
+    except OSError:
+        _logger.debug("%s is not there yet", kept)
+    with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
+        compiled, linked = f"{folder}/{source.stem}.o", f"{folder}/{source.stem}.so"
+        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", compiled])
+        # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
+        _run([compiler, "-shared", compiled, "-o", linked])
+        library = ctypes.CDLL(linked)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            staged = kept.with_suffix(f".{os.getpid()}")
+            shutil.copy(linked, staged)
+            staged.replace(kept)
+        except OSError as error:
+            _logger.debug("cannot keep %s: %s", kept, error)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    # The compiler is the one that the user's environment names; all else is ours.
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_SECONDS)  # noqa: S603

@@ -1,0 +1,1 @@
+"""What makes forwards fast on a GPU: captured graphs."""

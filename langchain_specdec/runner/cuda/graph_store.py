@@ -1,0 +1,207 @@
+"""Captured graphs by the shape of what they run: which there are, when one is made, and whether it may be used.
+
+Launching the hundreds of small kernels of a step takes a CPU longer than they take a GPU. A CUDA graph launches them
+all at once, for one fixed shape. So shapes are rounded up to buckets, and what exceeds the request's own is padding.
+
+A shape runs uncaptured until its graph is made, at most one in a turn of the engine, so that no start waits for all of
+them. A graph is compared with what it replaces, and used if it is right and faster. There is a limit to their number:
+the one that has not been used for longest goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from langchain_specdec.runner.cuda.buckets import Bucket
+from langchain_specdec.runner.cuda.capture import Capture
+from langchain_specdec.runner.trials import CompileMode, _spent, making_seconds
+
+if TYPE_CHECKING:
+    from langchain_specdec.progress import Progress
+
+__all__ = ["CapturedGraph", "GraphStore"]
+
+_logger = logging.getLogger(__name__)
+
+
+MAX_GRAPHS = 64
+"""Most graphs of a runner. A graph of a model of some billion weights takes some ten megabytes."""
+
+# Steps of a shape before it is worth a graph: one costs about as much as twenty steps without.
+_NUM_SEEN = {"auto": 3}
+
+
+@dataclass(frozen=True)
+class CapturedGraph:
+    """A graph in use.
+
+    Attributes:
+        outputs: What each replay writes to; good until the next replay of any graph.
+        replay: Runs it.
+        seconds: What making it took.
+        saving: Share of a step's time that it saves.
+    """
+
+    outputs: tuple[Tensor, ...]
+    replay: Callable[[], None]
+    seconds: float
+    saving: float
+
+
+class GraphStore:
+    """The graphs of one runner.
+
+    Args:
+        capture: What records them.
+        mode: `"auto"` makes the graph of a shape once it was seen a few times, the others at once.
+        progress: Told `(description, done, total)` when graphs are made.
+        max_graphs: Most graphs.
+    """
+
+    def __init__(
+        self, capture: Capture, mode: CompileMode, progress: Progress | None = None, max_graphs: int = MAX_GRAPHS
+    ) -> None:
+        self._capture = capture
+        self._num_needed = _NUM_SEEN.get(mode, 1)
+        self._progress = progress
+        self.max_graphs = max_graphs
+        self._graphs: OrderedDict[Bucket, CapturedGraph] = OrderedDict()
+        self._seen: dict[Bucket, int] = {}
+        self._may_make = False
+        self.rejected: dict[Bucket, str] = {}
+        """Why the graphs of some shapes are not used."""
+        self.failure = ""
+        """Why nothing runs captured any more; empty while it may."""
+        self.num_made = 0
+        self.is_frozen = False
+        """Whether no more are made, so that runs can be compared."""
+        self._is_stopped = False
+
+    @property
+    def graphs(self) -> dict[Bucket, CapturedGraph]:
+        """The graphs in use, the longest unused first."""
+        return dict(self._graphs)
+
+    def begin_turn(self) -> None:
+        """Allow one more graph to be made."""
+        self._may_make = True
+
+    def find(self, bucket: Bucket) -> CapturedGraph | None:
+        """The graph of a shape, if it may be used; it counts as used."""
+        graph = self._graphs.get(bucket)
+        if graph is not None:
+            self._graphs.move_to_end(bucket)
+        return graph
+
+    def __contains__(self, bucket: Bucket) -> bool:
+        """Whether a shape has its graph."""
+        return bucket in self._graphs
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing runs captured any more."""
+        return self._is_stopped
+
+    def is_settled(self, bucket: Bucket) -> bool:
+        """Whether there is nothing left to do for a shape: it has its graph, or is better off without."""
+        return bucket in self._graphs or bucket in self.rejected or self._is_stopped
+
+    def is_due(self, bucket: Bucket, *, is_wanted: bool = False) -> bool:
+        """Whether the graph of a shape is to be made now; asking counts as seeing the shape.
+
+        Args:
+            bucket: The shape.
+            is_wanted: Make it as soon as that is allowed, however often it was seen.
+        """
+        if self._is_stopped or self.is_frozen or bucket in self._graphs or bucket in self.rejected:
+            return False
+        self._seen[bucket] = self._seen.get(bucket, 0) + 1
+        return self._may_make and (is_wanted or self._seen[bucket] >= self._num_needed)
+
+    def make(
+        self,
+        bucket: Bucket,
+        load: Callable[[], None],
+        function: Callable[[], tuple[Tensor, ...]],
+        error: Callable[[tuple[Tensor, ...]], float],
+        plain: Callable[[], object],
+    ) -> None:
+        """Make the graph of a shape, check and time it. Whatever goes wrong, what is in the slots afterwards is right.
+
+        Args:
+            bucket: The shape.
+            load: As in `Capture`.
+            function: As in `Capture`.
+            error: How far outputs are from those of the uncaptured run: a share of their size.
+            plain: Does the same uncaptured, and leaves the slots as it should.
+        """
+        self._may_make = False
+        started = time.perf_counter()
+        try:
+            outputs, replay = self._capture.record(load, function)
+
+            def run() -> None:
+                load()
+                replay()
+
+            run()
+            found = error(outputs)
+            tolerance = 1e-3 if outputs[0].dtype == torch.float32 else 0.05
+            if not found < tolerance:
+                _logger.warning(
+                    "The graph of %s differs by %.2g from what it stands for; it is not used.", bucket, found
+                )
+                self.rejected[bucket] = "it computes something else"
+                return
+            saving = 1.0 - self._capture.seconds(run) / self._capture.seconds(plain)
+            if saving <= 0:
+                _logger.info("The graph of %s takes longer than what it stands for; it is not used.", bucket)
+                self.rejected[bucket] = "it takes longer"
+                return
+            self._keep(bucket, CapturedGraph(outputs, replay, time.perf_counter() - started, saving))
+        except Exception as failure:
+            self.fail(failure)
+        finally:
+            plain()
+            _spent.seconds = making_seconds() + time.perf_counter() - started
+
+    def tell(self, done: int, total: int) -> None:
+        """Report how many of the graphs that are wanted now are made."""
+        if self._progress is None:
+            return
+        try:
+            self._progress("Capturing CUDA graphs", done, total)
+        except Exception:
+            # Nobody's text depends on who looks on.
+            _logger.exception("The progress callback failed; it is not called any more")
+            self._progress = None
+
+    def fail(self, error: Exception) -> None:
+        """`stop`, and say why; whatever fails after `stop` does not matter."""
+        if self._is_stopped:
+            return
+        self.stop()
+        self.failure = f"{type(error).__name__}: {error}"
+        _logger.warning("Captured graphs failed and are off from now on (%s: %s).", type(error).__name__, error)
+
+    def stop(self) -> None:
+        """Make and use no more graphs, and let go of those that there are."""
+        self._is_stopped = True
+        self._graphs.clear()
+
+    def _keep(self, bucket: Bucket, graph: CapturedGraph) -> None:
+        self._graphs[bucket] = graph
+        self.num_made += 1
+        _logger.info("Captured %s; a step takes %.0f%% less.", bucket, 100 * graph.saving)
+        if len(self._graphs) > self.max_graphs:
+            gone, _ = self._graphs.popitem(last=False)
+            # It has to be seen anew as often as at first.
+            self._seen.pop(gone, None)

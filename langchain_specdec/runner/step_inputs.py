@@ -1,0 +1,287 @@
+"""What one forward reads of its rows, packed into one buffer, so that one copy takes it to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from langchain_specdec.sampling.choice import pick_noisy
+from langchain_specdec.sampling.noise import Noise, seed_halves
+from langchain_specdec.sampling.top_tokens import best_token
+
+__all__ = ["WIDTHS", "RowBatch", "RowInputs", "TreeLayout", "fill_tree", "is_chain", "load", "num_bytes", "to_device"]
+
+_GREEDY = Noise((0,), (0.0,))
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """The rows of one forward, on the host.
+
+    Attributes:
+        slots: Slot of each row.
+        starts: Position of each row's first token; what the slot holds before it is seen.
+        tokens: The rows' tokens; rows may differ in length.
+        parents: For each token the index of the one that it follows; the first has -1. None: the one before it.
+        noise: What chooses the tokens that follow, where the logits and it are all there is to choose by; else None.
+    """
+
+    slots: Sequence[int]
+    starts: Sequence[int]
+    tokens: Sequence[Sequence[int]]
+    parents: Sequence[Sequence[int]] | None = None
+    noise: Noise | None = None
+
+    @cached_property
+    def width(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(row) for row in self.tokens)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether each token follows the one before it."""
+        return self.parents is None or is_chain(self.parents)
+
+    @property
+    def length(self) -> int:
+        """Positions that any row can see, its own tokens and their padding included."""
+        return max(self.starts) + self.width
+
+    def pack(
+        self,
+        rows: int | None = None,
+        width: int | None = None,
+        *,
+        has_tree: bool = False,
+        idle: Sequence[int] = (),
+        idle_place: int = 0,
+    ) -> NDArray[np.uint8]:
+        """The rows as one buffer, padded.
+
+        Args:
+            rows: Rows of the buffer; None: as many as there are.
+            width: Tokens of a row of it; None: as many as the longest row has.
+            has_tree: Whether it says how the tokens hang together. Without, they are chains.
+            idle: Slots that padding rows write to, a different one for each.
+            idle_place: Where in its slot a padding row writes; nobody reads there.
+        """
+        count = len(self.slots)
+        rows, width = rows or count, width or self.width
+        buffer = np.zeros(num_bytes(rows, width, has_tree=has_tree), dtype=np.uint8)
+        at = _fields(buffer, rows, width, (np.int64, np.float64, np.bool_), has_tree=has_tree)
+        for row, tokens in enumerate(self.tokens):
+            at["tokens"][row, : len(tokens)] = tokens
+        at["slots"][:count], at["slots"][count:] = self.slots, idle[: rows - count]
+        at["starts"][:count] = at["places"][:count] = self.starts
+        at["places"][count:] = idle_place
+        at["num_nodes"][:] = 1
+        at["num_nodes"][:count] = [len(tokens) for tokens in self.tokens]
+        noise = self.noise or _GREEDY
+        at["seeds"][:count] = seed_halves(noise.seeds)
+        at["temperature"][:count] = noise.temperatures
+        if has_tree:
+            parents = self.parents or [range(-1, len(tokens) - 1) for tokens in self.tokens]
+            fill_tree(parents, at["parents"], at["depths"], at["ancestors"])
+        return buffer
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """The rows of one forward on the device: views of one buffer.
+
+    Attributes:
+        tokens: int64 `[rows, width]`.
+        slots: Slot of each row, int64 `[rows]`.
+        starts: Position of its first token in its text, int64 `[rows]`.
+        places: Position of its first token in its slot, int64 `[rows]`: the same, but for padding rows.
+        num_nodes: Tokens of its own, int64 `[rows]`; later ones are padding.
+        seeds: Lower and upper half of its seed, as int32 numbers, int64 `[rows, 2]`.
+        temperature: float64 `[rows]`; 0 is greedy.
+        layout: How the tokens hang together.
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    starts: Tensor
+    places: Tensor
+    num_nodes: Tensor
+    seeds: Tensor
+    temperature: Tensor
+    layout: TreeLayout
+
+    @classmethod
+    def of(cls, buffer: Tensor, rows: int, width: int, *, has_tree: bool) -> RowInputs:
+        """The views of a buffer that was packed for so many rows and tokens."""
+        at = _fields(buffer, rows, width, (torch.int64, torch.float64, torch.bool), has_tree=has_tree)
+        if has_tree:
+            layout = TreeLayout(width == 1, at.pop("parents"), at.pop("depths"), at.pop("ancestors"))
+        else:
+            layout = TreeLayout.chain(rows, width, buffer.device)
+        return cls(**at, layout=layout)
+
+    @property
+    def next_positions(self) -> Tensor:
+        """Position in its text of the token that comes after each of these, int64 `[rows, width]`."""
+        return self.starts[:, None] + 1 + self.layout.depths
+
+    def pick(self, logits: Tensor, positions: Tensor, *, is_sampled: bool) -> Tensor:
+        """The tokens that logits and noise choose for these rows; nothing in it waits for the device.
+
+        Args:
+            logits: `[rows, width, vocab]`.
+            positions: Index in its text of the token to choose, int64 `[rows, width]`.
+            is_sampled: Whether any row is not greedy.
+
+        Returns:
+            Token ids, int64 `[rows, width]`.
+        """
+        if not is_sampled:
+            return best_token(logits)
+        return pick_noisy(logits, self.temperature, self.seeds, positions)
+
+    def following(self, tokens: Tensor) -> RowInputs:
+        """What comes after these rows: one token for each, int64 `[rows, 1]`."""
+        ends = self.starts + self.num_nodes
+        layout = TreeLayout.chain(len(ends), 1, ends.device)
+        places, ones = self.places + self.num_nodes, torch.ones_like(self.num_nodes)
+        return RowInputs(tokens, self.slots, ends, places, ones, self.seeds, self.temperature, layout)
+
+    def cut(self, rows: int, width: int) -> RowInputs:
+        """The first rows, and the first tokens of each."""
+        old = self.layout
+        layout = TreeLayout(
+            old.is_chain or width == 1,
+            old.parents[:rows, :width],
+            old.depths[:rows, :width],
+            old.ancestors[:rows, :width, :width],
+        )
+        return RowInputs(
+            self.tokens[:rows, :width],
+            self.slots[:rows],
+            self.starts[:rows],
+            self.places[:rows],
+            self.num_nodes[:rows],
+            self.seeds[:rows],
+            self.temperature[:rows],
+            layout,
+        )
+
+
+def to_device(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Take a packed buffer to the device, in one copy that the host does not wait for."""
+    return _on_host(packed, device).to(device, non_blocking=True)
+
+
+def load(packed: NDArray[np.uint8], buffer: Tensor) -> None:
+    """Take a packed buffer to where another one stands on the device, in one copy that the host does not wait for."""
+    buffer.copy_(_on_host(packed, buffer.device), non_blocking=True)
+
+
+def _on_host(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(packed)
+    # torch keeps pinned memory until the copies from it are over.
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def num_bytes(rows: int, width: int, *, has_tree: bool) -> int:
+    """Size of a packed buffer."""
+    per_row = 7 + (3 * width if has_tree else width)
+    return 8 * rows * per_row + (rows * width * width if has_tree else 0)
+
+
+def _fields(buffer: Any, rows: int, width: int, types: tuple[Any, Any, Any], *, has_tree: bool) -> dict[str, Any]:
+    """The parts of a packed buffer, a numpy array or a tensor, by name."""
+    whole, real, boolean = types
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, width)}
+    if has_tree:
+        shapes |= {"parents": (rows, width), "depths": (rows, width)}
+    shapes |= dict.fromkeys(("slots", "starts", "places", "num_nodes"), (rows,))
+    shapes |= {"seeds": (rows, 2), "temperature": (rows,)}
+    found: dict[str, Any] = {}
+    begin = 0
+    for name, shape in shapes.items():
+        end = begin + 8 * int(np.prod(shape))
+        found[name] = buffer[begin:end].view(real if name == "temperature" else whole).reshape(shape)
+        begin = end
+    if has_tree:
+        found["ancestors"] = buffer[begin:].view(boolean).reshape((rows, width, width))
+    return found
+
+
+WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
+"""Tokens of a row that steps are measured and captured for, with the most that there can be."""
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """The trees of all rows, padded to one width.
+
+    Attributes:
+        is_chain: Whether every row is a chain, which needs no gathering anywhere.
+        parents: Index of each node's parent, int64 `[rows, width]`; 0 for node 0 and padding.
+        depths: Steps from node 0, int64 `[rows, width]`.
+        ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether node j leads to node i or is node i.
+    """
+
+    is_chain: bool
+    parents: Tensor
+    depths: Tensor
+    ancestors: Tensor
+
+    @classmethod
+    def of(cls, parents: Sequence[Sequence[int]], device: torch.device) -> TreeLayout:
+        """The layout of rows of nodes; node 0 of each row has the parent -1, parents stand before children."""
+        rows, width = len(parents), max(len(row) for row in parents)
+        if is_chain(parents):
+            return cls.chain(rows, width, device)
+        # In numpy, where writing one number costs a tenth of what it does in a tensor.
+        all_parents = np.zeros((rows, width), dtype=np.int64)
+        all_depths = np.zeros((rows, width), dtype=np.int64)
+        sees = np.zeros((rows, width, width), dtype=np.bool_)
+        fill_tree(parents, all_parents, all_depths, sees)
+        return cls(False, *(torch.from_numpy(array).to(device) for array in (all_parents, all_depths, sees)))
+
+    @classmethod
+    def chain(cls, rows: int, width: int, device: torch.device) -> TreeLayout:
+        """The layout of rows in which each node follows the one before it; nothing is copied to the device."""
+        depths = torch.arange(width, device=device).expand(rows, width)
+        ancestors = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        return cls(True, (depths - 1).clamp(min=0), depths, ancestors.expand(rows, width, width))
+
+
+def is_chain(parents: Sequence[Sequence[int]]) -> bool:
+    """Whether in every row each node follows the one before it."""
+    return all(list(row) == list(range(-1, len(row) - 1)) for row in parents)
+
+
+def fill_tree(
+    parents: Sequence[Sequence[int]],
+    all_parents: NDArray[np.int64],
+    all_depths: NDArray[np.int64],
+    sees: NDArray[np.bool_],
+) -> None:
+    """Write the layout of rows of nodes into zeros that may be larger: padded rows, and padded nodes.
+
+    Args:
+        parents: As in `TreeLayout.of`.
+        all_parents: Becomes `TreeLayout.parents`.
+        all_depths: Becomes `TreeLayout.depths`.
+        sees: Becomes `TreeLayout.ancestors`.
+    """
+    # Padding sees itself: seeing nothing would give NaN, and NaN in the cache would spread.
+    sees |= np.eye(sees.shape[-1], dtype=np.bool_)
+    for row, row_parents in enumerate(parents):
+        row_depths, row_sees = [0] * len(row_parents), sees[row]
+        for node in range(1, len(row_parents)):
+            parent = row_parents[node]
+            row_depths[node] = row_depths[parent] + 1
+            row_sees[node] |= row_sees[parent]
+        all_depths[row, : len(row_depths)] = row_depths
+        all_parents[row, 1 : len(row_parents)] = row_parents[1:]

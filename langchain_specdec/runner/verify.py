@@ -1,0 +1,83 @@
+"""The acceptance rule: which draft tokens are the target's own choice. Pure, tensors in and tensors out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from langchain_specdec.runner.step_inputs import RowInputs
+
+__all__ = ["Verification", "accept", "choose", "judge"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a target forward says of drafts, on the device. Good until the runner's next forward.
+
+    Attributes:
+        logits: `[rows, width, vocab]`; positions past a row's own length hold nothing of use.
+        choices: What `choose` says; None where more than logits and noise decides.
+        inputs: The rows.
+    """
+
+    logits: Tensor
+    choices: Tensor | None
+    inputs: RowInputs
+
+
+def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:
+    """Walk each row's draft tree along the target's picks.
+
+    Node 0 is the last token of the text and always stands. Any other node stands if its parent does and if it is the
+    token that the target picks after its parent. Siblings differ, so at most one child of a node stands, and what
+    stands is a path from node 0. The pick after the path's end is emitted too (the bonus token).
+
+    This is the shared-noise coupling of Daliri, Musco, Suresh 2024: since drafter and target choose with the same
+    noise, comparing tokens is all there is to verification, and what comes out is what the target alone would write.
+
+    Args:
+        nodes: The last token and the draft tokens, int64 `[rows, width]`.
+        parents: Index of each node's parent among the row's nodes, int64 `[rows, width]`; entry 0 is unused.
+        ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether node j leads to node i or is node i.
+        num_nodes: Nodes in each row, int64 `[rows]`; later columns are padding.
+        picks: The target's choice after each node, int64 `[rows, width]`.
+
+    Returns:
+        bool `[rows, width]`: which nodes stand.
+    """
+    matches = nodes == picks.gather(1, parents)
+    matches[:, 0] = True
+    # A node stands if every node that leads to it matches: one comparison, however deep the tree is.
+    stands = (matches[:, None, :] | ~ancestors).all(-1)
+    return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])
+
+
+def choose(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
+    """The target's choice after every node and which nodes stand, where logits and noise are all that it depends on.
+
+    Args:
+        logits: The target's, `[rows, width, vocab]`.
+        inputs: What they are of.
+        is_sampled: Whether any row is not greedy.
+
+    Returns:
+        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+    """
+    return judge(inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled), inputs)
+
+
+def judge(picks: Tensor, inputs: RowInputs) -> Tensor:
+    """The target's choices and which nodes stand by them, in one tensor, so that one copy brings both to the host.
+
+    Args:
+        picks: The target's choice after every node, int64 `[rows, width]`.
+        inputs: The nodes.
+
+    Returns:
+        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+    """
+    layout = inputs.layout
+    stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
+    return torch.stack([picks, stands.to(picks.dtype)])

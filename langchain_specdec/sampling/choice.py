@@ -1,0 +1,227 @@
+"""How the next token is chosen: parameters, scores, and the choice among them.
+
+The rule, for every position of every request, is
+
+    ``token = argmax_t(scores[t] + temperature * gumbel(seed, position, t))``
+
+where ``scores`` are the model's logits after bias, penalties and truncation. Temperature 0 is greedy decoding, and
+for temperature T > 0 this is the Gumbel-max trick: the token is an exact sample of ``softmax(scores / T)``. Since the
+noise is shared (see `sampling.noise`), the text depends on neither the drafter nor the draft length nor the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from langchain_specdec.sampling.noise import gumbel_noise
+from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.sampling.top_tokens import best_token
+
+if TYPE_CHECKING:
+    from langchain_specdec.sampling.params import SamplingParams
+
+import math
+
+from langchain_specdec.sampling.noise import seed_halves
+
+__all__ = ["SamplingTable", "TokenHistory", "pick_noisy", "pick_tokens", "process_logits"]
+
+
+class TokenHistory:
+    """Which tokens stand in each slot's prompt and output, for the penalties.
+
+    Attributes:
+        in_prompt: Whether a token stands in the slot's prompt, bool `[slots, vocab]`.
+        output_counts: How often it stands in the slot's output, float `[slots, vocab]`.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self.in_prompt = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
+        self.output_counts = torch.zeros(num_slots, vocab_size, device=device)
+
+    def start(self, slot: int, prompt: Sequence[int]) -> None:
+        """Forget the slot's last request and note the prompt of the next."""
+        self.in_prompt[slot] = False
+        self.output_counts[slot] = 0
+        self.in_prompt[slot, torch.tensor(prompt, device=self.in_prompt.device)] = True
+
+    def append(self, slot: int, tokens: Sequence[int]) -> None:
+        """Count emitted tokens."""
+        index = torch.tensor(tokens, dtype=torch.int64, device=self.output_counts.device)
+        self.output_counts[slot].index_add_(0, index, torch.ones_like(index, dtype=self.output_counts.dtype))
+
+
+class SamplingTable:
+    """The parameters of the rows of one forward as tensors on the device; rebuilt only when the rows change.
+
+    Args:
+        params: One per row.
+        seeds: The seed in force for each row (drawn where `params.seed` is None).
+        slots: The slot of each row, an index into the token history.
+        vocab_size: Number of logits a position has.
+        device: Where the logits are.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        slots: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+        self.slots = torch.tensor(list(slots), device=device)
+        self.temperature = column([p.temperature for p in params])
+        self.seeds = torch.tensor(seed_halves(seeds), dtype=torch.int32).to(device)
+        self.is_sampled = any(p.temperature > 0 for p in params)
+        # Truncation never removes the best token, so greedy rows need none of it.
+        sampled = [p.temperature > 0 for p in params]
+        self.max_top_k = max((p.top_k or 0 for p, s in zip(params, sampled, strict=True) if s), default=0)
+        self.max_top_k = min(self.max_top_k, vocab_size)
+        self.top_k = column([(p.top_k or vocab_size) for p in params], torch.int64).clamp(max=vocab_size)
+        self.has_top_p = any(p.top_p not in (None, 1.0) and s for p, s in zip(params, sampled, strict=True))
+        self.top_p = column([1.0 if p.top_p is None else p.top_p for p in params])
+        self.has_min_p = any(p.min_p and s for p, s in zip(params, sampled, strict=True))
+        self.log_min_p = column([math.log(p.min_p) if p.min_p else -math.inf for p in params])
+        self.needs_history = any(p.needs_history for p in params)
+        self.repetition_penalty = column([p.repetition_penalty for p in params])
+        self.presence_penalty = column([p.presence_penalty for p in params])
+        self.frequency_penalty = column([p.frequency_penalty for p in params])
+        self.bias: Tensor | None = None
+        if any(p.logit_bias for p in params):
+            self.bias = torch.zeros(len(params), 1, vocab_size, device=device)
+            for row, p in enumerate(params):
+                for token, value in (p.logit_bias or {}).items():
+                    if token < vocab_size:
+                        self.bias[row, 0, token] = value
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are the logits themselves."""
+        return not self.needs_history and self.bias is None
+
+
+def _apply_penalties(
+    scores: Tensor, table: SamplingTable, history: TokenHistory, drafts: Tensor, ancestors: Tensor
+) -> Tensor:
+    """Penalise tokens that came before; at a speculated position that includes the draft tokens leading to it."""
+    rows, width, vocab = scores.shape
+    counts = history.output_counts[table.slots, None, :vocab].expand(rows, width, vocab).clone()
+    if drafts.shape[1]:
+        index = drafts[:, None, :].expand(rows, width, drafts.shape[1])
+        counts.scatter_add_(2, index, ancestors.to(counts.dtype))
+    seen = history.in_prompt[table.slots, None, :vocab] | (counts > 0)
+    penalty = table.repetition_penalty
+    scores = torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+    return scores - table.frequency_penalty * counts - table.presence_penalty * (counts > 0)
+
+
+def _truncate(scores: Tensor, table: SamplingTable) -> Tensor:
+    """Set tokens outside top-k, top-p and min-p to minus infinity; in this order, as Hugging Face does."""
+    # Greedy rows only pass through: any positive temperature leaves their best token in place.
+    scaled = scores / table.temperature.clamp(min=1e-6)
+    if table.max_top_k:
+        best = scaled.topk(table.max_top_k, dim=-1).values
+        rank = (table.top_k.clamp(max=table.max_top_k) - 1).expand(*scaled.shape[:2], 1)
+        limited = table.top_k <= table.max_top_k
+        scaled = scaled.masked_fill((scaled < best.gather(-1, rank)) & limited, -math.inf)
+    if table.has_top_p:
+        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+        probs = ordered.softmax(-1)
+        outside = (probs.cumsum(-1) - probs) >= table.top_p
+        outside[..., 0] = False
+        outside &= table.top_p < 1.0
+        scaled = scaled.masked_fill(torch.zeros_like(outside).scatter_(-1, order, outside), -math.inf)
+    if table.has_min_p:
+        scaled = scaled.masked_fill(scaled < scaled.amax(-1, keepdim=True) + table.log_min_p, -math.inf)
+    return scores.masked_fill(scaled == -math.inf, -math.inf)
+
+
+def process_logits(
+    logits: Tensor,
+    table: SamplingTable,
+    history: TokenHistory | None = None,
+    drafts: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Turn logits into scores: bias, penalties, grammar, then truncation to top-k, top-p and min-p.
+
+    Args:
+        logits: `[rows, width, vocab]`, one row of the table per row.
+        table: The rows' parameters.
+        history: Tokens before the first position of `logits`; needed where a penalty is on.
+        drafts: Speculated tokens, int64 `[rows, num_drafts]`.
+        ancestors: bool `[rows, width, num_drafts]`: whether a draft token stands before the position.
+        allowed: bool `[rows, width, vocab]`: which tokens a grammar allows; None: all.
+
+    Returns:
+        float32 scores `[rows, width, vocab]`; tokens that are cut are minus infinity.
+    """
+    scores = logits.float()
+    if table.bias is not None:
+        scores = scores + table.bias
+    if table.needs_history:
+        if history is None or drafts is None or ancestors is None:
+            msg = "penalties need the token history and the draft tokens"
+            raise ValueError(msg)
+        scores = _apply_penalties(scores, table, history, drafts, ancestors)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if table.max_top_k or table.has_top_p or table.has_min_p:
+        scores = _truncate(scores, table)
+    return scores
+
+
+def pick_tokens(
+    logits: Tensor,
+    table: SamplingTable,
+    positions: Tensor,
+    history: TokenHistory | None = None,
+    drafts: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """The token that each position's distribution and noise choose; greedy and sampled alike.
+
+    Args:
+        logits: `[rows, width, vocab]`.
+        table: The rows' parameters.
+        positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
+        history: See `process_logits`.
+        drafts: See `process_logits`.
+        ancestors: See `process_logits`.
+        allowed: See `process_logits`.
+
+    Returns:
+        Token ids, int64 `[rows, width]`.
+    """
+    if not table.is_sampled and table.is_plain:
+        return best_token(logits if allowed is None else logits.masked_fill(~allowed, -math.inf))
+    scores = process_logits(logits, table, history, drafts, ancestors, allowed)
+    if table.is_sampled:
+        scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
+    return best_token(scores)
+
+
+def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """`pick_tokens` where `SamplingParams.needs_only_noise`; nothing in it waits for the device.
+
+    Args:
+        logits: `[rows, width, vocab]`.
+        temperature: Floating point `[rows]`; 0 is greedy.
+        seeds: Lower and upper half of each row's seed, as int32 numbers, any whole number type `[rows, 2]`.
+        positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
+
+    Returns:
+        Token ids, int64 `[rows, width]`.
+    """
+    noise = gumbel_noise(seeds.to(torch.int32), positions, logits.shape[-1])
+    return best_token(logits.float() + temperature.float()[:, None, None] * noise)

@@ -1,0 +1,280 @@
+"""Backends on tiny models for tests of the LangChain face, a backend without a model, and callbacks that count."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+
+from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM
+from langchain_specdec.completions.completion import Completion, CompletionRequest
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support.chat_templates import CHATML, chat_tokenizer
+from tests.support.tiny_models import byte_tokenizer, tiny_model
+
+PROMPTS = ["hello hello hello", "abcabcabc", "x", "The quick brown fox", "one two one two one", "?!", "aaaa", "Zebra"]
+
+
+def make_backend(seed: int = 0, **options: Any) -> LocalBackend:
+    """A tiny random model; steps cost the same at any width unless told otherwise."""
+    defaults = {"num_slots": 4, "max_length": 256, "step_cost": StepCost.flat()}
+    return LocalBackend(tiny_model(seed), byte_tokenizer(), **{**defaults, **options})
+
+
+def make_drafting_backend(seed: int = 0, **options: Any) -> LocalBackend:
+    """The same with itself as draft model, four tokens at a time: every draft is accepted."""
+    draft = {"draft_model": tiny_model(seed), "draft_tokenizer": byte_tokenizer(), "drafter": "draft_model"}
+    return make_backend(seed, **{**draft, "max_draft_tokens": 4, "draft_length": 4, **options})
+
+
+def make_llm(seed: int = 0, **fields: Any) -> SpeculativeLLM:
+    return SpeculativeLLM(backend=make_backend(seed), **{"max_new_tokens": 16, **fields})
+
+
+@contextmanager
+def lasting(backend: LocalBackend) -> Iterator[LocalBackend]:
+    """A backend for all tests of a module: its thread runs already, so that none of them is to blame for it."""
+    backend.complete([CompletionRequest("x", SamplingParams(max_new_tokens=1))])
+    yield backend
+    backend.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def is_idle(backend: LocalBackend) -> bool:
+    return wait_until(lambda: backend.engine.num_running == 0 and backend.engine.num_waiting == 0)
+
+
+def engine_threads() -> list[threading.Thread]:
+    gc.collect()
+    return [thread for thread in threading.enumerate() if thread.name == "specdec-engine"]
+
+
+class Counter(BaseCallbackHandler):
+    """Everything that a run reports, in order."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.starts: list[str] = []
+        self.tokens: list[str] = []
+        self.chunks: list[Any] = []
+        self.ends: list[Any] = []
+        self.errors: list[BaseException] = []
+
+    def on_llm_start(self, serialized: Any, prompts: list[str], **kwargs: Any) -> None:
+        self.starts += prompts
+
+    def on_llm_new_token(self, token: str, *, chunk: Any = None, **kwargs: Any) -> None:
+        self.tokens.append(token)
+        self.chunks.append(chunk)
+
+    def on_llm_end(self, response: Any, **kwargs: Any) -> None:
+        self.ends.append(response)
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.errors.append(error)
+
+
+class AsyncCounter(AsyncCallbackHandler):
+    """`Counter` for an event loop."""
+
+    def __init__(self) -> None:
+        self.seen = Counter()
+
+    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+        self.seen.on_llm_start(*args, **kwargs)
+
+    async def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        self.seen.on_llm_new_token(*args, **kwargs)
+
+    async def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seen.on_llm_end(*args, **kwargs)
+
+    async def on_llm_error(self, *args: Any, **kwargs: Any) -> None:
+        self.seen.on_llm_error(*args, **kwargs)
+
+
+class EchoEvents:
+    """The stream of an `EchoBackend`, for `for` and `async for`."""
+
+    def __init__(self, request: CompletionRequest) -> None:
+        words = request.prompt.split(" ")[: request.params.max_new_tokens]
+        self.events = [TokenEvent((Token(len(word), word + " ", False),)) for word in words]
+        self.events.append(FinishEvent("length", len(words), len(words), 7, SpeculationStats()))
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self.is_closed or not self.events:
+            raise StopIteration
+        return self.events.pop(0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class EchoBackend:
+    """The least that the protocol asks for: answers with the words of the prompt."""
+
+    model_name = "echo"
+
+    def __init__(self) -> None:
+        self.requests: list[CompletionRequest] = []
+        self.is_closed = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"model": "echo"}
+
+    def stream(self, request: CompletionRequest) -> EchoEvents:
+        self.requests.append(request)
+        return EchoEvents(request)
+
+    def astream(self, request: CompletionRequest) -> EchoEvents:
+        return self.stream(request)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        completions = []
+        for request in requests:
+            *events, finish = list(self.stream(request))
+            completions.append(Completion(tuple(token for event in events for token in event.tokens), finish))
+        return completions
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        return self.complete(requests)
+
+    def token_ids(self, text: str) -> list[int]:
+        return [len(word) for word in text.split(" ")]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class ScriptedEvents:
+    """The stream of a `ScriptedBackend`, for `for` and `async for`."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+        self.is_closed = False
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        if self.is_closed or not self.events:
+            raise StopIteration
+        return self.events.pop(0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class ScriptedBackend:
+    """A model that answers what it was told to, token by token, whatever it is asked.
+
+    Args:
+        answers: Its answers; the last is repeated.
+        template: Its chat template.
+        width: Tokens of a decoding step.
+    """
+
+    model_name = "scripted"
+    takes_token_ids = True
+    max_length = 4096
+
+    def __init__(self, *answers: str, template: str | None = CHATML, width: int = 1) -> None:
+        self.answers = list(answers)
+        self.tokenizer = chat_tokenizer(template)
+        self.width = width
+        self.requests: list[CompletionRequest] = []
+        self.streams: list[ScriptedEvents] = []
+        self.is_closed = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"model": "scripted"}
+
+    @property
+    def prompt(self) -> str:
+        """The last prompt as text."""
+        prompt = self.requests[-1].prompt
+        return prompt if isinstance(prompt, str) else str(self.tokenizer.decode(prompt))
+
+    def stream(self, request: CompletionRequest) -> ScriptedEvents:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        ids = self.tokenizer(answer, add_special_tokens=False).input_ids[: request.params.max_new_tokens]
+        # As the engine does: special tokens have no text, and a character comes with its last byte.
+        tokens, done = [], ""
+        for index, token in enumerate(ids):
+            text = self.tokenizer.decode(ids[: index + 1], skip_special_tokens=True)
+            released = text[len(done) :] if not text.endswith("\ufffd") else ""
+            done += released
+            tokens.append(Token(token, released, drafted=index % 2 == 1))
+        steps = [tuple(tokens[start : start + self.width]) for start in range(0, len(tokens), self.width)]
+        finish = FinishEvent("eos_token", len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
+        self.streams.append(ScriptedEvents([*map(TokenEvent, steps), finish]))
+        return self.streams[-1]
+
+    def astream(self, request: CompletionRequest) -> ScriptedEvents:
+        return self.stream(request)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    def token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text).input_ids)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def scripted(*answers: str, template: str | None = CHATML, width: int = 1, **fields: Any) -> ChatSpeculative:
+    """A chat with a scripted model."""
+    return ChatSpeculative(backend=ScriptedBackend(*answers, template=template, width=width), **fields)

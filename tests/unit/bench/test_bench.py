@@ -1,0 +1,825 @@
+"""`specdec bench`: names, workloads, turns, figures, table, JSON and plot, and every contestant on a tiny model."""
+
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from langchain_specdec.bench import plot, theory
+from langchain_specdec.bench.build import Plan, check_packages, set_up
+from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
+from langchain_specdec.bench.header import describe_layers
+from langchain_specdec.bench.machine import describe_machine, versions
+from langchain_specdec.bench.measure import MIXED, grouped, measure
+from langchain_specdec.bench.random_weights import SHAPES, random_model
+from langchain_specdec.bench.report import make_report
+from langchain_specdec.bench.statistics import ALL, Run, figures, first_difference, mismatches, spread
+from langchain_specdec.bench.table import print_report
+from langchain_specdec.bench.weights import load_weights, step_bytes
+from langchain_specdec.bench.workload import Question, encode, load_workload, select
+from langchain_specdec.cli.app import app
+from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+from langchain_specdec.runner.cpu.compile_costs import CompileCosts
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support.tiny_models import byte_tokenizer, tiny_model
+
+ROOT = Path(__file__).resolve().parents[3]
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
+has_flashspec = importlib.util.find_spec("flashspec") is not None
+TINY = ("--model", "random:tiny", "--max-prompt-tokens", "60", "--max-new-tokens", "12", "--limit", "1")
+
+
+@pytest.fixture(autouse=True)
+def as_found():
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+
+
+def prompt(number=0, category="qa", length=4):
+    return Prompt(str(number), category, tuple(range(length)))
+
+
+def result(*rows, first=1.0, seconds=3.0, first_tokens=1, **counts):
+    return RunResult(tuple(map(tuple, rows)), first, first_tokens, seconds, **counts)
+
+
+def run(contestant, group, res, *, repeat=0, category="qa"):
+    return Run(contestant, group, category, repeat, 0, (str(group),), 4, res)
+
+
+class Fake:
+    """Returns what it is told, and writes down that it was asked."""
+
+    def __init__(self, name, log, rows=(1, 2, 3), error=None, seconds=3.0):
+        self.name, self.note, self._log = name, f"{name} runs", log
+        self._rows, self._error, self._seconds = rows, error, seconds
+
+    def warm_up(self, groups):
+        self._log.append((self.name, "warm-up"))
+
+    def run(self, prompts):
+        self._log.append((self.name, tuple(p.prompt_id for p in prompts)))
+        if self._error is not None:
+            raise self._error
+        return result(*(self._rows for _ in prompts), seconds=self._seconds)
+
+    def close(self):
+        self._log.append((self.name, "close"))
+
+
+# Names of contestants
+
+
+def parsed(*names, has_draft_model=False, batch=1):
+    return parse_contestants(names, has_draft_model=has_draft_model, batch=batch)
+
+
+def test_a_contestant_has_a_name_a_setting_and_a_concurrency():
+    specs = parsed("plain", "auto@8", "hf-prompt-lookup:3@1", "hf-compiled:max-autotune", batch=8)
+    assert [(s.name, s.kind, s.setting, s.concurrency) for s in specs] == [
+        ("plain", "plain", None, None),
+        ("auto@8", "auto", None, 8),
+        ("hf-prompt-lookup:3@1", "hf-prompt-lookup", 3, 1),
+        ("hf-compiled:max-autotune", "hf-compiled", "max-autotune", None),
+    ]
+    assert [s.is_ours for s in specs] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("fast", "no contestant 'fast'"),
+        ("plain:3", "plain has no setting"),
+        ("auto:0", "from 1 to 64"),
+        ("auto:65", "from 1 to 64"),
+        ("auto:", "got ''"),
+        ("auto@0", "prompts at once"),
+        ("auto@x", "prompts at once"),
+        ("auto@2@3", "no contestant"),
+        ("hf-compiled:fastest", "max-autotune"),
+        ("draft_model", "needs a draft model"),
+        ("hf-assisted:4", "needs a draft model"),
+        ("flashspec:composite-g4", "needs a draft model"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_what_is_allowed(name, part):
+    with pytest.raises(InvalidParameterError, match=part):
+        parsed(name)
+
+
+def test_contestants_that_do_not_go_with_the_rest_are_refused():
+    with pytest.raises(InvalidParameterError, match="hf-prompt-lookup:3@1"):
+        parsed("hf-prompt-lookup:3", batch=4)
+    with pytest.raises(InvalidParameterError, match="once only: plain"):
+        parsed("plain", "plain")
+    with pytest.raises(InvalidParameterError, match="No contestant would use the draft model"):
+        parsed("plain", "hf", has_draft_model=True)
+    with pytest.raises(InvalidParameterError, match="no contestants"):
+        parsed()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install flashspec"):
+        check_packages(parsed("flashspec"))
+    check_packages(parsed("plain", "hf"))
+
+
+# Workloads
+
+
+def test_the_workload_that_comes_along():
+    questions = load_workload(None)
+    categories = [question.category for question in questions]
+    assert len(questions) == len(set(categories)) == len({q.question_id for q in questions}) == 10
+    assert "random_words" in categories
+
+
+def test_a_workload_in_spec_bench_s_format(tmp_path):
+    path = tmp_path / "w.jsonl"
+    path.write_text(
+        '{"question_id": 7, "category": "qa", "turns": ["Who?", "And why?"], "reference": []}\n\n'
+        '{"question_id": "b", "category": "math", "turns": ["1 + 1"]}\n'
+    )
+    questions = [Question("7", "qa", "Who?"), Question("b", "math", "1 + 1")]
+    assert load_workload(path) == questions
+    path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n"), newline="")
+    assert load_workload(path) == questions, "as an editor of Windows writes it"
+    path.write_text('{"question_id": 1, "category": "qa", "turns": ["a line\u2028separator"]}')
+    assert load_workload(path) == [Question("1", "qa", "a line\u2028separator")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"question_id": 1}', '{"question_id": 1, "category": "qa", "turns": []}',
+     '{"question_id": 1, "category": "qa", "turns": [" "]}', '{"question_id": 1, "category": 2, "turns": ["x"]}',
+     r'{"question_id": 1, "category": "\u001b[31mqa", "turns": ["x"]}',
+     r'{"question_id": "\u001b]0;title\u0007", "category": "qa", "turns": ["x"]}'],
+)  # fmt: skip
+def test_a_line_that_is_not_in_the_format_is_named(tmp_path, line):
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"question_id": 1, "category": "qa", "turns": ["x"]}\n' + line)
+    with pytest.raises(InvalidParameterError, match=r"w\.jsonl, line 2"):
+        load_workload(path)
+
+
+def test_a_workload_that_cannot_be_read(tmp_path):
+    with pytest.raises(InvalidParameterError, match="No such file"):
+        load_workload(tmp_path / "none.jsonl")
+    (tmp_path / "latin").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidParameterError, match="UTF-8"):
+        load_workload(tmp_path / "latin")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(InvalidParameterError, match="empty"):
+        load_workload(tmp_path / "empty")
+
+
+def test_selecting_categories_and_a_number_of_each():
+    questions = [Question(str(i), "ab"[i % 2], "x") for i in range(6)]
+    assert [q.question_id for q in select(questions, (), 2)] == ["0", "1", "2", "3"]
+    assert [q.question_id for q in select(questions, ("b",), None)] == ["1", "3", "5"]
+    with pytest.raises(InvalidParameterError, match=r"no category 'c'\. It has: a, b"):
+        select(questions, ("c",), None)
+
+
+def test_a_prompt_that_is_too_long_keeps_its_beginning_and_the_chat_format():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    question = Question("1", "qa", "abcdefgh" * 10)
+    whole = encode(question, tokenizer, 200, is_chat=True)
+    assert tokenizer.decode(whole.token_ids) == f"<user>{question.text}<assistant>"
+    assert not whole.is_cut
+    cut = encode(question, tokenizer, 40, is_chat=True)
+    assert tokenizer.decode(cut.token_ids) == f"<user>{question.text[:23]}<assistant>"
+    assert cut.is_cut
+    assert len(cut.token_ids) == 40
+    assert tokenizer.decode(encode(question, tokenizer, 5, is_chat=False).token_ids) == "abcde"
+    with pytest.raises(InvalidParameterError, match="no room for question 1"):
+        encode(question, tokenizer, 17, is_chat=True)
+
+
+# Taking turns
+
+
+def test_contestants_run_in_turns_and_the_first_one_rotates():
+    log = []
+    contestants = [Fake(name, log) for name in "abc"]
+    groups = grouped([prompt(i) for i in range(4)], 1)
+    told = []
+    measurement = measure(contestants, groups, 2, lambda *what: told.append(what))
+    assert [entry for entry in log if entry[1] == "warm-up"] == log[:3]
+    order = ["".join(name for name, ids in log[3:] if ids == (str(i),)) for i in range(4)]
+    assert order == ["abcbca", "bcacab", "cababc", "abcbca"]
+    assert len(measurement.runs) == 3 * 4 * 2
+    assert [r.order for r in measurement.runs[:6]] == [0, 1, 2, 0, 1, 2]
+    assert sorted(measurement.warm_up_seconds) == ["a", "b", "c"]
+    assert told[-1] == ("done", 27, 27)
+    assert [done for _, done, _ in told] == list(range(28))
+
+
+def test_a_group_of_several_categories_is_mixed():
+    prompts = [prompt(0, "qa"), prompt(1, "qa"), prompt(2, "qa"), prompt(3, "math"), prompt(4, "math")]
+    runs = measure([Fake("a", [])], grouped(prompts, 2), 1).runs
+    assert [(r.prompt_ids, r.category) for r in runs] == [
+        (("0", "1"), "qa"),
+        (("2", "3"), MIXED),
+        (("4",), "math"),
+    ]
+    assert [r.prompt_tokens for r in runs] == [8, 8, 4]
+
+
+def test_a_contestant_that_fails_drops_out_and_the_others_go_on():
+    log = []
+    contestants = [Fake("a", log), Fake("b", log, error=RuntimeError("no\nroom"))]
+    measurement = measure(contestants, grouped([prompt(0), prompt(1)], 1), 1)
+    assert measurement.failures == {"b": "RuntimeError: no room"}
+    assert [r.contestant for r in measurement.runs] == ["a", "a"]
+    assert log.count(("b", ("0",))) == 1
+    assert ("b", ("1",)) not in log
+
+
+def test_an_interruption_keeps_what_was_measured():
+    contestants = [Fake("a", []), Fake("b", [], error=KeyboardInterrupt())]
+    measurement = measure(contestants, grouped([prompt(0), prompt(1)], 1), 1)
+    assert measurement.is_interrupted
+    assert [r.contestant for r in measurement.runs] == ["a"]
+
+
+# Figures
+
+
+def test_spread():
+    assert spread([]) is None
+    assert spread([2.0]) == spread([2.0, 2.0]).__class__(2.0, 2.0, 2.0, 1)
+    found = spread([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (found.low, found.median, found.high, found.count) == (2.0, 3.0, 4.0, 5)
+
+
+def test_the_decode_rate_leaves_out_the_first_delivery_with_all_its_tokens():
+    res = result(range(11), first=1.0, seconds=6.0, first_tokens=3)
+    found = figures([run("a", 0, res)], "a", "a", ALL, "decode")
+    assert found.tokens_per_second == pytest.approx(8 / 5)
+    assert figures([run("a", 0, res)], "a", "a", ALL, "overall").tokens_per_second == pytest.approx(11 / 6)
+
+
+def test_ratios_are_medians_of_repeats_and_then_of_prompts():
+    runs = []
+    # Seconds of decoding 4 tokens: prompt 0 in three repeats, prompts 1 and 2 once.
+    for group, repeat, mine, theirs in [(0, 0, 1, 2), (0, 1, 1, 4), (0, 2, 1, 30), (1, 0, 2, 2), (2, 0, 4, 2)]:
+        for name, seconds in (("a", mine), ("plain", theirs)):
+            runs.append(run(name, group, result(range(5), seconds=1.0 + seconds), repeat=repeat))
+    found = figures(runs, "a", "plain", ALL, "decode")
+    # Prompts' ratios: 4 (the median of 2, 4 and 30), 1 and 0.5.
+    assert (found.ratio.low, found.ratio.median, found.ratio.high, found.ratio.count) == (0.75, 1.0, 2.5, 3)
+    assert found.ratio_of_totals == pytest.approx((20 / 9) / (20 / 40))
+    assert found.tokens_per_second == pytest.approx(20 / 9)
+    assert found.rate.median == pytest.approx(2.0)
+    assert found.num_groups == 3
+    assert figures(runs, "plain", "plain", ALL, "decode").ratio.median == 1.0
+
+
+def test_only_runs_that_both_have_are_compared():
+    fast, slow = result(range(5), seconds=2.0), result(range(5), seconds=3.0)
+    runs = [run("a", 0, fast), run("plain", 0, slow), run("a", 1, result(range(5), seconds=100.0))]
+    found = figures(runs, "a", "plain", ALL, "decode")
+    assert found.ratio_of_totals == pytest.approx(2.0)
+    assert found.ratio.median == pytest.approx(2.0)
+    assert found.num_groups == 2
+
+
+def test_an_answer_in_one_delivery_has_no_decode_rate():
+    runs = [run(name, 0, result([1], first=1.0, seconds=1.0)) for name in ("a", "plain")]
+    found = figures(runs, "a", "plain", ALL, "decode")
+    assert (found.tokens_per_second, found.rate, found.ratio, found.ratio_of_totals) == (None, None, None, None)
+    assert found.first_seconds.median == 1.0
+    nothing = figures(runs, "b", "plain", ALL, "decode")
+    assert (nothing.num_groups, nothing.first_seconds) == (0, None)
+
+
+def test_counts_are_summed_and_unknown_ones_stay_unknown():
+    known = result(range(6), num_steps=3, drafted_tokens=8, accepted_tokens=3, prefilled_tokens=4)
+    found = figures([run("a", 0, known), run("a", 1, known)], "a", "a", ALL, "decode")
+    assert (found.tokens_per_step, found.acceptance_rate, found.prefilled_tokens) == (2.0, 0.375, 8)
+    unknown = figures([run("a", 0, result(range(6)))], "a", "a", ALL, "decode")
+    assert (unknown.tokens_per_step, unknown.acceptance_rate, unknown.prefilled_tokens) == (None, None, None)
+    assert figures([run("a", 0, known), run("a", 1, known, category="x")], "a", "a", "x", "decode").num_groups == 1
+
+
+def test_first_difference():
+    assert first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert first_difference([1, 2, 3], [1, 5, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+    assert first_difference([], []) is None
+
+
+def test_mismatches_are_found_in_any_repeat_and_not_beyond_the_limit():
+    runs = [
+        run("plain", 0, result([1, 2, 3])),
+        run("plain", 0, result([1, 2, 3]), repeat=1),
+        run("plain", 1, result([1, 2, 3])),
+        run("a", 0, result([1, 2, 3])),
+        run("a", 0, result([1, 9, 3]), repeat=1),
+        run("a", 1, result([1, 2, 3, 4, 5])),
+        run("a", 2, result([7])),
+    ]
+    found = mismatches(runs, "a", "plain", 3)
+    assert (found.num_prompts, found.positions, found.num_beyond) == (2, {"0": 1}, 2)
+    assert mismatches(runs, "plain", "plain", 3).positions == {}
+
+
+# Reports
+
+
+def header():
+    return {
+        "command": "specdec bench",
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": versions(),
+        "model": {"name": "m", "dtype": "float32", "step_bytes": 100, "num_packed": 3},
+        "draft_model": None,
+        "settings": {
+            "workload": "default", "num_prompts": 2, "num_cut": 1, "is_chat": True, "batch": 1, "repeat": 1,
+            "max_new_tokens": 3, "temperature": 0.0, "seed": 0,
+        },
+    }  # fmt: skip
+
+
+def report(*, failing=None, seconds=2.0, categories=("qa", "math")):
+    contestants = [
+        Fake("plain", []),
+        Fake("auto", [], seconds=seconds),
+        Fake("hf", [], rows=(1, 9, 3, 4), error=failing),
+    ]
+    prompts = [prompt(number, category) for number, category in enumerate(categories)]
+    measurement = measure(contestants, grouped(prompts, 1), 1)
+    notes = {c.name: c.note for c in contestants}
+    return make_report(
+        measurement, notes, header(), baseline="plain", batch=1, max_new_tokens=3, comparable=list(notes),
+        step_bytes=100, bandwidth=200.0,
+    )  # fmt: skip
+
+
+def printed(rep, width=120):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_report(rep, console)
+    return console.export_text()
+
+
+def test_the_table_shows_rates_ratios_and_what_differs():
+    text = printed(report())
+    assert "plain   1.0" not in text
+    for part in (
+        "$ specdec bench",
+        "a step reads 0 MB of weights",
+        "50% of what bandwidth allows",
+        "2 prompts (1 cut to fit) in the chat format, 3 new tokens, greedy",
+        "2.00×",
+        "2.00× (2.00–2.00)",
+        "2 of 2",
+        "hf returned 2 tokens beyond max_new_tokens; they are counted.",
+        "hf differs from plain: prompt 0 at token 1, 1 at token 1",
+    ):
+        assert part in text
+    assert "layers" not in text
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert {"qa", "math", "all", "tokens per step", "first token, ms", "warm-up, s"} <= set(rows)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "used", "line"),
+    [
+        ("", (True, False), "compiled, 1 of 2 graphs in use, made in 12.5 s "
+         "(one row of one token: 20% less time; one row of several: not used)"),
+        ("RuntimeError: no", (False, False), "compiled (RuntimeError: no), 0 of 2 graphs in use"),
+        ("", (), "not compiled\n"),
+        ("layers are compiled on CPU only", (), "not compiled (layers are compiled on CPU only)"),
+    ],
+)  # fmt: skip
+def test_how_layers_ran_is_told(obstacle, used, line):
+    shapes = [("one row of one token", 0.2, 4.5), ("one row of several", -0.1, 8.0)]
+    graphs = [
+        {"shape": shape, "seconds": seconds, "saving": saving, "is_used": is_used}
+        for (shape, saving, seconds), is_used in zip(shapes, used, strict=False)
+    ]
+    rep = report()
+    rep.header["layers"] = {"is_compiled": any(used), "obstacle": obstacle, "graphs": graphs}
+    assert f"layers    of this engine {line}" in printed(rep, 200)
+
+
+def test_names_are_shown_as_they_are():
+    rep = report(categories=("[red]qa", "[/] :cat:"))
+    rep.header["model"]["name"] = "models[/x]/:cat:"
+    text = printed(rep)
+    for part in ("[red]qa", "[/] :cat:", "models[/x]/:cat:"):
+        assert part in text
+
+
+def test_a_failure_and_an_interruption_are_told():
+    text = printed(report(failing=RuntimeError("out of memory")))
+    assert "hf failed and dropped out: RuntimeError: out of memory" in text
+    assert "Interrupted: only what was measured until then." in printed(report(failing=KeyboardInterrupt()))
+
+
+def test_the_object_has_every_run_and_survives_json():
+    rep = report()
+    read = json.loads(json.dumps(rep.as_dict()))
+    assert len(read["runs"]) == 6
+    assert read["runs"][0]["result"]["token_ids"] == [[1, 2, 3]]
+    assert {"command", "machine", "versions", "model", "settings", "baseline", "is_interrupted"} <= set(read)
+    assert read["contestants"][1]["by_category"]["all"]["ratio"]["median"] == 2.0
+    # Two tokens in two seconds after the first: one second a step, of which reading 100 bytes takes half.
+    assert read["roofline"]["share"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_plot(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"bars.{suffix}"
+    plot.check_plot(path)
+    # Formulas to matplotlib, the second of them a wrong one.
+    rep = report(categories=("$x$", r"$\frac$"))
+    rep.header["model"]["name"] = r"$\sqrt$"
+    plot.draw(rep, path)
+    assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_a_plot_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(InvalidParameterError, match=r"\.png, \.svg, \.pdf"):
+        plot.check_plot(tmp_path / "bars.gif")
+    with pytest.raises(InvalidParameterError, match="no folder"):
+        plot.check_plot(tmp_path / "none" / "bars.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InvalidParameterError, match="it is a folder"):
+        plot.check_plot(tmp_path / "folder.png")
+    with monkeypatch.context() as patch, pytest.raises(InvalidParameterError, match="permission denied"):
+        patch.setattr(os, "access", lambda path, mode: False)
+        plot.check_plot(tmp_path / "bars.png")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"langchain-specdec\[bench\]"):
+        plot.check_plot(tmp_path / "bars.png")
+
+
+# Theory
+
+
+def test_tokens_per_step_and_speed_up():
+    assert theory.tokens_per_step(0.0, 5) == 1.0
+    assert theory.tokens_per_step(1.0, 5) == 6.0
+    for acceptance, length in ((0.5, 3), (0.9, 4)):
+        closed = (1 - acceptance ** (length + 1)) / (1 - acceptance)
+        assert theory.tokens_per_step(acceptance, length) == pytest.approx(closed)
+    assert theory.speed_up(0.8, 0, 0.5) == 1.0
+    assert theory.best_draft_length(0.5, 0.5) == 0
+    assert theory.accepted_over_drafted(1.0, 4) == 1.0
+
+
+def test_the_numbers_of_the_benchmarks_page():
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.\d+) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for cost, cells in rows:
+        for acceptance, cell in zip((0.5, 0.6, 0.7, 0.8, 0.9), cells.split("|"), strict=True):
+            # Two lengths may be equally good to the last bit but one.
+            speed_up, length = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell).groups()
+            best = theory.speed_up(acceptance, theory.best_draft_length(acceptance, float(cost)), float(cost))
+            assert theory.speed_up(acceptance, int(length), float(cost)) == pytest.approx(best, abs=1e-9)
+            assert f"{best:.2f}" == speed_up
+
+    def at_four(cost):
+        return f"{theory.speed_up(0.9, 4, cost):.2f}"
+
+    def best(cost):
+        return theory.speed_up(0.9, theory.best_draft_length(0.9, cost), cost)
+
+    assert f"{theory.tokens_per_step(0.9, 4):.2f} tokens a step" in page
+    assert f"{at_four(0.05)}× at `c + v = 0.05`, but {at_four(0.1)}× at 0.10 and {at_four(0.2)}× at 0.20" in page
+    assert best(0.13) >= 3 > best(0.131)
+    assert best(0.072) >= 4 > best(0.073)
+    assert [f"{theory.accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
+    assert theory.accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
+    assert f"{theory.tokens_per_step(0.9583, 4):.2f} tokens a step" in page
+    named = re.findall(r"^\| (`[a-z_`, -]+) \|", page, re.MULTILINE)
+    assert {name.strip("` ") for names in named for name in names.split(",")} == set(KINDS)
+
+
+# Weights
+
+
+def test_peers_share_the_engine_s_weights_and_keep_plain_layers():
+    model = tiny_model()
+    assert model.generation_config.eos_token_id is not None
+    weights = load_weights(model, byte_tokenizer(), for_ours=True, for_peers=True, dtype="auto", device="cpu")
+    linears = [m for m in weights.peer.modules() if type(m) is torch.nn.Linear]
+    assert len(linears) == 15
+    ours = weights.ours.model
+    assert weights.num_packed in (0, 15)
+    assert sum(type(m) is torch.nn.Linear for m in ours.modules()) == 15 - weights.num_packed
+    assert ours.get_input_embeddings().weight is weights.peer.get_input_embeddings().weight
+    assert ours.config._attn_implementation != weights.peer.config._attn_implementation == "sdpa"
+    assert weights.peer.generation_config.eos_token_id is None
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert weights.peer(ids).logits.shape == (1, 4, model.config.vocab_size)
+
+
+def test_bytes_of_a_step():
+    untied, tied = tiny_model(), tiny_model(tie_word_embeddings=True)
+    embedding = untied.get_input_embeddings().weight.numel()
+    everything = sum(p.numel() for p in untied.parameters())
+    assert step_bytes(untied) == 4 * (everything - embedding)
+    assert step_bytes(tied) == 4 * sum(p.numel() for p in tied.parameters()) == 4 * (everything - embedding)
+
+
+def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    everything = step_bytes(model)
+    linears = sum(4 * m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    weights = load_weights(model, byte_tokenizer(), for_ours=True, for_peers=False, dtype="auto", device="cpu")
+    assert weights.num_bytes == everything - (linears // 2 if can_use_panels(torch.float32) else 0)
+
+
+def test_random_weights_have_a_tokenizer_that_knows_every_token():
+    model, tokenizer = random_model("random:tiny", "auto", "cpu")
+    assert model.dtype == torch.float32
+    assert len(tokenizer) == model.config.vocab_size == SHAPES["tiny"]["vocab_size"]
+    assert tokenizer.decode(tokenizer("Grüße").input_ids) == "Grüße"
+    assert tokenizer.decode([300]) == "<300>"
+    assert model.generation_config.eos_token_id is None
+    with pytest.raises(InvalidParameterError, match="llama-8b"):
+        random_model("random:huge", "auto", "cpu")
+    with pytest.raises(InvalidParameterError, match="no device 'abacus'"):
+        random_model("random:tiny", "auto", "abacus")
+
+
+def test_shapes_have_the_published_sizes():
+    def parameters(shape):
+        s = SHAPES[shape]
+        head_dim = s.get("head_dim", s["hidden_size"] // s["num_attention_heads"])
+        attention = 2 * s["hidden_size"] * head_dim * (s["num_attention_heads"] + s["num_key_value_heads"])
+        layer = attention + 3 * s["hidden_size"] * s["intermediate_size"]
+        heads = 1 if s.get("tie_word_embeddings") else 2
+        return layer * s["num_hidden_layers"] + heads * s["vocab_size"] * s["hidden_size"]
+
+    sizes = {shape: round(parameters(shape) / 1e9, 2) for shape in SHAPES if shape != "tiny"}
+    assert sizes == {
+        "llama-8b": 8.03, "llama-3b": 3.21, "llama-1b": 1.24, "qwen1.5-1.8b": 1.84, "qwen1.5-0.5b": 0.46,
+        "qwen2.5-1.5b": 1.54, "qwen2.5-0.5b": 0.49, "smollm2-135m": 0.13,
+    }  # fmt: skip
+
+
+# Contestants on a tiny model
+
+
+def results(
+    *names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_prefixes=False, step_cost="measured", **params
+):
+    params = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
+    specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
+    plan = Plan(
+        "random:tiny", specs, params, draft_model=draft_model, batch=batch, device="cpu", max_prompt_tokens=50,
+        keep_prefixes=keep_prefixes, synthetic_cost=0.05 if draft_model is None else None,
+        step_cost=step_cost,
+    )  # fmt: skip
+    questions = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sat on") for i in range(num_prompts)]
+    with set_up(plan, questions) as setup:
+        measurement = measure(setup.contestants, grouped(setup.prompts, batch), repeat)
+    assert measurement.failures == {}
+    return {name: [r.result for r in measurement.runs if r.contestant == name] for name in names}
+
+
+PEERS = ["hf", "hf-prompt-lookup:4", *(["flashspec"] if has_flashspec else [])]
+
+
+def test_all_write_what_plain_writes_and_say_how():
+    found = results("plain", "prompt_lookup:4", "auto", "synthetic", *PEERS)
+    plain = found["plain"]
+    assert all(r.num_tokens == r.num_steps == 12 for r in plain)
+    for name, runs in found.items():
+        for mine, theirs in zip(runs, plain, strict=True):
+            assert mine.token_ids[0][:12] == theirs.token_ids[0], name
+            assert 0 < mine.first_seconds < mine.seconds, name
+            assert 1 <= mine.first_tokens <= mine.num_tokens, name
+            assert mine.prefilled_tokens > 20, name
+    assert all(r.num_steps < 12 for r in found["prompt_lookup:4"] if r.accepted_tokens)
+    assert sum(r.accepted_tokens for r in found["synthetic"]) > 15
+    assert [r.num_steps for r in found["hf"]] == [12, 12, 12]
+
+
+def test_draft_models_and_assistants():
+    found = results(
+        "plain", "draft_model:3", "auto", "synthetic:4", "hf-assisted:3", draft_model="random:tiny", num_prompts=2
+    )
+    for name, runs in found.items():
+        assert [r.token_ids for r in runs] == [r.token_ids for r in found["plain"]], name
+    # The draft model is the target's twin: every draft stands.
+    assert [r.num_steps for r in found["draft_model:3"]] == [3, 3]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_groups_are_decoded_as_many_at_once_as_asked_for(temperature):
+    names = ("plain", "auto", "auto@1", "auto@2", "synthetic", "hf", "hf@2", "hf-prompt-lookup:3@1")
+    found = results(*names, batch=3, num_prompts=5, temperature=temperature)
+    for name, runs in found.items():
+        assert [len(r.token_ids) for r in runs] == [3, 2], name
+        if not temperature or not name.startswith("hf"):
+            rows = [[row[:12] for row in r.token_ids] for r in runs]
+            assert rows == [list(r.token_ids) for r in found["plain"]], name
+
+
+def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
+    def measure(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("langchain_specdec.engine.step.measure_step_cost", measure)
+    first, second = (results("auto", "synthetic", step_cost="flat") for _ in range(2))
+    for name, runs in first.items():
+        assert [r.num_steps for r in runs] == [r.num_steps for r in second[name]]
+        assert [r.drafted_tokens for r in runs] == [r.drafted_tokens for r in second[name]]
+        # Where width costs nothing, everything that there is gets drafted.
+        assert all(r.drafted_tokens > 20 for r in runs), name
+
+
+def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeypatch):
+    if (obstacle := can_compile(tiny_model())) is not None:
+        pytest.skip(obstacle)
+    made, calls = [], []
+    make = CompiledLayers._make
+
+    def counting_make(layers, key, trial):
+        make(layers, key, trial)
+        made.append(key)
+        # What tiny layers save is no matter.
+        layers._ready.add(key)
+
+    def fake_compile(function, **options):
+        """Runs the layers as they are: what torch makes of them is tested elsewhere."""
+
+        def run(layers, hidden, arguments, names, buffers, *rest):
+            calls.append(hidden.shape[1] == 1)
+            return function(layers, hidden, arguments, names, buffers, *rest)
+
+        return run
+
+    monkeypatch.setattr(CompiledLayers, "_make", counting_make)
+    monkeypatch.setattr(CompileCosts, "put", lambda self, key, seconds, saving: None)
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    specs = parse_contestants(["plain", "auto", "prompt_lookup:3", "synthetic:2", "hf"], has_draft_model=False, batch=1)
+    plan = Plan("random:tiny", specs, SamplingParams(max_new_tokens=12), device="cpu", compile="auto")
+    with set_up(plan, [Question("1", "qa", "the cat sat on the mat, the cat")]) as setup:
+        groups = grouped(setup.prompts, 1)
+        for contestant in setup.contestants:
+            contestant.warm_up(groups)
+        rows = {}
+        for contestant in setup.contestants:
+            calls.clear()
+            result = contestant.run(groups[0])
+            rows[contestant.name] = result.token_ids
+            # One graph for both layers: it runs once a step, and for the prompt; and never for peers.
+            if contestant.name == "hf":
+                assert calls == []
+            else:
+                assert len(calls) > result.num_steps
+                assert set(calls) == {True, False}
+        described = describe_layers(setup.target)
+    assert made == [(True, True), (True, False)]
+    assert len(rows) == 5
+    assert len(set(rows.values())) == 1
+    assert [graph["shape"] for graph in described["graphs"]] == ["one row of one token", "one row of several"]
+    assert all(graph["is_used"] and graph["seconds"] > 0 for graph in described["graphs"])
+    assert described["is_compiled"]
+    assert described["obstacle"] == ""
+
+
+def test_layers_that_cannot_be_compiled_are_told(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "max-autotune")
+    assert found.exit_code == 2
+    assert "cannot be compiled: " in found.stderr
+    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "auto")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"^layers    of this engine not compiled \(.*\)$", found.stdout, re.MULTILINE)
+
+
+def test_prefixes_are_forgotten_between_runs_unless_they_are_to_be_kept():
+    whole = len("the cat 0 sat on the mat, the cat 0 sat on") - 1
+    cold = results("plain", "auto")
+    assert [r.prefilled_tokens for runs in cold.values() for r in runs] == [whole] * 6
+    kept = results("plain", keep_prefixes=True)["plain"]
+    # What the prompts have in common is in the slot already.
+    assert [r.prefilled_tokens for r in kept[1:]] == [whole - len("the cat ")] * 2
+
+
+def test_a_repeat_drafts_nothing_from_the_answer_before():
+    runs = results("auto", repeat=3, num_prompts=1, step_cost="flat")["auto"]
+    assert len(runs) == 3
+    assert runs[1].num_steps == runs[2].num_steps >= runs[0].num_steps - 1
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_an_end_of_text_ends_it_for_all_unless_ignored(tmp_path, ignore_eos):
+    question = Question("1", "qa", "the end")
+    tokenizer = byte_tokenizer()
+    model = tiny_model()
+    written = model.generate(torch.tensor([tokenizer(question.text).input_ids]), max_new_tokens=9, eos_token_id=-1)
+    # Whatever it writes at the ninth place ends a text from now on.
+    eos = int(written[0, -1])
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    params = SamplingParams(max_new_tokens=20, ignore_eos=ignore_eos)
+    specs = parse_contestants(["plain", "auto", *PEERS], has_draft_model=False, batch=1)
+    with set_up(Plan(str(tmp_path), specs, params, device="cpu"), [question]) as setup:
+        runs = measure(setup.contestants, grouped(setup.prompts, 1), 1).runs
+    rows = {r.contestant: r.result.token_ids[0] for r in runs}
+    assert len(rows) == len(specs)
+    for name, row in rows.items():
+        assert row[:20] == rows["plain"], name
+        assert len(row) >= 20 if ignore_eos else (len(row) <= 9 and row[-1] == eos), name
+
+
+# The command
+
+
+def bench(*arguments):
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_the_command_prints_a_table():
+    found = bench(*TINY, "--category", "math", "--category", "qa_none")
+    assert found.exit_code == 2
+    found = bench(*TINY, "--category", "math", "--contestants", "plain,auto,hf")
+    assert found.exit_code == 0, found.output
+    assert "decode tokens/s" in found.stdout
+    assert found.stdout.count("0 of 1") == 3
+    assert found.stderr == "Measuring 3 runs of 3 contestants\n"
+
+
+def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
+    found = bench(*TINY, "--category", "math", "--contestants", "hf,auto", "--json", "--repeat", "2")
+    assert found.exit_code == 0, found.output
+    read = json.loads(found.stdout)
+    assert read["baseline"] == "hf"
+    assert len(read["runs"]) == 4
+    assert read["settings"]["max_new_tokens"] == 12
+    assert "decode tokens/s" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--contestants", "plain,fast"), "no contestant 'fast'"),
+        (("--contestants", " , "), "no contestants"),
+        (("--baseline", "hf-compiled"), "not among the contestants"),
+        (("--repeat", "0"), "--repeat must be a whole number from 1"),
+        (("--batch", "0"), "--batch"),
+        (("--limit", "-1"), "--limit"),
+        (("--workload", "/none.jsonl"), "Cannot read the workload"),
+        (("--plot", "bars.gif"), ".png"),
+        (("--synthetic-cost", "0.1"), "contestant synthetic"),
+        (("--contestants", "synthetic", "--synthetic-cost", "-1"), "from 0 to 10"),
+        (("--contestants", "synthetic", "--synthetic-agreement", "1.5"), "from 0 to 1"),
+        (("--contestants", "hf", "--compile", "auto"), "--compile can be given for this engine only"),
+        (("--contestants", "hf", "--compile", "auto", "--step-cost", "flat"), "--compile and --step-cost can be given"),
+        (("--memory", "--repeat", "2"), "--memory measures no speed"),
+        (("--model", "random:huge"), "Shapes: llama-8b"),
+        (("--model", "random:tiny", "--chat"), "no chat format"),
+        (("--model", "random:tiny", "--max-new-tokens", "9000"), "4096 positions"),
+        (("--max-new-tokens", "0"), "max_new_tokens"),
+    ],
+)
+def test_wrong_use_is_one_line_on_stderr(arguments, part):
+    found = bench(*arguments)
+    assert found.exit_code == 2, found.output
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert part in found.stderr
+
+
+def test_memory_of_each_contestant():
+    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--memory", "--json")
+    assert found.exit_code == 0, found.output
+    uses = json.loads(found.stdout)
+    assert [use["contestant"] for use in uses] == ["plain"]
+    for use in uses:
+        assert use["decoding_peak"] >= use["loaded"] * 0.9 > 0
+        assert use["loading_peak"] >= use["at_start"] > 50
+
+
+def test_every_contestant_is_in_the_help():
+    found = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"})
+    assert found.exit_code == 0
+    words = found.stdout.replace("│", " ").split()
+    for name in KINDS:
+        assert name in words or f"{name}," in words, name

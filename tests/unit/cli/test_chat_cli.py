@@ -1,0 +1,130 @@
+"""`specdec chat` on a scripted model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.text import Text
+from typer.testing import CliRunner
+
+from langchain_specdec.cli import chat as chat_module
+from langchain_specdec.cli.app import app
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.errors import PromptTooLongError
+from tests.support.backends import ScriptedBackend
+from tests.support.chat_templates import CHATML
+from tests.support.terminal import terminal_output
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
+    """A model that says what it is told to."""
+    backend = ScriptedBackend("One.", "Two.", "Three.")
+    monkeypatch.setattr(sys.modules["langchain_specdec.cli.chat"], "load_backend", lambda *args, **kwargs: backend)
+    return backend
+
+
+def run(*arguments: str, lines: str | bytes = "") -> Any:
+    return CliRunner().invoke(app, ["chat", *arguments], input=lines)
+
+
+def test_lines_are_turns_of_one_conversation(model: ScriptedBackend) -> None:
+    result = run("--system", "Be brief.", lines="first\n\nsecond")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "One.\nTwo.\n"
+    assert model.prompt == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nfirst<|im_end|>\n<|im_start|>assistant\n"
+        "One.<|im_end|>\n<|im_start|>user\nsecond<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert model.is_closed
+
+
+def test_reset_forgets_all_but_the_system_message(model: ScriptedBackend) -> None:
+    result = run("--system", "S", lines="first\n/reset\nsecond\n/unknown\n/exit\nthird\n")
+    assert result.exit_code == 0
+    assert "first" not in model.prompt
+    assert "<|im_start|>system\nS<|im_end|>" in model.prompt
+    assert "There is no command '/unknown'" in result.stderr
+    assert len(model.requests) == 2
+
+
+def test_a_conversation_goes_on_from_its_file(model: ScriptedBackend, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    assert run("--history", str(path), lines="first\n").exit_code == 0
+    assert run("--history", str(path), lines="second\n").exit_code == 0
+    assert "user\nfirst<|im_end|>\n<|im_start|>assistant\nOne.<|im_end|>" in model.prompt
+    assert [message["type"] for message in json.loads(path.read_text("utf-8"))] == ["human", "ai", "human", "ai"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}x", '{"a": 1}'])
+def test_a_file_that_holds_no_conversation_is_refused(model: ScriptedBackend, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(content, encoding="utf-8")
+    result = run("--history", str(path), lines="first\n")
+    assert result.exit_code == 2
+    assert "does not hold a conversation" in result.stderr
+    assert path.read_text("utf-8") == content
+
+
+def test_wrong_parameters_are_refused_before_the_model_is_loaded(model: ScriptedBackend, tmp_path: Path) -> None:
+    assert run("--temperature", "-1").exit_code == 2
+    assert "There is no folder" in run("--history", str(tmp_path / "no" / "talk.json")).stderr
+    assert run(lines=b"\xff\n").exit_code == 2
+    assert model.requests == []
+
+
+def test_a_model_without_a_template_is_refused(model: ScriptedBackend) -> None:
+    model.tokenizer.chat_template = None
+    result = run(lines="x\n")
+    assert result.exit_code == 1
+    assert "no chat template" in result.stderr
+    model.tokenizer.chat_template = CHATML
+
+
+def test_a_conversation_that_is_too_long_ends_a_script(model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: CompletionRequest) -> Any:
+        raise PromptTooLongError("The prompt has too many tokens.")
+
+    monkeypatch.setattr(model, "stream", refuse)
+    result = run(lines="x\n")
+    assert result.exit_code == 2
+    assert "too many tokens" in result.stderr
+
+
+def test_a_terminal_shows_drafted_tokens_in_colour_and_no_escape_sequences(
+    model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.answers = ["a\x1b[31m[red]b"]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    from langchain_specdec.chat_models import ChatSpeculative
+
+    with terminal_output(monkeypatch) as shown:
+        show, end = chat_module._printers()
+        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+    assert "\x1b[32m" in shown[0]
+    assert "\x1b[31m" not in shown[0]
+    assert Text.from_ansi(shown[0]).plain.startswith("a\\x1b[31m[red]b")
+    assert "tokens/step" in shown[0]
+
+
+def test_a_terminal_without_colours_shows_no_escape_sequences_either(
+    model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.answers = ["a\x1b[31mb"]
+    monkeypatch.setenv("TERM", "dumb")
+    from langchain_specdec.chat_models import ChatSpeculative
+
+    with terminal_output(monkeypatch) as shown:
+        show, end = chat_module._printers()
+        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+    assert shown == ["a\\x1b[31mb\n"]
+
+
+def test_piped_answers_are_as_the_model_wrote_them(model: ScriptedBackend) -> None:
+    model.answers = ["a\x1b[31mb"]
+    assert run(lines="x\n").stdout == "a\x1b[31mb\n"

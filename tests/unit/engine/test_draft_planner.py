@@ -1,0 +1,349 @@
+"""How many tokens are drafted: the rule against brute force, the costs and the acceptance it goes by."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langchain_specdec.drafters.acceptance import AcceptanceRates
+from langchain_specdec.drafters.base import Draft, DraftKind
+from langchain_specdec.engine.draft_planner import best_first, choose_lengths, limits_that_pay
+from langchain_specdec.engine.step_cost import StepCost
+
+# --- The rule ---------------------------------------------------------------------------------------------------------
+
+chances = st.lists(st.floats(0.0, 1.0), max_size=4)
+
+
+def tokens_per_second(
+    rates: Sequence[Sequence[float]], steps_per_token: Sequence[int], lengths: Sequence[int], cost: StepCost
+) -> float:
+    """What a step with these lengths is expected to give, as defined."""
+    tokens = sum(1 + sum(math.prod(row[: i + 1]) for i in range(n)) for row, n in zip(rates, lengths, strict=True))
+    draft_steps = max((n for n, steps in zip(lengths, steps_per_token, strict=True) if steps), default=0)
+    return tokens / (cost.verify_seconds(len(rates), 1 + max(lengths)) + cost.draft_seconds(draft_steps))
+
+
+@settings(max_examples=300)
+@given(
+    rows=st.lists(st.tuples(chances, st.integers(0, 1)), min_size=1, max_size=3),
+    widths=st.tuples(st.floats(1.0, 5.0), st.floats(0.0, 3.0), st.floats(0.0, 8.0)),
+    draft=st.floats(0.0, 2.0),
+)
+def test_chooses_the_best_of_all_lengths(
+    rows: list[tuple[list[float], int]], widths: tuple[float, float, float], draft: float
+) -> None:
+    rates, steps = [row for row, _ in rows], [s for _, s in rows]
+    first, second, third = itertools.accumulate(widths)
+    cost = StepCost({(1, 1): first, (1, 3): second, (2, 4): third}, draft)
+    choice = choose_lengths(chains(rates), steps, cost)
+    assert all(0 <= n <= len(row) for n, row in zip(choice.lengths, rates, strict=True))
+    # Also lengths that differ from row to row: none of them is better.
+    best = max(
+        tokens_per_second(rates, steps, each, cost)
+        for each in itertools.product(*(range(len(row) + 1) for row in rates))
+    )
+    assert tokens_per_second(rates, steps, choice.lengths, cost) == pytest.approx(best, rel=1e-9)
+    # What it says it expects is what it chose by.
+    assert sum(choice.tokens) / choice.seconds == pytest.approx(best, rel=1e-9)
+
+
+def chains(rates: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The reaches of chains with these chances."""
+    return [list(itertools.accumulate(row, operator.mul)) for row in rates]
+
+
+def lengths(rates: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> list[int]:
+    """What is chosen for chains."""
+    return list(choose_lengths(chains(rates), steps_per_token, cost).lengths)
+
+
+def test_where_width_is_free_everything_is_drafted() -> None:
+    assert lengths([[0.5] * 10, [0.1] * 3], [0, 0], StepCost.flat()) == [10, 3]
+
+
+def test_where_width_is_dear_nothing_is_drafted() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 2): 2.0, (1, 11): 11.0})
+    assert lengths([[0.9] * 10], [0], cost) == [0]
+
+
+def test_of_equally_good_lengths_the_shortest_is_taken() -> None:
+    # A token that is never right adds nothing even where it costs nothing.
+    assert lengths([[1.0, 1.0, 0.0, 1.0]], [0], StepCost.flat()) == [2]
+
+
+def test_draft_forwards_count_for_computed_drafts_only() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 11): 1.0}, draft=2.0)
+    assert lengths([[0.9] * 5], [0], cost) == [5]
+    assert lengths([[0.9] * 5], [1], cost) == [0]
+    assert lengths([[0.9] * 5, [0.9] * 5], [0, 1], cost) == [5, 0]
+
+
+def test_rows_without_a_proposal() -> None:
+    assert lengths([[], []], [0, 0], StepCost.flat()) == [0, 0]
+    assert lengths([[], [0.9, 0.9]], [0, 0], StepCost.flat()) == [0, 2]
+
+
+def test_many_rows_make_width_dearer() -> None:
+    # 1 to 3 tokens cost the same, 30 cost ten times that: alone a row drafts, ten rows together do not.
+    cost = StepCost({(1, 1): 1.0, (1, 3): 1.0, (10, 3): 10.0})
+    assert lengths([[0.5, 0.5]], [0], cost) == [2]
+    assert lengths([[0.5, 0.5]] * 10, [0] * 10, cost) == [0] * 10
+
+
+def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_worth_three_times_plain() -> None:
+    # Where width is free, E(g) / (1 + 0.05 g) is above 4 from g = 7 on; what is chosen must bring it, drawn by lot.
+    cost = StepCost({(1, 1): 1.0, (1, 64): 1.0}, draft=0.05)
+    rng, rates, tokens, seconds = random.Random(0), AcceptanceRates(), 0, 0.0
+    for _ in range(3000):
+        reaches = chains([[rates.rate(("model", i)) for i in range(10)]])
+        (length,) = choose_lengths(reaches, [1], cost).lengths
+        outcomes = [rng.random() < 0.9 for _ in range(length)]
+        num_right = next((i for i, is_right in enumerate(outcomes) if not is_right), length)
+        rates.observe([(("model", i), outcomes[i]) for i in range(min(num_right + 1, length))])
+        tokens += 1 + num_right
+        seconds += cost.verify_seconds(1, 1 + length) + cost.draft_seconds(length)
+    assert tokens / seconds > 4.0
+
+
+# --- Trees ------------------------------------------------------------------------------------------------------------
+
+
+class Chances:
+    """Rates that are said."""
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        self._rates = rates
+
+    def rate(self, kind: DraftKind) -> float:
+        return self._rates[kind[1]]
+
+
+@st.composite
+def trees_with_rates(draw: st.DrawFn) -> tuple[Draft, list[float]]:
+    size = draw(st.integers(1, 8))
+    parents = tuple(draw(st.integers(-1, node - 1)) for node in range(size))
+    kinds = tuple(("any", node) for node in range(size))
+    return Draft(tuple(range(size)), parents, kinds), draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
+
+
+@settings(max_examples=200)
+@given(case=trees_with_rates())
+def test_best_first_is_a_tree_whose_every_beginning_is_the_best_of_its_size(case: tuple[Draft, list[float]]) -> None:
+    draft, rates = case
+    ordered, reaches = best_first(draft, draft.kinds, Chances(rates))
+    assert reaches == sorted(reaches, reverse=True)
+    assert sorted(ordered.tokens) == sorted(draft.tokens)
+    assert all(parent < node for node, parent in enumerate(ordered.parents))
+
+    def path(tree: Draft, node: int) -> list[int]:
+        return [] if node < 0 else [*path(tree, tree.parents[node]), tree.tokens[node]]
+
+    # The same tree: each token follows what it followed.
+    place = {token: node for node, token in enumerate(ordered.tokens)}
+    assert all(path(ordered, place[t]) == path(draft, node) for node, t in enumerate(draft.tokens))
+    # The target picks at most one child of a node, so the chances of what ends somewhere add up to one at most.
+    assert 1 + sum(reaches) <= 1 + len(draft)
+    for depth in range(1, 1 + max(len(path(draft, n)) for n in range(len(draft)))):
+        assert sum(r for t, r in zip(ordered.tokens, reaches, strict=True) if len(path(draft, t)) == depth) < 1 + 1e-9
+
+
+def test_a_sibling_has_what_the_earlier_ones_left() -> None:
+    draft = Draft((1, 2, 3, 4), (-1, -1, 1, -1), (("any", 0), ("any", 1), ("any", 2), ("any", 3)))
+    _, reaches = best_first(draft, draft.kinds, Chances([0.5, 0.5, 0.5, 1.0]))
+    assert reaches == [0.5, 0.25, 0.25, 0.125]
+
+
+def test_how_far_it_is_worth_looking() -> None:
+    flat = limits_that_pay(StepCost.flat(), 1, 10, 32)
+    assert (flat.max_depth, flat.max_nodes) == (10, 32)
+    assert flat.min_reach < 0.01
+    # A node that adds a tenth of a plain step must bring a tenth of a token; half of that is asked for.
+    steep = limits_that_pay(StepCost({(1, 1): 1.0, (1, 11): 2.0}), 1, 10, 32)
+    assert steep.min_reach == pytest.approx(0.05)
+    assert limits_that_pay(None, 1, 10, 32).min_reach == flat.min_reach
+
+
+# --- Costs ------------------------------------------------------------------------------------------------------------
+
+
+def test_measured_costs_are_taken_as_they_are() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 3): 1.5, (1, 11): 4.0}, draft=0.25)
+    assert [cost.verify_seconds(1, w) for w in (1, 3, 11)] == [1.0, 1.5, 4.0]
+    assert [cost.draft_seconds(n) for n in (0, 1, 4)] == [0.0, 0.25, 1.0]
+
+
+def test_costs_between_and_beyond_are_linear_in_the_number_of_tokens() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 3): 1.5, (1, 11): 5.5})
+    assert cost.verify_seconds(1, 2) == pytest.approx(1.25)
+    assert cost.verify_seconds(1, 7) == pytest.approx(3.5)
+    assert cost.verify_seconds(1, 21) == pytest.approx(10.0)
+    # Two rows of 2 tokens are 4 tokens.
+    assert cost.verify_seconds(2, 2) == pytest.approx(2.0)
+
+
+def test_a_single_measurement_stands_for_every_width() -> None:
+    cost = StepCost({(1, 1): 2.0})
+    assert cost.verify_seconds(3, 9) == 2.0
+
+
+def test_costs_never_fall_below_the_smallest_beyond_what_was_measured() -> None:
+    # Noise can make a wide step look cheaper; that must not be drawn out into costs of zero or less.
+    cost = StepCost({(1, 1): 1.0, (1, 11): 0.5})
+    assert cost.verify_seconds(8, 100) >= 1.0
+
+
+@settings(max_examples=100)
+@given(
+    seconds=st.lists(st.floats(0.0, 10.0), min_size=3, max_size=3),
+    observations=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 11), st.floats(0.0, 100.0)), max_size=20),
+    rows=st.integers(1, 16),
+    width=st.integers(1, 64),
+)
+def test_costs_are_positive_and_finite_whatever_was_measured(
+    seconds: list[float], observations: list[tuple[int, int, float]], rows: int, width: int
+) -> None:
+    cost = StepCost(dict(zip([(1, 1), (1, 4), (1, 11)], seconds, strict=True)))
+    for observation in observations:
+        cost.observe(*observation)
+    assert 0 < cost.verify_seconds(rows, width) < math.inf
+
+
+def test_flat_costs_are_flat() -> None:
+    cost = StepCost.flat()
+    assert {cost.verify_seconds(rows, width) for rows in (1, 4) for width in (1, 5, 11)} == {1.0}
+    assert cost.draft_seconds(10) == 0.0
+
+
+def test_observations_follow_a_machine_that_became_slower() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 11): 3.0}, draft=0.1)
+    for _ in range(200):
+        cost.observe(1, 1, 2.0)
+        cost.observe(1, 11, 6.0)
+    assert cost.verify_seconds(1, 1) == pytest.approx(2.0, rel=0.05)
+    assert cost.verify_seconds(1, 11) == pytest.approx(6.0, rel=0.05)
+    # What was not observed became slower too: it is the same machine.
+    assert cost.verify_seconds(1, 6) == pytest.approx(4.0, rel=0.1)
+
+
+def test_observations_follow_a_width_that_costs_more_than_measured() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
+    for _ in range(300):
+        cost.observe(1, 1, 1.0)
+        cost.observe(1, 11, 9.0)
+    assert cost.verify_seconds(1, 11) / cost.verify_seconds(1, 1) == pytest.approx(9.0, rel=0.1)
+
+
+def test_what_was_observed_of_as_many_rows_tells_more_than_the_number_of_tokens() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 4): 1.0, (1, 16): 4.0})
+    assert cost.verify_seconds(4, 1) == pytest.approx(1.0)
+    for _ in range(200):
+        cost.observe(4, 1, 2.0)
+        cost.observe(1, 1, 1.0)
+    assert cost.verify_seconds(4, 1) == pytest.approx(2.0, rel=0.1)
+    # Wider steps of four rows cost more too, by the shape known from the number of tokens: 16 cost 4 times what 4 do.
+    assert cost.verify_seconds(4, 4) / cost.verify_seconds(4, 1) == pytest.approx(4.0, rel=0.3)
+
+
+@pytest.mark.parametrize("key", [(1, 11), (1, 5), (4, 2)])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_an_observation_moves_its_own_width_the_right_way(key: tuple[int, int], factor: float) -> None:
+    # Against the others, and whether or not that width had been measured before.
+    cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
+    before = cost.verify_seconds(*key) / cost.verify_seconds(1, 1)
+    cost.observe(*key, cost.verify_seconds(*key) * factor)
+    after = cost.verify_seconds(*key) / cost.verify_seconds(1, 1)
+    assert after / before == pytest.approx(factor**0.05)
+
+
+def test_a_machine_that_is_busy_for_a_while_leaves_the_shape_as_it_was() -> None:
+    # Only one width runs meanwhile, and the others cannot be seen to have become slower too.
+    cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
+    for seconds in (6.0, 3.0):
+        for _ in range(100):
+            cost.observe(1, 11, seconds)
+        assert cost.verify_seconds(1, 11) / cost.verify_seconds(1, 1) == pytest.approx(3.0, rel=0.25)
+    assert cost.verify_seconds(1, 11) / cost.verify_seconds(1, 1) == pytest.approx(3.0, rel=0.02)
+
+
+def test_one_slow_step_changes_little() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
+    cost.observe(1, 11, 1000.0)  # Something else ran.
+    assert cost.verify_seconds(1, 11) / cost.verify_seconds(1, 1) < 3.0 * 1.1
+    assert cost.verify_seconds(1, 1) < 1.2
+
+
+def test_draft_costs_follow_observations() -> None:
+    cost = StepCost({(1, 1): 1.0}, draft=1.0)
+    for _ in range(100):
+        cost.observe_draft(4, 8.0)
+    assert cost.draft_seconds(1) == pytest.approx(2.0, rel=0.01)
+    cost.observe_draft(0, 5.0)  # No forward, no observation.
+    assert cost.draft_seconds(1) == pytest.approx(2.0, rel=0.01)
+
+
+# --- Acceptance -------------------------------------------------------------------------------------------------------
+
+
+def test_first_guesses_grow_with_the_length_of_a_lookup_match() -> None:
+    rates = AcceptanceRates()
+    guesses = [rates.rate(("lookup", n)) for n in range(1, 30)]
+    assert guesses == sorted(guesses)
+    assert all(0 < guess < 1 for guess in guesses)
+    assert 0 < rates.rate(("model", 0)) < 1
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.2, 0.8, 1.0])
+def test_rates_approach_what_is_observed(truth: float) -> None:
+    rates = AcceptanceRates()
+    for i in range(500):
+        rates.observe([(("model", 0), i % 5 < truth * 5)])
+    assert rates.rate(("model", 0)) == pytest.approx(truth, abs=0.03)
+
+
+def test_kinds_are_estimated_apart() -> None:
+    rates = AcceptanceRates()
+    untouched = rates.rate(("lookup", 1))
+    rates.observe([(("lookup", 5), True)] * 50 + [(("lookup", 2), False)] * 50)
+    assert rates.rate(("lookup", 5)) > 0.95
+    assert rates.rate(("lookup", 2)) < 0.1
+    assert rates.rate(("lookup", 1)) == untouched
+
+
+def test_a_request_starts_from_what_others_saw_and_then_follows_its_own_text() -> None:
+    kind, shared = ("model", 0), AcceptanceRates()
+    first = AcceptanceRates(shared)
+    first.observe([(kind, True)] * 100)
+    assert shared.rate(kind) > 0.95
+    second = AcceptanceRates(shared)
+    assert second.rate(kind) == pytest.approx(shared.rate(kind))
+    second.observe([(kind, False)] * 20)
+    assert second.rate(kind) < 0.25
+    assert first.rate(kind) > 0.9  # It has its own text.
+    assert 0.7 < shared.rate(kind) < 0.95
+
+
+def test_old_observations_fade() -> None:
+    # A request turns round faster than all of them together.
+    kind, shared = ("model", 0), AcceptanceRates()
+    rates = AcceptanceRates(shared)
+    rates.observe([(kind, True)] * 2000)
+    rates.observe([(kind, False)] * 60)
+    assert rates.rate(kind) < 0.3
+    assert shared.rate(kind) > 0.8
+
+
+@settings(max_examples=50)
+@given(outcomes=st.lists(st.tuples(st.sampled_from([("lookup", 1), ("lookup", 40), ("model", 3)]), st.booleans())))
+def test_rates_stay_chances(outcomes: list[tuple[tuple[str, int], bool]]) -> None:
+    rates = AcceptanceRates(AcceptanceRates())
+    rates.observe(iter(outcomes))
+    for kind in (("lookup", 1), ("lookup", 40), ("model", 3), ("never seen", 0)):
+        assert 0 < rates.rate(kind) < 1

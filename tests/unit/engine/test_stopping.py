@@ -1,0 +1,181 @@
+"""Where a text ends: stop strings cut out of a growing text, EOS, the limit, and which comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from langchain_specdec.completions.stop_strings import StopText
+from langchain_specdec.engine.stopping import StopChecker
+
+pieces_of_ab = st.lists(st.text(alphabet="abc", max_size=4), max_size=10)
+stops_of_ab = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    found = [text.find(s) for s in stop if s in text]
+    return min(found, default=None)
+
+
+def may_become_stop(end: str, stop: Sequence[str]) -> bool:
+    return any(s.startswith(end) and len(end) < len(s) for s in stop)
+
+
+@settings(max_examples=500)
+@given(pieces=pieces_of_ab, stop=stops_of_ab)
+@example(pieces=["a", "a", "a", "b"], stop=["aab"])
+@example(pieces=["a", "b", "a", "b", "c"], stop=["ababc", "bc"])
+@example(pieces=["ca", "", "b"], stop=["ab"])
+@example(pieces=["abc"], stop=["abc", "b"])
+def test_text_is_released_up_to_the_first_stop_string_and_as_early_as_possible(
+    pieces: list[str], stop: list[str]
+) -> None:
+    checker, whole, released = StopText(stop), "", ""
+    for piece in pieces:
+        whole += piece
+        released += checker.add(piece)
+        cut = first_stop(whole, stop)
+        assert checker.is_found == (cut is not None)
+        if cut is not None:
+            assert released == whole[:cut]
+            return
+        # Held back is the longest end that a stop string begins with: no less, or part of one could be shown; no more,
+        # or readers would wait for nothing.
+        ends = [i for i in range(len(whole) + 1) if i == len(whole) or may_become_stop(whole[i:], stop)]
+        assert released == whole[: ends[0]]
+    assert released + checker.flush() == whole
+    assert checker.flush() == ""
+
+
+@settings(max_examples=200)
+@given(pieces=pieces_of_ab)
+def test_without_stop_strings_nothing_is_held_back(pieces: list[str]) -> None:
+    checker = StopText([])
+    for piece in pieces:
+        assert checker.add(piece) == piece
+    assert checker.flush() == ""
+    assert not checker.is_found
+
+
+@settings(max_examples=200)
+@given(text=st.text(alphabet="abc", max_size=20), stop=stops_of_ab, cuts=st.lists(st.integers(0, 20), max_size=5))
+def test_one_stop_string_cuts_at_the_same_place_however_the_text_is_split(
+    text: str, stop: list[str], cuts: list[int]
+) -> None:
+    bounds = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
+    for one in stop:
+        checker, released = StopText([one]), ""
+        for start, end in pairwise(bounds):
+            released += checker.add(text[start:end])
+            if checker.is_found:
+                break
+        else:
+            released += checker.flush()
+        assert released == text.split(one)[0]
+
+
+# --- StopChecker ------------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Token 0 is "a", 1 is "b" and so on; 100 + n is a letter that the next token completes."""
+
+    def __init__(self) -> None:
+        self._pending = ""
+
+    def add(self, token: int) -> str:
+        if token >= 100:
+            self._pending += chr(97 + token - 100)
+            return ""
+        text, self._pending = self._pending + chr(97 + token), ""
+        return text
+
+    def flush(self) -> str:
+        text, self._pending = self._pending, ""
+        return text
+
+
+def complete(
+    tokens: Sequence[int], *, limit: int = 100, stop: Sequence[str] = (), eos: Collection[int] = (25,)
+) -> tuple[str, int, str | None]:
+    """Text, number of tokens taken and reason."""
+    checker, text, count = StopChecker(Letters(), limit, stop, eos), "", 0
+    for token in tokens:
+        text += checker.add(token)
+        count += 1
+        if checker.finish_reason is not None:
+            break
+    return text, count, checker.finish_reason
+
+
+@pytest.mark.parametrize("limit", range(1, 6))
+def test_the_limit_is_exact(limit: int) -> None:
+    assert complete([0, 1, 2, 3, 4, 5], limit=limit) == ("abcdef"[:limit], limit, "length")
+
+
+def test_text_goes_on_before_the_limit() -> None:
+    assert complete([0, 1, 2], limit=4) == ("abc", 3, None)
+
+
+def test_eos_ends_the_text_and_has_none_itself() -> None:
+    assert complete([0, 1, 25, 2]) == ("ab", 3, "eos_token")
+    assert complete([25]) == ("", 1, "eos_token")
+    assert complete([0, 24, 2], eos=(24, 25)) == ("a", 2, "eos_token")
+
+
+def test_eos_is_text_like_any_where_it_is_ignored() -> None:
+    assert complete([0, 25, 1], eos=()) == ("azb", 3, None)
+
+
+def test_eos_at_the_limit_is_eos() -> None:
+    assert complete([0, 25], limit=2) == ("a", 2, "eos_token")
+
+
+def test_stop_string_at_the_limit_is_a_stop_string() -> None:
+    assert complete([0, 1, 2], limit=3, stop=["bc"]) == ("a", 3, "stop_sequence")
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [([0, 1, 25], "eos_token"), ([0, 1, 2], "length")])
+def test_what_was_held_back_is_released_at_the_end(tokens: list[int], reason: str) -> None:
+    text = "ab" if reason == "eos_token" else "abc"
+    assert complete(tokens, limit=3, stop=["bcd"]) == (text, 3, reason)
+
+
+def test_half_a_character_is_released_at_the_end() -> None:
+    assert complete([0, 101], limit=2) == ("ab", 2, "length")
+    assert complete([0, 101, 25]) == ("ab", 3, "eos_token")
+    # And it may be what completes a stop string.
+    assert complete([0, 101], limit=2, stop=["ab"]) == ("", 2, "stop_sequence")
+    assert complete([0, 101, 25], stop=["b"]) == ("a", 3, "stop_sequence")
+
+
+@settings(max_examples=300)
+@given(
+    tokens=st.lists(st.sampled_from([0, 1, 2, 25, 100, 101]), max_size=12),
+    limit=st.integers(1, 12),
+    stop=stops_of_ab,
+)
+def test_ends_where_looking_at_the_whole_text_after_each_token_ends_it(
+    tokens: list[int], limit: int, stop: list[str]
+) -> None:
+    expected: tuple[str, int, str | None] = ("", 0, None)
+    for count, token in enumerate(tokens[:limit], start=1):
+        letters = Letters()
+        text = "".join(letters.add(t) for t in tokens[:count] if t != 25)
+        reason = "eos_token" if token == 25 else "length" if count == limit else None
+        if reason:
+            text += letters.flush()
+        if (cut := first_stop(text, stop)) is not None:
+            expected = text[:cut], count, "stop_sequence"
+            break
+        if reason:
+            expected = text, count, reason
+            break
+    else:
+        assert complete(tokens, limit=limit, stop=stop)[1:] == (len(tokens), None)
+        return
+    assert complete(tokens, limit=limit, stop=stop) == expected

@@ -1,0 +1,392 @@
+"""Model families on the engine's cache: their logits and their text against their own uncached forward."""
+
+import copy
+import dataclasses
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from langchain_specdec.drafters.base import NoDrafter
+from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models.loader import load_model
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
+from langchain_specdec.runner.step_inputs import TreeLayout
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support import tiny_models as tiny
+from tests.support.model_families import (
+    ALL_FAMILIES,
+    CASES,
+    MAX_WIDTH,
+    OTHER_FAMILIES,
+    POSITIONS,
+    SIZES,
+    WINDOW,
+    WITHOUT_SDPA,
+    load,
+    make_model,
+    reference_logits,
+    reference_text,
+)
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+pytestmark = pytest.mark.usefixtures("records")
+
+
+def assert_close(logits, expected):
+    scale = float(expected.abs().max())
+    assert float((logits - expected).abs().max()) < 1e-4 * scale
+
+
+class Slots:
+    """Random texts in the slots of a runner, and the logits that the model itself gives for them."""
+
+    def __init__(self, name, device, runner):
+        self.name, self.device, self.runner = name, device, runner
+        self.rng = random.Random(name)
+        self.texts = {}
+
+    def random_tokens(self, number):
+        return [self.rng.randrange(256) for _ in range(number)]
+
+    def prefill(self, lengths):
+        """Fill slots with new texts, in ragged chunks."""
+        texts = {slot: self.random_tokens(length) for slot, length in lengths.items()}
+        done = dict.fromkeys(texts, 0)
+        while rows := [slot for slot in texts if done[slot] < len(texts[slot])]:
+            chunks = [texts[slot][done[slot] :][: self.rng.randint(1, 8)] for slot in rows]
+            self.runner.prefill(rows, [done[slot] for slot in rows], chunks)
+            for slot, chunk in zip(rows, chunks, strict=True):
+                done[slot] += len(chunk)
+        self.texts |= texts
+
+    def verify(self, slots, width):
+        """Run rows of up to `width` tokens, compare, and forget the end of every row."""
+        sizes = [self.rng.randint(1, width) for _ in slots]
+        sizes[self.rng.randrange(len(slots))] = width
+        tokens = [self.random_tokens(size) for size in sizes]
+        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens)
+        for row, slot in enumerate(slots):
+            whole = self.texts[slot] + tokens[row]
+            expected = reference_logits(self.name, self.device, whole)[-sizes[row] :]
+            assert_close(logits[row, : sizes[row]], expected)
+            room = POSITIONS - MAX_WIDTH - len(self.texts[slot])
+            self.texts[slot] += tokens[row][: min(self.rng.randint(0, sizes[row]), room)]
+
+    def verify_trees(self, slots, parents):
+        """Run a tree in every row and compare each node with the text that leads to it."""
+        tokens = [self.random_tokens(len(row)) for row in parents]
+        layout = TreeLayout.of(parents, self.runner.device)
+        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens, layout)
+        for row, slot in enumerate(slots):
+            for node in range(len(parents[row])):
+                path, at = [], node
+                while at >= 0:
+                    path.insert(0, tokens[row][at])
+                    at = parents[row][at]
+                expected = reference_logits(self.name, self.device, self.texts[slot] + path)[-1]
+                assert_close(logits[row, node], expected)
+
+
+def check_logits(target, name, device):
+    """Ragged rows after chunked prefill and rollbacks, neighbouring slots and others, chains and trees."""
+    runner = make_runner(target, num_slots=5, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots(name, device, runner)
+    slots.prefill({4: 19, 1: 30, 3: 11})
+    for width in range(1, MAX_WIDTH + 1):
+        slots.verify([1, 3, 4], width)
+    slots.prefill({2: 9, 4: 3})
+    for width in range(MAX_WIDTH, 0, -1):
+        slots.verify([1, 2, 3], width)
+        slots.verify(slots.rng.sample([1, 2, 3, 4], 2), width)
+        slots.verify([slots.rng.choice([1, 2, 3, 4])], width)
+    branching = [-1, 0, 0, 1, 2, 4]
+    slots.verify_trees([3], [branching])
+    slots.verify_trees([1, 4], [branching, [-1, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_logits_equal_the_uncached_forward(name, attention, device):
+    target = load(name, device, attention)
+    check_logits(target, name, device)
+    # The engine may lay out the weights anew of a model that nobody else uses.
+    check_logits(dataclasses.replace(target, is_owned=True), name, device)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-dynamic-rope", "phi3-long-rope"])
+def test_padding_past_the_last_position_changes_nothing(name):
+    target = load(name, "cpu")
+    runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots(name, "cpu", runner)
+    slots.prefill({0: POSITIONS - 1, 2: 20})
+    long, short = slots.random_tokens(1), slots.random_tokens(MAX_WIDTH)
+    logits = runner.forward([0, 2], [POSITIONS - 1, 20], [long, short])
+    assert_close(logits[0, 0], reference_logits(name, "cpu", slots.texts[0] + long)[-1])
+    assert_close(logits[1], reference_logits(name, "cpu", slots.texts[2] + short)[-MAX_WIDTH:])
+
+
+def test_trees_deeper_than_the_window_see_what_their_paths_see():
+    target = load("mistral", "cpu")
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=24)
+    slots = Slots("mistral", "cpu", runner)
+    slots.prefill({0: 12, 1: 3})
+    two_chains = [-1, *(max(node - 2, 0) for node in range(1, 24))]
+    slots.verify_trees([0, 1], [two_chains, two_chains[:20]])
+
+
+def test_attention_that_another_owner_of_the_model_changes_in_between():
+    target = load("mistral", "cpu")
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots("mistral", "cpu", runner)
+    slots.prefill({0: 12, 1: 3})
+    for attention in ("eager", "sdpa", ATTENTION_NAME):
+        load_model(target.model, target.tokenizer, attn_implementation=attention)
+        slots.verify([0, 1], 3)
+
+
+def test_positions_end_where_rotary_frequencies_would_change():
+    target = load("phi3-long-rope", "cpu")
+    assert target.max_positions == POSITIONS
+    assert make_runner(target, num_slots=1, max_length=None, max_width=2).max_length == POSITIONS
+    with pytest.raises(InvalidParameterError, match=f"made for {POSITIONS} positions at most"):
+        make_runner(target, num_slots=1, max_length=POSITIONS + 1, max_width=2)
+
+
+NUM_TOKENS = 16
+PROMPT_LENGTHS = (POSITIONS - NUM_TOKENS, 33, 9)
+
+
+def make_drafter(kind, target, device, name):
+    if kind == "lookup":
+        return PromptLookupDrafter(3)
+    if kind == "itself":
+        draft = load(name, device)
+        runner = make_runner(draft, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+        return DraftModelDrafter(runner, target.model.config.get_text_config().vocab_size, 16)
+    return NoDrafter()
+
+
+def prompts_for(name):
+    rng = random.Random(name)
+    words = [[rng.randrange(256) for _ in range(4)] for _ in range(3)]
+    long = [token for _ in range(20) for token in rng.choice(words)]
+    return [tuple(long[:length]) for length in PROMPT_LENGTHS]
+
+
+def decode(engine, prompts, num_tokens):
+    params = SamplingParams(max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    streams = [engine.submit(prompt, params) for prompt in prompts]
+    return [[token.id for token in tiny.read(stream)[0]] for stream in streams]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, device):
+    prompts = prompts_for(name)
+    expected = [reference_text(name, device, prompt, NUM_TOKENS) for prompt in prompts]
+    assert len({tuple(text) for text in expected}) == 3
+    assert sum(len(set(text)) for text in expected) >= 10
+    target = load(name, device, attention)
+    for kind in ("none", "lookup", "itself"):
+        runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+        engine = Engine(
+            runner,
+            make_drafter(kind, target, device, name),
+            target.tokenizer,
+            target.eos_token_ids,
+            max_draft_tokens=MAX_WIDTH - 1,
+            prefill_chunk=16,
+            step_cost=StepCost.flat(),
+        )
+        try:
+            assert decode(engine, prompts, NUM_TOKENS) == expected, kind
+        finally:
+            engine.close()
+
+
+def generate(model):
+    """Greedy text by transformers itself, for two prompts of different lengths."""
+    long, short = (list(prompt) for prompt in prompts_for("generate")[1:])
+    padding = len(long) - len(short)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([long, [0] * padding + short], device=device)
+    mask = torch.tensor([[1] * len(long), [0] * padding + [1] * len(short)], device=device)
+    return model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None
+    ).tolist()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_the_users_own_generate_goes_on_as_before(name, device):
+    model = make_model(name, device)
+    before = generate(model)
+    target = load_model(model, tiny.byte_tokenizer())
+    assert target.model is model
+    engine = tiny.make_engine(model, PromptLookupDrafter(3), max_length=POSITIONS)
+    try:
+        decode(engine, prompts_for(name), 8)
+        assert generate(model) == before
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_image_encoders_go_on_as_before(device):
+    model = make_model("gemma3-with-images", device)
+    images = torch.rand(1, 3, 8, 8, device=device)
+    with torch.inference_mode():
+        before = model.model.vision_tower(images).last_hidden_state
+        load_model(model, tiny.byte_tokenizer())
+        assert_close(model.model.vision_tower(images).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_attention_without_a_mask_is_causal_unless_told_otherwise(softcap):
+    query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+
+    def attend(module, mask, **kwargs):
+        return slot_attention(module, query, key, value, mask, softcap=softcap, **kwargs)[0]
+
+    text, image = SimpleNamespace(), SimpleNamespace(is_causal=False)
+    torch.testing.assert_close(attend(text, None), attend(text, causal))
+    torch.testing.assert_close(attend(text, None, is_causal=False), attend(text, torch.ones_like(causal)))
+    torch.testing.assert_close(attend(image, None), attend(text, torch.ones_like(causal)))
+    torch.testing.assert_close(attend(image, None, is_causal=True), attend(text, causal))
+
+
+def test_which_attention_a_family_gets():
+    assert load("llama", "cpu").model.config._attn_implementation == ATTENTION_NAME
+    assert load("gpt2", "cpu").model.config._attn_implementation == ATTENTION_NAME
+    # Only GPT-2's own attention knows these in every version of transformers.
+    assert load("gpt2-layer-scaling", "cpu").model.config._attn_implementation == "eager"
+    images = load("gemma3-with-images", "cpu").model.config
+    assert images.text_config._attn_implementation == ATTENTION_NAME
+
+
+@pytest.mark.parametrize("name", WITHOUT_SDPA)
+def test_attention_that_lacks_what_the_model_needs_is_refused(name):
+    model = make_model(name)
+    with pytest.raises(InvalidParameterError, match=r"attn_implementation of a .* must be one of 'eager' or None"):
+        load_model(model, tiny.byte_tokenizer(), attn_implementation="sdpa")
+    assert model.config._attn_implementation == "eager"
+
+
+def test_attention_that_cannot_be_changed_any_more_is_refused():
+    class Fixed(LlamaForCausalLM):
+        @classmethod
+        def _can_set_attn_implementation(cls):
+            return False
+
+    model = Fixed(LlamaConfig(**SIZES, attn_implementation="eager"))
+    with pytest.raises(UnsupportedModelError, match="'eager' that it was loaded with"):
+        load_model(model, tiny.byte_tokenizer(), attn_implementation="sdpa")
+    assert load_model(model, tiny.byte_tokenizer(), attn_implementation="eager").model is model
+
+
+# What is not among the tested families is compared with its own forward when it is loaded.
+
+
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_only_other_families_are_compared_when_loaded(name, monkeypatch):
+    compared = []
+    monkeypatch.setattr(make_runner_module, "check_cached_forward", lambda runner, name: compared.append(name))
+    make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=2)
+    assert len(compared) == (name in OTHER_FAMILIES)
+
+
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+
+
+class Forgetful(LlamaForCausalLM):
+    """Ignores the cache."""
+
+    config_class = OddConfig
+
+    def forward(self, input_ids, position_ids=None, **kwargs):
+        return super().forward(input_ids=input_ids, use_cache=False)
+
+
+class Reckless(LlamaForCausalLM):
+    """Takes every row to end where the longest one does."""
+
+    config_class = OddConfig
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        if attention_mask is not None:
+            length, width = attention_mask.shape[-1], attention_mask.shape[-2]
+            rows = torch.arange(length - width, length)[:, None]
+            attention_mask = attention_mask.masked_fill(torch.arange(length) <= rows - 20, -torch.inf)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+class Failing(LlamaForCausalLM):
+    config_class = OddConfig
+
+    def forward(self, input_ids, **kwargs):
+        if kwargs.get("past_key_values") is not None:
+            raise KeyError("no caches here")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "message"),
+    [
+        (Forgetful, "computes other logits on the engine's cache"),
+        (Reckless, "computes other logits on the engine's cache"),
+        (Failing, r"does not run on the engine's cache: KeyError: 'no caches here'"),
+    ],
+)
+def test_models_that_do_not_work_with_the_cache_are_refused(model_class, message):
+    torch.manual_seed(0)
+    model = model_class(OddConfig(**SIZES)).eval()
+    target = load_model(model, tiny.byte_tokenizer())
+    with pytest.raises(UnsupportedModelError, match=message):
+        make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+    if model_class is Reckless:
+        # Rows of their own it can run.
+        make_runner(target, num_slots=1, max_length=POSITIONS, max_width=MAX_WIDTH)
+
+
+def test_windows_that_only_reach_back_from_the_longest_row_are_refused():
+    config = AutoConfig.for_model(
+        "gpt_neo",
+        vocab_size=tiny.VOCAB,
+        bos_token_id=257,
+        eos_token_id=tiny.EOS,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=WINDOW,
+        max_position_embeddings=POSITIONS,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
+    target = load_model(model, tiny.byte_tokenizer())
+    with pytest.raises(UnsupportedModelError, match="computes other logits"):
+        make_runner(target, num_slots=2, max_length=POSITIONS, max_width=2)
+    make_runner(target, num_slots=1, max_length=POSITIONS, max_width=2)
+
+
+def test_the_comparison_leaves_nothing_behind():
+    target = load("olmo2", "cpu")
+    reference = copy.deepcopy(target.model)
+    runner = make_runner(target, num_slots=2, max_length=POSITIONS, max_width=2)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, use_cache=False).logits[0]
+    assert_close(runner.forward([1], [0], [[1, 2, 3]])[0], expected)
