@@ -20,6 +20,7 @@ from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import Verification, judge
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.noise import Noise
@@ -151,7 +152,7 @@ class Stepper:
         # On the device, so that closing the gaps of trees takes no further copy to it.
         order = None if all(map(is_gapless, paths)) else choices[1].argsort(dim=-1, descending=True, stable=True)
         if self._is_adaptive:
-            self._observe(requests, batch.tokens, paths, logits)
+            self._observe(requests, batch.tokens, paths, logits.tensor)
         failures: list[tuple[Request, Exception]] = []
         for row, request in enumerate(requests):
             plan = _Plan(drafts[row], offers[row], proposals[row], choice.tokens[row], choice.seconds, plain)
@@ -272,10 +273,10 @@ class Stepper:
         allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         table = self._sampling_table(requests, logits)
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.layout.ancestors[:, :, 1:]
-        picks = pick_tokens(logits, table, inputs.next_positions, self._history, draft_ids, ancestors, allowed)
+        picks = pick_tokens(logits.tensor, table, inputs.next_positions, self._history, draft_ids, ancestors, allowed)
         return judge(picks, inputs)
 
-    def _sampling_table(self, requests: Sequence[Request], logits: Tensor) -> SamplingTable:
+    def _sampling_table(self, requests: Sequence[Request], logits: StepLogits) -> SamplingTable:
         ids = tuple(r.request_id for r in requests)
         if self._table is None or self._table_ids != ids:
             self._table = SamplingTable(

@@ -16,6 +16,7 @@ from langchain_specdec.runner.cuda.captured_runner import CapturedSteps
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache, StaticShape
 from langchain_specdec.runner.model_inputs import _layer_windows, position_limit
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, TreeLayout, to_device
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import making_seconds
 from langchain_specdec.runner.verify import Verification, choose
 from langchain_specdec.sampling.noise import Noise
@@ -144,7 +145,7 @@ class ModelRunner:
         inputs = RowInputs.of(packed, len(batch.slots), batch.width, has_tree=has_tree)
         logits = self._logits(batch.slots, batch.starts, inputs)
         choices = choose(logits, inputs, is_sampled=batch.noise.is_sampled) if batch.noise is not None else None
-        return Verification(logits, choices, inputs)
+        return Verification(StepLogits(logits, self), choices, inputs)
 
     @torch.inference_mode()
     def chain(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.runner.step_inputs import RowInputs
+from langchain_specdec.runner.step_logits import StepLogits
 
 __all__ = ["Verification", "accept", "choose", "judge"]
 
@@ -17,12 +18,12 @@ class Verification:
     """What a target forward says of drafts, on the device. Good until the runner's next forward.
 
     Attributes:
-        logits: `[rows, width, vocab]`; positions past a row's own length hold nothing of use.
+        logits: `[rows, width, vocab]`; see `StepLogits`.
         choices: What `choose` says; None where more than logits and noise decides.
         inputs: The rows.
     """
 
-    logits: Tensor
+    logits: StepLogits
     choices: Tensor | None
     inputs: RowInputs
 

@@ -20,6 +20,7 @@ from langchain_specdec.runner.cuda.capture import Capture
 from langchain_specdec.runner.cuda.graph_store import CapturedGraph, GraphStore
 from langchain_specdec.runner.kv_cache import StaticShape
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode
 from langchain_specdec.runner.verify import Verification, choose
 from langchain_specdec.sampling.noise import Noise
@@ -93,7 +94,7 @@ class CapturedSteps:
         graph = self.store.find(bucket) if bucket is not None else None
         if bucket is not None and graph is not None:
             try:
-                return self._replay_verify(bucket, graph, batch)
+                return self._replay_verify(runner, bucket, graph, batch)
             except Exception as error:
                 # What it wrote lies beyond the rows' lengths; running it again as it is is safe.
                 self.store.fail(error)
@@ -206,14 +207,16 @@ class CapturedSteps:
             self._places[key] = buffer, RowInputs.of(buffer, rows, width, has_tree=has_tree)
         return self._places[key][1]
 
-    def _replay_verify(self, bucket: Bucket, graph: CapturedGraph, batch: RowBatch) -> Verification:
+    def _replay_verify(
+        self, runner: ModelRunner, bucket: Bucket, graph: CapturedGraph, batch: RowBatch
+    ) -> Verification:
         logits, choices = graph.outputs
         inputs = self._place(bucket.rows, bucket.width, logits.device, has_tree=True)
         self._packed(batch, bucket, bucket.width, has_tree=True)()
         graph.replay()
         rows, width = len(batch.slots), batch.width
         chosen = choices[:, :rows, :width] if batch.noise is not None else None
-        return Verification(logits[:rows, :width], chosen, inputs.cut(rows, width))
+        return Verification(StepLogits(logits[:rows, :width], runner), chosen, inputs.cut(rows, width))
 
     def _replay_chain(
         self,
@@ -244,14 +247,14 @@ class CapturedSteps:
 
     def _make_verify(self, runner: ModelRunner, bucket: Bucket, batch: RowBatch, expected: Verification) -> None:
         inputs = self._place(bucket.rows, bucket.width, runner.device, has_tree=True)
-        rows, width = len(batch.slots), batch.width
+        rows, width, right_logits = len(batch.slots), batch.width, expected.logits.tensor
         own = torch.arange(width, device=runner.device) < expected.inputs.num_nodes[:, None]
 
         def error(outputs: tuple[Tensor, ...]) -> float:
             logits, choices = outputs
             right = choose(logits[:rows, :width], inputs.cut(rows, width), is_sampled=bucket.is_sampled)
             is_right = (right == choices[:, :rows, :width]) | ~own
-            return _error(logits[:rows, :width], expected.logits, is_right, own)
+            return _error(logits[:rows, :width], right_logits, is_right, own)
 
         self.store.make(
             bucket,

@@ -30,6 +30,7 @@ from langchain_specdec.runner.cuda.captured_runner import CapturedSteps, draft_s
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch, RowInputs, num_bytes
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.noise import Noise
 from langchain_specdec.sampling.params import SamplingParams
@@ -210,6 +211,24 @@ def test_padding_rows_leave_other_slots_alone(references: References) -> None:
     after = [layer.keys[6, :, : len(PROMPTS[1])] for layer in runner.cache._slot_layers]
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     assert all(torch.isfinite(layer.values).all() for layer in runner.cache._slot_layers)
+
+
+def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
+    capture = RecordedCapture()
+    runner = captured_runner(tiny_model(), capture)
+    batch = RowBatch([0], [0], [[1, 2, 3]], None, Noise((0,), (0.0,)))
+    expected = make_runner(loaded(tiny_model()), num_slots=4, max_length=256, max_width=11).verify(batch).logits.tensor
+    runner.begin_turn()
+    earlier: list[StepLogits] = []
+    for _ in range(3):
+        # The first forward runs uncaptured, and its logits outlive the making of the graph.
+        logits = runner.verify(batch).logits
+        torch.testing.assert_close(logits.tensor, expected)
+        for old in earlier:
+            with pytest.raises(RuntimeError, match="of an earlier forward"):
+                _ = old.tensor
+        earlier.append(logits)
+    assert capture.num_replayed > 2
 
 
 # --- What is captured waits for nothing -------------------------------------------------------------------------------
