@@ -21,7 +21,7 @@ from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.verify import Verification, judge
+from langchain_specdec.runner.verify import Verification, accept_picks
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
@@ -137,8 +137,8 @@ class Stepper:
         )
         found = self._runner.verify(batch)
         logits = found.logits
-        choices = found.choices if found.choices is not None else self._choices(requests, drafts, found)
-        picks, stands = choices.tolist()
+        verdict = found.verdict if found.verdict is not None else self._verdict(requests, drafts, found)
+        picks, stands = verdict.tolist()
         ended = self._runner.clock()
         plain = cost.verify_seconds(len(requests), 1) if cost is not None else 0.0
         if cost is not None and not self._is_cost_given:
@@ -150,7 +150,7 @@ class Stepper:
             if request.constraint is not None:
                 paths[row] = _in_time(request.constraint, picks[row], paths[row], request.num_remaining)
         # On the device, so that closing the gaps of trees takes no further copy to it.
-        order = None if all(map(is_gapless, paths)) else choices[1].argsort(dim=-1, descending=True, stable=True)
+        order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
         if self._is_adaptive:
             self._observe(requests, batch.tokens, paths, logits.tensor)
         failures: list[tuple[Request, Exception]] = []
@@ -263,8 +263,8 @@ class Stepper:
         except Exception:
             _logger.exception("The drafter failed to learn from a step")
 
-    def _choices(self, requests: Sequence[Request], drafts: Sequence[Draft], found: Verification) -> Tensor:
-        """The target's choice after every node and which nodes stand, where more than noise decides; see `choose`."""
+    def _verdict(self, requests: Sequence[Request], drafts: Sequence[Draft], found: Verification) -> Tensor:
+        """The target's picks and which nodes stand by them, where more than noise decides; see `accept_picks`."""
         logits, inputs = found.logits, found.inputs
         masks = [
             r.constraint.masks(d.tokens, d.parents) if r.constraint else None
@@ -274,7 +274,7 @@ class Stepper:
         table = self._sampling_table(requests, logits)
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.layout.ancestors[:, :, 1:]
         picks = pick_tokens(logits.tensor, table, inputs.next_positions, self._history, draft_ids, ancestors, allowed)
-        return judge(picks, inputs)
+        return accept_picks(picks, inputs)
 
     def _sampling_table(self, requests: Sequence[Request], logits: StepLogits) -> SamplingTable:
         ids = tuple(r.request_id for r in requests)

@@ -18,7 +18,7 @@ from langchain_specdec.runner.model_inputs import _layer_windows, position_limit
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, TreeLayout, to_device
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import making_seconds
-from langchain_specdec.runner.verify import Verification, choose
+from langchain_specdec.runner.verify import Verification, pick_and_accept
 from langchain_specdec.sampling.noise import Noise
 
 __all__ = ["ModelRunner", "PickDraft"]
@@ -144,8 +144,9 @@ class ModelRunner:
         packed = to_device(batch.pack(has_tree=has_tree), self.device)
         inputs = RowInputs.of(packed, len(batch.slots), batch.width, has_tree=has_tree)
         logits = self._logits(batch.slots, batch.starts, inputs)
-        choices = choose(logits, inputs, is_sampled=batch.noise.is_sampled) if batch.noise is not None else None
-        return Verification(StepLogits(logits, self), choices, inputs)
+        noise = batch.noise
+        verdict = pick_and_accept(logits, inputs, is_sampled=noise.is_sampled) if noise is not None else None
+        return Verification(StepLogits(logits, self), verdict, inputs)
 
     @torch.inference_mode()
     def chain(

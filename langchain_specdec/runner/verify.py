@@ -1,4 +1,4 @@
-"""The acceptance rule: which draft tokens are the target's own choice. Pure, tensors in and tensors out."""
+"""The acceptance rule: which draft tokens the target itself picks. Pure, tensors in and tensors out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 
-__all__ = ["Verification", "accept", "choose", "judge"]
+__all__ = ["Verification", "accept", "accept_picks", "pick_and_accept"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Verification:
 
     Attributes:
         logits: `[rows, width, vocab]`; see `StepLogits`.
-        choices: What `choose` says; None where more than logits and noise decides.
+        verdict: What `pick_and_accept` says; None where more than logits and noise decides.
         inputs: The rows.
     """
 
     logits: StepLogits
-    choices: Tensor | None
+    verdict: Tensor | None
     inputs: RowInputs
 
 
@@ -35,7 +35,7 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
     token that the target picks after its parent. Siblings differ, so at most one child of a node stands, and what
     stands is a path from node 0. The pick after the path's end is emitted too (the bonus token).
 
-    This is the shared-noise coupling of Daliri, Musco, Suresh 2024: since drafter and target choose with the same
+    This is the shared-noise coupling of Daliri, Musco, Suresh 2024: since drafter and target pick with the same
     noise, comparing tokens is all there is to verification, and what comes out is what the target alone would write.
 
     Args:
@@ -43,7 +43,7 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
         parents: Index of each node's parent among the row's nodes, int64 `[rows, width]`; entry 0 is unused.
         ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether node j leads to node i or is node i.
         num_nodes: Nodes in each row, int64 `[rows]`; later columns are padding.
-        picks: The target's choice after each node, int64 `[rows, width]`.
+        picks: The target's pick after each node, int64 `[rows, width]`.
 
     Returns:
         bool `[rows, width]`: which nodes stand.
@@ -55,8 +55,8 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
     return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])
 
 
-def choose(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
-    """The target's choice after every node and which nodes stand, where logits and noise are all that it depends on.
+def pick_and_accept(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
+    """The verdict where logits and noise are all that the target's picks depend on.
 
     Args:
         logits: The target's, `[rows, width, vocab]`.
@@ -64,16 +64,16 @@ def choose(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
         is_sampled: Whether any row is not greedy.
 
     Returns:
-        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+        See `accept_picks`.
     """
-    return judge(inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled), inputs)
+    return accept_picks(inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled), inputs)
 
 
-def judge(picks: Tensor, inputs: RowInputs) -> Tensor:
-    """The target's choices and which nodes stand by them, in one tensor, so that one copy brings both to the host.
+def accept_picks(picks: Tensor, inputs: RowInputs) -> Tensor:
+    """The verdict: the target's picks and which nodes stand by them, in one tensor for one copy to the host.
 
     Args:
-        picks: The target's choice after every node, int64 `[rows, width]`.
+        picks: The target's pick after every node, int64 `[rows, width]`.
         inputs: The nodes.
 
     Returns:

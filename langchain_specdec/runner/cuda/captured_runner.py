@@ -22,7 +22,7 @@ from langchain_specdec.runner.kv_cache import StaticShape
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode
-from langchain_specdec.runner.verify import Verification, choose
+from langchain_specdec.runner.verify import Verification, pick_and_accept
 from langchain_specdec.sampling.noise import Noise
 
 if TYPE_CHECKING:
@@ -210,13 +210,13 @@ class CapturedSteps:
     def _replay_verify(
         self, runner: ModelRunner, bucket: Bucket, graph: CapturedGraph, batch: RowBatch
     ) -> Verification:
-        logits, choices = graph.outputs
+        logits, verdict = graph.outputs
         inputs = self._place(bucket.rows, bucket.width, logits.device, has_tree=True)
         self._packed(batch, bucket, bucket.width, has_tree=True)()
         graph.replay()
         rows, width = len(batch.slots), batch.width
-        chosen = choices[:, :rows, :width] if batch.noise is not None else None
-        return Verification(StepLogits(logits[:rows, :width], runner), chosen, inputs.cut(rows, width))
+        own = verdict[:, :rows, :width] if batch.noise is not None else None
+        return Verification(StepLogits(logits[:rows, :width], runner), own, inputs.cut(rows, width))
 
     def _replay_chain(
         self,
@@ -251,9 +251,9 @@ class CapturedSteps:
         own = torch.arange(width, device=runner.device) < expected.inputs.num_nodes[:, None]
 
         def error(outputs: tuple[Tensor, ...]) -> float:
-            logits, choices = outputs
-            right = choose(logits[:rows, :width], inputs.cut(rows, width), is_sampled=bucket.is_sampled)
-            is_right = (right == choices[:, :rows, :width]) | ~own
+            logits, verdict = outputs
+            right = pick_and_accept(logits[:rows, :width], inputs.cut(rows, width), is_sampled=bucket.is_sampled)
+            is_right = (right == verdict[:, :rows, :width]) | ~own
             return _error(logits[:rows, :width], right_logits, is_right, own)
 
         self.store.make(
@@ -289,10 +289,10 @@ def verify_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> tuple
     """A forward and its acceptance, of tensors alone; this is what is captured.
 
     Returns:
-        The logits, and what `choose` makes of them.
+        The logits, and the verdict.
     """
     logits = _forward(runner, inputs, bucket)
-    return logits, choose(logits, inputs, is_sampled=bucket.is_sampled)
+    return logits, pick_and_accept(logits, inputs, is_sampled=bucket.is_sampled)
 
 
 def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_size: int) -> tuple[Tensor, Tensor]:
