@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
-from langchain_specdec.drafters.base import Drafter, NoDrafter
+from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from tests.support.tiny_models import make_engine
@@ -109,7 +109,7 @@ def engines() -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(model: Any, drafter: Drafter | None = None, **kwargs: Any) -> Engine:
-        made.append(make_engine(model, drafter or NoDrafter(), **kwargs))
+        made.append(make_engine(model, drafter or Drafter(), **kwargs))
         return made[-1]
 
     yield make

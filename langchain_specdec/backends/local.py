@@ -13,10 +13,10 @@ import torch
 from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest, acollect, collect
-from langchain_specdec.drafters.base import Drafter, NoDrafter
-from langchain_specdec.drafters.combined import AutoDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
@@ -337,10 +337,10 @@ def _make_drafter(
     name: str, max_ngram: int, is_shared: bool, make_draft_drafter: Callable[[], Drafter] | None
 ) -> Drafter:
     if name == "none":
-        return NoDrafter()
+        return Drafter()
     if name == "prompt_lookup":
         return PromptLookupDrafter(max_ngram)
     if name == "draft_model" and make_draft_drafter is not None:
         return make_draft_drafter()
-    tree = TreeDrafter(max_ngram, is_shared=is_shared)
-    return AutoDrafter([tree, make_draft_drafter()]) if make_draft_drafter is not None else tree
+    tree = LookupTreeDrafter(max_ngram, is_shared=is_shared)
+    return CombinedDrafter([tree, make_draft_drafter()]) if make_draft_drafter is not None else tree

@@ -11,17 +11,14 @@ import random
 import time
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.contestant_engine import EngineContestant
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 
 __all__ = ["AgreementDrafter", "SyntheticContestant"]
 
 
-class AgreementDrafter:
+class AgreementDrafter(Drafter):
     """Proposes each request's known continuation, each token right by a set chance. Nothing where none is known.
 
     Args:
@@ -48,32 +45,23 @@ class AgreementDrafter:
         """Whether the continuation of a prompt is known."""
         return tuple(prompt) in self._texts
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Only who pays has something to take in."""
         if self._paid_by is not None:
-            self._paid_by.prefill(requests, starts, stop)
+            self._paid_by.prefill(requests, starts, stops)
 
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """As many tokens as the known text still has."""
-        count = len(self._rest(request, max(limits.max_depth, 0)))
-        return Proposal(EMPTY_DRAFT, self._kinds(count), steps_per_token=1)
+        kinds = self._kinds(len(self._rest(request, max(limits.max_depth, 0))))
+        return [Proposal(reaches=request.rates.chain(kinds), steps_per_token=1)] if kinds else []
 
     def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
         """The known tokens, some of them spoilt, after the time that they cost."""
         started = time.perf_counter()
         if self._paid_by is not None:
-            limits = [DraftLimits(n) for n in lengths]
-            paid = [
-                self._paid_by.consider(r, n) if n.max_depth else Proposal()
-                for r, n in zip(requests, limits, strict=True)
-            ]
-            self._paid_by.propose(requests, paid, lengths, history)
+            self._paid_by.propose(requests, proposals, lengths)
         drafts = []
         for request, length in zip(requests, lengths, strict=True):
             at = len(request.token_ids)
@@ -86,21 +74,9 @@ class AgreementDrafter:
                 pass
         return drafts
 
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: Tensor,
-    ) -> None:
-        """Nothing to learn: the texts are known."""
-
     def measure_step(self, request: DraftingRequest) -> float:
         """What a draft token costs."""
         return self.token_seconds if self._paid_by is None else self._paid_by.measure_step(request)
-
-    def forget(self) -> None:
-        """Nothing: requests share nothing."""
 
     def release(self, request: DraftingRequest) -> None:
         """The request goes; the texts stay."""

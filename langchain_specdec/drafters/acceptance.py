@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from langchain_specdec.drafters.base import DraftKind
+__all__ = ["FORCED", "AcceptanceRates", "DraftKind"]
 
-__all__ = ["AcceptanceRates"]
+DraftKind = tuple[str, int]
+"""What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
+
+FORCED: DraftKind = ("forced", 0)
+"""A token that is no guess, because a grammar allows no other."""
 
 # Chance that a token is right, given that its parent is and its earlier siblings are not: counted on 76 greedy answers
 # of a 135M chat model to Spec-Bench prompts of all 13 categories. A start only; each request soon follows its own text.
@@ -46,6 +50,14 @@ class AcceptanceRates:
         accepted, trials = self._counts.get(kind, (0.0, 0.0))
         prior = self._shared.rate(kind) if self._shared else _prior(kind)
         return (accepted + _PRIOR_WEIGHT * prior) / (trials + _PRIOR_WEIGHT)
+
+    def chain(self, kinds: Sequence[DraftKind]) -> tuple[float, ...]:
+        """Chance that each token of a chain is reached: that it and all before it are right."""
+        reaches, reach = [], 1.0
+        for kind in kinds:
+            reach *= self.rate(kind)
+            reaches.append(reach)
+        return tuple(reaches)
 
     def observe(self, outcomes: Iterable[tuple[DraftKind, bool]]) -> None:
         """Count outcomes of guesses whose predecessors were right; old ones fade."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["SharedIndex"]
+__all__ = ["AnswerIndex"]
 
 # Continuations that are kept for a run of tokens.
 _MAX_CONTINUATIONS = 4
 
 
-class SharedIndex:
+class AnswerIndex:
     """Counts which token followed each n-gram, for a few n.
 
     Args:

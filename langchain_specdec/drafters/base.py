@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from langchain_specdec.grammar.token_masks import TokenMask
+from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
+from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = [
-    "EMPTY_DRAFT",
-    "FORCED",
-    "Draft",
-    "DraftConstraint",
-    "DraftKind",
-    "DraftLimits",
-    "Drafter",
-    "DraftingRequest",
-    "NoDrafter",
-    "Proposal",
-    "Rates",
-]
-
-DraftKind = tuple[str, int]
-"""What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
-
-FORCED: DraftKind = ("forced", 0)
-"""A token that is no guess, because a grammar allows no other."""
+__all__ = ["EMPTY_DRAFT", "NOTHING", "Draft", "DraftLimits", "Drafter", "DraftingRequest", "Proposal"]
 
 
 @dataclass(frozen=True)
@@ -61,38 +43,8 @@ class Draft:
             return self
         return Draft(self.tokens[:length], self.parents[:length], self.kinds[:length])
 
-    def take(self, order: Sequence[int]) -> Draft:
-        """The same tree with its nodes in another order; parents must still stand before children."""
-        places = {node: place for place, node in enumerate(order)}
-        places[-1] = -1
-        return Draft(
-            tuple(self.tokens[i] for i in order),
-            tuple(places[self.parents[i]] for i in order),
-            tuple(self.kinds[i] for i in order),
-        )
-
 
 EMPTY_DRAFT = Draft((), (), ())
-
-
-class Rates(Protocol):
-    """How good guesses of a kind are."""
-
-    def rate(self, kind: DraftKind) -> float:
-        """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
-
-
-class DraftConstraint(Protocol):
-    """What a grammar says of tokens that may follow the text. A path is draft tokens after the text."""
-
-    def forced_after(self, path: Sequence[int]) -> list[int]:
-        """The tokens that must follow a path, in order; empty where there is a choice."""
-
-    def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        """Which of these tokens may follow a path."""
-
-    def mask_after(self, path: Sequence[int]) -> TokenMask | None:
-        """The tokens that may follow a path; None where the path may not."""
 
 
 class DraftingRequest(Protocol):
@@ -115,7 +67,7 @@ class DraftingRequest(Protocol):
         """Length of the prompt."""
 
     @property
-    def rates(self) -> Rates:
+    def rates(self) -> AcceptanceRates:
         """How good guesses of each kind were in this request."""
 
     @property
@@ -127,7 +79,11 @@ class DraftingRequest(Protocol):
         """Seed of the noise."""
 
     @property
-    def constraint(self) -> DraftConstraint | None:
+    def history(self) -> TokenHistory | None:
+        """The counts of tokens that its penalties need; None where it has no penalty."""
+
+    @property
+    def constraint(self) -> Constraint | None:
         """The grammar that the text follows; drafts should follow it too. None: it is free."""
 
 
@@ -148,50 +104,50 @@ class DraftLimits:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a drafter could propose before it has spent anything.
+    """What a drafter could propose, before it has spent anything.
 
     Attributes:
         draft: Tokens that are known already (a lookup's). Empty where they must be computed.
-        kinds: Kinds of the tokens that the drafter could give, in order; as long as it could go.
+        reaches: For each token that could be had the chance that the target reaches it, in descending order.
         steps_per_token: Forwards of the draft model that each token costs: 0 for a lookup, 1 for a draft model.
-        alternatives: What could be had instead. The engine takes the one that promises most per second.
         source: Tells whose it is where drafters stand beside each other.
     """
 
     draft: Draft = EMPTY_DRAFT
-    kinds: tuple[DraftKind, ...] = field(default=())
+    reaches: tuple[float, ...] = ()
     steps_per_token: int = 0
-    alternatives: tuple[Proposal, ...] = ()
     source: int = 0
 
 
-class Drafter(Protocol):
-    """Proposes tokens. The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `observe`)*.
+NOTHING = Proposal()
 
-    The engine asks `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them.
+
+class Drafter:
+    """Proposes tokens. This one proposes nothing: it is the drafter "none", and a drafter overrides what it does.
+
+    The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `observe`)*, `release`. It asks
+    `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them.
     """
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Take in tokens `[start, stop)` of each request; called beside each chunk of the target's prefill."""
 
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
-        """Say what could be proposed next for the request, without a forward."""
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        """What could be proposed next for the request, without a forward: alternatives, the preferred one first."""
+        return ()
 
     def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
-        """Give a draft of at most `lengths[i]` tokens for each request; `history` holds the counts for penalties."""
+        """A draft of at most `lengths[i]` tokens for each request, from the proposal that was taken."""
+        return [proposal.draft.cut(length) for proposal, length in zip(proposals, lengths, strict=True)]
 
     def observe(
         self,
         requests: Sequence[DraftingRequest],
         nodes: Sequence[Sequence[int]],
         paths: Sequence[Sequence[int]],
-        logits: Tensor,
+        logits: StepLogits,
     ) -> None:
         """Learn from a verification, before the requests' texts grow.
 
@@ -204,49 +160,10 @@ class Drafter(Protocol):
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Seconds that one computed draft token takes, measured now in the request's slot; 0 where drafts are free."""
+        return 0.0
 
     def release(self, request: DraftingRequest) -> None:
         """Forget the request. Called once, also for a request that failed before its prefill."""
 
     def forget(self) -> None:
         """Forget what requests to come would draft from those before them."""
-
-
-class NoDrafter:
-    """Proposes nothing."""
-
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
-        """Nothing to take in."""
-
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
-        """Nothing, ever."""
-        return Proposal()
-
-    def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
-    ) -> list[Draft]:
-        """Empty drafts."""
-        return [EMPTY_DRAFT] * len(requests)
-
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: Tensor,
-    ) -> None:
-        """Nothing to learn."""
-
-    def measure_step(self, request: DraftingRequest) -> float:
-        """Free."""
-        return 0.0
-
-    def forget(self) -> None:
-        """Nothing: requests share nothing."""
-
-    def release(self, request: DraftingRequest) -> None:
-        """Nothing to forget."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.runner.step_logits import StepLogits
 
-__all__ = ["AutoDrafter"]
+__all__ = ["CombinedDrafter"]
 
 
-class AutoDrafter:
+class CombinedDrafter(Drafter):
     """Offers what several drafters could propose, and has the one propose whose offer is taken.
 
     Args:
@@ -23,36 +21,29 @@ class AutoDrafter:
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = tuple(drafters)
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Hand the chunk to every drafter."""
         for drafter in self._drafters:
-            drafter.prefill(requests, starts, stop)
+            drafter.prefill(requests, starts, stops)
 
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
-        """The proposal of the first drafter that has one, the others' as its alternatives."""
-        offers = [
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        """The proposals of all drafters."""
+        return [
             replace(proposal, source=source)
             for source, drafter in enumerate(self._drafters)
-            if (proposal := drafter.consider(request, limits)).kinds
+            for proposal in drafter.consider(request, limits)
         ]
-        if len(offers) < 2:
-            return offers[0] if offers else Proposal()
-        return replace(offers[0], alternatives=tuple(offers[1:]))
 
     def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
         """Each request's draft from the drafter whose proposal it is."""
-        drafts = [p.draft.cut(n) for p, n in zip(proposals, lengths, strict=True)]
+        drafts = super().propose(requests, proposals, lengths)
         for source, drafter in enumerate(self._drafters):
-            rows = [i for i, p in enumerate(proposals) if lengths[i] and p.source == source]
+            rows = [i for i, proposal in enumerate(proposals) if lengths[i] and proposal.source == source]
             if rows:
                 own = drafter.propose(
-                    [requests[i] for i in rows], [proposals[i] for i in rows], [lengths[i] for i in rows], history
+                    [requests[i] for i in rows], [proposals[i] for i in rows], [lengths[i] for i in rows]
                 )
                 for i, draft in zip(rows, own, strict=True):
                     drafts[i] = draft
@@ -63,7 +54,7 @@ class AutoDrafter:
         requests: Sequence[DraftingRequest],
         nodes: Sequence[Sequence[int]],
         paths: Sequence[Sequence[int]],
-        logits: Tensor,
+        logits: StepLogits,
     ) -> None:
         """Hand the verification to every drafter."""
         for drafter in self._drafters:

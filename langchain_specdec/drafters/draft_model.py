@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.acceptance import DraftKind
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.grammar.token_masks import allowed_tensor
-from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
+from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
 from langchain_specdec.sampling.noise import Noise
-
-if TYPE_CHECKING:
-    from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 
 __all__ = ["DraftModelDrafter"]
 
@@ -33,7 +31,7 @@ class _SlotContents:
     num_confirmed: int = 0
 
 
-class DraftModelDrafter:
+class DraftModelDrafter(Drafter):
     """Drafts with a causal language model that has the target's tokenizer.
 
     One drafted token is one forward of width 1, the first one apart: it also takes in whatever the cache lacks. Each
@@ -46,12 +44,7 @@ class DraftModelDrafter:
         prefill_chunk: Most tokens of a row in one forward.
     """
 
-    def __init__(
-        self,
-        runner: ModelRunner,
-        vocab_size: int,
-        prefill_chunk: int,
-    ) -> None:
+    def __init__(self, runner: ModelRunner, vocab_size: int, prefill_chunk: int) -> None:
         self._runner = runner
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
@@ -64,44 +57,27 @@ class DraftModelDrafter:
         """Forwards of the draft model so far."""
         return self._runner.num_forwards
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the draft model over the same chunk as the target."""
-        self._catch_up(requests, stop)
+        self._catch_up(requests, stops)
 
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
-        kinds = tuple(("model", i) for i in range(limits.max_depth))
-        return Proposal(EMPTY_DRAFT, kinds, steps_per_token=1)
+        reaches = request.rates.chain(_kinds(limits.max_depth))
+        return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
 
     def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
         """Decode `max(lengths)` tokens for all requests that want any."""
-        wanted = [(i, request) for i, request in enumerate(requests) if lengths[i] > 0]
+        rows = [row for row, length in enumerate(lengths) if length > 0]
         drafts = [EMPTY_DRAFT] * len(requests)
-        if not wanted:
-            return drafts
-        rows = [request for _, request in wanted]
-        steps = max(lengths[i] for i, _ in wanted)
-        self._runner.begin_turn()
-        chains = self._decode(rows, steps, history)
-        for (i, _), chain in zip(wanted, chains, strict=True):
-            kept = chain[: lengths[i]]
-            drafts[i] = Draft.chain(kept, [("model", j) for j in range(len(kept))])
+        if rows:
+            self._runner.begin_turn()
+            chains = self._decode([requests[row] for row in rows], max(lengths))
+            for row, chain in zip(rows, chains, strict=True):
+                drafts[row] = Draft.chain(chain[: lengths[row]], _kinds(lengths[row]))
         return drafts
-
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: Tensor,
-    ) -> None:
-        """Nothing: the slot's contents say what was kept."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""
@@ -111,12 +87,6 @@ class DraftModelDrafter:
         started = self._runner.clock()
         self._runner.chain([request.slot], [len(held)], tokens, 1, self._vocab_size, Noise([0], [0.0]))
         return self._runner.clock() - started
-
-    def forget(self) -> None:
-        """Nothing: what a slot holds saves time and changes no draft."""
-
-    def release(self, request: DraftingRequest) -> None:
-        """Nothing: the slot's contents stay, a later request with the same beginning goes on from them."""
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:
         """Forget what the slot holds beyond the request's text; rollback is finding a length.
@@ -150,7 +120,7 @@ class DraftModelDrafter:
                 self._runner.prefill([request.slot], [len(held)], [self._known(chunk)])
                 held.extend(chunk)
 
-    def _decode(self, requests: Sequence[DraftingRequest], steps: int, history: TokenHistory | None) -> list[list[int]]:
+    def _decode(self, requests: Sequence[DraftingRequest], steps: int) -> list[list[int]]:
         # More than a few missing tokens (after lookups, say) would make the first, ragged forward wide.
         self._catch_up(requests, [max(len(r.token_ids) - 2, 0) for r in requests])
         held = [self._roll_back(r) for r in requests]
@@ -163,13 +133,13 @@ class DraftModelDrafter:
             steps,
             self._vocab_size,
             noise,
-            self._pick(requests, history) if noise is None else None,
+            self._pick(requests) if noise is None else None,
         )
         for tokens, new, chain in zip(held, fed, chains, strict=True):
             tokens.extend([*new, *chain[:-1]])
         return chains
 
-    def _pick(self, requests: Sequence[DraftingRequest], history: TokenHistory | None) -> PickDraft:
+    def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
         device = self._runner.device
         ids = tuple(r.request_id for r in requests)
@@ -177,6 +147,7 @@ class DraftModelDrafter:
             params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
             self._table, self._table_ids = SamplingTable(params, seeds, slots, self._vocab_size, device), ids
         table = self._table
+        history = next((r.history for r in requests if r.history is not None), None)
 
         def pick(logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
             allowed = None
@@ -191,3 +162,7 @@ class DraftModelDrafter:
             return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)
 
         return pick
+
+
+def _kinds(count: int) -> list[DraftKind]:
+    return [("model", place) for place in range(count)]

@@ -1,8 +1,8 @@
 """Drafts without a draft model: one tree from all that is known about what may follow.
 
 Three sources say what may follow a run of tokens: the request's own text (`prompt_lookup`), the answers of all requests
-(`shared_index`) and the target's recent candidates (`candidates`). The tree grows by the token that is most likely to
-be reached, wherever it stands, so that every size of it is the best of that size by the estimates at hand.
+(`answer_index`) and the target's recent candidates (`recycled_tokens`). The tree grows by the token that is most likely
+to be reached, wherever it stands, so every beginning of it is the best tree of that size by the estimates at hand.
 """
 
 from __future__ import annotations
@@ -11,26 +11,16 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
-from langchain_specdec.drafters.answer_index import SharedIndex
-from langchain_specdec.drafters.base import (
-    EMPTY_DRAFT,
-    FORCED,
-    Draft,
-    DraftConstraint,
-    DraftingRequest,
-    DraftKind,
-    DraftLimits,
-    Proposal,
-    Rates,
-)
+from langchain_specdec.drafters.acceptance import FORCED, AcceptanceRates, DraftKind
+from langchain_specdec.drafters.answer_index import AnswerIndex
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
-from langchain_specdec.drafters.recycled_tokens import CandidateTable
-from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.drafters.recycled_tokens import RecycledTokens
+from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.top_tokens import top_tokens
 
-__all__ = ["TreeDrafter"]
+__all__ = ["LookupTreeDrafter"]
 
 _MAX_MATCH = 16
 # Tokens before a node that its successors are looked up by.
@@ -39,30 +29,30 @@ _MAX_COUNT = 4
 # Tokens next to the text that are at least that likely are in the tree even where they would not pay.
 _WATCHED_REACH = 0.02
 _NUM_CANDIDATES = 8
-# The names of the shared index's kinds: of the most frequent continuation, and of the others.
-_SHARED_KINDS = {2: ("shared-2", "shared-2-other"), 4: ("shared-4", "shared-4-other")}
-# Continuations of the shared index that are tried for a node.
-_NUM_SHARED = 3
+# Kinds of what the answer index offers, by the length of its match: the most frequent continuation, and the others.
+_ANSWER_KINDS = {2: ("shared-2", "shared-2-other"), 4: ("shared-4", "shared-4-other")}
+# Continuations of the answer index that are tried for a node.
+_MAX_CONTINUATIONS = 3
 
 
 @dataclass
 class _Memory:
     """What is remembered for one request, or for all of them."""
 
-    shared: SharedIndex = field(default_factory=lambda: SharedIndex(sorted(_SHARED_KINDS)))
-    candidates: CandidateTable = field(default_factory=CandidateTable)
+    answers: AnswerIndex = field(default_factory=lambda: AnswerIndex(sorted(_ANSWER_KINDS)))
+    recycled: RecycledTokens = field(default_factory=RecycledTokens)
 
 
 @dataclass
 class _Text:
-    """A request's own text: its index, and how much of it stands in the shared one."""
+    """A request's own text: its index, and how many of its tokens the answer index has counted."""
 
     index: NgramIndex
-    num_shared: int
+    num_counted: int
     memory: _Memory
 
 
-class TreeDrafter:
+class LookupTreeDrafter(Drafter):
     """Drafts trees, or chains where cost or limits allow no more.
 
     Args:
@@ -76,52 +66,36 @@ class TreeDrafter:
         self._memory = _Memory() if is_shared else None
         self._texts: dict[int, _Text] = {}
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
-        """Nothing: the whole prompt is indexed when the first draft is asked for."""
-
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Grow the tree; what is unlikely but costs nothing to watch comes last."""
+        # Also where nothing is wanted: what was written is remembered in any case.
         text = self._text(request)
         if limits.max_depth < 1:
-            return Proposal()
-        constraint = request.constraint
-        if limits.max_nodes < 1 and constraint is None:
+            return []
+        if limits.max_nodes < 1 and request.constraint is None:
             draft = _chain(text, request.token_ids, request.rates, limits.max_depth)
+            reaches = request.rates.chain(draft.kinds)
         else:
-            draft = _Tree(text, request.token_ids, request.rates, limits, constraint).grow()
-        return Proposal(draft, draft.kinds)
-
-    def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
-    ) -> list[Draft]:
-        """The trees, cut to the lengths."""
-        return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
+            draft, reaches = _Tree(text, request, limits).grow()
+        return [Proposal(draft, reaches)] if len(draft) else []
 
     def observe(
         self,
         requests: Sequence[DraftingRequest],
         nodes: Sequence[Sequence[int]],
         paths: Sequence[Sequence[int]],
-        logits: Tensor,
+        logits: StepLogits,
     ) -> None:
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
         rows = [row for row, path in enumerate(paths) for _ in path]
         places = [node for path in paths for node in path]
-        best = iter(top_tokens(logits[rows, places], _NUM_CANDIDATES).tolist())
+        best = iter(top_tokens(logits.tensor[rows, places], _NUM_CANDIDATES).tolist())
         for request, row_nodes, path in zip(requests, nodes, paths, strict=True):
-            candidates = self._text(request).memory.candidates
+            recycled = self._text(request).memory.recycled
             before = request.token_ids[-2] if len(request.token_ids) > 1 else None
             for node in path:
-                candidates.update(before, row_nodes[node], next(best))
+                recycled.update(before, row_nodes[node], next(best))
                 before = row_nodes[node]
-
-    def measure_step(self, request: DraftingRequest) -> float:
-        """Free."""
-        return 0.0
 
     def forget(self) -> None:
         """Start anew with what is shared, for requests to come."""
@@ -138,8 +112,8 @@ class TreeDrafter:
             text = _Text(NgramIndex(self._max_ngram), request.num_prompt_tokens, self._memory or _Memory())
             self._texts[request.request_id] = text
         text.index.extend(request.token_ids)
-        text.memory.shared.add(request.token_ids, text.num_shared)
-        text.num_shared = len(request.token_ids)
+        text.memory.answers.add(request.token_ids, text.num_counted)
+        text.num_counted = len(request.token_ids)
         return text
 
 
@@ -166,24 +140,23 @@ class _Node:
 class _Tree:
     """A tree that grows by the likeliest node."""
 
-    def __init__(
-        self, text: _Text, tokens: Sequence[int], rates: Rates, limits: DraftLimits, constraint: DraftConstraint | None
-    ) -> None:
+    def __init__(self, text: _Text, request: DraftingRequest, limits: DraftLimits) -> None:
         self._text = text
-        self._tokens = tokens
+        self._tokens = request.token_ids
         # A chain is grown as a tree whose nodes have one successor each.
         self._max_branches = None if limits.max_nodes else 1
         self._limits = limits if limits.max_nodes else replace(limits, max_nodes=limits.max_depth)
-        self._constraint = constraint
-        self._rates = rates
+        self._constraint = request.constraint
+        self._rates = request.rates
         self._known_rates: dict[DraftKind, float] = {}
         self._heap: list[tuple[float, int, _Node]] = []
         self._num_pushed = 0
         self._grown: list[_Node] = []
+        self._reaches: list[float] = []
         self._repetition: int | None = None
 
-    def grow(self) -> Draft:
-        """The tree within the limits, likeliest nodes first."""
+    def grow(self) -> tuple[Draft, tuple[float, ...]]:
+        """The tree within the limits, likeliest nodes first, and each node's chance of being reached."""
         match, position = self._text.index.find() or (0, None)
         self._repetition = position
         self._expand(-1, 1.0, _Node(-2, -1, ("", 0), 0, tuple(self._tokens[-_CONTEXT:]), position, match))
@@ -191,9 +164,11 @@ class _Tree:
         while self._heap and len(grown) < max_nodes:
             negative_reach, _, node = heapq.heappop(self._heap)
             grown.append(node)
+            self._reaches.append(-negative_reach)
             if node.depth < max_depth and len(grown) < max_nodes:
                 self._expand(len(grown) - 1, -negative_reach, node)
-        return Draft(tuple(n.token for n in grown), tuple(n.parent for n in grown), tuple(n.kind for n in grown))
+        tree = Draft(tuple(n.token for n in grown), tuple(n.parent for n in grown), tuple(n.kind for n in grown))
+        return tree, tuple(self._reaches)
 
     def _expand(self, place: int, reach: float, node: _Node) -> None:
         """Line up what may follow the node."""
@@ -220,7 +195,7 @@ class _Tree:
             elif rest < least:
                 break
 
-    def _narrowed(self, successors: list[_Successor], constraint: DraftConstraint, place: int) -> list[_Successor]:
+    def _narrowed(self, successors: list[_Successor], constraint: Constraint, place: int) -> list[_Successor]:
         """What a grammar leaves of the successors of a node, or the one that it forces."""
         path: list[int] = []
         while place >= 0:
@@ -248,16 +223,16 @@ class _Tree:
             token = self._tokens[position]
             seen.add(token)
             successors.append((token, ("lookup", min(match, _MAX_MATCH)), position + 1, match + 1))
-        if found := memory.shared.find(context):
-            size, continuations = found
-            first, others = _SHARED_KINDS[size]
-            for rank, (token, count) in enumerate(continuations[:_NUM_SHARED]):
+        if answers := memory.answers.find(context):
+            size, continuations = answers
+            first, others = _ANSWER_KINDS[size]
+            for rank, (token, count) in enumerate(continuations[:_MAX_CONTINUATIONS]):
                 if token not in seen:
                     seen.add(token)
                     kind = (others, rank) if rank else (first, min(count, _MAX_COUNT))
                     successors.append((token, kind, None, 0))
-        if candidates := memory.candidates.find(context):
-            source, tokens = candidates
+        if recycled := memory.recycled.find(context):
+            source, tokens = recycled
             for rank, token in enumerate(tokens):
                 if token not in seen:
                     seen.add(token)
@@ -265,24 +240,24 @@ class _Tree:
         return successors
 
 
-def _chain(text: _Text, tokens: Sequence[int], rates: Rates, length: int) -> Draft:
+def _chain(text: _Text, tokens: Sequence[int], rates: AcceptanceRates, length: int) -> Draft:
     """The continuation of the own text or, where that is likelier to be right, of the answers of all requests."""
     match, position = text.index.find() or (0, None)
     kinds: list[DraftKind] = []
     chain: list[int] = []
-    shared_kinds: list[DraftKind] = []
+    chain_kinds: list[DraftKind] = []
     if position is not None:
         kinds = [("lookup", min(match + i, _MAX_MATCH)) for i in range(length)]
     context = tuple(tokens[-_CONTEXT:])
-    while len(chain) < length and (found := text.memory.shared.find(context)):
-        size, continuations = found
+    while len(chain) < length and (answers := text.memory.answers.find(context)):
+        size, continuations = answers
         token, count = continuations[0]
-        kind = (_SHARED_KINDS[size][0], min(count, _MAX_COUNT))
+        kind = (_ANSWER_KINDS[size][0], min(count, _MAX_COUNT))
         if not chain and kinds and rates.rate(kinds[0]) >= rates.rate(kind):
             break
         chain.append(token)
-        shared_kinds.append(kind)
+        chain_kinds.append(kind)
         context = (*context[1 - _CONTEXT :], token)
     if chain:
-        return Draft.chain(chain, shared_kinds)
+        return Draft.chain(chain, chain_kinds)
     return EMPTY_DRAFT if position is None else Draft.chain(continue_from(tokens, position, length), kinds)

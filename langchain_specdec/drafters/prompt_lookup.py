@@ -9,19 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from langchain_specdec.drafters.base import (
-    EMPTY_DRAFT,
-    FORCED,
-    Draft,
-    DraftConstraint,
-    DraftingRequest,
-    DraftKind,
-    DraftLimits,
-    Proposal,
-)
-from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.drafters.acceptance import FORCED, DraftKind
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.grammar.constraint import Constraint
 
 __all__ = ["NgramIndex", "PromptLookupDrafter", "continue_from"]
 
@@ -86,32 +76,7 @@ def continue_from(tokens: Sequence[int], position: int, count: int) -> list[int]
     return continuation
 
 
-def _follow(index: NgramIndex, tokens: Sequence[int], constraint: DraftConstraint, length: int) -> Draft:
-    """A chain that a grammar allows: what it forces, and what followed earlier, as long as that fits."""
-    chain: list[int] = []
-    kinds: list[DraftKind] = []
-    found = index.find()
-    while len(chain) < length:
-        if forced := constraint.forced_after(chain)[: length - len(chain)]:
-            chain += forced
-            kinds += [FORCED] * len(forced)
-            found = None
-            continue
-        if found is None:
-            found = index.lookup((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:])
-        # Beyond the end of the text nothing is known that a grammar would not change.
-        if found is None or found[1] >= len(tokens):
-            break
-        match, position = found
-        if not constraint.allowed_after(chain, tokens[position : position + 1])[0]:
-            break
-        chain.append(tokens[position])
-        kinds.append(("lookup", min(match, _MAX_KIND)))
-        found = match + 1, position + 1
-    return Draft.chain(chain, kinds)
-
-
-class PromptLookupDrafter:
+class PromptLookupDrafter(Drafter):
     """Drafts by n-gram lookup in the prompt and the output.
 
     A draft token's kind is the length of the match that leads to it: the looked-up n-gram plus the draft tokens before
@@ -125,53 +90,51 @@ class PromptLookupDrafter:
         self._max_ngram = max_ngram
         self._indexes: dict[int, NgramIndex] = {}
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
-        """Nothing: the whole prompt is indexed when the first draft is asked for."""
-
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
-        """Look up the end of the text; the continuation found is the proposal."""
-        tokens = request.token_ids
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        """The continuation found by looking up the end of the text."""
         index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
-        index.extend(tokens)
-        if limits.max_depth < 1:
-            return Proposal()
-        if request.constraint is not None:
-            draft = _follow(index, tokens, request.constraint, limits.max_depth)
-            return Proposal(draft, draft.kinds)
-        match = index.find()
-        if match is None:
-            return Proposal()
-        length, position = match
-        continuation = continue_from(tokens, position, limits.max_depth)
-        kinds = tuple(("lookup", min(length + i, _MAX_KIND)) for i in range(len(continuation)))
-        return Proposal(Draft.chain(continuation, kinds), kinds)
-
-    def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
-    ) -> list[Draft]:
-        """The looked-up tokens, cut to the lengths."""
-        return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
-
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: Tensor,
-    ) -> None:
-        """Nothing to learn."""
-
-    def measure_step(self, request: DraftingRequest) -> float:
-        """Free."""
-        return 0.0
-
-    def forget(self) -> None:
-        """Nothing: requests share nothing."""
+        # Also where nothing is wanted, so that the whole prompt is never indexed in the middle of an answer.
+        index.extend(request.token_ids)
+        draft = _follow(index, request, limits.max_depth)
+        return [Proposal(draft, request.rates.chain(draft.kinds))] if len(draft) else []
 
     def release(self, request: DraftingRequest) -> None:
         """Drop the request's index."""
         self._indexes.pop(request.request_id, None)
+
+
+def _follow(index: NgramIndex, request: DraftingRequest, length: int) -> Draft:
+    """The chain that followed earlier; under a grammar what that forces, and what followed as long as it fits."""
+    if request.constraint is not None:
+        return _follow_grammar(index, request.token_ids, request.constraint, length)
+    match = index.find()
+    if match is None or length < 1:
+        return EMPTY_DRAFT
+    size, position = match
+    chain = continue_from(request.token_ids, position, length)
+    return Draft.chain(chain, [("lookup", min(size + i, _MAX_KIND)) for i in range(length)])
+
+
+def _follow_grammar(index: NgramIndex, tokens: Sequence[int], constraint: Constraint, length: int) -> Draft:
+    """A chain that a grammar allows: what it forces, and what followed earlier, as long as that fits."""
+    chain: list[int] = []
+    kinds: list[DraftKind] = []
+    match = index.find()
+    while len(chain) < length:
+        if forced := constraint.forced_after(chain)[: length - len(chain)]:
+            chain += forced
+            kinds += [FORCED] * len(forced)
+            match = None
+            continue
+        if match is None:
+            match = index.lookup((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:])
+        # Beyond the end of the text nothing is known that a grammar would not change.
+        if match is None or match[1] >= len(tokens):
+            break
+        size, position = match
+        if not constraint.allowed_after(chain, tokens[position : position + 1])[0]:
+            break
+        chain.append(tokens[position])
+        kinds.append(("lookup", min(size, _MAX_KIND)))
+        match = size + 1, position + 1
+    return Draft.chain(chain, kinds)

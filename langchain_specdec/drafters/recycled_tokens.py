@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["CandidateTable"]
+__all__ = ["RecycledTokens"]
 
 
-class CandidateTable:
+class RecycledTokens:
     """The candidates seen last after each pair of tokens and after each token.
 
     Args:

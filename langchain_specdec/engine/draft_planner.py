@@ -6,21 +6,205 @@ reaches draft token i (that it and all its ancestors are accepted), a step whose
 the simple tree: its r_i are the products a_1...a_i of its tokens' chances, and this is section 3.5 of Leviathan et al.
 2023 with measured instead of constant costs. Tokens are taken in order of r_i, so that every number of them is the best
 tree of that size. The best n may be 0. V and D are measured, the chances are estimated while running.
+
+Clocks, costs and rates are known here and nowhere else in a step.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal
 
-from langchain_specdec.drafters.base import Draft, DraftKind, DraftLimits, Rates
-from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.drafters.acceptance import DraftKind
+from langchain_specdec.drafters.base import NOTHING, Draft, Drafter, DraftLimits, Proposal
+from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
+from langchain_specdec.engine.verification import Verdict
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["Choice", "best_first", "choose_lengths", "limits_that_pay"]
+__all__ = ["DraftPlanner", "Plan", "best_lengths", "limits_that_pay"]
+
+_logger = logging.getLogger(__name__)
 
 # No tree is grown by tokens less likely than that, however cheap they are to check: finding them takes time as well.
 _MIN_REACH = 0.004
+# Tokens that a probe drafts beyond what pays, and the share of plain decoding's time that probes may take.
+_PROBE_TOKENS = 2
+_PROBE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does, and what is expected of it.
+
+    Attributes:
+        lengths: Draft tokens of each row.
+        tokens: Expected tokens of each row, the target's own included; 0 where no choice was made by cost.
+        seconds: Expected cost of the step; 0 where no choice was made by cost.
+        plain_seconds: Cost of a step without drafts; 0 where it is not known.
+        offers: All that could be drafted for each row.
+        proposals: What each row's draft is taken from.
+    """
+
+    lengths: tuple[int, ...]
+    tokens: tuple[float, ...]
+    seconds: float
+    plain_seconds: float
+    offers: Sequence[Sequence[Proposal]] = ()
+    proposals: Sequence[Proposal] = ()
+
+
+class DraftPlanner:
+    """Decides what to draft, has it drafted, and learns from what came of it.
+
+    Args:
+        runner: The target model.
+        drafter: Where drafts come from.
+        max_draft_tokens: Most tokens to draft one after the other.
+        max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
+        draft_length: `"auto"` or a fixed number, of chains then.
+        step_cost: What steps cost; None measures it before the first step that needs it, and whenever graphs take
+            over or fail.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        drafter: Drafter,
+        max_draft_tokens: int,
+        max_tree_nodes: int,
+        draft_length: int | Literal["auto"],
+        step_cost: StepCost | None,
+    ) -> None:
+        self._runner = runner
+        self._drafter = drafter
+        self._max_draft_tokens = max_draft_tokens if draft_length == "auto" else draft_length
+        self._is_adaptive = draft_length == "auto"
+        self._max_tree_nodes = max_tree_nodes if self._is_adaptive else 0
+        self._cost = step_cost
+        self._is_cost_given = step_cost is not None
+        self._costed_graphs = runner.graphs
+        # When drafting and verification of the step that runs began.
+        self._draft_started = self._verify_started = 0.0
+
+    def plan(self, requests: Sequence[Request]) -> Plan:
+        """Which proposal each request's draft is taken from, and how many tokens of it."""
+        rows = len(requests)
+        self._make_next_graph(requests[0])
+        self._runner.begin_turn()
+        started = time.perf_counter()
+        offers = [self._consider(request, rows) for request in requests]
+        # Measuring what steps cost is no part of decoding.
+        started += self._update_cost(requests[0], offers)
+        plan = self._choose(requests, offers)
+        for request in requests:
+            request.decode_started = request.decode_started or started
+            request.plain_token_seconds = 0.0 if self._is_cost_given else plan.plain_seconds
+        return plan
+
+    def propose(self, requests: Sequence[Request], plan: Plan) -> list[Draft]:
+        """Have the drafts made that were planned."""
+        self._draft_started = self._runner.clock()
+        drafts = self._drafter.propose(requests, plan.proposals, plan.lengths)
+        self._verify_started = self._runner.clock()
+        return drafts
+
+    def learn(self, requests: Sequence[Request], plan: Plan, drafts: Sequence[Draft], verdict: Verdict) -> None:
+        """Learn what the step cost and which guesses were right, before the requests' texts grow."""
+        ended, rows = self._runner.clock(), len(requests)
+        if self._cost is not None and not self._is_cost_given:
+            self._cost.observe(rows, max(map(len, verdict.picks)), ended - self._verify_started)
+            forwards = max(len(d) * p.steps_per_token for d, p in zip(drafts, plan.proposals, strict=True))
+            self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
+        if self._is_adaptive:
+            try:
+                self._drafter.observe(requests, verdict.nodes, verdict.paths, verdict.logits)
+            except Exception:
+                # Drafts are a matter of speed alone, so what a drafter fails to learn is no request's loss.
+                _logger.exception("The drafter failed to learn from a step")
+        for row, request in enumerate(requests):
+            # Guesses that were not drafted count too: comparing them costs nothing.
+            guesses = [p.draft for p in plan.offers[row] if p.draft.tokens]
+            if drafts[row].tokens and not plan.proposals[row].draft.tokens:
+                guesses.append(drafts[row])
+            for guess in guesses:
+                request.rates.observe(_outcomes(guess, verdict.tokens(row)))
+            stats = request.stats
+            stats.predicted_seconds += plan.seconds
+            stats.predicted_plain_seconds += plan.tokens[row] * plan.plain_seconds
+            stats.decode_seconds = time.perf_counter() - (request.decode_started or 0.0)
+
+    def _make_next_graph(self, request: Request) -> None:
+        """Have a graph made that a coming step may need, at the end of a text, where what is left gets overwritten."""
+        if self._cost is not None and not self._is_cost_given:
+            noise = Noise.of([request.params], [request.seed])
+            batch = RowBatch([request.slot], [request.num_cached], [request.token_ids[-1:]], noise=noise)
+            self._runner.make_next_graph(batch)
+
+    def _consider(self, request: Request, rows: int) -> Sequence[Proposal]:
+        # The last token always comes from the target, so drafting it would be wasted.
+        max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
+        return self._drafter.consider(request, limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes))
+
+    def _update_cost(self, request: Request, offers: Sequence[Sequence[Proposal]]) -> float:
+        """Measure what steps cost where that is not known, or not any more; the seconds that it took."""
+        graphs = self._runner.graphs
+        # Where graphs take over, or fail, steps cost something else from then on.
+        is_stale = self._cost is not None and not self._is_cost_given and graphs != self._costed_graphs
+        is_missing = self._cost is None and self._is_adaptive and any(offers)
+        if not is_missing and not is_stale:
+            return 0.0
+        started = time.perf_counter()
+        self._cost = measure_step_cost(self._runner, self._drafter, request)
+        self._costed_graphs = graphs
+        return time.perf_counter() - started
+
+    def _choose(self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]]) -> Plan:
+        cost, rows = self._cost, len(requests)
+        if not self._is_adaptive or cost is None:
+            proposals = [offer[0] if offer else NOTHING for offer in offers]
+            plain = cost.verify_seconds(rows, 1) if cost is not None else 0.0
+            return Plan(tuple(len(p.reaches) for p in proposals), (0.0,) * rows, 0.0, plain, offers, proposals)
+        proposals = [_most_promising(offer, rows, cost) for offer in offers]
+        plan = best_lengths([p.reaches for p in proposals], [p.steps_per_token for p in proposals], cost)
+        lengths = list(plan.lengths)
+        for row, request in enumerate(requests):
+            proposals[row], lengths[row] = self._probe(request, offers[row], proposals[row], lengths[row], rows)
+        return replace(plan, lengths=tuple(lengths), offers=offers, proposals=proposals)
+
+    def _probe(
+        self, request: Request, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int
+    ) -> tuple[Proposal, int]:
+        """The draft as chosen, or now and then a longer one, to learn what is never tried otherwise.
+
+        That is how good a draft model is, and what a wide step costs: a machine that was busy when it was measured
+        would else seem so for good. Probes are paid from a small share of each step, which its rows have in common, as
+        one row's probe makes all of them wait.
+        """
+        cost = self._cost
+        assert cost is not None  # noqa: S101 - for the type checker
+        computed = next((p for p in offer if p.steps_per_token), None)
+        if computed is not None and computed.source != proposal.source:
+            probe, longer = computed, min(_PROBE_TOKENS, len(computed.reaches))
+        else:
+            probe, longer = proposal, min(length + _PROBE_TOKENS, len(proposal.reaches))
+            is_known = proposal.steps_per_token == 0 and self._is_cost_given
+            if is_known or longer == length:
+                return proposal, length
+        plain = cost.verify_seconds(rows, 1)
+        request.probe_credit += _PROBE_SHARE * plain / rows
+        extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
+        steps = probe.steps_per_token * (longer if probe is not proposal else longer - length)
+        if request.probe_credit < min(extra, plain) + cost.draft_seconds(steps):
+            return proposal, length
+        request.probe_credit = 0.0
+        return probe, longer
 
 
 def limits_that_pay(cost: StepCost | None, rows: int, max_depth: int, max_nodes: int) -> DraftLimits:
@@ -37,50 +221,7 @@ def limits_that_pay(cost: StepCost | None, rows: int, max_depth: int, max_nodes:
     return DraftLimits(max_depth, max_nodes, max(0.5 * growth, _MIN_REACH))
 
 
-def best_first(draft: Draft, kinds: Sequence[DraftKind], rates: Rates) -> tuple[Draft, list[float]]:
-    """A draft with its tokens ordered by their chance of being reached, and these chances.
-
-    Args:
-        draft: Any tree; empty where its tokens are yet to be computed, as a chain.
-        kinds: The kinds of its tokens.
-        rates: The chances by kind.
-    """
-    parents: Sequence[int] = draft.parents or range(-1, len(kinds) - 1)
-    reaches: list[float] = []
-    # What is left of each node's chance when the siblings so far were wrong; the root's stands last, at -1.
-    left = [0.0] * len(kinds) + [1.0]
-    is_ordered, previous = True, 1.0
-    known = {kind: rates.rate(kind) for kind in set(kinds)}
-    for node, (kind, parent) in enumerate(zip(kinds, parents, strict=True)):
-        reach = left[parent] * known[kind]
-        left[parent] -= reach
-        left[node] = reach
-        reaches.append(reach)
-        is_ordered = is_ordered and reach <= previous
-        previous = reach
-    if is_ordered or not draft.tokens:
-        return draft, reaches
-    # The sort is stable, and no node is likelier than its parent: parents stay before children.
-    order = sorted(range(len(reaches)), key=lambda i: -reaches[i])
-    return draft.take(order), [reaches[i] for i in order]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the rule decided for a step, and what it expects of it.
-
-    Attributes:
-        lengths: Draft tokens of each row.
-        tokens: Expected tokens of each row, the target's own included.
-        seconds: Expected cost of the step.
-    """
-
-    lengths: tuple[int, ...]
-    tokens: tuple[float, ...]
-    seconds: float
-
-
-def choose_lengths(reaches: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> Choice:
+def best_lengths(reaches: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> Plan:
     """The numbers of draft tokens that maximise expected tokens per second of the coming step.
 
     Free drafts (lookups) and computed ones (a draft model) may have different lengths, because only the latter cost
@@ -92,13 +233,13 @@ def choose_lengths(reaches: Sequence[Sequence[float]], steps_per_token: Sequence
         cost: What steps cost.
 
     Returns:
-        For each row a length from 0 to `len(reaches[row])`. Of equally good ones the shortest.
+        A plan without proposals. Each length is from 0 to `len(reaches[row])`, and of equally good ones the shortest.
     """
     rows = len(reaches)
     free = _expected_gains([r for r, s in zip(reaches, steps_per_token, strict=True) if s == 0])
     computed = _expected_gains([r for r, s in zip(reaches, steps_per_token, strict=True) if s > 0])
-    best, best_seconds = (0, 0), cost.verify_seconds(rows, 1)
-    best_rate = rows / best_seconds
+    plain_seconds = cost.verify_seconds(rows, 1)
+    best, best_seconds, best_rate = (0, 0), plain_seconds, rows / plain_seconds
     for num_computed, computed_gain in enumerate(computed):
         draft_seconds = cost.draft_seconds(num_computed)
         for num_free, free_gain in enumerate(free):
@@ -108,7 +249,19 @@ def choose_lengths(reaches: Sequence[Sequence[float]], steps_per_token: Sequence
                 best, best_rate, best_seconds = (num_free, num_computed), rate, seconds
     lengths = [min(best[s > 0], len(r)) for r, s in zip(reaches, steps_per_token, strict=True)]
     tokens = [1.0 + sum(r[:n]) for r, n in zip(reaches, lengths, strict=True)]
-    return Choice(tuple(lengths), tuple(tokens), best_seconds)
+    return Plan(tuple(lengths), tuple(tokens), best_seconds, plain_seconds)
+
+
+def _most_promising(offer: Sequence[Proposal], rows: int, cost: StepCost) -> Proposal:
+    """The alternative that promises most per second, if all rows had the like; of equals the preferred one."""
+
+    def promise(proposal: Proposal) -> float:
+        plan = best_lengths([proposal.reaches] * rows, [proposal.steps_per_token] * rows, cost)
+        return sum(plan.tokens) / plan.seconds
+
+    if len(offer) < 2:
+        return offer[0] if offer else NOTHING
+    return max(offer, key=promise)
 
 
 def _expected_gains(reaches: Sequence[Sequence[float]]) -> list[float]:
@@ -120,3 +273,17 @@ def _expected_gains(reaches: Sequence[Sequence[float]]) -> list[float]:
         for length in range(longest + 1):
             gains[length] += totals[min(length, len(row))]
     return gains
+
+
+def _outcomes(draft: Draft, tokens: Sequence[int]) -> list[tuple[DraftKind, bool]]:
+    """Which guesses along the text were right; siblings after the right one were not tried, nor what is below them."""
+    outcomes: list[tuple[DraftKind, bool]] = []
+    parent, depth = -1, 0
+    for node, (token, above, kind) in enumerate(zip(draft.tokens, draft.parents, draft.kinds, strict=True)):
+        # Parents stand before children, and siblings in the order in which they count.
+        if above == parent and depth < len(tokens):
+            is_right = token == tokens[depth]
+            outcomes.append((kind, is_right))
+            if is_right:
+                parent, depth = node, depth + 1
+    return outcomes

@@ -17,6 +17,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.detokenizer import Detokenizer
+from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
@@ -115,7 +116,8 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
-        self._stepper = Stepper(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
+        planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
+        self._stepper = Stepper(runner, drafter, planner)
         self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
         self._inbox = _Inbox()
@@ -167,12 +169,8 @@ class Engine:
             self._start_thread()
         return [request.stream for request in requests]
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise what `submit` would raise for this prompt and these parameters, before any work starts."""
-        self._checked(prompt_ids, params)
-
     def _make_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
-        """A request that `check` has nothing against."""
+        """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
         seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
@@ -186,7 +184,7 @@ class Engine:
         return request
 
     def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
-        """See `check`; the constraint that the grammar makes, if there is one."""
+        """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
         if os.getpid() != self._pid:
             msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
             raise EngineClosedError(msg)

@@ -10,6 +10,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["Request"]
@@ -28,12 +29,14 @@ class Request:
         stream: Where the reader takes the events from.
         rates: Acceptance by kind of draft.
         constraint: The grammar that the text follows; None: it is free.
+        history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
         slot: Cache slot, -1 while waiting.
         num_cached: Tokens whose keys and values are in the slot.
         num_reused: How many of them a resting slot already held at the start.
         stats: Counts of speculation.
         decode_started: Clock at the first decoding step.
+        plain_token_seconds: What a token costs without drafts, beside as many rows; 0 where that was not measured.
         probe_credit: Seconds saved up for drafting more than pays, to learn whether it would.
     """
 
@@ -45,12 +48,14 @@ class Request:
     stream: CompletionStream
     rates: AcceptanceRates
     constraint: Constraint | None = None
+    history: TokenHistory | None = None
     token_ids: list[int] = field(default_factory=list)
     slot: int = -1
     num_cached: int = 0
     num_reused: int = 0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     decode_started: float | None = None
+    plain_token_seconds: float = 0.0
     probe_credit: float = 0.0
 
     def __post_init__(self) -> None:

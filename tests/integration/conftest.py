@@ -10,7 +10,7 @@ import pytest
 
 from langchain_specdec.backends import local
 from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.engine import step
+from langchain_specdec.engine import draft_planner
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -49,5 +49,5 @@ def _steps_timed_once() -> Iterator[None]:
         return copy.deepcopy(known[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "measure_step_cost", measure)
+        patch.setattr(draft_planner, "measure_step_cost", measure)
         yield

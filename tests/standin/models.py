@@ -142,8 +142,8 @@ class EngineModel:
         from langchain_specdec.sampling.params import SamplingParams
 
         grammar = Grammar(schema=schema) if regex is None else Grammar(regex=regex)
-        # Compiled here, to refuse what cannot be followed before anything is answered.
-        self._engine.check([0], SamplingParams(max_new_tokens=self.max_positions - 1, grammar=grammar))
+        # Submitted here, to refuse what cannot be followed before anything is answered.
+        self._engine.submit([0], SamplingParams(max_new_tokens=self.max_positions - 1, grammar=grammar)).close()
         return grammar
 
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from langchain_specdec.completions.events import FinishEvent, Token
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
+from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -140,13 +142,14 @@ class FakeRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     rates: AcceptanceRates = field(default_factory=AcceptanceRates)
+    history: TokenHistory | None = None
     constraint: Any = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
 
 
-class OracleDrafter:
+class OracleDrafter(Drafter):
     """Proposes each request's known continuation, with each token wrong by a set chance.
 
     Args:
@@ -161,40 +164,16 @@ class OracleDrafter:
         self._rng = random.Random(seed)
         self.released: list[int] = []
 
-    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
-        pass
-
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         text = tuple(request.token_ids)
         for prompt, continuation in self._continuations.items():
             whole = (*prompt, *continuation)
             if text[: len(prompt)] == prompt and whole[: len(text)] == text:
                 right = whole[len(text) : len(text) + max(limits.max_depth, 0)]
                 tokens = [t if self._rng.random() < self._agreement else (t + 1) % 256 for t in right]
-                kinds = [("oracle", 0)] * len(tokens)
-                return Proposal(Draft.chain(tokens, kinds), tuple(kinds))
-        return Proposal()
-
-    def propose(
-        self,
-        requests: Sequence[DraftingRequest],
-        proposals: Sequence[Proposal],
-        lengths: Sequence[int],
-        history: TokenHistory | None,
-    ) -> list[Draft]:
-        return [p.draft.cut(n) if n else EMPTY_DRAFT for p, n in zip(proposals, lengths, strict=True)]
-
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: torch.Tensor,
-    ) -> None:
-        pass
-
-    def measure_step(self, request: DraftingRequest) -> float:
-        return 0.0
+                draft = Draft.chain(tokens, [("oracle", 0)] * len(tokens))
+                return [Proposal(draft, request.rates.chain(draft.kinds))]
+        return []
 
     def release(self, request: DraftingRequest) -> None:
         self.released.append(request.request_id)
@@ -203,18 +182,21 @@ class OracleDrafter:
 class TreeOracleDrafter(OracleDrafter):
     """Proposes the known continuation with a wrong sibling before each right token, as a tree whose path has gaps."""
 
-    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
-        chain = super().consider(request, limits).draft.tokens
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        offer = super().consider(request, limits)
         tokens: list[int] = []
         parents: list[int] = []
-        parent = -1
-        for token in chain:
+        reaches: list[float] = []
+        parent, reach, rate = -1, 1.0, request.rates.rate(("oracle", 0))
+        for token in offer[0].draft.tokens if offer else ():
             tokens += [(token + 7) % 256, token]
             parents += [parent, parent]
-            parent = len(tokens) - 1
-        kinds = (("oracle", 0),) * len(tokens)
+            # The right one has what the wrong one before it left.
+            reaches += [reach * rate, reach * (1 - rate) * rate]
+            parent, reach = len(tokens) - 1, reaches[-1]
         size = max(limits.max_nodes or limits.max_depth, 0)
-        return Proposal(Draft(tuple(tokens), tuple(parents), kinds).cut(size), kinds[:size])
+        draft = Draft(tuple(tokens), tuple(parents), (("oracle", 0),) * len(tokens)).cut(size)
+        return [Proposal(draft, tuple(reaches[:size]))] if len(draft) else []
 
 
 def make_draft_drafter(
@@ -292,3 +274,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def step_logits(logits: torch.Tensor) -> StepLogits:
+    """Logits as of a runner's latest forward."""
+    return StepLogits(logits, SimpleNamespace(num_forwards=1))

@@ -641,7 +641,7 @@ def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
     def measure(*args):
         raise AssertionError("measured")
 
-    monkeypatch.setattr("langchain_specdec.engine.step.measure_step_cost", measure)
+    monkeypatch.setattr("langchain_specdec.engine.draft_planner.measure_step_cost", measure)
     first, second = (results("auto", "synthetic", step_cost="flat") for _ in range(2))
     for name, runs in first.items():
         assert [r.num_steps for r in runs] == [r.num_steps for r in second[name]]

@@ -11,8 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftLimits, NoDrafter, Proposal
-from langchain_specdec.drafters.combined import AutoDrafter
+from langchain_specdec.drafters.base import EMPTY_DRAFT, NOTHING, Draft, Drafter, DraftLimits, Proposal
+from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
 from langchain_specdec.models.make_runner import make_runner
@@ -30,9 +30,14 @@ from tests.support.tiny_models import (
 )
 
 
-def draft(drafter: Drafter, request: FakeRequest, length: int, history: TokenHistory | None = None) -> Draft:
+def draft(drafter: Drafter, request: FakeRequest, length: int) -> Draft:
     """Ask for a draft as the engine does."""
-    return drafter.propose([request], [drafter.consider(request, DraftLimits(length))], [length], history)[0]
+    return drafter.propose([request], [offered(drafter, request, length)], [length])[0]
+
+
+def offered(drafter: Drafter, request: FakeRequest, length: int) -> Proposal:
+    """The preferred proposal; one of nothing where there is none."""
+    return next(iter(drafter.consider(request, DraftLimits(length))), NOTHING)
 
 
 # --- Draft ------------------------------------------------------------------------------------------------------------
@@ -113,11 +118,13 @@ def test_index_work_per_token_does_not_grow_with_the_text() -> None:
 @example(tokens=[7, 7], max_ngram=3, length=4)
 @example(tokens=[1, 2, 1, 2], max_ngram=2, length=7)
 def test_lookup_proposes_what_followed(tokens: list[int], max_ngram: int, length: int) -> None:
-    proposal = PromptLookupDrafter(max_ngram).consider(FakeRequest(0, list(tokens)), DraftLimits(length))
+    request = FakeRequest(0, list(tokens))
+    proposals = PromptLookupDrafter(max_ngram).consider(request, DraftLimits(length))
     match = search(tokens, max_ngram)
     if match is None or length == 0:
-        assert proposal == Proposal()
+        assert not proposals
         return
+    (proposal,) = proposals
     size, position = match
     # Copying token by token goes on into what was just copied, so a repetition is drafted on and on.
     text = list(tokens)
@@ -126,7 +133,8 @@ def test_lookup_proposes_what_followed(tokens: list[int], max_ngram: int, length
     assert proposal.draft.tokens == tuple(text[len(tokens) :])
     assert proposal.draft.parents == tuple(range(-1, length - 1))
     # A token's kind is how much of the text had matched by then.
-    assert proposal.kinds == proposal.draft.kinds == tuple(("lookup", min(size + i, 16)) for i in range(length))
+    assert proposal.draft.kinds == tuple(("lookup", min(size + i, 16)) for i in range(length))
+    assert proposal.reaches == request.rates.chain(proposal.draft.kinds)
     assert proposal.steps_per_token == 0
 
 
@@ -143,21 +151,21 @@ def test_lookup_follows_a_growing_text_and_changes_nothing_of_it() -> None:
 
 def test_lookup_proposal_is_cut_to_the_length_chosen() -> None:
     drafter, request = PromptLookupDrafter(3), FakeRequest(0, [1, 2, 3, 4, 1, 2])
-    proposal = drafter.consider(request, DraftLimits(4))
+    proposal = offered(drafter, request, 4)
     for length in range(5):
-        assert drafter.propose([request], [proposal], [length], None)[0].tokens == (3, 4, 1, 2)[:length]
+        assert drafter.propose([request], [proposal], [length])[0].tokens == (3, 4, 1, 2)[:length]
 
 
 def test_lookup_keeps_requests_apart_and_forgets_released_ones() -> None:
     drafter = PromptLookupDrafter(3)
     first, second = FakeRequest(1, [1, 2, 1]), FakeRequest(2, [1, 3, 1], slot=1)
-    assert drafter.consider(first, DraftLimits(1)).draft.tokens == (2,)
-    assert drafter.consider(second, DraftLimits(1)).draft.tokens == (3,)
+    assert offered(drafter, first, 1).draft.tokens == (2,)
+    assert offered(drafter, second, 1).draft.tokens == (3,)
     drafter.release(first)
     assert list(drafter._indexes) == [2]
     drafter.release(FakeRequest(9, []))  # One that failed before its first draft.
     # An id never comes twice, but if it did there would be nothing left of the old text.
-    assert drafter.consider(FakeRequest(1, [4, 5, 4]), DraftLimits(1)).draft.tokens == (5,)
+    assert offered(drafter, FakeRequest(1, [4, 5, 4]), 1).draft.tokens == (5,)
 
 
 # --- The draft model --------------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
     requests: list[FakeRequest] = []
     for slot in range(2):
         prompt = data.draw(st.lists(tokens, min_size=1, max_size=5))
-        requests.append(FakeRequest(slot, prompt, slot, params, seed=slot))
+        requests.append(FakeRequest(slot, prompt, slot, params, seed=slot, history=history))
     next_id = 2
     for request in requests:
         history.start(request.slot, request.token_ids)
@@ -204,8 +212,8 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
 
     for _ in range(data.draw(st.integers(1, 5))):
         lengths = data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=2))
-        proposals = [drafter.consider(r, DraftLimits(n)) for r, n in zip(requests, lengths, strict=True)]
-        drafts = drafter.propose(requests, proposals, lengths, history)
+        proposals = [offered(drafter, r, n) for r, n in zip(requests, lengths, strict=True)]
+        drafts = drafter.propose(requests, proposals, lengths)
         for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
             assert drafts[row].tokens == (own_choice(model, request, length) if length else ())
             event = data.draw(st.sampled_from(["verified", "verified", "verified again", "replaced"]))
@@ -218,7 +226,7 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
                 shared = request.token_ids[: data.draw(st.integers(1, len(request.token_ids)))]
                 prompt = [*shared, *data.draw(st.lists(tokens, max_size=2))]
                 drafter.release(request)
-                requests[row] = FakeRequest(next_id, prompt, row, params, seed=next_id)
+                requests[row] = FakeRequest(next_id, prompt, row, params, seed=next_id, history=history)
                 history.start(row, prompt)
                 next_id += 1
             # Else the step failed after the draft, and the same text is drafted for again.
@@ -252,9 +260,8 @@ def test_draft_model_takes_one_forward_per_token(model: Any, length: int) -> Non
     drafter = make_draft_drafter(model)
     requests = [FakeRequest(i, [i, 1, 2], slot=i) for i in range(3)]
     lengths = [length, 1, 0]
-    drafts = drafter.propose(
-        requests, [drafter.consider(r, DraftLimits(n)) for r, n in zip(requests, lengths, strict=True)], lengths, None
-    )
+    proposals = [offered(drafter, r, n) for r, n in zip(requests, lengths, strict=True)]
+    drafts = drafter.propose(requests, proposals, lengths)
     assert [len(d) for d in drafts] == lengths
     # Rows share a forward.
     assert drafter.num_forwards == length
@@ -265,8 +272,8 @@ def test_draft_model_runs_no_forward_where_nothing_is_wanted(model: Any) -> None
     drafter, request = make_draft_drafter(model), FakeRequest(0, [1, 2])
     assert draft(drafter, request, 0) == EMPTY_DRAFT
     assert drafter.num_forwards == 0
-    proposal = drafter.consider(request, DraftLimits(3))
-    assert (len(proposal.kinds), proposal.steps_per_token) == (3, 1)
+    proposal = offered(drafter, request, 3)
+    assert (len(proposal.reaches), proposal.steps_per_token) == (3, 1)
     assert proposal.draft == EMPTY_DRAFT  # It costs forwards, so nothing is computed before it is asked for.
     assert drafter.num_forwards == 0
 
@@ -329,24 +336,24 @@ def test_measuring_a_draft_step_leaves_no_trace(model: Any) -> None:
 
 
 def test_auto_offers_what_each_drafter_has_and_asks_the_one_whose_offer_is_taken(model: Any) -> None:
-    drafter = AutoDrafter([PromptLookupDrafter(3), make_draft_drafter(model)])
+    drafter = CombinedDrafter([PromptLookupDrafter(3), make_draft_drafter(model)])
     matching, new = FakeRequest(0, [1, 2, 3, 1, 2]), FakeRequest(1, [4, 5, 6], slot=1)
     both, computed = drafter.consider(matching, DraftLimits(3)), drafter.consider(new, DraftLimits(3))
-    assert [p.kinds[0][0] for p in (both, *both.alternatives)] == ["lookup", "model"]
-    assert [p.steps_per_token for p in (both, *both.alternatives)] == [0, 1]
-    assert [p.kinds[0][0] for p in (computed, *computed.alternatives)] == ["model"]
-    drafts = drafter.propose([matching, new], [both, computed], [3, 2], None)
+    assert [p.draft.tokens for p in both] == [(3, 1, 2), ()]
+    assert [(p.source, p.steps_per_token) for p in both] == [(0, 0), (1, 1)]
+    assert [(p.source, p.steps_per_token) for p in computed] == [(1, 1)]
+    drafts = drafter.propose([matching, new], [both[0], computed[0]], [3, 2])
     assert drafts[0].tokens == (3, 1, 2)
     assert drafts[1].tokens == own_choice(model, new, 2)
     # The alternative may be taken where both have something.
-    drafts = drafter.propose([matching, new], [both.alternatives[0], computed], [1, 0], None)
+    drafts = drafter.propose([matching, new], [both[1], computed[0]], [1, 0])
     assert drafts[0].tokens == own_choice(model, matching, 1)
     assert drafts[1] == EMPTY_DRAFT
 
 
 def test_auto_without_a_draft_model_is_the_lookup() -> None:
-    drafter = AutoDrafter([PromptLookupDrafter(3)])
-    assert drafter.consider(FakeRequest(0, [1, 2, 3]), DraftLimits(3)) == Proposal()
+    drafter = CombinedDrafter([PromptLookupDrafter(3)])
+    assert not drafter.consider(FakeRequest(0, [1, 2, 3]), DraftLimits(3))
     request = FakeRequest(1, [1, 2, 1])
     assert draft(drafter, request, 2).tokens == (2, 1)
     assert drafter.measure_step(request) == 0.0
@@ -355,7 +362,7 @@ def test_auto_without_a_draft_model_is_the_lookup() -> None:
 def test_auto_hands_everything_on(model: Any) -> None:
     oracle = OracleDrafter({}, 1.0)
     lookup, draft_model = PromptLookupDrafter(3), make_draft_drafter(perturbed(model, 0.1))
-    drafter = AutoDrafter([lookup, oracle, draft_model])
+    drafter = CombinedDrafter([lookup, oracle, draft_model])
     request = FakeRequest(0, [1, 2, 1, 2])
     drafter.prefill([request], [0], [3])
     assert draft_model._contents[0].token_ids == [1, 2, 1]
@@ -371,12 +378,12 @@ def test_auto_hands_everything_on(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [NoDrafter, lambda: PromptLookupDrafter(3), lambda: AutoDrafter([PromptLookupDrafter(3), NoDrafter()])],
+    [Drafter, lambda: PromptLookupDrafter(3), lambda: CombinedDrafter([PromptLookupDrafter(3), Drafter()])],
 )
 def test_drafters_without_a_model_are_free(make: Callable[[], Drafter]) -> None:
     drafter, request = make(), FakeRequest(0, [1, 2, 1])
     drafter.prefill([request], [0], [2])
     assert drafter.measure_step(request) == 0.0
-    assert drafter.consider(request, DraftLimits(0)) == Proposal()
-    assert drafter.propose([request], [Proposal()], [0], None) == [EMPTY_DRAFT]
+    assert not drafter.consider(request, DraftLimits(0))
+    assert drafter.propose([request], [NOTHING], [0]) == [EMPTY_DRAFT]
     drafter.release(request)

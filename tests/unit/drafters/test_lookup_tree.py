@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.drafters.answer_index import SharedIndex
-from langchain_specdec.drafters.base import DraftLimits, Proposal
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.answer_index import AnswerIndex
+from langchain_specdec.drafters.base import Draft, DraftLimits
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex
-from langchain_specdec.drafters.recycled_tokens import CandidateTable
-from langchain_specdec.engine.draft_planner import best_first
+from langchain_specdec.drafters.recycled_tokens import RecycledTokens
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
@@ -31,6 +30,7 @@ from tests.support.tiny_models import (
     random_prompt,
     read,
     scripted_model,
+    step_logits,
     tiny_model,
     token_ids,
 )
@@ -46,7 +46,7 @@ texts = st.lists(st.integers(0, 3), max_size=30)
 def test_index_finds_the_most_frequent_continuations_of_the_longest_run(
     answers: list[tuple[list[int], int]], context: list[int]
 ) -> None:
-    index = SharedIndex((2, 4))
+    index = AnswerIndex((2, 4))
     for tokens, start in answers:
         index.add(tokens, start)
     expected = None
@@ -69,14 +69,14 @@ def test_index_finds_the_most_frequent_continuations_of_the_longest_run(
 @settings(max_examples=50)
 @given(answers=st.lists(texts, max_size=6), limit=st.integers(1, 20))
 def test_index_keeps_no_more_than_its_limit(answers: list[list[int]], limit: int) -> None:
-    index = SharedIndex((2, 4), max_entries=limit)
+    index = AnswerIndex((2, 4), max_entries=limit)
     for tokens in answers:
         index.add(tokens, 0)
         assert len(index) <= limit
 
 
 def test_index_forgets_what_was_not_used_the_longest() -> None:
-    index = SharedIndex((1,), max_entries=3)
+    index = AnswerIndex((1,), max_entries=3)
     index.add([1, 2, 3, 4], 0)
     assert index.find((1,)) is not None  # Used, so the run after it is the oldest now.
     index.add([8, 9], 0)
@@ -91,7 +91,7 @@ def test_index_forgets_what_was_not_used_the_longest() -> None:
 
 
 def test_candidates_are_the_latest_by_pair_and_else_by_token() -> None:
-    table = CandidateTable()
+    table = RecycledTokens()
     table.update(1, 2, [10, 11])
     table.update(3, 2, [12, 13])
     table.update(1, 2, [14, 15])
@@ -104,7 +104,7 @@ def test_candidates_are_the_latest_by_pair_and_else_by_token() -> None:
 
 
 def test_candidates_of_old_pairs_are_forgotten() -> None:
-    table = CandidateTable(max_pairs=2)
+    table = RecycledTokens(max_pairs=2)
     for before in (1, 2, 1, 3):
         table.update(before, 0, [before])
     assert len(table) == 2
@@ -133,10 +133,15 @@ def test_lookup_of_any_context(tokens: list[int], context: list[int]) -> None:
 # --- The tree ---------------------------------------------------------------------------------------------------------
 
 
-def observe(drafter: TreeDrafter, request: FakeRequest, new: Sequence[int], rng: random.Random) -> None:
+def offered(drafter: LookupTreeDrafter, request: FakeRequest, limits: DraftLimits) -> Draft:
+    (proposal,) = drafter.consider(request, limits)
+    return proposal.draft
+
+
+def observe(drafter: LookupTreeDrafter, request: FakeRequest, new: Sequence[int], rng: random.Random) -> None:
     """A step in which `new` was emitted, its first tokens drafted, with random logits."""
     path = list(range(len(new)))
-    drafter.observe([request], [[request.token_ids[-1], *new[:-1]]], [path], torch.randn(1, len(new), 6))
+    drafter.observe([request], [[request.token_ids[-1], *new[:-1]]], [path], step_logits(torch.randn(1, len(new), 6)))
     request.token_ids.extend(new)
 
 
@@ -152,7 +157,7 @@ def observe(drafter: TreeDrafter, request: FakeRequest, new: Sequence[int], rng:
 def test_any_tree_keeps_its_limits(
     prompt: list[int], pieces: list[list[int]], depth: int, nodes: int, reach: float, is_shared: bool
 ) -> None:
-    drafter, rng = TreeDrafter(3, is_shared=is_shared), random.Random(0)
+    drafter, rng = LookupTreeDrafter(3, is_shared=is_shared), random.Random(0)
     other, request = FakeRequest(0, [1, 2, 3]), FakeRequest(1, list(prompt))
     limits = DraftLimits(depth, nodes, reach)
     for piece in [[], *pieces]:
@@ -161,14 +166,15 @@ def test_any_tree_keeps_its_limits(
             if piece:
                 observe(drafter, each, piece, rng)
         before = list(request.token_ids)
-        proposal = drafter.consider(request, limits)
-        draft = proposal.draft
+        proposals = drafter.consider(request, limits)
         assert request.token_ids == before
-        assert proposal.kinds == draft.kinds
-        assert proposal.steps_per_token == 0
         if depth < 1:
-            assert proposal == Proposal()
+            assert not proposals
+        if not proposals:
             continue
+        (proposal,) = proposals
+        draft, reaches = proposal.draft, proposal.reaches
+        assert proposal.steps_per_token == 0
         assert len(draft) <= (nodes or depth)
         depths = [0] * len(draft)
         for node, parent in enumerate(draft.parents):
@@ -177,23 +183,27 @@ def test_any_tree_keeps_its_limits(
         assert max(depths, default=0) <= depth
         # Siblings differ: else two of them would stand.
         assert len(set(zip(draft.parents, draft.tokens, strict=True))) == len(draft)
-        ordered, reaches = best_first(draft, draft.kinds, request.rates)
-        if nodes and ordered is draft:
+        # Every beginning is the best of its size; siblings exclude each other, so their chances add up to one at most.
+        assert len(reaches) == len(draft)
+        assert list(reaches) == sorted(reaches, reverse=True)
+        for depth_of_sum in set(depths):
+            assert sum(r for r, d in zip(reaches, depths, strict=True) if d == depth_of_sum) < 1 + 1e-9
+        if nodes:
             # What follows the text at once is watched in any case; else nothing stands for less than it must.
             assert all(r >= reach - 1e-9 for r, parent in zip(reaches, draft.parents, strict=True) if parent >= 0)
-        assert drafter.propose([request], [proposal], [2], None)[0] == draft.cut(2)
+        assert drafter.propose([request], [proposal], [2])[0] == draft.cut(2)
 
 
 def test_a_repetition_is_drafted_on_and_on() -> None:
-    drafter, request = TreeDrafter(3), FakeRequest(0, [7, 8, 9, 7, 8, 9, 7])
+    drafter, request = LookupTreeDrafter(3), FakeRequest(0, [7, 8, 9, 7, 8, 9, 7])
     for nodes in (0, 7):
-        draft = drafter.consider(request, DraftLimits(7, nodes)).draft
+        draft = offered(drafter, request, DraftLimits(7, nodes))
         assert draft.tokens == (8, 9, 7, 8, 9, 7, 8)
         assert draft.parents == tuple(range(-1, 6))
 
 
 def test_earlier_answers_are_drafted_from_and_prompts_are_not() -> None:
-    drafter = TreeDrafter(3)
+    drafter = LookupTreeDrafter(3)
     first = FakeRequest(0, [1, 2, 3, 4])
     drafter.consider(first, DraftLimits(4, 8))
     first.token_ids.extend([5, 6, 7])
@@ -202,31 +212,31 @@ def test_earlier_answers_are_drafted_from_and_prompts_are_not() -> None:
     # 5 followed "3 4" in the answer; what follows "1 2" stood in the prompt only.
     follower = FakeRequest(1, [9, 3, 4])
     for nodes in (0, 8):
-        draft = drafter.consider(follower, DraftLimits(4, nodes)).draft
+        draft = offered(drafter, follower, DraftLimits(4, nodes))
         assert draft.tokens == (5, 6, 7)
         assert {source for source, _ in draft.kinds} <= {"shared-2", "shared-4"}
-    assert drafter.consider(FakeRequest(2, [9, 1, 2]), DraftLimits(4, 8)) == Proposal()
+    assert not drafter.consider(FakeRequest(2, [9, 1, 2]), DraftLimits(4, 8))
 
 
 def test_isolated_requests_know_nothing_of_each_other() -> None:
-    drafter, rng = TreeDrafter(3, is_shared=False), random.Random(0)
+    drafter, rng = LookupTreeDrafter(3, is_shared=False), random.Random(0)
     first = FakeRequest(0, [1, 2, 3, 4])
     drafter.consider(first, DraftLimits(4, 8))
     observe(drafter, first, [5, 4, 3], rng)
-    assert drafter.consider(first, DraftLimits(4, 8)) != Proposal()
+    assert drafter.consider(first, DraftLimits(4, 8))
     # The same text up to here, in the same tokens.
-    assert drafter.consider(FakeRequest(1, [9, 3, 4]), DraftLimits(4, 8)) == Proposal()
+    assert not drafter.consider(FakeRequest(1, [9, 3, 4]), DraftLimits(4, 8))
     drafter.release(first)
     assert list(drafter._texts) == [1]
 
 
 def test_branches_come_from_the_targets_candidates() -> None:
-    drafter, request = TreeDrafter(3), FakeRequest(0, [4, 0])
+    drafter, request = LookupTreeDrafter(3), FakeRequest(0, [4, 0])
     logits = torch.full((1, 1, 50), -9.0)
     logits[0, 0, [21, 22, 23]] = torch.tensor([3.0, 2.0, 1.0])
     drafter.consider(request, DraftLimits(1, 3))
-    drafter.observe([request], [[0]], [[0]], logits)
-    draft = drafter.consider(request, DraftLimits(1, 3)).draft
+    drafter.observe([request], [[0]], [[0]], step_logits(logits))
+    draft = offered(drafter, request, DraftLimits(1, 3))
     assert draft.tokens == (21, 22, 23)
     assert draft.parents == (-1, -1, -1)
     assert draft.kinds == (("pair", 0), ("pair", 1), ("pair", 2))
@@ -240,7 +250,7 @@ def test_what_was_answered_before_takes_fewer_steps(device: str, engines: MakeEn
     script = [(37 * i) % 101 + 60 for i in range(60)]  # Nothing in it repeats.
     model = scripted_model([0, 0, *script], device)
     engine = engines(
-        model, TreeDrafter(5, is_shared=is_shared), max_length=63, max_tree_nodes=8, max_draft_tokens=8, eos=()
+        model, LookupTreeDrafter(5, is_shared=is_shared), max_length=63, max_tree_nodes=8, max_draft_tokens=8, eos=()
     )
     params = SamplingParams(max_new_tokens=60)
     steps = []
@@ -281,7 +291,7 @@ def test_trees_take_fewer_steps_than_chains_where_width_is_free(device: str, eng
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
     references, steps = References(model), []
     for nodes in (0, 24):
-        engine, total = engines(model, TreeDrafter(5), max_tree_nodes=nodes), 0
+        engine, total = engines(model, LookupTreeDrafter(5), max_tree_nodes=nodes), 0
         for prompt in prompts:
             tokens, finish = read(engine.submit(prompt, params))
             assert token_ids(tokens) == references(prompt, params)
@@ -292,7 +302,7 @@ def test_trees_take_fewer_steps_than_chains_where_width_is_free(device: str, eng
 
 def test_nothing_is_drafted_where_width_is_dear(device: str, engines: MakeEngine) -> None:
     cost = StepCost({(1, 1): 1.0, (1, 2): 3.0, (1, 25): 60.0})
-    engine = engines(tiny_model(0, device).double(), TreeDrafter(5), max_tree_nodes=24, step_cost=cost)
+    engine = engines(tiny_model(0, device).double(), LookupTreeDrafter(5), max_tree_nodes=24, step_cost=cost)
     _, finish = read(engine.submit((1, 2, 3, 1, 2, 3), SamplingParams(max_new_tokens=40, ignore_eos=True)))
     assert finish.speculation.drafted_tokens == 0
     assert finish.speculation.num_steps == 40
@@ -303,7 +313,11 @@ def test_predicted_gain_is_what_the_steps_bring_where_guesses_are_good(device: s
     # A repetition: almost everything that is drafted is right, and the rule comes to know it.
     script = [65 + i % 8 for i in range(160)]
     engine = engines(
-        scripted_model(script, device), TreeDrafter(5), max_length=161, max_tree_nodes=12, step_cost=StepCost.flat()
+        scripted_model(script, device),
+        LookupTreeDrafter(5),
+        max_length=161,
+        max_tree_nodes=12,
+        step_cost=StepCost.flat(),
     )
     _, finish = read(engine.submit((0,), SamplingParams(max_new_tokens=160)))
     assert finish.speculation.predicted_gain == pytest.approx(finish.speculation.tokens_per_step, rel=0.15)
@@ -311,7 +325,7 @@ def test_predicted_gain_is_what_the_steps_bring_where_guesses_are_good(device: s
 
 
 def test_a_drafter_that_fails_to_learn_harms_nobody(device: str, engines: MakeEngine) -> None:
-    class Failing(TreeDrafter):
+    class Failing(LookupTreeDrafter):
         def observe(self, *args: Any) -> None:
             raise ValueError("cannot learn")
 
@@ -322,7 +336,7 @@ def test_a_drafter_that_fails_to_learn_harms_nobody(device: str, engines: MakeEn
 
 @pytest.mark.parametrize("nodes", [1, 11, 64])
 def test_measuring_takes_a_bounded_number_of_forwards(device: str, engines: MakeEngine, nodes: int) -> None:
-    engine = engines(tiny_model(0, device), TreeDrafter(5), max_tree_nodes=nodes, step_cost=None)
+    engine = engines(tiny_model(0, device), LookupTreeDrafter(5), max_tree_nodes=nodes, step_cost=None)
     _, finish = read(engine.submit((1, 2, 1, 2), SamplingParams(max_new_tokens=20, ignore_eos=True)))
     assert 4 <= engine.num_target_forwards - finish.speculation.num_steps <= 5 * 9
     assert finish.speculation.observed_gain > 0

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates
-from langchain_specdec.drafters.base import Draft, DraftKind
-from langchain_specdec.engine.draft_planner import best_first, choose_lengths, limits_that_pay
+from langchain_specdec.engine.draft_planner import best_lengths, limits_that_pay
 from langchain_specdec.engine.step_cost import StepCost
 
 # --- The rule ---------------------------------------------------------------------------------------------------------
@@ -43,7 +42,7 @@ def test_chooses_the_best_of_all_lengths(
     rates, steps = [row for row, _ in rows], [s for _, s in rows]
     first, second, third = itertools.accumulate(widths)
     cost = StepCost({(1, 1): first, (1, 3): second, (2, 4): third}, draft)
-    choice = choose_lengths(chains(rates), steps, cost)
+    choice = best_lengths(chains(rates), steps, cost)
     assert all(0 <= n <= len(row) for n, row in zip(choice.lengths, rates, strict=True))
     # Also lengths that differ from row to row: none of them is better.
     best = max(
@@ -62,7 +61,7 @@ def chains(rates: Sequence[Sequence[float]]) -> list[list[float]]:
 
 def lengths(rates: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> list[int]:
     """What is chosen for chains."""
-    return list(choose_lengths(chains(rates), steps_per_token, cost).lengths)
+    return list(best_lengths(chains(rates), steps_per_token, cost).lengths)
 
 
 def test_where_width_is_free_everything_is_drafted() -> None:
@@ -104,61 +103,13 @@ def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_wort
     rng, rates, tokens, seconds = random.Random(0), AcceptanceRates(), 0, 0.0
     for _ in range(3000):
         reaches = chains([[rates.rate(("model", i)) for i in range(10)]])
-        (length,) = choose_lengths(reaches, [1], cost).lengths
+        (length,) = best_lengths(reaches, [1], cost).lengths
         outcomes = [rng.random() < 0.9 for _ in range(length)]
         num_right = next((i for i, is_right in enumerate(outcomes) if not is_right), length)
         rates.observe([(("model", i), outcomes[i]) for i in range(min(num_right + 1, length))])
         tokens += 1 + num_right
         seconds += cost.verify_seconds(1, 1 + length) + cost.draft_seconds(length)
     assert tokens / seconds > 4.0
-
-
-# --- Trees ------------------------------------------------------------------------------------------------------------
-
-
-class Chances:
-    """Rates that are said."""
-
-    def __init__(self, rates: Sequence[float]) -> None:
-        self._rates = rates
-
-    def rate(self, kind: DraftKind) -> float:
-        return self._rates[kind[1]]
-
-
-@st.composite
-def trees_with_rates(draw: st.DrawFn) -> tuple[Draft, list[float]]:
-    size = draw(st.integers(1, 8))
-    parents = tuple(draw(st.integers(-1, node - 1)) for node in range(size))
-    kinds = tuple(("any", node) for node in range(size))
-    return Draft(tuple(range(size)), parents, kinds), draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
-
-
-@settings(max_examples=200)
-@given(case=trees_with_rates())
-def test_best_first_is_a_tree_whose_every_beginning_is_the_best_of_its_size(case: tuple[Draft, list[float]]) -> None:
-    draft, rates = case
-    ordered, reaches = best_first(draft, draft.kinds, Chances(rates))
-    assert reaches == sorted(reaches, reverse=True)
-    assert sorted(ordered.tokens) == sorted(draft.tokens)
-    assert all(parent < node for node, parent in enumerate(ordered.parents))
-
-    def path(tree: Draft, node: int) -> list[int]:
-        return [] if node < 0 else [*path(tree, tree.parents[node]), tree.tokens[node]]
-
-    # The same tree: each token follows what it followed.
-    place = {token: node for node, token in enumerate(ordered.tokens)}
-    assert all(path(ordered, place[t]) == path(draft, node) for node, t in enumerate(draft.tokens))
-    # The target picks at most one child of a node, so the chances of what ends somewhere add up to one at most.
-    assert 1 + sum(reaches) <= 1 + len(draft)
-    for depth in range(1, 1 + max(len(path(draft, n)) for n in range(len(draft)))):
-        assert sum(r for t, r in zip(ordered.tokens, reaches, strict=True) if len(path(draft, t)) == depth) < 1 + 1e-9
-
-
-def test_a_sibling_has_what_the_earlier_ones_left() -> None:
-    draft = Draft((1, 2, 3, 4), (-1, -1, 1, -1), (("any", 0), ("any", 1), ("any", 2), ("any", 3)))
-    _, reaches = best_first(draft, draft.kinds, Chances([0.5, 0.5, 0.5, 1.0]))
-    assert reaches == [0.5, 0.25, 0.25, 0.125]
 
 
 def test_how_far_it_is_worth_looking() -> None:

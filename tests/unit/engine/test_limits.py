@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.completions.events import FinishEvent, Token
-from langchain_specdec.drafters.base import Drafter, NoDrafter
-from langchain_specdec.drafters.combined import AutoDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.sampling.params import SamplingParams
@@ -72,13 +72,15 @@ def write(
     """Have a model write a script."""
     model = scripted_model(script, device)
     drafters: dict[str, Callable[[], Drafter]] = {
-        "none": NoDrafter,
+        "none": Drafter,
         # Knows all of it, also what comes after the end, so every draft is accepted in full.
         "oracle": lambda: OracleDrafter({PROMPT: script}, 1.0),
         "half an oracle": lambda: OracleDrafter({PROMPT: script}, 0.5),
         "itself": lambda: make_draft_drafter(model, max_length=len(script) + 1),
         "prompt_lookup": lambda: PromptLookupDrafter(5),
-        "auto": lambda: AutoDrafter([PromptLookupDrafter(5), make_draft_drafter(model, max_length=len(script) + 1)]),
+        "auto": lambda: CombinedDrafter(
+            [PromptLookupDrafter(5), make_draft_drafter(model, max_length=len(script) + 1)]
+        ),
     }
     engine = make_engine(model, drafters[drafter](), max_length=len(script) + 1, draft_length=draft_length)
     with closing(engine):
@@ -134,11 +136,11 @@ def test_exactly_max_new_tokens_at_every_length(
     prompt = (1, 2, 3, 1, 2, 3)
     longest = models.references(prompt, SamplingParams(max_new_tokens=25, ignore_eos=True))
     drafters: dict[str, Callable[[], Drafter]] = {
-        "none": NoDrafter,
+        "none": Drafter,
         "prompt_lookup": lambda: PromptLookupDrafter(5),
         "itself": lambda: make_draft_drafter(models.target),
         "near": lambda: make_draft_drafter(models.near),
-        "auto": lambda: AutoDrafter([PromptLookupDrafter(5), make_draft_drafter(models.near)]),
+        "auto": lambda: CombinedDrafter([PromptLookupDrafter(5), make_draft_drafter(models.near)]),
         "oracle": lambda: OracleDrafter({prompt: longest}, 1.0),
     }
     engine = engines(models.target, drafters[name](), draft_length=draft_length)

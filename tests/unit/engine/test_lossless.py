@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream
-from langchain_specdec.drafters.base import Drafter, NoDrafter
-from langchain_specdec.drafters.combined import AutoDrafter
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.combined import CombinedDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
@@ -112,17 +112,17 @@ class World:
 
     def drafter(self, name: str, cases: Sequence[Case] = (), num_slots: int = 4) -> Drafter:
         if name.startswith("auto"):
-            tree = TreeDrafter(5, is_shared=name != "auto_isolated")
+            tree = LookupTreeDrafter(5, is_shared=name != "auto_isolated")
             if name != "auto_near":
                 return tree
-            return AutoDrafter([tree, make_draft_drafter(self.near, num_slots=num_slots, prefill_chunk=7)])
+            return CombinedDrafter([tree, make_draft_drafter(self.near, num_slots=num_slots, prefill_chunk=7)])
         if name in ("itself", "near", "stranger"):
             model = {"itself": self.target, "near": self.near, "stranger": self.stranger}[name]
             return make_draft_drafter(model, num_slots=num_slots)
         if name == "prompt_lookup":
             return PromptLookupDrafter(5)
         if name == "none":
-            return NoDrafter()
+            return Drafter()
         known = {case.prompt: self.plain(case) for case in cases}
         if name == "tree":
             return TreeOracleDrafter(known, 0.9)
@@ -418,7 +418,7 @@ def test_prompts_of_very_different_length_share_no_prefill_that_would_not_fit(
     params = SamplingParams(max_new_tokens=2)
     first = tuple(range(200))
     cases = [Case((*first, *[1] * 10), params), Case((9,) * 240, params)]
-    with closing(make_engine(world.target, NoDrafter(), num_slots=2)) as engine:
+    with closing(make_engine(world.target, Drafter(), num_slots=2)) as engine:
         read(engine.submit(first, params))
         # Held, so that the engine sees both at once.
         with engine._inbox.changed:

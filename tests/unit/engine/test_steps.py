@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from langchain_specdec.completions.stats import SpeculationStats
-from langchain_specdec.drafters.base import Draft, DraftingRequest, DraftLimits, NoDrafter, Proposal
-from langchain_specdec.drafters.combined import AutoDrafter
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -73,7 +74,7 @@ def test_steps_at_every_draft_length(target: Any, engines: MakeEngine, draft_len
 
 
 def test_plain_decoding_takes_a_step_per_token(target: Any, engines: MakeEngine) -> None:
-    engine = engines(target, NoDrafter())
+    engine = engines(target, Drafter())
     tokens, finish = read(engine.submit(PROMPT, FORTY))
     assert engine.num_target_forwards == finish.speculation.num_steps == 40
     assert finish.speculation.drafted_tokens == finish.speculation.accepted_tokens == 0
@@ -125,7 +126,7 @@ def test_auto_takes_the_lookup_where_it_matches_and_the_model_elsewhere(device: 
     script = [*range(65, 75), *range(65, 75)]
     model = scripted_model(script, device)
     drafter = make_draft_drafter(model, max_length=21)
-    engine = engines(model, AutoDrafter([PromptLookupDrafter(5), drafter]), draft_length=4, max_length=21)
+    engine = engines(model, CombinedDrafter([PromptLookupDrafter(5), drafter]), draft_length=4, max_length=21)
     tokens, finish = read(engine.submit((0,), SamplingParams(max_new_tokens=20)))
     assert token_ids(tokens) == script
     # The first 10 letters are new: two steps with drafts of the model. The third too, since the last letter is still
@@ -203,7 +204,7 @@ def test_drafting_starts_again_when_the_text_turns_predictable(
 ) -> None:
     # A lookup costs nothing to check, so its guesses are watched while none is used.
     class Turning(OracleDrafter):
-        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
             self._agreement = 0.0 if len(request.token_ids) < 60 else 1.0
             return super().consider(request, limits)
 
@@ -246,7 +247,7 @@ def test_measuring_step_costs_is_counted_apart_from_the_requests_steps(target: A
         stats = finish.speculation
         assert stats.emitted_tokens == len(tokens) == stats.num_steps + stats.accepted_tokens
     # A drafter that never has anything to propose does not make the engine measure.
-    plain = engines(target, NoDrafter(), step_cost=None)
+    plain = engines(target, Drafter(), step_cost=None)
     read(plain.submit(PROMPT, FORTY))
     assert plain.num_target_forwards == 40
 
@@ -256,13 +257,13 @@ def test_probes_take_a_hundredth_of_the_time_however_many_rows_there_are(
     target: Any, engines: MakeEngine, rows: int
 ) -> None:
     engine = engines(target, PromptLookupDrafter(5), step_cost=None)
-    cost = StepCost({(rows, 1): 1.0, (rows, 3): 1.5})
-    draft = Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4)
-    offer = Proposal(draft, draft.kinds)
+    planner = DraftPlanner(engine.runner, engine.drafter, 10, 0, "auto", None)
+    planner._cost = StepCost({(rows, 1): 1.0, (rows, 3): 1.5})
+    proposal = Proposal(Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4), (0.5,) * 4)
     requests: list[Any] = [SimpleNamespace(probe_credit=-0.01 * row) for row in range(rows)]
     num_probes = 0
     for _ in range(1000):
-        lengths = [engine._stepper._probed(request, offer, offer, 0, rows, cost)[1] for request in requests]
+        lengths = [planner._probe(request, [proposal], proposal, 0, rows)[1] for request in requests]
         num_probes += max(lengths) > 0
     assert 15 <= num_probes <= 20
 

@@ -16,7 +16,7 @@ import pytest
 
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream
-from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, NoDrafter, Proposal
+from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import (
@@ -27,7 +27,6 @@ from langchain_specdec.errors import (
     SpecDecError,
 )
 from langchain_specdec.runner.step_inputs import RowBatch
-from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     OracleDrafter,
@@ -98,7 +97,7 @@ def hold_forwards(engine: Engine) -> threading.Event:
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "near"])
 def test_half_of_50_streams_closed_early(world: World, engines: MakeEngine, name: str) -> None:
     drafters: dict[str, Callable[[], Drafter]] = {
-        "none": NoDrafter,
+        "none": Drafter,
         "prompt_lookup": lambda: PromptLookupDrafter(5),
         "near": lambda: make_draft_drafter(world.near),
     }
@@ -353,7 +352,7 @@ def test_an_engine_starts_its_thread_with_the_first_request(world: World, engine
 
 def test_a_dropped_engine_ends_its_thread_and_frees_the_model(device: str) -> None:
     def use() -> tuple[threading.Thread, Callable[[], Any]]:
-        engine = make_engine(tiny_model(0, device), NoDrafter())
+        engine = make_engine(tiny_model(0, device), Drafter())
         read(engine.submit((1, 2), PARAMS))
         assert engine._thread is not None
         return engine._thread, weakref.ref(engine.runner)
@@ -367,7 +366,7 @@ def test_a_dropped_engine_ends_its_thread_and_frees_the_model(device: str) -> No
 
 
 def test_a_dropped_engine_finishes_what_runs(world: World) -> None:
-    engine = make_engine(world.target, NoDrafter())
+    engine = make_engine(world.target, Drafter())
     thread_count = threading.active_count()
     stream = engine.submit((1, 2), PARAMS)
     first = next(stream)
@@ -380,7 +379,7 @@ def test_a_dropped_engine_finishes_what_runs(world: World) -> None:
 
 def test_a_stream_whose_engine_was_dropped_at_once_never_hangs(world: World) -> None:
     def leave() -> CompletionStream:
-        engine = make_engine(world.target, NoDrafter())
+        engine = make_engine(world.target, Drafter())
         read(engine.submit((1,), SamplingParams(max_new_tokens=1)))
         wait_until(lambda: is_at_rest(engine))
         return engine.submit((1, 2), PARAMS)
@@ -456,7 +455,7 @@ def test_a_failing_forward_fails_its_own_request_only(
     world: World, engines: MakeEngine, device: str, name: str
 ) -> None:
     drafters: dict[str, Callable[[], Drafter]] = {
-        "none": NoDrafter,
+        "none": Drafter,
         "prompt_lookup": lambda: PromptLookupDrafter(5),
         "near": lambda: make_draft_drafter(world.near),
     }
@@ -483,22 +482,18 @@ def test_a_failing_drafter_fails_its_own_request_only(world: World, engines: Mak
             if place == where and any(POISON in request.token_ids for request in requests):
                 raise ValueError("no draft today")
 
-        def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stop: Sequence[int]) -> None:
+        def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
             self.check("prefill", requests)
 
-        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Proposal:
+        def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
             self.check("consider", [request])
             return super().consider(request, limits)
 
         def propose(
-            self,
-            requests: Sequence[DraftingRequest],
-            proposals: Sequence[Proposal],
-            lengths: Sequence[int],
-            history: TokenHistory | None,
+            self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
         ) -> list[Draft]:
             self.check("propose", requests)
-            return super().propose(requests, proposals, lengths, history)
+            return super().propose(requests, proposals, lengths)
 
     known = {prompt: world.references(prompt, PARAMS) for prompt in world.prompts[:6]}
     drafter = Failing(known, 0.8)

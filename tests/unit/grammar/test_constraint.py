@@ -14,9 +14,9 @@ import torch
 
 from langchain_specdec import Grammar, SamplingParams
 from langchain_specdec.completions.events import FinishEvent, Token
-from langchain_specdec.drafters.base import Drafter, NoDrafter
-from langchain_specdec.drafters.combined import AutoDrafter
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.combined import CombinedDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError
@@ -76,12 +76,12 @@ def run(engine: Engine, cases: Sequence[tuple[list[int], SamplingParams]]) -> li
 
 def drafters(model: Any) -> Iterator[tuple[str, Drafter, dict[str, Any]]]:
     near = perturbed(model, 0.02)
-    yield "tree", TreeDrafter(5), {"max_tree_nodes": 16}
-    yield "chain", TreeDrafter(5), {}
+    yield "tree", LookupTreeDrafter(5), {"max_tree_nodes": 16}
+    yield "chain", LookupTreeDrafter(5), {}
     yield "prompt_lookup", PromptLookupDrafter(5), {}
     yield "fixed", PromptLookupDrafter(3), {"draft_length": 4}
     yield "draft_model", make_draft_drafter(near), {}
-    yield "auto", AutoDrafter([TreeDrafter(5), make_draft_drafter(near)]), {"max_tree_nodes": 16}
+    yield "auto", CombinedDrafter([LookupTreeDrafter(5), make_draft_drafter(near)]), {"max_tree_nodes": 16}
 
 
 def plain(model: Any, prompt: list[int], params: SamplingParams) -> list[int]:
@@ -117,7 +117,7 @@ def test_drafts_never_change_a_constrained_text(model: Any, temperature: float) 
         )
     # Free rows beside constrained ones.
     cases += [(random_prompt(rng), SamplingParams(max_new_tokens=20, temperature=temperature, seed=9))]
-    with closing(make_engine(model, NoDrafter())) as engine:
+    with closing(make_engine(model, Drafter())) as engine:
         expected = [token_ids(tokens) for tokens, _ in run(engine, cases)]
     assert expected[:3] == [plain(model, *case) for case in cases[:3]]
     for name, drafter, options in drafters(model):
@@ -132,7 +132,7 @@ def test_forced_tokens_are_drafted_and_counted(model: Any) -> None:
     grammar = Grammar(schema={"const": {"a": "nothing to choose here", "b": [1, 2, 3]}})
     length = len(json.dumps(grammar.schema["const"]))
     params = SamplingParams(max_new_tokens=200, grammar=grammar)
-    with closing(make_engine(model, TreeDrafter(5), max_tree_nodes=16)) as engine:
+    with closing(make_engine(model, LookupTreeDrafter(5), max_tree_nodes=16)) as engine:
         tokens, finish = run(engine, [([1, 2, 3], params)])[0]
     assert "".join(t.text for t in tokens) == json.dumps(grammar.schema["const"])
     stats = finish.speculation
@@ -157,7 +157,7 @@ def test_a_drafter_that_knows_no_grammar_is_held_to_it(model: Any) -> None:
 @pytest.mark.parametrize("limit", range(36, 60))
 def test_an_answer_ends_in_time(model: Any, limit: int) -> None:
     params = SamplingParams(max_new_tokens=limit, temperature=1.0, seed=limit, grammar=Grammar(schema=PERSON))
-    with closing(make_engine(model, TreeDrafter(5), max_tree_nodes=8)) as engine:
+    with closing(make_engine(model, LookupTreeDrafter(5), max_tree_nodes=8)) as engine:
         tokens, finish = run(engine, [([5, 6, 7], params)])[0]
     assert finish.finish_reason == "eos_token"
     assert len(tokens) <= limit
@@ -174,7 +174,7 @@ def test_what_cannot_be_followed_is_refused_before_decoding(model: Any) -> None:
         "JSON schema cannot be followed: .*not exist": Grammar(schema={"$ref": "#/$defs/missing"}),
         "regular expression cannot be followed": Grammar(regex="(unclosed"),
     }
-    with closing(make_engine(model, NoDrafter())) as engine:
+    with closing(make_engine(model, Drafter())) as engine:
         for message, grammar in wrong.items():
             for action in (engine.check, engine.submit):
                 with pytest.raises(InvalidParameterError, match=message):
@@ -187,7 +187,7 @@ def test_what_cannot_be_followed_is_refused_before_decoding(model: Any) -> None:
 
 def test_no_end_of_sequence_token_is_told(model: Any) -> None:
     with (
-        closing(make_engine(model, NoDrafter(), eos=())) as engine,
+        closing(make_engine(model, Drafter(), eos=())) as engine,
         pytest.raises(InvalidParameterError, match="no end-of-sequence token"),
     ):
         engine.submit([1], SamplingParams(max_new_tokens=9, grammar=Grammar(regex="a")))

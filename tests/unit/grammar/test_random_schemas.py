@@ -12,8 +12,8 @@ import torch
 
 from langchain_specdec import Grammar, SamplingParams
 from langchain_specdec.completions.events import FinishEvent, Token
-from langchain_specdec.drafters.base import NoDrafter
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.grammar.constraint import GrammarCompiler
 from tests.support.json_schemas import random_schema
@@ -52,8 +52,8 @@ def test_200_random_schemas_are_always_fit() -> None:
             )
             cases.append((random_prompt(rng), params))
     with (
-        closing(make_engine(model, NoDrafter(), num_slots=16)) as without,
-        closing(make_engine(model, TreeDrafter(5), num_slots=16, max_tree_nodes=8)) as drafting,
+        closing(make_engine(model, Drafter(), num_slots=16)) as without,
+        closing(make_engine(model, LookupTreeDrafter(5), num_slots=16, max_tree_nodes=8)) as drafting,
     ):
         plainly, drafted = run(without, cases), run(drafting, cases)
         for (_, params), (tokens, finish), (others, finish_of_others) in zip(cases, plainly, drafted, strict=True):

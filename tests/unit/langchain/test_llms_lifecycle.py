@@ -359,15 +359,15 @@ def test_a_thread_that_cannot_start_is_tried_again(monkeypatch):
 def test_a_request_that_fails_leaves_the_others_alone():
     llm = make_llm(max_new_tokens=20)
     expected = llm.batch(PROMPTS[:4])
-    stepper = llm.backend.engine._stepper
-    original = stepper._emit
+    emitter = llm.backend.engine._stepper._emitter
+    original = emitter._advance
 
     def fail_for_abc(request, *args):
         if request.prompt_ids == tuple(llm.get_token_ids(PROMPTS[1])):
             raise ValueError("bad luck")
         return original(request, *args)
 
-    stepper._emit = fail_for_abc
+    emitter._advance = fail_for_abc
     outcomes = llm.batch(PROMPTS[:4], return_exceptions=True)
     assert isinstance(outcomes[1], GenerationError)
     assert "bad luck" in str(outcomes[1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from langchain_specdec.drafters.base import NoDrafter
+from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
@@ -172,7 +172,7 @@ def make_drafter(kind, target, device, name):
         draft = load(name, device)
         runner = make_runner(draft, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
         return DraftModelDrafter(runner, target.model.config.get_text_config().vocab_size, 16)
-    return NoDrafter()
+    return Drafter()
 
 
 def prompts_for(name):

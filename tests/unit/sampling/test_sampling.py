@@ -24,7 +24,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from langchain_specdec.drafters.base import Drafter, NoDrafter
+from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
@@ -285,7 +285,7 @@ def test_texts_of_the_engine_follow_the_models_distribution(
     vocab, count, temperature, prompt = 6, 3000, 1.3, (1, 2, 3)
     model = tiny_model(4, device, vocab_size=vocab, bos_token_id=None, eos_token_id=None).double()
     drafters: dict[str, Callable[[], Drafter]] = {
-        "none": NoDrafter,
+        "none": Drafter,
         "prompt_lookup": lambda: PromptLookupDrafter(2),
         "itself": lambda: make_draft_drafter(model, num_slots=64, max_length=16),
         "near": lambda: make_draft_drafter(perturbed(model, 0.1), num_slots=64, max_length=16),

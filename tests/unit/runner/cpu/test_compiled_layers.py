@@ -165,7 +165,7 @@ def test_costs_are_measured_anew_when_graphs_take_over_or_fail(engine: Engine, m
         measured.append(runner.graphs)
         return measure_step_cost(*args)
 
-    monkeypatch.setattr("langchain_specdec.engine.step.measure_step_cost", measure)
+    monkeypatch.setattr("langchain_specdec.engine.draft_planner.measure_step_cost", measure)
     measuring = Engine(runner, PromptLookupDrafter(5), byte_tokenizer(), (256,))
     params = SamplingParams(max_new_tokens=8)
     expected = plain_reference(tiny_model(num_hidden_layers=4), PROMPT, params)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from langchain_specdec.drafters.base import NoDrafter
+from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.runner.cpu import worker_threads
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.sampling.params import SamplingParams
@@ -63,7 +63,7 @@ def test_workers_end_and_come_back() -> None:
 @needs_openmp
 def test_an_idle_engine_keeps_no_workers_and_neither_does_who_asked_it() -> None:
     params = SamplingParams(max_new_tokens=4)
-    with closing(make_engine(tiny_model(), NoDrafter())) as engine:
+    with closing(make_engine(tiny_model(), Drafter())) as engine:
         list(engine.submit([1, 2, 3], params))
         release_workers()
         time.sleep(0.2)

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_specdec.bench.header import _describe_captured
 from langchain_specdec.bench.table import _layers
-from langchain_specdec.drafters.base import Drafter, NoDrafter
+from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
-from langchain_specdec.drafters.lookup_tree import TreeDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
@@ -93,7 +93,7 @@ def make() -> Iterator[Callable[..., Engine]]:
 
     def build(runner: ModelRunner, drafter: Drafter | None = None, **kwargs: Any) -> Engine:
         kwargs.setdefault("step_cost", StepCost.flat())
-        engines.append(Engine(runner, drafter or NoDrafter(), loaded(runner.model).tokenizer, (256,), **kwargs))
+        engines.append(Engine(runner, drafter or Drafter(), loaded(runner.model).tokenizer, (256,), **kwargs))
         return engines[-1]
 
     yield build
@@ -166,10 +166,11 @@ def test_drafts_are_those_of_the_uncaptured_loop(params: SamplingParams) -> None
     history = TokenHistory(4, 258, torch.device("cpu"))
     for request in requests:
         history.start(request.slot, request.token_ids)
+        request.history = history
     for turn in range(12):
         steps, chosen = 1 + turn % 5, requests[: 1 + turn % 3]
         replayed = capture.num_replayed
-        drafts = [d._decode(chosen, steps, history) for d in (ours, plain)]
+        drafts = [d._decode(chosen, steps) for d in (ours, plain)]
         assert drafts[0] == drafts[1]
         for request, chain in zip(chosen, drafts[0], strict=True):
             # All of them accepted and one more, or some.
@@ -310,7 +311,7 @@ def test_a_step_takes_one_copy_each_way(
     if not is_captured:
         runner.captured = draft.captured = None
     drafter: Drafter = {
-        "none": NoDrafter(),
+        "none": Drafter(),
         "lookup": OracleDrafter(known, 0.8),
         "tree": TreeOracleDrafter(known, 0.8),
         "draft model": DraftModelDrafter(draft, 258, 512),
@@ -421,19 +422,19 @@ def test_no_more_graphs_than_the_limit(make: Any, references: References) -> Non
 def test_costs_are_measured_anew_once_when_one_row_has_all_its_graphs(
     make: Any, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from langchain_specdec.engine import step
+    from langchain_specdec.engine import draft_planner
 
     told: list[tuple[int, int]] = []
     runner = captured_runner(tiny_model(), progress=lambda what, done, total: told.append((done, total)))
     measured: list[frozenset[Any]] = []
-    measure = step.measure_step_cost
+    measure = draft_planner.measure_step_cost
 
     def spy(*args: Any) -> StepCost:
         measured.append(runner.graphs)
         return measure(*args)
 
-    monkeypatch.setattr(step, "measure_step_cost", spy)
-    engine = make(runner, TreeDrafter(5, is_shared=False), step_cost=None)
+    monkeypatch.setattr(draft_planner, "measure_step_cost", spy)
+    engine = make(runner, LookupTreeDrafter(5, is_shared=False), step_cost=None)
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
     for prompt in PROMPTS[:3]:
         assert decode(engine, [prompt], [params]) == [references(prompt, params)]
@@ -545,7 +546,9 @@ def test_a_progress_callback_that_fails_is_not_called_again(make: Any, reference
         calls.append(args)
         raise RuntimeError("no")
 
-    engine = make(captured_runner(tiny_model(), progress=progress), TreeDrafter(5, is_shared=False), step_cost=None)
+    engine = make(
+        captured_runner(tiny_model(), progress=progress), LookupTreeDrafter(5, is_shared=False), step_cost=None
+    )
     assert decode(engine, PROMPTS[:1], [GREEDY]) == [references(PROMPTS[0], GREEDY)]
     assert len(calls) == 1
 
