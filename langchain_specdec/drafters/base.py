@@ -8,9 +8,8 @@ from typing import Protocol
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
 from langchain_specdec.grammar.constraint import Constraint
-from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.sampling.choice import TokenHistory
-from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.runner.verify import Verdict
+from langchain_specdec.sampling.choice import SampledRow, TokenHistory
 
 __all__ = ["EMPTY_DRAFT", "NOTHING", "Draft", "DraftLimits", "Drafter", "DraftingRequest", "Proposal"]
 
@@ -47,16 +46,8 @@ class Draft:
 EMPTY_DRAFT = Draft((), (), ())
 
 
-class DraftingRequest(Protocol):
+class DraftingRequest(SampledRow, Protocol):
     """What a drafter may know of a request."""
-
-    @property
-    def request_id(self) -> int:
-        """Unique within the engine."""
-
-    @property
-    def slot(self) -> int:
-        """The cache slot that the request holds."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -69,14 +60,6 @@ class DraftingRequest(Protocol):
     @property
     def rates(self) -> AcceptanceRates:
         """How good guesses of each kind were in this request."""
-
-    @property
-    def params(self) -> SamplingParams:
-        """Sampling parameters."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the noise."""
 
     @property
     def history(self) -> TokenHistory | None:
@@ -142,21 +125,8 @@ class Drafter:
         """A draft of at most `lengths[i]` tokens for each request, from the proposal that was taken."""
         return [proposal.draft.cut(length) for proposal, length in zip(proposals, lengths, strict=True)]
 
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: StepLogits,
-    ) -> None:
-        """Learn from a verification, before the requests' texts grow.
-
-        Args:
-            requests: One per row.
-            nodes: For each row the tokens that were verified: the last one of the text and the draft.
-            paths: For each row the indices of the nodes that stand, in order; the first is 0.
-            logits: The target's after each node, `[rows, width, vocab]`.
-        """
+    def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+        """Learn from the verdict on a step's drafts, before the requests' texts grow."""
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Seconds that one computed draft token takes, measured now in the request's slot; 0 where drafts are free."""

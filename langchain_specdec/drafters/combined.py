@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
-from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.verify import Verdict
 
 __all__ = ["CombinedDrafter"]
 
@@ -49,16 +49,10 @@ class CombinedDrafter(Drafter):
                     drafts[i] = draft
         return drafts
 
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: StepLogits,
-    ) -> None:
+    def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Hand the verification to every drafter."""
         for drafter in self._drafters:
-            drafter.observe(requests, nodes, paths, logits)
+            drafter.observe(requests, verdict)
 
     def measure_step(self, request: DraftingRequest) -> float:
         """The dearest drafter's."""

@@ -16,7 +16,7 @@ from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
-from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
+from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
 __all__ = ["DraftModelDrafter"]
@@ -49,8 +49,7 @@ class DraftModelDrafter(Drafter):
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
-        self._table: SamplingTable | None = None
-        self._table_ids: tuple[int, ...] = ()
+        self._tables = TableCache()
 
     @property
     def num_forwards(self) -> int:
@@ -142,11 +141,7 @@ class DraftModelDrafter(Drafter):
     def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
         device = self._runner.device
-        ids = tuple(r.request_id for r in requests)
-        if self._table is None or self._table_ids != ids:
-            params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
-            self._table, self._table_ids = SamplingTable(params, seeds, slots, self._vocab_size, device), ids
-        table = self._table
+        table = self._tables.table(requests, self._vocab_size, device)
         history = next((r.history for r in requests if r.history is not None), None)
 
         def pick(logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:

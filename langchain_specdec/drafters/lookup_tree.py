@@ -17,7 +17,7 @@ from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, Draftin
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
 from langchain_specdec.drafters.recycled_tokens import RecycledTokens
 from langchain_specdec.grammar.constraint import Constraint
-from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.top_tokens import top_tokens
 
 __all__ = ["LookupTreeDrafter"]
@@ -79,23 +79,17 @@ class LookupTreeDrafter(Drafter):
             draft, reaches = _Tree(text, request, limits).grow()
         return [Proposal(draft, reaches)] if len(draft) else []
 
-    def observe(
-        self,
-        requests: Sequence[DraftingRequest],
-        nodes: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        logits: StepLogits,
-    ) -> None:
+    def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
-        rows = [row for row, path in enumerate(paths) for _ in path]
-        places = [node for path in paths for node in path]
-        best = iter(top_tokens(logits.tensor[rows, places], _NUM_CANDIDATES).tolist())
-        for request, row_nodes, path in zip(requests, nodes, paths, strict=True):
+        rows = [row for row, path in enumerate(verdict.paths) for _ in path]
+        places = [node for path in verdict.paths for node in path]
+        best = iter(top_tokens(verdict.logits.tensor[rows, places], _NUM_CANDIDATES).tolist())
+        for request, nodes, path in zip(requests, verdict.nodes, verdict.paths, strict=True):
             recycled = self._text(request).memory.recycled
             before = request.token_ids[-2] if len(request.token_ids) > 1 else None
             for node in path:
-                recycled.update(before, row_nodes[node], next(best))
-                before = row_nodes[node]
+                recycled.update(before, nodes[node], next(best))
+                before = nodes[node]
 
     def forget(self) -> None:
         """Start anew with what is shared, for requests to come."""

@@ -23,9 +23,9 @@ from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import NOTHING, Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
-from langchain_specdec.engine.verification import Verdict
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.noise import Noise
 
 __all__ = ["DraftPlanner", "Plan", "best_lengths", "limits_that_pay"]
@@ -124,7 +124,7 @@ class DraftPlanner:
             self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
         if self._is_adaptive:
             try:
-                self._drafter.observe(requests, verdict.nodes, verdict.paths, verdict.logits)
+                self._drafter.observe(requests, verdict)
             except Exception:
                 # Drafts are a matter of speed alone, so what a drafter fails to learn is no request's loss.
                 _logger.exception("The drafter failed to learn from a step")
@@ -175,11 +175,11 @@ class DraftPlanner:
         plan = best_lengths([p.reaches for p in proposals], [p.steps_per_token for p in proposals], cost)
         lengths = list(plan.lengths)
         for row, request in enumerate(requests):
-            proposals[row], lengths[row] = self._probe(request, offers[row], proposals[row], lengths[row], rows)
+            proposals[row], lengths[row] = self._probe(request, offers[row], proposals[row], lengths[row], rows, cost)
         return replace(plan, lengths=tuple(lengths), offers=offers, proposals=proposals)
 
     def _probe(
-        self, request: Request, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int
+        self, request: Request, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int, cost: StepCost
     ) -> tuple[Proposal, int]:
         """The draft as chosen, or now and then a longer one, to learn what is never tried otherwise.
 
@@ -187,8 +187,6 @@ class DraftPlanner:
         would else seem so for good. Probes are paid from a small share of each step, which its rows have in common, as
         one row's probe makes all of them wait.
         """
-        cost = self._cost
-        assert cost is not None  # noqa: S101 - for the type checker
         computed = next((p for p in offer if p.steps_per_token), None)
         if computed is not None and computed.source != proposal.source:
             probe, longer = computed, min(_PROBE_TOKENS, len(computed.reaches))

@@ -10,8 +10,8 @@ from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.drafters.acceptance import FORCED
 from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
-from langchain_specdec.engine.verification import Verdict
 from langchain_specdec.runner.kv_cache import SlotCache
+from langchain_specdec.runner.verify import Verdict
 
 __all__ = ["Emitter"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,35 +12,11 @@ from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
-from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.verify import Verification, accept_picks
-from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
+from langchain_specdec.runner.verify import Verdict, Verification, accept_picks
+from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["Verdict", "Verifier"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the target says of the drafts of one step, row by row.
-
-    Attributes:
-        nodes: The tokens that were verified: the last one of the text and the draft.
-        picks: The target's pick after each node.
-        paths: The nodes that stand, in order; the first is 0. The pick after the last one is new (the bonus token).
-        logits: The target's after each node, `[rows, width, vocab]`.
-        order: The nodes on the device, those that stand first, int64 `[rows, width]`; None where no path has gaps.
-    """
-
-    nodes: Sequence[Sequence[int]]
-    picks: list[list[int]]
-    paths: list[list[int]]
-    logits: StepLogits
-    order: Tensor | None
-
-    def tokens(self, row: int) -> list[int]:
-        """What the text of a row goes on with: the target's picks along the path."""
-        return [self.picks[row][node] for node in self.paths[row]]
+__all__ = ["Verifier"]
 
 
 class Verifier:
@@ -53,8 +28,7 @@ class Verifier:
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._table: SamplingTable | None = None
-        self._table_ids: tuple[int, ...] = ()
+        self._tables = TableCache()
 
     def verify(self, requests: Sequence[Request], drafts: Sequence[Draft]) -> Verdict:
         """The target's verdict on each request's draft."""
@@ -89,17 +63,9 @@ class Verifier:
         allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         history = next((r.history for r in requests if r.history is not None), None)
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.layout.ancestors[:, :, 1:]
-        table = self._sampling_table(requests, logits)
+        table = self._tables.table(requests, logits.shape[2], logits.device)
         picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
         return accept_picks(picks, inputs)
-
-    def _sampling_table(self, requests: Sequence[Request], logits: Tensor) -> SamplingTable:
-        ids = tuple(r.request_id for r in requests)
-        if self._table is None or self._table_ids != ids:
-            params, seeds, slots = zip(*((r.params, r.seed, r.slot) for r in requests), strict=True)
-            self._table = SamplingTable(params, seeds, slots, logits.shape[-1], logits.device)
-            self._table_ids = ids
-        return self._table
 
 
 def _end_in_time(request: Request, picks: list[int], path: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 
-__all__ = ["Verification", "accept", "accept_picks", "pick_and_accept"]
+__all__ = ["Verdict", "Verification", "accept", "accept_picks", "pick_and_accept"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,29 @@ class Verification:
     logits: StepLogits
     verdict: Tensor | None
     inputs: RowInputs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict on the host, row by row: what the target says of the drafts of one step.
+
+    Attributes:
+        nodes: The tokens that were verified: the last one of the text and the draft.
+        picks: The target's pick after each node.
+        paths: The nodes that stand, in order; the first is 0. The pick after the last one is new (the bonus token).
+        logits: The target's after each node, `[rows, width, vocab]`.
+        order: The nodes on the device, those that stand first, int64 `[rows, width]`; None where no path has gaps.
+    """
+
+    nodes: Sequence[Sequence[int]]
+    picks: list[list[int]]
+    paths: list[list[int]]
+    logits: StepLogits
+    order: Tensor | None
+
+    def tokens(self, row: int) -> list[int]:
+        """What the text of a row goes on with: the target's picks along the path."""
+        return [self.picks[row][node] for node in self.paths[row]]
 
 
 def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:

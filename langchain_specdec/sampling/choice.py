@@ -12,7 +12,7 @@ noise is shared (see `sampling.noise`), the text depends on neither the drafter 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ import math
 
 from langchain_specdec.sampling.noise import seed_halves
 
-__all__ = ["SamplingTable", "TokenHistory", "pick_noisy", "pick_tokens", "process_logits"]
+__all__ = ["SampledRow", "SamplingTable", "TableCache", "TokenHistory", "pick_noisy", "pick_tokens", "process_logits"]
 
 
 class TokenHistory:
@@ -106,6 +106,42 @@ class SamplingTable:
     def is_plain(self) -> bool:
         """Whether scores are the logits themselves."""
         return not self.needs_history and self.bias is None
+
+
+class SampledRow(Protocol):
+    """What the table needs to know of a request."""
+
+    @property
+    def request_id(self) -> int:
+        """Unique within the engine."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """Sampling parameters."""
+
+    @property
+    def seed(self) -> int:
+        """Seed in force."""
+
+    @property
+    def slot(self) -> int:
+        """The cache slot that it holds; also its row in the token history."""
+
+
+class TableCache:
+    """The table of the rows of the latest forward, which are often those of the next."""
+
+    def __init__(self) -> None:
+        self._table: SamplingTable | None = None
+        self._ids: tuple[int, ...] = ()
+
+    def table(self, rows: Sequence[SampledRow], vocab_size: int, device: torch.device) -> SamplingTable:
+        """The table of these rows."""
+        ids = tuple(row.request_id for row in rows)
+        if self._table is None or self._ids != ids:
+            params, seeds, slots = zip(*((row.params, row.seed, row.slot) for row in rows), strict=True)
+            self._table, self._ids = SamplingTable(params, seeds, slots, vocab_size, device), ids
+        return self._table
 
 
 def _apply_penalties(

@@ -25,6 +25,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -276,6 +277,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
-def step_logits(logits: torch.Tensor) -> StepLogits:
-    """Logits as of a runner's latest forward."""
-    return StepLogits(logits, SimpleNamespace(num_forwards=1))
+def verdict(nodes: list[list[int]], paths: list[list[int]], logits: torch.Tensor) -> Verdict:
+    """What the target says of drafts, with logits as of a runner's latest forward."""
+    picks = logits.argmax(-1).tolist()
+    return Verdict(nodes, picks, paths, StepLogits(logits, SimpleNamespace(num_forwards=1)), None)

@@ -30,9 +30,9 @@ from tests.support.tiny_models import (
     random_prompt,
     read,
     scripted_model,
-    step_logits,
     tiny_model,
     token_ids,
+    verdict,
 )
 
 MakeEngine = Callable[..., Engine]
@@ -141,7 +141,8 @@ def offered(drafter: LookupTreeDrafter, request: FakeRequest, limits: DraftLimit
 def observe(drafter: LookupTreeDrafter, request: FakeRequest, new: Sequence[int], rng: random.Random) -> None:
     """A step in which `new` was emitted, its first tokens drafted, with random logits."""
     path = list(range(len(new)))
-    drafter.observe([request], [[request.token_ids[-1], *new[:-1]]], [path], step_logits(torch.randn(1, len(new), 6)))
+    nodes = [request.token_ids[-1], *new[:-1]]
+    drafter.observe([request], verdict([nodes], [path], torch.randn(1, len(new), 6)))
     request.token_ids.extend(new)
 
 
@@ -235,7 +236,7 @@ def test_branches_come_from_the_targets_candidates() -> None:
     logits = torch.full((1, 1, 50), -9.0)
     logits[0, 0, [21, 22, 23]] = torch.tensor([3.0, 2.0, 1.0])
     drafter.consider(request, DraftLimits(1, 3))
-    drafter.observe([request], [[0]], [[0]], step_logits(logits))
+    drafter.observe([request], verdict([[0]], [[0]], logits))
     draft = offered(drafter, request, DraftLimits(1, 3))
     assert draft.tokens == (21, 22, 23)
     assert draft.parents == (-1, -1, -1)

@@ -258,12 +258,12 @@ def test_probes_take_a_hundredth_of_the_time_however_many_rows_there_are(
 ) -> None:
     engine = engines(target, PromptLookupDrafter(5), step_cost=None)
     planner = DraftPlanner(engine.runner, engine.drafter, 10, 0, "auto", None)
-    planner._cost = StepCost({(rows, 1): 1.0, (rows, 3): 1.5})
+    cost = StepCost({(rows, 1): 1.0, (rows, 3): 1.5})
     proposal = Proposal(Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4), (0.5,) * 4)
     requests: list[Any] = [SimpleNamespace(probe_credit=-0.01 * row) for row in range(rows)]
     num_probes = 0
     for _ in range(1000):
-        lengths = [planner._probe(request, [proposal], proposal, 0, rows)[1] for request in requests]
+        lengths = [planner._probe(request, [proposal], proposal, 0, rows, cost)[1] for request in requests]
         num_probes += max(lengths) > 0
     assert 15 <= num_probes <= 20
 
