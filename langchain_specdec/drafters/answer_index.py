@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 __all__ = ["AnswerIndex"]
 
-# Continuations that are kept for a run of tokens.
+# Most continuations kept for a run of tokens.
 _MAX_CONTINUATIONS = 4
 
 

@@ -120,7 +120,7 @@ class DraftModelDrafter(Drafter):
                 held.extend(chunk)
 
     def _decode(self, requests: Sequence[DraftingRequest], steps: int) -> list[list[int]]:
-        # More than a few missing tokens (after lookups, say) would make the first, ragged forward wide.
+        # Missing tokens (after lookups, say) run first in chunks; they would make the first forward of all rows wide.
         self._catch_up(requests, [max(len(r.token_ids) - 2, 0) for r in requests])
         held = [self._roll_back(r) for r in requests]
         fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]

@@ -23,10 +23,10 @@ from langchain_specdec.sampling.top_tokens import top_tokens
 __all__ = ["LookupTreeDrafter"]
 
 _MAX_MATCH = 16
-# Tokens before a node that its successors are looked up by.
+# Successors of a node are looked up by so many tokens before it.
 _CONTEXT = 5
 _MAX_COUNT = 4
-# Tokens next to the text that are at least that likely are in the tree even where they would not pay.
+# Children of the root that are at least this likely are in the tree even where they do not pay, to watch their rate.
 _WATCHED_REACH = 0.02
 _NUM_CANDIDATES = 8
 # Kinds of what the answer index offers, by the length of its match: the most frequent continuation, and the others.
@@ -68,7 +68,7 @@ class LookupTreeDrafter(Drafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Grow the tree; what is unlikely but costs nothing to watch comes last."""
-        # Also where nothing is wanted: what was written is remembered in any case.
+        # The text is remembered even where no draft is wanted.
         text = self._text(request)
         if limits.max_depth < 1:
             return []
@@ -137,7 +137,7 @@ class _Tree:
     def __init__(self, text: _Text, request: DraftingRequest, limits: DraftLimits) -> None:
         self._text = text
         self._tokens = request.token_ids
-        # A chain is grown as a tree whose nodes have one successor each.
+        # A chain is a tree whose nodes have one child each.
         self._max_branches = None if limits.max_nodes else 1
         self._limits = limits if limits.max_nodes else replace(limits, max_nodes=limits.max_depth)
         self._constraint = request.constraint
@@ -168,8 +168,8 @@ class _Tree:
         """Line up what may follow the node."""
         least, rest, context = self._limits.min_reach, reach, node.context
         if place < 0:
-            # The root's successors are watched: how good they are has to be known before they can pay. Where width is
-            # nearly free all of them may.
+            # Children of the root are watched: their rate must be known before they can pay. All of them are where
+            # width is nearly free.
             least = _WATCHED_REACH if least > _WATCHED_REACH else 0.0
         successors = self._successors(place, node)
         if self._constraint is not None:
@@ -180,7 +180,7 @@ class _Tree:
                 rate = self._known_rates[kind] = self._rates.rate(kind)
             chance = rest * rate
             rest -= chance
-            # The first one is watched even where it was wrong so often that it seems hopeless: texts change.
+            # The first child is watched even after many failures: a text may turn predictable.
             if chance >= least or not (self._grown or self._heap):
                 self._num_pushed += 1
                 following = (*context[1 - _CONTEXT :], token)
@@ -211,7 +211,7 @@ class _Tree:
         successors: list[_Successor] = []
         seen = set()
         if position is not None and position >= len(self._tokens):
-            # The path ends as the text does, so it goes on as the text would: a repetition goes on as one.
+            # The path has reached the end of the text: a repetition goes on with what the text's end would bring.
             position = self._repetition
         if position is not None:
             token = self._tokens[position]

@@ -27,7 +27,7 @@ class NgramIndex:
 
     def __init__(self, max_ngram: int) -> None:
         self._tables: list[dict[object, int]] = [{} for _ in range(max_ngram)]
-        # For each n: where the n-gram that ends the text continued before, if it was seen before.
+        # For each n: where the text went on after the last earlier occurrence of its final n-gram.
         self._continuations: list[int | None] = [None] * max_ngram
         self._num_indexed = 0
 
@@ -93,7 +93,7 @@ class PromptLookupDrafter(Drafter):
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """The continuation found by looking up the end of the text."""
         index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
-        # Also where nothing is wanted, so that the whole prompt is never indexed in the middle of an answer.
+        # Indexed even where no draft is wanted, so that no later step has to index the whole text at once.
         index.extend(request.token_ids)
         draft = _follow(index, request, limits.max_depth)
         return [Proposal(draft, request.rates.chain(draft.kinds))] if len(draft) else []
@@ -128,7 +128,7 @@ def _follow_grammar(index: NgramIndex, tokens: Sequence[int], constraint: Constr
             continue
         if match is None:
             match = index.lookup((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:])
-        # Beyond the end of the text nothing is known that a grammar would not change.
+        # A match at the end of the text would have to repeat, which the grammar need not allow.
         if match is None or match[1] >= len(tokens):
             break
         size, position = match

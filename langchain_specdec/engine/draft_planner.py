@@ -32,9 +32,9 @@ __all__ = ["DraftPlanner", "Plan", "best_lengths", "limits_that_pay"]
 
 _logger = logging.getLogger(__name__)
 
-# No tree is grown by tokens less likely than that, however cheap they are to check: finding them takes time as well.
+# Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.
 _MIN_REACH = 0.004
-# Tokens that a probe drafts beyond what pays, and the share of plain decoding's time that probes may take.
+# A probe drafts so many tokens more than pay. All probes together may take this share of plain decoding's time.
 _PROBE_TOKENS = 2
 _PROBE_SHARE = 0.01
 
@@ -90,7 +90,7 @@ class DraftPlanner:
         self._cost = step_cost
         self._is_cost_given = step_cost is not None
         self._costed_graphs = runner.graphs
-        # When drafting and verification of the step that runs began.
+        # Clock at the start of drafting and of verification in the current step.
         self._draft_started = self._verify_started = 0.0
 
     def plan(self, requests: Sequence[Request]) -> Plan:
@@ -126,10 +126,10 @@ class DraftPlanner:
             try:
                 self._drafter.observe(requests, verdict)
             except Exception:
-                # Drafts are a matter of speed alone, so what a drafter fails to learn is no request's loss.
+                # Drafts only change the speed, so a drafter that cannot learn must not fail a request.
                 _logger.exception("The drafter failed to learn from a step")
         for row, request in enumerate(requests):
-            # Guesses that were not drafted count too: comparing them costs nothing.
+            # Guesses that were offered but not drafted count too: comparing them costs nothing.
             guesses = [p.draft for p in plan.offers[row] if p.draft.tokens]
             if drafts[row].tokens and not plan.proposals[row].draft.tokens:
                 guesses.append(drafts[row])
@@ -148,14 +148,14 @@ class DraftPlanner:
             self._runner.make_next_graph(batch)
 
     def _consider(self, request: Request, rows: int) -> Sequence[Proposal]:
-        # The last token always comes from the target, so drafting it would be wasted.
+        # The target always adds one token of its own, so the last one need not be drafted.
         max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
         return self._drafter.consider(request, limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes))
 
     def _update_cost(self, request: Request, offers: Sequence[Sequence[Proposal]]) -> float:
         """Measure what steps cost where that is not known, or not any more; the seconds that it took."""
         graphs = self._runner.graphs
-        # Where graphs take over, or fail, steps cost something else from then on.
+        # A step costs something else once graphs have taken over or failed.
         is_stale = self._cost is not None and not self._is_cost_given and graphs != self._costed_graphs
         is_missing = self._cost is None and self._is_adaptive and any(offers)
         if not is_missing and not is_stale:
@@ -181,11 +181,11 @@ class DraftPlanner:
     def _probe(
         self, request: Request, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int, cost: StepCost
     ) -> tuple[Proposal, int]:
-        """The draft as chosen, or now and then a longer one, to learn what is never tried otherwise.
+        """The draft as chosen, or now and then a longer one (a probe).
 
-        That is how good a draft model is, and what a wide step costs: a machine that was busy when it was measured
-        would else seem so for good. Probes are paid from a small share of each step, which its rows have in common, as
-        one row's probe makes all of them wait.
+        Probes learn what is never tried otherwise: how good a draft model is by now, and what a wide step costs by now
+        if the machine was busy when it was measured. Each step saves a small share of its time for probes. The rows
+        share that budget, since one row's probe makes all of them wait.
         """
         computed = next((p for p in offer if p.steps_per_token), None)
         if computed is not None and computed.source != proposal.source:
@@ -208,9 +208,8 @@ class DraftPlanner:
 def limits_that_pay(cost: StepCost | None, rows: int, max_depth: int, max_nodes: int) -> DraftLimits:
     """How far it is worth looking for draft tokens.
 
-    A step that decodes plainly gives each row a token in ``V(rows, 1)``. A node that is reached with chance r has to
-    give at least as much for the time that it costs. Cost need not grow evenly with width, so half of its mean growth
-    is what a node is asked for.
+    A plain step gives each row one token in ``V(rows, 1)``, so a node must be reached with a chance of at least the
+    share of ``V(rows, 1)`` that it costs. Half of the mean cost of a node is asked for, since cost need not grow evenly.
     """
     if cost is None or max_nodes < 1:
         return DraftLimits(max_depth, max_nodes, _MIN_REACH)
@@ -274,11 +273,11 @@ def _expected_gains(reaches: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _outcomes(draft: Draft, tokens: Sequence[int]) -> list[tuple[DraftKind, bool]]:
-    """Which guesses along the text were right; siblings after the right one were not tried, nor what is below them."""
+    """Which guesses along the text were right. Siblings after the right one, and all below them, count as not tried."""
     outcomes: list[tuple[DraftKind, bool]] = []
     parent, depth = -1, 0
     for node, (token, above, kind) in enumerate(zip(draft.tokens, draft.parents, draft.kinds, strict=True)):
-        # Parents stand before children, and siblings in the order in which they count.
+        # Parents stand before children, and earlier siblings were tried first.
         if above == parent and depth < len(tokens):
             is_right = token == tokens[depth]
             outcomes.append((kind, is_right))

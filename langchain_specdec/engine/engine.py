@@ -164,7 +164,7 @@ class Engine:
             self._inbox.submitted += requests
             self._inbox.changed.notify_all()
         if requests:
-            # Who submits will wait for the engine, and may have loaded its model in this thread.
+            # This thread may have loaded the model, and its idle worker threads would compete with the engine's.
             release_workers()
             self._start_thread()
         return [request.stream for request in requests]
@@ -262,7 +262,7 @@ class Engine:
         for request in submitted:
             self._scheduler.add(request)
         for request in cancelled:
-            # It may have ended between its reader's decision and now.
+            # The request may have ended since its reader closed it.
             if request in self._scheduler.requests:
                 self._drop(request)
         return not is_closed
@@ -311,7 +311,7 @@ class Engine:
             _logger.debug("Request %d failed", request.request_id, exc_info=error)
             failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            # What the slot holds may be half written.
+            # The slot may be half written, so nothing in it is reused.
             request.num_cached = 0
             error = failure
         self._drop(request)
@@ -337,7 +337,7 @@ class Engine:
         try:
             self.drafter.release(request)
         except Exception:
-            # What the drafter failed to forget costs memory; ending the engine for it would cost everybody's text.
+            # A drafter that cannot forget costs memory; failing here would end the engine for all requests.
             _logger.exception("The drafter failed to release request %d", request.request_id)
 
     @property
@@ -351,7 +351,7 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
         inbox.wait()
         engine = engine_ref()
         if engine is None:
-            # Forgotten before the thread saw what it had been given last; somebody may still hold a stream of it.
+            # The engine was dropped before its thread took these requests; their streams may still be read.
             for request in inbox.end():
                 request.stream.put(EngineClosedError("The engine is gone; keep a reference to it while you read."))
             return
@@ -367,11 +367,11 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
             if engine._is_idle:
                 break
         del engine
-        # Another engine, or the user's own code, may be what runs next.
+        # Idle worker threads would slow down whatever runs next, another engine or the user's own code.
         release_workers()
 
 
-# The threads that may still run, also those whose engine is gone: each ends soon after its inbox is closed.
+# All engine threads that may still run, also those whose engine is gone. A thread ends once its inbox is closed.
 _threads: weakref.WeakKeyDictionary[threading.Thread, _Inbox] = weakref.WeakKeyDictionary()
 
 

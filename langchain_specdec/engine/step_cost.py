@@ -16,11 +16,11 @@ from langchain_specdec.sampling.noise import Noise
 
 __all__ = ["StepCost", "measure_step_cost"]
 
-# Weights of one observation in the common factor and in the shape of the costs.
+# How much one observation moves the common factor, and how much the shape of the costs.
 _DRIFT_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.05
-# Observations after which the costs between the observed ones are drawn anew. One moves them by very little, and
-# drawing them takes as long as choosing by them.
+# Costs between the observed ones are interpolated anew after so many observations: one observation changes little,
+# and interpolating takes as long as choosing by them.
 _REFRESH_INTERVAL = 16
 
 
@@ -132,7 +132,7 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
         latest, previous = 0.0, 1
         for width in list(widths):
             if width not in widths[:2] and time.perf_counter() + latest * width / previous > deadline:
-                # What could not even be tried is left out, so that the rounds compare the same widths.
+                # A width that the first rounds could not try is left out, so that all rounds compare the same widths.
                 if round_number < 2:
                     del widths[widths.index(width) :]
                 break
@@ -142,7 +142,7 @@ def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -
                 runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], noise=noise))
 
             latest, previous = _timed(verify, runner.device), width
-            # The first round pays for allocations and for kernels that are picked on first use.
+            # The first round is not counted: it pays for allocations and for the choice of kernels.
             if round_number:
                 seconds.setdefault(width, []).append(latest)
         draft_seconds.append(drafter.measure_step(request))

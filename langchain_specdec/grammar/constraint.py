@@ -27,7 +27,7 @@ from langchain_specdec.grammar.vocabulary import Vocabulary
 
 __all__ = ["Constraint", "GrammarCompiler"]
 
-# As models write JSON, but on one line: what is fixed is forced, and need not be decided.
+# JSON on one line with fixed spaces, as models write it: fixed text is forced, and costs no step.
 _JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Grammars that are kept compiled.
 _MAX_GRAMMARS = 128
@@ -55,10 +55,10 @@ class Constraint:
         self._endgame = endgame
         self._endings = endings
         self._has_ended = False
-        # Where the matcher stands, beyond the text so far, and what may follow the paths that were asked for.
+        # The path that the matcher has taken beyond the text, and the masks of all paths asked for in this step.
         self._standing: list[int] = []
         self._masks: dict[tuple[int, ...], TokenMask | None] = {}
-        # A way from here to the end, and one from where the text will be when it has taken what is chosen now.
+        # A short way to the end from the text so far, and one from the text after the tokens of this step.
         self._ending: list[int] | None = None
         self._next_ending: list[int] | None = None
 
@@ -113,7 +113,7 @@ class Constraint:
         masks: list[TokenMask | None] = [self.mask_after(())]
         for token, parent in zip(tokens, parents, strict=True):
             above, mask = paths[parent + 1], masks[parent + 1]
-            # A node that nothing can reach needs no mask, nor does what follows an end.
+            # A node that the grammar forbids, or that stands behind an end, needs no mask.
             if above is None or mask is None or not has_token(mask, token):
                 paths.append(None)
                 masks.append(None)
@@ -182,7 +182,7 @@ class Constraint:
         """A way to the end after a path and a token, given one after the path; None where none is short enough."""
         if token == ending[0]:
             return ending[1:]
-        # Most often the same end still fits, as after one more word in a string.
+        # The way found last often still fits, for example after one more word in a string.
         if len(ending) <= limit:
             is_valid = self._move((*path, token, *ending[:-1]))
             if is_valid and (self._matcher.is_stopped() or self._matcher.is_accepting()):
@@ -211,7 +211,7 @@ class GrammarCompiler:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        # Reading a large one takes a second, so that waits for the first grammar.
+        # A large vocabulary takes a second to read, so it is read for the first grammar only.
         return Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
 
     @cached_property

@@ -16,7 +16,7 @@ from langchain_specdec.grammar.vocabulary import Vocabulary
 __all__ = ["Closers", "EndingSearch"]
 
 _DIGITS = tuple(b"%d" % i for i in range(10))
-# What ends JSON soonest, outside of strings; each also with a space before it.
+# The texts that end JSON soonest outside of strings; each also with a space before it.
 _CLOSERS = (b"}", b"]", b",", b"null", b"n", b"true", b"t", b"false", b"f", b'""', *_DIGITS, b'"')
 _OPENERS = (b"[", b"{")
 
@@ -131,7 +131,7 @@ class EndingSearch:
         place = replace(self._place)
         self._read(place, path)
         ending: list[int] = []
-        # What was taken in this place without closing anything.
+        # Tokens taken at this place that closed nothing.
         taken: list[int] = []
         try:
             while len(ending) < limit:
@@ -157,7 +157,7 @@ class EndingSearch:
                 self._matcher.rollback(len(ending))
 
     def _read(self, place: _JsonPlace, tokens: Sequence[int]) -> None:
-        # A pattern may have quotes that mean nothing.
+        # Quotes have no meaning in a regular expression's text.
         if self._is_json:
             for token in tokens:
                 place.read(self._vocabulary.spellings[token])

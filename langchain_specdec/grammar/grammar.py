@@ -46,7 +46,7 @@ class Grammar:
         try:
             if not isinstance(schema, Mapping):
                 raise TypeError
-            # Read back, so that nobody changes it afterwards.
+            # A copy, so that nobody can change it afterwards.
             object.__setattr__(self, "schema", json.loads(json.dumps(schema)))
         except (TypeError, ValueError) as error:
             msg = f"schema must be a JSON schema as a dictionary, or a Pydantic class, got {self.schema!r}."

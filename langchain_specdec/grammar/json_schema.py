@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["closed", "map_schemas", "without_unknown_formats"]
 
-# What holds schemas by name, and what holds data.
+# Keywords that hold schemas by name, and keywords that hold data.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _DATA = frozenset({"const", "enum", "default", "examples"})
 # Of draft 2020-12, section 7.3 of the validation vocabulary. Any other has no meaning there.

@@ -33,7 +33,7 @@ class Vocabulary:
             msg = "The model has no end-of-sequence token, so an answer in a given form could not end."
             raise InvalidParameterError(msg)
         try:
-            # Tokens beyond the logits exist in some tokenizers, and cannot be chosen.
+            # Some tokenizers have tokens beyond the logits; they can never be picked.
             size = max(vocab_size, len(tokenizer))
             self.tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(eos_token_ids))
         except Exception as error:
@@ -65,7 +65,7 @@ class Vocabulary:
             ValueError: The grammar is too much for the matcher.
         """
         if matcher.is_stopped() and not matcher.is_error():
-            # One end is as good as another, and known beforehand.
+            # All end tokens mean the same here, so the first one stands for them.
             return only_token(self.eos_token_ids[0], self.size)
         masks = llguidance.numpy.allocate_token_bitmask(1, self.size)
         llguidance.numpy.fill_next_token_bitmask(matcher, masks)

@@ -47,7 +47,7 @@ def top_tokens(scores: Tensor, count: int) -> Tensor:
     if not _has_runs(scores) or count > scores.shape[-1] // _RUN:
         return scores.topk(count).indices
     runs = scores.unflatten(-1, (-1, _RUN))
-    # The best scores are among those of the runs with the best maxima.
+    # The best scores stand in the runs with the best maxima.
     best = runs.amax(-1).topk(count).indices
     places = _chosen(runs, best).flatten(-2).topk(count).indices
     found: Tensor = best.gather(-1, places // _RUN) * _RUN + places % _RUN
