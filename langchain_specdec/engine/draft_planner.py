@@ -209,7 +209,7 @@ def limits_that_pay(cost: StepCost | None, rows: int, max_depth: int, max_nodes:
     """How far it is worth looking for draft tokens.
 
     A plain step gives each row one token in ``V(rows, 1)``, so a node must be reached with a chance of at least the
-    share of ``V(rows, 1)`` that it costs. Half of the mean cost of a node is asked for, since cost need not grow evenly.
+    share of ``V(rows, 1)`` that it costs. Costs need not grow evenly, so half of a node's mean cost is asked for.
     """
     if cost is None or max_nodes < 1:
         return DraftLimits(max_depth, max_nodes, _MIN_REACH)
