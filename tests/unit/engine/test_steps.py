@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from langchain_specdec import engine as engine_package
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
@@ -330,3 +337,35 @@ def test_stats_of_several_requests_add_up() -> None:
         "predicted_gain": 2.0,
         "observed_gain": 1.5,
     }
+
+
+# --- How a step reads -------------------------------------------------------------------------------------------------
+
+
+def engine_sources() -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in Path(engine_package.__path__[0]).glob("*.py")}
+
+
+def test_a_step_is_five_calls() -> None:
+    (decode,) = ast.parse(textwrap.dedent(inspect.getsource(Stepper.decode))).body
+    assert isinstance(decode, ast.FunctionDef)
+    calls = [node for statement in decode.body for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    assert [ast.unparse(call.func) for call in calls] == [
+        "self._planner.plan",
+        "self._planner.propose",
+        "self._verifier.verify",
+        "self._planner.learn",
+        "self._emitter.emit",
+    ]
+
+
+def test_only_the_planner_knows_clocks_costs_and_rates() -> None:
+    knowing = re.compile(r"\bimport time\b|\.clock\(\)|\.verify_seconds\(|\.draft_seconds\(|\.rate\(|rates\.observe\(")
+    assert {name for name, source in engine_sources().items() if knowing.search(source)} == {
+        "draft_planner",
+        "step_cost",
+    }
+
+
+def test_only_the_emitter_passes_tokens_to_readers() -> None:
+    assert [name for name, source in engine_sources().items() if "TokenEvent(" in source] == ["emission"]
