@@ -13,7 +13,6 @@ import logging
 from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
 from tgi_launcher.endpoints import ServerInfo
 from tgi_launcher.errors import (
-    MissingDependencyError,
     NotRunningError,
     Reason,
     SpeculationInactiveWarning,
@@ -32,7 +31,6 @@ __all__ = [
     "DEFAULT_IMAGE",
     "Backoff",
     "Metrics",
-    "MissingDependencyError",
     "NotRunningError",
     "Progress",
     "Reason",

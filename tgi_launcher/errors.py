@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from enum import Enum
 
 __all__ = [
-    "MissingDependencyError",
     "NotRunningError",
     "Reason",
     "SpeculationInactiveWarning",
@@ -85,10 +84,6 @@ class StopError(TGIError, RuntimeError):
 
 class NotRunningError(TGIError, RuntimeError):
     """The server is not ready, or does not answer."""
-
-
-class MissingDependencyError(TGIError, ImportError):
-    """An optional package is not installed; the message holds the command that installs it."""
 
 
 class SpeculationInactiveWarning(UserWarning):

@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.errors import MissingDependencyError, StartError, TGIError
+from tgi_launcher.errors import StartError, TGIError
 
 __all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "takes_config"]
 
@@ -157,7 +157,7 @@ class _Reported:
             # The sentence last, where it is seen.
             sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
             raise typer.Exit(FAILED) from None
-        if isinstance(error, (TGIError, MissingDependencyError, OSError)):
+        if isinstance(error, (TGIError, OSError)):
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(FAILED) from None
 
