@@ -1,4 +1,4 @@
-"""Ties servers to the life of this process: stopped at its exit, and left alone by its forks."""
+"""Servers that end with this process: stopped when it exits, and let go of by its forks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol
 
 from tgi_launcher.errors import TGIError
 
-__all__ = ["Mortal", "add", "discard"]
+__all__ = ["Stoppable", "register", "unregister"]
 
 
-class Mortal(Protocol):
-    """What ends with the process."""
+class Stoppable(Protocol):
+    """What is stopped when this process exits."""
 
     def begin_stop(self) -> None:
         """Ask it to end, without waiting."""
@@ -26,32 +26,32 @@ class Mortal(Protocol):
         """Let go of it, in a fork of the process that it belongs to."""
 
 
-_alive: weakref.WeakSet[Mortal] = weakref.WeakSet()
+_running: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 
 
-def add(mortal: Mortal) -> None:
-    """From here on it ends with this process."""
-    _alive.add(mortal)
+def register(running: Stoppable) -> None:
+    """Stop it when this process exits."""
+    _running.add(running)
 
 
-def discard(mortal: Mortal) -> None:
-    """It has ended."""
-    _alive.discard(mortal)
+def unregister(ended: Stoppable) -> None:
+    """It has ended before the process."""
+    _running.discard(ended)
 
 
 def _stop_all() -> None:
-    mortals = list(_alive)
-    for mortal in mortals:
-        mortal.begin_stop()  # all at once, so that they drain side by side
-    for mortal in mortals:
+    running = list(_running)
+    for server in running:
+        server.begin_stop()  # all at once, so that they drain side by side
+    for server in running:
         with contextlib.suppress(TGIError):
-            mortal.stop()
+            server.stop()
 
 
 def _forget_all() -> None:
-    for mortal in list(_alive):
-        mortal.forget()
-    _alive.clear()
+    for server in list(_running):
+        server.forget()
+    _running.clear()
 
 
 atexit.register(_stop_all)

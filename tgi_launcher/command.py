@@ -7,17 +7,31 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tgi_launcher.config import FLAGS, TGIConfig
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = ["LAUNCHER", "MASK", "Command", "Places", "binary_command", "clean_environment", "find_launcher", "flags_of"]
+__all__ = [
+    "LAUNCHER",
+    "MASK",
+    "TOKEN_VARIABLES",
+    "Addresses",
+    "Command",
+    "binary_command",
+    "clean_environment",
+    "find_launcher",
+    "given_secrets",
+    "launcher_flags",
+    "require_launcher",
+]
 
 LAUNCHER = "text-generation-launcher"
 MASK = "***"
+# Where TGI and the Hugging Face libraries look for the Hub's token.
+TOKEN_VARIABLES = ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 # What the launcher, its router and its shards read as options, beside the fields of TGIConfig. A variable of this name
 # that happens to be around would change the server.
@@ -53,8 +67,8 @@ _FLAG_VARIABLES = ({name.upper() for name in FLAGS} | _MORE_FLAG_VARIABLES) - _K
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where one server listens on this machine: what has to differ between servers.
+class Addresses:
+    """Ports and sockets of one server, which no other server on this machine may have.
 
     Attributes:
         port: Of the HTTP API.
@@ -100,18 +114,13 @@ def find_launcher(config: TGIConfig) -> str | None:
     return shutil.which(str(Path(config.launcher_path or LAUNCHER).expanduser()))
 
 
-def binary_command(config: TGIConfig, places: Places, *, launcher: str | None = None) -> Command:
-    """The command that starts an installed launcher.
-
-    Args:
-        config: The server.
-        places: Where it listens.
-        launcher: Path of the program; None is looked up.
+def require_launcher(config: TGIConfig) -> str:
+    """Path of the installed launcher.
 
     Raises:
-        StartError: There is no launcher.
+        StartError: There is none.
     """
-    launcher = launcher or find_launcher(config)
+    launcher = find_launcher(config)
     if launcher is None:
         where = f"at {config.launcher_path}" if config.launcher_path else "on PATH"
         msg = (
@@ -119,36 +128,37 @@ def binary_command(config: TGIConfig, places: Places, *, launcher: str | None = 
             "give launcher_path, or use runtime='docker'."
         )
         raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
-    secrets = secrets_of(config)
+    return launcher
+
+
+def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Command:
+    """The command that starts an installed launcher.
+
+    Args:
+        config: The server.
+        addresses: Where it listens.
+        launcher: Path of the program.
+    """
+    secrets = given_secrets(config)
     shown = {name: text for name, text in config.env.items() if name not in secrets}
     if config.devices is not None:
         # As nvidia-smi numbers them, not by speed.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
     env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
-    places_of = {
-        "port": places.port,
-        "prometheus_port": places.prometheus_port,
-        "master_port": places.master_port,
-        "shard_uds_path": places.shard_uds_path,
-    }
+    known = ("API_KEY", *TOKEN_VARIABLES)
     return Command(
-        argv=(launcher, *flags_of(config, **places_of)),
+        argv=(launcher, *launcher_flags(config, **asdict(addresses))),
         env=env,
         shown_env={**shown, **dict.fromkeys(secrets, MASK)},
-        secrets=tuple(dict.fromkeys([*secrets.values(), *_known_secrets(env)])),
+        secrets=tuple(dict.fromkeys([*secrets.values(), *(env[name] for name in known if env.get(name))])),
     )
 
 
-def secrets_of(config: TGIConfig) -> dict[str, str]:
+def given_secrets(config: TGIConfig) -> dict[str, str]:
     """The secrets that a config gives, by the environment variable that TGI reads them from."""
     given = {"API_KEY": config.api_key, "HF_TOKEN": config.hf_token}
     named = {name: text for name, text in config.env.items() if _SECRET_NAME.search(name) and len(text) >= _MIN_SECRET}
     return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
-
-
-def _known_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
-    names = ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    return tuple(dict.fromkeys(env[name] for name in names if env.get(name)))
 
 
 def clean_environment(config: TGIConfig, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -166,7 +176,7 @@ def clean_environment(config: TGIConfig, environ: Mapping[str, str] | None = Non
     return env
 
 
-def flags_of(config: TGIConfig, **instead: Any) -> list[str]:
+def launcher_flags(config: TGIConfig, **instead: Any) -> list[str]:
     """The options of the launcher, without secrets.
 
     Args:

@@ -207,10 +207,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 
 def _cause(text: str) -> str:
-    exceptions = _EXCEPTION.findall(text)
-    panics = _PANIC.findall(text)
-    found = exceptions[-1:] or panics[-1:]
-    return f": {found[0].strip().rstrip('.')[:300]}." if found else "; the log says more."
+    causes = _EXCEPTION.findall(text)[-1:] or _PANIC.findall(text)[-1:]
+    return f": {causes[0].strip().rstrip('.')[:300]}." if causes else "; the log says more."
 
 
 def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:

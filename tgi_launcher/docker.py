@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from tgi_launcher.command import MASK, Command, Places, flags_of, secrets_of
+from tgi_launcher.command import MASK, TOKEN_VARIABLES, Command, given_secrets, launcher_flags
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = ["LABEL", "docker_command", "find_docker"]
+__all__ = ["LABEL", "docker_command", "find_docker", "require_docker"]
 
 LABEL = "tgi-launcher"
 
@@ -27,32 +27,38 @@ def find_docker() -> str | None:
     return shutil.which("docker")
 
 
-def docker_command(config: TGIConfig, places: Places, *, name: str, docker: str | None = None) -> Command:
+def require_docker() -> str:
+    """Path of Docker's client.
+
+    Raises:
+        StartError: There is none.
+    """
+    docker = find_docker()
+    if docker is None:
+        msg = (
+            "There is no docker on PATH: install Docker, or Text Generation Inference itself and use runtime='binary'."
+        )
+        raise StartError(Reason.DOCKER_NOT_FOUND, msg)
+    return docker
+
+
+def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> Command:
     """The command that runs the official image.
 
     Secrets go by the client's environment: `-e HF_TOKEN` without a value.
 
     Args:
         config: The server.
-        places: Where it listens; a container needs only the port.
+        port: Where the container listens on this machine.
+        docker: Path of Docker's client.
         name: Of the container.
-        docker: Path of Docker's client; None is looked up.
-
-    Raises:
-        StartError: There is no Docker.
     """
-    docker = docker or find_docker()
-    if docker is None:
-        msg = (
-            "There is no docker on PATH: install Docker, or Text Generation Inference itself and use runtime='binary'."
-        )
-        raise StartError(Reason.DOCKER_NOT_FOUND, msg)
     drain = max(1, int(config.drain_seconds) - _KILL_MARGIN)
     argv = [docker, "run", "--rm", "--name", name, "--label", f"{LABEL}={name}", "--stop-timeout", str(drain)]
     if config.docker_gpus:
         argv += ["--gpus", f'"device={",".join(map(str, config.devices))}"' if config.devices is not None else "all"]
     argv += ["--shm-size", config.shm_size]
-    argv += ["-p", f"{_in_brackets(config.hostname)}:{places.port}:{_INNER_PORT}"]
+    argv += ["-p", f"{_in_brackets(config.hostname)}:{port}:{_INNER_PORT}"]
     argv += ["-v", f"{_cache_folder(config)}:/data"]
     secrets = _secrets(config)
     # The image starts its launcher with an unquoted $@, which splits what has spaces: such values go by environment.
@@ -93,7 +99,7 @@ def _inner_flags(config: TGIConfig, argv: list[str]) -> list[str]:
         target = f"{_CONFIG_FILE}/{_plain_name(path.name)}"
         argv += ["-v", f"{path}:{target}:ro"]
         inside["tokenizer_config_path"] = target
-    return flags_of(config, **inside)
+    return launcher_flags(config, **inside)
 
 
 def _plain_name(name: str) -> str:
@@ -112,12 +118,9 @@ def _without_spaces(flags: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _secrets(config: TGIConfig) -> dict[str, str]:
-    secrets = secrets_of(config)
-    if "HF_TOKEN" not in secrets:
-        for name in ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            if token := os.environ.get(name):
-                secrets["HF_TOKEN"] = token
-                break
+    secrets = given_secrets(config)
+    if token := next(filter(None, map(os.environ.get, TOKEN_VARIABLES)), None):
+        secrets.setdefault("HF_TOKEN", token)
     return secrets
 
 

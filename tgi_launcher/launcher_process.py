@@ -170,7 +170,7 @@ class LauncherProcess:
             self._exit = ProcessExit(report["returncode"], report["stopped"], tuple(report["left"]))
         else:
             # Somebody killed the supervisor, and so nobody but us can clean up.
-            left = supervisor.sweep(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
-            supervisor.tidy(self._command.remove, self._folders)
+            left = supervisor.end_processes(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
+            supervisor.remove_leftovers(self._command.remove, self._folders)
             self._exit = ProcessExit(None, was_stopped=False, left=tuple(left))
         self._ended.set()

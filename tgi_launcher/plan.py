@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tgi_launcher.command import LAUNCHER, Command, Places, binary_command, find_launcher
+from tgi_launcher.command import LAUNCHER, Addresses, Command, binary_command, find_launcher, require_launcher
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.docker import docker_command, find_docker
+from tgi_launcher.docker import docker_command, find_docker, require_docker
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["Launch", "choose_runtime", "plan", "preview"]
+__all__ = ["LaunchPlan", "choose_runtime", "make_plan", "preview_command"]
 
 _FIRST_PORT = 8080
 _FIRST_PROMETHEUS_PORT = 9000
@@ -25,18 +25,18 @@ _MAX_FOLDER_LENGTH = 80
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchPlan:
     """A server that is about to be run.
 
     Attributes:
         command: What to run.
-        places: Where it will listen.
+        addresses: Where it will listen.
         is_docker: Whether Docker runs it.
         folder: Folder made for the shards' sockets, to be removed at the end.
     """
 
     command: Command
-    places: Places
+    addresses: Addresses
     is_docker: bool
     folder: str | None
 
@@ -60,7 +60,7 @@ def choose_runtime(config: TGIConfig) -> Literal["binary", "docker"]:
     raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
 
 
-def plan(config: TGIConfig, locks: PortLocks, *, earlier: Places | None = None) -> Launch:
+def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None = None) -> LaunchPlan:
     """Choose everything that is left open.
 
     Args:
@@ -71,12 +71,9 @@ def plan(config: TGIConfig, locks: PortLocks, *, earlier: Places | None = None) 
     Raises:
         StartError: A port is taken, or there is nothing to run.
     """
-    is_docker = choose_runtime(config) == "docker"
-    if is_docker:
+    if choose_runtime(config) == "docker":
         return _plan_docker(config, locks, earlier)
-    launcher = find_launcher(config)
-    if launcher is None:
-        binary_command(config, Places(0, 0, 0, ""))  # says what is missing
+    launcher = require_launcher(config)
     where = config.hostname
     if earlier is None:
         port = locks.take(where, config.port, first=_FIRST_PORT, what="Port")
@@ -88,28 +85,26 @@ def plan(config: TGIConfig, locks: PortLocks, *, earlier: Places | None = None) 
     else:
         port, prometheus, master = earlier.port, earlier.prometheus_port, earlier.master_port
     folder = None if config.shard_uds_path else _make_folder()
-    places = Places(port, prometheus, master, config.shard_uds_path or f"{folder}/shard")
-    return Launch(binary_command(config, places, launcher=launcher), places, is_docker=False, folder=folder)
+    addresses = Addresses(port, prometheus, master, config.shard_uds_path or f"{folder}/shard")
+    return LaunchPlan(binary_command(config, addresses, launcher), addresses, is_docker=False, folder=folder)
 
 
-def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Places | None) -> Launch:
+def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
     # What `auto` has turned into Docker has to hold for Docker too.
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
-    if find_docker() is None:
-        docker_command(config, Places(0, 0, 0, ""), name="")  # says what is missing
+    docker = require_docker()
     port = earlier.port if earlier else locks.take(config.hostname, config.port, first=_FIRST_PORT, what="Port")
-    places = Places(port, 0, 0, "")
-    name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
-    return Launch(docker_command(config, places, name=name), places, is_docker=True, folder=None)
+    command = docker_command(config, port, docker, name=f"tgi-{port}-{uuid.uuid4().hex[:8]}")
+    return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=None)
 
 
-def preview(config: TGIConfig) -> Command:
-    """The command that `plan` would make, for reading: nothing is chosen for good and nothing need be installed."""
+def preview_command(config: TGIConfig) -> Command:
+    """The command that `make_plan` would make, for reading: nothing is locked, and nothing need be installed."""
     try:
         runtime = choose_runtime(config)
     except StartError:
         runtime = "binary"
-    places = Places(
+    addresses = Addresses(
         config.port or _FIRST_PORT,
         config.prometheus_port or _FIRST_PROMETHEUS_PORT,
         config.master_port or _FIRST_MASTER_PORT,
@@ -117,8 +112,8 @@ def preview(config: TGIConfig) -> Command:
     )
     if runtime == "docker":
         config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
-        return docker_command(config, places, name=f"tgi-{places.port}", docker="docker")
-    return binary_command(config, places, launcher=config.launcher_path or LAUNCHER)
+        return docker_command(config, addresses.port, "docker", name=f"tgi-{addresses.port}")
+    return binary_command(config, addresses, config.launcher_path or LAUNCHER)
 
 
 def _make_folder() -> str:

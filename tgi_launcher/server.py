@@ -1,4 +1,8 @@
-"""TGIServer: starts a server, watches it, starts it again if so wished, and ends it with all its processes."""
+"""TGIServer: starts a server, watches it, starts it again if so wished, and ends it with all its processes.
+
+A `TGIServer` has a `ServerRun` for each start. That carries out a `LaunchPlan`, whose `Command` is run as a
+`LauncherProcess`: TGI's launcher, with a supervisor process as its parent.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,15 @@ from typing import Literal, TypeVar
 from pydantic import SecretStr, ValidationError
 from typing_extensions import Self
 
-from tgi_launcher import at_exit as lifetime
+from tgi_launcher import at_exit
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.endpoints import ServerInfo, get_info, get_text
 from tgi_launcher.errors import NotRunningError, Reason, SpeculationInactiveWarning, StartError, StopError, TGIError
 from tgi_launcher.metrics import Metrics, SpeculationReport, parse_metrics
-from tgi_launcher.plan import plan
+from tgi_launcher.plan import make_plan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import Backoff, RestartPolicy
-from tgi_launcher.server_run import Progress, Run
+from tgi_launcher.server_run import Progress, ServerRun
 from tgi_launcher.state import ServerExit, State
 
 __all__ = ["TGIServer"]
@@ -74,7 +78,7 @@ class TGIServer:
         self._finished.set()
         self._state = State.STOPPED
         self._locks = PortLocks()
-        self._run: Run | None = None
+        self._run: ServerRun | None = None
         self._watcher: threading.Thread | None = None
         self._has_warned = False
         self._last_exit: ServerExit | None = None
@@ -281,7 +285,7 @@ class TGIServer:
     def _drain_seconds(self, timeout: float | None) -> float:
         return self.config.drain_seconds if timeout is None else max(0.0, timeout)
 
-    def _any_run(self) -> Run:
+    def _any_run(self) -> ServerRun:
         if self._run is None:
             msg = "The server was not started, so it has no address."
             raise NotRunningError(msg)
@@ -289,13 +293,13 @@ class TGIServer:
 
     def _run_once(self) -> None:
         """Start the processes and wait until they are ready. If that fails, nothing of them is left."""
-        earlier = self._run.launch.places if self._run is not None else None
+        earlier = self._run.plan.addresses if self._run is not None else None
         try:
-            launch = plan(self.config, self._locks, earlier=earlier)
+            plan = make_plan(self.config, self._locks, earlier=earlier)
         except ValidationError as error:
             raise StartError(Reason.INVALID_ARGUMENTS, str(error)) from error
-        self._run = Run(self.config, launch, self._locks, on_progress=self._on_progress, on_log=self._on_log)
-        lifetime.add(self)
+        self._run = ServerRun(self.config, plan, self._locks, on_progress=self._on_progress, on_log=self._on_log)
+        at_exit.register(self)
         self._run.wait_until_ready(self._cancelled)
         self._state = State.READY
 
@@ -310,7 +314,7 @@ class TGIServer:
                 self._check_speculation()
                 continue
             ready_seconds = time.monotonic() - (run.ready_at or 0.0)
-            error: StartError | None = run.error(exit_)
+            error: StartError | None = run.why_ended(exit_)
             while error is not None:
                 wait = self._policy.next_wait(error.reason, ready_seconds)
                 if not self._tell(error, wait, cancelled) or cancelled.wait(wait):
@@ -352,7 +356,7 @@ class TGIServer:
     def _finish(self, state: State) -> None:
         self._locks.release()
         self._state = state
-        lifetime.discard(self)
+        at_exit.unregister(self)
         self._finished.set()
 
     def _report(self, since: Metrics | None) -> SpeculationReport:

@@ -16,10 +16,10 @@ from tgi_launcher.endpoints import is_healthy
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
 from tgi_launcher.logs import LogRecord, Redactor, Stage, parse_line, stage_of
-from tgi_launcher.plan import Launch
+from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Progress", "ServerRun"]
 
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
@@ -47,12 +47,12 @@ class Progress:
     seconds: float
 
 
-class Run:
+class ServerRun:
     """The processes of a server, from their start to their end.
 
     Args:
         config: The server.
-        launch: How and where it is run.
+        plan: How and where it is run.
         locks: Its ports, to be kept as long as anything of it lives.
         on_progress: Called with each step.
         on_log: Called with each line of the log, secrets replaced.
@@ -64,28 +64,28 @@ class Run:
     def __init__(
         self,
         config: TGIConfig,
-        launch: Launch,
+        plan: LaunchPlan,
         locks: PortLocks,
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
-        self.launch = launch
+        self.plan = plan
         self.ready_at: float | None = None
         self._config = config
         self._on_progress = on_progress
         self._on_log = on_log
-        self._redact = Redactor(launch.command.secrets)
+        self._redact = Redactor(plan.command.secrets)
         self._records: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._stage: Stage | None = None
         self._started_at = time.monotonic()
-        _logger.info("Starting %s: %s", config.model_id, launch.command)
+        _logger.info("Starting %s: %s", config.model_id, plan.command)
         self.process = LauncherProcess(
-            launch.command,
+            plan.command,
             self._read_line,
             drain_seconds=config.drain_seconds,
             keep_open=locks.file_descriptors,
-            folders=[launch.folder] if launch.folder else [],
+            folders=[plan.folder] if plan.folder else [],
         )
 
     @property
@@ -93,7 +93,7 @@ class Run:
         """Address of its HTTP API, as seen from this machine."""
         host = self._config.hostname
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.launch.places.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.plan.addresses.port}"
 
     def log_tail(self, num_lines: int = _TAIL_LINES) -> tuple[str, ...]:
         """The last lines of the log, secrets replaced."""
@@ -123,26 +123,26 @@ class Run:
         self.ready_at = time.monotonic()
         self._advance(Stage.READY, f"Ready at {self.base_url}")
 
-    def error(self, exit_: ProcessExit) -> StartError:
+    def why_ended(self, exit_: ProcessExit) -> StartError:
         """Why it ended, from its log and its exit code."""
         evidence = Evidence(
             records=list(self._records),
             returncode=exit_.returncode,
             model_id=self._config.model_id,
-            port=self.launch.places.port,
-            is_docker=self.launch.is_docker,
+            port=self.plan.addresses.port,
+            is_docker=self.plan.is_docker,
         )
-        return self._error(diagnose(evidence), exit_.returncode)
+        return self._start_error(diagnose(evidence), exit_.returncode)
 
     def _poll(self, cancelled: threading.Event) -> None:
         deadline = self._started_at + self._config.startup_timeout
         while (left := deadline - time.monotonic()) > 0:
             if cancelled.is_set():
-                raise self._error(Diagnosis(Reason.CANCELLED, "The start was cancelled."), None)
+                raise self._start_error(Diagnosis(Reason.CANCELLED, "The start was cancelled."), None)
             if (exit_ := self.process.wait(min(_POLL_SECONDS, left))) is not None:
                 if cancelled.is_set():
                     continue
-                raise self.error(exit_)
+                raise self.why_ended(exit_)
             if is_healthy(self.base_url, timeout=min(_HEALTH_SECONDS, max(_POLL_SECONDS, left))):
                 return
         stage = self._stage.value if self._stage is not None else "waiting for the first line of its log"
@@ -150,9 +150,9 @@ class Run:
             f"The server was not ready within {self._config.startup_timeout:g} seconds (it was {stage}): "
             "give it more by startup_timeout."
         )
-        raise self._error(Diagnosis(Reason.TIMEOUT, msg), None)
+        raise self._start_error(Diagnosis(Reason.TIMEOUT, msg), None)
 
-    def _error(self, diagnosis: Diagnosis, returncode: int | None) -> StartError:
+    def _start_error(self, diagnosis: Diagnosis, returncode: int | None) -> StartError:
         summary = self._redact(diagnosis.summary)
         return StartError(diagnosis.reason, summary, log_tail=self.log_tail(), returncode=returncode)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["MARKER", "processes_of", "sweep", "tidy"]
+__all__ = ["MARKER", "end_processes", "remove_leftovers", "server_processes"]
 
 # Every process of a server has it in its environment, with a value that no other server has.
 MARKER = "TGI_LAUNCHER_SERVER"
@@ -42,23 +42,23 @@ _COMMAND_SECONDS = 30.0
 _STEP_SECONDS = 0.05
 
 
-def processes_of(marker: str, *, adopted_by: int | None = None) -> list[psutil.Process]:
+def server_processes(marker: str, *, adopted_by: int | None = None) -> list[psutil.Process]:
     """The live processes of a server.
 
     Args:
         marker: Value of `MARKER` in their environment.
         adopted_by: Process whose descendants belong to the server too, whatever their environment says.
     """
-    found: dict[int, psutil.Process] = {}
+    processes: dict[int, psutil.Process] = {}
     if adopted_by is not None:
         with contextlib.suppress(psutil.Error):
-            found = {process.pid: process for process in psutil.Process(adopted_by).children(recursive=True)}
+            processes = {process.pid: process for process in psutil.Process(adopted_by).children(recursive=True)}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in found and process.environ().get(MARKER) == marker:
-                found[process.pid] = process
+            if process.pid not in processes and process.environ().get(MARKER) == marker:
+                processes[process.pid] = process
     skipped = {os.getpid(), adopted_by}
-    return [process for process in found.values() if process.pid not in skipped and _is_alive(process)]
+    return [process for process in processes.values() if process.pid not in skipped and _is_alive(process)]
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -68,13 +68,13 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def sweep(marker: str, *, grace_seconds: float, adopted_by: int | None = None) -> list[int]:
+def end_processes(marker: str, *, grace_seconds: float, adopted_by: int | None = None) -> list[int]:
     """End all processes of a server: SIGTERM, then SIGKILL.
 
     Args:
         marker: Value of `MARKER` in their environment.
         grace_seconds: Time between the two signals; 0 leaves the first out.
-        adopted_by: As in `processes_of`.
+        adopted_by: As in `server_processes`.
 
     Returns:
         Ids of those that are still there, which even SIGKILL does not end.
@@ -82,7 +82,7 @@ def sweep(marker: str, *, grace_seconds: float, adopted_by: int | None = None) -
     grace_ends = time.monotonic() + grace_seconds
     ends = grace_ends + _KILL_SECONDS
     told: set[int] = set()
-    while left := processes_of(marker, adopted_by=adopted_by):
+    while left := server_processes(marker, adopted_by=adopted_by):
         now = time.monotonic()
         if now >= ends:
             return [process.pid for process in left]
@@ -99,7 +99,7 @@ def sweep(marker: str, *, grace_seconds: float, adopted_by: int | None = None) -
     return []
 
 
-def tidy(remove: Sequence[str], folders: Sequence[str]) -> None:
+def remove_leftovers(remove: Sequence[str], folders: Sequence[str]) -> None:
     """Remove what is left of a server when its processes are gone.
 
     Args:
@@ -170,7 +170,7 @@ class _Supervisor:
                 preexec_fn=(lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)) if libc else None,
             )
         except OSError as error:
-            tidy([], self._spec["folders"])
+            remove_leftovers([], self._spec["folders"])
             self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
             return
         self._pid = process.pid
@@ -241,12 +241,12 @@ class _Supervisor:
 
     def _clean_up(self) -> list[int]:
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
-        left = sweep(
+        left = end_processes(
             self._spec["marker"],
             grace_seconds=0.0 if is_late else self._spec["orphan_grace_seconds"],
             adopted_by=os.getpid(),
         )
-        tidy(self._spec["remove"], self._spec["folders"])
+        remove_leftovers(self._spec["remove"], self._spec["folders"])
         return left
 
     def _on_signal(self, number: int, frame: object) -> None:

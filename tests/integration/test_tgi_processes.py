@@ -127,7 +127,7 @@ def generate(server, *, timeout=10.0):
 
 
 def processes_of(server):
-    return supervisor.processes_of(server._run.process.marker)
+    return supervisor.server_processes(server._run.process.marker)
 
 
 def shards_of(server):
@@ -137,7 +137,7 @@ def shards_of(server):
 def expect_gone(server):
     assert processes_of(server) == []
     assert server.pid is None
-    assert not Path(server._run.launch.places.shard_uds_path).parent.exists()
+    assert not Path(server._run.plan.addresses.shard_uds_path).parent.exists()
 
 
 # A life

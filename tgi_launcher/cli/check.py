@@ -15,7 +15,7 @@ from tgi_launcher.command import find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.docker import find_docker
 from tgi_launcher.errors import StartError
-from tgi_launcher.plan import choose_runtime, preview
+from tgi_launcher.plan import choose_runtime, preview_command
 from tgi_launcher.ports import PortLocks
 
 __all__ = ["check"]
@@ -36,7 +36,7 @@ def check(config: TGIConfig | None) -> None:
     general = config or TGIConfig(model_id="model")
     findings = [*_programs(general), *_gpus(general), *_ports(general)]
     if config is not None:
-        findings += [*_model(config), _Finding("command", str(preview(config)), "info")]
+        findings += [*_model(config), _Finding("command", str(preview_command(config)), "info")]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         typer.echo(f"{_MARKS[finding.status]} {finding.name.ljust(width)}  {finding.value}")

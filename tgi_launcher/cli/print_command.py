@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.plan import preview
+from tgi_launcher.plan import preview_command
 
 __all__ = ["print_command"]
 
@@ -15,4 +15,4 @@ def print_command(config: TGIConfig) -> None:
 
     Ports that are not given are those that are tried first.
     """
-    typer.echo(str(preview(config)))
+    typer.echo(str(preview_command(config)))

@@ -11,15 +11,15 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from tgi_launcher import Backoff, Reason, StartError, TGIConfig, TGIServer
-from tgi_launcher.command import Places, binary_command, clean_environment, flags_of
+from tgi_launcher.command import Addresses, binary_command, clean_environment, launcher_flags
 from tgi_launcher.config import FLAGS
 from tgi_launcher.docker import docker_command
 from tgi_launcher.model_info import ModelInfo, find_model_info
-from tgi_launcher.plan import choose_runtime, plan, preview
+from tgi_launcher.plan import choose_runtime, make_plan, preview_command
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import RestartPolicy
 
-PLACES = Places(port=8081, prometheus_port=9001, master_port=29501, shard_uds_path="/run/x/shard")
+ADDRESSES = Addresses(port=8081, prometheus_port=9001, master_port=29501, shard_uds_path="/run/x/shard")
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
 
 # Every option of `text-generation-launcher` 3.3 (launcher/src/main.rs) that a field may stand for.
@@ -59,11 +59,11 @@ def config(**options):
 
 
 def binary(**options):
-    return binary_command(config(**options), PLACES, launcher="/bin/tgl")
+    return binary_command(config(**options), ADDRESSES, launcher="/bin/tgl")
 
 
 def docker(**options):
-    return docker_command(config(runtime="docker", **options), PLACES, name="box", docker="docker")
+    return docker_command(config(runtime="docker", **options), ADDRESSES.port, "docker", name="box")
 
 
 def value_of(argv, flag):
@@ -340,12 +340,13 @@ def test_a_runtime_that_is_missing_is_said(runtime, reason):
 
 
 def test_preview_needs_nothing_installed():
-    assert str(preview(config(speculate=4))).startswith("text-generation-launcher --model-id owner/name --speculate 4")
-    assert str(preview(config(runtime="docker"))).startswith("docker run")
+    command = str(preview_command(config(speculate=4)))
+    assert command.startswith("text-generation-launcher --model-id owner/name --speculate 4")
+    assert str(preview_command(config(runtime="docker"))).startswith("docker run")
 
 
 def test_flags_can_be_replaced():
-    assert "--port" not in flags_of(config(port=5), port=None)
+    assert "--port" not in launcher_flags(config(port=5), port=None)
 
 
 # Ports
@@ -387,12 +388,12 @@ def test_everything_that_two_servers_could_share_differs(tmp_path):
     launcher.write_text("#!/bin/sh\n")
     launcher.chmod(0o755)
     with PortLocks() as one, PortLocks() as two:
-        first, second = (plan(config(), locks).places for locks in (one, two))
+        first, second = (make_plan(config(), locks).addresses for locks in (one, two))
     different = {"port", "prometheus_port", "master_port", "shard_uds_path"}
     assert {name for name in different if getattr(first, name) != getattr(second, name)} == different
-    for places in (first, second):
-        assert len(places.shard_uds_path) < 100
-        Path(places.shard_uds_path).parent.rmdir()
+    for addresses in (first, second):
+        assert len(addresses.shard_uds_path) < 100
+        Path(addresses.shard_uds_path).parent.rmdir()
 
 
 # Restarts
