@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,12 +42,10 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
     Returns:
         What the file says; `is_known` is False where there is none, or none that can be read.
     """
-    path = _config_path(Path(model_id), model_id, revision or "main", Path(cache) if cache else _hub_cache())
-    if path is None:
-        return ModelInfo()
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        path = _config_path(model_id, revision, cache)
+        config = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
+    except (OSError, ValueError):  # ValueError: also what the Hub's library says of an id that cannot be one
         return ModelInfo()
     return _read(config) if isinstance(config, dict) else ModelInfo()
 
@@ -56,48 +53,25 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
 def _read(config: dict[str, Any]) -> ModelInfo:
     model_type = config.get("model_type")
     architectures = config.get("architectures")
+    base_model = config.get("base_model_name_or_path")
     if isinstance(heads := config.get("medusa_num_heads"), int):
         # TGI builds the heads only where there is no such key, and the output layer with them.
         warning = "its config.json has `architectures`, so TGI does not load the heads" if architectures else None
-        return ModelInfo(
-            is_known=True,
-            speculator="Medusa",
-            num_heads=heads,
-            base_model=config.get("base_model_name_or_path"),
-            model_type=model_type,
-            warning=warning,
-        )
+        return ModelInfo(True, "Medusa", heads, base_model, model_type, warning)
     if model_type == "mlp_speculator":
+        heads = heads if isinstance(heads := config.get("n_predict"), int) else None
         is_foreign = architectures and architectures != ["MLPSpeculatorPreTrainedModel"]
         warning = f"TGI does not load heads of the architecture {architectures}" if is_foreign else None
-        return ModelInfo(
-            is_known=True,
-            speculator="MLP-speculator",
-            num_heads=heads if isinstance(heads := config.get("n_predict"), int) else None,
-            base_model=config.get("base_model_name_or_path"),
-            model_type=model_type,
-            warning=warning,
-        )
+        return ModelInfo(True, "MLP-speculator", heads, base_model, model_type, warning)
     return ModelInfo(is_known=True, model_type=model_type)
 
 
-def _config_path(folder: Path, model_id: str, revision: str, cache: Path) -> Path | None:
+def _config_path(model_id: str, revision: str | None, cache: str | None) -> Path | None:
+    folder = Path(model_id)
     if folder.is_dir():
         return folder / "config.json"
-    # The layout of the Hub's cache: models--owner--name/{refs/<branch>, snapshots/<commit>/}.
-    repository = cache / f"models--{model_id.replace('/', '--')}"
-    reference = repository / "refs" / revision
-    try:
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    except OSError:
-        return None
-    path = repository / "snapshots" / commit / "config.json"
-    return path if path.is_file() else None
+    # Imported here: it takes a quarter of a second, and a folder does without.
+    from huggingface_hub import try_to_load_from_cache
 
-
-def _hub_cache() -> Path:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if value := os.environ.get(name):
-            return Path(value).expanduser()
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"
-    return Path(home).expanduser() / "hub"
+    path = try_to_load_from_cache(model_id, "config.json", cache_dir=cache, revision=revision)
+    return Path(path) if isinstance(path, str) else None

@@ -194,7 +194,7 @@ def test_a_model_in_the_cache_is_found_by_its_id(tmp_path, monkeypatch):
         (repository / "snapshots" / commit / "config.json").write_text(json.dumps({"medusa_num_heads": heads}))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("aaa")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert find_model_info("owner/name").num_heads == 2
     assert find_model_info("owner/name", revision="bbb").num_heads == 5
     assert find_model_info("owner/other") == ModelInfo()
