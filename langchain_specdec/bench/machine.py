@@ -1,4 +1,4 @@
-"""What a measurement ran on, and the wall that memory bandwidth sets for it."""
+"""What this machine is: processor, memory, device; and the wall that memory bandwidth sets."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import contextlib
 import datetime
 import os
 import platform
-import sys
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from langchain_specdec._version import __version__
 
-__all__ = ["describe_machine", "read_bandwidth", "versions"]
+__all__ = ["describe_machine", "num_cores", "processor_name", "read_bandwidth", "versions"]
 
 _PACKAGES = ("torch", "transformers", "flashspec")
 _BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
@@ -29,10 +28,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     described: dict[str, Any] = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor_name(),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": str(device),
     }
     if hasattr(os, "getloadavg"):
@@ -44,6 +43,20 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         described["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         described["cuda"] = torch.version.cuda
     return described
+
+
+def processor_name() -> str:
+    """The processor's name as its maker writes it, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def num_cores() -> int | None:
+    """Cores that this process may use; None where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def versions() -> dict[str, str]:
@@ -73,21 +86,3 @@ def read_bandwidth(device: torch.device) -> float | None:
         float(buffer.sum())  # waits for the device
         best = min(best, time.perf_counter() - started)
     return size / best
-
-
-def _processor() -> str:
-    names: Sequence[str] = ()
-    if sys.platform == "linux":
-        try:
-            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            lines = []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

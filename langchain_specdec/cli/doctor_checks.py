@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
@@ -131,13 +128,16 @@ def _package(name: str, allowed: SpecifierSet, *, is_required: bool) -> Finding:
 
 
 def _devices() -> list[Finding]:
+    import psutil
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from langchain_specdec.bench.machine import num_cores, processor_name
+
+    memory = psutil.virtual_memory()
     findings = [
-        Finding("CPU", _cpu_name(), "ok"),
-        Finding("cores", f"{usable}, of which PyTorch uses {torch.get_num_threads()} threads"),
-        Finding("memory", _memory()),
+        Finding("CPU", processor_name(), "ok"),
+        Finding("cores", f"{num_cores()}, of which PyTorch uses {torch.get_num_threads()} threads"),
+        Finding("memory", f"{memory.total / _GIB:.1f} GiB ({memory.available / _GIB:.1f} free)"),
     ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -153,23 +153,6 @@ def _devices() -> list[Finding]:
     if torch.backends.mps.is_available():
         findings.append(Finding("MPS", "available", "ok"))
     return findings
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> str:
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    except (AttributeError, ValueError, OSError):
-        return "unknown"
-    return f"{total / _GIB:.1f} GiB ({free / _GIB:.1f} free)"
 
 
 def _defaults() -> list[Finding]:
