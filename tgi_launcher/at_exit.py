@@ -55,4 +55,5 @@ def _forget_all() -> None:
 
 
 atexit.register(_stop_all)
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_all)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import json
 import urllib.error
 import urllib.request
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from tgi_launcher.errors import NotRunningError
 
@@ -21,7 +19,7 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerInfo(BaseModel):
-    """What `/info` tells. Releases of TGI differ, so every field may be missing; others are kept as they are.
+    """What `/info` tells. Releases of TGI differ, so most fields may be missing; others are kept as they are.
 
     With speculation, `max_total_tokens` may be much smaller than what the model could do: TGI then reads prompts in
     one pass. How many tokens it drafts, `/info` does not say.
@@ -29,12 +27,13 @@ class ServerInfo(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
-    model_id: str | None = None
+    model_id: str
+    max_concurrent_requests: int
     model_sha: str | None = None
-    max_concurrent_requests: int | None = None
     max_best_of: int | None = None
     max_stop_sequences: int | None = None
-    max_input_tokens: int | None = None
+    # The second is the name until TGI 2.1.
+    max_input_tokens: int | None = Field(None, validation_alias=AliasChoices("max_input_tokens", "max_input_length"))
     max_total_tokens: int | None = None
     max_client_batch_size: int | None = None
     router: str | None = None
@@ -58,12 +57,8 @@ def get_info(base_url: str, *, timeout: float) -> ServerInfo:
     """
     text = get_text(f"{base_url}/info", timeout=timeout)
     try:
-        data: Any = json.loads(text)
-        if isinstance(data, dict):
-            # The name until TGI 2.1.
-            data.setdefault("max_input_tokens", data.get("max_input_length"))
-        return ServerInfo.model_validate(data)
-    except (ValueError, ValidationError) as error:
+        return ServerInfo.model_validate_json(text)
+    except ValidationError as error:
         msg = f"{base_url}/info is not TGI's: {text[:200]!r}"
         raise NotRunningError(msg) from error
 

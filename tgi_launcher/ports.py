@@ -8,7 +8,6 @@ servers of this user look at. The lock goes away with the processes that hold it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import tempfile
@@ -71,6 +70,8 @@ class PortLocks:
         self.release()
 
     def _lock(self, port: int) -> bool:
+        import fcntl  # there is none on Windows, where everything but a start works
+
         descriptor = os.open(_lock_folder() / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from langchain_specdec.backends.tgi.client import Frame
 from langchain_specdec.completions.events import FinishReason, Token
 from langchain_specdec.completions.stop_strings import StopText
-from langchain_specdec.errors import BackendUnavailableError
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Answer", "ServerInfo"]
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What `/info` tells, as far as it matters here; None where a server does not tell."""
-
-    model_id: str
-    model_sha: str | None
-    version: str | None
-    max_concurrent_requests: int
-    max_stop_sequences: int | None
-    max_total_tokens: int | None
-
-    @classmethod
-    def of(cls, info: Any, url: str) -> ServerInfo:
-        """Read the answer of `/info`.
-
-        Raises:
-            BackendUnavailableError: It is not the answer of a TGI server.
-        """
-        if not isinstance(info, dict) or "model_id" not in info or "max_concurrent_requests" not in info:
-            msg = f"The server at {url} is not a TGI server: its /info names no model_id and max_concurrent_requests."
-            raise BackendUnavailableError(msg)
-        return cls(
-            model_id=str(info["model_id"]),
-            model_sha=info.get("model_sha"),
-            version=info.get("version"),
-            max_concurrent_requests=int(info["max_concurrent_requests"]),
-            max_stop_sequences=info.get("max_stop_sequences"),
-            max_total_tokens=info.get("max_total_tokens"),
-        )
+__all__ = ["Answer"]
 
 
 class Answer:

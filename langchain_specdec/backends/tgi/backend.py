@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, NoReturn, Protocol
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from typing_extensions import Self
 
-from langchain_specdec.backends.tgi.answer import Answer, ServerInfo
+from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import connection_lost, failure_of
 from langchain_specdec.backends.tgi.loop_thread import LoopThread
@@ -33,6 +33,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
 )
 from langchain_specdec.sampling.params import SamplingParams
+from tgi_launcher.endpoints import ServerInfo
 
 __all__ = ["OwnedServer", "TGIBackend"]
 
@@ -354,7 +355,11 @@ class TGIBackend:
         async with self._info_lock:
             if self._info is None:
                 answer = await self._loop.run_blocking(lambda: self._client.request("/info"))
-                self._info = ServerInfo.of(answer, self._url)
+                try:
+                    self._info = ServerInfo.model_validate(answer)
+                except ValidationError as error:
+                    why = "its /info names no model_id and max_concurrent_requests"
+                    raise BackendUnavailableError(f"The server at {self._url} is not a TGI server: {why}.") from error
             return self._info
 
     def _semaphore(self, info: ServerInfo) -> asyncio.Semaphore:
