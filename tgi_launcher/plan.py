@@ -15,11 +15,10 @@ from tgi_launcher.docker import docker_command, find_docker, require_docker
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["LaunchPlan", "choose_runtime", "make_plan", "preview_command"]
+__all__ = ["FIRST_PORTS", "LaunchPlan", "choose_runtime", "make_plan", "preview_command", "take_port"]
 
-_FIRST_PORT = 8080
-_FIRST_PROMETHEUS_PORT = 9000
-_FIRST_MASTER_PORT = 29500
+# The ports of a server by their fields, and where the search for a free one begins.
+FIRST_PORTS = {"port": 8080, "prometheus_port": 9000, "master_port": 29500}
 # A path of a Unix socket may have 108 bytes on Linux and 104 on macOS; "shard-0" comes behind it.
 _MAX_FOLDER_LENGTH = 80
 
@@ -60,6 +59,23 @@ def choose_runtime(config: TGIConfig) -> Literal["binary", "docker"]:
     raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
 
 
+def take_port(config: TGIConfig, locks: PortLocks, field: str) -> int:
+    """Lock a port of a server: the one that its config gives, else a free one.
+
+    Args:
+        config: The server.
+        locks: Takes the port.
+        field: Which port: a key of `FIRST_PORTS`.
+
+    Raises:
+        StartError: It is taken, or none is free.
+    """
+    # The router binds its exporter, and torch its rendezvous, at every address.
+    hostname = config.hostname if field == "port" else "0.0.0.0"  # noqa: S104
+    what = field.replace("_", " ").capitalize()
+    return locks.take(hostname, getattr(config, field), first=FIRST_PORTS[field], what=what)
+
+
 def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None = None) -> LaunchPlan:
     """Choose everything that is left open.
 
@@ -74,18 +90,9 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
     if choose_runtime(config) == "docker":
         return _plan_docker(config, locks, earlier)
     launcher = require_launcher(config)
-    where = config.hostname
-    if earlier is None:
-        port = locks.take(where, config.port, first=_FIRST_PORT, what="Port")
-        # The router binds its exporter, and torch its rendezvous, at every address.
-        prometheus = locks.take(
-            "0.0.0.0", config.prometheus_port, first=_FIRST_PROMETHEUS_PORT, what="Prometheus port"  # noqa: S104
-        )  # fmt: skip
-        master = locks.take("0.0.0.0", config.master_port, first=_FIRST_MASTER_PORT, what="Master port")  # noqa: S104
-    else:
-        port, prometheus, master = earlier.port, earlier.prometheus_port, earlier.master_port
+    ports = {field: getattr(earlier, field) if earlier else take_port(config, locks, field) for field in FIRST_PORTS}
     folder = None if config.shard_uds_path else _make_folder()
-    addresses = Addresses(port, prometheus, master, config.shard_uds_path or f"{folder}/shard")
+    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or f"{folder}/shard")
     return LaunchPlan(binary_command(config, addresses, launcher), addresses, is_docker=False, folder=folder)
 
 
@@ -93,7 +100,7 @@ def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None)
     # What `auto` has turned into Docker has to hold for Docker too.
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
     docker = require_docker()
-    port = earlier.port if earlier else locks.take(config.hostname, config.port, first=_FIRST_PORT, what="Port")
+    port = earlier.port if earlier else take_port(config, locks, "port")
     command = docker_command(config, port, docker, name=f"tgi-{port}-{uuid.uuid4().hex[:8]}")
     return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=None)
 
@@ -104,12 +111,8 @@ def preview_command(config: TGIConfig) -> Command:
         runtime = choose_runtime(config)
     except StartError:
         runtime = "binary"
-    addresses = Addresses(
-        config.port or _FIRST_PORT,
-        config.prometheus_port or _FIRST_PROMETHEUS_PORT,
-        config.master_port or _FIRST_MASTER_PORT,
-        config.shard_uds_path or f"{tempfile.gettempdir()}/tgi/shard",
-    )
+    ports = {field: getattr(config, field) or first for field, first in FIRST_PORTS.items()}
+    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or f"{tempfile.gettempdir()}/tgi/shard")
     if runtime == "docker":
         config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
         return docker_command(config, addresses.port, "docker", name=f"tgi-{addresses.port}")

@@ -15,7 +15,7 @@ from tgi_launcher.command import find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.docker import find_docker
 from tgi_launcher.errors import StartError
-from tgi_launcher.plan import choose_runtime, preview_command
+from tgi_launcher.plan import FIRST_PORTS, choose_runtime, preview_command, take_port
 from tgi_launcher.ports import PortLocks
 
 __all__ = ["check"]
@@ -82,19 +82,12 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
 
 def _ports(config: TGIConfig) -> Iterator[_Finding]:
     with PortLocks() as locks:
-        for what, port, first in (
-            ("Port", config.port, 8080),
-            ("Prometheus port", config.prometheus_port, 9000),
-            ("Master port", config.master_port, 29500),
-        ):
-            yield _port(locks, config.hostname, port, first=first, what=what)
-
-
-def _port(locks: PortLocks, hostname: str, port: int | None, *, first: int, what: str) -> _Finding:
-    try:
-        return _Finding(what.lower(), f"{locks.take(hostname, port, first=first, what=what)} is free")
-    except StartError as error:
-        return _Finding(what.lower(), error.summary, "missing")
+        for field in FIRST_PORTS:
+            name = field.replace("_", " ")
+            try:
+                yield _Finding(name, f"{take_port(config, locks, field)} is free")
+            except StartError as error:
+                yield _Finding(name, error.summary, "missing")
 
 
 def _model(config: TGIConfig) -> Iterator[_Finding]:
