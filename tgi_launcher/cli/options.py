@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -46,7 +47,7 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        with _Reported():
+        with _reported():
             config = _make_config(given, names) if given["model"] is not None else None
             command(config, **{parameter.name: given[parameter.name] for parameter in own})
 
@@ -54,22 +55,9 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
     parameters = [_keyword("model", Annotated[str, model] if needs_model else Annotated[str | None, model],
                            inspect.Parameter.empty if needs_model else None)]  # fmt: skip
     parameters += [_option(name, TGIConfig.model_fields[name]) for name in names]
-    parameters.append(
-        _keyword(
-            "api_key_file",
-            Annotated[
-                Path | None,
-                typer.Option(
-                    help=f"File with the key that requests have to carry (else: variable {KEY_VARIABLE}).",
-                    exists=True,
-                    dir_okay=False,
-                    rich_help_panel=_SECRETS_PANEL,
-                ),
-            ],
-            None,
-        )
-    )
-    parameters += own
+    key_help = f"File with the key that requests have to carry (else: variable {KEY_VARIABLE})."
+    key_file = typer.Option(help=key_help, exists=True, dir_okay=False, rich_help_panel=_SECRETS_PANEL)
+    parameters += [_keyword("api_key_file", Annotated[Path | None, key_file], None), *own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del run.__wrapped__  # typer would look behind it
@@ -142,24 +130,22 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-class _Reported:
-    """Turns errors into a line on standard error and an exit code."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ValidationError):
-            for problem in error.errors():
-                sys.stderr.write(f"error: {_sentence(problem)}\n")
-            raise typer.Exit(WRONG_USE) from None
-        if isinstance(error, StartError):
-            # The sentence last, where it is seen.
-            sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
-            raise typer.Exit(FAILED) from None
-        if isinstance(error, (TGIError, OSError)):
-            sys.stderr.write(f"error: {error}\n")
-            raise typer.Exit(FAILED) from None
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn errors into a line on standard error and an exit code."""
+    try:
+        yield
+    except ValidationError as error:
+        for problem in error.errors():
+            sys.stderr.write(f"error: {_sentence(problem)}\n")
+        raise typer.Exit(WRONG_USE) from None
+    except StartError as error:
+        # The sentence last, where it is seen.
+        sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
+        raise typer.Exit(FAILED) from None
+    except (TGIError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(FAILED) from None
 
 
 def _sentence(problem: Any) -> str:

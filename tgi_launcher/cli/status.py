@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Protocol
 
 from rich.console import Console
 from rich.status import Status as RichStatus
@@ -14,62 +13,38 @@ from rich.text import Text
 __all__ = ["Status", "make_status"]
 
 
-class Status(Protocol):
-    """Where `tgi-launch start` writes to."""
-
-    def show(self, text: str) -> None:
-        """What it is doing; replaces what was shown before."""
-
-    def step(self, text: str) -> None:
-        """The begin of a stage."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def log(self, text: str) -> None:
-        """A line of TGI's log."""
-
-    def close(self) -> None:
-        """The end."""
-
-
-def make_status() -> Status:
-    """The status that fits standard output."""
-    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return _LiveStatus() if is_terminal else _PlainStatus()
-
-
-class _PlainStatus:
-    """Lines only, and none that change."""
+class Status:
+    """Where `tgi-launch start` writes to: plain lines, of which none changes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def show(self, text: str) -> None:
-        """Nothing: it would be a line every moment."""
+        """What it is doing, in place of what was shown before. Not here: it would be a line every moment."""
 
     def step(self, text: str) -> None:
-        """A line."""
+        """The begin of a stage."""
         self.say(f"… {text}")
 
     def say(self, text: str) -> None:
-        """A line."""
+        """A line that stays."""
         with self._lock:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
     def log(self, text: str) -> None:
-        """A line."""
+        """A line of TGI's log."""
         self.say(f"  | {text}")
 
     def close(self) -> None:
-        """Nothing is left to be done."""
+        """The end."""
 
 
-class _LiveStatus:
+class _LiveStatus(Status):
     """One line at the bottom that changes, with what stays above it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._console = Console(highlight=False)
         self._status = RichStatus("starting", console=self._console)
         self._status.start()
@@ -92,3 +67,9 @@ class _LiveStatus:
     def close(self) -> None:
         """Remove the last line."""
         self._status.stop()
+
+
+def make_status() -> Status:
+    """The status that fits standard output."""
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return _LiveStatus() if is_terminal else Status()
