@@ -31,9 +31,9 @@ __all__ = ["Plan", "Setup", "check_packages", "set_up"]
 
 _DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
 _MAX_DRAFT_TOKENS = 10
-# Numbers of tokens that peers propose where nothing else is said: what their authors measured with.
+# Peers draft so many tokens where the contestant has no setting: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}
-# Positions kept free for what a contestant may write beyond the last token.
+# Contestants may write beyond the last token, so this many positions stay free.
 _SPARE = 64
 
 
@@ -304,31 +304,18 @@ class _Builder:
         elif spec.kind == "hf-compiled":
             mode = str(spec.setting or "reduce-overhead")
             note = f"transformers' generate, static cache, torch.compile({mode})"
+        tokens = int(length) if "assistant_model" in options and length is not None else None
+        shared = (spec.name, note, self._target.peer, self._target.eos_token_ids, self._plan.params)
         return GenerateContestant(
-            spec.name,
-            note,
-            self._target.peer,
-            self._target.eos_token_ids,
-            self._plan.params,
-            concurrency=spec.concurrency,
-            options=options,
-            assistant_tokens=int(length) if "assistant_model" in options and length is not None else None,
-            compile_mode=mode,
+            *shared, concurrency=spec.concurrency, options=options, assistant_tokens=tokens, compile_mode=mode
         )
 
     def _flashspec(self, spec: ContestantSpec) -> FlashspecContestant:
         draft = self._draft.peer if self._draft is not None else None
         strategy = str(spec.setting or "auto")
         note = f"flashspec, {strategy if draft is not None else 'n-gram lookup'}"
-        return FlashspecContestant(
-            spec.name,
-            note,
-            self._target.peer,
-            draft,
-            self._target.eos_token_ids,
-            self._plan.params,
-            strategy=strategy,
-        )
+        shared = (spec.name, note, self._target.peer, self._target.eos_token_ids, self._plan.params)
+        return FlashspecContestant(*shared, draft_model=draft, strategy=strategy)
 
 
 def _ours_of(weights: Weights) -> LoadedModel:

@@ -125,7 +125,7 @@ class Kind:
 
 
 _LENGTH = "draft length"
-# Lookup first, else the draft model: they cannot do without one.
+# These strategies of flashspec need a draft model; its others do not.
 _COMPOSITES = ("composite-g4", "composite-g6-f2")
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 

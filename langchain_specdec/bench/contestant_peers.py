@@ -1,4 +1,4 @@
-"""Contestants on the same weights that are not ours: transformers' `generate` in its kinds, and flashspec."""
+"""Contestants that run other engines on the same weights: transformers' `generate` in its kinds, and flashspec."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class GenerateContestant:
                 if sum(len(p.token_ids) for p in chunk) > sum(len(p.token_ids) for p in best):
                     by_rows[len(chunk)] = chunk
         for chunk in by_rows.values():
-            # Compiled code may need a second call to settle (CUDA graphs are recorded then).
+            # Compiled code may record CUDA graphs only in its second call.
             for _ in range(1 if self._compile_mode is None else 3):
                 self._generate(chunk, min(_WARM_UP_TOKENS, self._params.max_new_tokens))
 
@@ -119,7 +119,7 @@ class GenerateContestant:
             first_seconds=clocks[0].first_at - started,
             first_tokens=clocks[0].first_tokens,
             seconds=seconds,
-            # A batch's steps are shared by rows of different length.
+            # The rows of a batch share its steps, and end at different ones.
             num_steps=steps if len(clocks) == len(prompts) else None,
             drafted_tokens=None if is_speculative else 0,
             accepted_tokens=sum(map(len, rows)) - steps if is_speculative and len(clocks) == len(prompts) else None,
@@ -150,7 +150,7 @@ class GenerateContestant:
         seen = [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts]
         device = self._model.device
         if "assistant_model" in self._options:
-            # Read from the assistant alone, which contestants share; `generate` may have changed it, too.
+            # `generate` reads the number from the assistant, changes it there, and contestants share the assistant.
             length = {} if self._assistant_tokens is None else {"num_assistant_tokens": self._assistant_tokens}
             self._options["assistant_model"].generation_config = GenerationConfig(**length)
         clock = _Clock()
@@ -190,9 +190,9 @@ class FlashspecContestant:
         name: As in tables.
         note: How it runs.
         model: As transformers makes it.
-        draft_model: The same; None drafts by its n-gram lookup alone.
         eos_token_ids: Tokens that end a text.
         params: What to generate.
+        draft_model: As transformers makes it; None drafts by its n-gram lookup alone.
         strategy: Its `drafter_strategy`.
     """
 
@@ -201,11 +201,11 @@ class FlashspecContestant:
         name: str,
         note: str,
         model: Any,
-        draft_model: Any,
         eos_token_ids: Sequence[int],
         params: SamplingParams,
         *,
-        strategy: str = "auto",
+        draft_model: Any,
+        strategy: str,
     ) -> None:
         self.name = name
         self.note = note
@@ -251,7 +251,7 @@ class FlashspecContestant:
         self._engine = None
 
     def _build(self, cache_length: int) -> Any:
-        # Looked up when it is needed: the package is optional, and has no types.
+        # The package is optional and has no types, so it is imported by name.
         flashspec = importlib.import_module("flashspec")
         parts = importlib.import_module("flashspec.engine")
         logging.getLogger("flashspec").setLevel(logging.ERROR)

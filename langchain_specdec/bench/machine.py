@@ -35,7 +35,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
     }
     if hasattr(os, "getloadavg"):
-        # Other work on the machine, in processes that want to run, over the last minute.
+        # Processes that wanted to run in the last minute, on average: how busy the machine was with other work.
         described["load"] = round(os.getloadavg()[0], 2)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

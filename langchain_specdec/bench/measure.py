@@ -72,7 +72,7 @@ def measure(
             _guarded(contestant, measurement, lambda c=contestant: c.warm_up(groups))  # type: ignore[misc]
             measurement.warm_up_seconds[contestant.name] = time.perf_counter() - started
             done += 1
-        # What is there by now stays, and would only make the collections between runs slow.
+        # Frozen objects are not looked at again: all that was loaded would make each collection below slow.
         gc.collect()
         gc.freeze()
         for repeat in range(repeats):
@@ -93,7 +93,7 @@ def _run(
     contestant: Contestant, group: Sequence[Prompt], place: tuple[int, int, int], measurement: Measurement
 ) -> None:
     number, repeat, order = place
-    # Collecting takes a while in a process that holds models, and should hit nobody's clock.
+    # Python must not collect garbage within a timed run.
     gc.collect()
 
     def run() -> None:

@@ -26,7 +26,7 @@ from langchain_specdec.errors import SpecDecError
 __all__ = ["MemoryUse", "main", "measure_memory"]
 
 _MIB = 2**20
-# Ctrl-C reaches it too. Its parent ends it then, and says so.
+# Ctrl-C reaches this process too. It ignores the signal, as its parent ends it.
 _CHILD = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from langchain_specdec.bench.memory import main; main()"
@@ -77,7 +77,7 @@ def measure_memory(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
 
 def main() -> None:
     """What the process does: it takes plan and workload from standard input, and prints a `MemoryUse`."""
-    # Our own parent wrote it.
+    # Unpickling is safe here: the parent process wrote the bytes.
     plan, questions = pickle.load(sys.stdin.buffer)  # noqa: S301
     use = _use(plan, questions)
     sys.stdout.write(json.dumps(asdict(use)) + "\n")
@@ -149,6 +149,6 @@ def _status(name: str) -> float:
     except OSError:
         import resource
 
-        # Bytes on macOS, where only the peak is to be had.
+        # macOS gives the peak only, in bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

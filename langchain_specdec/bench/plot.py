@@ -66,7 +66,7 @@ def draw(report: Report, path: Path) -> None:
         if len(shown) * len(categories) <= 40:
             axes.bar_label(bars, fmt="%.2f", fontsize=6, padding=2, label_type="center", color="white")
     axes.axhline(1.0, color="0.2", linewidth=0.9, linestyle="--")
-    # What stands between two dollar signs is no formula.
+    # matplotlib would take what stands between two dollar signs for a formula.
     axes.set_xticks(range(len(categories)), categories, rotation=30, ha="right", parse_math=False)
     rate = "decode rate" if report.rate == "decode" else "rate from start to end"
     axes.set_ylabel(f"{rate}, × {report.baseline}")

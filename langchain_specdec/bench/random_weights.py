@@ -94,7 +94,7 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     name = ("float32" if placed.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     values = dict(SHAPES[shape])
     config = AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    # The same for everyone: a draft model is no use with weights of its own kind of chance anyway.
+    # All models get the same seed: a random draft model never agrees with its target anyway.
     torch.manual_seed(0)
     with placed:
         built: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, name))

@@ -140,7 +140,7 @@ def _peer(model: Any) -> Any:
     soft_cap = getattr(peer.config.get_text_config(), "attn_logit_softcapping", None)
     # transformers' own choice where nothing is asked for.
     peer.set_attn_implementation("sdpa" if getattr(peer, "_supports_sdpa", True) and not soft_cap else "eager")
-    # The checkpoint's defaults (top_p, a repetition penalty, ...) would mix with what a run asks for.
+    # The checkpoint's defaults (top_p, a repetition penalty, ...) would add to the parameters of a run.
     peer.generation_config = GenerationConfig()
     return peer
 

@@ -58,7 +58,7 @@ def load_workload(path: Path | None) -> list[Question]:
         msg = f"Cannot read the workload {path}: {error.strerror}. Give a file in Spec-Bench's format."
         raise InvalidParameterError(msg) from error
     name = str(path or _DEFAULT)
-    # Not splitlines(), to which some characters that may stand in JSON end a line.
+    # splitlines() would also split at characters that may stand inside a JSON string, such as U+2028.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     questions = [_question(line, f"{name}, line {number}") for number, line in lines]
     if not questions:
@@ -74,7 +74,7 @@ def _question(line: str, place: str) -> Question:
     except (ValueError, KeyError, TypeError, IndexError):
         text = None
     is_read = isinstance(text, str) and text.strip() and isinstance(category, str)
-    # Both are shown in a table.
+    # A terminal shows both, so neither may hold control characters.
     if not is_read or not category.isprintable() or not str(question_id).isprintable():
         msg = (
             f"{place} is not in Spec-Bench's format. Each line has to be an object such as "
@@ -150,7 +150,7 @@ def _chat(tokenizer: Any) -> Callable[[str], list[int]]:
     def render(text: str) -> list[int]:
         messages = [{"role": "user", "content": text}]
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # The format itself writes the token that begins a text.
+        # The chat format writes the token that begins a text, so the tokenizer must not add it again.
         return list(tokenizer(rendered, add_special_tokens=False, verbose=False).input_ids)
 
     return render
