@@ -47,5 +47,5 @@ __all__ = [
     "TGIServer",
 ]
 
-# Whoever wants to see what it logs configures logging; without that, nothing is printed.
+# A library prints nothing of its log unless its user configures logging.
 logging.getLogger("tgi_launcher").addHandler(logging.NullHandler())

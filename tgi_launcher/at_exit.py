@@ -42,7 +42,7 @@ def unregister(ended: Stoppable) -> None:
 def _stop_all() -> None:
     running = list(_running)
     for server in running:
-        server.begin_stop()  # all at once, so that they drain side by side
+        server.begin_stop()  # all of them first, so that they finish their requests side by side
     for server in running:
         with contextlib.suppress(TGIError):
             server.stop()

@@ -57,11 +57,11 @@ _MORE_FLAG_VARIABLES = {
     "WATERMARK_GAMMA",
     "WORLD_SIZE",
 }
-# Variables that a caller may give beside them, and whose values look like secrets by their names.
+# Names of variables whose values are taken for secrets, among those that a caller adds.
 _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTHTOKEN)(?:_|$)", re.IGNORECASE)
-# A shorter text is no secret, and to mask it everywhere would make a log unreadable.
+# A shorter value is no secret, and masking it everywhere would make a log unreadable.
 _MIN_SECRET = 6
-# A flag of the launcher, but also where every Hugging Face library keeps its downloads: people set it for that.
+# People set it for all Hugging Face libraries, so the server gets it although it is an option of the launcher.
 _KEPT = {"HUGGINGFACE_HUB_CACHE"}
 _FLAG_VARIABLES = ({name.upper() for name in FLAGS} | _MORE_FLAG_VARIABLES) - _KEPT
 
@@ -142,7 +142,7 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     secrets = given_secrets(config)
     shown = {name: text for name, text in config.env.items() if name not in secrets}
     if config.devices is not None:
-        # As nvidia-smi numbers them, not by speed.
+        # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
     env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
     known = ("API_KEY", *TOKEN_VARIABLES)
@@ -171,7 +171,7 @@ def clean_environment(config: TGIConfig, environ: Mapping[str, str] | None = Non
     environ = os.environ if environ is None else environ
     env = {name: value for name, value in environ.items() if name not in _FLAG_VARIABLES}
     if config.hf_token is not None:
-        # TGI prefers it to HF_TOKEN.
+        # TGI would prefer this older name to HF_TOKEN.
         env.pop("HF_API_TOKEN", None)
     return env
 
@@ -197,5 +197,5 @@ def launcher_flags(config: TGIConfig, **instead: Any) -> list[str]:
         else:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             arguments += [flag, text]
-    # One record a line, however many lines a message has.
+    # With JSON each record is one line, however many lines its message has.
     return [*arguments, "--json-output"]

@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-# Options of the launcher that a field of the same name does not stand for.
+# Names that people may try, and the field to use instead.
 _OLD_NAMES = {
     "max_input_length": "max_input_tokens",
     "max_batch_prefill_token": "max_batch_prefill_tokens",
@@ -59,7 +59,7 @@ class TGIConfig(BaseModel):
     show in `repr`, in logs or on a command line of this package.
     """
 
-    # An input may hold a secret, and ours name the values that matter.
+    # An input may hold a secret. The messages below show the values that are none.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model_id: str = _option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
@@ -228,7 +228,7 @@ class TGIConfig(BaseModel):
     @field_validator("hostname")
     @classmethod
     def _check_hostname(cls, value: str) -> str:
-        # TGI takes anything that is no IP address, `localhost` too, for 0.0.0.0, which opens the server to the network.
+        # TGI takes `localhost`, and whatever else is no IP address, for 0.0.0.0: open to the whole network.
         if value == "localhost":
             return "127.0.0.1"
         try:
@@ -336,7 +336,7 @@ class TGIConfig(BaseModel):
         return self
 
 
-# The options of `text-generation-launcher` that a field stands for, in the order in which they are written.
+# Fields that are options of `text-generation-launcher`, in the order in which a command has them.
 FLAGS: tuple[str, ...] = tuple(
     name
     for name, field in TGIConfig.model_fields.items()

@@ -58,7 +58,7 @@ def _says(text: str) -> _Tell:
     )
 
 
-# The first that matches wins, so causes stand before what they cause.
+# The first rule that matches wins, so a cause stands before its effects.
 _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
     (reason, re.compile(pattern, re.IGNORECASE | re.MULTILINE), _says(text))
     for reason, pattern, text in (
@@ -173,7 +173,7 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
     )
 )
 
-# What is left when no rule knows the cause: the launcher's own name for the failure.
+# The launcher's own names for failures, for when no rule knows the cause.
 _KINDS = {
     "DownloadError": (Reason.DOWNLOAD_FAILED, "The weights of {model} could not be downloaded or converted"),
     "ShardCannotStart": (Reason.SHARD_CANNOT_START, "The model could not be loaded (ShardCannotStart)"),
@@ -192,9 +192,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     """Say why a launcher ended, or failed to come up."""
     code = evidence.returncode
     if code is not None and code <= 0:
-        # TGI ends so only when asked to, whatever it logged before. A signal is a cause of its own, too.
+        # The code alone is the cause: 0 is an end that was asked for, and below 0 it is a signal.
         return _by_exit_code(evidence, "")
-    # Only errors and what is no record: an ordinary one may quote anything, and TGI goes on after a warning.
+    # Other records are left out: they may quote anything, and TGI goes on after a warning.
     text = "\n".join(record.message for record in evidence.records if record.level in ("ERROR", ""))
     kinds = _ERROR_LINE.findall(text)
     for reason, pattern, tell in _RULES:

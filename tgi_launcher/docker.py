@@ -14,11 +14,11 @@ __all__ = ["LABEL", "docker_command", "find_docker", "require_docker"]
 
 LABEL = "tgi-launcher"
 
-# The port inside a container is nobody else's.
+# Each container has ports of its own, so this one is always free.
 _INNER_PORT = 80
 _MODEL_FOLDER = "/model"
 _CONFIG_FILE = "/tokenizer-config"
-# Docker counts these seconds from its own SIGTERM; they end before ours do, so that it is Docker that kills.
+# Docker gets so many seconds less than the supervisor, so that Docker kills the container and not the supervisor.
 _KILL_MARGIN = 2
 
 
@@ -61,7 +61,7 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> C
     argv += ["-p", f"{_in_brackets(config.hostname)}:{port}:{_INNER_PORT}"]
     argv += ["-v", f"{_cache_folder(config)}:/data"]
     secrets = _secrets(config)
-    # The image starts its launcher with an unquoted $@, which splits what has spaces: such values go by environment.
+    # The image starts its launcher with an unquoted $@, which would split values with spaces: these go by environment.
     flags, by_environment = _without_spaces(_inner_flags(config, argv))
     given = {name: text for name, text in config.env.items() if name not in secrets}
     settings = {**given, "LOG_LEVEL": config.log_level, **by_environment}
@@ -89,7 +89,7 @@ def _inner_flags(config: TGIConfig, argv: list[str]) -> list[str]:
     }
     folder = Path(config.model_id).expanduser()
     if folder.is_dir():
-        # A folder without safetensors gets them from TGI, which converts what is there.
+        # TGI converts weights that are no safetensors, and writes the result into the folder.
         mode = ":ro" if any(folder.glob("*.safetensors")) else ""
         target = f"{_MODEL_FOLDER}/{_plain_name(folder.absolute().name)}"
         argv += ["-v", f"{folder.absolute()}:{target}{mode}"]

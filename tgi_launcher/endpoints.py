@@ -14,7 +14,7 @@ __all__ = ["ServerInfo", "get_info", "get_text", "is_healthy"]
 
 _HEALTH_SECONDS = 5.0
 _MAX_BYTES = 16 * 2**20
-# A proxy of the environment is for the world outside, not for a server of this machine.
+# Proxies that the environment names are not asked: the server is on this machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -32,7 +32,7 @@ class ServerInfo(BaseModel):
     model_sha: str | None = None
     max_best_of: int | None = None
     max_stop_sequences: int | None = None
-    # The second is the name until TGI 2.1.
+    # `max_input_length` was its name until TGI 2.1.
     max_input_tokens: int | None = Field(None, validation_alias=AliasChoices("max_input_tokens", "max_input_length"))
     max_total_tokens: int | None = None
     max_client_batch_size: int | None = None

@@ -70,7 +70,7 @@ class StartError(TGIError, RuntimeError):
         super().__init__(f"{summary}\nThe last lines of the log:{tail}" if tail else summary)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions are rebuilt from their message by default, which is not what this one is made of.
+        # pickle would call the class with the message alone.
         return _rebuild, (self.reason, self.summary, self.log_tail, self.returncode)
 
 

@@ -23,10 +23,10 @@ from tgi_launcher.errors import Reason, StartError
 __all__ = ["LauncherProcess", "ProcessExit"]
 
 _START_SECONDS = 30.0
-# What the supervisor may need beyond the time to drain: its sweep, and Docker's removal of the container.
+# The supervisor may need so much longer than the launcher: to kill what is left, and to remove a container.
 _MARGIN_SECONDS = 45.0
 _ORPHAN_GRACE_SECONDS = 3.0
-# The supervisor is run by its path, and what lies beside it must not hide the standard library.
+# Python puts a script's folder on its path, where files of this package would hide the standard library.
 _SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 
 
@@ -126,7 +126,7 @@ class LauncherProcess:
         """End it: gently for `seconds`, then by force. Returns when nothing of it is left, in bounded time."""
         self.begin_stop(seconds)
         if not self._ended.wait(max(seconds, 0.0) + _MARGIN_SECONDS):
-            # The supervisor hangs. What it watched over is found by its mark.
+            # The supervisor hangs. `_read` then ends the processes itself, which it finds by their marker.
             self._process.kill()
             self._ended.wait(_MARGIN_SECONDS)
         return self._exit or ProcessExit(None, was_stopped=True)
@@ -169,7 +169,7 @@ class LauncherProcess:
             report = last[-1]
             self._exit = ProcessExit(report["returncode"], report["stopped"], tuple(report["left"]))
         else:
-            # Somebody killed the supervisor, and so nobody but us can clean up.
+            # The supervisor was killed, so its work falls to this process.
             left = supervisor.end_processes(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
             supervisor.remove_leftovers(self._command.remove, self._folders)
             self._exit = ProcessExit(None, was_stopped=False, left=tuple(left))

@@ -20,7 +20,7 @@ _PLAIN = re.compile(
 _TARGET = re.compile(
     r"^(?P<spans>(?:[\w-]+(?:\{[^}]*\})?:\s?)*?)(?P<target>text_generation_\w+(?:::\w+)*|\w+(?:::\w+)+):\s"
 )
-# The launcher prints its arguments at the start, the key among them, as Rust's Debug writes them.
+# The launcher prints its arguments when it starts, the key too, in the form of Rust's Debug.
 _KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)"(?:\\.|[^"\\])*"', re.DOTALL)
 _MAX_LINE = 2000
 
@@ -102,7 +102,7 @@ class Redactor:
         for secret in filter(None, secrets):
             debug = secret.replace("\\", "\\\\").replace('"', '\\"')
             forms |= {secret, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
-        # The longest first, so that no part of one is left.
+        # A form may contain another, so the longest is replaced first.
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:

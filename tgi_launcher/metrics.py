@@ -14,9 +14,9 @@ from tgi_launcher.errors import NotRunningError
 
 __all__ = ["Metrics", "SpeculationReport", "parse_metrics"]
 
-# From so many decode passes without a single token to spare on, speculation is off or useless, not unlucky.
+# So many decode passes of one token each are no bad luck: speculation is off, or useless.
 _MIN_PASSES_TO_JUDGE = 64
-# Why requests are refused before they reach the model (label `err`); they count as requests and as failures.
+# Values of the label `err` of requests that never reach the model. TGI counts them as requests and as failures.
 _REFUSED = ("overloaded", "validation", "template")
 
 
@@ -140,7 +140,7 @@ def parse_metrics(text: str, *, time: float) -> Metrics:
     Raises:
         NotRunningError: It is not in that format.
     """
-    # Imported here: it takes a tenth of a second.
+    # The import takes a tenth of a second, which not every user of the package needs.
     from prometheus_client.parser import text_string_to_metric_families
 
     values: dict[str, float] = {}
@@ -151,7 +151,7 @@ def parse_metrics(text: str, *, time: float) -> Metrics:
             for sample in family.samples:
                 labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
                 values[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-                # A counter is named with or without the suffix, depending on who reads it.
+                # Versions of the parser differ in whether the name of a counter ends so.
                 name = sample.name.removesuffix("_total")
                 sums[name] = sums.get(name, 0.0) + sample.value
                 if name == "tgi_request_failure" and sample.labels.get("err") in _REFUSED:

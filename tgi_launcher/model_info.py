@@ -45,7 +45,7 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
     try:
         path = _config_path(model_id, revision, cache)
         config = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-    except (OSError, ValueError):  # ValueError: also what the Hub's library says of an id that cannot be one
+    except (OSError, ValueError):  # huggingface_hub raises ValueError for what cannot be an id
         return ModelInfo()
     return _read(config) if isinstance(config, dict) else ModelInfo()
 
@@ -55,7 +55,7 @@ def _read(config: dict[str, Any]) -> ModelInfo:
     architectures = config.get("architectures")
     base_model = config.get("base_model_name_or_path")
     if isinstance(heads := config.get("medusa_num_heads"), int):
-        # TGI builds the heads only where there is no such key, and the output layer with them.
+        # TGI loads the heads only if the file has no such key.
         warning = "its config.json has `architectures`, so TGI does not load the heads" if architectures else None
         return ModelInfo(True, "Medusa", heads, base_model, model_type, warning)
     if model_type == "mlp_speculator":
@@ -70,7 +70,7 @@ def _config_path(model_id: str, revision: str | None, cache: str | None) -> Path
     folder = Path(model_id)
     if folder.is_dir():
         return folder / "config.json"
-    # Imported here: it takes a quarter of a second, and a folder does without.
+    # The import takes a quarter of a second, which only an id of the Hub needs.
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(model_id, "config.json", cache_dir=cache, revision=revision)

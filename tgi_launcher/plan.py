@@ -97,7 +97,7 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
 
 
 def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
-    # What `auto` has turned into Docker has to hold for Docker too.
+    # The options may have been checked for `auto`, and Docker takes fewer.
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
     docker = require_docker()
     port = earlier.port if earlier else take_port(config, locks, "port")

@@ -21,7 +21,7 @@ from tgi_launcher.errors import Reason, StartError
 
 __all__ = ["PortLocks"]
 
-# Below the ports that operating systems give to outgoing connections.
+# The search ends below the ports that operating systems give to outgoing connections.
 _SEARCH_LENGTH = 1000
 
 
@@ -70,7 +70,7 @@ class PortLocks:
         self.release()
 
     def _lock(self, port: int) -> bool:
-        import fcntl  # there is none on Windows, where everything but a start works
+        import fcntl  # Windows has none, and can do all but start servers
 
         descriptor = os.open(_lock_folder() / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -83,7 +83,7 @@ class PortLocks:
 
 
 def _lock_folder() -> Path:
-    # Not the user's name: in a container there may be none.
+    # A user in a container may have a number only, and no name.
     folder = Path(tempfile.gettempdir()) / f"tgi-launcher-{os.getuid()}" / "ports"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -92,7 +92,7 @@ def _lock_folder() -> Path:
 def _can_bind(hostname: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
     with socket.socket(family) as probe:
-        # As TGI does; a port whose last connections linger counts as free.
+        # TGI sets the same: a port counts as free while its last connections are still closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((hostname, port))
@@ -112,7 +112,7 @@ def _by_whom(port: int) -> str:
 def _listeners(port: int) -> Iterator[psutil.Process]:
     try:
         connections = psutil.net_connections(kind="tcp")
-    except (psutil.Error, OSError):  # not everybody may see other users' sockets
+    except (psutil.Error, OSError):  # not every user may see the sockets of others
         return
     for connection in connections:
         if (

@@ -8,7 +8,7 @@ from tgi_launcher.errors import Reason
 
 __all__ = ["Backoff", "RestartPolicy"]
 
-# What another attempt cannot change.
+# Failures that would only repeat themselves.
 _HOPELESS = {
     Reason.DOCKER_NOT_FOUND,
     Reason.INCOMPLETE_INSTALLATION,
@@ -48,7 +48,7 @@ class Backoff:
 
     def seconds_before(self, restart: int) -> float:
         """The wait before the `restart`-th restart in a row, counted from 1."""
-        # The exponent is bounded so that no float overflows.
+        # A larger exponent would overflow a float.
         return min(self.max_seconds, self.first_seconds * self.factor ** min(restart - 1, 64))
 
 

@@ -71,7 +71,7 @@ class TGIServer:
         self._on_exit = on_exit
         self._on_progress = on_progress
         self._on_log = on_log
-        # Held while processes are started or ended, and never during a callback of the watching thread.
+        # Held while processes start or end, but not while the watching thread calls a callback.
         self._lifecycle = threading.RLock()
         self._cancelled = threading.Event()
         self._finished = threading.Event()
@@ -168,7 +168,7 @@ class TGIServer:
         Raises:
             StopError: Processes are left that even SIGKILL did not end.
         """
-        self.begin_stop(timeout)  # a start that holds the lock comes to its end by this
+        self.begin_stop(timeout)  # a running start holds the lock until it is cancelled by this
         with self._lifecycle:
             left: tuple[int, ...] = ()
             if self._run is not None and self._run.process.exit is None:
@@ -280,7 +280,7 @@ class TGIServer:
         """As `speculation`, without blocking the event loop."""
         return await _in_thread(lambda: self.speculation(since))
 
-    # Behind the scenes
+    # Internals
 
     def _drain_seconds(self, timeout: float | None) -> float:
         return self.config.drain_seconds if timeout is None else max(0.0, timeout)
@@ -336,7 +336,7 @@ class TGIServer:
         if self._on_exit is not None:
             try:
                 self._on_exit(self._last_exit)
-            except Exception:  # what a caller's function does must not end the watching
+            except Exception:  # a caller's error must not end the watching
                 _logger.exception("on_exit failed")
         return wait is not None
 
@@ -348,7 +348,7 @@ class TGIServer:
                 self._run_once()
             except StartError as error:
                 return error
-            except Exception as error:  # nobody else would hear of it
+            except Exception as error:  # an error that left this thread would be lost
                 _logger.exception("The restart failed")
                 return StartError(Reason.EXITED, f"The restart failed: {error}.")
             return None
@@ -376,7 +376,7 @@ class TGIServer:
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:
-    # A thread of its own: those of the loop may all be busy with what waits for this server.
+    # The event loop's own threads may all be busy with calls that wait for this server.
     executor = ThreadPoolExecutor(1, thread_name_prefix="tgi-launcher-async")
     try:
         return await asyncio.get_running_loop().run_in_executor(executor, function)

@@ -117,7 +117,7 @@ class ServerRun:
             try:
                 self.process.stop(min(_ABANDON_SECONDS, self._config.drain_seconds))
             except BaseException:
-                self.process.stop(0.0)  # interrupted once more: no more patience
+                self.process.stop(0.0)  # interrupted a second time, so kill at once
                 raise
             raise
         self.ready_at = time.monotonic()
@@ -182,5 +182,5 @@ class ServerRun:
     def _call(self, callback: Callable[[_T], None], value: _T) -> None:
         try:
             callback(value)
-        except Exception:  # what a caller's function does must not stop the log from being read
+        except Exception:  # a caller's error must not stop the reading of the log
             _logger.exception("A callback failed")

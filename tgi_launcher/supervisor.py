@@ -30,12 +30,12 @@ import psutil
 
 __all__ = ["MARKER", "end_processes", "remove_leftovers", "server_processes"]
 
-# Every process of a server has it in its environment, with a value that no other server has.
+# Every process of a server has this variable in its environment, with a value that is the server's own.
 MARKER = "TGI_LAUNCHER_SERVER"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# How often to look whether our parent is still there, where nothing else wakes us.
+# How often to check that the parent process still runs, if nothing else wakes the loop.
 _POLL_SECONDS = 0.5
 _KILL_SECONDS = 10.0
 _COMMAND_SECONDS = 30.0
@@ -179,7 +179,7 @@ class _Supervisor:
         relay.start()
         self._report(pid=self._pid)
         self._watch(woken)
-        # Reaped above; Popen would wait for it again.
+        # `_reap` has collected the exit code. Popen does not know and would wait for it.
         process.returncode = self._returncode if self._returncode is not None else -signal.SIGKILL
         left = self._clean_up()
         relay.join(2.0)

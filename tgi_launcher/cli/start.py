@@ -64,7 +64,7 @@ class _Foreground:
             on_log=self._on_log,
         )
         self._num_signals = 0
-        # So says `nohup`: to outlive the shell.
+        # `nohup` has SIGHUP ignored, so that the command outlives its shell.
         self._outlives_parent = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._parent = os.getppid()
         self._stage = "starting"
@@ -77,7 +77,7 @@ class _Foreground:
         """Until the server has ended, however that comes about."""
         for number in (signal.SIGINT, signal.SIGTERM, *([] if self._outlives_parent else [signal.SIGHUP])):
             signal.signal(number, self._on_signal)
-        # In a thread, so that this one is free for signals.
+        # The start has a thread of its own, so that the main thread stays free for signals.
         starting = threading.Thread(target=self._start, daemon=True)
         starting.start()
         try:
@@ -87,7 +87,7 @@ class _Foreground:
             starting.join()
             self._status.close()
         if self._num_signals:
-            # Twice is an impatient end; once is how a server is meant to be ended.
+            # One signal is the normal way to end a server, two are an interruption.
             raise typer.Exit(INTERRUPTED if self._num_signals > 1 else 0)
         if self._failure is not None:
             raise self._failure
