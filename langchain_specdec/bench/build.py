@@ -305,17 +305,24 @@ class _Builder:
             mode = str(spec.setting or "reduce-overhead")
             note = f"transformers' generate, static cache, torch.compile({mode})"
         tokens = int(length) if "assistant_model" in options and length is not None else None
-        shared = (spec.name, note, self._target.peer, self._target.eos_token_ids, self._plan.params)
         return GenerateContestant(
-            *shared, concurrency=spec.concurrency, options=options, assistant_tokens=tokens, compile_mode=mode
+            spec.name,
+            note,
+            self._target,
+            self._plan.params,
+            concurrency=spec.concurrency,
+            options=options,
+            assistant_tokens=tokens,
+            compile_mode=mode,
         )
 
     def _flashspec(self, spec: ContestantSpec) -> FlashspecContestant:
         draft = self._draft.peer if self._draft is not None else None
         strategy = str(spec.setting or "auto")
         note = f"flashspec, {strategy if draft is not None else 'n-gram lookup'}"
-        shared = (spec.name, note, self._target.peer, self._target.eos_token_ids, self._plan.params)
-        return FlashspecContestant(*shared, draft_model=draft, strategy=strategy)
+        return FlashspecContestant(
+            spec.name, note, self._target, self._plan.params, draft_model=draft, strategy=strategy
+        )
 
 
 def _ours_of(weights: Weights) -> LoadedModel:

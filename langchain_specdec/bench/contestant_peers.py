@@ -14,6 +14,7 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from langchain_specdec.bench.contestant import Prompt, RunResult
+from langchain_specdec.bench.weights import Weights
 from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["FlashspecContestant", "GenerateContestant"]
@@ -53,8 +54,7 @@ class GenerateContestant:
     Args:
         name: As in tables.
         note: How it runs.
-        model: As transformers makes it, with an empty generation config.
-        eos_token_ids: Tokens that end a text.
+        weights: The model, loaded for peers too.
         params: What to generate.
         concurrency: Prompts decoded at once; None is a whole group.
         options: Further arguments of `generate`.
@@ -67,22 +67,21 @@ class GenerateContestant:
         self,
         name: str,
         note: str,
-        model: Any,
-        eos_token_ids: Sequence[int],
+        weights: Weights,
         params: SamplingParams,
         *,
-        concurrency: int | None = None,
-        options: dict[str, Any] | None = None,
-        assistant_tokens: int | None = None,
-        compile_mode: str | None = None,
+        concurrency: int | None,
+        options: dict[str, Any],
+        assistant_tokens: int | None,
+        compile_mode: str | None,
     ) -> None:
         self.name = name
         self.note = note
-        self._model = model
-        self._eos = list(eos_token_ids)
+        self._model = weights.peer
+        self._eos = list(weights.eos_token_ids)
         self._params = params
         self._concurrency = concurrency
-        self._options = options or {}
+        self._options = options
         self._assistant_tokens = assistant_tokens
         self._compile_mode = compile_mode
 
@@ -189,28 +188,19 @@ class FlashspecContestant:
     Args:
         name: As in tables.
         note: How it runs.
-        model: As transformers makes it.
-        eos_token_ids: Tokens that end a text.
+        weights: The model, loaded for peers too.
         params: What to generate.
         draft_model: As transformers makes it; None drafts by its n-gram lookup alone.
         strategy: Its `drafter_strategy`.
     """
 
     def __init__(
-        self,
-        name: str,
-        note: str,
-        model: Any,
-        eos_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        draft_model: Any,
-        strategy: str,
+        self, name: str, note: str, weights: Weights, params: SamplingParams, *, draft_model: Any, strategy: str
     ) -> None:
         self.name = name
         self.note = note
-        self._models = (model, draft_model)
-        self._eos = () if params.ignore_eos else tuple(eos_token_ids)
+        self._models = (weights.peer, draft_model)
+        self._eos = () if params.ignore_eos else weights.eos_token_ids
         self._params = params
         self._strategy = strategy
         self._engine: Any = None
