@@ -1,12 +1,22 @@
-"""Trials of faster ways to run a forward."""
+"""Trials of faster ways to run a forward: whether one is right, whether it is faster, and when to give up on it."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
-__all__ = ["CompileMode", "making_seconds"]
+import torch
+from torch import Tensor
 
+__all__ = ["CompileMode", "Shortcut", "largest_error", "making", "making_seconds"]
+
+CompileMode = Literal["auto", "off", "reduce-overhead", "max-autotune"]
+
+_logger = logging.getLogger(__name__)
 _spent = threading.local()
 
 
@@ -15,4 +25,71 @@ def making_seconds() -> float:
     return getattr(_spent, "seconds", 0.0)
 
 
-CompileMode = Literal["auto", "off", "reduce-overhead", "max-autotune"]
+@contextmanager
+def making() -> Iterator[None]:
+    """What runs within makes a graph: its time counts as `making_seconds`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        _spent.seconds = making_seconds() + time.perf_counter() - started
+
+
+class Shortcut:
+    """A faster way to run forwards. It is used where it is right and faster, and is off for good once it fails.
+
+    Args:
+        name: What runs, for messages; a plural.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.is_stopped = False
+        """Whether nothing runs this way any more."""
+        self.failure = ""
+        """Why nothing runs this way any more; empty while it may."""
+
+    def stop(self) -> None:
+        """Make nothing more for it, and run nothing this way any more."""
+        self.is_stopped = True
+
+    def fail(self, error: Exception) -> None:
+        """`stop`, and say why; whatever fails after `stop` does not matter."""
+        if self.is_stopped:
+            return
+        self.stop()
+        self.failure = f"{type(error).__name__}: {error}"
+        _logger.warning("%s failed and are off from now on (%s: %s).", self._name, type(error).__name__, error)
+
+    def measure_saving(
+        self, graph: object, error: float, dtype: torch.dtype, times: Callable[[], tuple[float, float]]
+    ) -> float | None:
+        """Share of a step's time that a graph saves; not above 0 where it is slower. None: it computes something else.
+
+        Args:
+            graph: What is tried, for messages.
+            error: See `largest_error`.
+            dtype: Type of the logits.
+            times: Measures seconds with the graph, and without; called only if the graph is right.
+        """
+        if not error < (1e-3 if dtype == torch.float32 else 0.05):
+            _logger.warning("%s: %s differs by %.2g from what it stands for; it is not used.", self._name, graph, error)
+            return None
+        fast, plain = times()
+        saving = 1.0 - fast / plain
+        _logger.info("%s: %s takes %.0f%% less time.", self._name, graph, 100 * saving)
+        return saving
+
+
+def largest_error(computed: Tensor, expected: Tensor, own: Tensor | None = None) -> float:
+    """Largest difference of logits `[rows, width, vocab]`, as a share of the largest number that is expected.
+
+    Args:
+        computed: What a faster way computes.
+        expected: What it stands for.
+        own: bool `[rows, width]`: which tokens are no padding; None: all.
+    """
+    difference = (computed - expected).abs()
+    if own is not None:
+        difference = torch.where(own[..., None], difference, 0.0)
+    return float(difference.max()) / max(float(expected.abs().max()), 1e-9)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.trials import CompileMode
+from langchain_specdec.runner.trials import CompileMode, Shortcut, largest_error
 
 __all__ = ["CompiledGraph", "CompiledLayers", "Trial", "can_compile"]
 
@@ -99,7 +99,7 @@ def _run_group(
     return hidden
 
 
-class CompiledLayers:
+class CompiledLayers(Shortcut):
     """Runs a model's decoder layers, compiled where that is ready and pays, and as they are elsewhere.
 
     Args:
@@ -110,7 +110,7 @@ class CompiledLayers:
     """
 
     def __init__(self, model: Any, mode: CompileMode) -> None:
-        self._model = model
+        super().__init__("Compiled layers")
         self._mode = mode
         self._layers = _decoder_layers(model)
         self._group_size = _group_size(len(self._layers))
@@ -121,21 +121,18 @@ class CompiledLayers:
         self._returns_tuple = False
         self.graphs: dict[GraphKey, CompiledGraph] = {}
         """What was compiled so far."""
-        self.failure = ""
-        """Why nothing runs compiled any more; empty while it may."""
         self._ready: set[GraphKey] = set()
         self._tried: set[GraphKey] = set()
         self._spent: dict[GraphKey, float] = {}
         self._costs = CompileCosts(model)
         self._thread: threading.Thread | None = None
-        self._is_failed = False
         for index, layer in enumerate(self._layers):
             layer.forward = self._hook(index, layer)
 
     @property
     def ready(self) -> frozenset[GraphKey]:
         """The graphs that are in use."""
-        return frozenset() if self._is_failed else frozenset(self._ready)
+        return frozenset() if self.is_stopped else frozenset(self._ready)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the graph that is being made, if one is."""
@@ -152,13 +149,13 @@ class CompiledLayers:
         """
         for key in product((True, False)[:rows], (True, False)):
             self.wait()
-            if not self._is_failed and key not in self._tried:
+            if not self.is_stopped and key not in self._tried:
                 self._tried.add(key)
                 self._make(key, trial)
 
     def is_ready(self, shape: ForwardShape) -> bool:
         """Whether a forward of this shape would run compiled."""
-        return not self._is_failed and shape.is_adjacent and _key(shape) in self._ready
+        return not self.is_stopped and shape.is_adjacent and _key(shape) in self._ready
 
     @contextmanager
     def applied(self, cache: SlotCache, shape: ForwardShape) -> Iterator[None]:
@@ -169,18 +166,6 @@ class CompiledLayers:
         finally:
             self._local.call = None
 
-    def stop(self) -> None:
-        """Compile no more, and run nothing compiled any more."""
-        self._is_failed = True
-
-    def fail(self, error: Exception) -> None:
-        """`stop`, and say why; whatever fails after `stop` does not matter."""
-        if self._is_failed:
-            return
-        self.stop()
-        self.failure = f"{type(error).__name__}: {error}"
-        _logger.warning("Compiled layers failed and are off from now on (%s: %s).", type(error).__name__, error)
-
     def observe(self, shape: ForwardShape, seconds: float, trial: Trial) -> None:
         """Note what an uncompiled forward took; start compiling for its shape where that would pay.
 
@@ -190,7 +175,7 @@ class CompiledLayers:
             trial: Runs a step of such a shape.
         """
         key = _key(shape)
-        if self._is_failed or key in self._tried or (self._thread is not None and self._thread.is_alive()):
+        if self.is_stopped or key in self._tried or (self._thread is not None and self._thread.is_alive()):
             return
         self._spent[key] = self._spent.get(key, 0.0) + seconds
         seconds_needed, saving = self._costs.get(key)
@@ -210,23 +195,17 @@ class CompiledLayers:
             started = time.perf_counter()
             computed, _ = trial(True, rows, width)
             seconds = time.perf_counter() - started
-            scale = float(expected.abs().max())
-            error = float((computed - expected).abs().max()) / max(scale, 1e-9)
-            tolerance = 1e-3 if expected.dtype == torch.float32 else 0.05
-            if not error < tolerance:
-                _logger.warning("Compiled layers of %s differ by %.2g; they are not used.", _name(self._model), error)
-                return
-            plain: list[float] = []
-            fused: list[float] = []
-            for _ in range(_TRIALS):
-                for times, is_compiled in ((plain, False), (fused, True)):
-                    times.append(trial(is_compiled, rows, width)[1])
-            saving = 1.0 - min(fused) / min(plain)
-            self._costs.put(key, seconds, saving)
-            self.graphs[key] = CompiledGraph(seconds, saving)
-            _logger.info("Compiled layers for %s in %.1f s; a step takes %.0f%% less.", key, seconds, 100 * saving)
-            if saving > 0:
-                self._ready.add(key)
+
+            def times() -> tuple[float, float]:
+                pairs = [(trial(True, rows, width)[1], trial(False, rows, width)[1]) for _ in range(_TRIALS)]
+                return min(fused for fused, _ in pairs), min(plain for _, plain in pairs)
+
+            saving = self.measure_saving(key, largest_error(computed, expected), expected.dtype, times)
+            if saving is not None:
+                self._costs.put(key, seconds, saving)
+                self.graphs[key] = CompiledGraph(seconds, saving)
+                if saving > 0:
+                    self._ready.add(key)
         except Exception as error:
             self.fail(error)
         finally:
@@ -270,7 +249,7 @@ class CompiledLayers:
         return output
 
     def _run(self, call: _Call, first: int, layers: tuple[nn.Module, ...], hidden: Tensor) -> Tensor:
-        shape, count = call.shape, len(call.shape.slots)
+        shape = call.shape
         buffers = [call.cache.view(first + i, shape) for i in range(len(layers))]
         names: list[int | str] = []
         arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -279,7 +258,7 @@ class CompiledLayers:
             names.append(next(name for name, value in named if value is call.cache))
             positional = tuple(None if value is call.cache else value for value in args)
             arguments.append((positional, {k: v for k, v in kwargs.items() if v is not call.cache}))
-        rows = torch.arange(count, device=hidden.device)[:, None]
+        rows = torch.arange(len(shape.slots), device=hidden.device)[:, None]
         function = self._functions_of.get(first)
         if function is None:
             function = self._functions_of[first] = self._function(layers)
@@ -371,10 +350,6 @@ def _mark_dynamic(tensors: Sequence[Tensor], buffers: Sequence[tuple[Tensor, Ten
         for buffer in pair:
             mark(buffer, 0)
             mark(buffer, 2)
-
-
-def _name(model: Any) -> str:
-    return type(model).__name__
 
 
 # Threads that may be compiling. The interpreter must not end under one of them: it would stop inside the model.

@@ -21,7 +21,7 @@ from langchain_specdec.runner.cuda.graph_store import CapturedGraph, GraphStore
 from langchain_specdec.runner.kv_cache import StaticShape
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.trials import CompileMode
+from langchain_specdec.runner.trials import CompileMode, largest_error
 from langchain_specdec.runner.verify import Verification, pick_and_accept
 from langchain_specdec.sampling.noise import Noise
 
@@ -322,11 +322,8 @@ def _forward(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> Tensor:
 
 
 def _error(computed: Tensor, expected: Tensor, is_right: Tensor, own: Tensor) -> float:
-    """Largest difference as a share of the largest number; infinite where tokens were chosen wrongly."""
-    if not bool(is_right.all()):
-        return float("inf")
-    difference = torch.where(own[..., None], (computed - expected).abs(), 0.0).max()
-    return float(difference) / max(float(expected.abs().max()), 1e-9)
+    """See `largest_error`; infinite where tokens were picked wrongly."""
+    return largest_error(computed, expected, own) if bool(is_right.all()) else float("inf")
 
 
 def _after(batch: RowBatch, chains: Sequence[Sequence[int]]) -> RowBatch:

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from langchain_specdec.runner.cuda.buckets import Bucket
 from langchain_specdec.runner.cuda.capture import Capture
-from langchain_specdec.runner.trials import CompileMode, _spent, making_seconds
+from langchain_specdec.runner.trials import CompileMode, Shortcut, making
 
 if TYPE_CHECKING:
     from langchain_specdec.progress import Progress
@@ -56,7 +55,7 @@ class CapturedGraph:
     saving: float
 
 
-class GraphStore:
+class GraphStore(Shortcut):
     """The graphs of one runner.
 
     Args:
@@ -69,6 +68,7 @@ class GraphStore:
     def __init__(
         self, capture: Capture, mode: CompileMode, progress: Progress | None = None, max_graphs: int = MAX_GRAPHS
     ) -> None:
+        super().__init__("Captured graphs")
         self._capture = capture
         self._num_needed = _NUM_SEEN.get(mode, 1)
         self._progress = progress
@@ -78,12 +78,9 @@ class GraphStore:
         self._may_make = False
         self.rejected: dict[Bucket, str] = {}
         """Why the graphs of some shapes are not used."""
-        self.failure = ""
-        """Why nothing runs captured any more; empty while it may."""
         self.num_made = 0
         self.is_frozen = False
         """Whether no more are made, so that runs can be compared."""
-        self._is_stopped = False
 
     @property
     def graphs(self) -> dict[Bucket, CapturedGraph]:
@@ -96,23 +93,18 @@ class GraphStore:
 
     def find(self, bucket: Bucket) -> CapturedGraph | None:
         """The graph of a shape, if it may be used; it counts as used."""
-        graph = self._graphs.get(bucket)
-        if graph is not None:
-            self._graphs.move_to_end(bucket)
-        return graph
+        if bucket not in self._graphs:
+            return None
+        self._graphs.move_to_end(bucket)
+        return self._graphs[bucket]
 
     def __contains__(self, bucket: Bucket) -> bool:
         """Whether a shape has its graph."""
         return bucket in self._graphs
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether nothing runs captured any more."""
-        return self._is_stopped
-
     def is_settled(self, bucket: Bucket) -> bool:
         """Whether there is nothing left to do for a shape: it has its graph, or is better off without."""
-        return bucket in self._graphs or bucket in self.rejected or self._is_stopped
+        return bucket in self._graphs or bucket in self.rejected or self.is_stopped
 
     def is_due(self, bucket: Bucket, *, is_wanted: bool = False) -> bool:
         """Whether the graph of a shape is to be made now; asking counts as seeing the shape.
@@ -121,7 +113,7 @@ class GraphStore:
             bucket: The shape.
             is_wanted: Make it as soon as that is allowed, however often it was seen.
         """
-        if self._is_stopped or self.is_frozen or bucket in self._graphs or bucket in self.rejected:
+        if self.is_frozen or self.is_settled(bucket):
             return False
         self._seen[bucket] = self._seen.get(bucket, 0) + 1
         return self._may_make and (is_wanted or self._seen[bucket] >= self._num_needed)
@@ -145,33 +137,27 @@ class GraphStore:
         """
         self._may_make = False
         started = time.perf_counter()
-        try:
-            outputs, replay = self._capture.record(load, function)
+        with making():
+            try:
+                outputs, replay = self._capture.record(load, function)
 
-            def run() -> None:
-                load()
-                replay()
+                def run() -> None:
+                    load()
+                    replay()
 
-            run()
-            found = error(outputs)
-            tolerance = 1e-3 if outputs[0].dtype == torch.float32 else 0.05
-            if not found < tolerance:
-                _logger.warning(
-                    "The graph of %s differs by %.2g from what it stands for; it is not used.", bucket, found
-                )
-                self.rejected[bucket] = "it computes something else"
-                return
-            saving = 1.0 - self._capture.seconds(run) / self._capture.seconds(plain)
-            if saving <= 0:
-                _logger.info("The graph of %s takes longer than what it stands for; it is not used.", bucket)
-                self.rejected[bucket] = "it takes longer"
-                return
-            self._keep(bucket, CapturedGraph(outputs, replay, time.perf_counter() - started, saving))
-        except Exception as failure:
-            self.fail(failure)
-        finally:
-            plain()
-            _spent.seconds = making_seconds() + time.perf_counter() - started
+                def times() -> tuple[float, float]:
+                    return self._capture.seconds(run), self._capture.seconds(plain)
+
+                run()
+                saving = self.measure_saving(bucket, error(outputs), outputs[0].dtype, times)
+                if saving is not None and saving > 0:
+                    self._keep(bucket, CapturedGraph(outputs, replay, time.perf_counter() - started, saving))
+                else:
+                    self.rejected[bucket] = "it computes something else" if saving is None else "it takes longer"
+            except Exception as failure:
+                self.fail(failure)
+            finally:
+                plain()
 
     def tell(self, done: int, total: int) -> None:
         """Report how many of the graphs that are wanted now are made."""
@@ -184,23 +170,14 @@ class GraphStore:
             _logger.exception("The progress callback failed; it is not called any more")
             self._progress = None
 
-    def fail(self, error: Exception) -> None:
-        """`stop`, and say why; whatever fails after `stop` does not matter."""
-        if self._is_stopped:
-            return
-        self.stop()
-        self.failure = f"{type(error).__name__}: {error}"
-        _logger.warning("Captured graphs failed and are off from now on (%s: %s).", type(error).__name__, error)
-
     def stop(self) -> None:
         """Make and use no more graphs, and let go of those that there are."""
-        self._is_stopped = True
+        super().stop()
         self._graphs.clear()
 
     def _keep(self, bucket: Bucket, graph: CapturedGraph) -> None:
         self._graphs[bucket] = graph
         self.num_made += 1
-        _logger.info("Captured %s; a step takes %.0f%% less.", bucket, 100 * graph.saving)
         if len(self._graphs) > self.max_graphs:
             gone, _ = self._graphs.popitem(last=False)
             # It has to be seen anew as often as at first.

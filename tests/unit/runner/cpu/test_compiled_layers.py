@@ -66,7 +66,7 @@ def engine() -> Iterator[Engine]:
         layers.wait()
         # The tiny model need not gain anything; that the graph was made and found right is what counts.
         assert (rows == 1, width == 1) in layers._tried
-        assert not layers._is_failed
+        assert not layers.is_stopped
         layers._ready.add((rows == 1, width == 1))
     # Starts the engine's thread. No other text begins so: the tests write into the slots behind the scheduler's back.
     read(engine.submit([255], SamplingParams(max_new_tokens=1)))
@@ -88,11 +88,11 @@ def test_logits_are_those_of_the_layers_themselves(engine: Engine, rows: int, wi
     tokens = [row[begin : begin + width] for row, begin in zip(text, starts, strict=True)]
     assert layers.is_ready(ForwardShape.of(slots, starts, width, runner.device))
     computed = runner.forward(slots, starts, tokens).clone()
-    layers._is_failed = True
+    layers.is_stopped = True
     try:
         expected = runner.forward(slots, starts, tokens)
     finally:
-        layers._is_failed = False
+        layers.is_stopped = False
     torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -144,14 +144,15 @@ def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slot
 def test_preparing_makes_what_so_many_rows_use_and_each_only_once(
     monkeypatch: pytest.MonkeyPatch, rows: int, expected: list[object]
 ) -> None:
-    layers = CompiledLayers(tiny_model(), "auto")
-    runner = ModelRunner(layers._model, rows, 64, 3, layers)
+    model = tiny_model()
+    layers = CompiledLayers(model, "auto")
+    runner = ModelRunner(model, rows, 64, 3, layers)
     made: list[object] = []
     monkeypatch.setattr(layers, "_make", lambda key, trial: made.append(key))
     runner.prepare()
     assert made == expected
     runner.prepare()
-    ModelRunner(layers._model, rows, 64, 3, layers).prepare()
+    ModelRunner(model, rows, 64, 3, layers).prepare()
     assert made == expected
 
 
@@ -182,10 +183,10 @@ def test_costs_are_measured_anew_when_graphs_take_over_or_fail(engine: Engine, m
         assert decode() == [frozenset()]
         layers._ready = ready
         assert decode() == [frozenset(), frozenset(ready)]
-        layers._is_failed = True
+        layers.is_stopped = True
         assert decode() == [frozenset(), frozenset(ready), frozenset()]
     finally:
-        layers._ready, layers._is_failed = ready, False
+        layers._ready, layers.is_stopped = ready, False
         measuring.close()
     read(engine.submit(PROMPT, params))
     assert len(measured) == 3, "given costs are not measured"
@@ -230,8 +231,9 @@ def test_costs_of_one_run_are_known_to_the_next() -> None:
 
 def test_a_graph_that_computes_something_else_is_not_used() -> None:
     layers = CompiledLayers(tiny_model(), "reduce-overhead")
-    layers._make((True, True), lambda is_compiled, rows, width: torch.full((1, 1, 4), 1.0 + is_compiled))
+    layers._make((True, True), lambda is_compiled, rows, width: (torch.full((1, 1, 4), 1.0 + is_compiled), 1.0))
     assert layers.ready == frozenset()
+    assert layers.failure == ""
 
 
 def test_a_failure_while_compiling_leaves_the_engine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +252,7 @@ def test_a_failure_while_compiling_leaves_the_engine_as_it_is(monkeypatch: pytes
             assert [token.id for token in tokens] == plain_reference(tiny_model(), PROMPT, params)
             layers.wait()
             # A graph that was fine and fails later costs nobody their text either.
-            layers._is_failed, layers._ready = False, {(True, True), (True, False)}
+            layers.is_stopped, layers._ready = False, {(True, True), (True, False)}
     finally:
         engine.close()
 
