@@ -271,7 +271,7 @@ def capture() -> None:
         runner.verify(RowBatch([0], [0], [[1]], None, Noise([0], [0.0])))
         note(capture="rehearsed")
         return
-    store = runner.captured.store
+    store = runner.store
     for rows in (1, 2, 8):
         for width in (1, 2, 3, 5, 8, 16, 32):
             for sampled in (0.0, 0.8):
@@ -374,9 +374,9 @@ def text() -> None:
                 expected = written["plain", temperature]
                 same = [a == b for a, b in zip(written[way, temperature], expected, strict=True)]
                 steps = sum(c.finish.speculation.num_steps for c in done)
-                captured = getattr(backend.engine.runner, "captured", None)
+                store = getattr(backend.engine.runner, "store", None)
                 note(text=way, dtype=dtype, temperature=temperature, same=sum(same), of=len(same), steps=steps,
-                     failure=captured.store.failure if captured else "", rejected=len(captured.store.rejected) if captured else 0)  # fmt: skip
+                     failure=store.failure if store else "", rejected=len(store.rejected) if store else 0)  # fmt: skip
             backend.close()
 
 
@@ -402,7 +402,8 @@ def steps() -> None:
                 batch = RowBatch(
                     range(rows), [start] * rows, [[9] * width] * rows, None, Noise([1] * rows, [0.0] * rows)
                 )
-                eager = timed(lambda: runner.verify_plainly(batch), 5, 2)  # noqa: B023
+                plain = getattr(runner, "uncaptured", runner)
+                eager = timed(lambda: plain.verify(batch), 5, 2)  # noqa: B023
                 values: dict[str, Any] = {
                     "model": name,
                     "slots": slots,
@@ -413,7 +414,7 @@ def steps() -> None:
                     "eager_ms": eager[1],
                     "eager_host_ms": eager[0],
                 }
-                if runner.captured is not None:
+                if plain is not runner:
                     runner.begin_turn()
                     runner.verify(batch)
                     graph = timed(lambda: runner.verify(batch), 20)  # noqa: B023
@@ -421,7 +422,7 @@ def steps() -> None:
                         "graph_ms": graph[1],
                         "graph_host_ms": graph[0],
                         "share": least / graph[1],
-                        "failure": runner.captured.store.failure,
+                        "failure": runner.store.failure,
                     }
                 note(step=values)
             del runner
@@ -447,7 +448,7 @@ def profile() -> None:
             runner.verify(batch)
         for way, action in (
             ("captured", lambda: runner.verify(batch)),
-            ("eager", lambda: runner.verify_plainly(batch)),
+            ("eager", lambda: getattr(runner, "uncaptured", runner).verify(batch)),
         ):  # noqa: B023
             activities = [ProfilerActivity.CPU] if REHEARSE else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             with torch.profiler.profile(activities=activities) as prof:

@@ -23,7 +23,8 @@ from langchain_specdec.errors import InvalidParameterError, MissingDependencyErr
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -273,15 +274,16 @@ class _Builder:
         """On CUDA each runner captures for itself; elsewhere all share what `Weights.compiled` compiles."""
         return "off" if self._target.captured is None else self._plan.compile
 
-    def _share(self, runner: ModelRunner) -> None:
-        runner.compiled = self._target.compiled
-        if runner.captured is not None and self._target.captured is not None:
-            self._target.captured.append(runner.captured.store)
+    def _share(self, runner: Runner) -> None:
+        if not isinstance(runner, CapturedRunner):
+            runner.compiled = self._target.compiled
+        elif self._target.captured is not None:
+            self._target.captured.append(runner.store)
 
     def _step_cost(self) -> StepCost | None:
         return StepCost.flat() if self._plan.step_cost == "flat" else None
 
-    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> ModelRunner:
+    def _runner(self, loaded: LoadedModel, slots: int, longest_draft: int) -> Runner:
         return make_runner(
             loaded,
             num_slots=slots,

@@ -15,7 +15,9 @@ from torch import Tensor
 from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.grammar.token_masks import allowed_tensor
-from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
+from langchain_specdec.runner.model_runner import PickDraft
+from langchain_specdec.runner.runner import Runner
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
@@ -44,7 +46,7 @@ class DraftModelDrafter(Drafter):
         prefill_chunk: Most tokens of a row in one forward.
     """
 
-    def __init__(self, runner: ModelRunner, vocab_size: int, prefill_chunk: int) -> None:
+    def __init__(self, runner: Runner, vocab_size: int, prefill_chunk: int) -> None:
         self._runner = runner
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
@@ -84,7 +86,7 @@ class DraftModelDrafter(Drafter):
         tokens = [self._known(request.token_ids[-1:])]
         self._runner.begin_turn()
         started = self._runner.clock()
-        self._runner.chain([request.slot], [len(held)], tokens, 1, self._vocab_size, Noise([0], [0.0]))
+        self._runner.chain(RowBatch([request.slot], [len(held)], tokens, noise=Noise([0], [0.0])), 1, self._vocab_size)
         return self._runner.clock() - started
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:
@@ -116,7 +118,7 @@ class DraftModelDrafter(Drafter):
             held = self._roll_back(request)
             while len(held) < stop:
                 chunk = request.token_ids[len(held) : min(stop, len(held) + self._prefill_chunk)]
-                self._runner.prefill([request.slot], [len(held)], [self._known(chunk)])
+                self._runner.prefill(RowBatch([request.slot], [len(held)], [self._known(chunk)]))
                 held.extend(chunk)
 
     def _decode(self, requests: Sequence[DraftingRequest], steps: int) -> list[list[int]]:
@@ -125,17 +127,12 @@ class DraftModelDrafter(Drafter):
         held = [self._roll_back(r) for r in requests]
         fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]
         noise = Noise.of([r.params for r in requests], [r.seed for r in requests])
-        chains = self._runner.chain(
-            [r.slot for r in requests],
-            [len(h) for h in held],
-            [self._known(tokens) for tokens in fed],
-            steps,
-            self._vocab_size,
-            noise,
-            self._pick(requests) if noise is None else None,
-        )
-        for tokens, new, chain in zip(held, fed, chains, strict=True):
-            tokens.extend([*new, *chain[:-1]])
+        tokens = [self._known(new) for new in fed]
+        batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens, noise=noise)
+        pick = self._pick(requests) if noise is None else None
+        chains = self._runner.chain(batch, steps, self._vocab_size, pick)
+        for contents, new, chain in zip(held, fed, chains, strict=True):
+            contents.extend([*new, *chain[:-1]])
         return chains
 
     def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:

@@ -23,7 +23,7 @@ from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import NOTHING, Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.noise import Noise
@@ -75,7 +75,7 @@ class DraftPlanner:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         drafter: Drafter,
         max_draft_tokens: int,
         max_tree_nodes: int,

@@ -31,7 +31,7 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.runner.cpu.worker_threads import release_workers
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = ["Engine"]
@@ -98,7 +98,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         drafter: Drafter,
         tokenizer: Any,
         eos_token_ids: Collection[int],

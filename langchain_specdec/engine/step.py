@@ -9,7 +9,8 @@ from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import Emitter
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.verification import Verifier
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
 
 __all__ = ["Stepper"]
@@ -24,7 +25,7 @@ class Stepper:
         planner: Decides how many tokens to draft.
     """
 
-    def __init__(self, runner: ModelRunner, drafter: Drafter, planner: DraftPlanner) -> None:
+    def __init__(self, runner: Runner, drafter: Drafter, planner: DraftPlanner) -> None:
         self._runner = runner
         self._drafter = drafter
         self._planner = planner
@@ -47,7 +48,7 @@ class Stepper:
         """Take each request's prompt tokens up to its stop into its slot."""
         starts = [r.num_cached for r in requests]
         tokens = [r.token_ids[r.num_cached : stop] for r, stop in zip(requests, stops, strict=True)]
-        self._runner.prefill([r.slot for r in requests], starts, tokens)
+        self._runner.prefill(RowBatch([r.slot for r in requests], starts, tokens))
         self._drafter.prefill(requests, starts, stops)
         self.num_prefill_tokens += sum(len(t) for t in tokens)
         for request, stop in zip(requests, stops, strict=True):

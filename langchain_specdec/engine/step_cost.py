@@ -10,7 +10,7 @@ import torch
 
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.request import Request
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch
 from langchain_specdec.sampling.noise import Noise
 
@@ -106,7 +106,7 @@ _BUDGET_SECONDS = 2.0
 _MAX_ROUNDS = 5
 
 
-def measure_step_cost(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
+def measure_step_cost(runner: Runner, drafter: Drafter, request: Request) -> StepCost:
     """Time target forwards of several widths, interleaved, and a draft forward.
 
     They run in the request's own slot beyond its text, where whatever they leave is overwritten. Widths that the time

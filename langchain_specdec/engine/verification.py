@@ -10,7 +10,7 @@ from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
 from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.runner.kv_cache import is_gapless
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.verify import Verdict, Verification, accept_picks
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
@@ -26,7 +26,7 @@ class Verifier:
         runner: The target model.
     """
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._tables = TableCache()
 
@@ -62,7 +62,7 @@ class Verifier:
         ]
         allowed = allowed_tensor(masks, logits.shape[1], logits.shape[2], logits.device)
         history = next((r.history for r in requests if r.history is not None), None)
-        draft_ids, ancestors = inputs.tokens[:, 1:], inputs.layout.ancestors[:, :, 1:]
+        draft_ids, ancestors = inputs.tokens[:, 1:], inputs.ancestors[:, :, 1:]
         table = self._tables.table(requests, logits.shape[2], logits.device)
         picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
         return accept_picks(picks, inputs)

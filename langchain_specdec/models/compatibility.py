@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.runner.step_inputs import RowBatch
 
 if TYPE_CHECKING:
     from langchain_specdec.models.loaded_model import LoadedModel
@@ -102,8 +103,8 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
     if runner.cache.num_slots > 1 and runner.max_length > len(tokens):
         slots, starts, rows = [0, 1], [half, runner.max_length - half], [tokens[half:], tokens[:half]]
     try:
-        runner.prefill([0], [0], [tokens[:half]])
-        ours = runner.forward(slots, starts, rows)[0].float()
+        runner.prefill(RowBatch([0], [0], [tokens[:half]]))
+        ours = runner.verify(RowBatch(slots, starts, rows)).logits[0].float()
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=runner.device)
             theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:].float()

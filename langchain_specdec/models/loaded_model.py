@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from langchain_specdec.runner.model_inputs import position_limit
+from langchain_specdec.runner.model_inputs import max_positions
 
 __all__ = ["LoadedModel"]
 
@@ -36,7 +36,7 @@ class LoadedModel:
     @property
     def max_positions(self) -> int | None:
         """Positions that the model was made for; None where it does not say."""
-        return position_limit(self.model.config.get_text_config())
+        return max_positions(self.model.config.get_text_config())
 
 
 def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_com
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
-from langchain_specdec.runner.cuda.captured_runner import make_captured
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
 __all__ = ["make_runner"]
@@ -36,7 +37,7 @@ def make_runner(
     max_width: int,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
     progress: Progress | None = None,
-) -> ModelRunner:
+) -> Runner:
     """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
 
     Args:
@@ -66,16 +67,16 @@ def make_runner(
         mapped = MappedWeights()
         pack_linears(loaded.model, mapped.drop)
         settle_weights(loaded.model, mapped)
-    compiled = captured = None
-    if compile != "off" and loaded.model.device.type == "cuda":
-        if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
-            capture = CudaCapture(loaded.model.device)
-            captured = make_captured(capture, compile, num_slots, max_length, max_width, progress)
-    elif compile != "off" and _is_possible(loaded, compile, "compiled", _why_uncompiled(loaded)):
-        compiled = CompiledLayers(loaded.model, compile)
-    runner = ModelRunner(loaded.model, num_slots, max_length, max_width, compiled, captured)
+    runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
+    if compile == "off":
+        return runner
+    if loaded.model.device.type == "cuda":
+        if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
+            return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
+    elif _is_possible(loaded, compile, "compiled", _why_uncompiled(loaded)):
+        runner.compiled = CompiledLayers(loaded.model, compile)
     return runner
 
 

@@ -17,83 +17,59 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["ForwardShape", "SlotCache", "StaticShape", "is_gapless"]
+from langchain_specdec.runner.step_inputs import RowInputs
+
+__all__ = ["ForwardShape", "SlotCache", "is_gapless"]
 
 
 @dataclass(frozen=True)
 class ForwardShape:
     """Where the tokens of one forward go.
 
-    Attributes:
-        slots: Slot of each row.
-        starts: Position of each row's first token in its slot.
-        width: Tokens per row; shorter rows are padded.
-        length: Positions that any row of this forward can see, its own tokens included.
-        slot_index: `slots` on the device, int64 `[rows, 1]`.
-        positions: Position of each token, int64 `[rows, width]`.
-    """
-
-    slots: tuple[int, ...]
-    starts: tuple[int, ...]
-    width: int
-    length: int
-    slot_index: Tensor
-    positions: Tensor
-
-    @classmethod
-    def of(cls, slots: Sequence[int], starts: Sequence[int], width: int, device: torch.device) -> ForwardShape:
-        """The shape of a forward of `width` tokens a row, from `starts` on."""
-        positions = torch.tensor(starts)[:, None] + torch.arange(width)
-        return cls(
-            tuple(slots),
-            tuple(starts),
-            width,
-            max(starts) + width,
-            torch.tensor(slots, device=device)[:, None],
-            positions.to(device),
-        )
-
-    @property
-    def is_adjacent(self) -> bool:
-        """Whether the rows' slots are neighbours in order, so that a view can stand for them."""
-        return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
-
-    def store(self, buffer: Any, states: Tensor) -> Tensor:
-        """Write the tokens' keys or values into a layer's buffer and return all that this forward can see."""
-        if len(self.slots) == 1:
-            # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
-            slot, start = self.slots[0], self.starts[0]
-            buffer[slot, :, start : start + self.width].copy_(states[0])
-            return buffer[slot : slot + 1, :, : self.length]  # type: ignore[no-any-return]
-        index, positions = self.slot_index.to(buffer.device), self.positions.to(buffer.device)
-        buffer[index, :, positions] = states.transpose(1, 2)
-        if self.is_adjacent:
-            first = self.slots[0]
-            return buffer[first : first + len(self.slots), :, : self.length]  # type: ignore[no-any-return]
-        return buffer[:, :, : self.length].index_select(0, index[:, 0])  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class StaticShape:
-    """Where the tokens of a captured forward go: by tensors alone, whose content may change between its replays.
+    A captured forward knows its rows by tensors alone, whose content may change between its replays.
 
     Attributes:
-        length: Positions that its rows can see.
+        length: Positions that any row can see, its own tokens and their padding included.
         slots: Slot of each row, int64 `[rows]`.
         positions: Position of each token in its slot, int64 `[rows, width]`.
-        is_whole: Whether its rows are all slots in order, so that the buffers themselves stand for them.
+        first_slot: The first row's slot, where the rows' slots are neighbours in order, so that a view can stand for
+            them; else None.
+        start: Position of the first token of a single row; None for several rows, and where the host does not know it.
     """
 
     length: int
     slots: Tensor
     positions: Tensor
-    is_whole: bool
+    first_slot: int | None
+    start: int | None = None
+
+    @classmethod
+    def from_rows(cls, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> ForwardShape:
+        """The shape of rows whose slots and starts the host knows."""
+        first, width = slots[0], inputs.tokens.shape[1]
+        return cls(
+            max(starts) + width,
+            inputs.slots,
+            inputs.positions_in_slot,
+            first if list(slots) == list(range(first, first + len(slots))) else None,
+            starts[0] if len(slots) == 1 else None,
+        )
 
     def store(self, buffer: Any, states: Tensor) -> Tensor:
-        """As in `ForwardShape`."""
-        buffer[self.slots[:, None], :, self.positions] = states.transpose(1, 2)
-        seen = buffer[:, :, : self.length]
-        return seen if self.is_whole else seen.index_select(0, self.slots)  # type: ignore[no-any-return]
+        """Write the tokens' keys or values into a layer's buffer and return all that this forward can see."""
+        if self.start is not None:
+            # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
+            buffer[self.first_slot, :, self.start : self.start + states.shape[2]].copy_(states[0])
+        else:
+            index, positions = self.slots.to(buffer.device)[:, None], self.positions.to(buffer.device)
+            buffer[index, :, positions] = states.transpose(1, 2)
+        return self.seen(buffer)
+
+    def seen(self, buffer: Any) -> Tensor:
+        """What this forward can see of a layer's buffer, `[rows, kv_heads, length, head_dim]`; a view if it can be."""
+        if self.first_slot is None:
+            return buffer[:, :, : self.length].index_select(0, self.slots.to(buffer.device))  # type: ignore[no-any-return]
+        return buffer[self.first_slot : self.first_slot + len(self.slots), :, : self.length]  # type: ignore[no-any-return]
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -105,7 +81,7 @@ class _SlotLayer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_slots = num_slots
         self.max_length = max_length
-        self.shape: ForwardShape | StaticShape | None = None
+        self.shape: ForwardShape | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
         """Allocate on the layer's own device.
@@ -185,7 +161,7 @@ class SlotCache(Cache):
         self.max_length = max_length
         self.num_slots = num_slots
 
-    def begin(self, shape: ForwardShape | StaticShape) -> None:
+    def begin(self, shape: ForwardShape) -> None:
         """Say where the next forward's tokens go.
 
         Raises:
@@ -199,9 +175,7 @@ class SlotCache(Cache):
 
     def view(self, layer: int, shape: ForwardShape) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer that a forward of adjacent slots sees, `[rows, kv_heads, length, head_dim]`."""
-        first, rows = shape.slots[0], len(shape.slots)
-        keys, values = self._slot_layers[layer].keys, self._slot_layers[layer].values
-        return keys[first : first + rows, :, : shape.length], values[first : first + rows, :, : shape.length]  # type: ignore[index]
+        return shape.seen(self._slot_layers[layer].keys), shape.seen(self._slot_layers[layer].values)
 
     @torch.inference_mode()
     def keep(self, slot: int, start: int, offsets: Sequence[int], index: Tensor | None = None) -> None:

@@ -4,10 +4,77 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["position_limit"]
+import torch
+from torch import Tensor
+
+from langchain_specdec.runner.attention import ATTENTION_NAME, additive_mask
+from langchain_specdec.runner.kv_cache import SlotCache
+from langchain_specdec.runner.step_inputs import RowInputs
+
+__all__ = ["ModelInputs", "max_positions"]
 
 
-def position_limit(config: Any) -> int | None:
+class ModelInputs:
+    """Makes what a model is called with.
+
+    Args:
+        model: A Hugging Face causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._config = model.config.get_text_config()
+        self._dtype: torch.dtype = model.dtype
+        self._windows = _layer_windows(self._config)
+        # Padding may lie past the last position that the model knows. Learned positions end there with an error, and
+        # some rotary ones change for the whole batch.
+        self._last_position = (max_positions(self._config) or 2**31) - 1
+
+    def make(self, cache: SlotCache, inputs: RowInputs, length: int) -> dict[str, Any]:
+        """The arguments of a forward.
+
+        Args:
+            cache: Where the tokens go.
+            inputs: The rows.
+            length: Positions that they can see.
+        """
+        positions = inputs.starts[:, None] + inputs.depths
+        return {
+            "input_ids": inputs.tokens,
+            "attention_mask": self._mask(inputs, positions, length),
+            "position_ids": positions.clamp(max=self._last_position),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+
+    def _mask(self, inputs: RowInputs, positions: Tensor, length: int) -> Any:
+        """Masks by the kind of layer, as the model's forward wants them."""
+        device = inputs.tokens.device
+        keys = torch.arange(length, device=device)
+        if inputs.is_chain:
+            causal = keys <= positions[:, :, None]
+        else:
+            width = positions.shape[1]
+            offsets = keys - inputs.starts[:, None]
+            index = offsets.clamp(0, width - 1)
+            is_text, is_node = (offsets < 0)[:, None], (offsets < width)[:, None]
+            causal = is_text | (inputs.ancestors.gather(2, index[:, None].expand(-1, width, -1)) & is_node)
+            # A node stands in its slot after its siblings, but in the text right after its parent.
+            keys = torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
+
+        def windowed(window: int | None) -> Tensor:
+            mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
+            mask = mask[:, None]
+            # Asked anew each time: whoever else holds the model may have changed it. On a CPU, attention would turn a
+            # bool mask into numbers once a layer.
+            takes_bool = device.type != "cpu" and self._config._attn_implementation in (ATTENTION_NAME, "sdpa")
+            return mask if takes_bool else additive_mask(mask, self._dtype)
+
+        if len(self._windows) == 1:
+            return windowed(next(iter(self._windows.values())))
+        return {kind: windowed(window) for kind, window in self._windows.items()}
+
+
+def max_positions(config: Any) -> int | None:
     """Positions that a model was made for; None where its configuration does not say.
 
     Longrope models read texts of more than their original length with other frequencies. Those would not fit the

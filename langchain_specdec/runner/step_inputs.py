@@ -16,9 +16,13 @@ from langchain_specdec.sampling.choice import pick_noisy
 from langchain_specdec.sampling.noise import Noise, seed_halves
 from langchain_specdec.sampling.top_tokens import best_token
 
-__all__ = ["WIDTHS", "RowBatch", "RowInputs", "TreeLayout", "fill_tree", "is_chain", "load", "num_bytes", "to_device"]
+__all__ = ["WIDTHS", "RowBatch", "RowInputs", "load", "num_bytes"]
+
+WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
+"""Tokens of a row that steps are measured and captured for, with the most that there can be."""
 
 _GREEDY = Noise((0,), (0.0,))
+_PER_ROW = ("slots", "starts", "places", "num_nodes")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class RowBatch:
         starts: Position of each row's first token; what the slot holds before it is seen.
         tokens: The rows' tokens; rows may differ in length.
         parents: For each token the index of the one that it follows; the first has -1. None: the one before it.
-        noise: What chooses the tokens that follow, where the logits and it are all there is to choose by; else None.
+        noise: The noise that picks the tokens that follow, where logits and noise are all it takes; else None.
     """
 
     slots: Sequence[int]
@@ -47,12 +51,12 @@ class RowBatch:
     @cached_property
     def is_chain(self) -> bool:
         """Whether each token follows the one before it."""
-        return self.parents is None or is_chain(self.parents)
+        return self.parents is None or all(list(row) == list(range(-1, len(row) - 1)) for row in self.parents)
 
     @property
-    def length(self) -> int:
-        """Positions that any row can see, its own tokens and their padding included."""
-        return max(self.starts) + self.width
+    def is_sampled(self) -> bool:
+        """Whether noise picks a token of any row; greedy rows need none."""
+        return self.noise is not None and self.noise.is_sampled
 
     def pack(
         self,
@@ -88,13 +92,13 @@ class RowBatch:
         at["temperature"][:count] = noise.temperatures
         if has_tree:
             parents = self.parents or [range(-1, len(tokens) - 1) for tokens in self.tokens]
-            fill_tree(parents, at["parents"], at["depths"], at["ancestors"])
+            _fill_trees(parents, at["parents"], at["depths"], at["ancestors"])
         return buffer
 
 
 @dataclass(frozen=True)
 class RowInputs:
-    """The rows of one forward on the device: views of one buffer.
+    """The rows of one forward on the device: views of one buffer, and how their tokens hang together.
 
     Attributes:
         tokens: int64 `[rows, width]`.
@@ -104,7 +108,10 @@ class RowInputs:
         num_nodes: Tokens of its own, int64 `[rows]`; later ones are padding.
         seeds: Lower and upper half of its seed, as int32 numbers, int64 `[rows, 2]`.
         temperature: float64 `[rows]`; 0 is greedy.
-        layout: How the tokens hang together.
+        is_chain: Whether in every row each token follows the one before it, which needs no gathering anywhere.
+        parents: Index of the token that each follows, int64 `[rows, width]`; 0 for the first one and padding.
+        depths: Steps from the first token, int64 `[rows, width]`.
+        ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether token j leads to token i or is token i.
     """
 
     tokens: Tensor
@@ -114,29 +121,43 @@ class RowInputs:
     num_nodes: Tensor
     seeds: Tensor
     temperature: Tensor
-    layout: TreeLayout
+    is_chain: bool
+    parents: Tensor
+    depths: Tensor
+    ancestors: Tensor
 
     @classmethod
-    def of(cls, buffer: Tensor, rows: int, width: int, *, has_tree: bool) -> RowInputs:
+    def from_batch(cls, batch: RowBatch, device: torch.device) -> RowInputs:
+        """Take rows to the device, without padding rows, in one copy that the host does not wait for."""
+        has_tree = not batch.is_chain
+        buffer = _on_host(batch.pack(has_tree=has_tree), device).to(device, non_blocking=True)
+        return cls.from_buffer(buffer, len(batch.slots), batch.width, has_tree=has_tree)
+
+    @classmethod
+    def from_buffer(cls, buffer: Tensor, rows: int, width: int, *, has_tree: bool) -> RowInputs:
         """The views of a buffer that was packed for so many rows and tokens."""
-        at = _fields(buffer, rows, width, (torch.int64, torch.float64, torch.bool), has_tree=has_tree)
-        if has_tree:
-            layout = TreeLayout(width == 1, at.pop("parents"), at.pop("depths"), at.pop("ancestors"))
-        else:
-            layout = TreeLayout.chain(rows, width, buffer.device)
-        return cls(**at, layout=layout)
+        fields = _fields(buffer, rows, width, (torch.int64, torch.float64, torch.bool), has_tree=has_tree)
+        if not has_tree:
+            fields |= _chains(rows, width, buffer.device)
+        return cls(**fields, is_chain=not has_tree or width == 1)
 
     @property
     def next_positions(self) -> Tensor:
         """Position in its text of the token that comes after each of these, int64 `[rows, width]`."""
-        return self.starts[:, None] + 1 + self.layout.depths
+        return self.starts[:, None] + 1 + self.depths
+
+    @property
+    def positions_in_slot(self) -> Tensor:
+        """Where in its slot each token is written, int64 `[rows, width]`; the tokens of a tree stand one by one too."""
+        first, width = self.places[:, None], self.tokens.shape[1]
+        return first + torch.arange(width, device=first.device) if width > 1 else first
 
     def pick(self, logits: Tensor, positions: Tensor, *, is_sampled: bool) -> Tensor:
-        """The tokens that logits and noise choose for these rows; nothing in it waits for the device.
+        """The tokens that logits and noise pick for these rows; nothing in it waits for the device.
 
         Args:
             logits: `[rows, width, vocab]`.
-            positions: Index in its text of the token to choose, int64 `[rows, width]`.
+            positions: Index in its text of the token to pick, int64 `[rows, width]`.
             is_sampled: Whether any row is not greedy.
 
         Returns:
@@ -148,35 +169,27 @@ class RowInputs:
 
     def following(self, tokens: Tensor) -> RowInputs:
         """What comes after these rows: one token for each, int64 `[rows, 1]`."""
-        ends = self.starts + self.num_nodes
-        layout = TreeLayout.chain(len(ends), 1, ends.device)
-        places, ones = self.places + self.num_nodes, torch.ones_like(self.num_nodes)
-        return RowInputs(tokens, self.slots, ends, places, ones, self.seeds, self.temperature, layout)
+        num_nodes = self.num_nodes
+        return RowInputs(
+            tokens=tokens,
+            slots=self.slots,
+            starts=self.starts + num_nodes,
+            places=self.places + num_nodes,
+            num_nodes=torch.ones_like(num_nodes),
+            seeds=self.seeds,
+            temperature=self.temperature,
+            is_chain=True,
+            **_chains(len(num_nodes), 1, num_nodes.device),
+        )
 
     def cut(self, rows: int, width: int) -> RowInputs:
         """The first rows, and the first tokens of each."""
-        old = self.layout
-        layout = TreeLayout(
-            old.is_chain or width == 1,
-            old.parents[:rows, :width],
-            old.depths[:rows, :width],
-            old.ancestors[:rows, :width, :width],
-        )
         return RowInputs(
-            self.tokens[:rows, :width],
-            self.slots[:rows],
-            self.starts[:rows],
-            self.places[:rows],
-            self.num_nodes[:rows],
-            self.seeds[:rows],
-            self.temperature[:rows],
-            layout,
+            **{name: getattr(self, name)[:rows, :width] for name in ("tokens", "parents", "depths")},
+            **{name: getattr(self, name)[:rows] for name in (*_PER_ROW, "seeds", "temperature")},
+            ancestors=self.ancestors[:rows, :width, :width],
+            is_chain=self.is_chain or width == 1,
         )
-
-
-def to_device(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Take a packed buffer to the device, in one copy that the host does not wait for."""
-    return _on_host(packed, device).to(device, non_blocking=True)
 
 
 def load(packed: NDArray[np.uint8], buffer: Tensor) -> None:
@@ -202,78 +215,38 @@ def _fields(buffer: Any, rows: int, width: int, types: tuple[Any, Any, Any], *, 
     shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, width)}
     if has_tree:
         shapes |= {"parents": (rows, width), "depths": (rows, width)}
-    shapes |= dict.fromkeys(("slots", "starts", "places", "num_nodes"), (rows,))
-    shapes |= {"seeds": (rows, 2), "temperature": (rows,)}
-    found: dict[str, Any] = {}
+    shapes |= dict.fromkeys(_PER_ROW, (rows,)) | {"seeds": (rows, 2), "temperature": (rows,)}
+    fields: dict[str, Any] = {}
     begin = 0
     for name, shape in shapes.items():
         end = begin + 8 * int(np.prod(shape))
-        found[name] = buffer[begin:end].view(real if name == "temperature" else whole).reshape(shape)
+        fields[name] = buffer[begin:end].view(real if name == "temperature" else whole).reshape(shape)
         begin = end
     if has_tree:
-        found["ancestors"] = buffer[begin:].view(boolean).reshape((rows, width, width))
-    return found
+        fields["ancestors"] = buffer[begin:].view(boolean).reshape((rows, width, width))
+    return fields
 
 
-WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
-"""Tokens of a row that steps are measured and captured for, with the most that there can be."""
+def _chains(rows: int, width: int, device: torch.device) -> dict[str, Tensor]:
+    """How tokens hang together that each follow the one before them; nothing is copied to the device."""
+    depths = torch.arange(width, device=device).expand(rows, width)
+    ancestors = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(rows, width, width)
+    return {"parents": (depths - 1).clamp(min=0), "depths": depths, "ancestors": ancestors}
 
 
-@dataclass(frozen=True)
-class TreeLayout:
-    """The trees of all rows, padded to one width.
-
-    Attributes:
-        is_chain: Whether every row is a chain, which needs no gathering anywhere.
-        parents: Index of each node's parent, int64 `[rows, width]`; 0 for node 0 and padding.
-        depths: Steps from node 0, int64 `[rows, width]`.
-        ancestors: bool `[rows, width, width]`: entry `[r, i, j]` says whether node j leads to node i or is node i.
-    """
-
-    is_chain: bool
-    parents: Tensor
-    depths: Tensor
-    ancestors: Tensor
-
-    @classmethod
-    def of(cls, parents: Sequence[Sequence[int]], device: torch.device) -> TreeLayout:
-        """The layout of rows of nodes; node 0 of each row has the parent -1, parents stand before children."""
-        rows, width = len(parents), max(len(row) for row in parents)
-        if is_chain(parents):
-            return cls.chain(rows, width, device)
-        # In numpy, where writing one number costs a tenth of what it does in a tensor.
-        all_parents = np.zeros((rows, width), dtype=np.int64)
-        all_depths = np.zeros((rows, width), dtype=np.int64)
-        sees = np.zeros((rows, width, width), dtype=np.bool_)
-        fill_tree(parents, all_parents, all_depths, sees)
-        return cls(False, *(torch.from_numpy(array).to(device) for array in (all_parents, all_depths, sees)))
-
-    @classmethod
-    def chain(cls, rows: int, width: int, device: torch.device) -> TreeLayout:
-        """The layout of rows in which each node follows the one before it; nothing is copied to the device."""
-        depths = torch.arange(width, device=device).expand(rows, width)
-        ancestors = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        return cls(True, (depths - 1).clamp(min=0), depths, ancestors.expand(rows, width, width))
-
-
-def is_chain(parents: Sequence[Sequence[int]]) -> bool:
-    """Whether in every row each node follows the one before it."""
-    return all(list(row) == list(range(-1, len(row) - 1)) for row in parents)
-
-
-def fill_tree(
+def _fill_trees(
     parents: Sequence[Sequence[int]],
     all_parents: NDArray[np.int64],
     all_depths: NDArray[np.int64],
     sees: NDArray[np.bool_],
 ) -> None:
-    """Write the layout of rows of nodes into zeros that may be larger: padded rows, and padded nodes.
+    """Write how nodes hang together into zeros that may be larger: padded rows, and padded nodes.
 
     Args:
-        parents: As in `TreeLayout.of`.
-        all_parents: Becomes `TreeLayout.parents`.
-        all_depths: Becomes `TreeLayout.depths`.
-        sees: Becomes `TreeLayout.ancestors`.
+        parents: As in `RowBatch`.
+        all_parents: Becomes `RowInputs.parents`.
+        all_depths: Becomes `RowInputs.depths`.
+        sees: Becomes `RowInputs.ancestors`.
     """
     # Padding sees itself: seeing nothing would give NaN, and NaN in the cache would spread.
     sees |= np.eye(sees.shape[-1], dtype=np.bool_)

@@ -103,6 +103,5 @@ def accept_picks(picks: Tensor, inputs: RowInputs) -> Tensor:
     Returns:
         int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
     """
-    layout = inputs.layout
-    stands = accept(inputs.tokens, layout.parents, layout.ancestors, inputs.num_nodes, picks)
+    stands = accept(inputs.tokens, inputs.parents, inputs.ancestors, inputs.num_nodes, picks)
     return torch.stack([picks, stands.to(picks.dtype)])

@@ -155,7 +155,7 @@ class CompiledLayers(Shortcut):
 
     def is_ready(self, shape: ForwardShape) -> bool:
         """Whether a forward of this shape would run compiled."""
-        return not self.is_stopped and shape.is_adjacent and _key(shape) in self._ready
+        return not self.is_stopped and shape.first_slot is not None and _key(shape) in self._ready
 
     @contextmanager
     def applied(self, cache: SlotCache, shape: ForwardShape) -> Iterator[None]:
@@ -301,7 +301,8 @@ def _keep_tensor_guards(entries: Any) -> Any:
 
 
 def _key(shape: ForwardShape) -> GraphKey:
-    return len(shape.slots) == 1, shape.width == 1
+    rows, width = shape.positions.shape
+    return rows == 1, width == 1
 
 
 def _decoder_layers(model: Any) -> list[nn.Module]:

@@ -73,10 +73,10 @@ class Buckets:
             length *= 2
         return [*lengths, self.max_length]
 
-    def of(
+    def fit(
         self, kind: Literal["verify", "draft"], slots: Sequence[int], start: int, width: int, *, is_sampled: bool
     ) -> Bucket | None:
-        """The bucket of rows in these slots, of so many tokens from `start` on or before; None: it fits in none."""
+        """The bucket for rows in these slots, of so many tokens from `start` on or before; None: it fits in none."""
         rows = _round_up(len(slots), self.all_rows)
         width = width if self.is_exact else _round_up(width, self.all_widths)
         length = _round_up(start + width, self.all_lengths)

@@ -16,6 +16,7 @@ from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
@@ -282,9 +283,9 @@ def test_draft_model_takes_in_what_it_lacks_in_chunks(model: Any) -> None:
     drafter = make_draft_drafter(model, prefill_chunk=7)
     prefill, widths = drafter._runner.prefill, []
 
-    def spy(slots: Any, starts: Any, tokens: Any) -> None:
-        widths.append(max(len(row) for row in tokens))
-        prefill(slots, starts, tokens)
+    def spy(batch: RowBatch) -> None:
+        widths.append(batch.width)
+        prefill(batch)
 
     drafter._runner.prefill = spy  # type: ignore[method-assign]
     request = FakeRequest(0, [i % 256 for i in range(60)])

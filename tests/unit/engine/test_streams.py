@@ -604,11 +604,11 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_at_most(
     prompts = [tuple(random.Random(i).randrange(256) for _ in range(200)) for i in range(num_long)]
     late: list[CompletionStream] = []
 
-    def spy_prefill(slots: Any, starts: Any, tokens: Any) -> None:
+    def spy_prefill(batch: RowBatch) -> None:
         # Padding counts too: it takes as long as tokens do.
-        assert len(tokens) * max(len(row) for row in tokens) <= chunk
-        calls.append(("prefill", list(slots)))
-        prefill(slots, starts, tokens)
+        assert len(batch.tokens) * batch.width <= chunk
+        calls.append(("prefill", list(batch.slots)))
+        prefill(batch)
 
     def spy_verify(batch: RowBatch) -> Any:
         calls.append(("verify", list(batch.slots)))
@@ -637,9 +637,9 @@ def test_a_long_prompt_does_not_hold_up_shorter_ones_behind_it(world: World, eng
     prefill, verify = engine.runner.prefill, engine.runner.verify
     calls: list[tuple[str, int]] = []
 
-    def spy_prefill(slots: Any, *args: Any) -> None:
-        calls.append(("prefill", len(slots)))
-        prefill(slots, *args)
+    def spy_prefill(batch: RowBatch) -> None:
+        calls.append(("prefill", len(batch.slots)))
+        prefill(batch)
 
     def spy_verify(batch: RowBatch) -> Any:
         calls.append(("verify", len(batch.slots)))

@@ -19,7 +19,7 @@ from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
-from langchain_specdec.runner.step_inputs import TreeLayout
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 from tests.support.model_families import (
@@ -63,7 +63,7 @@ class Slots:
         done = dict.fromkeys(texts, 0)
         while rows := [slot for slot in texts if done[slot] < len(texts[slot])]:
             chunks = [texts[slot][done[slot] :][: self.rng.randint(1, 8)] for slot in rows]
-            self.runner.prefill(rows, [done[slot] for slot in rows], chunks)
+            self.runner.prefill(RowBatch(rows, [done[slot] for slot in rows], chunks))
             for slot, chunk in zip(rows, chunks, strict=True):
                 done[slot] += len(chunk)
         self.texts |= texts
@@ -73,7 +73,7 @@ class Slots:
         sizes = [self.rng.randint(1, width) for _ in slots]
         sizes[self.rng.randrange(len(slots))] = width
         tokens = [self.random_tokens(size) for size in sizes]
-        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens)
+        logits = self.runner.verify(RowBatch(slots, [len(self.texts[slot]) for slot in slots], tokens)).logits
         for row, slot in enumerate(slots):
             whole = self.texts[slot] + tokens[row]
             expected = reference_logits(self.name, self.device, whole)[-sizes[row] :]
@@ -84,8 +84,7 @@ class Slots:
     def verify_trees(self, slots, parents):
         """Run a tree in every row and compare each node with the text that leads to it."""
         tokens = [self.random_tokens(len(row)) for row in parents]
-        layout = TreeLayout.of(parents, self.runner.device)
-        logits = self.runner.forward(slots, [len(self.texts[slot]) for slot in slots], tokens, layout)
+        logits = self.runner.verify(RowBatch(slots, [len(self.texts[slot]) for slot in slots], tokens, parents)).logits
         for row, slot in enumerate(slots):
             for node in range(len(parents[row])):
                 path, at = [], node
@@ -129,7 +128,7 @@ def test_padding_past_the_last_position_changes_nothing(name):
     slots = Slots(name, "cpu", runner)
     slots.prefill({0: POSITIONS - 1, 2: 20})
     long, short = slots.random_tokens(1), slots.random_tokens(MAX_WIDTH)
-    logits = runner.forward([0, 2], [POSITIONS - 1, 20], [long, short])
+    logits = runner.verify(RowBatch([0, 2], [POSITIONS - 1, 20], [long, short])).logits
     assert_close(logits[0, 0], reference_logits(name, "cpu", slots.texts[0] + long)[-1])
     assert_close(logits[1], reference_logits(name, "cpu", slots.texts[2] + short)[-MAX_WIDTH:])
 
@@ -389,4 +388,4 @@ def test_the_comparison_leaves_nothing_behind():
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         expected = reference(input_ids=ids, use_cache=False).logits[0]
-    assert_close(runner.forward([1], [0], [[1, 2, 3]])[0], expected)
+    assert_close(runner.verify(RowBatch([1], [0], [[1, 2, 3]])).logits[0], expected)

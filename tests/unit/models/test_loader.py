@@ -30,6 +30,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
@@ -502,7 +503,7 @@ def test_a_draft_that_lacks_tokens_of_the_tokenizer_is_refused():
 
 
 def test_backend_refuses_a_draft_with_another_tokenizer_before_any_forward(monkeypatch):
-    monkeypatch.setattr(ModelRunner, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
+    monkeypatch.setattr(ModelRunner, "verify", lambda *args, **kwargs: pytest.fail("a forward ran"))
     monkeypatch.setattr(ModelRunner, "prefill", lambda *args, **kwargs: pytest.fail("a forward ran"))
     with pytest.raises(UnsupportedModelError, match="cannot draft for"):
         LocalBackend(
@@ -552,7 +553,7 @@ def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions
     runner = make_runner(target, num_slots=slots, max_length=None, max_width=4)
     assert runner.max_length == expected
     if expected == 1000:
-        runner.prefill([0], [0], [[1]])
+        runner.prefill(RowBatch([0], [0], [[1]]))
         spare = 4 / 1000
         assert runner.cache.num_bytes == pytest.approx(free / 2 * (1 + spare))
 
@@ -565,7 +566,7 @@ def test_free_memory_is_known_for_this_machine():
 @pytest.fixture
 def backend(monkeypatch):
     backend = LocalBackend(tiny.tiny_model(), tiny.byte_tokenizer(), max_length=64)
-    monkeypatch.setattr(ModelRunner, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
+    monkeypatch.setattr(ModelRunner, "verify", lambda *args, **kwargs: pytest.fail("a forward ran"))
     monkeypatch.setattr(ModelRunner, "prefill", lambda *args, **kwargs: pytest.fail("a forward ran"))
     yield backend
     assert backend.engine.num_running == backend.engine.num_waiting == 0

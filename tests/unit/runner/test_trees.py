@@ -15,8 +15,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
-from langchain_specdec.runner.model_runner import ModelRunner
-from langchain_specdec.runner.step_inputs import TreeLayout
+from langchain_specdec.runner.runner import Runner
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import References, TreeOracleDrafter, loaded, random_prompt, read, tiny_model, token_ids
 
@@ -36,13 +36,19 @@ def parent_lists(draw: st.DrawFn, most: int = 9) -> list[int]:
     return [-1, *(draw(st.integers(0, node)) for node in range(draw(st.integers(0, most - 1))))]
 
 
+def layout_of(parents: Sequence[Sequence[int]]) -> RowInputs:
+    """How rows of nodes hang together."""
+    rows = len(parents)
+    return RowInputs.from_batch(RowBatch(range(rows), [0] * rows, [[0] * len(row) for row in parents], parents), CPU)
+
+
 # --- Layout -----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=150)
 @given(rows=st.lists(parent_lists(), min_size=1, max_size=4))
 def test_layout_of_any_trees(rows: list[list[int]]) -> None:
-    layout = TreeLayout.of(rows, CPU)
+    layout = layout_of(rows)
     width = max(len(row) for row in rows)
     assert layout.is_chain == all(row == list(range(-1, len(row) - 1)) for row in rows)
     assert layout.parents.shape == layout.depths.shape == (len(rows), width)
@@ -61,10 +67,10 @@ def test_layout_of_any_trees(rows: list[list[int]]) -> None:
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_layout_of_chains_is_that_of_trees_that_are_chains(lengths: list[int]) -> None:
     chains = [list(range(-1, length - 1)) for length in lengths]
-    layout = TreeLayout.of(chains, CPU)
+    layout = layout_of(chains)
     assert layout.is_chain
     # A branch in another row takes the general way.
-    general = TreeLayout.of([*chains, [-1, 0, 0]], CPU)
+    general = layout_of([*chains, [-1, 0, 0]])
     assert not general.is_chain
     for row, length in enumerate(lengths):
         assert torch.equal(layout.ancestors[row, :length, :length], general.ancestors[row, :length, :length])
@@ -105,7 +111,7 @@ def uncached(model: Any, tokens: Sequence[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=False).logits[0, -1]
 
 
-def make(model: Any) -> ModelRunner:
+def make(model: Any) -> Runner:
     return make_runner(loaded(model), num_slots=4, max_length=64, max_width=11)
 
 
@@ -124,11 +130,10 @@ def test_each_node_gets_the_logits_of_its_own_chain(
     prompts = [[rng.randrange(256) for _ in range(rng.randrange(1, 30))] for _ in rows]
     for slot, prompt in zip(used, prompts, strict=True):
         if prompt[:-1]:
-            runner.prefill([slot], [0], [prompt[:-1]])
+            runner.prefill(RowBatch([slot], [0], [prompt[:-1]]))
     # The last token of the prompt is node 0.
     nodes = [[p[-1], *(rng.randrange(256) for _ in parents[1:])] for p, parents in zip(prompts, rows, strict=True)]
-    layout = TreeLayout.of(rows, torch.device(model.device))
-    logits = runner.forward(used, [len(p) - 1 for p in prompts], nodes, layout)
+    logits = runner.verify(RowBatch(used, [len(p) - 1 for p in prompts], nodes, rows)).logits.tensor
     assert torch.isfinite(logits).all()  # Padding too: NaN there would stay in the cache.
     for layer in runner.cache._slot_layers:
         assert torch.isfinite(layer.keys).all()
@@ -146,15 +151,15 @@ def test_text_goes_on_from_any_path_of_a_tree(model: Any, parents: list[int], da
     rng, runner = random.Random(seed), make(model)
     slot = rng.randrange(4)
     prompt = [rng.randrange(256) for _ in range(rng.randrange(2, 30))]
-    runner.prefill([slot], [0], [prompt[:-1]])
+    runner.prefill(RowBatch([slot], [0], [prompt[:-1]]))
     nodes = [prompt[-1], *(rng.randrange(256) for _ in parents[1:])]
     start = len(prompt) - 1
-    runner.forward([slot], [start], [nodes], TreeLayout.of([parents], torch.device(model.device)))
+    runner.verify(RowBatch([slot], [start], [nodes], [parents]))
     path = chain_to(data.draw(st.integers(0, len(parents) - 1)), parents)
     runner.cache.keep(slot, start, path)
     text = [*prompt[:-1], *(nodes[n] for n in path)]
     following = [rng.randrange(256), rng.randrange(256)]
-    logits = runner.forward([slot], [len(text)], [following])[0, -1]
+    logits = runner.verify(RowBatch([slot], [len(text)], [following])).logits[0, -1]
     assert torch.allclose(logits, uncached(model, [*text, *following]), atol=1e-9)
 
 

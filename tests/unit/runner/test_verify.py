@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from langchain_specdec.runner.step_inputs import TreeLayout
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.verify import accept
 
 
@@ -63,14 +63,16 @@ def chains(draw: st.DrawFn) -> Row:
 
 def accepted(rows: Sequence[Row], device: str, *, padding: int) -> Tensor:
     width = max(len(row.nodes) for row in rows)
-    layout = TreeLayout.of([row.parents for row in rows], torch.device(device))
+    parents = [row.parents for row in rows]
+    batch = RowBatch(range(len(rows)), [0] * len(rows), [row.nodes for row in rows], parents)
+    inputs = RowInputs.from_batch(batch, torch.device(device))
 
     def padded(values: list[list[int]]) -> Tensor:
         return torch.tensor([v + [padding] * (width - len(v)) for v in values], device=device)
 
     num_nodes = torch.tensor([len(row.nodes) for row in rows], device=device)
     nodes, picks = padded([row.nodes for row in rows]), padded([row.picks for row in rows])
-    return accept(nodes, layout.parents, layout.ancestors, num_nodes, picks)
+    return accept(nodes, inputs.parents, inputs.ancestors, num_nodes, picks)
 
 
 @settings(max_examples=200)

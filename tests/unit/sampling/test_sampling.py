@@ -28,7 +28,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
-from langchain_specdec.runner.step_inputs import TreeLayout
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.choice import process_logits as process
 from langchain_specdec.sampling.noise import gumbel_noise
@@ -475,15 +475,14 @@ def test_penalties_at_speculated_positions_equal_step_by_step_application(
 ) -> None:
     # At a node of a draft tree, exactly the tokens that lead to it count, each of them once; siblings do not.
     parents = [-1] + [data.draw(st.integers(0, i)) for i in range(len(drafts))]
-    layout = TreeLayout.of([parents], torch.device("cpu"))
+    batch = RowBatch([0], [0], [[0, *drafts]], [parents])
+    ancestors = RowInputs.from_batch(batch, torch.device("cpu")).ancestors
     params = SamplingParams(
         temperature=1.0, repetition_penalty=1.4, presence_penalty=0.7, frequency_penalty=0.3, logit_bias={3: 2.0}
     )
     table = SamplingTable([params], [0], [0], 10, torch.device("cpu"))
     logits = torch.randn(1, 1 + len(drafts), 10, generator=torch.Generator().manual_seed(seed)).mul(3)
-    at_once = process(
-        logits, table, history_of(prompt, output, vocab=10), torch.tensor([drafts]), layout.ancestors[:, :, 1:]
-    )
+    at_once = process(logits, table, history_of(prompt, output, vocab=10), torch.tensor([drafts]), ancestors[:, :, 1:])
     for node in range(1 + len(drafts)):
         path: list[int] = []
         ancestor = node

@@ -26,6 +26,7 @@ from langchain_specdec.runner.cpu.compile_costs import CompileCosts
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import VOCAB, byte_tokenizer, loaded, plain_reference, read, tiny_model
 
@@ -47,6 +48,10 @@ def _own_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompileCosts, "__init__", init)
 
 
+def shape_of(batch: RowBatch) -> ForwardShape:
+    return ForwardShape.from_rows(batch.slots, batch.starts, RowInputs.from_batch(batch, torch.device("cpu")))
+
+
 def compiled_engine(mode: str = "reduce-overhead", **overrides: int) -> Engine:
     target = dataclasses.replace(loaded(tiny_model(**overrides)), is_owned=True)
     runner = make_runner(target, num_slots=4, max_length=256, max_width=11, compile=mode)  # type: ignore[arg-type]
@@ -62,7 +67,7 @@ def engine() -> Iterator[Engine]:
     # Small graphs, which are made faster; that there are several of them is what counts.
     layers._group_size = 2
     for rows, width in ((1, 1), (1, 3), (2, 1), (2, 3)):
-        engine.runner.forward(list(range(rows)), [0] * rows, [[1] * width] * rows)
+        engine.runner.verify(RowBatch(range(rows), [0] * rows, [[1] * width] * rows))
         layers.wait()
         # The tiny model need not gain anything; that the graph was made and found right is what counts.
         assert (rows == 1, width == 1) in layers._tried
@@ -84,13 +89,14 @@ def test_logits_are_those_of_the_layers_themselves(engine: Engine, rows: int, wi
     text = [[(11 * row + 3 * i) % VOCAB for i in range(start + width)] for row in range(rows)]
     for slot, begin in zip(slots, starts, strict=True):
         if begin:
-            runner.prefill([slot], [0], [text[slot][:begin]])
+            runner.prefill(RowBatch([slot], [0], [text[slot][:begin]]))
     tokens = [row[begin : begin + width] for row, begin in zip(text, starts, strict=True)]
-    assert layers.is_ready(ForwardShape.of(slots, starts, width, runner.device))
-    computed = runner.forward(slots, starts, tokens).clone()
+    batch = RowBatch(slots, starts, tokens)
+    assert layers.is_ready(shape_of(batch))
+    computed = runner.verify(batch).logits.tensor.clone()
     layers.is_stopped = True
     try:
-        expected = runner.forward(slots, starts, tokens)
+        expected = runner.verify(batch).logits.tensor
     finally:
         layers.is_stopped = False
     torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)
@@ -115,10 +121,10 @@ def test_one_graph_serves_all_groups_of_equal_layers(engine: Engine) -> None:
 
 
 def test_layers_are_looked_through_only_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.runner.forward([0], [0], [[1, 2, 3]])
+    engine.runner.verify(RowBatch([0], [0], [[1, 2, 3]]))
     monkeypatch.setattr(compilation, "_signature", pytest.fail)
     for width in (1, 3, 5):
-        engine.runner.forward([0], [0], [[1] * width])
+        engine.runner.verify(RowBatch([0], [0], [[1] * width]))
 
 
 def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slots(engine: Engine) -> None:
@@ -128,9 +134,10 @@ def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slot
     made = counters["stats"]["unique_graphs"]
     other.prepare()
     for rows, width in ((1, 1), (1, 11), (2, 1), (2, 3)):
-        assert layers.is_ready(ForwardShape.of(range(rows), [0] * rows, width, other.device))
         tokens = [[(7 * row + i) % VOCAB for i in range(width)] for row in range(rows)]
-        computed = other.forward(list(range(rows)), [0] * rows, tokens)
+        batch = RowBatch(range(rows), [0] * rows, tokens)
+        assert layers.is_ready(shape_of(batch))
+        computed = other.verify(batch).logits.tensor
         expected = engine.runner.model(torch.tensor(tokens), use_cache=False).logits
         torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)
     assert made > 0
@@ -204,7 +211,7 @@ def test_auto_compiles_once_it_would_have_paid(monkeypatch: pytest.MonkeyPatch) 
     layers = CompiledLayers(tiny_model(), "auto")
     made: list[object] = []
     monkeypatch.setattr(layers, "_make", lambda key, trial: made.append(key))
-    shape = ForwardShape.of([0], [3], 1, torch.device("cpu"))
+    shape = shape_of(RowBatch([0], [3], [[1]]))
     needed = compile_costs.DEFAULT_SECONDS / compile_costs.DEFAULT_SAVING
 
     def trial(is_compiled: bool, rows: int, width: int) -> tuple[Tensor, float]:

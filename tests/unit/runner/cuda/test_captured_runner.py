@@ -26,9 +26,10 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
-from langchain_specdec.runner.cuda.captured_runner import CapturedSteps, draft_step, make_captured, verify_step
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner, draft_step, verify_step
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch, RowInputs, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import TokenHistory
@@ -68,16 +69,20 @@ def captured_runner(
     max_width: int = 11,
     mode: Any = "reduce-overhead",
     progress: Any = None,
-) -> ModelRunner:
+) -> CapturedRunner:
+    runner = plain_runner(model, num_slots=num_slots, max_length=max_length, max_width=max_width)
+    return CapturedRunner(runner, capture or RecordedCapture(), mode, progress)
+
+
+def plain_runner(model: Any, num_slots: int = 4, max_length: int = 256, max_width: int = 11) -> ModelRunner:
     runner = make_runner(loaded(model), num_slots=num_slots, max_length=max_length, max_width=max_width)
-    capture = capture or RecordedCapture()
-    runner.captured = make_captured(capture, mode, num_slots, max_length, max_width, progress)
+    assert isinstance(runner, ModelRunner)
     return runner
 
 
-def captured(runner: ModelRunner) -> CapturedSteps:
-    assert runner.captured is not None
-    return runner.captured
+def captured(runner: Runner) -> CapturedRunner:
+    assert isinstance(runner, CapturedRunner)
+    return runner
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +96,7 @@ def make() -> Iterator[Callable[..., Engine]]:
     """Makes engines over runners, and closes them."""
     engines: list[Engine] = []
 
-    def build(runner: ModelRunner, drafter: Drafter | None = None, **kwargs: Any) -> Engine:
+    def build(runner: Runner, drafter: Drafter | None = None, **kwargs: Any) -> Engine:
         kwargs.setdefault("step_cost", StepCost.flat())
         engines.append(Engine(runner, drafter or Drafter(), loaded(runner.model).tokenizer, (256,), **kwargs))
         return engines[-1]
@@ -158,7 +163,7 @@ def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make
 @pytest.mark.parametrize("params", KINDS, ids=NAMES)
 def test_drafts_are_those_of_the_uncaptured_loop(params: SamplingParams) -> None:
     model = tiny_model(3)
-    plain = DraftModelDrafter(make_runner(loaded(model), num_slots=4, max_length=256, max_width=11), 258, 512)
+    plain = DraftModelDrafter(plain_runner(model), 258, 512)
     capture = RecordedCapture()
     ours = DraftModelDrafter(captured_runner(model, capture), 250, 512)
     plain._vocab_size = 250
@@ -189,8 +194,7 @@ def test_families_with_windows_and_learned_positions(name: str, make: Any) -> No
     prompts = [tuple(random_prompt(random.Random(i), 2 * WINDOW)) for i in range(3)]
     # Up to the last position that the model knows: padding lies beyond it.
     counts = [64 - len(prompt) for prompt in prompts]
-    runner = make_runner(target, num_slots=3, max_length=64, max_width=MAX_WIDTH)
-    runner.captured = make_captured(RecordedCapture(), "reduce-overhead", 3, 64, MAX_WIDTH)
+    runner = captured_runner(target.model, num_slots=3, max_length=64, max_width=MAX_WIDTH)
     expected = [reference_text(name, "cpu", prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
     known = dict(zip(prompts, expected, strict=True))
     engine = make(runner, TreeOracleDrafter(known, 0.7), max_tree_nodes=MAX_WIDTH - 1)
@@ -203,7 +207,7 @@ def test_families_with_windows_and_learned_positions(name: str, make: Any) -> No
 
 def test_padding_rows_leave_other_slots_alone(references: References) -> None:
     runner = captured_runner(tiny_model(), num_slots=8)
-    runner.prefill([6], [0], [PROMPTS[1]])
+    runner.prefill(RowBatch([6], [0], [PROMPTS[1]]))
     before = [layer.keys[6, :, : len(PROMPTS[1])].clone() for layer in runner.cache._slot_layers]
     for _ in range(3):
         runner.begin_turn()
@@ -218,7 +222,7 @@ def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
     capture = RecordedCapture()
     runner = captured_runner(tiny_model(), capture)
     batch = RowBatch([0], [0], [[1, 2, 3]], None, Noise((0,), (0.0,)))
-    expected = make_runner(loaded(tiny_model()), num_slots=4, max_length=256, max_width=11).verify(batch).logits.tensor
+    expected = plain_runner(tiny_model()).verify(batch).logits.tensor
     runner.begin_turn()
     earlier: list[StepLogits] = []
     for _ in range(3):
@@ -264,7 +268,7 @@ def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
         bucket = Bucket(kind, rows, width, 64, is_sampled, rows == 4)
         layout_width, has_tree = (2, False) if kind == "draft" else (width, True)
         buffer = torch.zeros(num_bytes(rows, layout_width, has_tree=has_tree), dtype=torch.uint8, device="meta")
-        inputs = RowInputs.of(buffer, rows, layout_width, has_tree=has_tree)
+        inputs = RowInputs.from_buffer(buffer, rows, layout_width, has_tree=has_tree)
         with torch.inference_mode():
             run = verify_step if kind == "verify" else lambda *args: draft_step(*args, 250)
             run(runner, inputs, bucket)  # allocates the slots
@@ -307,9 +311,8 @@ def test_a_step_takes_one_copy_each_way(
     drafting: str, params: SamplingParams, is_captured: bool, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS[:3]}
-    runner, draft = captured_runner(tiny_model(), max_width=17), captured_runner(perturbed(tiny_model(), 0.05))
-    if not is_captured:
-        runner.captured = draft.captured = None
+    runners = captured_runner(tiny_model(), max_width=17), captured_runner(perturbed(tiny_model(), 0.05))
+    runner, draft = runners if is_captured else (runner.uncaptured for runner in runners)
     drafter: Drafter = {
         "none": Drafter(),
         "lookup": OracleDrafter(known, 0.8),
@@ -325,14 +328,12 @@ def test_a_step_takes_one_copy_each_way(
     for turn in range(3):
         streams = [engine.submit(prompt, params) for prompt in PROMPTS[:3]]
         while engine.num_running or engine.num_waiting:
-            made = [c.store.num_made for c in (runner.captured, draft.captured) if c is not None]
+            made = [r.store.num_made for r in runners]
             with Copies() as copies:
                 engine._run_once()
             # What rows that join need is no part of a step, nor is making graphs.
             rows = [request.request_id for request in engine._scheduler.next_decode()]
-            is_steady = rows == before and made == [
-                c.store.num_made for c in (runner.captured, draft.captured) if c is not None
-            ]
+            is_steady = rows == before and made == [r.store.num_made for r in runners]
             before = rows
             if turn == 2 and is_steady and len(rows) == 3:
                 counted += 1
@@ -401,12 +402,14 @@ def test_shapes_are_rounded_up_to_few() -> None:
     assert buckets.all_rows == [1, 2, 4, 8, 12]
     assert buckets.all_widths == [1, 2, 3, 5, 8, 16, 32, 33]
     assert buckets.all_lengths == [256, 512, 1024, 2048, 3000]
-    assert buckets.of("verify", [0, 5, 7], 250, 6, is_sampled=True) == Bucket("verify", 4, 8, 512, True, False)
-    assert buckets.of("verify", range(12), 2990, 4, is_sampled=False) == Bucket("verify", 12, 5, 3000, False, True)
-    assert buckets.of("verify", [1], 2999, 2, is_sampled=False) is None
+    assert buckets.fit("verify", [0, 5, 7], 250, 6, is_sampled=True) == Bucket("verify", 4, 8, 512, True, False)
+    assert buckets.fit("verify", range(12), 2990, 4, is_sampled=False) == Bucket("verify", 12, 5, 3000, False, True)
+    assert buckets.fit("verify", [1], 2999, 2, is_sampled=False) is None
     exact = Buckets(num_slots=12, max_width=33, max_length=3000, is_exact=True)
-    assert exact.of("verify", [0, 5, 7], 250, 6, is_sampled=True) == Bucket("verify", 3, 6, 256, True, False)
-    assert Buckets(1, 2, 100, False).of("draft", [0], 3, 1, is_sampled=False) == Bucket("draft", 1, 1, 100, False, True)
+    assert exact.fit("verify", [0, 5, 7], 250, 6, is_sampled=True) == Bucket("verify", 3, 6, 256, True, False)
+    assert Buckets(1, 2, 100, False).fit("draft", [0], 3, 1, is_sampled=False) == Bucket(
+        "draft", 1, 1, 100, False, True
+    )
 
 
 def test_no_more_graphs_than_the_limit(make: Any, references: References) -> None:
@@ -529,13 +532,12 @@ def test_graphs_that_fail_cost_nobody_their_text(
 def test_what_cannot_be_captured_fails_and_is_left_alone(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     # This family looks at the largest position on the host, in the middle of its forward.
     name = "llama-dynamic-rope"
-    runner = make_runner(load(name, "cpu"), num_slots=2, max_length=64, max_width=MAX_WIDTH)
-    runner.captured = make_captured(RecordedCapture(), "reduce-overhead", 2, 64, MAX_WIDTH)
+    runner = captured_runner(load(name, "cpu").model, num_slots=2, max_length=64, max_width=MAX_WIDTH)
     engine = make(runner)
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     with caplog.at_level(logging.WARNING, logger="langchain_specdec"):
         assert decode(engine, [[1, 2, 3]], [params]) == [reference_text(name, "cpu", (1, 2, 3), 20)]
-    assert "not permitted when stream is capturing" in runner.captured.store.failure
+    assert "not permitted when stream is capturing" in runner.store.failure
     assert len(caplog.records) == 1
 
 
@@ -555,19 +557,18 @@ def test_a_progress_callback_that_fails_is_not_called_again(make: Any, reference
 
 def test_a_released_runner_holds_no_graphs() -> None:
     runner = captured_runner(tiny_model())
-    steps = captured(runner)
     runner.begin_turn()
     runner.verify(RowBatch([0], [0], [[1]], None, Noise((0,), (0.0,))))
-    assert len(steps.store.graphs) == 1
+    assert len(runner.store.graphs) == 1
     runner.release()
-    assert steps.store.graphs == {}
-    assert runner.captured is None
+    assert runner.store.graphs == {}
+    assert runner.model is None
 
 
 def test_graphs_are_for_cuda() -> None:
     assert can_capture(tiny_model()) == "graphs are captured on CUDA only"
     target = loaded(tiny_model())
-    assert make_runner(target, num_slots=1, max_length=64, max_width=3, compile="auto").captured is None
+    assert isinstance(make_runner(target, num_slots=1, max_length=64, max_width=3, compile="auto"), ModelRunner)
 
 
 def test_a_report_tells_what_was_captured() -> None:
