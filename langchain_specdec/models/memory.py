@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
+import psutil
 import torch
 
 __all__ = ["free_memory", "give_back_freed"]
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
+    """Bytes that can be taken on a device; what the system holds of files it gives up on demand."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        # Not every system tells; 4 GiB is there on any that runs a language model.
-        return 4 * 2**30
+    return psutil.virtual_memory().available
 
 
 def give_back_freed() -> None:

@@ -7,16 +7,14 @@ long as any weight of the file is in use: weights that were packed would stay tw
 from __future__ import annotations
 
 import ctypes
-import re
 from mmap import PAGESIZE
-from pathlib import Path
 
+import psutil
 from torch import Tensor, nn
 
 __all__ = ["MappedWeights", "settle_weights"]
 
 _MADV_DONTNEED = 4  # Linux, all processors but Alpha
-_REGION = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)")
 
 
 class MappedWeights:
@@ -29,7 +27,7 @@ class MappedWeights:
         try:
             self._madvise = ctypes.CDLL(None).madvise
             self._regions = _unchanged_regions()
-        except (AttributeError, OSError, TypeError):
+        except (AttributeError, OSError, TypeError, ValueError, psutil.Error):
             self._regions = []
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -73,22 +71,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _unchanged_regions() -> list[tuple[int, int]]:
-    """Address ranges that are mapped from files and of which no page was written to.
-
-    Raises:
-        OSError: The system does not tell.
-    """
-    lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
-    regions: list[tuple[int, int]] = []
-    is_file = False
-    for line in lines:
-        if found := _REGION.match(line):
-            start, end, inode = found.groups()
-            is_file = inode != "0"
-            if is_file:
-                regions.append((int(start, 16), int(end, 16)))
-        elif is_file and line.startswith(("Anonymous:", "Swap:")) and line.split()[1] != "0" and regions:
-            # A page of it is this process's own: it was written to.
-            regions.pop()
-            is_file = False
-    return regions
+    """Address ranges that are mapped from files and of which no page was written to."""
+    # A page that counts as anonymous, or is swapped out, is this process's own: it was written to.
+    maps = psutil.Process().memory_maps(grouped=False)
+    unchanged = [m.addr.split("-") for m in maps if m.path.startswith("/") and not m.anonymous and not m.swap]
+    return [(int(start, 16), int(end, 16)) for start, end in unchanged]

@@ -6,6 +6,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner.cpu import mapped_weights
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from tests.support.tiny_models import tiny_model
@@ -104,7 +104,7 @@ def test_loaded_models_hold_no_second_copy(folder: Path) -> None:
 
 
 def test_systems_that_do_not_tell_have_nothing_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped_weights.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(psutil.Process, "memory_maps", lambda *_, **__: (_ for _ in ()).throw(psutil.AccessDenied))
     model = load(folder)
     mapped = MappedWeights()
     table = model.get_input_embeddings().weight
