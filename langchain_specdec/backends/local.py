@@ -20,7 +20,6 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
-from langchain_specdec.models.loaded_model import _identity
 from langchain_specdec.models.loader import check_pair, load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
@@ -143,7 +142,7 @@ class LocalBackend:
         self._target = load_model(
             model, tokenizer, revision=revision, quantization_config=quantization_config, **common
         )
-        self._identity = _identity(self._target, model, revision, is_own_tokenizer=tokenizer is None)
+        self._identity = self._target.identity(model, revision, is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = drafter == "auto" and draft_length == "auto"

@@ -38,27 +38,33 @@ class LoadedModel:
         """Positions that the model was made for; None where it does not say."""
         return max_positions(self.model.config.get_text_config())
 
+    def identity(self, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:
+        """What tells this model from others: equal for equal text, as plain values.
 
-def _identity(loaded: LoadedModel, source: object, revision: str | None, *, is_own_tokenizer: bool) -> dict[str, Any]:
-    config = loaded.model.config
-    identity: dict[str, Any] = {
-        "model": loaded.name,
-        "revision": getattr(config, "_commit_hash", None) or revision,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "eos_token_ids": loaded.eos_token_ids,
-    }
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        identity["quantization"] = str(quantization)
-    if not is_own_tokenizer:
-        identity["tokenizer"] = _digest([sorted(loaded.tokenizer.get_vocab().items())])
-    # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
-    is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
-    if is_folder:
-        identity["model"] = str(Path(str(source)).resolve())
-    if is_folder or isinstance(source, torch.nn.Module):
-        identity["fingerprint"] = _fingerprint(loaded.model)
-    return identity
+        Args:
+            source: What it was loaded from: a model id, a folder, or a loaded model.
+            revision: The revision that was asked for.
+            is_own_tokenizer: Whether the tokenizer is the one that comes with the model.
+        """
+        config = self.model.config
+        identity: dict[str, Any] = {
+            "model": self.name,
+            "revision": getattr(config, "_commit_hash", None) or revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "eos_token_ids": self.eos_token_ids,
+        }
+        quantization = getattr(config, "quantization_config", None)
+        if quantization is not None:
+            identity["quantization"] = str(quantization)
+        if not is_own_tokenizer:
+            identity["tokenizer"] = _digest([sorted(self.tokenizer.get_vocab().items())])
+        # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
+        is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
+        if is_folder:
+            identity["model"] = str(Path(str(source)).resolve())
+        if is_folder or isinstance(source, torch.nn.Module):
+            identity["fingerprint"] = _fingerprint(self.model)
+        return identity
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
