@@ -30,7 +30,7 @@ from langchain_specdec.chat.structured_output import (
 )
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.deadlines import acheck_time, check_time, checked_timeout
+from langchain_specdec.completions.stream import CompletionStream, checked_timeout
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, SpeculativeFace
 from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters
@@ -327,6 +327,11 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
         return _Call(CompletionRequest(prompt, params), reader, timeout)
 
+    def _start(self, call: _Call) -> CompletionStream:
+        stream = self.backend.stream(call.request)
+        stream.set_timeout(call.timeout)
+        return stream
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -335,8 +340,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
-        events = list(check_time(self.backend.stream(call.request), call.timeout))
-        return ChatResult(generations=[call.reader.generation(events)])
+        with self._start(call) as events:
+            return ChatResult(generations=[call.reader.generation(list(events))])
 
     async def _agenerate(
         self,
@@ -346,8 +351,8 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
-        events = [event async for event in acheck_time(self.backend.astream(call.request), call.timeout)]
-        return ChatResult(generations=[call.reader.generation(events)])
+        with self._start(call) as events:
+            return ChatResult(generations=[call.reader.generation([event async for event in events])])
 
     def _stream(
         self,
@@ -357,8 +362,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        events = check_time(self.backend.stream(call.request), call.timeout)
-        try:
+        with self._start(call) as events:
             for event in events:
                 if (chunk := call.reader.chunk(event)) is None:
                     continue
@@ -366,8 +370,6 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            events.close()
 
     async def _astream(
         self,
@@ -377,16 +379,13 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        events = acheck_time(self.backend.astream(call.request), call.timeout)
-        try:
+        with self._start(call) as events:
             async for event in events:
                 if (chunk := call.reader.chunk(event)) is None:
                     continue
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            await events.aclose()
 
 
 def _schema_name(schema: Any) -> str:

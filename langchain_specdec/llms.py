@@ -201,9 +201,8 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        events = self.backend.stream(CompletionRequest(prompt, self._params(stop, kwargs)))
         tokens: list[Token] = []
-        try:
+        with self.backend.stream(CompletionRequest(prompt, self._params(stop, kwargs))) as events:
             for event in events:
                 chunk = _chunk(event, tokens)
                 if chunk is None:
@@ -211,8 +210,6 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            events.close()
 
     async def _astream(
         self,
@@ -221,9 +218,8 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        events = self.backend.astream(CompletionRequest(prompt, self._params(stop, kwargs)))
         tokens: list[Token] = []
-        try:
+        with self.backend.stream(CompletionRequest(prompt, self._params(stop, kwargs))) as events:
             async for event in events:
                 chunk = _chunk(event, tokens)
                 if chunk is None:
@@ -231,8 +227,6 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            await events.aclose()
 
     def _result(self, generations: list[list[Generation]]) -> LLMResult:
         infos = [g.generation_info or {} for row in generations for g in row]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from langchain_specdec.completions.completion import AsyncEventStream, Completion, CompletionRequest, EventStream
+from langchain_specdec.completions.completion import Completion, CompletionRequest
+from langchain_specdec.completions.stream import CompletionStream
 
 __all__ = ["Backend"]
 
@@ -27,11 +28,8 @@ class Backend(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What the text depends on beside prompt and parameters; tells caches of two backends apart."""
 
-    def stream(self, request: CompletionRequest) -> EventStream:
+    def stream(self, request: CompletionRequest) -> CompletionStream:
         """Start a completion. Parameters that cannot be honoured raise here, before any work."""
-
-    def astream(self, request: CompletionRequest) -> AsyncEventStream:
-        """Start a completion and read it in the running event loop."""
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""

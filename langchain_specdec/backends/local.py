@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 import torch
 from typing_extensions import Self
 
-from langchain_specdec.completions.completion import Completion, CompletionRequest, acollect, collect
+from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
@@ -234,10 +234,6 @@ class LocalBackend:
         """
         return self.engine.submit(self._encode(request.prompt), request.params)
 
-    def astream(self, request: CompletionRequest) -> CompletionStream:
-        """Start a completion; its stream can be read by `async for` as well."""
-        return self.stream(request)
-
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions in one batch."""
         streams = self._start(requests)
@@ -250,7 +246,10 @@ class LocalBackend:
         """Run several completions in one batch; cancelling the task stops them."""
         streams = self._start(requests)
         try:
-            return [await acollect(stream) for stream in streams]
+            completions = []
+            for stream in streams:
+                completions.append(collect([event async for event in stream]))  # noqa: PERF401
+            return completions
         finally:
             _close_all(streams)
 

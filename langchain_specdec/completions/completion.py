@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["AsyncEventStream", "Completion", "CompletionRequest", "EventStream", "acollect", "collect"]
+__all__ = ["Completion", "CompletionRequest", "collect"]
 
 
 @dataclass(frozen=True)
@@ -65,28 +65,8 @@ class Completion:
         return info
 
 
-class EventStream(Iterator[TokenEvent | FinishEvent], Protocol):
-    """Events of one completion; the last is a `FinishEvent`. A failure raises."""
-
-    def close(self) -> None:
-        """Stop the completion if it has not ended."""
-
-
-class AsyncEventStream(Protocol):
-    """The same for an event loop."""
-
-    def __aiter__(self) -> AsyncIterator[TokenEvent | FinishEvent]:
-        """Itself."""
-
-    async def __anext__(self) -> TokenEvent | FinishEvent:
-        """The next event."""
-
-    async def aclose(self) -> None:
-        """Stop the completion if it has not ended."""
-
-
-def collect(events: Iterable[TokenEvent | FinishEvent]) -> Completion:
-    """Read a stream to its end."""
+def collect(events: Iterable[Event]) -> Completion:
+    """The completion that these events make; the last is a `FinishEvent`."""
     tokens: list[Token] = []
     for event in events:
         if isinstance(event, FinishEvent):
@@ -94,8 +74,3 @@ def collect(events: Iterable[TokenEvent | FinishEvent]) -> Completion:
         tokens.extend(event.tokens)
     msg = "the stream ended without a FinishEvent"
     raise RuntimeError(msg)
-
-
-async def acollect(events: AsyncEventStream) -> Completion:
-    """`collect` in an event loop."""
-    return collect([event async for event in events])

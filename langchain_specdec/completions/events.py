@@ -8,7 +8,7 @@ from typing import Literal
 
 from langchain_specdec.completions.stats import SpeculationStats
 
-__all__ = ["FinishEvent", "FinishReason", "Token", "TokenEvent"]
+__all__ = ["Event", "FinishEvent", "FinishReason", "Token", "TokenEvent"]
 
 FinishReason = Literal["length", "stop_sequence", "eos_token"]
 
@@ -65,3 +65,6 @@ class FinishEvent:
     seed: int
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     cached_tokens: int | None = 0
+
+
+Event = TokenEvent | FinishEvent

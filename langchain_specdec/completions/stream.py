@@ -1,62 +1,80 @@
-"""The reader's end of a completion: events in order, by iteration or `async` iteration."""
+"""The reader's end of a completion: its events in order, by `for` or `async for`, and its time limit."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
 
 from typing_extensions import Self
 
-from langchain_specdec.completions.events import FinishEvent, TokenEvent
+from langchain_specdec.completions.events import Event, TokenEvent
+from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError
 
-__all__ = ["CompletionStream"]
+__all__ = ["CompletionStream", "checked_timeout"]
 
-Event = TokenEvent | FinishEvent
+
+def checked_timeout(value: object) -> float | None:
+    """The seconds of a timeout; None is without limit.
+
+    Raises:
+        InvalidParameterError: It is no number above 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        msg = f"timeout must be a number of seconds above 0, or None for no limit, got {value!r}."
+        raise InvalidParameterError(msg)
+    # What a lock waits at most.
+    return min(float(value), threading.TIMEOUT_MAX)
 
 
 class CompletionStream(Iterator[Event], AsyncIterator[Event]):
-    """Events of one completion, from the engine's thread to one reader in a thread or an event loop.
+    """Events of one completion, from a backend's thread to one reader in a thread or an event loop.
 
     Iteration ends after the `FinishEvent`; a failed request raises its error instead. `close` (also by leaving a
-    `with` block) before the end cancels the request and frees its slot.
+    `with` block) before the end cancels the request and frees what it holds.
 
     Args:
         on_close: Called once when the reader closes the stream before its end.
     """
 
-    def __init__(self, on_close: Callable[[], None]) -> None:
+    def __init__(self, on_close: Callable[[], object] = lambda: None) -> None:
         self._on_close = on_close
         self._events: deque[Event | BaseException] = deque()
-        self._ready = threading.Condition()
+        self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._timeout = 0.0
+        self._deadline: float | None = None
         self._is_ended = False
         self.is_closed = False
 
     def put(self, event: Event | BaseException) -> None:
-        """Hand an event, or the error that ends the completion, to the reader. Called by the engine."""
-        with self._ready:
+        """Hand an event, or the error that ends the completion, to the reader. Called by the backend."""
+        with self._changed:
             self._events.append(event)
-            self._ready.notify_all()
-            waiter = self._waiter
-        if waiter is not None:
-            loop, flag = waiter
-            # The reader's loop may have been closed under it; then nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(flag.set)
+            self._wake()
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """Limit the time of the completion. A read after it closes the stream and raises `CompletionTimeoutError`.
+
+        Args:
+            timeout: Seconds from now, as `checked_timeout` gives them; None is without limit.
+        """
+        self._timeout = timeout or 0.0
+        self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def close(self) -> None:
-        """Stop reading. The engine drops the request at its next step. Closing twice does nothing."""
-        with self._ready:
+        """Stop reading. The backend drops the request as soon as it can. Closing twice does nothing."""
+        with self._changed:
             if self.is_closed:
                 return
             self.is_closed = True
-            is_ended = self._is_ended
-            self._ready.notify_all()
-        if not is_ended:
+            self._wake()
+        if not self._is_ended:
             self._on_close()
 
     async def aclose(self) -> None:
@@ -64,50 +82,64 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         self.close()
 
     def __next__(self) -> Event:
-        with self._ready:
-            while not self._events and not self._is_over:
-                self._ready.wait()
-            if self._is_over:
-                raise StopIteration
-            return self._take()
+        with self._changed:
+            while not self._has_news:
+                self._changed.wait(self._seconds_left)
+        return self._take(StopIteration())
 
     async def __anext__(self) -> Event:
-        loop = asyncio.get_running_loop()
-        flag = asyncio.Event()
+        loop, flag = asyncio.get_running_loop(), asyncio.Event()
         while True:
-            with self._ready:
-                if self._is_over:
-                    self._waiter = None
-                    raise StopAsyncIteration
-                if self._events:
-                    self._waiter = None
-                    return self._take()
-                self._waiter = (loop, flag)
-            await flag.wait()
+            with self._changed:
+                has_news = self._has_news
+                self._waiter = None if has_news else (loop, flag)
+            if has_news:
+                return self._take(StopAsyncIteration())
+            # A timer, not `asyncio.wait_for`: before Python 3.12 that can lose a cancellation.
+            seconds = self._seconds_left
+            timer = None if seconds is None else loop.call_later(seconds, flag.set)
+            try:
+                await flag.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
             flag.clear()
-
-    @property
-    def _is_over(self) -> bool:
-        return self.is_closed or self._is_ended
-
-    def _take(self) -> Event:
-        event = self._events.popleft()
-        if not isinstance(event, TokenEvent):
-            self._is_ended = True
-        if isinstance(event, BaseException):
-            raise event
-        return event
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __aiter__(self) -> Self:
-        return self
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        if self._waiter is not None:
+            loop, flag = self._waiter
+            # The reader's loop may have been closed under it; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(flag.set)
+
+    @property
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._events) or self._is_ended or self.is_closed or self._seconds_left == 0.0
+
+    def _take(self, end: Exception) -> Event:
+        """The next event where there is news; raises `end` where there is no more."""
+        if self._is_ended or self.is_closed:
+            raise end
+        if self._seconds_left == 0.0:
+            self.close()
+            msg = (
+                f"The completion took longer than timeout={self._timeout:g} seconds and was stopped. Raise timeout, "
+                f"or lower max_new_tokens."
+            )
+            raise CompletionTimeoutError(msg)
+        event = self._events.popleft()
+        self._is_ended = not isinstance(event, TokenEvent)
+        if isinstance(event, BaseException):
+            raise event
+        return event

@@ -12,9 +12,10 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 
 from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM
-from langchain_specdec.completions.completion import Completion, CompletionRequest
-from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
+from langchain_specdec.completions.events import Event, FinishEvent, FinishReason, Token, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.chat_templates import CHATML, chat_tokenizer
@@ -111,37 +112,12 @@ class AsyncCounter(AsyncCallbackHandler):
         self.seen.on_llm_error(*args, **kwargs)
 
 
-class EchoEvents:
-    """The stream of an `EchoBackend`, for `for` and `async for`."""
-
-    def __init__(self, request: CompletionRequest) -> None:
-        words = request.prompt.split(" ")[: request.params.max_new_tokens]
-        self.events = [TokenEvent((Token(len(word), word + " ", False),)) for word in words]
-        self.events.append(FinishEvent("length", len(words), len(words), 7, SpeculationStats()))
-        self.is_closed = False
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self.is_closed or not self.events:
-            raise StopIteration
-        return self.events.pop(0)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        self.close()
+def told(*events: Event) -> CompletionStream:
+    """A stream of events that have all come already."""
+    stream = CompletionStream()
+    for event in events:
+        stream.put(event)
+    return stream
 
 
 class EchoBackend:
@@ -157,19 +133,14 @@ class EchoBackend:
     def identity(self) -> dict[str, Any]:
         return {"model": "echo"}
 
-    def stream(self, request: CompletionRequest) -> EchoEvents:
+    def stream(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
-        return EchoEvents(request)
-
-    def astream(self, request: CompletionRequest) -> EchoEvents:
-        return self.stream(request)
+        words = str(request.prompt).split(" ")[: request.params.max_new_tokens]
+        finish = FinishEvent("length", len(words), len(words), 7, SpeculationStats())
+        return told(*(TokenEvent((Token(len(word), word + " ", False),)) for word in words), finish)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        completions = []
-        for request in requests:
-            *events, finish = list(self.stream(request))
-            completions.append(Completion(tuple(token for event in events for token in event.tokens), finish))
-        return completions
+        return [collect(self.stream(request)) for request in requests]
 
     async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         return self.complete(requests)
@@ -179,37 +150,6 @@ class EchoBackend:
 
     def close(self) -> None:
         self.is_closed = True
-
-
-class ScriptedEvents:
-    """The stream of a `ScriptedBackend`, for `for` and `async for`."""
-
-    def __init__(self, events: list[Any]) -> None:
-        self.events = events
-        self.is_closed = False
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        if self.is_closed or not self.events:
-            raise StopIteration
-        return self.events.pop(0)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 class ScriptedBackend:
@@ -229,8 +169,9 @@ class ScriptedBackend:
         self.answers = list(answers)
         self.tokenizer = chat_tokenizer(template)
         self.width = width
+        self.finish_reason: FinishReason = "eos_token"
         self.requests: list[CompletionRequest] = []
-        self.streams: list[ScriptedEvents] = []
+        self.streams: list[CompletionStream] = []
         self.is_closed = False
 
     @property
@@ -243,7 +184,7 @@ class ScriptedBackend:
         prompt = self.requests[-1].prompt
         return prompt if isinstance(prompt, str) else str(self.tokenizer.decode(prompt))
 
-    def stream(self, request: CompletionRequest) -> ScriptedEvents:
+    def stream(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids[: request.params.max_new_tokens]
@@ -255,12 +196,9 @@ class ScriptedBackend:
             done += released
             tokens.append(Token(token, released, drafted=index % 2 == 1))
         steps = [tuple(tokens[start : start + self.width]) for start in range(0, len(tokens), self.width)]
-        finish = FinishEvent("eos_token", len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
-        self.streams.append(ScriptedEvents([*map(TokenEvent, steps), finish]))
+        finish = FinishEvent(self.finish_reason, len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
+        self.streams.append(told(*map(TokenEvent, steps), finish))
         return self.streams[-1]
-
-    def astream(self, request: CompletionRequest) -> ScriptedEvents:
-        return self.stream(request)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         raise NotImplementedError

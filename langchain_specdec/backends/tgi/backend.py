@@ -22,7 +22,7 @@ from langchain_specdec.backends.tgi.loop_thread import LoopThread
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
-from langchain_specdec.completions.completion import Completion, CompletionRequest, acollect, collect
+from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -159,10 +159,6 @@ class TGIBackend:
         self._check(request)
         return self._start(request)
 
-    def astream(self, request: CompletionRequest) -> CompletionStream:
-        """Start a completion; its stream can be read by `async for` as well."""
-        return self.stream(request)
-
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions at a time, as many as the server takes."""
         streams = self._start_all(requests)
@@ -175,7 +171,10 @@ class TGIBackend:
         """The same in an event loop; cancelling the task stops them."""
         streams = self._start_all(requests)
         try:
-            return [await acollect(stream) for stream in streams]
+            completions = []
+            for stream in streams:
+                completions.append(collect([event async for event in stream]))  # noqa: PERF401
+            return completions
         finally:
             _close_all(streams)
 

@@ -89,7 +89,7 @@ def test_streams_give_each_token_and_one_end(backend):
 
 
 async def test_streams_can_be_read_in_an_event_loop(backend):
-    events = [event async for event in backend.astream(ask())]
+    events = [event async for event in backend.stream(ask())]
     assert "".join(event.text for event in events[:-1]) == TEXT
     completions = await backend.acomplete([ask()] * 3)
     assert [completion.text for completion in completions] == [TEXT] * 3
@@ -218,7 +218,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_tgi_cannot_do_is_refused_before_anything_is_sent(server, backend, name):
-    for start in (backend.stream, backend.astream, lambda request: backend.complete([ask(), request])):
+    for start in (backend.stream, lambda request: backend.complete([ask(), request])):
         with pytest.raises(InvalidParameterError, match=f"{name} cannot be honoured by a TGI server"):
             start(ask(**REFUSED[name]))
     assert server.standin.requests == []

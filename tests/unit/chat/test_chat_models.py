@@ -7,7 +7,6 @@ import copy
 import json
 import re
 import runpy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from pydantic import BaseModel
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
 from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, form_of_response
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
-from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError, UnsupportedModelError
-from tests.support.backends import Counter, EchoBackend, ScriptedBackend, ScriptedEvents, is_idle, lasting, scripted
+from tests.support.backends import Counter, EchoBackend, ScriptedBackend, is_idle, lasting, scripted
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -229,13 +227,9 @@ def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
 
 
 def test_a_forced_call_that_is_cut_is_invalid() -> None:
-    class Cut(ScriptedBackend):
-        def stream(self, request: CompletionRequest) -> ScriptedEvents:
-            events = super().stream(request)
-            events.events[-1] = replace(events.events[-1], finish_reason="length")
-            return events
-
-    model = ChatSpeculative(backend=Cut('{"name": "add", "argum', template=QWEN)).bind_tools([add], tool_choice="add")
+    backend = ScriptedBackend('{"name": "add", "argum', template=QWEN)
+    backend.finish_reason = "length"
+    model = ChatSpeculative(backend=backend).bind_tools([add], tool_choice="add")
     message = model.invoke("x")
     assert message.tool_calls == []
     assert [call["name"] for call in message.invalid_tool_calls] == ["add"]

@@ -1,0 +1,143 @@
+"""The reader's end of a completion: its time limit, and that closing and cancelling always reach the source."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.stream import CompletionStream, checked_timeout
+from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError
+
+EVENT = TokenEvent((Token(1, "a", drafted=False),))
+FINISH = FinishEvent("length", 1, 1, 0)
+
+
+class Source:
+    """A stream, and how often it was closed at its source."""
+
+    def __init__(self) -> None:
+        self.num_closes = 0
+        self.stream = CompletionStream(self.close)
+
+    def close(self) -> None:
+        self.num_closes += 1
+
+
+def test_a_read_past_the_time_limit_closes_the_source() -> None:
+    source = Source()
+    source.stream.set_timeout(0.05)
+    source.stream.put(EVENT)
+    assert next(source.stream) == EVENT
+    start = time.monotonic()
+    with pytest.raises(CompletionTimeoutError, match=r"longer than timeout=0.05 seconds and was stopped"):
+        next(source.stream)
+    assert time.monotonic() - start < 10
+    assert source.num_closes == 1
+    source.stream.put(EVENT)
+    assert list(source.stream) == []
+
+
+async def test_a_read_past_the_time_limit_closes_the_source_in_an_event_loop() -> None:
+    source = Source()
+    source.stream.set_timeout(0.05)
+    source.stream.put(EVENT)
+    assert await anext(source.stream) == EVENT
+    with pytest.raises(CompletionTimeoutError):
+        await anext(source.stream)
+    assert source.num_closes == 1
+    assert [event async for event in source.stream] == []
+
+
+def test_events_that_came_too_late_are_not_given() -> None:
+    source = Source()
+    source.stream.set_timeout(0.001)
+    source.stream.put(EVENT)
+    time.sleep(0.01)
+    with pytest.raises(CompletionTimeoutError):
+        next(source.stream)
+
+
+def test_a_completion_that_ends_in_time_has_no_more_limit() -> None:
+    source = Source()
+    source.stream.set_timeout(0.2)
+    source.stream.put(EVENT)
+    source.stream.put(FINISH)
+    assert list(source.stream) == [EVENT, FINISH]
+    time.sleep(0.25)
+    assert list(source.stream) == []
+    source.stream.close()
+    assert source.num_closes == 0
+
+
+async def test_closing_from_elsewhere_wakes_a_reader_in_an_event_loop() -> None:
+    source = Source()
+    reader = asyncio.create_task(anext(source.stream))
+    await asyncio.sleep(0)
+    threading.Thread(target=source.stream.close).start()
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(reader, 20)
+
+
+async def test_a_cancellation_beside_an_event_is_never_lost() -> None:
+    async def read(stream: CompletionStream) -> None:
+        with stream:
+            async for _ in stream:
+                pass
+
+    for num_turns in range(6):
+        source = Source()
+        source.stream.set_timeout(60.0)
+        task = asyncio.create_task(read(source.stream))
+        await asyncio.sleep(0)
+        source.stream.put(EVENT)
+        # As many turns of the loop as it takes to wake the reader, and one more or less.
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 20)
+        assert source.num_closes == 1
+
+
+async def test_leaving_a_generator_over_a_stream_closes_the_source() -> None:
+    source = Source()
+
+    async def events() -> AsyncIterator[object]:
+        with source.stream:
+            async for event in source.stream:
+                yield event
+
+    source.stream.put(EVENT)
+    generator = events()
+    await anext(generator)
+    await generator.aclose()  # type: ignore[attr-defined]
+    assert source.num_closes == 1
+
+
+def test_an_error_is_raised_where_it_is_read() -> None:
+    source = Source()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(list, source.stream)
+        source.stream.put(EVENT)
+        source.stream.put(ZeroDivisionError("a bug"))
+        with pytest.raises(ZeroDivisionError):
+            reader.result(timeout=20)
+    source.stream.close()
+    assert source.num_closes == 0
+
+
+@pytest.mark.parametrize("value", [0, -1, True, float("inf"), float("nan"), "1"])
+def test_a_timeout_is_a_number_above_zero(value: object) -> None:
+    with pytest.raises(InvalidParameterError, match="timeout must be a number of seconds above 0"):
+        checked_timeout(value)
+
+
+def test_a_very_long_timeout_is_what_a_lock_takes() -> None:
+    assert checked_timeout(1e300) == threading.TIMEOUT_MAX
+    assert checked_timeout(None) is None
