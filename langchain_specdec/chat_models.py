@@ -144,7 +144,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         return self._made[1]
 
     def _make_template(self) -> ChatTemplate:
-        tokenizer = self.tokenizer if self.tokenizer is not None else getattr(self.backend, "tokenizer", None)
+        tokenizer = self.tokenizer if self.tokenizer is not None else self.backend.tokenizer
         if tokenizer is None:
             msg = (
                 f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
@@ -180,7 +180,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             "temperature": True,
             "open_weights": True,
         }
-        if (limit := getattr(self.backend, "max_length", None)) is not None:
+        if (limit := self.backend.max_length) is not None:
             profile["max_input_tokens"] = limit
             profile["max_output_tokens"] = limit
         return profile
@@ -309,8 +309,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             if form is not None:
                 msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
                 raise InvalidParameterError(msg)
-            needs_properties = getattr(self.backend, "needs_properties", False)
-            form = form_of_calls(forced, template.parser, needs_properties=needs_properties)
+            form = form_of_calls(forced, template.parser, needs_properties=self.backend.needs_properties)
         elif form is not None:
             rows = with_schema_prompt(rows, form)
         if form is not None:
@@ -319,7 +318,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
                 raise InvalidParameterError(msg)
             params = replace(params, grammar=form.grammar)
         begin = form.begin if form is not None else ""
-        if getattr(self.backend, "takes_token_ids", False):
+        if self.backend.takes_token_ids:
             prompt: str | list[int] = template.token_ids(rows, shown, begin)
         else:
             prompt = template.text(rows, shown, begin)

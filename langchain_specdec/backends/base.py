@@ -2,43 +2,97 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
-from langchain_specdec.completions.completion import Completion, CompletionRequest
+from typing_extensions import Self
+
+from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.stream import CompletionStream
 
 __all__ = ["Backend"]
 
 
-@runtime_checkable
-class Backend(Protocol):
+class Backend(ABC):
     """A source of completions. All methods may be called from any thread at any time.
 
-    For chats a backend may have more: `tokenizer`, the model's Hugging Face tokenizer with its chat template;
-    `takes_token_ids`, whether a prompt may be a sequence of tokens; `max_length`, the most tokens of prompt and answer;
-    `needs_properties`, whether the schema of a grammar has to be that of an object with properties.
+    A backend of your own is a subclass with `model_name`, `identity`, `start`, `token_ids` and `close`.
     """
 
+    takes_token_ids: bool = False
+    """Whether a prompt may be a sequence of tokens."""
+    needs_properties: bool = False
+    """Whether the schema of a grammar has to be that of an object with properties."""
+
     @property
+    @abstractmethod
     def model_name(self) -> str:
         """Name of the model, for messages and traces."""
 
     @property
+    @abstractmethod
     def identity(self) -> Mapping[str, Any]:
         """What the text depends on beside prompt and parameters; tells caches of two backends apart."""
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's Hugging Face tokenizer with its chat template; None where there is none in this process."""
+        return None
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a prompt and its completion together; None where it is not known."""
+        return None
+
+    @abstractmethod
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        """Start several completions at once; their streams in the same order, each to be read to its end or closed.
+
+        Parameters that cannot be honoured raise here. All are checked before the first starts, so that a bad one costs
+        nobody anything.
+        """
+
     def stream(self, request: CompletionRequest) -> CompletionStream:
-        """Start a completion. Parameters that cannot be honoured raise here, before any work."""
+        """Start a completion; its stream is read by `for` or `async for`. Raises what `start` does."""
+        return self.start([request])[0]
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""
+        streams = self.start(requests)
+        try:
+            return [collect(stream) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
 
     async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """The same without blocking the running event loop."""
+        """The same without blocking the running event loop; cancelling the task stops them."""
+        streams = self.start(requests)
+        completions = []
+        try:
+            for stream in streams:
+                completions.append(collect([event async for event in stream]))  # noqa: PERF401
+        finally:
+            for stream in streams:
+                stream.close()
+        return completions
 
+    @abstractmethod
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text as the model would read it."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the backend holds. It cannot be used afterwards."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Copies of what holds a backend, such as a chain, share its model.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        msg = f"A running model cannot be pickled ({self.model_name}). Make it in the process that is to use it."
+        raise TypeError(msg)

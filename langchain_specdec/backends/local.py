@@ -7,12 +7,12 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from typing_extensions import Self
 
-from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
@@ -38,7 +38,7 @@ DRAFTERS = ("auto", "prompt_lookup", "draft_model", "none")
 """Names of the drafters that can be asked for."""
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """A model, its drafter and the engine that runs them.
 
     Args:
@@ -83,7 +83,6 @@ class LocalBackend:
     """
 
     takes_token_ids = True
-    """A prompt may be a sequence of tokens."""
 
     def __init__(
         self,
@@ -224,34 +223,15 @@ class LocalBackend:
         """The model and its numeric type. How it drafts is left out: the text does not depend on it."""
         return dict(self._identity)
 
-    def stream(self, request: CompletionRequest) -> CompletionStream:
-        """Start a completion.
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        """Start completions, which run in one batch.
 
         Raises:
             PromptTooLongError: Prompt and new tokens do not fit into a slot.
             InvalidParameterError: The prompt is empty or `logit_bias` names an unknown token.
             EngineClosedError: The backend was closed.
         """
-        return self.engine.submit(self._encode(request.prompt), request.params)
-
-    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """Run several completions in one batch."""
-        streams = self._start(requests)
-        try:
-            return [collect(stream) for stream in streams]
-        finally:
-            _close_all(streams)
-
-    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """Run several completions in one batch; cancelling the task stops them."""
-        streams = self._start(requests)
-        try:
-            completions = []
-            for stream in streams:
-                completions.append(collect([event async for event in stream]))  # noqa: PERF401
-            return completions
-        finally:
-            _close_all(streams)
+        return self.engine.submit_all([(self._encode(request.prompt), request.params) for request in requests])
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text, special tokens at its beginning included."""
@@ -270,20 +250,6 @@ class LocalBackend:
         self._target = replace(self._target, model=None)
         if self._target.is_owned:
             give_back_freed()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A running model is shared by the copies of what holds it, such as a chain.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        msg = f"A running model cannot be pickled ({self.model_name}). Load it in the process that is to use it."
-        raise TypeError(msg)
-
-    def _start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
-        return self.engine.submit_all([(self._encode(request.prompt), request.params) for request in requests])
 
     def _encode(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, Sequence) and not isinstance(text, str) and all(type(token) is int for token in text):
@@ -306,11 +272,6 @@ class LocalBackend:
         if ids[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):
             return ids[1:]
         return ids
-
-
-def _close_all(streams: Sequence[CompletionStream]) -> None:
-    for stream in streams:
-        stream.close()
 
 
 def _check_range(name: str, value: object, low: int, high: int, besides: str = "") -> None:

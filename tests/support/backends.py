@@ -12,7 +12,8 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 
 from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM
-from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, FinishReason, Token, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -120,8 +121,8 @@ def told(*events: Event) -> CompletionStream:
     return stream
 
 
-class EchoBackend:
-    """The least that the protocol asks for: answers with the words of the prompt."""
+class EchoBackend(Backend):
+    """The least that a backend needs: answers with the words of the prompt."""
 
     model_name = "echo"
 
@@ -133,17 +134,14 @@ class EchoBackend:
     def identity(self) -> dict[str, Any]:
         return {"model": "echo"}
 
-    def stream(self, request: CompletionRequest) -> CompletionStream:
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        return [self._start(request) for request in requests]
+
+    def _start(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
         words = str(request.prompt).split(" ")[: request.params.max_new_tokens]
         finish = FinishEvent("length", len(words), len(words), 7, SpeculationStats())
         return told(*(TokenEvent((Token(len(word), word + " ", False),)) for word in words), finish)
-
-    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        return [collect(self.stream(request)) for request in requests]
-
-    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        return self.complete(requests)
 
     def token_ids(self, text: str) -> list[int]:
         return [len(word) for word in text.split(" ")]
@@ -152,7 +150,7 @@ class EchoBackend:
         self.is_closed = True
 
 
-class ScriptedBackend:
+class ScriptedBackend(Backend):
     """A model that answers what it was told to, token by token, whatever it is asked.
 
     Args:
@@ -162,6 +160,7 @@ class ScriptedBackend:
     """
 
     model_name = "scripted"
+    tokenizer: Any = None
     takes_token_ids = True
     max_length = 4096
 
@@ -184,7 +183,10 @@ class ScriptedBackend:
         prompt = self.requests[-1].prompt
         return prompt if isinstance(prompt, str) else str(self.tokenizer.decode(prompt))
 
-    def stream(self, request: CompletionRequest) -> CompletionStream:
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        return [self._start(request) for request in requests]
+
+    def _start(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids[: request.params.max_new_tokens]
@@ -199,12 +201,6 @@ class ScriptedBackend:
         finish = FinishEvent(self.finish_reason, len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
         self.streams.append(told(*map(TokenEvent, steps), finish))
         return self.streams[-1]
-
-    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        raise NotImplementedError
-
-    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        raise NotImplementedError
 
     def token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text).input_ids)

@@ -10,11 +10,11 @@ import uuid
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from pydantic import SecretStr, ValidationError
-from typing_extensions import Self
 
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import connection_lost, failure_of
@@ -22,7 +22,7 @@ from langchain_specdec.backends.tgi.loop_thread import LoopThread
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
-from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -51,7 +51,7 @@ class OwnedServer(Protocol):
         """End it."""
 
 
-class TGIBackend:
+class TGIBackend(Backend):
     """A connection to a Text Generation Inference server.
 
     Nothing is sent before the first completion, so a server may come up later. All completions run in one thread with
@@ -77,10 +77,7 @@ class TGIBackend:
         ModelLoadError: The tokenizer cannot be found or read.
     """
 
-    takes_token_ids = False
-    """A prompt is text."""
     needs_properties = True
-    """A grammar's schema has to be that of an object with properties."""
 
     def __init__(
         self,
@@ -149,34 +146,23 @@ class TGIBackend:
             "version": info.version if info else None,
         }
 
-    def stream(self, request: CompletionRequest) -> CompletionStream:
-        """Start a completion.
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        """Start completions; as many run at a time as the server takes.
 
         Raises:
-            InvalidParameterError: The prompt is empty, or a parameter asks for what TGI cannot do.
+            InvalidParameterError: A prompt is empty, or a parameter asks for what TGI cannot do.
             EngineClosedError: The backend was closed.
         """
-        self._check(request)
-        return self._start(request)
-
-    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """Run several completions at a time, as many as the server takes."""
-        streams = self._start_all(requests)
+        for request in requests:
+            self._check(request)
+        streams: list[CompletionStream] = []
         try:
-            return [collect(stream) for stream in streams]
-        finally:
-            _close_all(streams)
-
-    async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """The same in an event loop; cancelling the task stops them."""
-        streams = self._start_all(requests)
-        try:
-            completions = []
+            streams += [self._start(request) for request in requests]
+        except BaseException:
             for stream in streams:
-                completions.append(collect([event async for event in stream]))  # noqa: PERF401
-            return completions
-        finally:
-            _close_all(streams)
+                stream.close()
+            raise
+        return streams
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the tokenizer given, or else by the server's."""
@@ -196,17 +182,6 @@ class TGIBackend:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r}, client={self._client.name!r})"
 
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A connection is shared by the copies of what holds it, such as a chain.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        msg = f"A connection to a server cannot be pickled ({self._url}). Make it in the process that is to use it."
-        raise TypeError(msg)
-
     # -- in the caller's thread
 
     def _check(self, request: CompletionRequest) -> None:
@@ -218,18 +193,6 @@ class TGIBackend:
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
             raise InvalidParameterError(msg)
         check_honoured(request.params)
-
-    def _start_all(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
-        # All are checked before the first starts, so that a bad one costs nobody anything.
-        for request in requests:
-            self._check(request)
-        streams: list[CompletionStream] = []
-        try:
-            streams += [self._start(request) for request in requests]
-        except BaseException:
-            _close_all(streams)
-            raise
-        return streams
 
     def _start(self, request: CompletionRequest) -> CompletionStream:
         future: Any = None
@@ -368,8 +331,3 @@ class TGIBackend:
         if self._permits is None or self._permits[0] != size:
             self._permits = (size, asyncio.Semaphore(size))
         return self._permits[1]
-
-
-def _close_all(streams: Sequence[CompletionStream]) -> None:
-    for stream in streams:
-        stream.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -476,6 +477,12 @@ def test_traces_tell_model_and_parameters(backend, llm):
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.5, 3, ["a", "b", "c"])
     if hasattr(llm, "_add_version"):
         assert set(llm.metadata["lc_versions"]) >= {"langchain-core", "langchain-specdec"}
+
+
+def test_what_only_looks_like_a_backend_is_refused():
+    double = SimpleNamespace(**{name: None for name in dir(EchoBackend) if not name.startswith("__")})
+    with pytest.raises(InvalidParameterError, match="backend must be a backend such as LocalBackend"):
+        SpeculativeLLM(backend=double)
 
 
 def test_a_minimal_backend_serves():
