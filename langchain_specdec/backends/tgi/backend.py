@@ -18,7 +18,7 @@ from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import connection_lost, failure_of
-from langchain_specdec.backends.tgi.loop_thread import LoopThread
+from langchain_specdec.backends.tgi.loop_thread import LoopThread, wait_for
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
@@ -266,7 +266,7 @@ class TGIBackend(Backend):
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
             while answer.finish_reason is None:
                 try:
-                    frame = await asyncio.wait_for(anext(frames), self._timeout)
+                    frame = await wait_for(anext(frames), self._timeout)
                 except StopAsyncIteration:
                     raise connection_lost(self._url) from None
                 now = time.perf_counter()
@@ -284,7 +284,7 @@ class TGIBackend(Backend):
             if frame.end is not None:
                 # A connection whose answer is read to its end can serve another.
                 with suppress(Exception):
-                    await asyncio.wait_for(anext(frames), _DRAIN_SECONDS)
+                    await wait_for(anext(frames), _DRAIN_SECONDS)
 
     async def _count(self, prompt: str, params: SamplingParams, info: ServerInfo) -> int:
         """Number of prompt tokens where it is needed before the answer, else 0.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from langchain_specdec.errors import EngineClosedError
 
-__all__ = ["LoopThread"]
+__all__ = ["LoopThread", "wait_for"]
 
 T = TypeVar("T")
 _CLOSED = "The connection to the TGI server was closed. Make a new backend."
@@ -68,6 +68,20 @@ class LoopThread:
             thread.join(timeout)
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def wait_for(awaitable: Awaitable[T], seconds: float) -> T:
+    """`asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes together with the result."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        # A generator that is still read cannot be closed.
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _run(loop: asyncio.AbstractEventLoop, on_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
