@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_specdec.chat.tool_calls import GenericParser, MistralParser, ToolCallParser
+from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import closed, map_schemas
@@ -90,22 +90,18 @@ def form_of_calls(
         parser: Reads the answer.
         needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
     """
-    key = "parameters" if parser.family == "llama3" else "arguments"
     definitions: dict[str, Any] = {}
-    calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
+    calls = [
+        _call_schema(tool["function"], parser.arguments_key, f"tool{index}_", definitions)
+        for index, tool in enumerate(tools)
+    ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if len(calls) > 1 and needs_properties:
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
     if definitions:
         schema = {**schema, "$defs": definitions}
-    if parser is MistralParser:
-        return OutputForm(schema, "[TOOL_CALLS][", "]")
-    if parser.family == "llama3":
-        return OutputForm(schema)
-    # As the templates write the calls of earlier turns, so that a turn finds all of the one before in the cache.
-    if parser is GenericParser:
-        return OutputForm(schema, "<tool_call>[", "]</tool_call>")
-    return OutputForm(schema, "<tool_call>\n", "\n</tool_call>")
+    # What surrounds it is fixed text, so that a turn finds all of the one before in the cache.
+    return OutputForm(schema, parser.call_begin, parser.call_end)
 
 
 def _call_schema(function: Mapping[str, Any], key: str, prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:

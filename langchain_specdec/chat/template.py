@@ -95,7 +95,7 @@ class ChatTemplate:
     @cached_property
     def mark_texts(self) -> dict[int, str]:
         """Special tokens that mark tool calls, by id. Decoding leaves special tokens out, so their text is put back."""
-        marks = {*self.parser.marks, *self.parser.inner_marks}
+        marks = {self.parser.mark, *self.parser.inner_marks}
         added = self._tokenizer.added_tokens_decoder
         return {index: token.content for index, token in added.items() if token.special and token.content in marks}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["StopText"]
+__all__ = ["StopText", "overlap"]
 
 
 class StopText:
@@ -24,14 +24,14 @@ class StopText:
         if not self._stop:
             return text
         text = self._held + text
-        found = [position for position in (text.find(s) for s in self._stop) if position >= 0]
-        if found:
+        positions = [position for position in (text.find(s) for s in self._stop) if position >= 0]
+        if positions:
             self.is_found = True
             self._held = ""
-            return text[: min(found)]
-        keep = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            return text[: min(positions)]
+        end = len(text) - max(overlap(text, s) for s in self._stop)
+        self._held = text[end:]
+        return text[:end]
 
     def flush(self) -> str:
         """What was held back; the text ended and it did not become a stop string."""
@@ -39,9 +39,9 @@ class StopText:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark` and is not all of it."""
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if text.endswith(mark[:length]):
             return length
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, ToolCall, calls_in, name_in
+from langchain_specdec.completions.stop_strings import overlap
 
 __all__ = ["BrokenToolCall", "Piece", "ToolCall", "ToolCallParser"]
 
@@ -32,25 +33,28 @@ class ToolCallParser(ABC):
         tool_names: Names of the tools there are. JSON without a mark is a call only if it names one of them.
     """
 
-    family: ClassVar[str]
-    """Name of the format."""
-    marks: ClassVar[tuple[str, ...]]
-    """What begins a call, the usual one first."""
+    mark: ClassVar[str]
+    """What begins a call."""
     inner_marks: ClassVar[tuple[str, ...]] = ()
     """Further marks within a call that a tokenizer may hold as special tokens."""
+    call_begin: ClassVar[str] = ""
+    """What stands before the JSON of a call, as the templates write the calls of earlier turns."""
+    call_end: ClassVar[str] = ""
+    """What stands after it."""
+    arguments_key: ClassVar[str] = "arguments"
+    """Key of the arguments in that JSON; `name` is that of the tool."""
     takes_bare_json: ClassVar[bool] = False
     """Whether JSON at the beginning of a line that names a tool is a call without a mark."""
 
     def __init__(self, tool_names: Collection[str] = ()) -> None:
         self._names = frozenset(tool_names)
-        self._mark_pattern = re.compile("|".join(re.escape(mark) for mark in self.marks))
         self._buffer = ""
         # White space at the end of the text so far; dropped if a call follows.
         self._space = ""
         self._is_line_start = True
         self._is_after_text = True
-        # The mark of the call that has begun; "" for one without, None in text.
-        self._mark: str | None = None
+        # Whether the call that has begun has a mark; None in text.
+        self._is_marked: bool | None = None
         self._start = 0
         self._extent = JsonExtent()
 
@@ -68,24 +72,29 @@ class ToolCallParser(ABC):
         self._space = ""
         return pieces
 
+    @classmethod
+    def is_taught_by(cls, template: str) -> bool:
+        """Whether a chat template teaches its model to write calls so."""
+        return cls.mark in template
+
     @abstractmethod
-    def _read_marked(self, mark: str, *, is_end: bool) -> list[Piece] | None:
+    def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         """Read from the buffer what follows a mark; None where more text is needed."""
 
     def _advance(self, *, is_end: bool) -> list[Piece]:
         pieces: list[Piece] = []
         while True:
-            if self._mark is None:
+            if self._is_marked is None:
                 is_stuck = not self._read_text(pieces, is_end=is_end)
             else:
-                found = self._read_call(is_end=is_end)
-                is_stuck = found is None
-                self._take(found or [], pieces)
+                read = self._read_call(is_end=is_end)
+                is_stuck = read is None
+                self._take(read or [], pieces)
             if is_stuck:
                 return pieces
 
-    def _take(self, found: list[Piece], pieces: list[Piece]) -> None:
-        for piece in found:
+    def _take(self, read: list[Piece], pieces: list[Piece]) -> None:
+        for piece in read:
             if isinstance(piece, str):
                 self._add_text(piece, pieces)
             else:
@@ -105,19 +114,19 @@ class ToolCallParser(ABC):
 
     def _read_text(self, pieces: list[Piece], *, is_end: bool) -> bool:
         """Release text up to a call; whether one begins."""
-        mark = self._mark_pattern.search(self._buffer)
+        marked = self._buffer.find(self.mark)
         bare = self._find_bare(_BARE) if self.takes_bare_json else None
-        begins = min((found.start() for found in (mark, bare) if found), default=None)
-        if begins is None:
+        if marked < 0 and bare is None:
             keep = 0 if is_end else self._num_held()
             self._add_text(self._consume(len(self._buffer) - keep), pieces)
             return False
-        self._add_text(self._consume(begins), pieces)
-        if mark is not None and begins == mark.start():
-            self._consume(len(mark[0]))
-            self._mark, self._start = mark[0], 0
-        elif bare is not None:
-            self._mark, self._start = "", bare.end() - begins - 1
+        self._is_marked = bare is None or 0 <= marked <= bare.start()
+        if bare is None or self._is_marked:
+            self._add_text(self._consume(marked), pieces)
+            self._consume(len(self.mark))
+        else:
+            self._add_text(self._consume(bare.start()), pieces)
+            self._start = bare.end() - bare.start() - 1
         self._extent = JsonExtent()
         return True
 
@@ -129,20 +138,19 @@ class ToolCallParser(ABC):
 
     def _num_held(self) -> int:
         """How many characters at the end may be the beginning of a mark."""
-        held = max(overlap(self._buffer, mark) for mark in self.marks)
+        held = overlap(self._buffer, self.mark)
         if self.takes_bare_json and (begun := self._find_bare(_BARE_BEGUN)):
             held = max(held, len(self._buffer) - begun.start())
         return held
 
     def _read_call(self, *, is_end: bool) -> list[Piece] | None:
-        mark = self._mark or ""
-        found = self._read_marked(mark, is_end=is_end) if mark else self._read_bare(is_end=is_end)
-        if found is not None:
-            self._mark = None
-            if any(not isinstance(piece, str) for piece in found):
+        read = self._read_marked(is_end=is_end) if self._is_marked else self._read_bare(is_end=is_end)
+        if read is not None:
+            self._is_marked = None
+            if any(not isinstance(piece, str) for piece in read):
                 # Another call may follow on the same line.
                 self._is_line_start = True
-        return found
+        return read
 
     def _read_bare(self, *, is_end: bool) -> list[Piece] | None:
         """Read JSON without a mark: a call if it names a tool, else text."""
@@ -155,7 +163,7 @@ class ToolCallParser(ABC):
             if name not in self._names:
                 return [self._consume(self._start + 1)]
             text = self._consume(len(self._buffer))[self._start :]
-            return [BrokenToolCall(self.marks[0] + text, "The text ended within the call.", name)]
+            return [BrokenToolCall(self.mark + text, "The text ended within the call.", name)]
         end = self._extent.end
         if self._extent.is_broken:
             name = name_in(self._buffer[:end])
@@ -164,8 +172,8 @@ class ToolCallParser(ABC):
             if (line_end := self._buffer.find("\n", end)) < 0 and not is_end:
                 return None
             text = self._consume(line_end if line_end >= 0 else len(self._buffer))[self._start :]
-            return [BrokenToolCall(self.marks[0] + text, "A bracket does not match.", name)]
-        calls = calls_in(self._buffer[self._start : end], self.marks[0])
+            return [BrokenToolCall(self.mark + text, "A bracket does not match.", name)]
+        calls = calls_in(self._buffer[self._start : end], self.mark)
         if not calls or any(call.name not in self._names for call in calls):
             return [self._consume(end)]
         if _FENCE in self._buffer[: self._start]:
@@ -178,6 +186,25 @@ class ToolCallParser(ABC):
             return None
         self._consume(end)
         return list(calls)
+
+    def _read_json(self, start: int, *, is_end: bool, is_separated: bool = False) -> list[Piece] | None:
+        """Read the calls of the JSON that begins at `start`, and where it is separated from the next, up to that."""
+        if not self._extent.scan(self._buffer, start):
+            return [self._broken(len(self._buffer), "The text ended within the call.")] if is_end else None
+        end = following = self._extent.end
+        if self._extent.is_broken:
+            return [self._broken(end, "A bracket does not match.")]
+        if is_separated and (following := self._separator_end(end, is_end=is_end)) < 0:
+            return None
+        return list(calls_in(self._consume(following)[start:end], self.mark))
+
+    def _broken(self, end: int, error: str) -> BrokenToolCall:
+        text = self._consume(end)
+        return BrokenToolCall(self.mark + text, error, self._name_in(text))
+
+    def _name_in(self, text: str) -> str | None:
+        """The name in a call that cannot be read."""
+        return name_in(text)
 
     def _separator_end(self, start: int, *, is_end: bool) -> int:
         """Where the next call begins if only semicolons or commas stand before it, else `start`; -1: not known yet."""
@@ -196,14 +223,6 @@ class ToolCallParser(ABC):
     def _consume(self, count: int) -> str:
         text, self._buffer = self._buffer[:count], self._buffer[count:]
         return text
-
-
-def overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark` and is not all of it."""
-    for length in range(min(len(text), len(mark) - 1), 0, -1):
-        if text.endswith(mark[:length]):
-            return length
-    return 0
 
 
 def _may_be_call(text: str) -> bool:

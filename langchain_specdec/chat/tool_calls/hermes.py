@@ -19,11 +19,12 @@ class HermesParser(ToolCallParser):
     call. The closing tag may be missing at the end of the text.
     """
 
-    family: ClassVar[str] = "hermes"
-    marks: ClassVar[tuple[str, ...]] = (_BEGIN,)
+    mark: ClassVar[str] = _BEGIN
     inner_marks: ClassVar[tuple[str, ...]] = (_END,)
+    call_begin: ClassVar[str] = "<tool_call>\n"
+    call_end: ClassVar[str] = "\n</tool_call>"
 
-    def _read_marked(self, mark: str, *, is_end: bool) -> list[Piece] | None:
+    def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         start = self._skip_space(0)
         if start == len(self._buffer) and not is_end:
             return None
@@ -45,12 +46,12 @@ class HermesParser(ToolCallParser):
         # Where the tag is missing and another call begins, that one's tag stays.
         has_tag = not rest.startswith(_BEGIN)
         self._consume(end + (len(_END) if has_tag else 0))
-        return list(calls_in(text, mark))
+        return list(calls_in(text, _BEGIN))
 
     def _read_broken(self, start: int, error: str, *, is_end: bool) -> list[Piece] | None:
         """Give up on this call, up to its closing tag, the next opening one, or the end of the text."""
-        found = [(self._buffer.find(tag, start), tag) for tag in (_END, _BEGIN)]
-        position, tag = min(((p, t) for p, t in found if p >= 0), default=(-1, ""))
+        positions = [(self._buffer.find(tag, start), tag) for tag in (_END, _BEGIN)]
+        position, tag = min((place for place in positions if place[0] >= 0), default=(-1, ""))
         if position < 0 and not is_end:
             return None
         self._extent = JsonExtent()
@@ -62,5 +63,6 @@ class HermesParser(ToolCallParser):
 class GenericParser(HermesParser):
     """Calls between `<tool_call>` tags; also bare or fenced JSON at the beginning of a line, if it names a tool."""
 
-    family: ClassVar[str] = "generic"
+    call_begin: ClassVar[str] = "<tool_call>["
+    call_end: ClassVar[str] = "]</tool_call>"
     takes_bare_json: ClassVar[bool] = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, calls_in, name_in
 
 __all__ = ["LlamaParser"]
 
@@ -17,28 +16,17 @@ class LlamaParser(ToolCallParser):
     Llama 3.1 are called with, is a broken call.
     """
 
-    family: ClassVar[str] = "llama3"
-    marks: ClassVar[tuple[str, ...]] = ("<|python_tag|>",)
+    mark: ClassVar[str] = "<|python_tag|>"
+    arguments_key: ClassVar[str] = "parameters"
     takes_bare_json: ClassVar[bool] = True
 
-    def _read_marked(self, mark: str, *, is_end: bool) -> list[Piece] | None:
-        start = self._skip_space(0)
-        if start == len(self._buffer) and not is_end:
-            return None
-        is_json = self._buffer[start : start + 1] in ("{", "[")
-        if not is_json or not self._extent.scan(self._buffer, start):
-            if not is_end:
-                return None
-            error = "The text ended within the call." if is_json else "There is no JSON object."
-            return [self._broken(mark, len(self._buffer), error)]
-        end = self._extent.end
-        if self._extent.is_broken:
-            return [self._broken(mark, end, "A bracket does not match.")]
-        if (following := self._separator_end(end, is_end=is_end)) < 0:
-            return None
-        text = self._consume(following)[start:end]
-        return list(calls_in(text, mark))
+    @classmethod
+    def is_taught_by(cls, template: str) -> bool:
+        """Whether a chat template teaches its model to write calls so."""
+        return cls.mark in template or ("<|start_header_id|>" in template and '"parameters"' in template)
 
-    def _broken(self, mark: str, end: int, error: str) -> BrokenToolCall:
-        text = self._consume(end)
-        return BrokenToolCall(mark + text, error, name_in(text))
+    def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
+        start = self._skip_space(0)
+        if self._buffer[start : start + 1] not in ("{", "["):
+            return [self._broken(len(self._buffer), "There is no JSON object.")] if is_end else None
+        return self._read_json(start, is_end=is_end, is_separated=True)

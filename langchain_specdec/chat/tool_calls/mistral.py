@@ -6,22 +6,22 @@ import re
 from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, calls_in, load_json, name_in
+from langchain_specdec.chat.tool_calls.values import ToolCall, load_json, name_in
 
 __all__ = ["MistralParser"]
 
-_BEGIN, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _HEAD = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\])?\s*")
 
 
 class MistralParser(ToolCallParser):
     """`[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, and of newer models `[TOOL_CALLS]name[ARGS]{...}`."""
 
-    family: ClassVar[str] = "mistral"
-    marks: ClassVar[tuple[str, ...]] = (_BEGIN,)
-    inner_marks: ClassVar[tuple[str, ...]] = (_ID, _ARGUMENTS)
+    mark: ClassVar[str] = "[TOOL_CALLS]"
+    inner_marks: ClassVar[tuple[str, ...]] = ("[CALL_ID]", "[ARGS]")
+    call_begin: ClassVar[str] = "[TOOL_CALLS]["
+    call_end: ClassVar[str] = "]"
 
-    def _read_marked(self, mark: str, *, is_end: bool) -> list[Piece] | None:
+    def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         start = self._skip_space(0)
         if self._buffer[start : start + 1] == "[":
             # A list, unless it is a mark.
@@ -29,39 +29,29 @@ class MistralParser(ToolCallParser):
             if following == len(self._buffer) and not is_end:
                 return None
             if self._buffer[following : following + 1] in ("{", "]"):
-                return self._read_json(mark, start, is_end=is_end)
+                return self._read_json(start, is_end=is_end)
         if self._buffer[start : start + 1] == "{":
-            return self._read_json(mark, start, is_end=is_end)
+            return self._read_json(start, is_end=is_end)
         brace = self._buffer.find("{", start)
-        next_mark = self._buffer.find(_BEGIN, start)
+        next_mark = self._buffer.find(self.mark, start)
         if next_mark >= 0 and (brace < 0 or next_mark < brace):
-            return [self._broken(mark, next_mark, "There are no arguments.")]
+            return [self._broken(next_mark, "There are no arguments.")]
         if brace < 0:
-            return [self._broken(mark, len(self._buffer), "There are no arguments.")] if is_end else None
+            return [self._broken(len(self._buffer), "There are no arguments.")] if is_end else None
         head = _HEAD.fullmatch(self._buffer[:brace])
         if not self._extent.scan(self._buffer, brace):
-            return [self._broken(mark, len(self._buffer), "The text ended within the call.")] if is_end else None
+            return [self._broken(len(self._buffer), "The text ended within the call.")] if is_end else None
         end = self._extent.end
         if head is None or self._extent.is_broken:
             error = "There is no name before the arguments." if head is None else "A bracket does not match."
-            return [self._broken(mark, end, error)]
+            return [self._broken(end, error)]
         try:
             arguments = load_json(self._buffer[brace:end])
         except ValueError as error:
-            return [self._broken(mark, end, f"The arguments are not JSON: {error}.", head[1])]
+            return [self._broken(end, f"The arguments are not JSON: {error}.")]
         self._consume(end)
         return [ToolCall(head[1], arguments, head[2])]
 
-    def _read_json(self, mark: str, start: int, *, is_end: bool) -> list[Piece] | None:
-        if not self._extent.scan(self._buffer, start):
-            return [self._broken(mark, len(self._buffer), "The text ended within the call.")] if is_end else None
-        if self._extent.is_broken:
-            return [self._broken(mark, self._extent.end, "A bracket does not match.")]
-        text = self._consume(self._extent.end)[start:]
-        return list(calls_in(text, mark))
-
-    def _broken(self, mark: str, end: int, error: str, name: str | None = None) -> BrokenToolCall:
-        text = self._consume(end)
-        if name is None and (head := _HEAD.match(text)) and not text.lstrip().startswith(("[", "{")):
-            name = head[1]
-        return BrokenToolCall(mark + text, error, name or name_in(text))
+    def _name_in(self, text: str) -> str | None:
+        head = None if text.lstrip().startswith(("[", "{")) else _HEAD.match(text)
+        return head[1] if head else name_in(text)
