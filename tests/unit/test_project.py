@@ -34,6 +34,7 @@ FLOORS = (
     {"completions"},
     {"sampling"},
     {"grammar"},
+    {"options"},
     {"errors", "parameter_names", "paths", "progress", "_version"},
 )
 MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "langchain_base", "chat", "cli"}

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from langchain_specdec import LocalBackend, SamplingParams, __version__
-from langchain_specdec.backends.local import DRAFTERS
+from langchain_specdec.backends.local_options import DRAFTERS
 from langchain_specdec.cli import demo as demo_module
 from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
 from langchain_specdec.cli import generate as generate_module

@@ -1,0 +1,127 @@
+"""The options of `LocalBackend`, each declared once; `specdec` and the documentation read them too."""
+
+# Without `annotations` of __future__, which would make strings of the declarations. Types of PyTorch and transformers
+# are strings, as neither is imported here.
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typing_extensions import TypedDict
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import Option, options_of
+from langchain_specdec.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from langchain_specdec.engine.step_cost import StepCost
+
+__all__ = ["DRAFTERS", "OPTIONS", "LocalOptions", "checked_options"]
+
+DRAFTERS = ("auto", "prompt_lookup", "draft_model", "none")
+"""Names of the drafters that can be asked for."""
+_COMPILE_MODES = ("auto", "off", "reduce-overhead", "max-autotune")
+
+
+# fmt: off
+class DraftOptions(TypedDict, total=False):
+    """What is drafted."""
+
+    drafter: Annotated[str, Option(
+        "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers and by "
+        "the target's recent candidates, or the draft model where there is one and it promises more; `prompt_lookup`: "
+        "the request's own text only; `draft_model`; `none`.", str, words=DRAFTERS)]
+    draft_length: Annotated[int | Literal["auto"], Option(
+        "auto", "`auto` drafts as many tokens as pay, by measurement, down to none; a number drafts chains of that "
+        "many wherever there is something to propose, also where that is slower.", int, 0, 64, ("auto",))]
+    max_draft_tokens: Annotated[int, Option(10, "Most tokens to draft one after the other.", int, 1, 64)]
+    max_tree_nodes: Annotated[int, Option(
+        32, "Most tokens of a draft that branches; 0: drafts never branch.", int, 0, 64)]
+    shared_lookup: Annotated[bool, Option(
+        True, "Whether requests draft from each other's answers. It never changes a text, but how fast it comes may "
+        "tell that another request was answered alike.", bool)]
+    prompt_lookup_max_ngram: Annotated[int, Option(5, "Longest n-gram to look up.", int, 1, 16)]
+
+
+class EngineOptions(TypedDict, total=False):
+    """How the engine runs."""
+
+    num_slots: Annotated[int, Option(8, "Completions that run at a time; more wait for a slot.", int, 1, 1024)]
+    max_length: Annotated[int | None, Option(
+        None, "Positions of a slot, prompt and new tokens together.", int, 2, 1 << 24,
+        unset="what the model was made for, up to 8192 and to half of the free memory")]
+    prefill_chunk: Annotated[int, Option(
+        512, "Most prompt tokens of one forward. Running streams wait for no more than that.", int, 1, 1 << 20)]
+    compile: Annotated[Literal["auto", "off", "reduce-overhead", "max-autotune"], Option(
+        "auto", "On a CPU, whether decoder layers are compiled: `auto` once that has become worth what it costs, "
+        "`reduce-overhead` and `max-autotune` from the first step on, in the background. On CUDA, whether steps are "
+        "captured as graphs, one at a time between steps: `auto` once a shape was seen a few times, `reduce-overhead` "
+        "at once, `max-autotune` at once and without rounding shapes. `off`: never.", str, words=_COMPILE_MODES)]
+    attn_implementation: Annotated[str | None, Option(
+        None, "Attention of transformers: `sdpa` or `eager`.", str, unset="the engine's own")]
+    step_cost: Annotated["StepCost | None", Option(
+        None, "What steps cost; for tests and reproducible step counts.", unset="what is measured")]
+
+
+class LoadingOptions(TypedDict, total=False):
+    """What is loaded, and where to."""
+
+    draft_model: Annotated["str | os.PathLike[str] | PreTrainedModel | None", Option(
+        None, "A smaller model with the same tokenizer, given as the model is.", str)]
+    draft_tokenizer: Annotated[Any, Option(None, "The draft model's loaded tokenizer.", unset="loads its own")]
+    dtype: Annotated["str | torch.dtype", Option(
+        "auto", "Numeric type, such as `bfloat16`; `auto` is the checkpoint's on a GPU and float32 on a CPU.", str)]
+    device: Annotated["str | torch.device | None", Option(
+        None, "Where the model runs: `cpu`, `cuda`, `cuda:1`, `mps`.", str, unset="the best there is")]
+    device_map: Annotated[Any, Option(
+        None, "Passed to transformers, for models spread over devices; needs accelerate.", str)]
+    revision: Annotated[str | None, Option(None, "Branch, tag or commit of the model id.", str)]
+    draft_revision: Annotated[str | None, Option(None, "The same for the draft model.", str)]
+    quantization_config: Annotated[Any, Option(None, "Passed to transformers, for the target.")]
+    trust_remote_code: Annotated[bool, Option(False, "Whether code that comes with a model may run.", bool)]
+    # No flag: command lines are seen by every user of a machine.
+    token: Annotated[str | bool | None, Option(
+        None, "Access token of the Hugging Face Hub.", unset="the one that is logged in")]
+    progress: Annotated[Progress | None, Option(
+        None, "Told `(description, done, total)` while the embedded model is prepared, and when graphs are captured, "
+        "then from the engine's thread.")]
+
+
+class LocalOptions(DraftOptions, EngineOptions, LoadingOptions, total=False):
+    """Keywords of `LocalBackend`, each declared with its default, what it is, and what it may be."""
+# fmt: on
+
+
+OPTIONS = options_of(LocalOptions)
+"""Every option by its name."""
+
+
+def checked_options(given: Mapping[str, Any]) -> LocalOptions:
+    """All options: those that are given, and the others' defaults.
+
+    Raises:
+        InvalidParameterError: One is out of its range, or they contradict each other.
+        TypeError: There is no option of that name.
+    """
+    if unknown := next((name for name in given if name not in OPTIONS), None):
+        msg = f"LocalBackend.__init__() got an unexpected keyword argument {unknown!r}"
+        raise TypeError(msg)
+    options: Any = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    drafter, has_draft_model = options["drafter"], options["draft_model"] is not None
+    OPTIONS["drafter"].check("drafter", drafter)
+    if drafter == "draft_model" and not has_draft_model:
+        msg = "drafter='draft_model' needs a draft model: give draft_model (draft_model_id in SpeculativeLLM)."
+        raise InvalidParameterError(msg)
+    if drafter in ("prompt_lookup", "none") and has_draft_model:
+        msg = f"drafter={drafter!r} would never use the draft model. Leave it out, or take 'auto' or 'draft_model'."
+        raise InvalidParameterError(msg)
+    for name, option in OPTIONS.items():
+        if name != "draft_length":
+            option.check(name, options[name])
+    replace(OPTIONS["draft_length"], high=options["max_draft_tokens"]).check("draft_length", options["draft_length"])
+    checked: LocalOptions = options
+    return checked

@@ -1,0 +1,102 @@
+"""An option, declared once for those who check it, make a flag of it, and write it into the documentation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from langchain_specdec.errors import InvalidParameterError
+
+__all__ = ["Option", "option_field", "options_of", "spelled_out"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option, beside its name and its type.
+
+    Attributes:
+        default: The value where none is given. None can be given where it is the default.
+        help: What the option is.
+        kind: `int`, `float`, `bool` or `str`: what a flag of it takes, and what `check` lets pass. None: an object of
+            Python, which has no flag and is checked by who takes it.
+        low: Least number.
+        high: Greatest number.
+        words: All texts that a `str` may be, if they are limited; those that an `int` may be beside numbers.
+        range: What is allowed, in words, where they do not follow from the above.
+        unset: What None stands for.
+    """
+
+    default: Any
+    help: str
+    kind: type | None = None
+    low: float = 0
+    high: float = 0
+    words: tuple[str, ...] = ()
+    range: str = ""
+    unset: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words; "" where nothing is said of it."""
+        words = ", ".join(map(repr, self.words))
+        if self.range or self.kind in (None, float):
+            return self.range
+        if self.kind is int:
+            return f"{words}{' or ' if words else ''}a whole number from {self.low} to {self.high}"
+        return "True or False" if self.kind is bool else words and f"one of {words}"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise unless the value is allowed.
+
+        Raises:
+            InvalidParameterError: It is not; the message says what is.
+        """
+        if (value is None and self.default is None) or (isinstance(value, str) and value in self.words):
+            return
+        if self.kind in (int, float):
+            types = int if self.kind is int else (int, float)
+            # The ends are finite, so they also keep out infinity and NaN.
+            is_allowed = isinstance(value, types) and not isinstance(value, bool) and self.low <= value <= self.high
+        else:
+            is_allowed = isinstance(value, bool) if self.kind is bool else not self.words
+        if not is_allowed:
+            msg = f"{name} must be {self.allowed}, got {value!r}."
+            raise InvalidParameterError(msg)
+
+
+def option_field(*declaration: Any, **more: Any) -> Any:
+    """A field of a dataclass, declared as an `Option` is made."""
+    option = Option(*declaration, **more)
+    return field(default=option.default, metadata={"option": option})
+
+
+def options_of(declared: Any) -> dict[str, Option]:
+    """The options that a dataclass has for fields, or that annotate the keys of a `TypedDict`."""
+    if fields := getattr(declared, "__dataclass_fields__", None):
+        return {name: found.metadata["option"] for name, found in fields.items()}
+    return {name: hint.__metadata__[0] for name, hint in declared.__annotations__.items()}
+
+
+def spelled_out(declared: Any) -> Callable[[F], F]:
+    """Give a function that takes a `TypedDict` as `**options` a signature with each of its keys, for `help`."""
+    named = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=hint.__metadata__[0].default,
+            annotation=getattr(hint.__origin__, "__forward_arg__", hint.__origin__),
+        )
+        for name, hint in declared.__annotations__.items()
+    ]
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[:-1]
+        function.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
