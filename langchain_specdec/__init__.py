@@ -30,7 +30,7 @@ _HOMES = {
     "ChatSpeculative": "langchain_specdec.chat_models",
     "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
-    "SamplingParams": "langchain_specdec.sampling.choice",
+    "SamplingParams": "langchain_specdec.sampling.params",
     "SpeculativeLLM": "langchain_specdec.llms",
     "TGIBackend": "langchain_specdec.backends.tgi.backend",
 }

@@ -14,6 +14,7 @@ from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.options import options_of
 from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters, refuse_unknown
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -24,10 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMETERS", "SpeculativeFace"]
 
-PARAMETERS = frozenset(SamplingParams.field_names())
+_SAMPLING = options_of(SamplingParams)
+PARAMETERS = frozenset(_SAMPLING)
 """Names of the sampling parameters; each is a field, and can be given per call."""
 
 _NOT_LOADED: Any = object()
+
+
+def _declared(name: str) -> Any:
+    option = _SAMPLING[name]
+    return Field(None if option.default == () else option.default, description=option.help)
 
 
 class SpeculativeFace(BaseModel):
@@ -37,34 +44,21 @@ class SpeculativeFace(BaseModel):
 
     backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
     """Where completions come from."""
-    max_new_tokens: int = 256
-    """Most tokens to generate."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int | None = None
-    """Sample among the k best tokens only."""
-    top_p: float | None = None
-    """Sample among the best tokens that together reach this probability."""
-    min_p: float | None = None
-    """Sample among tokens at least this times as probable as the best."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens of prompt and output less likely."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens in the output."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logits of tokens in the output, once per occurrence."""
-    logit_bias: dict[int, float] | None = None
-    """Token id -> number added to its logit."""
-    seed: int | None = None
-    """Seed of the sampling noise; None draws one per completion."""
-    stop: list[str] | None = None
-    """Strings that end the text; one string stands for a list of one."""
-    ignore_eos: bool = False
-    """Go on after an end-of-sequence token."""
-    logprobs: int | None = None
-    """How many of the most probable tokens to report per position."""
-    grammar: SkipValidation[Grammar | None] = None
-    """The form of the text, as `Grammar(schema=...)` or `Grammar(regex=...)`; None is free."""
+    # The sampling parameters, as `SamplingParams` declares them.
+    max_new_tokens: int = _declared("max_new_tokens")
+    temperature: float = _declared("temperature")
+    top_k: int | None = _declared("top_k")
+    top_p: float | None = _declared("top_p")
+    min_p: float | None = _declared("min_p")
+    repetition_penalty: float = _declared("repetition_penalty")
+    presence_penalty: float = _declared("presence_penalty")
+    frequency_penalty: float = _declared("frequency_penalty")
+    logit_bias: dict[int, float] | None = _declared("logit_bias")
+    seed: int | None = _declared("seed")
+    stop: list[str] | None = _declared("stop")
+    ignore_eos: bool = _declared("ignore_eos")
+    logprobs: int | None = _declared("logprobs")
+    grammar: SkipValidation[Grammar | None] = _declared("grammar")
 
     # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
     if not TYPE_CHECKING:
@@ -240,7 +234,7 @@ class SpeculativeFace(BaseModel):
 
     def _text_identity(self) -> dict[str, Any]:
         """All that the text depends on, so that a cache never answers for another model, seed or stop."""
-        params = {name: getattr(self, name) for name in SamplingParams.field_names()}
+        params = {name: getattr(self, name) for name in _SAMPLING}
         # LangChain's cache puts the stop strings of the call under "stop", in place of what stands there.
         params["default_stop"] = params.pop("stop")
         return {**self.backend.identity, **params}

@@ -3,103 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.options import Option, option_field, options_of
 
 __all__ = ["SamplingParams"]
 
-_MAX_SEED = 2**64 - 1
-_MAX_LOGPROBS = 20
-
-
-def _check_number(name: str, value: object, allowed: str, *, low: float, high: float, open_low: bool = False) -> None:
-    """Raise unless `value` is a number in [low, high] (or ]low, high] where `open_low`)."""
-    # The bounds are finite, so they also keep out infinity and NaN.
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        msg = f"{name} must be {allowed}, got {value!r}."
-        raise InvalidParameterError(msg)
-
-
-def _check_int(name: str, value: object, allowed: str, *, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        msg = f"{name} must be {allowed}, got {value!r}."
-        raise InvalidParameterError(msg)
+_ABOVE_0 = 5e-324  # the least number above 0
+_TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
+_BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """What to generate: limits, sampling and stops of one request. Checked when constructed.
 
-    Attributes:
-        max_new_tokens: Most tokens to generate, at least 1. An end-of-sequence token counts.
-        temperature: 0 is greedy; above 0 the scores are divided by it before sampling.
-        top_k: Keep the k best tokens (None or 0: all).
-        top_p: Keep the smallest set of best tokens whose probability reaches top_p (Holtzman et al. 2020).
-        min_p: Keep tokens at least min_p times as probable as the best one (Nguyen et al. 2024).
-        repetition_penalty: Divides positive and multiplies negative logits of every token that stands in the prompt
-            or the output (Keskar et al. 2019, CTRL); 1 is off.
-        presence_penalty: Subtracted once from the logit of every token in the output; -2 to 2.
-        frequency_penalty: Subtracted once per occurrence in the output; -2 to 2.
-        logit_bias: Token id -> number added to its logit, -100 to 100.
-        seed: Seed of the noise, 0 to 2**64 - 1. None draws one, which is reported with the result.
-        stop: Strings that end the text; never part of it.
-        ignore_eos: Go on after an end-of-sequence token.
-        logprobs: How many of the most probable tokens to report per position (0: the chosen token only; None: off).
-            They are of the model's own distribution, before temperature, penalties and truncation.
-        grammar: The form of the text; None is free. Tokens that do not fit are never chosen, and the text ends in time:
-            close to `max_new_tokens`, what could not be ended any more is not begun.
+    Each parameter is declared with its default, what it is, and what it may be.
 
     Raises:
         InvalidParameterError: A value has the wrong type or is out of its range.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = None
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    grammar: Grammar | None = None
+    # fmt: off
+    max_new_tokens: int = option_field(
+        256, "Most tokens to generate. An end-of-sequence token counts.", int, 1, 2**31, range="a whole number from 1")
+    temperature: float = option_field(
+        0.0, "0 is greedy; above 0 the scores are divided by it before sampling.", float, 0.0, 100.0,
+        range="a number from 0 (greedy) to 100")
+    top_k: int | None = option_field(
+        None, "Sample among the k best tokens only.", int, 0, 2**31,
+        range="a whole number from 1, or None for all tokens", unset="all")
+    top_p: float | None = option_field(
+        None, "Sample among the smallest set of best tokens whose probability reaches this (Holtzman et al. 2020).",
+        float, _ABOVE_0, 1.0, range="a number above 0 and at most 1, or None")
+    min_p: float | None = option_field(
+        None, "Sample among tokens at least this times as probable as the best one (Nguyen et al. 2024).",
+        float, 0.0, 1.0, range="a number from 0 to 1, or None")
+    repetition_penalty: float = option_field(
+        1.0, "Divides positive and multiplies negative logits of every token that stands in the prompt or the output "
+        "(Keskar et al. 2019, CTRL).", float, _ABOVE_0, 100.0, range="a number above 0 (1 is off)")
+    presence_penalty: float = option_field(
+        0.0, "Subtracted once from the logit of every token in the output.", float, -2.0, 2.0,
+        range="a number from -2 to 2 (0 is off)")
+    frequency_penalty: float = option_field(
+        0.0, "Subtracted from the logit of a token in the output, once per occurrence.", float, -2.0, 2.0,
+        range="a number from -2 to 2 (0 is off)")
+    logit_bias: Mapping[int, float] | None = option_field(
+        None, "Token id -> number added to its logit.", range="token id -> -100 to 100")
+    seed: int | None = option_field(
+        None, "Seed of the sampling noise; one that is drawn is reported with the result.", int, 0, 2**64 - 1,
+        range="a whole number from 0 to 2**64 - 1, or None", unset="drawn")
+    stop: Sequence[str] = option_field((), "Strings that end the text; never part of it.", range="non-empty strings")
+    ignore_eos: bool = option_field(False, "Go on after an end-of-sequence token.", bool)
+    logprobs: int | None = option_field(
+        None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "
+        "the model's own distribution, before temperature, penalties and truncation.", int, 0, 20,
+        range="a whole number from 0 to 20, or None", unset="off")
+    grammar: Grammar | None = option_field(  # noqa: RUF009 - it makes a field
+        None, "The form of the text. Tokens that do not fit are never chosen, and the text ends in time: close to "
+        "`max_new_tokens`, what could not be ended any more is not begun.",
+        range="`Grammar(schema=...)` or `Grammar(regex=...)`", unset="free")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, "a whole number from 1", low=1, high=2**31)
-        _check_number("temperature", self.temperature, "a number from 0 (greedy) to 100", low=0.0, high=100.0)
-        if self.top_k is not None:
-            _check_int("top_k", self.top_k, "a whole number from 1, or None for all tokens", low=0, high=2**31)
-        if self.top_p is not None:
-            _check_number(
-                "top_p", self.top_p, "a number above 0 and at most 1, or None", low=0.0, high=1.0, open_low=True
-            )
-        if self.min_p is not None:
-            _check_number("min_p", self.min_p, "a number from 0 to 1, or None", low=0.0, high=1.0)
-        _check_number(
-            "repetition_penalty",
-            self.repetition_penalty,
-            "a number above 0 (1 is off)",
-            low=0.0,
-            high=100.0,
-            open_low=True,
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name), "a number from -2 to 2 (0 is off)", low=-2.0, high=2.0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, "a whole number from 0 to 2**64 - 1, or None", low=0, high=_MAX_SEED)
-        if self.logprobs is not None:
-            allowed = f"a whole number from 0 to {_MAX_LOGPROBS}, or None"
-            _check_int("logprobs", self.logprobs, allowed, low=0, high=_MAX_LOGPROBS)
-        if not isinstance(self.ignore_eos, bool):
-            msg = f"ignore_eos must be True or False, got {self.ignore_eos!r}."
-            raise InvalidParameterError(msg)
+        for name, option in options_of(SamplingParams).items():
+            if option.kind is not None:
+                option.check(name, getattr(self, name))
         self._check_stop()
         self._check_bias()
         self._check_grammar()
@@ -118,8 +89,8 @@ class SamplingParams:
             msg = f"logit_bias must map token ids to numbers, got {self.logit_bias!r}."
             raise InvalidParameterError(msg)
         for token, bias in self.logit_bias.items():
-            _check_int("logit_bias: the token id", token, "a whole number from 0", low=0, high=2**31)
-            _check_number(f"logit_bias of token {token}", bias, "a number from -100 to 100", low=-100.0, high=100.0)
+            _TOKEN_ID.check("logit_bias: the token id", token)
+            _BIAS.check(f"logit_bias of token {token}", bias)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_grammar(self) -> None:
@@ -143,8 +114,3 @@ class SamplingParams:
         # Truncation never removes the best token, so greedy decoding needs none of it.
         is_cut = bool(self.top_k or self.min_p or self.top_p not in (None, 1.0)) and self.temperature > 0
         return not (is_cut or self.needs_history or self.logit_bias or self.grammar is not None)
-
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """Names of all parameters, in order."""
-        return tuple(f.name for f in fields(cls))

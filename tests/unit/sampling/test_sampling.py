@@ -127,10 +127,6 @@ def test_a_single_stop_string_is_not_split_into_letters() -> None:
     assert SamplingParams(stop="END").stop == ("END",)
 
 
-def test_field_names_are_the_constructors() -> None:
-    assert SamplingParams.field_names() == tuple(field.name for field in dataclasses.fields(SamplingParams))
-
-
 # --- Noise ------------------------------------------------------------------------------------------------------------
 
 
