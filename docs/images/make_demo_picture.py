@@ -18,7 +18,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from langchain_specdec.cli import demo_view
-from langchain_specdec.cli.demo import demo
+from langchain_specdec.cli.app import app
 
 PICTURE = Path(__file__).with_name("demo.svg")
 WIDTH = 100
@@ -62,7 +62,7 @@ def main() -> None:
     )
     console.print("$ specdec demo", style="bold", end="\n\n")
     demo_view.make_view = lambda: Picture(console)
-    demo()
+    app(["demo"], standalone_mode=False)
     PICTURE.write_text(tidied(console.export_svg(title="specdec demo", theme=THEME)), encoding="utf-8")
 
 

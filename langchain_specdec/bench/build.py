@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.backends.local_options import checked_options
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.bench.contestant_peers import FlashspecContestant, GenerateContestant
@@ -31,7 +32,6 @@ from langchain_specdec.sampling.params import SamplingParams
 __all__ = ["Plan", "Setup", "check_packages", "set_up"]
 
 _DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
-_MAX_DRAFT_TOKENS = 10
 # Peers draft so many tokens where the contestant has no setting: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}
 # Contestants may write beyond the last token, so this many positions stay free.
@@ -44,9 +44,10 @@ class Plan:
 
     Attributes:
         model: Model id, folder, `"embedded"` or `"random:SHAPE"`.
-        draft_model: The same for the draft model.
         specs: The contestants.
         params: What to generate.
+        engine: Options of `LocalBackend` that the engine's contestants share.
+        draft_model: The draft model, given as `model` is.
         batch: Prompts of a group.
         dtype: `"auto"` or the name of a torch dtype.
         device: Where to run; None is the best there is.
@@ -63,6 +64,7 @@ class Plan:
     model: str
     specs: Sequence[ContestantSpec]
     params: SamplingParams
+    engine: Mapping[str, Any] = field(default_factory=dict)
     draft_model: str | None = None
     batch: int = 1
     dtype: str = "auto"
@@ -72,7 +74,7 @@ class Plan:
     keep_prefixes: bool = False
     synthetic_agreement: float = 0.9
     synthetic_cost: float | None = 0.05
-    step_cost: Literal["measured", "flat"] = "measured"
+    step_cost: str = "measured"
     compile: CompileMode = "off"
 
 
@@ -219,7 +221,7 @@ class _Builder:
             max_length=self._max_length,
             step_cost=self._step_cost(),
             compile=self._capture_mode(),
-            **{"max_draft_tokens": _MAX_DRAFT_TOKENS, **options},
+            **{**plan.engine, **options},
         )
         self._share(backend.engine.runner)
         drafts = {
@@ -234,7 +236,8 @@ class _Builder:
 
     def _synthetic(self, spec: ContestantSpec) -> SyntheticContestant:
         plan, loaded = self._plan, _ours_of(self._target)
-        longest_draft = int(spec.setting) if spec.setting is not None else _MAX_DRAFT_TOKENS
+        shared = checked_options(plan.engine)
+        longest_draft = int(spec.setting) if spec.setting is not None else shared["max_draft_tokens"]
         slots = self._slots(spec)
         runner = self._runner(loaded, slots, longest_draft)
         self._share(runner)
@@ -244,7 +247,7 @@ class _Builder:
                 msg = "The synthetic drafts need --synthetic-cost, or --draft-model, whose forwards they then cost."
                 raise InvalidParameterError(msg)
             draft_runner = self._runner(_ours_of(self._draft), slots, longest_draft)
-            payer = DraftModelDrafter(draft_runner, runner.vocab_size, 512)
+            payer = DraftModelDrafter(draft_runner, runner.vocab_size, shared["prefill_chunk"])
         drafter = AgreementDrafter(plan.synthetic_agreement, runner.vocab_size, payer)
         engine = Engine(
             runner,
@@ -253,6 +256,7 @@ class _Builder:
             loaded.eos_token_ids,
             max_draft_tokens=longest_draft,
             draft_length="auto" if spec.setting is None else longest_draft,
+            prefill_chunk=shared["prefill_chunk"],
             step_cost=self._step_cost(),
         )
         price = "of the draft model's forwards" if cost is None else f"of {cost:g} plain steps each"

@@ -51,6 +51,7 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
             "synthetic_cost": plan.synthetic_cost,
             "step_cost": plan.step_cost,
             "compile": plan.compile,
+            **plan.engine,
         },
     }
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +17,12 @@ import typer
 from langchain_specdec.bench.contestant import KINDS, ContestantSpec, parse_contestants
 from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
-from langchain_specdec.cli.loading import DtypeName, calm_libraries, spinner, tell_rich
-from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, reported
+from langchain_specdec.cli.loading import calm_libraries, spinner, tell_rich
+from langchain_specdec.cli.options import FLAGS, OUTPUT, Given, takes_options
+from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import Option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,37 +32,33 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_WHAT, _WHO, _HOW, _OUTPUT = "Model and workload", "Contestants", "Measurement", "Output"
+_WHAT, _WHO, _HOW = "Workload", "Contestants", "Measurement"
 _DEFAULT_CONTESTANTS = "plain,auto,hf,hf-prompt-lookup"
 _BASELINE = "plain"
 _AGREEMENT, _COST, _MAX_COST = 0.9, 0.05, 10.0
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
 
 
-class CompileName(str, Enum):
-    """Whether and how the engine's layers are compiled."""
-
-    AUTO = "auto"
-    OFF = "off"
-    REDUCE_OVERHEAD = "reduce-overhead"
-    MAX_AUTOTUNE = "max-autotune"
+# The engine's options that are the same for all contestants; the rest is each contestant's, or the workload's.
+_ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup_max_ngram", "prefill_chunk")
+_FLAGS = ("model", "draft_model", "dtype", "device", "compile", *_ENGINE, "max_new_tokens", "temperature", "seed",
+          "ignore_eos")  # fmt: skip
 
 
-class StepCostName(str, Enum):
-    """What the engine takes steps to cost."""
-
-    MEASURED = "measured"
-    FLAT = "flat"
+def _whole(default: int | None, help_text: str, unset: str = "") -> Option:
+    return Option(default, help_text, int, 1, 2**31, range="a whole number from 1", unset=unset)
 
 
+@takes_options(
+    _FLAGS,
+    model={"help": "Model id, folder, `embedded`, or `random:SHAPE` as random:llama-8b."},
+    compile={"default": "off"},
+    max_new_tokens={"default": 64},
+    seed={"default": 0},
+)
 def bench(
-    model: Annotated[
-        str,
-        typer.Option(help="Model id, folder, 'embedded', or 'random:SHAPE' as random:llama-8b.", rich_help_panel=_WHAT),
-    ] = "embedded",
-    draft_model: Annotated[
-        str | None, typer.Option(help="Smaller model with the same tokenizer.", rich_help_panel=_WHAT)
-    ] = None,
+    given: Given,
+    *,
     workload: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +68,7 @@ def bench(
     category: Annotated[
         list[str] | None, typer.Option(help="Only this category; may be repeated.", rich_help_panel=_WHAT)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Most prompts of a category.", rich_help_panel=_WHAT)] = None,
+    limit: Annotated[int | None, _whole(None, "Most prompts of a category."), _WHAT],
     chat: Annotated[
         bool | None,
         typer.Option(
@@ -81,135 +78,112 @@ def bench(
             rich_help_panel=_WHAT,
         ),
     ] = None,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Cut longer prompts.", show_default="what fits", rich_help_panel=_WHAT)
-    ] = None,
-    dtype: Annotated[DtypeName, typer.Option(help="Numeric type.", rich_help_panel=_WHAT)] = DtypeName.AUTO,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, …; the best there is by default.", rich_help_panel=_WHAT)
-    ] = None,
-    contestants: Annotated[str, typer.Option(help=_WHO_HELP, rich_help_panel=_WHO)] = _DEFAULT_CONTESTANTS,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Compare with this one.", show_default="plain, else the first", rich_help_panel=_WHO),
-    ] = None,
+    max_prompt_tokens: Annotated[int | None, _whole(None, "Cut longer prompts.", "what fits"), _WHAT],
+    contestants: Annotated[str, Option(_DEFAULT_CONTESTANTS, _WHO_HELP, str), _WHO],
+    baseline: Annotated[str | None, Option(None, "Compare with this one.", str, unset="plain, else the first"), _WHO],
     synthetic_agreement: Annotated[
         float | None,
-        typer.Option(
-            help="Chance that a synthetic draft token is right.", show_default=str(_AGREEMENT), rich_help_panel=_WHO
+        Option(
+            None,
+            "Chance that a synthetic draft token is right.",
+            float,
+            0.0,
+            1.0,
+            range="from 0 to 1",
+            unset=str(_AGREEMENT),
         ),
-    ] = None,
+        _WHO,
+    ],
     synthetic_cost: Annotated[
         float | None,
-        typer.Option(
-            help="Its cost in plain steps.",
-            show_default="0.05, or the draft model's where there is one",
-            rich_help_panel=_WHO,
+        Option(
+            None,
+            "Its cost in plain steps.",
+            float,
+            0.0,
+            _MAX_COST,
+            range=f"from 0 to {_MAX_COST:g} plain steps",
+            unset=f"{_COST}, or the draft model's where there is one",
         ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", rich_help_panel=_HOW)] = 64,
-    repeat: Annotated[int, typer.Option(help="How often each prompt is run.", rich_help_panel=_HOW)] = 1,
-    batch: Annotated[int, typer.Option(help="Prompts handed over together.", rich_help_panel=_HOW)] = 1,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_HOW)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.", rich_help_panel=_HOW)] = 0,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on after an end-of-sequence token.", rich_help_panel=_HOW)
-    ] = False,
+        _WHO,
+    ],
+    repeat: Annotated[int, _whole(1, "How often each prompt is run."), _HOW],
+    batch: Annotated[int, _whole(1, "Prompts handed over together."), _HOW],
     keep_prefixes: Annotated[
-        bool,
-        typer.Option(
-            "--keep-prefixes",
-            help="Let the engine reuse what prompts have in common with earlier ones.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False,
-    compile: Annotated[  # noqa: A002 - the name of the option
-        CompileName,
-        typer.Option(
-            help="Whether this engine's layers run compiled on a CPU, from the warm-up on; auto: where that can be.",
-            rich_help_panel=_HOW,
-        ),
-    ] = CompileName.OFF,
+        bool, Option(False, "Let the engine reuse what prompts have in common with earlier ones.", bool), _HOW
+    ],
     step_cost: Annotated[
-        StepCostName,
-        typer.Option(
-            help="What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, "
-            "for counts that do not depend on the machine.",
-            rich_help_panel=_HOW,
+        str,
+        Option(
+            "measured",
+            "What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, for "
+            "counts that do not depend on the machine.",
+            str,
+            words=("measured", "flat"),
         ),
-    ] = StepCostName.MEASURED,
-    memory: Annotated[
-        bool,
-        typer.Option(
-            "--memory", help="Measure peak memory instead, each contestant in a process.", rich_help_panel=_HOW
-        ),
-    ] = False,
+        _HOW,
+    ],
+    memory: Annotated[bool, Option(False, "Measure peak memory instead, each contestant in a process.", bool), _HOW],
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print one JSON object, every run in it; the table goes to stderr.", rich_help_panel=_OUTPUT
-        ),
-    ] = False,
+        bool, Option(False, "Print one JSON object, every run in it; the table goes to stderr.", bool), OUTPUT
+    ],
     plot: Annotated[
-        Path | None, typer.Option(help="Draw bars by category into this file.", rich_help_panel=_OUTPUT)
+        Path | None, typer.Option(help="Draw bars by category into this file.", rich_help_panel=OUTPUT)
     ] = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.", rich_help_panel=_OUTPUT)
-    ] = False,
 ) -> None:
     """Measure this engine and its peers on the same weights, prompt by prompt in turns."""
-    with reported(debug=debug):
-        for name, value in (("--repeat", repeat), ("--batch", batch), ("--limit", limit),
-                            ("--max-prompt-tokens", max_prompt_tokens)):  # fmt: skip
-            if value is not None and value < 1:
-                msg = f"{name} must be a whole number from 1, got {value}."
-                raise InvalidParameterError(msg)
-        names = [name.strip() for name in contestants.split(",") if name.strip()]
-        specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
-        chosen = _baseline(baseline, names)
-        agreement, cost = _synthetic(
-            synthetic_agreement, synthetic_cost, specs, has_draft_model=draft_model is not None
+    options = given.options
+    has_draft_model = options["draft_model"] is not None
+    names = [name.strip() for name in contestants.split(",") if name.strip()]
+    specs = parse_contestants(names, has_draft_model=has_draft_model, batch=batch)
+    chosen = _baseline(baseline, names)
+    agreement, cost = _synthetic(synthetic_agreement, synthetic_cost, specs, has_draft_model=has_draft_model)
+    if not any(spec.is_ours for spec in specs):
+        ours = {"compile": "off", **{name: FLAGS[name].default for name in _ENGINE}}
+        _refuse_ours(
+            {
+                **{flag_of(name): options[name] != default for name, default in ours.items()},
+                "--step-cost": step_cost == "flat",
+            }
         )
-        if not any(spec.is_ours for spec in specs):
-            _refuse_ours({"--compile": compile is not CompileName.OFF, "--step-cost": step_cost is StepCostName.FLAT})
-        if memory and (plot is not None or repeat > 1 or baseline is not None):
-            msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
-            raise InvalidParameterError(msg)
-        questions = select(load_workload(workload), category or (), limit)
-        if plot is not None:
-            check_plot(plot)
-        with spinner("Starting PyTorch"):
-            from langchain_specdec.bench.build import Plan, check_packages
-            from langchain_specdec.sampling.params import SamplingParams
-        check_packages(specs)
-        plan = Plan(
-            model,
-            specs,
-            SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos),
-            draft_model=draft_model,
-            batch=batch,
-            dtype=dtype.value,
-            device=device,
-            is_chat=chat,
-            max_prompt_tokens=max_prompt_tokens,
-            keep_prefixes=keep_prefixes,
-            synthetic_agreement=agreement,
-            synthetic_cost=cost,
-            step_cost=step_cost.value,
-            compile=compile.value,
-        )
-        if memory:
-            _memory(plan, questions, as_json=as_json)
-            return
-        report = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=debug)
-        _show(report, as_json=as_json)
-        if plot is not None and report.runs:
-            draw(report, plot)
-            print(f"wrote {plot}", file=sys.stderr)
-        if report.is_interrupted:
-            raise typer.Exit(INTERRUPTED)
-        if any(contestant.failure for contestant in report.contestants):
-            raise typer.Exit(FAILED)
+    if memory and (plot is not None or repeat > 1 or baseline is not None):
+        msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
+        raise InvalidParameterError(msg)
+    questions = select(load_workload(workload), category or (), limit)
+    if plot is not None:
+        check_plot(plot)
+    with spinner("Starting PyTorch"):
+        from langchain_specdec.bench.build import Plan, check_packages
+    check_packages(specs)
+    plan = Plan(
+        given.model,
+        specs,
+        given.params,
+        engine={name: options[name] for name in _ENGINE},
+        draft_model=options["draft_model"],
+        batch=batch,
+        dtype=options["dtype"],
+        device=options["device"],
+        is_chat=chat,
+        max_prompt_tokens=max_prompt_tokens,
+        keep_prefixes=keep_prefixes,
+        synthetic_agreement=agreement,
+        synthetic_cost=cost,
+        step_cost=step_cost,
+        compile=options["compile"],
+    )
+    if memory:
+        _memory(plan, questions, as_json=as_json)
+        return
+    report = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=given.debug)
+    _show(report, as_json=as_json)
+    if plot is not None and report.runs:
+        draw(report, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+    if report.is_interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if any(contestant.failure for contestant in report.contestants):
+        raise typer.Exit(FAILED)
 
 
 def _baseline(asked: str | None, names: Sequence[str]) -> str:
@@ -234,12 +208,6 @@ def _synthetic(
     """Agreement and cost of synthetic drafts; the cost is None where the draft model's forwards are."""
     if not any(spec.kind == "synthetic" for spec in specs) and (agreement, cost) != (None, None):
         msg = "--synthetic-agreement and --synthetic-cost are for the contestant synthetic, which is not asked for."
-        raise InvalidParameterError(msg)
-    if agreement is not None and not 0.0 <= agreement <= 1.0:
-        msg = f"--synthetic-agreement must be from 0 to 1, got {agreement}."
-        raise InvalidParameterError(msg)
-    if cost is not None and not 0.0 <= cost <= _MAX_COST:
-        msg = f"--synthetic-cost must be from 0 to {_MAX_COST:g} plain steps, got {cost}."
         raise InvalidParameterError(msg)
     if cost is None and not has_draft_model:
         cost = _COST

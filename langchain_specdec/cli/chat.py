@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_specdec.cli.loading import DrafterName, DtypeName, load_backend, spinner
-from langchain_specdec.cli.reporting import reported
+from langchain_specdec.cli.loading import load_backend, spinner
+from langchain_specdec.cli.options import FLAGS, Given, takes_options
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
 
@@ -28,56 +28,30 @@ __all__ = ["chat"]
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 
 
+@takes_options(FLAGS.keys() - {"logprobs"}, max_new_tokens={"default": 512})
 def chat(
-    model: Annotated[str, typer.Option(help="Model id, folder, or 'embedded'.")] = "embedded",
-    draft_model: Annotated[str | None, typer.Option(help="Smaller model with the same tokenizer.")] = None,
-    drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName.AUTO,
-    system: Annotated[str | None, typer.Option(help="System message.", show_default="the template's own")] = None,
+    given: Given,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="System message.", show_default="the template's own")
+    ] = None,
     history: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the conversation; it goes on from there.", dir_okay=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float | None, typer.Option(help="Among the best tokens that together reach this.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling noise.", show_default="drawn")] = None,
-    dtype: Annotated[DtypeName, typer.Option(help="Numeric type.")] = DtypeName.AUTO,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
 ) -> None:
     """Talk with a model. Text that came from the draft is coloured.
 
     Each line of standard input is a message, so a script can be piped in too.
     """
-    with reported(debug=debug):
-        with spinner("Starting PyTorch"):
-            from langchain_core.messages import SystemMessage
+    with spinner("Starting PyTorch"):
+        from langchain_core.messages import SystemMessage
+    messages = _read_history(history)
+    if system is not None and not messages:
+        messages = [SystemMessage(system)]
+    backend = load_backend(given.model, debug=given.debug, **given.options)
+    with closing(backend):
+        from langchain_specdec.chat_models import ChatSpeculative
 
-            from langchain_specdec.sampling.params import SamplingParams
-        params: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-        }
-        SamplingParams(**params)  # checked before a model is loaded for nothing
-        messages = _read_history(history)
-        if system is not None and not messages:
-            messages = [SystemMessage(system)]
-        backend = load_backend(
-            model,
-            draft_model=draft_model,
-            drafter=drafter,
-            dtype=dtype.value,
-            device=device,
-            num_slots=1,
-            debug=debug,
-        )
-        with closing(backend):
-            from langchain_specdec.chat_models import ChatSpeculative
-
-            _talk(ChatSpeculative(backend=backend, **params), messages, history)
+        _talk(ChatSpeculative(backend=backend, **vars(given.params)), messages, history)
 
 
 def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | None) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_specdec.cli.loading import DrafterName, load_backend, spinner
-from langchain_specdec.cli.reporting import FAILED, reported
+from langchain_specdec.cli.loading import load_backend, spinner
+from langchain_specdec.cli.options import FLAGS, Given, takes_options
+from langchain_specdec.cli.reporting import FAILED
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import Option
+from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
@@ -25,40 +29,38 @@ __all__ = ["demo"]
 _DOCUMENT = "demo_document.md"
 # Long enough that the engine finds something to draft, and so measures what steps cost here.
 _WARM_UP_TOKENS = 24
-_MAX_ROUNDS = 10
 
 
+@takes_options(FLAGS.keys() - {"logprobs", "schema", "regex"}, max_new_tokens={"default": 200})
 def demo(
-    model: Annotated[str, typer.Option(help="Model id, folder, or 'embedded'.")] = "embedded",
-    draft_model: Annotated[str | None, typer.Option(help="Smaller model with the same tokenizer.")] = None,
-    drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName.AUTO,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the summary.")] = 200,
+    given: Given,
+    *,
     document: Annotated[
         Path | None,
         typer.Option(help="Text file to summarise.", exists=True, dir_okay=False, show_default="one that comes along"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling noise.", show_default="drawn")] = None,
     rounds: Annotated[
-        int, typer.Option(help="Runs of each kind. Those after the first are not shown, only measured.")
-    ] = 2,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
+        int, Option(2, "Runs of each kind. Those after the first are not shown, only measured.", int, 1, 10)
+    ],
 ) -> None:
     """Summarise a document in a LangChain chain, with and without speculation, and compare."""
-    with reported(debug=debug):
-        if not 1 <= rounds <= _MAX_ROUNDS:
-            msg = f"--rounds must be a whole number from 1 to {_MAX_ROUNDS}, got {rounds}."
-            raise InvalidParameterError(msg)
-        text = _read(document)
-        with spinner("Starting PyTorch"):
-            from langchain_specdec.sampling.params import SamplingParams
-        if temperature and seed is None:
-            seed = random.randrange(2**32)  # both runs need the same
-        params = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        SamplingParams(**params)  # type: ignore[arg-type]  # checked before a model is loaded for nothing
-        speculative = load_backend(model, draft_model=draft_model, drafter=drafter, num_slots=1, debug=debug)
-        with closing(speculative):
-            _compare(speculative, text, params, rounds)
+    text = _read(document)
+    params = given.params
+    if params.temperature and params.seed is None:
+        params = replace(params, seed=random.randrange(2**32))  # both runs need the same
+    speculative = load_backend(given.model, debug=given.debug, **given.options)
+    with closing(speculative):
+        _compare(speculative, _make_plain(speculative, given.options), text, params, rounds)
+
+
+def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalBackend:
+    """A backend that does not speculate on the same weights, so that the model is in memory once."""
+    from langchain_specdec.backends.local import LocalBackend
+
+    alike: Any = {n: options[n] for n in ("num_slots", "max_length", "prefill_chunk", "attn_implementation")}
+    # Layers of a model that is loaded already cannot be compiled, so "auto" is the most that can be asked for.
+    alike["compile"] = "off" if options["compile"] == "off" else "auto"
+    return LocalBackend(speculative.model, speculative.tokenizer, drafter="none", **alike)
 
 
 def _read(path: Path | None) -> str:
@@ -79,26 +81,25 @@ def _read(path: Path | None) -> str:
     return joined
 
 
-def _compare(speculative: LocalBackend, document: str, params: dict[str, Any], rounds: int) -> None:
-    from langchain_specdec.backends.local import LocalBackend
+def _compare(
+    speculative: LocalBackend, plain: LocalBackend, document: str, params: SamplingParams, rounds: int
+) -> None:
     from langchain_specdec.cli.demo_chain import summarise
     from langchain_specdec.cli.demo_view import make_view
 
     view = make_view()
     _introduce(view, speculative, document, params)
-    # The same weights, so the model is in memory once.
-    plain = LocalBackend(speculative.model, speculative.tokenizer, drafter="none", num_slots=1)
     with closing(plain):
-        warm_up = {**params, "max_new_tokens": min(params["max_new_tokens"], _WARM_UP_TOKENS)}
+        warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, _WARM_UP_TOKENS))
         with spinner("Reading the document, and measuring what decoding steps cost here"):
             for backend in (speculative, plain):
-                summarise(backend, document, _ignore, **warm_up)
+                summarise(backend, document, _ignore, **vars(warm_up))
         first = []
         for backend in (speculative, plain):
             is_marked = backend is speculative
             view.begin("with speculation" if is_marked else "without speculation", is_marked=is_marked)
             try:
-                first.append(summarise(backend, document, view.add, **params))
+                first.append(summarise(backend, document, view.add, **vars(params)))
             finally:
                 view.end()
         ours, theirs = [first[0]], [first[1]]
@@ -107,7 +108,7 @@ def _compare(speculative: LocalBackend, document: str, params: dict[str, Any], r
             order = [(plain, theirs), (speculative, ours)][:: 1 if number % 2 == 0 else -1]
             with spinner(f"Once more in the other order: round {number} of {rounds}"):
                 for backend, runs in order:
-                    runs.append(summarise(backend, document, _ignore, **params))
+                    runs.append(summarise(backend, document, _ignore, **vars(params)))
     _conclude(view, ours, theirs)
 
 
@@ -115,7 +116,7 @@ def _ignore(tokens: object) -> None:
     del tokens
 
 
-def _introduce(view: View, backend: LocalBackend, document: str, params: dict[str, Any]) -> None:
+def _introduce(view: View, backend: LocalBackend, document: str, params: SamplingParams) -> None:
     import torch
 
     device, dtype = backend.model.device, str(backend.model.dtype).removeprefix("torch.")
@@ -125,8 +126,8 @@ def _introduce(view: View, backend: LocalBackend, document: str, params: dict[st
     title = document.partition("\n")[0].lstrip("# ")
     words = sum(any(map(str.isalnum, word)) for word in document.split())
     view.say(f"document  {title} ({words} words, {len(backend.token_ids(document))} tokens)")
-    if params["temperature"]:
-        view.say(f"sampling  temperature {params['temperature']}, seed {params['seed']}")
+    if params.temperature:
+        view.say(f"sampling  temperature {params.temperature}, seed {params.seed}")
 
 
 def _conclude(view: View, speculative: Sequence[Run], plain: Sequence[Run]) -> None:

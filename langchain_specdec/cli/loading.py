@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,32 +19,13 @@ if TYPE_CHECKING:
 
     from langchain_specdec.backends.local import LocalBackend
 
-__all__ = ["DrafterName", "DtypeName", "calm_libraries", "load_backend", "spinner", "tell_rich"]
-
-
-class DrafterName(str, Enum):
-    """Drafters that can be asked for."""
-
-    AUTO = "auto"
-    PROMPT_LOOKUP = "prompt_lookup"
-    DRAFT_MODEL = "draft_model"
-    NONE = "none"
-
-
-class DtypeName(str, Enum):
-    """Numeric types that a model can be loaded in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+__all__ = ["calm_libraries", "load_backend", "spinner", "tell_rich"]
 
 
 def load_backend(
     model: str,
     *,
     draft_model: str | None = None,
-    drafter: DrafterName | None = None,
     debug: bool = False,
     **options: Any,
 ) -> LocalBackend:
@@ -54,7 +34,6 @@ def load_backend(
     Args:
         model: Model id, folder or `"embedded"`.
         draft_model: The same for the draft model.
-        drafter: Which drafter to use; None is `"auto"`.
         debug: Show what the libraries underneath have to say.
         options: Passed to `LocalBackend`.
     """
@@ -67,9 +46,8 @@ def load_backend(
         from langchain_specdec.backends.local import LocalBackend
 
         calm_libraries(downloads=progress is None, debug=debug)
-        chosen = (drafter or DrafterName.AUTO).value
         told = tell_rich(progress) if progress is not None else _tell_lines()
-        return LocalBackend(model, draft_model=draft_model, drafter=chosen, progress=told, **options)
+        return LocalBackend(model, draft_model=draft_model, progress=told, **options)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import typer
@@ -12,23 +13,29 @@ import typer
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "reported"]
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported"]
 
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130
 
 
+def flag_of(name: str) -> str:
+    """How an option is written on a command line."""
+    return f"--{name.removeprefix('as_').replace('_', '-')}"
+
+
 @contextmanager
-def reported(*, debug: bool = False) -> Iterator[None]:
+def reported(*, debug: bool = False, flags: Mapping[str, str] | None = None) -> Iterator[None]:
     """Turn whatever ends a command early into a message and an exit code.
 
     Args:
         debug: Let errors through, with their traceback.
+        flags: How the command line writes options, by their names in Python.
     """
     try:
         yield
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -41,7 +48,7 @@ def reported(*, debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         # It may quote a model's files, such as what its chat template raises.
-        print(f"error: {visible(_message(error))}", file=sys.stderr)
+        print(f"error: {visible(_with_flags(_message(error), flags or {}))}", file=sys.stderr)
         code = WRONG_USE if isinstance(error, InvalidParameterError) else FAILED
         raise typer.Exit(code) from None
 
@@ -54,3 +61,25 @@ def _message(error: Exception) -> str:
     if isinstance(error, (SpecDecError, OSError)) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """The message with `--draft-model` in place of `draft_model`, and without what is said of Python alone."""
+    if not flags:
+        return text
+    text = re.sub(r" \(\w+ in SpeculativeLLM\)|, or None( for all tokens)?(?=,)", "", text)
+
+    def flag(match: re.Match[str]) -> str:
+        lead, name, value, verb = match.groups()
+        # A name without "_" is also a word, which is an option in some places only.
+        if "_" not in name and lead is value is verb is None:
+            return match[0]
+        shown = (value or "").strip("='")
+        return f"{lead or ''}{flags[name]}" + (f" {shown}" if shown not in ("", "True") else "") + (verb or "")
+
+    name = "|".join(sorted(flags, key=len, reverse=True))
+    return re.sub(
+        rf"(^|[.:] |[Gg]ive |[Ll]eave )?(?<![\w'\"/.-])({name})(=(?:'[^']*'|\w+))?(?![\w'\"/-])( must | contradict )?",
+        flag,
+        text,
+    )

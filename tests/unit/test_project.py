@@ -21,6 +21,7 @@ MAX_LINES = 400
 # and of the floors below. A name stands for a module, or for a package with all that is in it; "" is the
 # package's own __init__.py.
 FLOORS = (
+    {"__main__"},
     {"cli"},
     {"bench"},
     {""},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from importlib import metadata
+from typing import get_args
 
 import pytest
 import torch
@@ -23,12 +24,14 @@ from langchain_specdec.cli import demo as demo_module
 from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
 from langchain_specdec.cli import generate as generate_module
 from langchain_specdec.cli.app import app
+from langchain_specdec.cli.options import FLAGS
 from langchain_specdec.cli.reporting import INTERRUPTED, reported
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Token
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
+from langchain_specdec.runner.trials import CompileMode
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 PROMPT = "the cat sat on the mat, the cat sat on the"
@@ -156,8 +159,9 @@ def test_the_console_script_is_installed():
     assert [script.value for script in scripts] == ["langchain_specdec.cli:main"]
 
 
-def test_the_drafters_offered_are_those_there_are():
-    assert tuple(name.value for name in loading.DrafterName) == DRAFTERS
+def test_the_words_offered_are_those_there_are():
+    assert FLAGS["drafter"].words == DRAFTERS
+    assert FLAGS["compile"].words == get_args(CompileMode)
 
 
 # How commands end
@@ -299,11 +303,11 @@ def test_generate_needs_a_prompt(monkeypatch):
 
 
 def test_wrong_parameters_end_with_code_2(folder):
-    expect_error(specdec("generate", "x", "--temperature", -1), 2, "temperature must be")
-    expect_error(specdec("generate", "x", "--max-new-tokens", 0), 2, "max_new_tokens must be")
+    expect_error(specdec("generate", "x", "--temperature", -1), 2, "--temperature must be")
+    expect_error(specdec("generate", "x", "--max-new-tokens", 0), 2, "--max-new-tokens must be")
     expect_error(specdec("generate", "x", "--logprobs", 1), 2, "--logprobs needs --json")
-    expect_error(specdec("generate", "x", "--stop", ""), 2, "stop must be")
-    expect_error(specdec("generate", "x", "--model", folder, "--max-draft-tokens", 0), 2, "max_draft_tokens must be")
+    expect_error(specdec("generate", "x", "--stop", ""), 2, "--stop must be")
+    expect_error(specdec("generate", "x", "--model", folder, "--max-draft-tokens", 0), 2, "--max-draft-tokens must be")
     expect_error(specdec("generate", "x", "--model", folder, "--drafter", "draft_model"), 2, "needs a draft model")
     expect_error(specdec("generate", "x", "--model", folder, "--chat"), 2, "has no chat format")
     expect_error(specdec("generate", "x" * 600, "--model", folder), 2, "positions of a slot")
@@ -354,7 +358,7 @@ def test_wrong_input_of_the_demo(folder, tmp_path):
     expect_error(specdec("demo", "--rounds", 0), 2, "--rounds")
     expect_error(specdec("demo", "--document", empty), 2, "is empty")
     expect_error(specdec("demo", "--document", binary), 2, "not UTF-8")
-    expect_error(specdec("demo", "--max-new-tokens", 0), 2, "max_new_tokens")
+    expect_error(specdec("demo", "--max-new-tokens", 0), 2, "--max-new-tokens must be")
     assert specdec("demo", "--document", tmp_path / "nothing").exit_code == 2
     expect_error(specdec("demo", "--model", tmp_path / "nothing"), 1, "nothing")
 

@@ -1,0 +1,5 @@
+"""`python -m langchain_specdec`: the same as `specdec`."""
+
+from langchain_specdec.cli import main
+
+main()

@@ -1,0 +1,209 @@
+"""Options of commands, made from what `LocalBackend` and `SamplingParams` declare."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from typer.core import TyperCommand
+
+from langchain_specdec.backends.local_options import (
+    OPTIONS,
+    DraftOptions,
+    EngineOptions,
+    LoadingOptions,
+    checked_options,
+)
+from langchain_specdec.cli.reporting import flag_of, reported
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.options import Option, options_of
+from langchain_specdec.parameter_names import named_parameters
+from langchain_specdec.sampling.params import SamplingParams
+
+__all__ = ["FLAGS", "OUTPUT", "Command", "Given", "takes_options"]
+
+OUTPUT = "Output"
+"""Heading of options about what is printed."""
+_SAMPLING = options_of(SamplingParams)
+_PANELS = {"Model": LoadingOptions, "Drafts": DraftOptions, "Engine": EngineOptions}
+_PANEL_OF = {name: panel for panel, group in _PANELS.items() for name in group.__annotations__} | {"model": "Model"}
+_DEBUG = Option(False, "Show tracebacks and the libraries' messages.", bool)
+
+FLAGS: Mapping[str, Option] = {
+    "model": Option("embedded", "Model id, folder, or `embedded`.", str),
+    **{name: OPTIONS[name] for name in _PANEL_OF if name in OPTIONS and OPTIONS[name].kind is not None},
+    "num_slots": replace(OPTIONS["num_slots"], default=1),
+    **{name: option for name, option in _SAMPLING.items() if option.kind is not None},
+    "stop": _SAMPLING["stop"],
+    "schema": Option(None, "JSON schema that the text fits: a file, or the schema itself.", str),
+    "regex": Option(None, "Regular expression that the whole text matches.", str),
+    "named": Option((), "Any sampling parameter, its value as JSON or as text. May be repeated."),
+}
+"""Every option that a command can take: what can be written on a command line, and `-o` under the name `named`."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command is given, checked before anything is loaded.
+
+    Attributes:
+        model: Model id or folder.
+        options: Options of `LocalBackend`.
+        params: What to generate.
+        debug: Whether to show tracebacks and what libraries say.
+    """
+
+    model: str
+    options: dict[str, Any]
+    params: SamplingParams
+    debug: bool
+
+
+class Command(TyperCommand):
+    """A command whose option `-o` takes two words, for which typer has no annotation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if parameter.name == "named":
+                parameter.nargs = 2
+
+
+def takes_options(
+    flags: Collection[str] = FLAGS.keys(), **changed: Mapping[str, Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command declared options.
+
+    Args:
+        flags: Names of those in `FLAGS` that it takes.
+        changed: What is declared otherwise for this command: `max_new_tokens={"default": 512}`.
+
+    Returns:
+        A decorator. The command is called with a `Given`, and with the options that its own signature has behind it,
+        annotated for typer or by an `Option`, and a heading if need be. Errors become one line and an exit code.
+    """
+    taken = {name: replace(option, **changed.get(name, {})) for name, option in FLAGS.items() if name in flags}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        checked = {p.name: found for p in own for found in get_args(p.annotation) if isinstance(found, Option)}
+        parameters = [
+            *(_parameter(name, option, _PANEL_OF.get(name, "Sampling")) for name, option in taken.items()),
+            *(_own_parameter(parameter, checked.get(parameter.name)) for parameter in own),
+            _parameter("debug", _DEBUG, OUTPUT),
+        ]
+        names = {p.name: flag_of(p.name) for p in parameters}
+        names |= {"logit_bias": "-o logit_bias", "grammar": "--schema or --regex"}
+
+        def run(**values: Any) -> None:
+            with reported(debug=values["debug"], flags=names):
+                for name, option in checked.items():
+                    option.check(name, values[name])
+                command(_read(values, taken), **{parameter.name: values[parameter.name] for parameter in own})
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _own_parameter(parameter: inspect.Parameter, option: Option | None) -> inspect.Parameter:
+    if option is None:
+        return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    return _parameter(parameter.name, option, *(panel for panel in get_args(parameter.annotation)[2:]))
+
+
+def _parameter(name: str, option: Option, panel: str | None = None) -> inspect.Parameter:
+    """A flag as typer reads it."""
+    flags, kind = [flag_of(name)], option.kind
+    default = None if option.default == () else option.default
+    shown: dict[str, Any] = {"help": option.help.replace("`", ""), "rich_help_panel": panel}
+    if default is None:
+        shown["show_default"] = option.unset or False
+    if option.words:
+        shown["autocompletion"] = lambda: list(option.words)
+    annotation: Any = str | None if kind is not None else list[str] | None
+    if name == "model":
+        flags.append("-m")
+    elif name == "stop":
+        shown |= {"help": f"{shown['help']} May be repeated.", "metavar": "TEXT"}
+    elif name == "named":
+        flags = ["-o", "--option"]
+        shown |= {"metavar": "NAME VALUE", "parser": lambda pair: pair}
+    elif kind in (int, float):
+        # What is no number is left for `Option.check`, which says what it must be.
+        shown |= {"metavar": f"<{kind.__name__}>", "parser": functools.partial(_number, kind)}
+    elif kind is bool:
+        annotation, flags = bool, [f"{flags[0]}/--no-{flags[0][2:]}" if default else flags[0]]
+    annotation = Annotated[annotation, typer.Option(*flags, **shown)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _read(values: Mapping[str, Any], taken: Mapping[str, Option]) -> Given:
+    options = {name: values[name] for name in taken if name in OPTIONS}
+    checked_options(options)
+    params = {name: values[name] for name in taken if name in _SAMPLING}
+    if "stop" in taken:
+        params["stop"] = tuple(values["stop"] or ())
+    for name, value in _named_values(values.get("named") or (), taken).items():
+        if name in taken and params[name] != taken[name].default:
+            msg = f"{flag_of(name)} and -o {name} are one parameter: give only one of them."
+            raise InvalidParameterError(msg)
+        params[name] = value
+    if "schema" in taken:
+        params["grammar"] = _grammar(values["schema"], values["regex"])
+    return Given(values["model"], options, SamplingParams(**params), values["debug"])
+
+
+def _named_values(pairs: Collection[tuple[str, str]], taken: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of `-o` by parameter."""
+    try:
+        values = named_parameters(
+            {name: _value(text) for name, text in pairs},
+            [name for name in _SAMPLING if name in taken or name == "logit_bias"],
+        )
+    except InvalidParameterError as error:
+        # Raised past `reported`, since these names are no flags.
+        raise typer.BadParameter(str(error), param_hint="-o") from error
+    if isinstance(bias := values.get("logit_bias"), dict):
+        # JSON has only texts for keys.
+        values["logit_bias"] = {int(token) if token.isdecimal() else token: number for token, number in bias.items()}
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _grammar(schema: str | None, regex: str | None) -> Grammar | None:
+    if schema is not None and regex is not None:
+        msg = "--schema and --regex are two forms for one text: give only one of them."
+        raise InvalidParameterError(msg)
+    if schema is None:
+        return None if regex is None else Grammar(regex=regex)
+    try:
+        is_text = schema.lstrip().startswith("{")
+        parsed = json.loads(schema if is_text else Path(schema).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"--schema must be a JSON schema, or a file that holds one: {error}"
+        raise InvalidParameterError(msg) from error
+    return Grammar(schema=parsed)
