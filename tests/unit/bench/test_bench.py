@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from langchain_specdec.bench import plot, theory
+from langchain_specdec.bench import plot
 from langchain_specdec.bench.build import Plan, check_packages, set_up
 from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
 from langchain_specdec.bench.header import describe_layers
@@ -469,18 +469,38 @@ def test_a_plot_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         plot.check_plot(tmp_path / "bars.png")
 
 
-# Theory
+# Theory: what speculation can bring, by the chance that a draft token is accepted, those before it being accepted
+# (Leviathan, Kalman and Matias 2023). Costs are in plain target steps.
+
+
+def tokens_per_step(acceptance, draft_length):
+    """Expected tokens per target forward, the bonus token included: their equation 1."""
+    return sum(acceptance**i for i in range(draft_length + 1))
+
+
+def speed_up(acceptance, draft_length, cost):
+    """Expected speed-up over plain decoding: their theorem 3.8, where `cost` is what one more draft token costs."""
+    return tokens_per_step(acceptance, draft_length) / (1 + draft_length * cost)
+
+
+def best_draft_length(acceptance, cost):
+    return max(range(65), key=lambda length: speed_up(acceptance, length, cost))
+
+
+def accepted_over_drafted(acceptance, draft_length):
+    """Lower than the chance of acceptance: what follows the first wrong token of a draft was drafted too."""
+    return (tokens_per_step(acceptance, draft_length) - 1) / draft_length
 
 
 def test_tokens_per_step_and_speed_up():
-    assert theory.tokens_per_step(0.0, 5) == 1.0
-    assert theory.tokens_per_step(1.0, 5) == 6.0
+    assert tokens_per_step(0.0, 5) == 1.0
+    assert tokens_per_step(1.0, 5) == 6.0
     for acceptance, length in ((0.5, 3), (0.9, 4)):
         closed = (1 - acceptance ** (length + 1)) / (1 - acceptance)
-        assert theory.tokens_per_step(acceptance, length) == pytest.approx(closed)
-    assert theory.speed_up(0.8, 0, 0.5) == 1.0
-    assert theory.best_draft_length(0.5, 0.5) == 0
-    assert theory.accepted_over_drafted(1.0, 4) == 1.0
+        assert tokens_per_step(acceptance, length) == pytest.approx(closed)
+    assert speed_up(0.8, 0, 0.5) == 1.0
+    assert best_draft_length(0.5, 0.5) == 0
+    assert accepted_over_drafted(1.0, 4) == 1.0
 
 
 def test_the_numbers_of_the_benchmarks_page():
@@ -490,24 +510,24 @@ def test_the_numbers_of_the_benchmarks_page():
     for cost, cells in rows:
         for acceptance, cell in zip((0.5, 0.6, 0.7, 0.8, 0.9), cells.split("|"), strict=True):
             # Two lengths may be equally good to the last bit but one.
-            speed_up, length = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell).groups()
-            best = theory.speed_up(acceptance, theory.best_draft_length(acceptance, float(cost)), float(cost))
-            assert theory.speed_up(acceptance, int(length), float(cost)) == pytest.approx(best, abs=1e-9)
-            assert f"{best:.2f}" == speed_up
+            shown, length = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell).groups()
+            optimum = speed_up(acceptance, best_draft_length(acceptance, float(cost)), float(cost))
+            assert speed_up(acceptance, int(length), float(cost)) == pytest.approx(optimum, abs=1e-9)
+            assert f"{optimum:.2f}" == shown
 
     def at_four(cost):
-        return f"{theory.speed_up(0.9, 4, cost):.2f}"
+        return f"{speed_up(0.9, 4, cost):.2f}"
 
     def best(cost):
-        return theory.speed_up(0.9, theory.best_draft_length(0.9, cost), cost)
+        return speed_up(0.9, best_draft_length(0.9, cost), cost)
 
-    assert f"{theory.tokens_per_step(0.9, 4):.2f} tokens a step" in page
+    assert f"{tokens_per_step(0.9, 4):.2f} tokens a step" in page
     assert f"{at_four(0.05)}× at `c + v = 0.05`, but {at_four(0.1)}× at 0.10 and {at_four(0.2)}× at 0.20" in page
     assert best(0.13) >= 3 > best(0.131)
     assert best(0.072) >= 4 > best(0.073)
-    assert [f"{theory.accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
-    assert theory.accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
-    assert f"{theory.tokens_per_step(0.9583, 4):.2f} tokens a step" in page
+    assert [f"{accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
+    assert accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
+    assert f"{tokens_per_step(0.9583, 4):.2f} tokens a step" in page
     named = re.findall(r"^\| (`[a-z_`, -]+) \|", page, re.MULTILINE)
     assert {name.strip("` ") for names in named for name in names.split(",")} == set(KINDS)
 
