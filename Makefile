@@ -54,6 +54,10 @@ docs: $(STAMP) ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo "Documentation is in site/index.html"
 
+.PHONY: plan
+plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-works.md
+	@$(PYTHON) tools/house_plan.py
+
 .venv-transformers4: $(STAMP4)
 
 test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own

@@ -12,32 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from langchain_specdec._version import __version__
+from tools.house_plan import FLOORS, PACKAGES, pages
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("langchain_specdec", "tgi_launcher")
 MAX_LINES = 400
 
-# The rooms of langchain_specdec, from the top floor to the cellar. A module may import rooms of its own floor
-# and of the floors below. A name stands for a module, or for a package with all that is in it; "" is the
-# package's own __init__.py.
-FLOORS = (
-    {"__main__"},
-    {"cli"},
-    {"bench"},
-    {""},
-    {"llms", "chat_models"},
-    {"langchain_base"},
-    {"chat"},
-    {"backends"},
-    {"engine"},
-    {"drafters", "models"},
-    {"runner"},
-    {"completions"},
-    {"sampling"},
-    {"grammar"},
-    {"options"},
-    {"errors", "parameter_names", "paths", "progress", "_version"},
-)
 MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "langchain_base", "chat", "cli"}
 
 
@@ -102,15 +81,15 @@ def is_within(module: str, package: str) -> bool:
 
 
 def room_of(module: str) -> str:
-    """The first name below langchain_specdec; "" for langchain_specdec itself."""
-    return module.partition(".")[2].partition(".")[0]
+    """The first name below langchain_specdec; "__init__" for langchain_specdec itself."""
+    return module.partition(".")[2].partition(".")[0] or "__init__"
 
 
 def floor_of(room: str) -> int:
     for floor, rooms in enumerate(FLOORS):
         if room in rooms:
             return floor
-    pytest.fail(f"langchain_specdec/{room} has no place in FLOORS of {Path(__file__).name}: give it one")
+    pytest.fail(f"langchain_specdec/{room} has no place in FLOORS of tools/house_plan.py: give it one")
 
 
 def report(problems: list[str]) -> None:
@@ -143,6 +122,16 @@ def test_no_source_file_is_too_long(package: str) -> None:
             f"{path.relative_to(ROOT)} has {lines} lines, {MAX_LINES} is the limit: split it"
             for path, lines in lengths.items()
             if lines > MAX_LINES
+        ]
+    )
+
+
+def test_the_plan_of_the_house_is_up_to_date() -> None:
+    report(
+        [
+            f"{page.relative_to(ROOT)}:1 has a stale plan of the house: run make plan"
+            for page, text in pages().items()
+            if page.read_text(encoding="utf-8") != text
         ]
     )
 
