@@ -1,79 +1,51 @@
-"""What holds for the project as a whole: version, typing markers, file sizes, direction of imports."""
+"""What holds for the project as a whole: version, typing markers, sizes, direction of imports, plan of the house."""
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from langchain_specdec._version import __version__
+from tests.support.source_code import (
+    ROOT,
+    Count,
+    circles,
+    imports_in,
+    imports_of,
+    is_module,
+    module_name,
+    parameter_counts,
+    public_method_counts,
+)
 from tools.house_plan import FLOORS, PACKAGES, pages
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400
+MAX_ROOM_SHARE = 0.2
+MAX_TOP_MODULES = 9
+MAX_PARAMETERS = 12
+MAX_PUBLIC_METHODS = 12
 
 MAY_IMPORT_LANGCHAIN = {"llms", "chat_models", "langchain_base", "chat", "cli"}
+# Constructors, `from_*` methods and commands, whose parameters are the declared options.
+TAKES_DECLARED_OPTIONS = {
+    "langchain_specdec.backends.local.LocalBackend.__init__",
+    "langchain_specdec.cli.bench.bench",
+    "langchain_specdec.cli.chat.chat",
+    "langchain_specdec.cli.demo.demo",
+    "langchain_specdec.cli.generate.generate",
+}
+
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-class Import(NamedTuple):
-    """One imported module and where the import stands."""
-
-    name: str
-    line: int
-    for_types_only: bool
-
-
-def source_files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def is_module(name: str) -> bool:
-    path = ROOT.joinpath(*name.split("."))
-    return path.with_suffix(".py").is_file() or path.is_dir()
-
-
-def imports_of(source: str, module: str, *, is_package: bool) -> Iterator[Import]:
-    """Every import of a module, also those inside functions, by absolute name.
-
-    `from package import name` counts as an import of `package.name` where that is a module of ours.
-    """
-    tree = ast.parse(source)
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(alias.name, node.lineno, id(node) in typing_only)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                package = module.split(".") if is_package else module.split(".")[:-1]
-                package = package[: len(package) - (node.level - 1)]
-                base = ".".join([*package, *filter(None, [node.module])])
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                name = full if base.startswith(PACKAGES) and is_module(full) else base
-                yield Import(name, node.lineno, id(node) in typing_only)
-
-
-def imports_in(path: Path) -> Iterator[Import]:
-    source = path.read_text(encoding="utf-8")
-    return imports_of(source, module_name(path), is_package=path.name == "__init__.py")
+def sources_of(package: str) -> list[Path]:
+    return [path for path in SOURCES if path.is_relative_to(ROOT / package)]
 
 
 def is_within(module: str, package: str) -> bool:
@@ -92,8 +64,9 @@ def floor_of(room: str) -> int:
     pytest.fail(f"langchain_specdec/{room} has no place in FLOORS of tools/house_plan.py: give it one")
 
 
-def report(problems: list[str]) -> None:
-    assert not problems, "\n" + "\n".join(dict.fromkeys(problems))
+def report(problems: Iterable[str]) -> None:
+    problems = list(dict.fromkeys(problems))
+    assert not problems, "\n" + "\n".join(problems)
 
 
 def test_installed_version_is_the_one_in_the_source() -> None:
@@ -114,62 +87,209 @@ def test_package_is_marked_as_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file(), f"{package}/py.typed is missing: its types would be ignored"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_source_file_is_too_long(package: str) -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source_files(package)}
-    report(
-        [
-            f"{path.relative_to(ROOT)} has {lines} lines, {MAX_LINES} is the limit: split it"
-            for path, lines in lengths.items()
-            if lines > MAX_LINES
-        ]
+def too_large(lines: dict[Path, int]) -> Iterable[str]:
+    """Files with too many lines, and rooms (folders without their subfolders) with too large a share of all lines."""
+    rooms: Counter[Path] = Counter()
+    for path, count in lines.items():
+        rooms[path.parent] += count
+        if count > MAX_LINES:
+            yield f"{path.relative_to(ROOT)}:{MAX_LINES + 1} has {count} lines, {MAX_LINES} is the limit: split it"
+    for room, count in rooms.items():
+        share = count / rooms.total()
+        if share > MAX_ROOM_SHARE:
+            yield (
+                f"{room.relative_to(ROOT)}:1 holds {share:.0%} of all lines, {MAX_ROOM_SHARE:.0%} is the limit: "
+                "move what belongs together into a room of its own"
+            )
+
+
+def test_no_file_and_no_room_is_too_large() -> None:
+    report(too_large({path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}))
+
+
+def test_the_check_of_sizes_sees_long_files_and_large_rooms() -> None:
+    engine = ROOT / "langchain_specdec/engine"
+    lines = {engine / f"file_{i}.py": 100 for i in range(22)} | {
+        ROOT / f"tgi_launcher/{i}/x.py": 400 for i in range(20)
+    }
+    assert list(too_large(lines | {ROOT / "tgi_launcher/long.py": 401})) == [
+        "tgi_launcher/long.py:401 has 401 lines, 400 is the limit: split it",
+        "langchain_specdec/engine:1 holds 21% of all lines, 20% is the limit: "
+        "move what belongs together into a room of its own",
+    ]
+
+
+def test_few_modules_stand_at_the_top() -> None:
+    top = {path.stem for path in (ROOT / "langchain_specdec").glob("*.py")} - {"__init__", "__main__", "_version"}
+    assert len(top) <= MAX_TOP_MODULES, (
+        f"langchain_specdec/ has {len(top)} modules ({', '.join(sorted(top))}), {MAX_TOP_MODULES} is the limit: "
+        "move one into a room"
     )
 
 
 def test_the_plan_of_the_house_is_up_to_date() -> None:
     report(
-        [
-            f"{page.relative_to(ROOT)}:1 has a stale plan of the house: run make plan"
-            for page, text in pages().items()
-            if page.read_text(encoding="utf-8") != text
-        ]
+        f"{page.relative_to(ROOT)}:1 has a stale plan of the house: run make plan"
+        for page, text in pages().items()
+        if page.read_text(encoding="utf-8") != text
     )
 
 
 def test_only_the_faces_import_langchain() -> None:
     problems = []
-    for path in source_files("langchain_specdec"):
+    for path in sources_of("langchain_specdec"):
         if room_of(module_name(path)) in MAY_IMPORT_LANGCHAIN:
             continue
         problems += [
             f"{path.relative_to(ROOT)}:{line} imports {name}, but only {', '.join(sorted(MAY_IMPORT_LANGCHAIN))} may"
-            for name, line, _ in imports_in(path)
+            for name, line in imports_in(path)
             if re.match(r"lang(chain|graph|smith)(?!_specdec\b)", name)
         ]
     report(problems)
 
 
+def upward_imports(source: str, path: Path) -> Iterable[str]:
+    module = module_name(path)
+    for name, line in imports_of(source, module, is_package=path.name == "__init__.py"):
+        if is_within(name, "langchain_specdec") and floor_of(room_of(name)) < floor_of(room_of(module)):
+            yield (
+                f"{path.relative_to(ROOT)}:{line} imports {name} from above: imports only point down, "
+                "so move what it needs to its own floor or below"
+            )
+
+
 def test_imports_only_point_down() -> None:
-    problems = []
-    for path in source_files("langchain_specdec"):
-        floor = floor_of(room_of(module_name(path)))
-        for name, line, _ in imports_in(path):
-            if not is_within(name, "langchain_specdec"):
-                continue
-            if floor_of(room_of(name)) < floor:
-                problems.append(f"{path.relative_to(ROOT)}:{line} imports {name} from above: imports only point down")
-    report(problems)
+    report(
+        problem
+        for path in sources_of("langchain_specdec")
+        for problem in upward_imports(path.read_text(encoding="utf-8"), path)
+    )
+
+
+def test_the_check_of_floors_sees_imports_for_types_too() -> None:
+    source = """
+from langchain_specdec.errors import SpecDecError
+if TYPE_CHECKING:
+    from langchain_specdec.engine import engine
+def late():
+    import langchain_specdec.llms
+"""
+    lines = [problem.partition(" ")[0] for problem in upward_imports(source, ROOT / "langchain_specdec/runner/x.py")]
+    assert lines == ["langchain_specdec/runner/x.py:4", "langchain_specdec/runner/x.py:6"]
+
+
+def import_circles(imports: dict[str, dict[str, str]]) -> Iterable[str]:
+    """Circles among modules.
+
+    Args:
+        imports: For each module, the modules that it imports and where.
+    """
+    for circle in circles({module: set(imported) for module, imported in imports.items()}):
+        steps = [f"{imports[module][name]} imports {name}" for module, name in pairwise(circle)]
+        yield "files import each other in a circle: " + ", ".join(steps) + ": move what they share below both"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imports: dict[str, dict[str, str]] = {}
+    for path in SOURCES:
+        module = module_name(path)
+        imports[module] = {
+            name: f"{path.relative_to(ROOT)}:{line}"
+            for name, line in imports_in(path)
+            if name.startswith(PACKAGES) and is_module(name) and name != module
+        }
+    report(import_circles(imports))
+
+
+def test_the_check_of_circles_sees_each_of_them() -> None:
+    imports = {"a": {"b": "a.py:1", "d": "a.py:2"}, "b": {"c": "b.py:1"}, "c": {"a": "c.py:1"}, "d": {"a": "d.py:1"}}
+    found = sorted(re.findall(r"\w\.py:\d", problem) for problem in import_circles(imports | {"e": {"a": "e.py:1"}}))
+    assert [sorted(places) for places in found] == [["a.py:1", "b.py:1", "c.py:1"], ["a.py:2", "d.py:1"]]
 
 
 def test_tgi_launcher_stands_alone() -> None:
     problems = []
-    for path in source_files("tgi_launcher"):
+    for path in sources_of("tgi_launcher"):
         problems += [
             f"{path.relative_to(ROOT)}:{line} imports {name}, but tgi_launcher is to work without it"
-            for name, line, _ in imports_in(path)
+            for name, line in imports_in(path)
             if re.match(r"(torch|transformers|lang(chain|graph|smith)\w*)\b", name)
         ]
     report(problems)
+
+
+def too_many(counts: Iterable[Count], path: Path, limit: int, what: str) -> Iterable[str]:
+    for name, line, number in counts:
+        if number > limit:
+            yield f"{path.relative_to(ROOT)}:{line} {name} has {number} {what}, {limit} is the limit"
+
+
+def test_no_function_takes_too_many_parameters() -> None:
+    counts = {path: list(parameter_counts(path.read_text(encoding="utf-8"), module_name(path))) for path in SOURCES}
+    unknown = TAKES_DECLARED_OPTIONS - {count.name for one in counts.values() for count in one}
+    report(f"TAKES_DECLARED_OPTIONS of {Path(__file__).name}: there is no {name}, take it out" for name in unknown)
+    report(
+        f"{problem}: give those that belong together a class, or split the function"
+        for path, one in counts.items()
+        for problem in too_many(
+            (count for count in one if count.name not in TAKES_DECLARED_OPTIONS), path, MAX_PARAMETERS, "parameters"
+        )
+    )
+
+
+def test_no_class_has_too_many_public_methods() -> None:
+    report(
+        f"{problem}, properties and async twins not counted: split the class"
+        for path in SOURCES
+        for problem in too_many(
+            public_method_counts(path.read_text(encoding="utf-8"), module_name(path)),
+            path,
+            MAX_PUBLIC_METHODS,
+            "public methods",
+        )
+    )
+
+
+def test_the_counts_of_parameters_and_methods_are_right() -> None:
+    source = """
+def free(a, /, b, *args, c=1, **kwargs): ...
+class Model:
+    def __init__(self, a, b): ...
+    @property
+    def name(self): ...
+    @name.setter
+    def name(self, value): ...
+    @functools.cached_property
+    def size(self): ...
+    def invoke(self): ...
+    async def ainvoke(self): ...
+    def add(self): ...
+    @classmethod
+    def from_id(cls, a):
+        def inner(x, y): ...
+    def _private(self): ...
+    if not TYPE_CHECKING:
+        def late(self): ...
+"""
+    assert list(parameter_counts(source, "m")) == [
+        ("m.free", 2, 5),
+        ("m.Model.__init__", 4, 2),
+        ("m.Model.name", 6, 0),
+        ("m.Model.name", 8, 1),
+        ("m.Model.size", 10, 0),
+        ("m.Model.invoke", 11, 0),
+        ("m.Model.ainvoke", 12, 0),
+        ("m.Model.add", 13, 0),
+        ("m.Model.from_id", 15, 1),
+        ("m.Model.from_id.inner", 16, 2),
+        ("m.Model._private", 17, 0),
+        ("m.Model.late", 19, 0),
+    ]
+    assert list(public_method_counts(source, "m")) == [("m.Model", 3, 3)]
+    path = ROOT / "langchain_specdec/x.py"
+    assert list(too_many(public_method_counts(source, "m"), path, 2, "public methods")) == [
+        "langchain_specdec/x.py:3 m.Model has 3 public methods, 2 is the limit"
+    ]
 
 
 def test_what_depends_on_transformers_runs_on_both_versions() -> None:
@@ -188,7 +308,7 @@ def test_what_depends_on_transformers_runs_on_both_versions() -> None:
         imports = imports_of(path.read_text(encoding="utf-8"), "tests.unit", is_package=False)
         problems += [
             f"tests/unit/{path.name}:{line} imports {name}: add the file to TESTS4 in the Makefile"
-            for name, line, _ in imports
+            for name, line in imports
             if name.partition(".")[0] in needing
         ]
     report(problems)
@@ -206,13 +326,12 @@ def late():
     import langchain_core.callbacks
 """
     imports = imports_of(source, "langchain_specdec.engine.x", is_package=False)
-    found = [(i.name, i.for_types_only) for i in imports]
-    assert sorted(found) == [
-        ("langchain_core.callbacks", False),
-        ("langchain_specdec", False),
-        ("langchain_specdec.engine", False),
-        ("langchain_specdec.errors", False),
-        ("langchain_specdec.errors", False),
-        ("langchain_specdec.runner.model_runner", True),
-        ("torch", False),
+    assert sorted(found.name for found in imports) == [
+        "langchain_core.callbacks",
+        "langchain_specdec",
+        "langchain_specdec.engine",
+        "langchain_specdec.errors",
+        "langchain_specdec.errors",
+        "langchain_specdec.runner.model_runner",
+        "torch",
     ]
