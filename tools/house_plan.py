@@ -36,9 +36,6 @@ FLOORS = (
     ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 
-_NAME_WIDTH = 29
-_LINE_WIDTH = 120
-
 
 class Entry(NamedTuple):
     """A room or a file: how many folders deep it is, its path and its caption."""
@@ -74,14 +71,14 @@ def _entries(folder: Path, depth: int = 0) -> Iterator[Entry]:
             yield Entry(depth + 1, path, _caption(path))
 
 
-def _tree() -> str:
-    """Both packages as an indented list, for CONTRIBUTING.md."""
+def _list() -> str:
+    """Both packages as a nested list, for CONTRIBUTING.md."""
     lines = []
     for depth, path, caption in (entry for package in PACKAGES for entry in _entries(ROOT / package)):
-        name = "  " * depth + path.name + "/" * path.is_dir()
-        wrapped = textwrap.wrap(caption, _LINE_WIDTH - _NAME_WIDTH, break_on_hyphens=False)
-        lines += [f"{'' if number else name:{_NAME_WIDTH}}{part}" for number, part in enumerate(wrapped)]
-    return "\n".join(["```text", *lines, "```"])
+        indent = "    " * depth
+        text = f"- `{path.name}{'/' * path.is_dir()}` – {caption}"
+        lines.append(textwrap.fill(text, 120, initial_indent=indent, subsequent_indent=f"{indent}  "))
+    return "\n".join(lines)
 
 
 def _table() -> str:
@@ -97,7 +94,7 @@ def _table() -> str:
 def pages() -> dict[Path, str]:
     """The text that each page with a plan in it should have."""
     texts = {}
-    for name, plan in (("CONTRIBUTING.md", _tree()), ("docs/how-it-works.md", _table())):
+    for name, plan in (("CONTRIBUTING.md", _list()), ("docs/how-it-works.md", _table())):
         text = (ROOT / name).read_text(encoding="utf-8")
         begin, end = "<!-- plan: written by `make plan` -->\n\n", "\n\n<!-- end of the plan -->"
         before, rest = text.split(begin)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import langchain_specdec
 from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.completions.completion import Completion, CompletionRequest
@@ -138,6 +139,23 @@ def test_links_of_the_readme_lead_somewhere():
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     missing = [t for t in targets if not t.startswith("https://") and not (ROOT / t).is_file()]
     assert not missing, f"README.md links to files that do not exist: {', '.join(missing)}"
+
+
+def test_the_index_links_every_page_of_the_navigation():
+    pages = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    missing = [page for page in pages if page != "index.md" and f"]({page})" not in index]
+    assert len(pages) > 15
+    assert not missing, f"docs/index.md has no link to {', '.join(missing)}"
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
+    public = {f"langchain_specdec.{name}" for name in langchain_specdec.__all__ if name != "__version__"}
+    missing = {*public, "langchain_specdec.errors", "tgi_launcher"} - set(
+        re.findall(r"^::: (\S+)$", reference, re.MULTILINE)
+    )
+    assert not missing, f"docs/reference/ has no page of {', '.join(sorted(missing))}"
 
 
 def test_files_named_in_how_it_works_exist():
