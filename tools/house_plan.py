@@ -33,6 +33,7 @@ FLOORS = (
     ("completions",),
     ("sampling",),
     ("grammar",),
+    ("options",),
     ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 
