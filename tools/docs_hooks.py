@@ -1,17 +1,12 @@
-"""What MkDocs does beside its plugins: takes in pages of the root, command lines, and descriptions of fields.
-
-Named in mkdocs.yml, under `hooks` and under `extensions`.
-"""
+"""What MkDocs does beside its plugins: takes in the pages of the root, and describes the command lines."""
 
 from __future__ import annotations
 
-import ast
 import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import griffe
 import typer
 from typer.cli import get_docs_for_click
 
@@ -43,15 +38,3 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return re.sub(r"^\* `--help`: .*\n", "", text, flags=re.MULTILINE)
 
     return re.sub(r"<!-- command line: ([\w.]+) ([\w-]+) -->", describe, markdown)
-
-
-class FieldDescriptions(griffe.Extension):
-    """Reads `name: type = _option(default, "description", ...)` as a field with that default and that docstring."""
-
-    def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
-        """Called by griffe for each attribute."""
-        call = node.value if isinstance(node, ast.AnnAssign) else None
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "_option":
-            default, description = call.args[:2]
-            attr.value = None if ast.unparse(default) == "..." else ast.unparse(default)
-            attr.docstring = griffe.Docstring(ast.literal_eval(description), parent=attr)
