@@ -17,6 +17,7 @@ class Import(NamedTuple):
 
     name: str
     line: int
+    for_types_only: bool
 
 
 class Count(NamedTuple):
@@ -42,10 +43,18 @@ def imports_of(source: str, module: str, *, is_package: bool) -> Iterator[Import
 
     `from package import name` counts as an import of `package.name` where that is a module of ours.
     """
-    for node in ast.walk(_parsed(source)):
+    tree = _parsed(source)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name, node.lineno)
+                yield Import(alias.name, node.lineno, id(node) in typing_only)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -54,7 +63,7 @@ def imports_of(source: str, module: str, *, is_package: bool) -> Iterator[Import
                 base = ".".join([*package, *filter(None, [node.module])])
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                yield Import(full if is_module(full) else base, node.lineno)
+                yield Import(full if is_module(full) else base, node.lineno, id(node) in typing_only)
 
 
 def imports_in(path: Path) -> Iterator[Import]:

@@ -167,7 +167,7 @@ def test_only_the_faces_import_langchain() -> None:
             continue
         problems += [
             f"{path.relative_to(ROOT)}:{line} imports {name}, but only {', '.join(sorted(MAY_IMPORT_LANGCHAIN))} may"
-            for name, line in imports_in(path)
+            for name, line, _ in imports_in(path)
             if re.match(r"lang(chain|graph|smith)(?!_specdec\b)", name)
         ]
     report(problems)
@@ -175,11 +175,11 @@ def test_only_the_faces_import_langchain() -> None:
 
 def upward_imports(source: str, path: Path) -> Iterable[str]:
     module = module_name(path)
-    for name, line in imports_of(source, module, is_package=path.name == "__init__.py"):
+    for name, line, for_types_only in imports_of(source, module, is_package=path.name == "__init__.py"):
         if is_within(name, "langchain_specdec") and floor_of(room_of(name)) < floor_of(room_of(module)):
             yield (
-                f"{path.relative_to(ROOT)}:{line} imports {name} from above: imports only point down, "
-                "so move what it needs to its own floor or below"
+                f"{path.relative_to(ROOT)}:{line} imports {name} from above{', for types' * for_types_only}: "
+                "imports only point down, so move what it needs to its own floor or below"
             )
 
 
@@ -199,8 +199,11 @@ if TYPE_CHECKING:
 def late():
     import langchain_specdec.llms
 """
-    lines = [problem.partition(" ")[0] for problem in upward_imports(source, ROOT / "langchain_specdec/runner/x.py")]
-    assert lines == ["langchain_specdec/runner/x.py:4", "langchain_specdec/runner/x.py:6"]
+    found = list(upward_imports(source, ROOT / "langchain_specdec/runner/x.py"))
+    assert [problem.partition(": ")[0] for problem in found] == [
+        "langchain_specdec/runner/x.py:4 imports langchain_specdec.engine.engine from above, for types",
+        "langchain_specdec/runner/x.py:6 imports langchain_specdec.llms from above",
+    ]
 
 
 def import_circles(imports: dict[str, dict[str, str]]) -> Iterable[str]:
@@ -220,7 +223,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         module = module_name(path)
         imports[module] = {
             name: f"{path.relative_to(ROOT)}:{line}"
-            for name, line in imports_in(path)
+            for name, line, _ in imports_in(path)
             if name.startswith(PACKAGES) and is_module(name) and name != module
         }
     report(import_circles(imports))
@@ -237,7 +240,7 @@ def test_tgi_launcher_stands_alone() -> None:
     for path in sources_of("tgi_launcher"):
         problems += [
             f"{path.relative_to(ROOT)}:{line} imports {name}, but tgi_launcher is to work without it"
-            for name, line in imports_in(path)
+            for name, line, _ in imports_in(path)
             if re.match(r"(torch|transformers|lang(chain|graph|smith)\w*)\b", name)
         ]
     report(problems)
@@ -333,7 +336,7 @@ def test_what_depends_on_transformers_runs_on_both_versions() -> None:
         imports = imports_of(path.read_text(encoding="utf-8"), "tests.unit", is_package=False)
         problems += [
             f"tests/unit/{path.name}:{line} imports {name}: add the file to TESTS4 in the Makefile"
-            for name, line in imports
+            for name, line, _ in imports
             if name.partition(".")[0] in needing
         ]
     report(problems)
@@ -351,12 +354,13 @@ def late():
     import langchain_core.callbacks
 """
     imports = imports_of(source, "langchain_specdec.engine.x", is_package=False)
-    assert sorted(found.name for found in imports) == [
-        "langchain_core.callbacks",
-        "langchain_specdec",
-        "langchain_specdec.engine",
-        "langchain_specdec.errors",
-        "langchain_specdec.errors",
-        "langchain_specdec.runner.model_runner",
-        "torch",
+    found = [(i.name, i.for_types_only) for i in imports]
+    assert sorted(found) == [
+        ("langchain_core.callbacks", False),
+        ("langchain_specdec", False),
+        ("langchain_specdec.engine", False),
+        ("langchain_specdec.errors", False),
+        ("langchain_specdec.errors", False),
+        ("langchain_specdec.runner.model_runner", True),
+        ("torch", False),
     ]
