@@ -34,6 +34,7 @@ FLOORS = (
     ("sampling",),
     ("grammar",),
     ("options",),
+    ("options",),
     ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 
