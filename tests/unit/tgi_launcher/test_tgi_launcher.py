@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from tgi_launcher import Backoff, Reason, StartError, TGIConfig, TGIServer
+from tgi_launcher import Backoff, Reason, ServerInfo, StartError, TGIConfig, TGIServer
 from tgi_launcher.command import Addresses, binary_command, clean_environment, launcher_flags
 from tgi_launcher.config import FLAGS
 from tgi_launcher.docker import docker_command
@@ -80,6 +80,21 @@ def test_importing_it_brings_neither_torch_nor_langchain():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
+
+
+def test_it_can_be_imported_on_a_system_without_file_locks():
+    code = "import os, sys, random\nsys.modules['fcntl'] = None\ndel os.register_at_fork\nimport tgi_launcher"
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
+def test_info_of_every_release_is_read():
+    old = {"model_id": "owner/name", "max_concurrent_requests": 128, "max_input_length": 7, "waiting_served_ratio": 1.2}
+    info = ServerInfo.model_validate(old)
+    assert (info.max_input_tokens, info.max_total_tokens, info.version) == (7, None, None)
+    assert info.model_dump()["waiting_served_ratio"] == 1.2
+    assert ServerInfo.model_validate({**old, "max_input_tokens": 8}).max_input_tokens == 8
+    with pytest.raises(ValidationError):
+        ServerInfo.model_validate({"version": "3"})
 
 
 # TGIConfig
