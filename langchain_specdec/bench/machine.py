@@ -61,11 +61,11 @@ def num_cores() -> int | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide."""
-    found = {"python": platform.python_version(), "langchain-specdec": __version__}
+    known = {"python": platform.python_version(), "langchain-specdec": __version__}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            known[name] = metadata.version(name)
+    return known
 
 
 def read_bandwidth(device: torch.device) -> float | None:

@@ -142,8 +142,8 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
         category: Which category, or `ALL`.
         rate: Which rate.
     """
-    mine = {(r.group, r.repeat): r for r in _of(runs, contestant, category)}
-    theirs = {(r.group, r.repeat): r for r in _of(runs, baseline, category)}
+    mine = {(r.group, r.repeat): r for r in _runs_of(runs, contestant, category)}
+    theirs = {(r.group, r.repeat): r for r in _runs_of(runs, baseline, category)}
     results = [run.result for run in mine.values()]
     both = [key for key in mine if key in theirs]
     ratios: dict[int, list[float]] = {}
@@ -172,11 +172,11 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
 
 def mismatches(runs: Sequence[Run], contestant: str, baseline: str, max_new_tokens: int) -> Mismatches:
     """Compare a contestant's tokens with the baseline's, run by run."""
-    theirs = {(r.group, r.repeat): r.result for r in _of(runs, baseline, ALL)}
+    theirs = {(r.group, r.repeat): r.result for r in _runs_of(runs, baseline, ALL)}
     compared: set[str] = set()
     positions: dict[str, int] = {}
     beyond = 0
-    for run in _of(runs, contestant, ALL):
+    for run in _runs_of(runs, contestant, ALL):
         beyond += sum(max(len(tokens) - max_new_tokens, 0) for tokens in run.result.token_ids)
         other = theirs.get((run.group, run.repeat))
         if other is None:
@@ -197,7 +197,7 @@ def first_difference(one: Sequence[int], two: Sequence[int]) -> int | None:
     return None if len(one) == len(two) else min(len(one), len(two))
 
 
-def _of(runs: Iterable[Run], contestant: str, category: str) -> list[Run]:
+def _runs_of(runs: Iterable[Run], contestant: str, category: str) -> list[Run]:
     return [run for run in runs if run.contestant == contestant and category in (ALL, run.category)]
 
 
@@ -205,9 +205,9 @@ def _medians(runs: Iterable[Run], value: Callable[[RunResult], float | None]) ->
     """Each group's median over its repeats."""
     by_group: dict[int, list[float]] = {}
     for run in runs:
-        found = value(run.result)
-        if found is not None:
-            by_group.setdefault(run.group, []).append(found)
+        measured = value(run.result)
+        if measured is not None:
+            by_group.setdefault(run.group, []).append(measured)
     return [statistics.median(values) for values in by_group.values()]
 
 

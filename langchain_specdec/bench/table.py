@@ -143,13 +143,13 @@ def footnotes(report: Report) -> Iterator[str]:
 def _oddities(contestant: ContestantReport, baseline: str) -> Iterator[str]:
     if contestant.failure:
         yield f"{contestant.name} failed and dropped out: {contestant.failure}"
-    found = contestant.mismatches
-    if found is None:
+    mismatches = contestant.mismatches
+    if mismatches is None:
         return
-    if found.num_beyond:
-        yield f"{contestant.name} returned {found.num_beyond} tokens beyond max_new_tokens; they are counted."
-    if found.positions:
-        places = [f"{prompt_id} at token {at}" for prompt_id, at in found.positions.items()]
+    if mismatches.num_beyond:
+        yield f"{contestant.name} returned {mismatches.num_beyond} tokens beyond max_new_tokens; they are counted."
+    if mismatches.positions:
+        places = [f"{prompt_id} at token {at}" for prompt_id, at in mismatches.positions.items()]
         more = f" and {len(places) - _SHOWN_MISMATCHES} more" if len(places) > _SHOWN_MISMATCHES else ""
         yield f"{contestant.name} differs from {baseline}: prompt {', '.join(places[:_SHOWN_MISMATCHES])}{more}"
 
@@ -184,8 +184,8 @@ def _prefilled(figures: Figures) -> str:
 
 
 def _differing(contestant: ContestantReport) -> str:
-    found = contestant.mismatches
-    return _NOTHING if found is None else f"{len(found.positions)} of {found.num_prompts}"
+    mismatches = contestant.mismatches
+    return _NOTHING if mismatches is None else f"{len(mismatches.positions)} of {mismatches.num_prompts}"
 
 
 def natural_width(report: Report, console: Console) -> int:
