@@ -61,6 +61,14 @@ def make_runner(
             f"Set max_length={limit} or less."
         )
         raise InvalidParameterError(msg)
+    is_cuda = loaded.model.device.type == "cuda"
+    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
+    if obstacle is None and not is_cuda and not loaded.is_owned:
+        obstacle = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
+    if obstacle is not None and compile not in ("auto", "off"):
+        done = "captured" if is_cuda else "compiled"
+        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
+        raise InvalidParameterError(msg)
     if max_length is None:
         max_length = _default_max_length(loaded, num_slots)
     if loaded.is_owned and can_pack(loaded.model):
@@ -70,29 +78,12 @@ def make_runner(
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
-    if compile == "off":
+    if compile == "off" or obstacle is not None:
         return runner
-    if loaded.model.device.type == "cuda":
-        if _is_possible(loaded, compile, "captured", can_capture(loaded.model)):
-            return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
-    elif _is_possible(loaded, compile, "compiled", _why_uncompiled(loaded)):
-        runner.compiled = CompiledLayers(loaded.model, compile)
+    if is_cuda:
+        return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
+    runner.compiled = CompiledLayers(loaded.model, compile)
     return runner
-
-
-def _why_uncompiled(loaded: LoadedModel) -> str | None:
-    reason = can_compile(loaded.model)
-    if reason is None and not loaded.is_owned:
-        reason = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
-    return reason
-
-
-def _is_possible(loaded: LoadedModel, mode: CompileMode, done: str, reason: str | None) -> bool:
-    """Whether there is no reason against it; raises where it was asked for all the same."""
-    if reason is not None and mode != "auto":
-        msg = f"{loaded.name} cannot be {done}: {reason}. Leave compile at 'auto' or set it to 'off'."
-        raise InvalidParameterError(msg)
-    return reason is None
 
 
 def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
