@@ -194,10 +194,10 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
 
 def _model_class(config: Any) -> type | None:
     try:
-        found = AutoModelForCausalLM._model_mapping[type(config)]
+        classes = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
         return None
-    return found[0] if isinstance(found, tuple) else found
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
 def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
@@ -249,9 +249,9 @@ def _set_attention(model: Any, implementation: str | None) -> None:
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found: set[int] = set()
+    token_ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
         if value is not None:
-            found.update(value if isinstance(value, (list, tuple)) else [value])
-    return tuple(sorted(found))
+            token_ids.update(value if isinstance(value, (list, tuple)) else [value])
+    return tuple(sorted(token_ids))

@@ -65,7 +65,7 @@ class _Part(nn.Module):
         self._first: list[_Part] = []
 
     @classmethod
-    def of(cls, joint: PackedLinear, sizes: Sequence[int]) -> list[_Part]:
+    def from_joint(cls, joint: PackedLinear, sizes: Sequence[int]) -> list[_Part]:
         """Parts of these sizes, in the order in which they are called."""
         starts = itertools.accumulate(sizes, initial=0)
         parts = [cls(joint, start, size) for start, size in zip(starts, sizes, strict=False)]
@@ -133,7 +133,7 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
         linears = [getattr(parent, name) for name in names]
         count += len(linears)
         joint = PackedLinear(*linears)
-        parts = [joint] if len(linears) == 1 else _Part.of(joint, [linear.out_features for linear in linears])
+        parts = [joint] if len(linears) == 1 else _Part.from_joint(joint, [linear.out_features for linear in linears])
         for name, part in zip(names, parts, strict=True):
             setattr(parent, name, part)
         table = tables.get(id(linears[0].weight)) if len(linears) == 1 else None

@@ -22,7 +22,7 @@ class Bucket:
         rows: Rows, padding included.
         width: Tokens per row, padding included.
         length: Positions that attention reads.
-        is_sampled: Whether tokens are chosen with noise.
+        is_sampled: Whether tokens are picked with noise.
         is_whole: Whether the rows are all slots in order.
     """
 
