@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
-
-if TYPE_CHECKING:
-    from langchain_specdec.models.loaded_model import LoadedModel
-    from langchain_specdec.runner.model_runner import ModelRunner
 
 __all__ = ["check_cached_forward", "check_pair", "check_supported"]
 

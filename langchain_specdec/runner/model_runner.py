@@ -15,7 +15,7 @@ from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.trials import making_seconds
+from langchain_specdec.runner.trials import step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept
 
 __all__ = ["ModelRunner", "PickDraft"]
@@ -67,10 +67,7 @@ class ModelRunner:
         if self.compiled is not None:
             self.compiled.prepare(self.cache.num_slots, self._trial)
 
-    @staticmethod
-    def clock() -> float:
-        """Seconds, but for those in which this thread made graphs: they are no part of what steps cost."""
-        return time.perf_counter() - making_seconds()
+    clock = staticmethod(step_clock)
 
     def begin_turn(self) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it; here none ever is."""

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.trials import CompileMode, Shortcut, largest_error
+from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
 
-__all__ = ["CompiledGraph", "CompiledLayers", "Trial", "can_compile"]
+__all__ = ["CompiledLayers", "Trial", "can_compile"]
 
 Trial = Callable[[bool, int, int], tuple[Tensor, float]]
 """Runs a short step on a scratch cache: (compiled, rows, width) -> its logits, and the seconds that it took."""
@@ -41,19 +41,6 @@ Trial = Callable[[bool, int, int], tuple[Tensor, float]]
 _logger = logging.getLogger(__name__)
 _MAX_LAYERS_PER_GRAPH = 8
 _TRIALS = 5
-
-
-@dataclass(frozen=True)
-class CompiledGraph:
-    """What came of compiling for one kind of shape; only graphs that compute the right thing are kept.
-
-    Attributes:
-        seconds: What compiling took.
-        saving: Share of a short step that it saves; it is used where that is above 0.
-    """
-
-    seconds: float
-    saving: float
 
 
 @dataclass
@@ -119,7 +106,7 @@ class CompiledLayers(Shortcut):
         self._functions_of: dict[int, Callable[..., Tensor]] = {}
         self._local = threading.local()
         self._returns_tuple = False
-        self.graphs: dict[GraphKey, CompiledGraph] = {}
+        self.graphs: dict[GraphKey, MadeGraph] = {}
         """What was compiled so far."""
         self._ready: set[GraphKey] = set()
         self._tried: set[GraphKey] = set()
@@ -203,7 +190,7 @@ class CompiledLayers(Shortcut):
             saving = self.measure_saving(key, largest_error(computed, expected), expected.dtype, times)
             if saving is not None:
                 self._costs.put(key, seconds, saving)
-                self.graphs[key] = CompiledGraph(seconds, saving)
+                self.graphs[key] = MadeGraph(seconds, saving)
                 if saving > 0:
                     self._ready.add(key)
         except Exception as error:

@@ -23,7 +23,7 @@ from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.trials import CompileMode, largest_error
+from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept
 from langchain_specdec.sampling.noise import Noise
 
@@ -78,7 +78,7 @@ class CapturedRunner:
         """
         return frozenset({"one row"}) if self._is_complete and not self.store.is_stopped else frozenset()
 
-    clock = staticmethod(ModelRunner.clock)
+    clock = staticmethod(step_clock)
 
     def begin_turn(self) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it."""

@@ -15,16 +15,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cuda.buckets import Bucket
 from langchain_specdec.runner.cuda.capture import Capture
-from langchain_specdec.runner.trials import CompileMode, Shortcut, making
-
-if TYPE_CHECKING:
-    from langchain_specdec.progress import Progress
+from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, making
 
 __all__ = ["CapturedGraph", "GraphStore"]
 
@@ -39,20 +36,16 @@ _NUM_SEEN = {"auto": 3}
 
 
 @dataclass(frozen=True)
-class CapturedGraph:
+class CapturedGraph(MadeGraph):
     """A graph in use.
 
     Attributes:
         outputs: What each replay writes to; good until the next replay of any graph.
         replay: Runs it.
-        seconds: What making it took.
-        saving: Share of a step's time that it saves.
     """
 
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
-    seconds: float
-    saving: float
 
 
 class GraphStore(Shortcut):
@@ -151,7 +144,7 @@ class GraphStore(Shortcut):
                 run()
                 saving = self.measure_saving(bucket, error(outputs), outputs[0].dtype, times)
                 if saving is not None and saving > 0:
-                    self._keep(bucket, CapturedGraph(outputs, replay, time.perf_counter() - started, saving))
+                    self._keep(bucket, CapturedGraph(time.perf_counter() - started, saving, outputs, replay))
                 else:
                     self.rejected[bucket] = "it computes something else" if saving is None else "it takes longer"
             except Exception as failure:
