@@ -30,7 +30,7 @@ class ForwardShape:
 
     Attributes:
         length: Positions that any row can see, its own tokens and their padding included.
-        slots: Slot of each row, int64 `[rows]`.
+        slots: Slot of each row, int64 `[rows, 1]`.
         positions: Position of each token in its slot, int64 `[rows, width]`.
         first_slot: The first row's slot, where the rows' slots are neighbours in order, so that a view can stand for
             them; else None.
@@ -49,7 +49,7 @@ class ForwardShape:
         first, width = slots[0], inputs.tokens.shape[1]
         return cls(
             max(starts) + width,
-            inputs.slots,
+            inputs.slots[:, None],
             inputs.positions_in_slot,
             first if list(slots) == list(range(first, first + len(slots))) else None,
             starts[0] if len(slots) == 1 else None,
@@ -61,14 +61,14 @@ class ForwardShape:
             # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
             buffer[self.first_slot, :, self.start : self.start + states.shape[2]].copy_(states[0])
         else:
-            index, positions = self.slots.to(buffer.device)[:, None], self.positions.to(buffer.device)
+            index, positions = self.slots.to(buffer.device), self.positions.to(buffer.device)
             buffer[index, :, positions] = states.transpose(1, 2)
         return self.seen(buffer)
 
     def seen(self, buffer: Any) -> Tensor:
         """What this forward can see of a layer's buffer, `[rows, kv_heads, length, head_dim]`; a view if it can be."""
         if self.first_slot is None:
-            return buffer[:, :, : self.length].index_select(0, self.slots.to(buffer.device))  # type: ignore[no-any-return]
+            return buffer[:, :, : self.length].index_select(0, self.slots[:, 0].to(buffer.device))  # type: ignore[no-any-return]
         return buffer[self.first_slot : self.first_slot + len(self.slots), :, : self.length]  # type: ignore[no-any-return]
 
 

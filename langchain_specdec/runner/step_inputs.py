@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,7 +92,7 @@ class RowBatch:
         at["temperature"][:count] = noise.temperatures
         if has_tree:
             parents = self.parents or [range(-1, len(tokens) - 1) for tokens in self.tokens]
-            _fill_trees(parents, at["parents"], at["depths"], at["ancestors"])
+            _fill_trees(parents, at)
         return buffer
 
 
@@ -169,18 +169,10 @@ class RowInputs:
 
     def following(self, tokens: Tensor) -> RowInputs:
         """What comes after these rows: one token for each, int64 `[rows, 1]`."""
-        num_nodes = self.num_nodes
-        return RowInputs(
-            tokens=tokens,
-            slots=self.slots,
-            starts=self.starts + num_nodes,
-            places=self.places + num_nodes,
-            num_nodes=torch.ones_like(num_nodes),
-            seeds=self.seeds,
-            temperature=self.temperature,
-            is_chain=True,
-            **_chains(len(num_nodes), 1, num_nodes.device),
-        )
+        rows, device = len(tokens), tokens.device
+        starts, places = self.starts + self.num_nodes, self.places + self.num_nodes
+        one_each = {"num_nodes": torch.ones_like(self.num_nodes), **_chains(rows, 1, device)}
+        return replace(self, tokens=tokens, starts=starts, places=places, is_chain=True, **one_each)
 
     def cut(self, rows: int, width: int) -> RowInputs:
         """The first rows, and the first tokens of each."""
@@ -234,27 +226,15 @@ def _chains(rows: int, width: int, device: torch.device) -> dict[str, Tensor]:
     return {"parents": (depths - 1).clamp(min=0), "depths": depths, "ancestors": ancestors}
 
 
-def _fill_trees(
-    parents: Sequence[Sequence[int]],
-    all_parents: NDArray[np.int64],
-    all_depths: NDArray[np.int64],
-    sees: NDArray[np.bool_],
-) -> None:
-    """Write how nodes hang together into zeros that may be larger: padded rows, and padded nodes.
-
-    Args:
-        parents: As in `RowBatch`.
-        all_parents: Becomes `RowInputs.parents`.
-        all_depths: Becomes `RowInputs.depths`.
-        sees: Becomes `RowInputs.ancestors`.
-    """
+def _fill_trees(parents: Sequence[Sequence[int]], at: dict[str, Any]) -> None:
+    """Write how tokens hang together into the parts of a packed buffer; padding rows and padding tokens stay zeros."""
     # Padding sees itself: seeing nothing would give NaN, and NaN in the cache would spread.
-    sees |= np.eye(sees.shape[-1], dtype=np.bool_)
+    at["ancestors"] |= np.eye(at["ancestors"].shape[-1], dtype=np.bool_)
     for row, row_parents in enumerate(parents):
-        row_depths, row_sees = [0] * len(row_parents), sees[row]
+        depths, sees = [0] * len(row_parents), at["ancestors"][row]
         for node in range(1, len(row_parents)):
             parent = row_parents[node]
-            row_depths[node] = row_depths[parent] + 1
-            row_sees[node] |= row_sees[parent]
-        all_depths[row, : len(row_depths)] = row_depths
-        all_parents[row, 1 : len(row_parents)] = row_parents[1:]
+            depths[node] = depths[parent] + 1
+            sees[node] |= sees[parent]
+        at["depths"][row, : len(depths)] = depths
+        at["parents"][row, 1 : len(row_parents)] = row_parents[1:]

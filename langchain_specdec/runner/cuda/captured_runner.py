@@ -315,9 +315,8 @@ def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_siz
 
 def _forward(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> Tensor:
     first_slot = 0 if bucket.is_whole else None
-    return runner.forward_static(
-        inputs, ForwardShape(bucket.length, inputs.slots, inputs.positions_in_slot, first_slot)
-    )
+    shape = ForwardShape(bucket.length, inputs.slots[:, None], inputs.positions_in_slot, first_slot)
+    return runner.forward_static(inputs, shape)
 
 
 def _error(computed: Tensor, expected: Tensor, is_right: Tensor, own: Tensor | None = None) -> float:
