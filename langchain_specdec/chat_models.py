@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
@@ -30,21 +28,18 @@ from langchain_specdec.chat.structured_output import (
 )
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.stream import CompletionStream, checked_timeout
+from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.langchain_base import PARAMETERS, SpeculativeFace
-from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters
+from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
+from langchain_specdec.parameter_names import named_parameters
 
 if TYPE_CHECKING:
-    from langchain_core.language_models.base import LangSmithParams
     from langchain_core.language_models.model_profile import ModelProfile
 
 __all__ = ["ChatSpeculative", "SpeculativeChatChunk"]
 
 # What a call may be given beside sampling parameters.
 _CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream"})
-# More threads than a batch has slots for would only wait.
-_MAX_THREADS = 64
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -57,7 +52,7 @@ class _Call(NamedTuple):
     timeout: float | None
 
 
-class ChatSpeculative(SpeculativeFace, BaseChatModel):
+class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """Chats with a language model by speculative decoding: the same answer, sooner.
 
     Setup:
@@ -125,7 +120,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template, such as `enable_thinking`."""
 
-    _made: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
+    _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
 
     if not TYPE_CHECKING:
 
@@ -139,9 +134,10 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
     def _template(self) -> ChatTemplate:
         # Copies with other values of these fields take the rest of the instance along.
         key = (self.backend, self.tokenizer, self.chat_template, repr(self.chat_template_kwargs))
-        if self._made is None or any(a is not b and a != b for a, b in zip(self._made[0], key, strict=True)):
-            self._made = key, self._make_template()
-        return self._made[1]
+        cached = self._cached_template
+        if cached is None or any(a is not b and a != b for a, b in zip(cached[0], key, strict=True)):
+            self._cached_template = cached = key, self._make_template()
+        return cached[1]
 
     def _make_template(self) -> ChatTemplate:
         tokenizer = self.tokenizer if self.tokenizer is not None else self.backend.tokenizer
@@ -184,23 +180,6 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
             profile["max_input_tokens"] = limit
             profile["max_output_tokens"] = limit
         return profile
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
-        params["ls_provider"] = "specdec"
-        params["ls_model_name"] = named.get("model") or self.backend.model_name
-        params["ls_temperature"] = named.get("temperature", self.temperature)
-        params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
-        if stops := join_stops(self.stop, stop, named.get("stop")):
-            params["ls_stop"] = stops
-        return params
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the model's own tokenizer."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self.backend.token_ids(text)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that these messages and tools become, template included."""
@@ -265,7 +244,7 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         if strict is not None:
             traced["kwargs"]["strict"] = strict
         if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
+            name = _schema_name(schema)
             llm = self.bind_tools(
                 [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
             )
@@ -279,17 +258,10 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """Answer all inputs together, in one batch of the engine."""
-        threads = max(1, min(len(inputs), _MAX_THREADS))
-        configs = get_config_list(config, len(inputs))
-        configs = [{**c, "max_concurrency": c.get("max_concurrency") or threads} for c in configs]
+        configs = self._batch_configs(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     def _prepare(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> _Call:
@@ -326,65 +298,39 @@ class ChatSpeculative(SpeculativeFace, BaseChatModel):
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
         return _Call(CompletionRequest(prompt, params), reader, timeout)
 
-    def _start(self, call: _Call) -> CompletionStream:
-        stream = self.backend.stream(call.request)
-        stream.set_timeout(call.timeout)
-        return stream
-
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
-        with self._start(call) as events:
-            return ChatResult(generations=[call.reader.generation(list(events))])
+        with self._start(call.request, call.timeout) as stream:
+            return ChatResult(generations=[call.reader.generation(list(stream))])
 
     async def _agenerate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
-        with self._start(call) as events:
-            return ChatResult(generations=[call.reader.generation([event async for event in events])])
+        with self._start(call.request, call.timeout) as stream:
+            return ChatResult(generations=[call.reader.generation([event async for event in stream])])
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        with self._start(call) as events:
-            for event in events:
-                if (chunk := call.reader.chunk(event)) is None:
-                    continue
-                # LangChain reports the chunks itself, unless it was called past it.
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        return self._chunks(call.request, call.reader.chunk, run_manager, call.timeout)
 
-    async def _astream(
+    def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        with self._start(call) as events:
-            async for event in events:
-                if (chunk := call.reader.chunk(event)) is None:
-                    continue
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        return self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)
 
 
 def _schema_name(schema: Any) -> str:

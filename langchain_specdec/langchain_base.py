@@ -1,17 +1,23 @@
-"""What the LangChain faces of this package share: their backend, the sampling parameters, and how they are made."""
+"""What both LangChain models share: their backend, the sampling parameters, how they are made and how they stream."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.outputs import ChatGenerationChunk, GenerationChunk
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation, create_model, model_validator
 from typing_extensions import Self
 
 from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.events import Event
+from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import options_of
@@ -21,15 +27,23 @@ from langchain_specdec.sampling.params import SamplingParams
 if TYPE_CHECKING:
     import os
 
+    from langchain_core.language_models.base import LangSmithParams
     from transformers import PreTrainedModel
 
-__all__ = ["PARAMETERS", "SpeculativeFace"]
+__all__ = ["PARAMETERS", "AsyncRunManager", "Configs", "RunManager", "SpeculativeBase"]
 
 _SAMPLING = options_of(SamplingParams)
 PARAMETERS = frozenset(_SAMPLING)
 """Names of the sampling parameters; each is a field, and can be given per call."""
 
+RunManager = CallbackManagerForLLMRun | None
+AsyncRunManager = AsyncCallbackManagerForLLMRun | None
+Configs = RunnableConfig | list[RunnableConfig] | None
+Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
+
 _NOT_LOADED: Any = object()
+# More threads than a batch has slots for would only wait.
+_MAX_THREADS = 64
 
 
 def _declared(name: str) -> Any:
@@ -37,8 +51,8 @@ def _declared(name: str) -> Any:
     return Field(None if option.default == () else option.default, description=option.help)
 
 
-class SpeculativeFace(BaseModel):
-    """Base of the faces; see `SpeculativeLLM`."""
+class SpeculativeBase(BaseModel):
+    """Base of `SpeculativeLLM` and `ChatSpeculative`."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -65,6 +79,10 @@ class SpeculativeFace(BaseModel):
 
         def __init__(self, **values: Any) -> None:
             super().__init__(**self._checked(values))
+
+    else:
+        # A field of LangChain's models.
+        custom_get_token_ids: Callable[[str], list[int]] | None
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,10 +235,73 @@ class SpeculativeFace(BaseModel):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+    @staticmethod
+    def _batch_configs(config: Configs, num_inputs: int) -> list[RunnableConfig]:
+        """A config for each input of a batch. All inputs run at a time, unless `max_concurrency` is given."""
+        threads = max(1, min(num_inputs, _MAX_THREADS))
+        configs = get_config_list(config, num_inputs)
+        return [{**each, "max_concurrency": each.get("max_concurrency") or threads} for each in configs]
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the model's own tokenizer."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self.backend.token_ids(text)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params: LangSmithParams = super()._get_ls_params(stop=stop, **kwargs)  # type: ignore[misc]
+        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        params["ls_provider"] = "specdec"
+        params["ls_model_name"] = named.get("model") or self.backend.model_name
+        params["ls_temperature"] = named.get("temperature", self.temperature)
+        params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
+        if stops := join_stops(self.stop, stop, named.get("stop")):
+            params["ls_stop"] = stops
+        return params
+
+    def _start(self, request: CompletionRequest, timeout: float | None) -> CompletionStream:
+        stream = self.backend.stream(request)
+        stream.set_timeout(timeout)
+        return stream
+
+    def _chunks(
+        self,
+        request: CompletionRequest,
+        read: Callable[[Event], Chunk | None],
+        run_manager: RunManager,
+        timeout: float | None = None,
+    ) -> Iterator[Chunk]:
+        """The chunks of a completion.
+
+        Args:
+            request: What to complete.
+            read: Gives the chunk of an event, or None where a step released nothing.
+            run_manager: Told of each chunk. LangChain does that itself, unless it was called past it.
+            timeout: Seconds that the completion may take.
+        """
+        with self._start(request, timeout) as stream:
+            for event in stream:
+                if (chunk := read(event)) is not None:
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    async def _achunks(
+        self,
+        request: CompletionRequest,
+        read: Callable[[Event], Chunk | None],
+        run_manager: AsyncRunManager,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Chunk]:
+        with self._start(request, timeout) as stream:
+            async for event in stream:
+                if (chunk := read(event)) is not None:
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     def _sampling_params(self, stop: Sequence[str] | None, named: Mapping[str, Any]) -> SamplingParams:
         """The parameters of one call. Stop strings of the instance and of the call both apply.

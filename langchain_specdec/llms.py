@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables import Runnable
 from pydantic import Field, SkipValidation
 from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest
-from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.langchain_base import PARAMETERS, SpeculativeFace
-from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters
-from langchain_specdec.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    from langchain_core.language_models.base import LangSmithParams
+from langchain_specdec.completions.events import Event, FinishEvent, Token
+from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
+from langchain_specdec.parameter_names import join_stops, named_parameters
 
 __all__ = ["SpeculativeChunk", "SpeculativeLLM"]
 
 # What `BaseLLM.generate` takes beside parameters.
 _RUN_OPTIONS = frozenset({"tags", "metadata", "run_name", "run_id"})
-# More threads than a batch has slots for would only wait.
-_MAX_THREADS = 64
 
 
 class SpeculativeChunk(GenerationChunk):
@@ -48,7 +38,7 @@ class SpeculativeChunk(GenerationChunk):
         return GenerationChunk.lc_id()
 
 
-class SpeculativeLLM(SpeculativeFace, BaseLLM):
+class SpeculativeLLM(SpeculativeBase, BaseLLM):
     r"""Runs a language model with speculative decoding: the same text, sooner.
 
     Setup:
@@ -94,23 +84,6 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
     def _identifying_params(self) -> Mapping[str, Any]:
         return self._text_identity()
 
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
-        params["ls_provider"] = "specdec"
-        params["ls_model_name"] = self.backend.model_name
-        params["ls_temperature"] = named.get("temperature", self.temperature)
-        params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
-        if stops := join_stops(self.stop, stop, named.get("stop")):
-            params["ls_stop"] = stops
-        return params
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the model's own tokenizer."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self.backend.token_ids(text)
-
     def generate(
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
@@ -126,28 +99,16 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
         return await super(SpeculativeLLM, llm).agenerate(prompts, stop, callbacks, **options)
 
     def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
         """Decode all inputs together; with `return_exceptions` each has an outcome of its own."""
         if return_exceptions:
-            threads = min(len(inputs), _MAX_THREADS)
-            configs = get_config_list(config, len(inputs))
-            configs = [{**c, "max_concurrency": c.get("max_concurrency") or threads} for c in configs]
+            configs = self._batch_configs(config, len(inputs))
             return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
         return super().batch(inputs, config, **kwargs)
 
     async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
         """`batch` for an event loop."""
         if return_exceptions:
@@ -163,83 +124,45 @@ class SpeculativeLLM(SpeculativeFace, BaseLLM):
         options = {name: named.pop(name) for name in list(named) if name in _RUN_OPTIONS}
         return (self.model_copy(update=named) if named else self), stops, options
 
-    def _params(self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> SamplingParams:
-        return self._sampling_params(stop, named_parameters(kwargs, PARAMETERS))
+    def _requests(
+        self, prompts: Sequence[str], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> list[CompletionRequest]:
+        params = self._sampling_params(stop, named_parameters(kwargs, PARAMETERS))
+        return [CompletionRequest(prompt, params) for prompt in prompts]
 
     def _generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> LLMResult:
         if self.streaming and len(prompts) == 1:
-            chunks = list(self._stream(prompts[0], stop, run_manager, **kwargs))
-            return self._result([[_join(chunks)]])
-        params = self._params(stop, kwargs)
-        completions = self.backend.complete([CompletionRequest(prompt, params) for prompt in prompts])
-        return self._result([[_generation(completion)] for completion in completions])
+            return self._result([_join(list(self._stream(prompts[0], stop, run_manager, **kwargs)))])
+        completions = self.backend.complete(self._requests(prompts, stop, kwargs))
+        return self._result([_generation(completion) for completion in completions])
 
     async def _agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: list[str] | None = None, run_manager: AsyncRunManager = None, **kwargs: Any
     ) -> LLMResult:
         if self.streaming and len(prompts) == 1:
             chunks = [chunk async for chunk in self._astream(prompts[0], stop, run_manager, **kwargs)]
-            return self._result([[_join(chunks)]])
-        params = self._params(stop, kwargs)
-        completions = await self.backend.acomplete([CompletionRequest(prompt, params) for prompt in prompts])
-        return self._result([[_generation(completion)] for completion in completions])
+            return self._result([_join(chunks)])
+        completions = await self.backend.acomplete(self._requests(prompts, stop, kwargs))
+        return self._result([_generation(completion) for completion in completions])
 
     def _stream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompt: str, stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[GenerationChunk]:
-        tokens: list[Token] = []
-        with self.backend.stream(CompletionRequest(prompt, self._params(stop, kwargs))) as events:
-            for event in events:
-                chunk = _chunk(event, tokens)
-                if chunk is None:
-                    continue
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        return self._chunks(self._requests([prompt], stop, kwargs)[0], partial(_chunk, []), run_manager)
 
-    async def _astream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+    def _astream(
+        self, prompt: str, stop: list[str] | None = None, run_manager: AsyncRunManager = None, **kwargs: Any
     ) -> AsyncIterator[GenerationChunk]:
-        tokens: list[Token] = []
-        with self.backend.stream(CompletionRequest(prompt, self._params(stop, kwargs))) as events:
-            async for event in events:
-                chunk = _chunk(event, tokens)
-                if chunk is None:
-                    continue
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        return self._achunks(self._requests([prompt], stop, kwargs)[0], partial(_chunk, []), run_manager)
 
-    def _result(self, generations: list[list[Generation]]) -> LLMResult:
-        infos = [g.generation_info or {} for row in generations for g in row]
-        prompt_tokens = sum(info["prompt_tokens"] for info in infos)
-        completion_tokens = sum(info["completion_tokens"] for info in infos)
-        usage = {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        }
+    def _result(self, generations: list[Generation]) -> LLMResult:
+        infos = [generation.generation_info or {} for generation in generations]
+        usage = {name: sum(info[name] for info in infos) for name in ("prompt_tokens", "completion_tokens")}
+        usage["total_tokens"] = sum(usage.values())
         output = {"token_usage": usage, "model_name": self.backend.model_name}
-        # LLMResult is typed for all kinds of generations at once, and lists are invariant.
-        return LLMResult(generations=list(generations), llm_output=output)
+        return LLMResult(generations=[[generation] for generation in generations], llm_output=output)
 
 
 def _generation(completion: Completion) -> Generation:
@@ -251,8 +174,8 @@ def _join(chunks: Sequence[GenerationChunk]) -> Generation:
     return Generation(text=text, generation_info=chunks[-1].generation_info)
 
 
-def _chunk(event: TokenEvent | FinishEvent, tokens: list[Token]) -> GenerationChunk | None:
-    """The chunk of an event; None where a step released no text. Collects the tokens for the final one."""
+def _chunk(tokens: list[Token], event: Event) -> GenerationChunk | None:
+    """The chunk of an event; None where a step released no text. `tokens` collects those of the whole text."""
     if isinstance(event, FinishEvent):
         # LangChain adds numbers up when it merges chunks, so they stand in one chunk only: this, the last.
         return SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())

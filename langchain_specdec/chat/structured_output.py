@@ -91,10 +91,8 @@ def form_of_calls(
         needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
     """
     definitions: dict[str, Any] = {}
-    calls = [
-        _call_schema(tool["function"], parser.arguments_key, f"tool{index}_", definitions)
-        for index, tool in enumerate(tools)
-    ]
+    key = parser.arguments_key
+    calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if len(calls) > 1 and needs_properties:
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
