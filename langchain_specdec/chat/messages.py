@@ -21,7 +21,7 @@ from langchain_core.messages import (
 from langchain_specdec.chat.template import Message
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["to_template_messages"]
+__all__ = ["short_id", "to_template_messages"]
 
 # Blocks of an assistant's message that are no text: calls stand in `tool_calls` too, and thoughts are not repeated.
 _IGNORED_BLOCKS = frozenset(
@@ -111,8 +111,5 @@ def short_id(call_id: str | None) -> str:
     if call_id is not None and _SHORT_ID.fullmatch(call_id):
         return call_id
     number = int.from_bytes(hashlib.sha256((call_id or "").encode("utf-8", "replace")).digest(), "big")
-    digits = []
-    for _ in range(9):
-        number, digit = divmod(number, len(_ID_ALPHABET))
-        digits.append(_ID_ALPHABET[digit])
-    return "".join(digits)
+    size = len(_ID_ALPHABET)
+    return "".join(_ID_ALPHABET[number // size**place % size] for place in range(9))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +13,13 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from pydantic import Field, SkipValidation
 
+from langchain_specdec.chat.messages import short_id
 from langchain_specdec.chat.structured_output import OutputForm
 from langchain_specdec.chat.tool_calls import BrokenToolCall, Piece, ToolCall, ToolCallParser
 from langchain_specdec.completions.completion import Completion
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 
 __all__ = ["ReplyReader", "SpeculativeChatChunk"]
-
-# Mistral's templates take ids of this form only, and all others take any.
-_ID_ALPHABET = string.ascii_letters + string.digits
-_ID_LENGTH = 9
 
 
 class SpeculativeChatChunk(ChatGenerationChunk):
@@ -92,12 +88,12 @@ class ReplyReader:
         message = AIMessage(
             content="".join(piece for piece in pieces if isinstance(piece, str)),
             tool_calls=[
-                tool_call(name=piece.name, args=piece.arguments, id=self._new_id(piece))
+                tool_call(name=piece.name, args=piece.arguments, id=self._new_id(piece.id))
                 for piece in pieces
                 if isinstance(piece, ToolCall)
             ],
             invalid_tool_calls=[
-                invalid_tool_call(name=piece.name, args=piece.text, id=self._new_id(None), error=piece.error)
+                invalid_tool_call(name=piece.name, args=piece.text, id=self._new_id(), error=piece.error)
                 for piece in pieces
                 if isinstance(piece, BrokenToolCall)
             ],
@@ -124,14 +120,13 @@ class ReplyReader:
         self._num_calls += 1
         if isinstance(piece, ToolCall):
             arguments = json.dumps(piece.arguments, ensure_ascii=False)
-            return tool_call_chunk(name=piece.name, args=arguments, id=self._new_id(piece), index=index)
+            return tool_call_chunk(name=piece.name, args=arguments, id=self._new_id(piece.id), index=index)
         # Its mark keeps LangChain from reading the beginning of JSON as if it were whole.
-        return tool_call_chunk(name=piece.name, args=piece.text, id=self._new_id(None), index=index)
+        return tool_call_chunk(name=piece.name, args=piece.text, id=self._new_id(), index=index)
 
-    def _new_id(self, call: ToolCall | None) -> str:
-        given = call.id if call is not None else None
+    def _new_id(self, given: str | None = None) -> str:
         if given is None or given in self._ids:
-            given = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+            given = short_id(secrets.token_hex())
         self._ids.add(given)
         return given
 
