@@ -7,11 +7,12 @@ the client itself stands on: neither client asks for the second, and only one fo
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from langchain_specdec.backends.tgi.errors import is_loopback, status_failure
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
@@ -71,25 +72,50 @@ class Frame:
     end: FrameEnd | None
 
 
-class TGIClient(Protocol):
-    """One way to talk to a server."""
+class TGIClient(ABC):
+    """One way to talk to a server.
 
-    @property
-    def name(self) -> str:
-        """Its name in `CLIENTS`."""
+    Args:
+        base_url: Root address of the server.
+        api_key: Its key, if it has one.
+    """
 
-    @property
-    def reports_prompt_tokens(self) -> bool:
-        """Whether the last frame has the number of prompt tokens."""
+    name: ClassVar[str]
+    """Its name in `CLIENTS`."""
+    reports_prompt_tokens: ClassVar[bool]
+    """Whether the last frame has the number of prompt tokens."""
 
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        self._base_url = base_url
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+    @abstractmethod
     def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
         """The frames of an answer. Closing the generator closes the connection. No time-out, no retries."""
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """JSON from `GET path`, or `POST path` with a body. Blocks, for seconds at most."""
-
+    @abstractmethod
     async def aclose(self) -> None:
         """Close connections that are kept for reuse."""
+
+    @abstractmethod
+    def _session(self) -> tuple[Any, bool]:
+        """The HTTP session that the client stands on, and whether it is one of `requests`, not of `httpx`."""
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """JSON from `GET path`, or `POST path` with a body. Blocks, for seconds at most."""
+        session, is_requests = self._session()
+        options: dict[str, Any] = {"timeout": _SHORT_TIMEOUT, "headers": self._headers}
+        if is_requests:
+            # Without an `auth` of its own, it would send a password of ~/.netrc in place of the key.
+            options["auth"] = lambda request: request
+            if is_loopback(self._base_url):
+                # Proxies are for the world outside.
+                options["proxies"] = {"http": "", "https": ""}
+        url = self._base_url + path
+        response = session.get(url, **options) if body is None else session.post(url, json=body, **options)
+        if response.status_code != 200:
+            raise status_failure(response.status_code, _error_text(response), self._base_url)
+        return response.json()
 
 
 def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
@@ -105,29 +131,12 @@ def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
     has_text_generation = all(find_spec(module) for module in ("text_generation", "aiohttp", "requests"))
     if name == "auto":
         name = "text-generation" if has_text_generation else "huggingface-hub"
-    kind = TextGenerationClient if name == "text-generation" else HubClient
+    kind: type[TGIClient] = TextGenerationClient if name == "text-generation" else HubClient
     try:
         return kind(base_url, api_key)
     except ImportError as error:
         msg = f"The client {name!r} is not installed ({error}). Install it: {_INSTALL[name]}."
         raise MissingDependencyError(msg) from error
-
-
-def _requests_options(url: str) -> dict[str, Any]:
-    """How `requests` is to send a short request: as the clients send theirs."""
-    # Without an `auth` of its own, it would send a password of ~/.netrc in place of the key.
-    options: dict[str, Any] = {"timeout": _SHORT_TIMEOUT, "auth": lambda request: request}
-    if is_loopback(url):
-        # Proxies are for the world outside.
-        options["proxies"] = {"http": "", "https": ""}
-    return options
-
-
-def _json(response: Any, url: str) -> Any:
-    """The JSON of an answer of a `requests` or `httpx` session."""
-    if response.status_code != 200:
-        raise status_failure(response.status_code, _error_text(response), url)
-    return response.json()
 
 
 def _error_text(response: Any) -> str:
@@ -138,7 +147,7 @@ def _error_text(response: Any) -> str:
         return "" if "<html" in text.lower() else text
 
 
-class TextGenerationClient:
+class TextGenerationClient(TGIClient):
     """`text_generation.AsyncClient`.
 
     It reads no more of an answer than a chat of 2023 needed: `input_length` is dropped, so prompts are counted by the
@@ -153,9 +162,8 @@ class TextGenerationClient:
         import requests
         from text_generation import AsyncClient  # type: ignore[import-untyped]
 
-        self._session = requests
-        self._base_url = base_url
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        super().__init__(base_url, api_key)
+        self._requests = requests
         self._client = AsyncClient(base_url, headers=self._headers, timeout=None)
 
     async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
@@ -170,16 +178,11 @@ class TextGenerationClient:
                     end = FrameEnd(reason, response.generated_text or "", None)
                 yield _frame(response.token, response.top_tokens, end)
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """See `TGIClient`."""
-        url = self._base_url + path
-        options = {**_requests_options(self._base_url), "headers": self._headers}
-        if body is None:
-            return _json(self._session.get(url, **options), self._base_url)
-        return _json(self._session.post(url, json=body, **options), self._base_url)
-
     async def aclose(self) -> None:
         """See `TGIClient`."""
+
+    def _session(self) -> tuple[Any, bool]:
+        return self._requests, True
 
 
 class _SharedClient:
@@ -209,7 +212,7 @@ class _Headers(dict[str, Any]):
         return {name: value for name, value in self.items() if value is not None}
 
 
-class HubClient:
+class HubClient(TGIClient):
     """`huggingface_hub.AsyncInferenceClient`.
 
     Without a token of its own it would send the Hugging Face token of this machine to any server, so it is given a
@@ -230,8 +233,7 @@ class HubClient:
             import aiohttp  # noqa: F401
         self._make_session = huggingface_hub.get_session
         self._make_client = huggingface_hub.AsyncInferenceClient
-        self._base_url = base_url
-        self._headers = {"authorization": None if api_key is None else f"Bearer {api_key}"}
+        super().__init__(base_url, api_key)
         self._shared: list[_SharedClient] = []
 
     async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
@@ -265,7 +267,7 @@ class HubClient:
         shared = next(free, None)
         if shared is None:
             client = self._make_client(self._base_url, token="unused", timeout=None)  # noqa: S106
-            client.headers = _Headers(self._headers)
+            client.headers = _Headers({"authorization": None, **self._headers})
             shared = _SharedClient(client)
             self._shared.append(shared)
         shared.num_active += 1
@@ -284,17 +286,8 @@ class HubClient:
         while self._shared:
             await self._shared.pop().client.close()
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """See `TGIClient`."""
-        url = self._base_url + path
-        headers = {name: value for name, value in self._headers.items() if value is not None}
-        # Before 1.0 its session is one of requests, since then one of httpx.
-        timeout: dict[str, Any] = {"timeout": _SHORT_TIMEOUT}
-        options = {**(_requests_options(self._base_url) if self._is_before_1 else timeout), "headers": headers}
-        session = self._make_session()
-        if body is None:
-            return _json(session.get(url, **options), self._base_url)
-        return _json(session.post(url, json=body, **options), self._base_url)
+    def _session(self) -> tuple[Any, bool]:
+        return self._make_session(), self._is_before_1
 
 
 async def _break_off(answer: AsyncIterator[Any]) -> None:
