@@ -9,7 +9,7 @@ from langchain_specdec._version import __version__
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
-    from langchain_specdec.backends.tgi.backend import TGIBackend
+    from langchain_specdec.backends.tgi import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
     from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
@@ -32,7 +32,7 @@ _HOMES = {
     "LocalBackend": "langchain_specdec.backends.local",
     "SamplingParams": "langchain_specdec.sampling.params",
     "SpeculativeLLM": "langchain_specdec.llms",
-    "TGIBackend": "langchain_specdec.backends.tgi.backend",
+    "TGIBackend": "langchain_specdec.backends.tgi",
 }
 
 

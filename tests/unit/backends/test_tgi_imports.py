@@ -1,0 +1,25 @@
+"""What a client of a server needs not import: PyTorch, transformers and LangChain take seconds and gigabytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "langchain_core")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import langchain_specdec",
+        "import langchain_specdec.backends.tgi",
+        "from langchain_specdec.sampling.params import SamplingParams",
+        "from langchain_specdec import Grammar, SamplingParams, TGIBackend; TGIBackend('http://127.0.0.1:9')",
+    ],
+)
+def test_it_is_imported_without_what_runs_a_model(statement: str) -> None:
+    code = f"import sys\n{statement}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"
