@@ -21,7 +21,7 @@ class Option:
     Attributes:
         default: The value where none is given. None can be given where it is the default.
         help: What the option is.
-        kind: `int`, `float`, `bool` or `str`: what a flag of it takes, and what `check` lets pass. None: an object of
+        kind: What a flag of it takes; `check` looks at `int`, `float`, `bool`, and `str` with words. None: an object of
             Python, which has no flag and is checked by who takes it.
         low: Least number.
         high: Greatest number.
@@ -83,20 +83,20 @@ def options_of(declared: Any) -> dict[str, Option]:
 
 def spelled_out(declared: Any) -> Callable[[F], F]:
     """Give a function that takes a `TypedDict` as `**options` a signature with each of its keys, for `help`."""
-    named = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=hint.__metadata__[0].default,
-            annotation=getattr(hint.__origin__, "__forward_arg__", hint.__origin__),
-        )
-        for name, hint in declared.__annotations__.items()
-    ]
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
-        own = list(signature.parameters.values())[:-1]
-        function.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+        named = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=hint.__metadata__[0].default,
+                annotation=getattr(hint.__origin__, "__forward_arg__", hint.__origin__),
+            )
+            for name, hint in declared.__annotations__.items()
+        ]
+        parameters = [*list(signature.parameters.values())[:-1], *named]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return function
 
     return decorate

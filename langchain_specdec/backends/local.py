@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalBackend"]
 
+# What the draft model is loaded with too.
+_LOADED_ALIKE = (
+    "dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "token", "progress",
+)  # fmt: skip
+
 
 class LocalBackend(Backend):
     """A model, its drafter and the engine that runs them.
@@ -59,7 +64,13 @@ class LocalBackend(Backend):
         **options: Unpack[LocalOptions],
     ) -> None:
         chosen = checked_options(options)
-        self._target = _load(model, tokenizer, chosen, chosen["revision"], chosen["quantization_config"])
+        self._target = _load(
+            model,
+            tokenizer,
+            chosen,
+            revision=chosen["revision"],
+            quantization_config=chosen["quantization_config"],
+        )
         self._identity = self._target.identity(model, chosen["revision"], is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
@@ -173,26 +184,12 @@ class LocalBackend(Backend):
         return ids
 
 
-def _load(
-    model: Any, tokenizer: Any, options: LocalOptions, revision: str | None, quantization_config: Any = None
-) -> LoadedModel:
-    return load_model(
-        model,
-        tokenizer,
-        dtype=options["dtype"],
-        device=options["device"],
-        device_map=options["device_map"],
-        revision=revision,
-        attn_implementation=options["attn_implementation"],
-        quantization_config=quantization_config,
-        trust_remote_code=options["trust_remote_code"],
-        token=options["token"],
-        progress=options["progress"],
-    )
+def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) -> LoadedModel:
+    return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
 
 
 def _make_draft_runner(target: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:
-    draft = _load(options["draft_model"], options["draft_tokenizer"], options, options["draft_revision"])
+    draft = _load(options["draft_model"], options["draft_tokenizer"], options, revision=options["draft_revision"])
     check_pair(target, draft)
     # One position more than the target: its first token in a step may be the one before the last.
     length = min(runner.max_length, draft.max_positions or runner.max_length)

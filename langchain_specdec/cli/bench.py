@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from langchain_specdec.bench.contestant import KINDS, ContestantSpec, parse_cont
 from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import calm_libraries, spinner, tell_rich
-from langchain_specdec.cli.options import FLAGS, OUTPUT, Given, takes_options
+from langchain_specdec.cli.options import CHAT, FLAGS, OUTPUT, Given, takes_options
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
@@ -33,12 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _WHAT, _WHO, _HOW = "Workload", "Contestants", "Measurement"
-_DEFAULT_CONTESTANTS = "plain,auto,hf,hf-prompt-lookup"
 _BASELINE = "plain"
-_AGREEMENT, _COST, _MAX_COST = 0.9, 0.05, 10.0
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
-
-
 # The engine's options that are the same for all contestants; the rest is each contestant's, or the workload's.
 _ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup_max_ngram", "prefill_chunk")
 _FLAGS = ("model", "draft_model", "dtype", "device", "compile", *_ENGINE, "max_new_tokens", "temperature", "seed",
@@ -49,88 +45,39 @@ def _whole(default: int | None, help_text: str, unset: str = "") -> Option:
     return Option(default, help_text, int, 1, 2**31, range="a whole number from 1", unset=unset)
 
 
+# fmt: off
 @takes_options(
-    _FLAGS,
-    model={"help": "Model id, folder, `embedded`, or `random:SHAPE` as random:llama-8b."},
-    compile={"default": "off"},
-    max_new_tokens={"default": 64},
-    seed={"default": 0},
-)
+    _FLAGS, compile={"default": "off"}, max_new_tokens={"default": 64}, seed={"default": 0},
+    model={"help": "Model id, folder, `embedded`, or `random:SHAPE` as random:llama-8b."})
 def bench(
     given: Given,
     *,
-    workload: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of prompts in Spec-Bench's format.", show_default="one that comes along", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    category: Annotated[
-        list[str] | None, typer.Option(help="Only this category; may be repeated.", rich_help_panel=_WHAT)
-    ] = None,
+    workload: Annotated[Path | None, Option(
+        None, "File of prompts in Spec-Bench's format.", Path, unset="one that comes along"), _WHAT],
+    category: Annotated[list[str] | None, Option(None, "Only this category. May be repeated.", list), _WHAT],
     limit: Annotated[int | None, _whole(None, "Most prompts of a category."), _WHAT],
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--raw",
-            help="Prompts in the model's chat format, or as they are.",
-            show_default="chat where the model has a format",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
+    chat: Annotated[bool | None, CHAT] = None,
     max_prompt_tokens: Annotated[int | None, _whole(None, "Cut longer prompts.", "what fits"), _WHAT],
-    contestants: Annotated[str, Option(_DEFAULT_CONTESTANTS, _WHO_HELP, str), _WHO],
+    contestants: Annotated[str, Option("plain,auto,hf,hf-prompt-lookup", _WHO_HELP, str), _WHO],
     baseline: Annotated[str | None, Option(None, "Compare with this one.", str, unset="plain, else the first"), _WHO],
-    synthetic_agreement: Annotated[
-        float | None,
-        Option(
-            None,
-            "Chance that a synthetic draft token is right.",
-            float,
-            0.0,
-            1.0,
-            range="from 0 to 1",
-            unset=str(_AGREEMENT),
-        ),
-        _WHO,
-    ],
-    synthetic_cost: Annotated[
-        float | None,
-        Option(
-            None,
-            "Its cost in plain steps.",
-            float,
-            0.0,
-            _MAX_COST,
-            range=f"from 0 to {_MAX_COST:g} plain steps",
-            unset=f"{_COST}, or the draft model's where there is one",
-        ),
-        _WHO,
-    ],
+    synthetic_agreement: Annotated[float | None, Option(
+        None, "Chance that a synthetic draft token is right.", float, 0, 1, range="from 0 to 1", unset="0.9"), _WHO],
+    synthetic_cost: Annotated[float | None, Option(
+        None, "Its cost in plain steps.", float, 0, 10, range="from 0 to 10 plain steps",
+        unset="0.05, or the draft model's where there is one"), _WHO],
     repeat: Annotated[int, _whole(1, "How often each prompt is run."), _HOW],
     batch: Annotated[int, _whole(1, "Prompts handed over together."), _HOW],
-    keep_prefixes: Annotated[
-        bool, Option(False, "Let the engine reuse what prompts have in common with earlier ones.", bool), _HOW
-    ],
-    step_cost: Annotated[
-        str,
-        Option(
-            "measured",
-            "What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, for "
-            "counts that do not depend on the machine.",
-            str,
-            words=("measured", "flat"),
-        ),
-        _HOW,
-    ],
+    keep_prefixes: Annotated[bool, Option(
+        False, "Let the engine reuse what prompts have in common with earlier ones.", bool), _HOW],
+    step_cost: Annotated[str, Option(
+        "measured", "What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, "
+        "for counts that do not depend on the machine.", str, words=("measured", "flat")), _HOW],
     memory: Annotated[bool, Option(False, "Measure peak memory instead, each contestant in a process.", bool), _HOW],
-    as_json: Annotated[
-        bool, Option(False, "Print one JSON object, every run in it; the table goes to stderr.", bool), OUTPUT
-    ],
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw bars by category into this file.", rich_help_panel=OUTPUT)
-    ] = None,
+    as_json: Annotated[bool, Option(
+        False, "Print one JSON object, every run in it; the table goes to stderr.", bool), OUTPUT],
+    plot: Annotated[Path | None, Option(None, "Draw bars by category into this file.", Path), OUTPUT],
 ) -> None:
+# fmt: on
     """Measure this engine and its peers on the same weights, prompt by prompt in turns."""
     options = given.options
     has_draft_model = options["draft_model"] is not None
@@ -138,14 +85,11 @@ def bench(
     specs = parse_contestants(names, has_draft_model=has_draft_model, batch=batch)
     chosen = _baseline(baseline, names)
     agreement, cost = _synthetic(synthetic_agreement, synthetic_cost, specs, has_draft_model=has_draft_model)
-    if not any(spec.is_ours for spec in specs):
-        ours = {"compile": "off", **{name: FLAGS[name].default for name in _ENGINE}}
-        _refuse_ours(
-            {
-                **{flag_of(name): options[name] != default for name, default in ours.items()},
-                "--step-cost": step_cost == "flat",
-            }
-        )
+    asked = [flag_of(name) for name in _ENGINE if options[name] != FLAGS[name].default]
+    asked += ["--compile"] * (options["compile"] != "off") + ["--step-cost"] * (step_cost == "flat")
+    if asked and not any(spec.is_ours for spec in specs):
+        msg = f"{' and '.join(asked)} can be given for this engine only, and none of its contestants is asked for."
+        raise InvalidParameterError(msg)
     if memory and (plot is not None or repeat > 1 or baseline is not None):
         msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
         raise InvalidParameterError(msg)
@@ -195,13 +139,6 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     return asked
 
 
-def _refuse_ours(given: Mapping[str, bool]) -> None:
-    """Where only peers take part, nothing may be asked for that only the engine has."""
-    if names := [name for name, is_given in given.items() if is_given]:
-        msg = f"{' and '.join(names)} can be given for this engine only, and none of its contestants is asked for."
-        raise InvalidParameterError(msg)
-
-
 def _synthetic(
     agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec], *, has_draft_model: bool
 ) -> tuple[float, float | None]:
@@ -210,8 +147,8 @@ def _synthetic(
         msg = "--synthetic-agreement and --synthetic-cost are for the contestant synthetic, which is not asked for."
         raise InvalidParameterError(msg)
     if cost is None and not has_draft_model:
-        cost = _COST
-    return _AGREEMENT if agreement is None else agreement, cost
+        cost = 0.05
+    return 0.9 if agreement is None else agreement, cost
 
 
 def _measure(

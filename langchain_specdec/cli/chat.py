@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import FLAGS, Given, takes_options
+from langchain_specdec.cli.options import FLAGS, SYSTEM, Given, takes_options
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
 
@@ -31,9 +31,8 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops 
 @takes_options(FLAGS.keys() - {"logprobs"}, max_new_tokens={"default": 512})
 def chat(
     given: Given,
-    system: Annotated[
-        str | None, typer.Option("--system", "-s", help="System message.", show_default="the template's own")
-    ] = None,
+    *,
+    system: Annotated[str | None, SYSTEM] = None,
     history: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the conversation; it goes on from there.", dir_okay=False)
     ] = None,

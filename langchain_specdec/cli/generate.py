@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.loading import load_backend
-from langchain_specdec.cli.options import OUTPUT, Given, takes_options
+from langchain_specdec.cli.options import CHAT, OUTPUT, SYSTEM, Given, takes_options
 from langchain_specdec.cli.terminal_text import json_line, printable
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import Option
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
@@ -21,33 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_PROMPT = "Prompt"
-
 
 @takes_options()
 def generate(
     given: Given,
+    *,
     prompt: Annotated[
         str | None, typer.Argument(help="What to complete; standard input where it is left out or '-'.")
     ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", "-s", help="System message before it.", rich_help_panel=_PROMPT)
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--raw",
-            help="As a user's message in the model's chat format, or as it is.",
-            show_default="chat where the model has a format",
-            rich_help_panel=_PROMPT,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of the text.", rich_help_panel=OUTPUT)
-    ] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Print a line about speed on stderr.", rich_help_panel=OUTPUT)
-    ] = False,
+    system: Annotated[str | None, SYSTEM] = None,
+    chat: Annotated[bool | None, CHAT] = None,
+    as_json: Annotated[bool, Option(False, "Print one JSON object instead of the text.", bool), OUTPUT],
+    stats: Annotated[bool, Option(False, "Print a line about speed on stderr.", bool), OUTPUT],
 ) -> None:
     """Complete a prompt, which is an argument or comes on standard input."""
     if given.params.logprobs is not None and not as_json:

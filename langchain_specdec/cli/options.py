@@ -13,13 +13,8 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.core import TyperCommand
 
-from langchain_specdec.backends.local_options import (
-    OPTIONS,
-    DraftOptions,
-    EngineOptions,
-    LoadingOptions,
-    checked_options,
-)
+from langchain_specdec.backends import local_options
+from langchain_specdec.backends.local_options import OPTIONS, checked_options
 from langchain_specdec.cli.reporting import flag_of, reported
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
@@ -27,24 +22,38 @@ from langchain_specdec.options import Option, options_of
 from langchain_specdec.parameter_names import named_parameters
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["FLAGS", "OUTPUT", "Command", "Given", "takes_options"]
+__all__ = ["CHAT", "FLAGS", "OUTPUT", "SYSTEM", "Command", "Given", "takes_options"]
 
 OUTPUT = "Output"
 """Heading of options about what is printed."""
+CHAT = typer.Option(
+    "--chat/--raw",
+    help="Prompts as a user's message in the model's chat format, or as they are.",
+    show_default="chat where the model has a format",
+    rich_help_panel="Prompt",
+)
+SYSTEM = typer.Option(
+    "--system", "-s", help="System message.", show_default="the template's own", rich_help_panel="Prompt"
+)
 _SAMPLING = options_of(SamplingParams)
-_PANELS = {"Model": LoadingOptions, "Drafts": DraftOptions, "Engine": EngineOptions}
-_PANEL_OF = {name: panel for panel, group in _PANELS.items() for name in group.__annotations__} | {"model": "Model"}
+_PANELS = (
+    ("Model", local_options.LoadingOptions),
+    ("Drafts", local_options.DraftOptions),
+    ("Engine", local_options.EngineOptions),
+)
+_PANEL_OF = {name: panel for panel, group in _PANELS for name in group.__annotations__} | {"model": "Model"}
 _DEBUG = Option(False, "Show tracebacks and the libraries' messages.", bool)
 
 FLAGS: Mapping[str, Option] = {
     "model": Option("embedded", "Model id, folder, or `embedded`.", str),
     **{name: OPTIONS[name] for name in _PANEL_OF if name in OPTIONS and OPTIONS[name].kind is not None},
     "num_slots": replace(OPTIONS["num_slots"], default=1),
+    "dtype": replace(OPTIONS["dtype"], words=("auto", "float32", "bfloat16", "float16")),
     **{name: option for name, option in _SAMPLING.items() if option.kind is not None},
-    "stop": _SAMPLING["stop"],
+    "stop": replace(_SAMPLING["stop"], default=None, help="String that ends the text. May be repeated.", kind=list),
     "schema": Option(None, "JSON schema that the text fits: a file, or the schema itself.", str),
     "regex": Option(None, "Regular expression that the whole text matches.", str),
-    "named": Option((), "Any sampling parameter, its value as JSON or as text. May be repeated."),
+    "named": Option(None, "Any sampling parameter, its value as JSON or as text. May be repeated.", list),
 }
 """Every option that a command can take: what can be written on a command line, and `-o` under the name `named`."""
 
@@ -86,7 +95,7 @@ def takes_options(
         changed: What is declared otherwise for this command: `max_new_tokens={"default": 512}`.
 
     Returns:
-        A decorator. The command is called with a `Given`, and with the options that its own signature has behind it,
+        A decorator. The command is called with a `Given`, and with the keywords of its own signature, which are
         annotated for typer or by an `Option`, and a heading if need be. Errors become one line and an exit code.
     """
     taken = {name: replace(option, **changed.get(name, {})) for name, option in FLAGS.items() if name in flags}
@@ -96,7 +105,7 @@ def takes_options(
         checked = {p.name: found for p in own for found in get_args(p.annotation) if isinstance(found, Option)}
         parameters = [
             *(_parameter(name, option, _PANEL_OF.get(name, "Sampling")) for name, option in taken.items()),
-            *(_own_parameter(parameter, checked.get(parameter.name)) for parameter in own),
+            *(_parameter(p.name, *get_args(p.annotation)[1:]) if p.name in checked else p for p in own),
             _parameter("debug", _DEBUG, OUTPUT),
         ]
         names = {p.name: flag_of(p.name) for p in parameters}
@@ -104,9 +113,10 @@ def takes_options(
 
         def run(**values: Any) -> None:
             with reported(debug=values["debug"], flags=names):
-                for name, option in checked.items():
+                given = _read(values, taken)
+                for name, option in {**taken, **checked}.items():
                     option.check(name, values[name])
-                command(_read(values, taken), **{parameter.name: values[parameter.name] for parameter in own})
+                command(given, **{parameter.name: values[parameter.name] for parameter in own})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -116,36 +126,25 @@ def takes_options(
     return decorate
 
 
-def _own_parameter(parameter: inspect.Parameter, option: Option | None) -> inspect.Parameter:
-    if option is None:
-        return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    return _parameter(parameter.name, option, *(panel for panel in get_args(parameter.annotation)[2:]))
-
-
-def _parameter(name: str, option: Option, panel: str | None = None) -> inspect.Parameter:
+def _parameter(name: str, option: Any, panel: str | None = None) -> inspect.Parameter:
     """A flag as typer reads it."""
-    flags, kind = [flag_of(name)], option.kind
-    default = None if option.default == () else option.default
+    flags = [flag_of(name), *(["-m"] if name == "model" else [])]
     shown: dict[str, Any] = {"help": option.help.replace("`", ""), "rich_help_panel": panel}
-    if default is None:
+    if option.default is None:
         shown["show_default"] = option.unset or False
     if option.words:
         shown["autocompletion"] = lambda: list(option.words)
-    annotation: Any = str | None if kind is not None else list[str] | None
-    if name == "model":
-        flags.append("-m")
-    elif name == "stop":
-        shown |= {"help": f"{shown['help']} May be repeated.", "metavar": "TEXT"}
-    elif name == "named":
+    annotation: Any = list[str] | None if option.kind is list else (option.kind or str) | None
+    if name == "named":
         flags = ["-o", "--option"]
         shown |= {"metavar": "NAME VALUE", "parser": lambda pair: pair}
-    elif kind in (int, float):
+    elif option.kind in (int, float):
         # What is no number is left for `Option.check`, which says what it must be.
-        shown |= {"metavar": f"<{kind.__name__}>", "parser": functools.partial(_number, kind)}
-    elif kind is bool:
-        annotation, flags = bool, [f"{flags[0]}/--no-{flags[0][2:]}" if default else flags[0]]
+        shown |= {"metavar": f"<{option.kind.__name__}>", "parser": functools.partial(_number, option.kind)}
+    elif option.kind is bool:
+        annotation, flags = bool, [f"{flags[0]}/--no-{flags[0][2:]}" if option.default else flags[0]]
     annotation = Annotated[annotation, typer.Option(*flags, **shown)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=option.default)
 
 
 def _number(kind: type, text: str) -> Any:
@@ -162,8 +161,8 @@ def _read(values: Mapping[str, Any], taken: Mapping[str, Option]) -> Given:
     if "stop" in taken:
         params["stop"] = tuple(values["stop"] or ())
     for name, value in _named_values(values.get("named") or (), taken).items():
-        if name in taken and params[name] != taken[name].default:
-            msg = f"{flag_of(name)} and -o {name} are one parameter: give only one of them."
+        if name in taken and (values[name] or None) != (taken[name].default or None):
+            msg = f"{flag_of(name)} is given by -o too: give only one of them."
             raise InvalidParameterError(msg)
         params[name] = value
     if "schema" in taken:

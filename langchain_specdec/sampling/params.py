@@ -37,10 +37,10 @@ class SamplingParams:
         range="a whole number from 1, or None for all tokens", unset="all")
     top_p: float | None = option_field(
         None, "Sample among the smallest set of best tokens whose probability reaches this (Holtzman et al. 2020).",
-        float, _ABOVE_0, 1.0, range="a number above 0 and at most 1, or None")
+        float, _ABOVE_0, 1.0, range="a number above 0 and at most 1, or None", unset="off")
     min_p: float | None = option_field(
         None, "Sample among tokens at least this times as probable as the best one (Nguyen et al. 2024).",
-        float, 0.0, 1.0, range="a number from 0 to 1, or None")
+        float, 0.0, 1.0, range="a number from 0 to 1, or None", unset="off")
     repetition_penalty: float = option_field(
         1.0, "Divides positive and multiplies negative logits of every token that stands in the prompt or the output "
         "(Keskar et al. 2019, CTRL).", float, _ABOVE_0, 100.0, range="a number above 0 (1 is off)")
@@ -51,11 +51,12 @@ class SamplingParams:
         0.0, "Subtracted from the logit of a token in the output, once per occurrence.", float, -2.0, 2.0,
         range="a number from -2 to 2 (0 is off)")
     logit_bias: Mapping[int, float] | None = option_field(
-        None, "Token id -> number added to its logit.", range="token id -> -100 to 100")
+        None, "Token id -> number added to its logit.", range="-100 to 100 for each token", unset="off")
     seed: int | None = option_field(
         None, "Seed of the sampling noise; one that is drawn is reported with the result.", int, 0, 2**64 - 1,
         range="a whole number from 0 to 2**64 - 1, or None", unset="drawn")
-    stop: Sequence[str] = option_field((), "Strings that end the text; never part of it.", range="non-empty strings")
+    stop: Sequence[str] = option_field(
+        (), "Strings that end the text; never part of it.", range="non-empty strings", unset="none")
     ignore_eos: bool = option_field(False, "Go on after an end-of-sequence token.", bool)
     logprobs: int | None = option_field(
         None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "

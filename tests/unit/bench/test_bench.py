@@ -815,7 +815,7 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--model", "random:huge"), "Shapes: llama-8b"),
         (("--model", "random:tiny", "--chat"), "no chat format"),
         (("--model", "random:tiny", "--max-new-tokens", "9000"), "4096 positions"),
-        (("--max-new-tokens", "0"), "max_new_tokens"),
+        (("--max-new-tokens", "0"), "--max-new-tokens must be a whole number from 1, got 0."),
     ],
 )
 def test_wrong_use_is_one_line_on_stderr(arguments, part):
