@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,9 +47,9 @@ def generate(
             backend, _in_chat_format(text, system, backend, chat), given.params, is_streaming=not as_json
         )
     if as_json:
-        print(json_line(_as_object(completion, backend)))
+        print(json_line({"model": backend.model_name, "text": completion.text, **completion.info()}))
     if stats:
-        print(_stats_line(completion), file=sys.stderr)
+        print(", ".join(_stats(completion)), file=sys.stderr)
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -113,14 +113,6 @@ def _complete(
             print(flush=True)
     msg = "the stream ended without a FinishEvent"
     raise RuntimeError(msg)
-
-
-def _as_object(completion: Completion, backend: LocalBackend) -> dict[str, Any]:
-    return {"model": backend.model_name, "text": completion.text, **completion.info()}
-
-
-def _stats_line(completion: Completion) -> str:
-    return ", ".join(_stats(completion))
 
 
 def _stats(completion: Completion) -> Iterator[str]:
