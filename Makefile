@@ -21,7 +21,7 @@ STAMP4 := $(VENV4)/.installed
 EXTRAS := bench,cli,embedded,test,lint,docs
 EXTRAS4 := cli,embedded,test,text-generation
 PACKAGES := langchain_specdec tgi_launcher
-SOURCES := $(PACKAGES) tests
+SOURCES := $(PACKAGES) tests tools
 MAX_LINES := 400
 
 MAKEFLAGS += --no-print-directory
@@ -30,7 +30,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv .venv-transformers4 demo test lint docs test-transformers4 clean
+.PHONY: help .venv .venv-transformers4 demo test test-fast test-transformers4 lint format docs rehearse clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,11 @@ plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-wo
 .venv-transformers4: $(STAMP4)
 
 test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own
-	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) $(TESTS4:%=tests/unit/%.py)
+	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) -m transformers tests/unit
+
+rehearse: $(STAMP) ## Rehearse tools/gpu_check.py, which needs a GPU, on the CPU
+	@$(VENV)/bin/python tools/gpu_check.py --rehearse --logs --out build/gpu_check \
+	  --parts env,mask,capture,text,steps,profile || { tail -n 20 build/gpu_check/*.log; exit 1; }
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,8 +4,8 @@
     python tools/gpu_check.py --out "$OUT" --budget 455 --parts steps,profile,pair,flashspec,eight,embedded,batch,memory
     python tools/gpu_check.py --rehearse            # on a CPU, tiny shapes: finds typos before device minutes do
 
-Every measurement is a line of JSON in `gpu.jsonl`, written as soon as it is made. A part that fails or hangs costs its own
-box only.
+Every measurement is a line of JSON in `gpu.jsonl`, written as soon as it is made. A part that fails or hangs costs
+its own box only. A rehearsal runs all parts in one process, which takes less time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ BOXES = {  # most seconds; what is expected stands beside
     "embedded": 60, "batch": 40, "memory": 25,  # 45, 30, 15
 }  # fmt: skip
 UNIT = [
-    "tests/unit/test_graphs.py", "tests/unit/test_verify.py", "tests/unit/test_tree.py", "tests/unit/test_sampling.py",
-    "tests/unit/test_families.py", "tests/unit/test_lossless.py", "tests/unit/test_steps.py",
-]  # fmt: skip
+    "tests/unit/runner/cuda/test_captured_runner.py",
+    "tests/unit/runner/test_verify.py",
+    "tests/unit/runner/test_trees.py",
+    "tests/unit/sampling/test_sampling.py",
+    "tests/unit/models/test_families.py",
+    "tests/unit/engine/test_lossless.py",
+    "tests/unit/engine/test_steps.py",
+]
 UNIT_KEYS = "cuda and not any_configuration or needs_gpu or test_cuda or test_a_cuda"
-REHEARSE = bool(os.environ.get("GPU_CHECK_REHEARSE"))
+REHEARSE = "--rehearse" in sys.argv
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
@@ -41,7 +47,7 @@ REHEARSE = bool(os.environ.get("GPU_CHECK_REHEARSE"))
 def note(**values: Any) -> None:
     """Append one measurement."""
     values["at"] = round(time.time(), 2)
-    with open(os.environ["GPU_CHECK_FILE"], "a", encoding="utf-8") as file:  # noqa: PTH123
+    with open(os.environ["GPU_CHECK_FILE"], "a", encoding="utf-8") as file:
         file.write(json.dumps(values, default=str) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -54,19 +60,19 @@ def parent(arguments: argparse.Namespace) -> int:
     os.environ["GPU_CHECK_OUT"] = str(out)
     end = time.monotonic() + arguments.budget
     results = []
-    for name in arguments.parts.split(","):
+    for name in [arguments.parts] if REHEARSE else arguments.parts.split(","):
         left = end - time.monotonic() - 3
         if left < 8:
             results.append((name, "skipped: no time left", 0.0))
             continue
         started = time.monotonic()
-        with (out / f"{name}.log").open("wb") if arguments.logs else open(os.devnull, "wb") as log:  # noqa: PTH123
+        with (out / f"{name}.log").open("wb") if arguments.logs else open(os.devnull, "wb") as log:
             child = subprocess.Popen(
-                [sys.executable, __file__, "--child", name],
+                [sys.executable, __file__, "--child", name, *(["--rehearse"] if REHEARSE else [])],
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
-                code: Any = child.wait(min(BOXES[name], left))
+                code: Any = child.wait(min(sum(BOXES[part] for part in name.split(",")), left))
             except subprocess.TimeoutExpired:
                 code = "time box"
                 for number, wait in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
@@ -130,9 +136,8 @@ def runner_of(
     model, tokenizer = random_model(shape(name), "float32" if REHEARSE else dtype, str(device()))
     num_bytes = step_bytes(model)
     loaded = load_model(model, tokenizer)
-    return make_runner(
-        loaded, num_slots=slots, max_length=length, max_width=width, compile="off" if REHEARSE else mode
-    ), num_bytes
+    options: dict[str, Any] = {"compile": "off" if REHEARSE else mode}
+    return make_runner(loaded, num_slots=slots, max_length=length, max_width=width, **options), num_bytes
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -178,12 +183,12 @@ def env() -> None:
 def mask() -> None:
     """Is what attention must not see unseen, on every backend, for our very strides? Writes errors and times."""
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     from langchain_specdec.runner.attention import additive_mask, slot_attention
 
-    class Module:
-        is_causal = True
+    module: Any = torch.nn.Module()
+    module.is_causal = True
 
     dev, dtype = device(), torch.float32 if REHEARSE else torch.bfloat16
     torch.manual_seed(0)
@@ -197,7 +202,9 @@ def mask() -> None:
     # 360 cases; one with a new shape takes cuDNN some 30 ms.
     ways = {"default": (True,) * 4, "no cudnn": (False, True, True, True), "math": (False, False, False, True)}
     heads = {"8b": (32, 8, 128), "1.8b": (16, 16, 128), "135m": (9, 3, 64)}
-    lengths = (256, 257) if REHEARSE else (257, 1024, 2048, 8225)
+    lengths: tuple[int, ...] = (257, 1024, 2048, 8225)
+    if REHEARSE:
+        heads, lengths = {"135m": heads["135m"]}, (65,)
     for model, (num_heads, kv, dim) in heads.items():
         for length in lengths:
             for rows, width, is_tree in ((1, 1, False), (1, 8, False), (1, 8, True), (1, 33, True), (4, 5, True)):
@@ -219,8 +226,8 @@ def mask() -> None:
                 unseen = ~seen.any(2)[:, 0]  # by no query at all: junk may stand there
                 for side in (key, value):
                     side[unseen[:, None].expand(-1, kv, -1)] = 300.0
-                wide = [x.double().repeat_interleave(num_heads // kv, 1) for x in (key, value)]
-                right = F.scaled_dot_product_attention(query.double(), *wide, attn_mask=seen).transpose(1, 2)
+                keys, values = (x.double().repeat_interleave(num_heads // kv, 1) for x in (key, value))
+                right = F.scaled_dot_product_attention(query.double(), keys, values, attn_mask=seen).transpose(1, 2)
                 for way, flags in ways.items():
                     for form, given in (("bool", seen), ("numbers", additive_mask(seen, dtype))):
                         use(*flags)
@@ -237,11 +244,11 @@ def mask() -> None:
                             choice = torch._fused_sdp_choice(query, key, value, given, enable_gqa=num_heads != kv)
                             sync()
                             started = time.perf_counter()
-                            found = slot_attention(Module(), query, key, value, given)[0]
+                            found = slot_attention(module, query, key, value, given)[0]
                             sync()
                             first = time.perf_counter() - started
                             error = float((found.double() - right).abs().max() / right.abs().max())
-                            host, whole = timed(lambda: slot_attention(Module(), query, key, value, given), 5, 1)  # noqa: B023
+                            host, whole = timed(lambda: slot_attention(module, query, key, value, given), 5, 1)  # noqa: B023
                             note(
                                 mask=what,
                                 backend=int(choice),
@@ -251,12 +258,10 @@ def mask() -> None:
                                 host_ms=host,
                                 ms=whole,
                             )
-                        except Exception as failure:  # noqa: BLE001
+                        except Exception as failure:
                             note(mask=what, failed=f"{type(failure).__name__}: {failure}"[:200])
                         finally:
                             use(*(True,) * 4)
-            if REHEARSE:
-                return
 
 
 def capture() -> None:
@@ -280,10 +285,18 @@ def capture() -> None:
                 runner.verify(
                     RowBatch(range(rows), [100] * rows, [[5] * width] * rows, None, Noise([1] * rows, [sampled] * rows))
                 )
-                note(making={"rows": rows, "width": width, "sampled": sampled}, seconds=time.perf_counter() - started,
-                     grown_mib=(torch.cuda.memory_reserved() - before) / 2**20)  # fmt: skip
-    note(made=store.num_made, rejected=list(map(str, store.rejected.values())), failure=store.failure,
-         reserved_mib=torch.cuda.memory_reserved() / 2**20, allocated_mib=torch.cuda.memory_allocated() / 2**20)  # fmt: skip
+                note(
+                    making={"rows": rows, "width": width, "sampled": sampled},
+                    seconds=time.perf_counter() - started,
+                    grown_mib=(torch.cuda.memory_reserved() - before) / 2**20,
+                )
+    note(
+        made=store.num_made,
+        rejected=list(map(str, store.rejected.values())),
+        failure=store.failure,
+        reserved_mib=torch.cuda.memory_reserved() / 2**20,
+        allocated_mib=torch.cuda.memory_allocated() / 2**20,
+    )
     child = (
         "import itertools, torch; from langchain_specdec.runner.cuda.capture import CudaCapture\n"
         "c, x, n = CudaCapture(torch.device('cuda', 0)), torch.ones(3, device='cuda'), itertools.count()\n"
@@ -292,9 +305,11 @@ def capture() -> None:
         "    try: print(what, 'ok', f())\n"
         "    except Exception as e: print(what, 'FAILED', type(e).__name__, str(e).splitlines()[0][:150])\n"
         "say('capture', lambda: c.record(lambda: None, bad)); say('rand', lambda: torch.rand(1, device='cuda').shape)\n"
-        "say('empty_cache', torch.cuda.empty_cache); say('again', lambda: c.record(lambda: None, lambda: (x + 1,)) and 1)\n"
+        "say('empty_cache', torch.cuda.empty_cache)\n"
+        "say('again', lambda: c.record(lambda: None, lambda: (x + 1,)) and 1)\n"
         "say('rand', lambda: torch.rand(1, device='cuda').shape); m = torch.cuda.memory_reserved()\n"
-        "for _ in range(300): torch.zeros(1 << 20, device='cuda').cpu(); torch.zeros(4096).pin_memory().to('cuda', non_blocking=True)\n"
+        "for _ in range(300):\n"
+        "    torch.zeros(1 << 20, device='cuda').cpu(); torch.zeros(4096).pin_memory().to('cuda', non_blocking=True)\n"
         "print('grown', torch.cuda.memory_reserved() - m)"
     )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60, check=False)
@@ -314,7 +329,7 @@ def capture() -> None:
     thread = threading.Thread(target=disturb)
     thread.start()
     for width in range(1, 9):
-        held = Holder()
+        held: Any = Holder()
         held.itself, held.graph = held, torch.cuda.CUDAGraph()
         runner.begin_turn()
         store._seen.clear(), store._graphs.clear()
@@ -329,10 +344,14 @@ def unit() -> None:
     out = os.environ["GPU_CHECK_OUT"]
     tests = UNIT[1:3] if REHEARSE else UNIT
     select = [] if REHEARSE else ["-k", UNIT_KEYS, "-n", "6"]
+    options = ["-q", "-p", "no:cacheprovider", "--timeout", "60", f"--junitxml={out}/junit.xml"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", f"--junitxml={out}/junit.xml", *select, *tests],
-        capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        [sys.executable, "-m", "pytest", *options, *select, *tests],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
     note(unit=done.stdout.splitlines()[-40:], code=done.returncode)
     sys.exit(done.returncode)
 
@@ -349,11 +368,11 @@ def text() -> None:
     rng = torch.Generator().manual_seed(1)
     prompts = [
         torch.randint(0, 200, (int(n),), generator=rng).tolist()
-        for n in torch.randint(8, 120, (4 if REHEARSE else 8,), generator=rng)
+        for n in torch.randint(8, 120, (2 if REHEARSE else 8,), generator=rng)
     ]
     for dtype in ("float32",) if REHEARSE else ("float32", "bfloat16"):
         written: dict[tuple[str, float], list[list[int]]] = {}
-        for way, options in {
+        ways: dict[str, dict[str, Any]] = {
             "plain": {"drafter": "none", "compile": "off"},
             "auto": {"compile": "off"},
             "auto, graphs": {"compile": "off" if REHEARSE else "reduce-overhead"},
@@ -362,21 +381,32 @@ def text() -> None:
                 "draft_length": 3,
                 "compile": "off" if REHEARSE else "reduce-overhead",
             },
-        }.items():
+        }
+        for way, options in ways.items():
             model, tokenizer = random_model(shape("qwen2.5-0.5b"), dtype, str(device()))
             if "draft" in way:
                 options |= {"draft_model": model, "draft_tokenizer": tokenizer}
             backend = LocalBackend(model, tokenizer, num_slots=4, max_length=256, **options)
             for temperature in (0.0, 0.8):
-                params = SamplingParams(max_new_tokens=48, temperature=temperature, seed=5, ignore_eos=True)
+                params = SamplingParams(
+                    max_new_tokens=12 if REHEARSE else 48, temperature=temperature, seed=5, ignore_eos=True
+                )
                 done = backend.complete([CompletionRequest(p, params) for p in prompts])
                 written[way, temperature] = [[t.id for t in c.tokens] for c in done]
                 expected = written["plain", temperature]
                 same = [a == b for a, b in zip(written[way, temperature], expected, strict=True)]
                 steps = sum(c.finish.speculation.num_steps for c in done)
                 store = getattr(backend.engine.runner, "store", None)
-                note(text=way, dtype=dtype, temperature=temperature, same=sum(same), of=len(same), steps=steps,
-                     failure=store.failure if store else "", rejected=len(store.rejected) if store else 0)  # fmt: skip
+                note(
+                    text=way,
+                    dtype=dtype,
+                    temperature=temperature,
+                    same=sum(same),
+                    of=len(same),
+                    steps=steps,
+                    failure=store.failure if store else "",
+                    rejected=len(store.rejected) if store else 0,
+                )
             backend.close()
 
 
@@ -395,15 +425,15 @@ def steps() -> None:
             least = 1e3 * num_bytes / bandwidth
             cases = (
                 [(1, w, s) for s in (200, 1900) for w in (1, 2, 5, 8, 16, 33)]
-                if slots == 1
-                else [(1, 1, 200), (1, 8, 1900), (8, 1, 200), (8, 8, 1900)]
+                if slots == 1 and not REHEARSE
+                else [(1, 1, 200), (1, 8, 1900), (slots, 1, 200), (slots, 8, 1900)]
             )
             for rows, width, start in cases:
                 batch = RowBatch(
                     range(rows), [start] * rows, [[9] * width] * rows, None, Noise([1] * rows, [0.0] * rows)
                 )
                 plain = getattr(runner, "uncaptured", runner)
-                eager = timed(lambda: plain.verify(batch), 5, 2)  # noqa: B023
+                eager = timed(partial(plain.verify, batch), 5, 2)
                 values: dict[str, Any] = {
                     "model": name,
                     "slots": slots,
@@ -417,7 +447,7 @@ def steps() -> None:
                 if plain is not runner:
                     runner.begin_turn()
                     runner.verify(batch)
-                    graph = timed(lambda: runner.verify(batch), 20)  # noqa: B023
+                    graph = timed(partial(runner.verify, batch), 20)
                     values |= {
                         "graph_ms": graph[1],
                         "graph_host_ms": graph[0],
@@ -447,176 +477,101 @@ def profile() -> None:
         for _ in range(3):
             runner.verify(batch)
         for way, action in (
-            ("captured", lambda: runner.verify(batch)),
-            ("eager", lambda: getattr(runner, "uncaptured", runner).verify(batch)),
-        ):  # noqa: B023
+            ("captured", partial(runner.verify, batch)),
+            ("eager", partial(getattr(runner, "uncaptured", runner).verify, batch)),
+        ):
             activities = [ProfilerActivity.CPU] if REHEARSE else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             with torch.profiler.profile(activities=activities) as prof:
                 for _ in range(3):
                     action()
                     sync()
-            rows = [e for e in prof.key_averages() if REHEARSE or e.device_type == torch.autograd.DeviceType.CUDA]
-            rows.sort(key=lambda e: -getattr(e, "self_device_time_total", 0.0))
-            note(profile=name, way=way, kernels=sum(e.count for e in rows) / 3, busy_us=sum(getattr(e, "self_device_time_total", 0.0) for e in rows) / 3,
-                 top=[(e.key[:90], e.count / 3, round(getattr(e, "self_device_time_total", 0.0) / 3, 1)) for e in rows[:25]])  # fmt: skip
+            rows = [e for e in prof.key_averages() if REHEARSE or e.device_type.name == "CUDA"]
+            busy = {id(e): getattr(e, "self_device_time_total", 0.0) / 3 for e in rows}
+            rows.sort(key=lambda e: -busy[id(e)])
+            note(
+                profile=name,
+                way=way,
+                kernels=sum(e.count for e in rows) / 3,
+                busy_us=sum(busy.values()),
+                top=[(e.key[:90], e.count / 3, round(busy[id(e)], 1)) for e in rows[:25]],
+            )
             if not REHEARSE and way == "captured":
                 prof.export_chrome_trace(f"{os.environ['GPU_CHECK_OUT']}/{name}.trace.json.gz")
-        del runner
+        del runner, action
         gc.collect()
         if REHEARSE:
             return
 
 
-def bench(name: str, *options: str) -> None:
+SMALL = "--device cpu --max-prompt-tokens 40 --max-new-tokens 8 --limit 1 --category summarization"
+LIMITS = "--limit 1 --max-prompt-tokens 200 --max-new-tokens 128"
+COMMON = LIMITS if REHEARSE else f"--dtype bfloat16 --compile reduce-overhead {LIMITS}"
+TARGET = "--model random:qwen1.5-1.8b"
+PAIR = f"{TARGET} --draft-model random:qwen1.5-0.5b"
+
+
+def bench(name: str, options: str) -> None:
     """`specdec bench --json`; the runs go into the records."""
-    small = (
-        [
-            "--device",
-            "cpu",
-            "--max-prompt-tokens",
-            "40",
-            "--max-new-tokens",
-            "8",
-            "--limit",
-            "1",
-            "--category",
-            "summarization",
-        ]
-        if REHEARSE
-        else []
-    )
-    given = [o if not (REHEARSE and o.startswith("random:")) else "random:tiny" for o in options]
-    done = subprocess.run(
-        [sys.executable, "-c", "from langchain_specdec.cli import main; main()", "bench", "--json", *given, *small],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    report = (
-        json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip().startswith("{") else done.stdout.splitlines()
-    )
+    words = f"{options} {SMALL}".split() if REHEARSE else options.split()
+    given = ["random:tiny" if REHEARSE and word.startswith("random:") else word for word in words]
+    command = [sys.executable, "-c", "from langchain_specdec.cli import main; main()", "bench", "--json", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    report = json.loads(lines[-1]) if done.stdout.strip().startswith("{") else lines
     note(bench=name, code=done.returncode, table=done.stderr.splitlines()[-40:], report=report)
     if done.returncode:
         sys.exit(done.returncode)
 
 
-COMMON = (
-    "--dtype",
-    "bfloat16",
-    "--compile",
-    "reduce-overhead",
-    "--limit",
-    "1",
-    "--max-prompt-tokens",
-    "200",
-    "--max-new-tokens",
-    "128",
-)
-PAIR = ("--model", "random:qwen1.5-1.8b", "--draft-model", "random:qwen1.5-0.5b")
-
-
 def pair() -> None:
-    common = COMMON[4:] if REHEARSE else COMMON
-    bench("pair", *PAIR, *common, "--contestants", "plain,plain@8,auto,draft_model:2,synthetic,hf")
+    bench("pair", f"{PAIR} {COMMON} --contestants plain,plain@8,auto,draft_model:2,synthetic,hf")
     if not REHEARSE:
-        bench(
-            "pair compiled",
-            *PAIR[:2],
-            *COMMON,
-            "--contestants",
-            "plain,hf-compiled",
-            "--category",
-            "summarization",
-            "--repeat",
-            "3",
-        )
+        few = "--category summarization --repeat 3"
+        bench("pair compiled", f"{TARGET} {COMMON} {few} --contestants plain,hf-compiled")
 
 
 def flashspec() -> None:
-    bench(
-        "flashspec",
-        *PAIR[:2],
-        *COMMON,
-        "--contestants",
-        "plain,flashspec",
-        "--baseline",
-        "flashspec",
-        "--category",
-        "summarization",
-        "--repeat",
-        "3",
-    )
+    few = "--category summarization --repeat 3"
+    bench("flashspec", f"{TARGET} {COMMON} {few} --contestants plain,flashspec --baseline flashspec")
 
 
 def eight() -> None:
-    eight_b = ("--model", "random:llama-8b", "--draft-model", "random:llama-1b")
-    bench(
-        "eight",
-        *eight_b,
-        *COMMON,
-        "--category",
-        "summarization",
-        "--repeat",
-        "2",
-        "--contestants",
-        "plain,synthetic,hf",
-    )
+    target, few = "--model random:llama-8b", "--category summarization --repeat 2"
+    bench("eight", f"{target} --draft-model random:llama-1b {COMMON} {few} --contestants plain,synthetic,hf")
     if not REHEARSE:
-        bench(
-            "eight compiled",
-            *eight_b[:2],
-            *COMMON,
-            "--category",
-            "summarization",
-            "--repeat",
-            "2",
-            "--contestants",
-            "plain,hf-compiled",
-        )
+        bench("eight compiled", f"{target} {COMMON} {few} --contestants plain,hf-compiled")
 
 
 def embedded() -> None:
     child = (
         "import time; t = time.perf_counter(); from langchain_specdec.backends.local import LocalBackend\n"
-        "from langchain_specdec.backends.base import CompletionRequest; from langchain_specdec.sampling.choice import SamplingParams\n"
+        "from langchain_specdec.completions.completion import CompletionRequest\n"
+        "from langchain_specdec.sampling.params import SamplingParams\n"
         "b = LocalBackend('embedded', dtype='bfloat16'); print('loaded', time.perf_counter() - t)\n"
-        "for i in range(4):\n    t = time.perf_counter(); s = b.stream(CompletionRequest('The sea is', SamplingParams(max_new_tokens=64)))\n"
-        "    next(s); f = time.perf_counter() - t; list(s); print('request', i, 'first', f, 'all', time.perf_counter() - t)\n"
+        "for i in range(4):\n"
+        "    t = time.perf_counter()\n"
+        "    s = b.stream(CompletionRequest('The sea is', SamplingParams(max_new_tokens=64)))\n"
+        "    next(s); f = time.perf_counter() - t; list(s)\n"
+        "    print('request', i, 'first', f, 'all', time.perf_counter() - t)\n"
         "b.close()"
     )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
     note(cold_engine=done.stdout.splitlines(), errors=done.stderr.splitlines()[-3:])
-    workload = ("--workload", ".gpu/spec_bench.jsonl") if Path(".gpu/spec_bench.jsonl").exists() else ()
+    workload = "--workload .gpu/spec_bench.jsonl" if Path(".gpu/spec_bench.jsonl").exists() else ""
     for dtype in ("bfloat16", "float32"):
-        bench(f"embedded {dtype}", *workload, "--dtype", dtype, "--compile", "reduce-overhead", "--limit", "1", "--max-prompt-tokens", "900",
-              "--max-new-tokens", "96", "--contestants", "plain,auto,auto@8,hf,hf-prompt-lookup:10")  # fmt: skip
+        options = f"--dtype {dtype} --compile reduce-overhead --limit 1 --max-prompt-tokens 900 --max-new-tokens 96"
+        contestants = "plain,auto,auto@8,hf,hf-prompt-lookup:10"
+        bench(f"embedded {dtype}", f"{workload} {options} --contestants {contestants}")
 
 
 def batch() -> None:
     for count in (8, 32, 64):
-        bench(
-            f"batch {count}",
-            *PAIR[:2],
-            *COMMON,
-            "--batch",
-            str(count),
-            "--ignore-eos",
-            "--contestants",
-            f"plain@1,plain@{count},auto@{count},hf@{count}",
-        )
+        contestants = f"plain@1,plain@{count},auto@{count},hf@{count}"
+        bench(f"batch {count}", f"{TARGET} {COMMON} --batch {count} --ignore-eos --contestants {contestants}")
 
 
 def memory() -> None:
-    bench(
-        "memory",
-        "--memory",
-        *PAIR[:2],
-        *(COMMON[4:] if REHEARSE else COMMON),
-        "--category",
-        "summarization",
-        "--contestants",
-        "plain,auto,hf",
-    )
+    bench("memory", f"--memory {TARGET} {COMMON} --category summarization --contestants plain,auto,hf")
 
 
 def main() -> int:
@@ -625,21 +580,23 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=455.0)
     parser.add_argument("--parts", default=",".join(BOXES))
     parser.add_argument("--logs", action="store_true", help="Keep the parts' output; there is room for 8 files.")
-    parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--child", choices=BOXES)
+    parser.add_argument("--rehearse", action="store_true", help="On a CPU, with tiny shapes.")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rehearse:
-        os.environ["GPU_CHECK_REHEARSE"] = "1"
     if arguments.child:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         import torch
 
+        if REHEARSE:
+            torch.set_num_threads(1)
+        name = ""
         try:
-            # What runs steps outside of the engine has to do what the runner's public methods do.
-            with torch.inference_mode(arguments.child in ("steps", "profile", "capture")):
-                globals()[arguments.child]()
+            for name in arguments.child.split(","):
+                # What runs steps outside of the engine has to do what the runner's public methods do.
+                with torch.inference_mode(name in ("steps", "profile", "capture")):
+                    globals()[name]()
         except Exception as error:
-            note(part=arguments.child, error=f"{type(error).__name__}: {error}"[:500])
+            note(part=name, error=f"{type(error).__name__}: {error}"[:500])
             raise
         return 0
     return int(parent(arguments))
