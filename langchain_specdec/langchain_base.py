@@ -82,7 +82,7 @@ class SpeculativeBase(BaseModel):
 
     else:
         # A field of LangChain's models.
-        custom_get_token_ids: Callable[[str], list[int]] | None
+        custom_get_token_ids: Callable[[str], list[int]] | None = None
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:

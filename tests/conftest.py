@@ -122,7 +122,7 @@ def records() -> Iterator[list[Any]]:
     """What transformers warns of while the engine loads and runs a model: it must be nothing."""
     records: list[Any] = []
     handler = Handler(WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     transformers_logging.get_logger("transformers").addHandler(handler)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -30,7 +30,7 @@ def backend() -> Iterator[LocalBackend]:
 
 
 def test_an_agent_calls_two_tools_and_answers(backend: LocalBackend) -> None:
-    agent = make_agent(ChatSpeculative(backend=backend, max_tokens=48))
+    agent = make_agent(ChatSpeculative(backend=backend, max_new_tokens=48))
     before = backend.engine.num_prefill_tokens
     messages = ask(agent, "lamp")
     assert [message.type for message in messages] == ["human", "ai", "tool", "ai", "tool", "ai"]
@@ -68,9 +68,9 @@ TEXTS = [
 
 def test_structured_answers_take_fewer_steps(backend: LocalBackend) -> None:
     """Forced tokens and lookup together: at least 1.8 tokens a step, and the answers of plain decoding."""
-    drafting = ChatSpeculative(backend=backend, max_tokens=64)
+    drafting = ChatSpeculative(backend=backend, max_new_tokens=64)
     with lasting(LocalBackend(backend.model, backend.tokenizer, drafter="none", num_slots=1, max_length=1024)) as other:
-        plain = ChatSpeculative(backend=other, max_tokens=64)
+        plain = ChatSpeculative(backend=other, max_new_tokens=64)
         num_tokens = num_steps = num_forced = 0
         for text in TEXTS:
             found = [

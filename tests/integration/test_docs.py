@@ -16,7 +16,7 @@ import langchain_specdec
 from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.completions.completion import Completion, CompletionRequest
-from langchain_specdec.completions.events import FinishEvent, Token
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -121,7 +121,8 @@ def test_the_figure_shows_a_real_run():
     def decoded(tokens: Iterable[Token]) -> list[str]:
         return [plain.tokenizer.decode([token.id]).strip(" ") for token in tokens]
 
-    *steps, finish = events
+    steps, finish = [event for event in events[:-1] if isinstance(event, TokenEvent)], events[-1]
+    assert isinstance(finish, FinishEvent)
     emitted = [token for step in steps for token in step.tokens]
     assert decoded(reference.tokens) == words("plain") == decoded(emitted) == words("texts")
     assert [token.drafted for token in emitted] == [text.get("class") == "accepted" for text in boxes("texts")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
@@ -25,7 +27,7 @@ QUESTIONS = {
     "arithmetic": "What is 12 + 30? Show each step.",
 }
 PARAMS = {"greedy": {}, "sampled": {"temperature": 0.8, "seed": 7}}
-FIELDS = {"max_new_tokens": 16}
+FIELDS: dict[str, Any] = {"max_new_tokens": 16}
 
 
 def chat_format(question):
@@ -77,7 +79,8 @@ def test_speculation_keeps_the_text(llm, expected, name, kind):
     generation = llm.generate([PROMPTS[name]], **PARAMS[kind]).generations[0][0]
     assert generation.text == expected[kind][name]
     if name == "copying":
-        assert generation.generation_info["speculation"]["drafted_tokens"] > 0
+        assert generation.generation_info is not None
+    assert generation.generation_info["speculation"]["drafted_tokens"] > 0
 
 
 @pytest.mark.parametrize("kind", PARAMS)
@@ -96,6 +99,7 @@ def test_copying_takes_fewer_steps_than_tokens(llm, expected):
     with SpeculativeLLM(backend=backend, **FIELDS) as always_drafting:
         generation = always_drafting.generate([PROMPTS["copying"]]).generations[0][0]
     assert generation.text == expected["greedy"]["copying"]
+    assert generation.generation_info is not None
     assert generation.generation_info["speculation"]["tokens_per_step"] > 1.5
 
 

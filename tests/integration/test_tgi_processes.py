@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,10 +32,12 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import BackendUnavailableError
 from tests.standin.clients import close_shared_session
 from tests.standin.models import FakeModel
+from tests.support.launcher import STANDIN, put_launcher_on_path
 from tgi_launcher import (
     Backoff,
     NotRunningError,
     Reason,
+    ServerExit,
     SpeculationInactiveWarning,
     Stage,
     StartError,
@@ -47,9 +50,8 @@ from tgi_launcher import (
 )
 from tgi_launcher import launcher_process as process
 
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+pytestmark = [pytest.mark.process, pytest.mark.server]
 
-STANDIN = Path(__file__).resolve().parents[1] / "standin"
 KEY = "correct-horse-battery"
 # No end of anything may take longer than this here.
 BOUND = 20.0
@@ -59,14 +61,8 @@ BOUND = 20.0
 def nothing_left(monkeypatch, tmp_path):
     """The stand-in on PATH; afterwards no process, thread, file descriptor or socket folder may be left."""
     mark = uuid.uuid4().hex
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "text-generation-launcher").symlink_to(STANDIN / "text-generation-launcher")
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("STANDIN_PYTHON", sys.executable)
-    monkeypatch.setenv("STANDIN_SECONDS", "0.02")
+    put_launcher_on_path(monkeypatch, tmp_path)
     monkeypatch.setenv("STANDIN_TEST", mark)
-    monkeypatch.delenv("STANDIN_FAULT", raising=False)
     # Proxies are for the world outside; a server of this machine must be reached without.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     threads = set(threading.enumerate())
@@ -126,8 +122,23 @@ def generate(server, *, timeout=10.0):
         return json.loads(response.read())["generated_text"]
 
 
+def pid_of(server: TGIServer) -> int:
+    assert server.pid is not None
+    return server.pid
+
+
+def state_of(server: TGIServer) -> State:
+    """As a call, since the type checker takes it that a property still is what it was."""
+    return server.state
+
+
+def process_of(server: TGIServer) -> Any:
+    assert server._run is not None
+    return server._run.process
+
+
 def processes_of(server):
-    return supervisor.server_processes(server._run.process.marker)
+    return supervisor.server_processes(process_of(server).marker)
 
 
 def shards_of(server):
@@ -144,7 +155,8 @@ def expect_gone(server):
 
 
 def test_a_server_starts_serves_and_ends():
-    steps, lines = [], []
+    steps: list[Any] = []
+    lines: list[str] = []
     server = TGIServer(config(num_shard=2, speculate=3), on_progress=steps.append, on_log=lines.append)
     with server:
         assert server.state is State.READY
@@ -156,7 +168,7 @@ def test_a_server_starts_serves_and_ends():
         assert {os.getpgid(pid) for pid in shards} == shards, "each in a group of its own"
         assert len(processes_of(server)) == 5, "supervisor, launcher, two shards, router"
         assert server.pid in {p.pid for p in processes_of(server)}
-    assert server.state is State.STOPPED
+    assert state_of(server) is State.STOPPED
     expect_gone(server)
     stages = list(dict.fromkeys(step.stage for step in steps))
     assert stages == [Stage.LAUNCH, Stage.DOWNLOAD, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
@@ -233,7 +245,7 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
     server.stop()
     thread.join(BOUND)
     assert [error.reason for error in caught] == [Reason.CANCELLED]
-    assert server.state is State.STOPPED
+    assert state_of(server) is State.STOPPED
 
 
 # Failures to start
@@ -351,7 +363,8 @@ def test_after_a_failed_start_the_next_one_works(monkeypatch):
 
 @pytest.mark.parametrize("who", ["launcher", "shard", "router"])
 def test_an_end_nobody_asked_for_is_told_of_when_all_is_cleaned_up(who):
-    ends, left = [], []
+    ends: list[ServerExit] = []
+    left: list[Any] = []
 
     def on_exit(end):
         left.extend(processes_of(server))
@@ -364,17 +377,18 @@ def test_an_end_nobody_asked_for_is_told_of_when_all_is_cleaned_up(who):
     os.kill(pid, signal.SIGKILL)
     end = server.wait(BOUND)
     await_true(lambda: ends)
+    assert end is not None
     assert ends == [end]
     expected = Reason.WEBSERVER_FAILED if who == "router" else Reason.KILLED
     assert (end.reason, end.restart_in, left) == (expected, None, [])
     assert server.state is State.FAILED
     expect_gone(server)
     server.stop()
-    assert server.state is State.STOPPED
+    assert state_of(server) is State.STOPPED
 
 
 def test_a_crash_in_the_middle_of_a_request_is_told_of():
-    ends = []
+    ends: list[ServerExit] = []
     with TGIServer(config("crash:after=3:times=1"), on_exit=ends.append) as server:
         with pytest.raises((urllib.error.URLError, ConnectionError, OSError)):
             generate(server)
@@ -383,10 +397,10 @@ def test_a_crash_in_the_middle_of_a_request_is_told_of():
 
 
 def test_it_is_started_again_where_it_was_and_works():
-    ends = []
+    ends: list[ServerExit] = []
     backoff = Backoff(first_seconds=0.05, max_restarts=3)
     with TGIServer(config(), restart="on-failure", backoff=backoff, on_exit=ends.append) as server:
-        url, pid = server.base_url, server.pid
+        url, pid = server.base_url, pid_of(server)
         os.kill(pid, signal.SIGKILL)
         await_true(lambda: ends and server.is_ready)
         assert ends[0].restart_in == 0.05
@@ -399,8 +413,9 @@ def test_it_is_started_again_where_it_was_and_works():
 def test_200_requests_with_a_crash_in_between(monkeypatch):
     """Each is whole or raises, none is lost, and the next one works, at the same address."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    ends, outcomes = [], []
-    restarting = {"restart": "on-failure", "backoff": Backoff(first_seconds=0.05), "on_exit": ends.append}
+    ends: list[ServerExit] = []
+    outcomes: list[str | BackendUnavailableError] = []
+    restarting: dict[str, Any] = {"restart": "on-failure", "backoff": Backoff(first_seconds=0.05)}
     request = CompletionRequest("Hello", SamplingParams(max_new_tokens=12))
     expected = FakeModel.ANSWER.encode()[:12].decode()
 
@@ -410,7 +425,7 @@ def test_200_requests_with_a_crash_in_between(monkeypatch):
         except BackendUnavailableError as error:
             outcomes.append(error)
 
-    with TGIServer(config("slow:seconds=0.02"), **restarting) as server:
+    with TGIServer(config("slow:seconds=0.02"), on_exit=ends.append, **restarting) as server:
         backend = TGIBackend(server.base_url, max_retries=0, max_concurrency=50)
         threads = [threading.Thread(target=read, args=(backend.stream(request),)) for _ in range(200)]
         for thread in threads:
@@ -431,7 +446,7 @@ def test_200_requests_with_a_crash_in_between(monkeypatch):
 
 
 def test_restarts_end_when_they_do_not_help(monkeypatch):
-    ends = []
+    ends: list[ServerExit] = []
     backoff = Backoff(first_seconds=0.05, factor=2, max_restarts=2)
     server = TGIServer(config(), restart="on-failure", backoff=backoff, on_exit=ends.append)
     server.start()
@@ -446,14 +461,14 @@ def test_restarts_end_when_they_do_not_help(monkeypatch):
 
 
 def test_a_stop_while_it_waits_to_restart_is_obeyed():
-    ends = []
+    ends: list[ServerExit] = []
     server = TGIServer(config(), restart="on-failure", backoff=Backoff(first_seconds=60), on_exit=ends.append)
     server.start()
-    os.kill(server.pid, signal.SIGKILL)
+    os.kill(pid_of(server), signal.SIGKILL)
     await_true(lambda: ends)
     assert server.state is State.RESTARTING
     server.stop()
-    assert server.state is State.STOPPED
+    assert state_of(server) is State.STOPPED
 
 
 def test_a_callback_that_fails_does_no_harm():
@@ -462,14 +477,16 @@ def test_a_callback_that_fails_does_no_harm():
 
     with TGIServer(config(), on_exit=fail, on_progress=fail, on_log=fail) as server:
         assert generate(server)
-        os.kill(server.pid, signal.SIGKILL)
+        os.kill(pid_of(server), signal.SIGKILL)
         assert server.wait(BOUND) is not None
 
 
 def test_somebody_else_may_stop_the_launcher():
     with TGIServer(config(), restart="on-failure") as server:
-        os.kill(server.pid, signal.SIGTERM)
-        assert server.wait(BOUND).reason is Reason.STOPPED
+        os.kill(pid_of(server), signal.SIGTERM)
+        end = server.wait(BOUND)
+        assert end is not None
+        assert end.reason is Reason.STOPPED
 
 
 # Ends by force
@@ -496,10 +513,10 @@ def test_a_stop_can_be_made_shorter_while_it_lasts():
 
 
 def test_a_killed_supervisor_leaves_nothing_either():
-    ends = []
+    ends: list[ServerExit] = []
     server = TGIServer(config(num_shard=2), on_exit=ends.append)
     server.start()
-    server._run.process._process.kill()
+    process_of(server)._process.kill()
     await_true(lambda: ends)
     expect_gone(server)
 
@@ -508,7 +525,7 @@ def test_a_supervisor_that_hangs_is_got_rid_of(monkeypatch):
     monkeypatch.setattr(process, "_MARGIN_SECONDS", 0.5)
     server = TGIServer(config(num_shard=2))
     server.start()
-    os.kill(server._run.process._process.pid, signal.SIGSTOP)
+    os.kill(process_of(server)._process.pid, signal.SIGSTOP)
     began = time.monotonic()
     server.stop(0.5)
     assert time.monotonic() - began < BOUND
@@ -518,11 +535,11 @@ def test_a_supervisor_that_hangs_is_got_rid_of(monkeypatch):
 def test_what_does_not_end_is_told_of(monkeypatch):
     server = TGIServer(config())
     server.start()
-    real = server._run.process.stop
+    real = process_of(server).stop
     monkeypatch.setattr(
-        server._run.process, "stop", lambda seconds: (real(seconds), process.ProcessExit(None, True, (4242,)))[1]
+        process_of(server), "stop", lambda seconds: (real(seconds), process.ProcessExit(None, True, (4242,)))[1]
     )
-    server._run.process._exit = None
+    process_of(server)._exit = None
     with pytest.raises(StopError, match="4242"):
         server.stop()
 
@@ -543,6 +560,7 @@ def run_script(rest):
     child = subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", SCRIPT.format(rest=rest)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert child.stdout is not None
     assert child.stdout.readline().startswith("http")
     return child
 
@@ -574,6 +592,7 @@ if os.fork() == 0:
 os._exit(0)
 """
     with run_script(rest) as child:
+        assert child.stdout is not None
         assert child.stdout.readline().strip() == "fake"
         child.wait(BOUND)
         await_true(lambda: len(marked(os.environ["STANDIN_TEST"])) <= 1, seconds=10)
@@ -592,7 +611,7 @@ def test_tgi_launch_ends_all_it_started(number):
     prefix = ["nohup"] if number is signal.SIGTERM else []
     with subprocess.Popen([*prefix, *CLI, "--speculate", "3"], stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
         lines = []
-        for line in child.stdout:
+        for line in child.stdout or ():
             lines.append(line)
             if line.startswith("  fake"):
                 break
@@ -617,7 +636,7 @@ def test_tgi_launch_does_not_outlive_its_shell(is_alone):
         start_new_session=True,
     )
     with shell:
-        for line in shell.stdout:
+        for line in shell.stdout or ():
             if line.startswith("Ready"):
                 break
         # The shell alone, or with tgi-launch, as a terminal that goes away without a word.
@@ -631,7 +650,7 @@ def test_tgi_launch_does_not_outlive_its_shell(is_alone):
 def test_tgi_launch_can_be_interrupted_while_it_starts_and_made_to_hurry():
     environ = {**os.environ, "STANDIN_FAULT": "ignore-sigterm,endless-loading"}
     with subprocess.Popen(CLI, stdout=subprocess.PIPE, text=True, env=environ) as child:  # noqa: S603
-        for line in child.stdout:
+        for line in child.stdout or ():
             if "loading the model" in line:
                 break
         child.send_signal(signal.SIGINT)
@@ -654,14 +673,15 @@ def test_tgi_launch_tells_why_it_failed():
 
 def test_the_key_reaches_no_log(caplog, capfd, monkeypatch):
     caplog.set_level("DEBUG", logger="tgi_launcher")
-    lines = []
+    lines: list[str] = []
     monkeypatch.setenv("API_KEY", "a-stray-key")
     server = TGIServer(config("debug-key", api_key=KEY, log_level="debug"), on_log=lines.append)
     server.start()
     assert generate(server)
     arguments = [" ".join(p.cmdline()) for p in processes_of(server)]
-    os.kill(server.pid, signal.SIGKILL)
+    os.kill(pid_of(server), signal.SIGKILL)
     end = server.wait(BOUND)
+    assert end is not None
     server.stop()
     seen = [
         *lines,

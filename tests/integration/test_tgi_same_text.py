@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ TEXTS = [
     "x",
 ]
 PROMPTS = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS] + TEXTS
-FIELDS = {"max_new_tokens": 12}
+FIELDS: dict[str, Any] = {"max_new_tokens": 12}
 STOPS = {
     "a word": [" the"],
     "inside a token": ["er", "an"],
@@ -68,7 +69,7 @@ def _few_threads():
 @pytest.fixture(scope="module")
 def local():
     # Uncompiled: compiling costs more than it saves on texts so short.
-    options = {"num_slots": len(PROMPTS), "max_length": 256, "compile": "off"}
+    options: dict[str, Any] = {"num_slots": len(PROMPTS), "max_length": 256, "compile": "off"}
     with SpeculativeLLM.from_model_id("embedded", drafter="none", **options, **FIELDS) as local:
         local.invoke("Hello", max_new_tokens=1)
         yield local

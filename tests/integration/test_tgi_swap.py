@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
 
-from langchain_specdec import SpeculativeLLM
+from langchain_specdec import SpeculativeLLM, TGIBackend
 from langchain_specdec.errors import BackendUnavailableError, GenerationError
 from langchain_specdec.models.embedded import is_available
 from tests.standin.clients import no_leaks
@@ -20,13 +20,13 @@ from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import make_llm
+from tests.support.launcher import put_launcher_on_path
 from tgi_launcher import StartError
 
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+pytestmark = [pytest.mark.process, pytest.mark.server]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs/examples"
-STANDIN = ROOT / "tests/standin"
 TEXT = FakeModel.ANSWER
 PROMPT = PromptTemplate.from_template("Say: {text}")
 
@@ -102,17 +102,11 @@ async def test_as_a_fallback_in_an_event_loop(local):
 
 @pytest.fixture
 def launcher_on_path(monkeypatch, tmp_path):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "text-generation-launcher").symlink_to(STANDIN / "text-generation-launcher")
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("STANDIN_PYTHON", sys.executable)
-    monkeypatch.setenv("STANDIN_SECONDS", "0.02")
-    monkeypatch.delenv("STANDIN_FAULT", raising=False)
+    put_launcher_on_path(monkeypatch, tmp_path)
 
 
 def test_a_launched_server_lives_as_long_as_the_model(launcher_on_path):
-    stages = []
+    stages: list[Any] = []
     with no_leaks():
         with SpeculativeLLM.launch_tgi(
             "fake", speculate=2, api_key="sesame", max_tokens=60, max_concurrent_requests=3, read_timeout=20,
@@ -122,6 +116,7 @@ def test_a_launched_server_lives_as_long_as_the_model(launcher_on_path):
             assert llm.invoke("Hello") == TEXT
             assert llm.batch(["a"] * 5) == [TEXT] * 5
             assert "".join(llm.stream("Hello")) == TEXT
+            assert isinstance(llm.backend, TGIBackend)
             url = llm.backend.base_url
             assert "sesame" not in repr(llm) + repr(llm.backend)
         llm.close()

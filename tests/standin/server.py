@@ -408,8 +408,8 @@ class StandIn:
             error = refusal.body
             if refusal.kind == "incomplete_generation":
                 error = {"error": "Incomplete generation stream", "error_type": "incomplete_generation_stream"}
-            frame = {"error": {"message": error["error"], "http_status_code": 422}} if is_chat else error
-            await write(_compact(frame))
+            refused: Any = {"error": {"message": error["error"], "http_status_code": 422}} if is_chat else error
+            await write(_compact(refused))
         except _Garbage:
             await write("{oh no")
         except _Cut:

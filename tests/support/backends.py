@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +16,11 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, FinishReason, Token, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.chat_templates import CHATML, chat_tokenizer
-from tests.support.tiny_models import byte_tokenizer, tiny_model
+from tests.support.tiny_models import byte_tokenizer, tiny_model, wait_until
 
 PROMPTS = ["hello hello hello", "abcabcabc", "x", "The quick brown fox", "one two one two one", "?!", "aaaa", "Zebra"]
 
@@ -49,14 +49,10 @@ def lasting(backend: LocalBackend) -> Iterator[LocalBackend]:
     backend.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether the condition came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
+def engine_of(llm: SpeculativeLLM) -> Engine:
+    """The engine of a model that runs in this process."""
+    assert isinstance(llm.backend, LocalBackend)
+    return llm.backend.engine
 
 
 def is_idle(backend: LocalBackend) -> bool:
@@ -83,7 +79,7 @@ class Counter(BaseCallbackHandler):
     def on_llm_start(self, serialized: Any, prompts: list[str], **kwargs: Any) -> None:
         self.starts += prompts
 
-    def on_llm_new_token(self, token: str, *, chunk: Any = None, **kwargs: Any) -> None:
+    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
         self.tokens.append(token)
         self.chunks.append(chunk)
 
@@ -212,3 +208,10 @@ class ScriptedBackend(Backend):
 def scripted(*answers: str, template: str | None = CHATML, width: int = 1, **fields: Any) -> ChatSpeculative:
     """A chat with a scripted model."""
     return ChatSpeculative(backend=ScriptedBackend(*answers, template=template, width=width), **fields)
+
+
+def scripted_backend(model: Any) -> ScriptedBackend:
+    """The backend of a chat that `scripted` made, also where tools are bound to it."""
+    backend = getattr(model, "bound", model).backend
+    assert isinstance(backend, ScriptedBackend)
+    return backend

@@ -129,4 +129,4 @@ class StandardGeneration(StandardChat):
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         # Enough for every test, and quick.
-        return {**super().standard_chat_model_params, "max_tokens": 64}
+        return {**super().standard_chat_model_params, "max_tokens": 64}  # type: ignore[misc]

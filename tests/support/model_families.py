@@ -1,11 +1,16 @@
 """Model families as tiny random models, and what each writes by itself, without a cache."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from tests.support import tiny_models as tiny
 
@@ -13,7 +18,7 @@ from tests.support import tiny_models as tiny
 ATTENTIONS = [None, "sdpa", "eager"]
 POSITIONS, WINDOW, MAX_WIDTH = 64, 7, 6
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": tiny.VOCAB,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -29,7 +34,7 @@ SIZES = {
 }
 ALTERNATING = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, **ALTERNATING}
-GPT2 = {
+GPT2: dict[str, Any] = {
     "vocab_size": tiny.VOCAB,
     "n_embd": 32,
     "n_layer": 3,
@@ -43,7 +48,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
 
 # Type of model, and how its configuration differs from SIZES.
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
     "llama-multi-head": ("llama", {"num_key_value_heads": 4}),
@@ -79,7 +84,7 @@ FAMILIES = {
     "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
 }
 # Families that the loader compares with their own forward before it lets them through.
-OTHER_FAMILIES = {
+OTHER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
     "cohere": ("cohere", {}),
@@ -91,7 +96,7 @@ WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling")
 CASES = [(n, a) for n in ALL_FAMILIES for a in ATTENTIONS if not (a == "sdpa" and n in WITHOUT_SDPA)]
 
 
-def make_config(name):
+def make_config(name: str) -> Any:
     level = logging.get_verbosity()
     # Some of the odd configurations here are warned of.
     logging.set_verbosity_error()
@@ -101,7 +106,7 @@ def make_config(name):
         logging.set_verbosity(level)
 
 
-def _make_config(name):
+def _make_config(name: str) -> Any:
     model_type, differences = ALL_FAMILIES[name]
     if model_type == "gpt2":
         return AutoConfig.for_model("gpt2", **GPT2 | differences)
@@ -121,7 +126,7 @@ def _make_config(name):
     return AutoConfig.for_model(model_type, **sizes | differences)
 
 
-def make_model(name, device="cpu", attention="eager"):
+def make_model(name: str, device: str = "cpu", attention: str = "eager") -> Any:
     """A random model whose matrices are large enough for its choices to depend on the context."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(make_config(name), attn_implementation=attention).eval()
@@ -133,25 +138,25 @@ def make_model(name, device="cpu", attention="eager"):
 
 
 @functools.cache
-def make_reference(name, device):
+def make_reference(name: str, device: str) -> Any:
     return make_model(name, device)
 
 
-def reference_logits(name, device, tokens):
+def reference_logits(name: str, device: str, tokens: Sequence[int]) -> Any:
     """The model's own logits over a whole text, without a cache."""
     return _reference_logits(name, device, tuple(tokens))
 
 
 # Tests of one family by different attentions ask for the same texts, one test after the other.
 @functools.lru_cache(maxsize=500)
-def _reference_logits(name, device, tokens):
+def _reference_logits(name: str, device: str, tokens: tuple[int, ...]) -> Any:
     with torch.inference_mode():
         ids = torch.tensor([tokens], device=device)
         return make_reference(name, device)(input_ids=ids, use_cache=False).logits[0]
 
 
 @functools.cache
-def reference_text(name, device, prompt, num_tokens):
+def reference_text(name: str, device: str, prompt: tuple[int, ...], num_tokens: int) -> list[int]:
     """What the model writes by itself, every token from a forward over the whole text."""
     tokens = list(prompt)
     for _ in range(num_tokens):
@@ -159,7 +164,7 @@ def reference_text(name, device, prompt, num_tokens):
     return tokens[len(prompt) :]
 
 
-def load(name, device, attention=None):
+def load(name: str, device: str, attention: str | None = None) -> LoadedModel:
     # What StableLM's attention is has to be said when it is made (transformers 4).
     model = make_model(name, device, (name == "stablelm" and attention) or "eager")
     return load_model(model, tiny.byte_tokenizer(), attn_implementation=attention)

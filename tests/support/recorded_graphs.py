@@ -55,7 +55,7 @@ class _Elsewhere:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._own: dict[int, Tensor] = {}
         self._calls: list[tuple[Any, Any, Any, Any]] = []
 
@@ -136,7 +136,7 @@ class RecordedCapture:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _spoil(tensors: tuple[Tensor, ...]) -> None:

@@ -8,11 +8,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from langchain_specdec.completions.events import FinishEvent, Token
 from langchain_specdec.completions.stream import CompletionStream
@@ -28,6 +36,8 @@ from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.params import SamplingParams
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 EOS = 256
 VOCAB = 258
@@ -45,7 +55,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<bos>")
 
 
-def tiny_model(seed: int = 0, device: str = "cpu", **overrides: Any) -> LlamaForCausalLM:
+def tiny_model(
+    seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32, **overrides: Any
+) -> LlamaForCausalLM:
     """A random Llama of two layers whose weights are large enough for its choices to depend on the context."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -62,12 +74,18 @@ def tiny_model(seed: int = 0, device: str = "cpu", **overrides: Any) -> LlamaFor
             **overrides,
         }
     )
-    model = LlamaForCausalLM(config).eval()
+    return as_loaded(LlamaForCausalLM(config), device, dtype)
+
+
+def as_loaded(model: Model, device: str, dtype: torch.dtype = torch.float32) -> Model:
+    """A random model with larger weights and the engine's attention, in eval mode."""
+    nn.Module.eval(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5.0)
     model.set_attn_implementation(attention.ATTENTION_NAME)
-    return model.to(device)
+    nn.Module.to(model, device, dtype)
+    return model
 
 
 def loaded(model: Any, eos_token_ids: Sequence[int] = (EOS,)) -> LoadedModel:
@@ -236,7 +254,8 @@ def scripted_model(script: Sequence[int], device: str = "cpu", vocab_size: int =
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    model = GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config)
+    model.eval()
     with torch.no_grad():
         for parameter in (*model.transformer.wte.parameters(), *model.transformer.h.parameters(), model.lm_head.weight):
             parameter.zero_()
@@ -244,7 +263,8 @@ def scripted_model(script: Sequence[int], device: str = "cpu", vocab_size: int =
         for position, token in enumerate(script):
             model.lm_head.weight[token, position] = 1.0
     model.set_attn_implementation(attention.ATTENTION_NAME)
-    return model.to(device)
+    nn.Module.to(model, device)
+    return model
 
 
 class References:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import pickle
 import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ from langchain_specdec.grammar.grammar import Grammar
 from tests.support.backends import PROMPTS, lasting, make_backend, make_drafting_backend
 from tests.support.tiny_models import EOS, byte_tokenizer, tiny_model
 
-CALLS = [(f"{prompt} {i}", {"temperature": 1.0, "seed": i} if i % 2 else {}) for i, prompt in enumerate(PROMPTS * 2)]
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    (f"{prompt} {i}", {"temperature": 1.0, "seed": i} if i % 2 else {}) for i, prompt in enumerate(PROMPTS * 2)
+]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +175,7 @@ def test_copies_share_the_backend_and_pickles_are_refused(backend):
         assert twin.backend is backend
         assert twin.stop == ["zz"]
         assert twin.invoke("hello") == llm.invoke("hello")
-    chain = copy.deepcopy(llm | str.upper)
+    chain: Any = copy.deepcopy(llm | str.upper)
     assert chain.first.backend is backend
     with pytest.raises(TypeError, match="running model cannot be pickled"):
         pickle.dumps(llm)
@@ -260,6 +264,7 @@ async def test_callers_at_once_share_batches_and_get_their_own_text(backend, dra
     before = backend.engine.num_target_forwards
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(len(CALLS)) as pool:
+        work: list[Any]
         if kind == "threads":
             work = [loop.run_in_executor(pool, in_thread, *call) for call in CALLS]
         elif kind == "tasks":
@@ -267,7 +272,7 @@ async def test_callers_at_once_share_batches_and_get_their_own_text(backend, dra
         elif kind == "streams":
             work = [stream(*call) for call in CALLS]
         else:
-            half = [loop.run_in_executor(pool, lambda c=c: in_thread(*c, wait=False)) for c in CALLS[::2]]
+            half = [loop.run_in_executor(pool, functools.partial(in_thread, *c, wait=False)) for c in CALLS[::2]]
             work = [w for pair in zip(half, (stream(*call) for call in CALLS[1::2]), strict=True) for w in pair]
         assert await asyncio.gather(*work) == texts
     together = backend.engine.num_target_forwards - before

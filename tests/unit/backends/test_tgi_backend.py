@@ -7,6 +7,7 @@ import copy
 import pickle
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -206,7 +207,7 @@ def test_log_probabilities(backend):
         backend.complete([ask(logprobs=6)])
 
 
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "min_p": {"min_p": 0.1},
     "presence_penalty": {"presence_penalty": 0.5},
     "frequency_penalty": {"frequency_penalty": -0.5},
@@ -467,7 +468,7 @@ def test_many_requests_with_a_crash_in_between(server, client, make_backend, max
     limit, expected = 12, TEXT.encode()[:12].decode()
     server.set_faults("slow:seconds=0.005", "crash:after=3:times=1:skip=60")
     streams = [backend.stream(ask(max_new_tokens=limit)) for _ in range(200)]
-    outcomes = []
+    outcomes: list[str | BackendUnavailableError] = []
 
     def read(stream):
         try:

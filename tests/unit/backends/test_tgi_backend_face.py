@@ -289,8 +289,10 @@ def test_a_tokenizer_counts_without_the_server(server):
         server.standin.requests.clear()
         assert llm.get_num_tokens("hello") == 5
         assert server.standin.requests == []
+        assert isinstance(llm.backend, TGIBackend)
         assert llm.backend.tokenizer is not None
         info = llm.generate(["hello"], max_tokens=2).generations[0][0].generation_info
+        assert info is not None
         assert info["prompt_tokens"] == 5
 
 

@@ -55,7 +55,7 @@ def negate(flag: bool) -> bool:
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalBackend]:
     tokenizer = chat_tokenizer(QWEN)
-    model = tiny_model(2, vocab_size=len(tokenizer), max_position_embeddings=4096).to(torch.float64)
+    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
     options: dict[str, Any] = {"num_slots": 2, "max_length": 2048, "step_cost": StepCost.flat()}
     with lasting(LocalBackend(model, tokenizer, dtype=torch.float64, **options)) as local:
         SpeculativeLLM(backend=local, max_new_tokens=1).invoke("x")
@@ -89,7 +89,7 @@ def test_a_grammar_reaches_the_server(local: LocalBackend, remote: TGIBackend) -
 
 
 def test_chats_force_calls_and_objects(local: LocalBackend, remote: TGIBackend) -> None:
-    here, there = (ChatSpeculative(backend=backend, max_tokens=100) for backend in (local, remote))
+    here, there = (ChatSpeculative(backend=backend, max_new_tokens=100) for backend in (local, remote))
     one = [model.bind_tools([add, negate], tool_choice="negate").invoke("x").tool_calls[0] for model in (here, there)]
     assert one[0]["name"] == one[1]["name"] == "negate"
     assert one[0]["args"] == one[1]["args"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
 from langchain_specdec.bench.random_weights import SHAPES, random_model
 from langchain_specdec.bench.report import make_report
-from langchain_specdec.bench.statistics import ALL, Run, figures, first_difference, mismatches, spread
+from langchain_specdec.bench.statistics import ALL, Run, Spread, figures, first_difference, mismatches, spread
 from langchain_specdec.bench.table import print_report
 from langchain_specdec.bench.weights import load_weights, step_bytes
 from langchain_specdec.bench.workload import Question, encode, load_workload, select
@@ -197,13 +198,13 @@ def test_a_prompt_that_is_too_long_keeps_its_beginning_and_the_chat_format():
     tokenizer.chat_template = TEMPLATE
     question = Question("1", "qa", "abcdefgh" * 10)
     whole = encode(question, tokenizer, 200, is_chat=True)
-    assert tokenizer.decode(whole.token_ids) == f"<user>{question.text}<assistant>"
+    assert tokenizer.decode(list(whole.token_ids)) == f"<user>{question.text}<assistant>"
     assert not whole.is_cut
     cut = encode(question, tokenizer, 40, is_chat=True)
-    assert tokenizer.decode(cut.token_ids) == f"<user>{question.text[:23]}<assistant>"
+    assert tokenizer.decode(list(cut.token_ids)) == f"<user>{question.text[:23]}<assistant>"
     assert cut.is_cut
     assert len(cut.token_ids) == 40
-    assert tokenizer.decode(encode(question, tokenizer, 5, is_chat=False).token_ids) == "abcde"
+    assert tokenizer.decode(list(encode(question, tokenizer, 5, is_chat=False).token_ids)) == "abcde"
     with pytest.raises(InvalidParameterError, match="no room for question 1"):
         encode(question, tokenizer, 17, is_chat=True)
 
@@ -212,7 +213,7 @@ def test_a_prompt_that_is_too_long_keeps_its_beginning_and_the_chat_format():
 
 
 def test_contestants_run_in_turns_and_the_first_one_rotates():
-    log = []
+    log: list[Any] = []
     contestants = [Fake(name, log) for name in "abc"]
     groups = grouped([prompt(i) for i in range(4)], 1)
     told = []
@@ -239,7 +240,7 @@ def test_a_group_of_several_categories_is_mixed():
 
 
 def test_a_contestant_that_fails_drops_out_and_the_others_go_on():
-    log = []
+    log: list[Any] = []
     contestants = [Fake("a", log), Fake("b", log, error=RuntimeError("no\nroom"))]
     measurement = measure(contestants, grouped([prompt(0), prompt(1)], 1), 1)
     assert measurement.failures == {"b": "RuntimeError: no room"}
@@ -260,9 +261,8 @@ def test_an_interruption_keeps_what_was_measured():
 
 def test_spread():
     assert spread([]) is None
-    assert spread([2.0]) == spread([2.0, 2.0]).__class__(2.0, 2.0, 2.0, 1)
-    found = spread([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (found.low, found.median, found.high, found.count) == (2.0, 3.0, 4.0, 5)
+    assert spread([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+    assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(2.0, 3.0, 4.0, 5)
 
 
 def test_the_decode_rate_leaves_out_the_first_delivery_with_all_its_tokens():
@@ -280,12 +280,15 @@ def test_ratios_are_medians_of_repeats_and_then_of_prompts():
             runs.append(run(name, group, result(range(5), seconds=1.0 + seconds), repeat=repeat))
     found = figures(runs, "a", "plain", ALL, "decode")
     # Prompts' ratios: 4 (the median of 2, 4 and 30), 1 and 0.5.
-    assert (found.ratio.low, found.ratio.median, found.ratio.high, found.ratio.count) == (0.75, 1.0, 2.5, 3)
+    assert found.ratio == Spread(0.75, 1.0, 2.5, 3)
     assert found.ratio_of_totals == pytest.approx((20 / 9) / (20 / 40))
     assert found.tokens_per_second == pytest.approx(20 / 9)
+    assert found.rate is not None
     assert found.rate.median == pytest.approx(2.0)
     assert found.num_groups == 3
-    assert figures(runs, "plain", "plain", ALL, "decode").ratio.median == 1.0
+    same = figures(runs, "plain", "plain", ALL, "decode").ratio
+    assert same is not None
+    assert same.median == 1.0
 
 
 def test_only_runs_that_both_have_are_compared():
@@ -293,6 +296,7 @@ def test_only_runs_that_both_have_are_compared():
     runs = [run("a", 0, fast), run("plain", 0, slow), run("a", 1, result(range(5), seconds=100.0))]
     found = figures(runs, "a", "plain", ALL, "decode")
     assert found.ratio_of_totals == pytest.approx(2.0)
+    assert found.ratio is not None
     assert found.ratio.median == pytest.approx(2.0)
     assert found.num_groups == 2
 
@@ -301,6 +305,7 @@ def test_an_answer_in_one_delivery_has_no_decode_rate():
     runs = [run(name, 0, result([1], first=1.0, seconds=1.0)) for name in ("a", "plain")]
     found = figures(runs, "a", "plain", ALL, "decode")
     assert (found.tokens_per_second, found.rate, found.ratio, found.ratio_of_totals) == (None, None, None, None)
+    assert found.first_seconds is not None
     assert found.first_seconds.median == 1.0
     nothing = figures(runs, "b", "plain", ALL, "decode")
     assert (nothing.num_groups, nothing.first_seconds) == (0, None)
@@ -510,7 +515,9 @@ def test_the_numbers_of_the_benchmarks_page():
     for cost, cells in rows:
         for acceptance, cell in zip((0.5, 0.6, 0.7, 0.8, 0.9), cells.split("|"), strict=True):
             # Two lengths may be equally good to the last bit but one.
-            shown, length = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell).groups()
+            cell_match = re.fullmatch(r" ([\d.]+) \((\d+)\) ", cell)
+            assert cell_match is not None
+            shown, length = cell_match.groups()
             optimum = speed_up(acceptance, best_draft_length(acceptance, float(cost)), float(cost))
             assert speed_up(acceptance, int(length), float(cost)) == pytest.approx(optimum, abs=1e-9)
             assert f"{optimum:.2f}" == shown
@@ -541,7 +548,8 @@ def test_peers_share_the_engine_s_weights_and_keep_plain_layers():
     weights = load_weights(model, byte_tokenizer(), for_ours=True, for_peers=True, dtype="auto", device="cpu")
     linears = [m for m in weights.peer.modules() if type(m) is torch.nn.Linear]
     assert len(linears) == 15
-    ours = weights.ours.model
+    assert weights.ours is not None
+    ours: Any = weights.ours.model
     assert weights.num_packed in (0, 15)
     assert sum(type(m) is torch.nn.Linear for m in ours.modules()) == 15 - weights.num_packed
     assert ours.get_input_embeddings().weight is weights.peer.get_input_embeddings().weight
@@ -553,7 +561,7 @@ def test_peers_share_the_engine_s_weights_and_keep_plain_layers():
 
 def test_bytes_of_a_step():
     untied, tied = tiny_model(), tiny_model(tie_word_embeddings=True)
-    embedding = untied.get_input_embeddings().weight.numel()
+    embedding = untied.model.embed_tokens.weight.numel()
     everything = sum(p.numel() for p in untied.parameters())
     assert step_bytes(untied) == 4 * (everything - embedding)
     assert step_bytes(tied) == 4 * sum(p.numel() for p in tied.parameters()) == 4 * (everything - embedding)
@@ -604,10 +612,10 @@ def test_shapes_have_the_published_sizes():
 def results(
     *names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_prefixes=False, step_cost="measured", **params
 ):
-    params = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
+    sampling = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
     specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
     plan = Plan(
-        "random:tiny", specs, params, draft_model=draft_model, batch=batch, device="cpu", max_prompt_tokens=50,
+        "random:tiny", specs, sampling, draft_model=draft_model, batch=batch, device="cpu", max_prompt_tokens=50,
         keep_prefixes=keep_prefixes, synthetic_cost=0.05 if draft_model is None else None,
         step_cost=step_cost,
     )  # fmt: skip
@@ -709,6 +717,7 @@ def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeyp
             if contestant.name == "hf":
                 assert calls == []
             else:
+                assert result.num_steps is not None
                 assert len(calls) > result.num_steps
                 assert set(calls) == {True, False}
         described = describe_layers(setup.target)
@@ -750,7 +759,7 @@ def test_a_repeat_drafts_nothing_from_the_answer_before():
 def test_an_end_of_text_ends_it_for_all_unless_ignored(tmp_path, ignore_eos):
     question = Question("1", "qa", "the end")
     tokenizer = byte_tokenizer()
-    model = tiny_model()
+    model: Any = tiny_model()
     written = model.generate(torch.tensor([tokenizer(question.text).input_ids]), max_new_tokens=9, eos_token_id=-1)
     # Whatever it writes at the ninth place ends a text from now on.
     eos = int(written[0, -1])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -25,7 +25,15 @@ from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, 
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError, UnsupportedModelError
-from tests.support.backends import Counter, EchoBackend, ScriptedBackend, is_idle, lasting, scripted
+from tests.support.backends import (
+    Counter,
+    EchoBackend,
+    ScriptedBackend,
+    is_idle,
+    lasting,
+    scripted,
+    scripted_backend,
+)
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -69,7 +77,7 @@ def backend() -> Any:
 
 def merged(model: Any, messages: Any, **kwargs: Any) -> AIMessageChunk:
     chunks = list(model.stream(messages, **kwargs))
-    whole = chunks[0]
+    whole: AIMessageChunk = chunks[0]
     for chunk in chunks[1:]:
         whole += chunk
     return whole
@@ -82,7 +90,8 @@ def calls_of(message: AIMessage) -> list[tuple[str, dict[str, Any]]]:
 def test_an_answer_has_text_usage_and_metadata() -> None:
     message = scripted("Hello, 世界!").invoke("Hi")
     assert message.content == "Hello, 世界!"
-    assert message.tool_calls == message.invalid_tool_calls == []
+    assert not message.tool_calls
+    assert not message.invalid_tool_calls
     assert message.response_metadata["model_name"] == "scripted"
     assert message.response_metadata["finish_reason"] == "eos_token"
     assert set(message.response_metadata["speculation"]) >= {"acceptance_rate", "num_steps"}
@@ -110,14 +119,14 @@ def test_messages_of_all_kinds_reach_the_template() -> None:
             ToolMessage([{"type": "text", "text": "no more"}], tool_call_id="2", status="error"),
         ]
     )
-    assert model.backend.prompt.endswith(
+    assert scripted_backend(model).prompt.endswith(
         "<|im_start|>user\nHow is Ulm?<|im_end|>\n<|im_start|>assistant\nLet me see.\n"
         '<tool_call>\n{"name": "weather", "arguments": {"place": "Ulm"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n"
         "<tool_response>\nno more\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert '"name": "weather"' in model.backend.prompt
+    assert '"name": "weather"' in scripted_backend(model).prompt
 
 
 def test_what_is_not_text_is_refused() -> None:
@@ -171,7 +180,7 @@ def test_a_call_that_is_cut_off_is_invalid_whole_and_streamed(template: str, ans
         # It goes back to the model as the text that it wrote.
         again = scripted("y", template=template)
         again.invoke([HumanMessage("x"), message, HumanMessage("z")])
-        assert str(call["args"]).strip() in again.backend.prompt
+        assert str(call["args"]).strip() in scripted_backend(again).prompt
 
 
 _FRAGMENTS = ['{"name": "add"', '"arguments": {', "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "```json\n"]
@@ -193,9 +202,9 @@ def test_no_answer_raises_and_streams_agree(template: str, answer: str) -> None:
 
 def test_marks_are_text_where_no_tools_are_bound() -> None:
     assert scripted("<tool_call>{}</tool_call>").invoke("x").content == "<tool_call>{}</tool_call>"
-    model = scripted("<tool_call>{}</tool_call>", template=QWEN).bind_tools([add], tool_choice="none")
+    model: Any = scripted("<tool_call>{}</tool_call>", template=QWEN).bind_tools([add], tool_choice="none")
     assert model.invoke("x").content == "<tool_call>{}</tool_call>"
-    assert "<tools>" not in model.bound.backend.prompt
+    assert "<tools>" not in scripted_backend(model).prompt
 
 
 def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
@@ -208,20 +217,23 @@ def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
         key = "parameters" if template is LLAMA else "arguments"
         written = json.dumps({"name": "add", key: {"a": 1, "b": 2}})
         for choice in ("any", "required", True, "add", {"type": "function", "function": {"name": "add"}}):
-            model = scripted(written, template=template, width=3).bind_tools([add, weather], tool_choice=choice)
+            chat = scripted(written, template=template, width=3)
+            model: Any = chat.bind_tools([add, weather], tool_choice=choice)
             for message in (model.invoke("x"), merged(model, "x")):
                 assert calls_of(message) == [("add", {"a": 1, "b": 2})]
                 assert message.text == ""
-            backend = model.bound.backend
+            backend = scripted_backend(model)
             assert backend.prompt.endswith(begin)
             grammar = backend.requests[-1].params.grammar
+            assert grammar is not None
+            assert grammar.schema is not None
             calls = grammar.schema.get("anyOf", [grammar.schema])
             assert [call["properties"]["name"]["const"] for call in calls] == ["add", "weather"][: len(calls)]
             assert len(calls) == (2 if choice in ("any", "required", True) else 1)
             # The next turn begins with all of this one, and so finds it in the cache.
             seen = backend.requests[-1].prompt
             backend.answers = ["It is 3."]
-            model.bound.invoke([HumanMessage("x"), message], tools=model.kwargs["tools"])
+            chat.invoke([HumanMessage("x"), message], tools=model.kwargs["tools"])
             again = backend.tokenizer.decode(backend.requests[-1].prompt)
             assert template is MISTRAL or again.startswith(backend.tokenizer.decode(seen) + written + end)
 
@@ -238,6 +250,7 @@ def test_a_forced_call_that_is_cut_is_invalid() -> None:
 def test_structured_answers_are_read_by_every_method() -> None:
     whole = '{"name": "Ann", "age": 3}'
     call = json.dumps({"name": "Person", "arguments": json.loads(whole)})
+    method: Any
     for method, answer in (("json_schema", whole), ("function_calling", call), ("json_mode", whole)):
         for schema in (Person, Person.model_json_schema()):
             model = scripted(answer)
@@ -246,11 +259,12 @@ def test_structured_answers_are_read_by_every_method() -> None:
             raw = model.with_structured_output(schema, method=method, include_raw=True).invoke("x")
             assert raw["parsed"] == found
             assert raw["parsing_error"] is None
-            grammar = model.backend.requests[-1].params.grammar
+            grammar = scripted_backend(model).requests[-1].params.grammar
+            assert grammar is not None
             assert grammar.schema == {"type": "object"} or "additionalProperties" in json.dumps(grammar.schema)
     schema_prompt = scripted(whole)
     schema_prompt.with_structured_output(Person).invoke("x")
-    assert '"age"' in schema_prompt.backend.prompt
+    assert '"age"' in scripted_backend(schema_prompt).prompt
 
 
 def test_two_forms_of_one_answer_are_refused() -> None:
@@ -260,7 +274,7 @@ def test_two_forms_of_one_answer_are_refused() -> None:
         model.bind_tools([add], tool_choice="add").invoke("x", response_format=form)
     with pytest.raises(InvalidParameterError, match="grammar is set already"):
         model.invoke("x", response_format=form, grammar=Grammar(regex="a"))
-    assert model.backend.requests == []
+    assert scripted_backend(model).requests == []
 
 
 def test_wrong_choices_are_refused_when_they_are_made() -> None:
@@ -282,7 +296,7 @@ def test_a_model_without_template_or_tokenizer_is_refused() -> None:
     with pytest.raises(InvalidParameterError, match="EchoBackend has no tokenizer"):
         ChatSpeculative(backend=EchoBackend())
     backend = EchoBackend()
-    assert ChatSpeculative(backend=backend, tokenizer=chat_tokenizer()).invoke("x").content.startswith("<|im_start|>")
+    assert ChatSpeculative(backend=backend, tokenizer=chat_tokenizer()).invoke("x").text.startswith("<|im_start|>")
     assert scripted("x", template=None, chat_template=CHATML).invoke("x").content == "x"
 
 
@@ -300,14 +314,15 @@ def test_options_of_the_template_are_passed_on() -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}"
     model = scripted("x", template=template, chat_template_kwargs={"mood": "good"})
     model.invoke("a")
-    assert model.backend.prompt == "agood"
+    assert scripted_backend(model).prompt == "agood"
 
 
 def test_tokens_of_messages_are_those_of_the_prompt() -> None:
     model = scripted("x", template=QWEN)
-    messages = [HumanMessage("How warm is it?")]
+    messages: list[BaseMessage] = [HumanMessage("How warm is it?")]
     model.bind_tools([weather]).invoke(messages)
-    assert model.get_num_tokens_from_messages(messages, tools=[weather]) == len(model.backend.requests[0].prompt)
+    prompt = scripted_backend(model).requests[0].prompt
+    assert model.get_num_tokens_from_messages(messages, tools=[weather]) == len(prompt)
     assert model.get_num_tokens("abc") == 3
 
 
@@ -346,21 +361,21 @@ def test_chunks_reach_callbacks_with_their_tokens_once() -> None:
 
 async def test_streams_in_an_event_loop() -> None:
     model = scripted(QWEN_CALLS, template=QWEN, width=5).bind_tools([weather, add])
-    chunks = [chunk async for chunk in model.astream("x")]
+    chunks: list[Any] = [chunk async for chunk in model.astream("x")]
     assert sum(len(chunk.tool_call_chunks) for chunk in chunks) == 2
     assert json.loads(chunks[-2].tool_call_chunks[0]["args"] or "") == {"a": 1, "b": 2}
     assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
 
 
 def test_closing_a_stream_stops_its_completion(backend: LocalBackend) -> None:
-    stream = ChatSpeculative(backend=backend, max_tokens=400, ignore_eos=True).stream("x")
+    stream: Any = ChatSpeculative(backend=backend, max_new_tokens=400, ignore_eos=True).stream("x")
     next(stream)
     stream.close()
     assert is_idle(backend)
 
 
 async def test_cancelling_a_task_stops_its_completion(backend: LocalBackend) -> None:
-    model = ChatSpeculative(backend=backend, max_tokens=400, ignore_eos=True)
+    model = ChatSpeculative(backend=backend, max_new_tokens=400, ignore_eos=True)
     task = asyncio.create_task(model.ainvoke("x"))
     await asyncio.sleep(0.05)
     task.cancel()
@@ -370,7 +385,7 @@ async def test_cancelling_a_task_stops_its_completion(backend: LocalBackend) -> 
 
 
 def test_a_call_past_its_time_is_stopped(backend: LocalBackend) -> None:
-    model = ChatSpeculative(backend=backend, max_tokens=450, ignore_eos=True, timeout=0.001)
+    model = ChatSpeculative(backend=backend, max_new_tokens=450, ignore_eos=True, timeout=0.001)
     with pytest.raises(CompletionTimeoutError, match=r"longer than timeout=0.001 seconds"):
         model.invoke("x")
     with pytest.raises(TimeoutError):
@@ -381,7 +396,7 @@ def test_a_call_past_its_time_is_stopped(backend: LocalBackend) -> None:
 
 
 def test_batches_answer_as_single_calls_do(backend: LocalBackend) -> None:
-    model = ChatSpeculative(backend=backend, max_tokens=12, temperature=1.0, seed=5)
+    model = ChatSpeculative(backend=backend, max_new_tokens=12, temperature=1.0, seed=5)
     questions = ["a", "b <|im_end|>", "c c c"]
     alone = [model.invoke(question).content for question in questions]
     assert [answer.content for answer in model.batch(questions)] == alone
@@ -391,7 +406,7 @@ def test_batches_answer_as_single_calls_do(backend: LocalBackend) -> None:
 
 
 def test_the_next_turn_reuses_all_of_the_last(backend: LocalBackend) -> None:
-    model = ChatSpeculative(backend=backend, chat_template=CHATML, max_tokens=8)
+    model = ChatSpeculative(backend=backend, chat_template=CHATML, max_new_tokens=8)
     # What a random model writes is no text, so its answer is not re-read as the same tokens; the prompt is.
     first = model.invoke("Tell me about lighthouses.")
     second = model.invoke([HumanMessage("Tell me about lighthouses."), first, HumanMessage("And ships?")])
@@ -422,11 +437,11 @@ def test_an_agent_runs_a_loop_of_two_tools() -> None:
     results = [message.content for message in state["messages"] if isinstance(message, ToolMessage)]
     assert results == ["5", "It rains in Ulm."]
     assert state["messages"][-1].content == "Five, and rain."
-    assert "It rains in Ulm." in model.backend.prompt
+    assert "It rains in Ulm." in scripted_backend(model).prompt
 
 
 def test_copies_share_the_backend_and_have_their_own_template(backend: LocalBackend) -> None:
-    model = ChatSpeculative(backend=backend, max_tokens=4)
+    model = ChatSpeculative(backend=backend, max_new_tokens=4)
     answer = model.invoke("x").content
     assert copy.deepcopy(model).invoke("x").content == answer
     assert model.model_copy(deep=True).backend is backend
@@ -436,7 +451,9 @@ def test_copies_share_the_backend_and_have_their_own_template(backend: LocalBack
         [HumanMessage("x")]
     )
     configured = model.configurable_fields(max_new_tokens=ConfigurableField(id="n")).with_config(configurable={"n": 1})
-    assert configured.invoke("x").usage_metadata["output_tokens"] == 1
+    usage = configured.invoke("x").usage_metadata
+    assert usage is not None
+    assert usage["output_tokens"] == 1
 
 
 def test_a_form_of_calls_is_what_the_parser_reads() -> None:
@@ -477,7 +494,7 @@ def test_a_response_format_becomes_a_schema() -> None:
 def test_closing_closes_the_backend() -> None:
     with scripted("x") as model:
         other = model.model_copy(update={"temperature": 0.3})
-    assert other.backend.is_closed
+    assert scripted_backend(other).is_closed
 
 
 def _example(name: str) -> Any:
@@ -500,7 +517,7 @@ def test_the_example_of_an_agent_runs(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_example_of_retrieval_runs() -> None:
     model = scripted("An answer.")
     assert _example("rag")(model) == ["An answer."] * 2
-    prompts = {model.backend.tokenizer.decode(request.prompt) for request in model.backend.requests}
+    prompts = {scripted_backend(model).tokenizer.decode(request.prompt) for request in scripted_backend(model).requests}
     assert sum("John Smeaton finished" in prompt for prompt in prompts) >= 1
 
 

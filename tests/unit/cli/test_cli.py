@@ -405,9 +405,9 @@ def test_lines_that_grow_lose_nothing():
         for piece in pieces:
             full, tail = demo_view.full_lines(tail.append(piece), console, console.width)
             lines += full
-        lines = [line.plain for line in (*lines, tail)]
-        assert "".join(lines).replace(" ", "") == "".join(pieces).replace(" ", "").replace("\n", "")
-        assert max(len(line.rstrip()) for line in lines) <= console.width
+        texts = [line.plain for line in (*lines, tail)]
+        assert "".join(texts).replace(" ", "") == "".join(pieces).replace(" ", "").replace("\n", "")
+        assert max(len(text.rstrip()) for text in texts) <= console.width
 
 
 @pytest.mark.parametrize(("no_color", "mark"), [(False, "\x1b[32m"), (True, "\x1b[4m")])
@@ -488,7 +488,7 @@ def test_doctor_says_what_is_missing(monkeypatch, name, version, code, advice):
             raise metadata.PackageNotFoundError(package)
         return version
 
-    monkeypatch.setattr(doctor_checks.metadata, "version", fake)
+    monkeypatch.setattr(metadata, "version", fake)
     result = specdec("doctor")
     assert result.exit_code == code
     assert advice in result.stdout
@@ -499,7 +499,7 @@ def test_doctor_runs_in_a_checkout_that_is_not_installed(monkeypatch):
     def nothing(package):
         raise metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(doctor_checks.metadata, "requires", nothing)
+    monkeypatch.setattr(metadata, "requires", nothing)
     result = specdec("doctor")
     assert result.exit_code == 0
     assert "pip install -e ." in result.stdout
@@ -530,9 +530,10 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
 def test_a_model_s_name_is_shown_as_it_is(monkeypatch, name):
     monkeypatch.setenv("TERM", "xterm")
     terminal = io.StringIO()
-    terminal.isatty = lambda: True
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
     with loading.spinner(f"Loading {name}") as progress:
+        assert progress is not None
         progress.refresh()
     assert f"Loading {visible(name)}" in Text.from_ansi(terminal.getvalue()).plain
 

@@ -106,7 +106,13 @@ def test_any_sampling_parameter_can_be_named(asked: dict[str, Any]) -> None:
     words = [word for name, value in named.items() for word in ("-o", name, value)]
     result = specdec("generate", "x", *words, "--option", "seed", 3)
     assert result.exit_code == 0, result.output
-    expected = {"logit_bias": {5: 2}, "stop": ("END",), "max_new_tokens": 7, "ignore_eos": True, "temperature": 0.5}
+    expected: dict[str, Any] = {
+        "logit_bias": {5: 2},
+        "stop": ("END",),
+        "max_new_tokens": 7,
+        "ignore_eos": True,
+        "temperature": 0.5,
+    }
     assert params_of(asked) == SamplingParams(**expected, seed=3)
 
 

@@ -19,7 +19,7 @@ from langchain_specdec.cli import generate as _  # noqa: F401 - the module, whos
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.events import Token
+from langchain_specdec.completions.events import Token, TokenEvent
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import CHATML, chat_tokenizer
@@ -112,7 +112,7 @@ def test_special_tokens_of_a_document_are_text(template: str | None) -> None:
 
     def controls(document: str) -> list[int]:
         backend = ScriptedBackend("A summary.", template=template)
-        demo_chain.summarise(backend, document, lambda tokens: None, max_new_tokens=8)
+        demo_chain.summarise(backend, document, lambda tokens: None, max_new_tokens=8)  # type: ignore[arg-type]
         prompt = backend.requests[0].prompt
         assert isinstance(prompt, str)
         assert prompt.replace("\u200b", "").count(document) == 1
@@ -127,7 +127,7 @@ def test_special_tokens_of_a_document_are_text(template: str | None) -> None:
 def hostile_tokens() -> list[Token]:
     backend = ScriptedBackend(HOSTILE)
     events = list(backend.stream(CompletionRequest("x", SamplingParams(max_new_tokens=200))))
-    return [token for event in events[:-1] for token in event.tokens]
+    return [token for event in events if isinstance(event, TokenEvent) for token in event.tokens]
 
 
 def test_the_demo_shows_escapes_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

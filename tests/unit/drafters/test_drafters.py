@@ -235,13 +235,14 @@ def test_draft_model_drafts_as_without_a_cache_whatever_happened_before(model: A
 
 def test_draft_model_logits_after_rejections_are_those_without_a_cache(model: Any) -> None:
     drafter = make_draft_drafter(model)
-    run, logits = drafter._runner._logits, []
+    runner: Any = drafter._runner
+    run, logits = runner._logits, []
 
     def spy(*args: Any) -> Any:
         logits.append(run(*args))
         return logits[-1]
 
-    drafter._runner._logits = spy  # type: ignore[method-assign]
+    runner._logits = spy
     request = FakeRequest(0, [1, 2, 3, 4, 5])
     drafter.prefill([request], [0], [4])
     # Rejected at once, all kept, skipped for several tokens, rejected half-way.

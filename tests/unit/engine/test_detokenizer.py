@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -129,7 +130,7 @@ def test_work_per_token_does_not_grow_with_the_text() -> None:
     class Counting:
         longest = 0
 
-        def decode(self, tokens: list[int], **kwargs: object) -> str:
+        def decode(self, tokens: list[int], **kwargs: Any) -> str:
             Counting.longest = max(Counting.longest, len(tokens))
             return str(BYTES.decode(tokens, **kwargs))
 

@@ -98,9 +98,9 @@ class World:
     """Models on one device, many random cases, and what plain decoding writes for each."""
 
     def __init__(self, device: str, dtype: torch.dtype = torch.float64) -> None:
-        self.target = tiny_model(0, device).to(dtype)
+        self.target = tiny_model(0, device, dtype)
         self.near = perturbed(self.target, 0.02)
-        self.stranger = tiny_model(1, device).to(dtype)
+        self.stranger = tiny_model(1, device, dtype)
         self.references = References(self.target)
         rng = random.Random(2024)
         cases = [Case(tuple(random_prompt(rng)), random_params(rng)) for _ in range(80)]
@@ -240,7 +240,8 @@ def test_all_cases_in_one_engine(world: World, name: str) -> None:
 def test_penalties_inside_accepted_runs(world: World, name: str, temperature: float) -> None:
     # Strong enough that a token counted once too often, or too late, changes what comes next.
     rng = random.Random(5)
-    penalties = [{"repetition_penalty": 2.0}, {"presence_penalty": 2.0}, {"frequency_penalty": -2.0}]
+    penalties: tuple[dict[str, Any], ...]
+    penalties = ({"repetition_penalty": 2.0}, {"presence_penalty": 2.0}, {"frequency_penalty": -2.0})
     cases = [
         Case(
             tuple(random_prompt(rng)),

@@ -148,7 +148,7 @@ def test_a_batch_takes_the_steps_of_its_longest_text(
     target: Any, engines: MakeEngine, references: References, num_requests: int
 ) -> None:
     prompts = [(*PROMPT, i) for i in range(num_requests)]
-    known = {prompt: references(prompt, FORTY) for prompt in prompts}
+    known: dict[tuple[int, ...], list[int]] = {prompt: references(prompt, FORTY) for prompt in prompts}
     engine = engines(target, OracleDrafter(known, 1.0), draft_length=4)
     # Held, so that the engine sees all of them at once.
     with engine._inbox.changed:
@@ -295,7 +295,7 @@ def test_counts_fit_together(target: Any, engines: MakeEngine, references: Refer
     stats = finish.speculation
     assert stats.emitted_tokens == len(tokens) == 40
     # Each step ends with one token of the target's own.
-    assert stats.accepted_tokens == sum(token.drafted for token in tokens) == 40 - stats.num_steps
+    assert stats.accepted_tokens == sum(bool(token.drafted) for token in tokens) == 40 - stats.num_steps
     assert stats.accepted_tokens <= stats.drafted_tokens <= 4 * stats.num_steps
     assert stats.acceptance_rate == stats.accepted_tokens / stats.drafted_tokens
     assert stats.tokens_per_step == 40 / stats.num_steps

@@ -8,7 +8,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -87,7 +87,7 @@ def hold_forwards(engine: Engine) -> threading.Event:
         assert released.wait(20)
         return verify(*args)
 
-    engine.runner.verify = held  # type: ignore[method-assign]
+    engine.runner.verify = held  # type: ignore[method-assign, assignment]
     return released
 
 
@@ -166,7 +166,7 @@ async def test_half_of_50_async_streams_closed_or_cancelled_early(world: World, 
         task.cancel()
     outcomes = await asyncio.gather(*unstarted, return_exceptions=True)
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-    jobs = {}
+    jobs: dict[int, Coroutine[Any, Any, list[int] | None]] = {}
     for i, stream in enumerate(streams):
         if i % 2:
             jobs[i] = aread(stream)
@@ -193,7 +193,7 @@ def test_a_closed_stream_gets_no_further_step(world: World, engines: MakeEngine)
             streams[0].close()  # During the third step.
         return verify(*args)
 
-    engine.runner.verify = spy  # type: ignore[method-assign]
+    engine.runner.verify = spy  # type: ignore[method-assign, assignment]
     with engine._inbox.changed:  # Held until the spy can know the stream.
         streams.append(engine.submit((1, 2, 3), LONG))
     # Blocks until the close: events that came before it are dropped with the stream.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import jsonschema
+import pytest
 import torch
 
 from langchain_specdec import Grammar, SamplingParams
@@ -34,10 +35,11 @@ def run(engine: Engine, cases: Sequence[tuple[list[int], SamplingParams]]) -> li
     return [read(stream) for stream in streams]
 
 
+@pytest.mark.slow
 def test_200_random_schemas_are_always_fit() -> None:
     """Greedy and sampled, with and without drafts."""
     # In float64 no two scores are so close that the order of additions decides.
-    model = tiny_model(3).to(torch.float64)
+    model = tiny_model(3, dtype=torch.float64)
     compiler = GrammarCompiler(byte_tokenizer(), VOCAB, (EOS,))
     rng = random.Random(11)
     cases = []

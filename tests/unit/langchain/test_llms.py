@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,16 @@ from pydantic import ValidationError
 
 from langchain_specdec import SpeculativeLLM
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError, PromptTooLongError
-from tests.support.backends import PROMPTS, Counter, EchoBackend, is_idle, lasting, make_backend, make_drafting_backend
+from tests.support.backends import (
+    PROMPTS,
+    Counter,
+    EchoBackend,
+    engine_of,
+    is_idle,
+    lasting,
+    make_backend,
+    make_drafting_backend,
+)
 from tests.support.tiny_models import EOS, byte_tokenizer, tiny_model
 
 END = {"logit_bias": {EOS: 100.0}}
@@ -155,7 +165,7 @@ async def test_without_return_exceptions_a_bad_prompt_raises_before_any_work(llm
 def test_parameters_can_be_given_per_call_bound_or_configured(llm, plain):
     expected = plain.invoke("hello", temperature=1.0, seed=5, max_new_tokens=7)
     assert expected != plain.invoke("hello", max_new_tokens=7)
-    kwargs = {"temperature": 1.0, "seed": 5, "max_new_tokens": 7}
+    kwargs: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 7}
     assert llm.bind(**kwargs).invoke("hello") == expected
     assert "".join(llm.bind(**kwargs).stream("hello")) == expected
     assert llm.bind(**kwargs).batch(["hello"]) == [expected]
@@ -171,12 +181,13 @@ def test_names_of_other_packages_are_understood(backend, llm):
     assert llm.invoke("hello", max_tokens=9, stop_sequences=[stop]) == expected
     assert "".join(llm.stream("hello", max_tokens=9, stop_sequences=stop)) == expected
     assert llm.batch(["hello"], max_tokens=9, stop_sequences=[stop]) == [expected]
-    other = SpeculativeLLM(backend=backend, max_tokens=9, stop_sequences=[stop])
+    other = SpeculativeLLM(backend=backend, max_tokens=9, stop_sequences=[stop])  # type: ignore[call-arg]
     assert (other.max_new_tokens, other.stop, other.invoke("hello")) == (9, [stop], expected)
     for make in (SpeculativeLLM, SpeculativeLLM.from_model_id):
-        args = {"backend": backend} if make is SpeculativeLLM else {"model_id": "no/such-model"}
+        args: dict[str, Any] = {"max_tokens": 9, "max_new_tokens": 9}
+        args |= {"backend": backend} if make is SpeculativeLLM else {"model_id": "no/such-model"}
         with pytest.raises(InvalidParameterError, match="max_tokens and max_new_tokens are one parameter"):
-            make(**args, max_tokens=9, max_new_tokens=9)
+            make(**args)
 
 
 def test_stops_of_instance_and_call_both_apply(backend, llm):
@@ -208,7 +219,7 @@ def test_what_cannot_be_a_stop_raises(backend, llm, stop):
 
 async def test_an_unknown_parameter_raises_with_the_known_ones(backend, llm):
     for act in (
-        lambda: SpeculativeLLM(backend=backend, temprature=1),
+        lambda: SpeculativeLLM(backend=backend, temprature=1),  # type: ignore[call-arg]
         lambda: SpeculativeLLM.from_model_id("no/such-model", temprature=1),
         lambda: llm.invoke("x", temprature=1),
         lambda: llm.batch(["x", "y"], temprature=1),
@@ -268,7 +279,7 @@ def test_from_model_id_takes_a_loaded_model():
     with SpeculativeLLM.from_model_id(
         tiny_model(), tokenizer=byte_tokenizer(), drafter="none", max_length=64, max_tokens=5, tags=["t"]
     ) as llm:
-        assert llm.backend.engine.runner.max_length == 64
+        assert engine_of(llm).runner.max_length == 64
         assert llm.tags == ["t"]
         assert info_of(llm, "hello")["completion_tokens"] == 5
 
@@ -278,7 +289,7 @@ def test_what_is_not_a_backend_raises(backend):
     with pytest.raises(InvalidParameterError, match="from_model_id"):
         SpeculativeLLM(backend=backend)
     with pytest.raises(InvalidParameterError, match="from_model_id"):
-        SpeculativeLLM()
+        SpeculativeLLM()  # type: ignore[call-arg]
 
 
 # What it reports
@@ -377,6 +388,7 @@ def test_results_can_be_stored(llm):
     assert type(generation) is Generation
     back = loads(dumps(generation))
     assert back.text == generation.text
+    assert back.generation_info and generation.generation_info
     assert back.generation_info["speculation"] == generation.generation_info["speculation"]
     json.dumps(generation.generation_info)
     for chunk in llm._stream("hello"):
@@ -482,7 +494,7 @@ def test_traces_tell_model_and_parameters(backend, llm):
 def test_what_only_looks_like_a_backend_is_refused():
     double = SimpleNamespace(**{name: None for name in dir(EchoBackend) if not name.startswith("__")})
     with pytest.raises(InvalidParameterError, match="backend must be a backend such as LocalBackend"):
-        SpeculativeLLM(backend=double)
+        SpeculativeLLM(backend=double)  # type: ignore[arg-type]
 
 
 def test_a_minimal_backend_serves():
@@ -499,11 +511,12 @@ def test_a_minimal_backend_serves():
 
 
 async def test_a_minimal_backend_serves_an_event_loop():
-    llm = SpeculativeLLM(backend=EchoBackend(), stop="x")
+    backend = EchoBackend()
+    llm = SpeculativeLLM(backend=backend, stop="x")  # type: ignore[arg-type]
     assert await llm.ainvoke("a bb") == "a bb "
     assert [piece async for piece in llm.astream("a bb")] == ["a ", "bb ", ""]
     assert await llm.abatch(["a", "bb"]) == ["a ", "bb "]
-    assert llm.backend.requests[0].params.stop == ("x",)
+    assert backend.requests[0].params.stop == ("x",)
 
 
 def test_using_a_closed_model_raises():

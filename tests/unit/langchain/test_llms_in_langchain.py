@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
@@ -10,7 +12,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel
 
-from langchain_specdec import Grammar, SpeculativeLLM
+from langchain_specdec import Grammar, LocalBackend, SpeculativeLLM
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
 from tests.support.backends import PROMPTS, AsyncCounter, Counter, lasting, make_backend, make_drafting_backend
 
@@ -74,7 +76,7 @@ async def test_parallel_branches_decode_together(llm, backend):
     }
     assert branches.invoke("text") == expected
     assert await branches.ainvoke("text") == expected
-    merged = {}
+    merged: dict[str, str] = {}
     for part in branches.stream("text"):
         for key, piece in part.items():
             merged[key] = merged.get(key, "") + piece
@@ -232,7 +234,7 @@ def test_a_global_cache_serves_and_can_be_refused(backend):
 async def test_nothing_that_changes_the_text_is_mixed_up(backend, other_backend):
     text = cached(backend, False).invoke("hello")
     stops = [next(c for c in part if c != "\ufffd") for part in (text[1:], text[5:])]
-    variants = [
+    variants: list[tuple[LocalBackend, dict[str, Any]]] = [
         (backend, {}),
         (other_backend, {}),
         (backend, {"temperature": 1.0, "seed": 1}),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from langchain_core.runnables import RunnableLambda
@@ -19,16 +20,17 @@ from langchain_specdec.errors import EngineClosedError, GenerationError
 from tests.support.backends import (
     PROMPTS,
     Counter,
+    engine_of,
     engine_threads,
     is_idle,
     lasting,
     make_backend,
     make_llm,
-    wait_until,
 )
+from tests.support.tiny_models import wait_until
 
-LONG = {"max_new_tokens": 200, "ignore_eos": True}
-SHORT = {"max_new_tokens": 6}
+LONG: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True}
+SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def test_closing_ends_what_runs_and_what_waits():
     llm = make_llm(**LONG)
     with ThreadPoolExecutor(9) as pool:
         work = [pool.submit(llm.invoke, prompt) for prompt in PROMPTS]
-        assert wait_until(lambda: llm.backend.engine.num_running == 4)
+        assert wait_until(lambda: engine_of(llm).num_running == 4)
         llm.close()
         for future in work:
             with pytest.raises(EngineClosedError):
@@ -227,7 +229,7 @@ async def test_closing_ends_async_readers():
 
 
 def engine_threads_of(llm):
-    thread = llm.backend.engine._thread
+    thread = engine_of(llm)._thread
     return [t for t in engine_threads() if t is thread]
 
 
@@ -243,7 +245,7 @@ def test_a_forgotten_model_ends_its_thread():
     llm = make_llm()
     chain = llm | RunnableLambda(lambda x: x)
     chain.invoke("hello")
-    chain.batch(PROMPTS[:3])
+    chain.batch([*PROMPTS[:3]])
     list(chain.stream("hello"))
     assert len(set(engine_threads()) - before) == 1
     del llm, chain
@@ -266,7 +268,7 @@ def test_a_stream_outlives_its_forgotten_backend_or_raises(pause):
     del backend
     gc.collect()
     time.sleep(pause)
-    outcome = []
+    outcome: list[int | EngineClosedError] = []
 
     def read():
         try:
@@ -328,7 +330,7 @@ def test_nobody_hangs_when_the_engine_fails(break_it, error):
     with ThreadPoolExecutor(9) as pool:
         work = [pool.submit(llm.invoke, prompt, **SHORT) for prompt in PROMPTS[:5]]
         work += [pool.submit(lambda: asyncio.run(invoke()))]
-        break_it(llm.backend.engine, error)
+        break_it(engine_of(llm), error)
         for future in work:
             # Those before the failure may have ended well.
             assert isinstance(future.exception(20), (GenerationError, EngineClosedError, type(None)))
@@ -339,7 +341,7 @@ def test_nobody_hangs_when_the_engine_fails(break_it, error):
     with pytest.raises(EngineClosedError, match="failed"):
         llm.invoke("hello")
     assert wait_until(lambda: not engine_threads_of(llm))
-    assert (llm.backend.engine.num_running, llm.backend.engine.num_waiting) == (0, 0)
+    assert (engine_of(llm).num_running, engine_of(llm).num_waiting) == (0, 0)
 
 
 def test_a_thread_that_cannot_start_is_tried_again(monkeypatch):
@@ -359,7 +361,7 @@ def test_a_thread_that_cannot_start_is_tried_again(monkeypatch):
 def test_a_request_that_fails_leaves_the_others_alone():
     llm = make_llm(max_new_tokens=20)
     expected = llm.batch(PROMPTS[:4])
-    emitter = llm.backend.engine._stepper._emitter
+    emitter = engine_of(llm)._stepper._emitter
     original = emitter._advance
 
     def fail_for_abc(request, *args):
@@ -367,7 +369,7 @@ def test_a_request_that_fails_leaves_the_others_alone():
             raise ValueError("bad luck")
         return original(request, *args)
 
-    emitter._advance = fail_for_abc
+    emitter._advance = fail_for_abc  # type: ignore[method-assign]
     outcomes = llm.batch(PROMPTS[:4], return_exceptions=True)
     assert isinstance(outcomes[1], GenerationError)
     assert "bad luck" in str(outcomes[1])

@@ -8,6 +8,7 @@ import sys
 from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def write_tiny_package(folder, *, pre_tokenizer="smollm"):
         if heads:  # as LlamaModel.permute in llama.cpp's convert_hf_to_gguf.py
             halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, HIDDEN)
             weight = halves.swapaxes(1, 2).reshape(weight.shape).copy()
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight)
+        writer.add_tensor(str(names.get_name(name, try_suffixes=(".weight",))), weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -134,7 +135,7 @@ def test_prepared_folder(tiny):
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (3, 1, 8)
     assert (config.max_position_embeddings, config.vocab_size) == (64, len(TOKENS))
     assert config.rms_norm_eps == pytest.approx(1e-5)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     frequencies = 100000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     np.testing.assert_allclose(model.model.rotary_emb.inv_freq, frequencies, rtol=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -340,7 +341,7 @@ def test_greedy_answer_to_a_chat(folder, tokenizer):
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert (model.num_parameters(), str(model.dtype)) == (134_515_008, "torch.float32")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     inputs = tokenizer(prompt, return_tensors="pt")

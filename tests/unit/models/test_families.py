@@ -87,7 +87,8 @@ class Slots:
         logits = self.runner.verify(RowBatch(slots, [len(self.texts[slot]) for slot in slots], tokens, parents)).logits
         for row, slot in enumerate(slots):
             for node in range(len(parents[row])):
-                path, at = [], node
+                path: list[int] = []
+                at = node
                 while at >= 0:
                     path.insert(0, tokens[row][at])
                     at = parents[row][at]
@@ -287,7 +288,7 @@ def test_attention_that_cannot_be_changed_any_more_is_refused():
         def _can_set_attn_implementation(cls):
             return False
 
-    model = Fixed(LlamaConfig(**SIZES, attn_implementation="eager"))
+    model = Fixed(LlamaConfig(**{**SIZES, "attn_implementation": "eager"}))
     with pytest.raises(UnsupportedModelError, match="'eager' that it was loaded with"):
         load_model(model, tiny.byte_tokenizer(), attn_implementation="sdpa")
     assert load_model(model, tiny.byte_tokenizer(), attn_implementation="eager").model is model

@@ -4,12 +4,13 @@ import json
 import shutil
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from langchain_specdec.backends.local import LocalBackend
@@ -21,7 +22,6 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import loader
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("records")
 def folder(tmp_path_factory):
     """A tiny model with its tokenizer, saved as any model is; its weights are bfloat16."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    model = tiny.tiny_model().to(torch.bfloat16)
+    model = tiny.tiny_model(dtype=torch.bfloat16)
     model.generation_config.eos_token_id = [7, tiny.EOS]
     model.save_pretrained(folder)
     tiny.byte_tokenizer().save_pretrained(folder)
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def calls(monkeypatch):
     """The arguments of every `from_pretrained`; weights are not read, a tiny model stands for them."""
-    calls = {}
+    calls: dict[str, Any] = {}
 
     def spy(auto_class, result=None):
         original = auto_class.from_pretrained
@@ -67,9 +67,9 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(auto_class, "from_pretrained", from_pretrained)
 
-    spy(loader.AutoConfig)
-    spy(loader.AutoTokenizer)
-    spy(loader.AutoModelForCausalLM, tiny.tiny_model)
+    spy(AutoConfig)
+    spy(AutoTokenizer)
+    spy(AutoModelForCausalLM, tiny.tiny_model)
     return calls
 
 
@@ -80,7 +80,7 @@ def no_work(monkeypatch):
     def forbidden(*args, **kwargs):
         pytest.fail("this is too early for work")
 
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", forbidden)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", forbidden)
     monkeypatch.setattr(torch.nn.Module, "__call__", forbidden)
     monkeypatch.setattr(torch.nn.Module, "to", forbidden)
 
@@ -168,7 +168,7 @@ def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
     def from_pretrained(*args, **kwargs):
         raise OSError("We could not connect to the hub.\nSecond line")
 
-    monkeypatch.setattr(loader.AutoConfig, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
     with pytest.raises(ModelLoadError) as caught:
         load_model("somebody/something")
@@ -357,9 +357,9 @@ def test_a_loaded_model_that_is_what_was_asked_for(dtype):
 
 def test_parameters_that_do_not_exist(folder, no_work):
     with pytest.raises(TypeError, match="load_in_4bit"):
-        LocalBackend(folder, load_in_4bit=True)
+        LocalBackend(folder, load_in_4bit=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="max_tokens"):
-        SamplingParams(max_tokens=5)
+        SamplingParams(max_tokens=5)  # type: ignore[call-arg]
 
 
 def make_tiny():
@@ -382,7 +382,7 @@ SIZES = {
     "pad_token_id": 0,
 }
 LINEAR = ["linear_attention", "full_attention"]
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba": ({}, "recurrent state"),
     "mamba2": ({}, "recurrent state"),
     "jamba": ({}, "recurrent state"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import weakref
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import EngineClosedError
 from langchain_specdec.models import memory
 from langchain_specdec.sampling.params import SamplingParams
-from tests.support.backends import wait_until
-from tests.support.tiny_models import byte_tokenizer, tiny_model
+from tests.support.tiny_models import byte_tokenizer, tiny_model, wait_until
+
+pytestmark = pytest.mark.transformers
 
 REQUEST = CompletionRequest("the cat sat on the mat, the cat", SamplingParams(max_new_tokens=12))
 
@@ -46,7 +48,7 @@ def parts_of(backend: LocalBackend) -> list[weakref.ref[Any]]:
     """What has the weights and the slots."""
     refs = []
     for runner in backend._runners:
-        buffers = [layer.keys for layer in runner.cache.layers]
+        buffers = [layer.keys for layer in runner.cache._slot_layers]
         assert all(buffer is not None for buffer in buffers)
         weights = next((b for name, b in runner.model.named_buffers() if name.endswith("panels")), None)
         refs += [weakref.ref(part) for part in (runner.model, *buffers, weights) if part is not None]
@@ -119,5 +121,5 @@ def test_giving_back_works_or_does_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     def unknown(name: object) -> object:
         return object()
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", unknown)
+    monkeypatch.setattr(ctypes, "CDLL", unknown)
     memory.give_back_freed()

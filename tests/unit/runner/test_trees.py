@@ -14,11 +14,21 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner import attention
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.params import SamplingParams
-from tests.support.tiny_models import References, TreeOracleDrafter, loaded, random_prompt, read, tiny_model, token_ids
+from tests.support.tiny_models import (
+    References,
+    TreeOracleDrafter,
+    as_loaded,
+    loaded,
+    random_prompt,
+    read,
+    tiny_model,
+    token_ids,
+)
+
+pytestmark = pytest.mark.transformers
 
 CPU = torch.device("cpu")
 
@@ -93,12 +103,7 @@ def windowed_model(device: str) -> MistralForCausalLM:
         max_position_embeddings=512,
         sliding_window=12,
     )
-    model = MistralForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5.0)
-    model.set_attn_implementation(attention.ATTENTION_NAME)
-    return model.to(device)
+    return as_loaded(MistralForCausalLM(config), device)
 
 
 @pytest.fixture(scope="module", params=["full attention", "sliding window"])
@@ -106,7 +111,7 @@ def model(request: pytest.FixtureRequest, device: str) -> Any:
     return (tiny_model(0, device) if request.param == "full attention" else windowed_model(device)).double()
 
 
-def uncached(model: Any, tokens: Sequence[int]) -> torch.Tensor:
+def uncached(model: Any, tokens: Sequence[int]) -> Any:
     with torch.inference_mode():
         return model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=False).logits[0, -1]
 
@@ -136,6 +141,7 @@ def test_each_node_gets_the_logits_of_its_own_chain(
     logits = runner.verify(RowBatch(used, [len(p) - 1 for p in prompts], nodes, rows)).logits.tensor
     assert torch.isfinite(logits).all()  # Padding too: NaN there would stay in the cache.
     for layer in runner.cache._slot_layers:
+        assert layer.keys is not None is not layer.values
         assert torch.isfinite(layer.keys).all()
         assert torch.isfinite(layer.values).all()
     for row, (prompt, parents) in enumerate(zip(prompts, rows, strict=True)):

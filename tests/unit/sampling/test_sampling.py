@@ -364,7 +364,7 @@ def test_a_tiny_temperature_is_greedy() -> None:
 
 def huggingface_warped(scores: Tensor, params: dict[str, Any]) -> Tensor:
     """Scores as transformers' generate truncates them, in its order."""
-    none = torch.zeros(scores.shape[0], 0, dtype=torch.long)
+    none: Any = torch.zeros(scores.shape[0], 0, dtype=torch.long)
     if params.get("top_k"):
         scores = TopKLogitsWarper(params["top_k"])(none, scores)
     if params.get("top_p", 1.0) < 1.0:

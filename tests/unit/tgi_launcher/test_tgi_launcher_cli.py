@@ -230,7 +230,7 @@ def test_without_typer_it_says_what_to_install():
 def test_names_and_log_lines_are_shown_as_they_are(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal = io.StringIO()
-    terminal.isatty = lambda: True
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", terminal)
     status = make_status()
     texts = ["[red]waiting[/x] for :cat:", "models[/x]/:cat: is ready", "ERROR shard:warning: [bold]no[/]"]

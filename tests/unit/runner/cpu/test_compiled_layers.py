@@ -52,7 +52,13 @@ def shape_of(batch: RowBatch) -> ForwardShape:
     return ForwardShape.from_rows(batch.slots, batch.starts, RowInputs.from_batch(batch, torch.device("cpu")))
 
 
-def compiled_engine(mode: str = "reduce-overhead", **overrides: int) -> Engine:
+def layers_of(engine: Engine) -> CompiledLayers:
+    assert isinstance(engine.runner, ModelRunner)
+    assert engine.runner.compiled is not None
+    return engine.runner.compiled
+
+
+def compiled_engine(mode: str = "reduce-overhead", **overrides: Any) -> Engine:
     target = dataclasses.replace(loaded(tiny_model(**overrides)), is_owned=True)
     runner = make_runner(target, num_slots=4, max_length=256, max_width=11, compile=mode)  # type: ignore[arg-type]
     return Engine(runner, PromptLookupDrafter(5), target.tokenizer, (256,), step_cost=StepCost.flat())
@@ -62,8 +68,7 @@ def compiled_engine(mode: str = "reduce-overhead", **overrides: int) -> Engine:
 def engine() -> Iterator[Engine]:
     """An engine whose four graphs are made and in use, whatever they save."""
     engine = compiled_engine(num_hidden_layers=4)
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
     # Small graphs, which are made faster; that there are several of them is what counts.
     layers._group_size = 2
     for rows, width in ((1, 1), (1, 3), (2, 1), (2, 3)):
@@ -83,8 +88,7 @@ def engine() -> Iterator[Engine]:
 @pytest.mark.parametrize("width", [1, 2, 5, 11])
 @pytest.mark.parametrize("start", [0, 1, 40, 200])
 def test_logits_are_those_of_the_layers_themselves(engine: Engine, rows: int, width: int, start: int) -> None:
-    runner, layers = engine.runner, engine.runner.compiled
-    assert layers is not None
+    runner, layers = engine.runner, layers_of(engine)
     slots, starts = list(range(rows)), [max(start - 3 * row, 0) for row in range(rows)]
     text = [[(11 * row + 3 * i) % VOCAB for i in range(start + width)] for row in range(rows)]
     for slot, begin in zip(slots, starts, strict=True):
@@ -115,8 +119,7 @@ def test_texts_are_those_of_plain_decoding(engine: Engine, params: SamplingParam
 
 
 def test_one_graph_serves_all_groups_of_equal_layers(engine: Engine) -> None:
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
     assert len(layers._functions) == 1
 
 
@@ -128,8 +131,7 @@ def test_layers_are_looked_through_only_once(engine: Engine, monkeypatch: pytest
 
 
 def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slots(engine: Engine) -> None:
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
     other = ModelRunner(engine.runner.model, 2, 200, 11, layers)
     made = counters["stats"]["unique_graphs"]
     other.prepare()
@@ -164,8 +166,7 @@ def test_preparing_makes_what_so_many_rows_use_and_each_only_once(
 
 
 def test_costs_are_measured_anew_when_graphs_take_over_or_fail(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
     runner = ModelRunner(engine.runner.model, 1, 256, 11, layers)
     measured: list[object] = []
 
@@ -245,8 +246,7 @@ def test_a_graph_that_computes_something_else_is_not_used() -> None:
 
 def test_a_failure_while_compiling_leaves_the_engine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = compiled_engine()
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
 
     def broken(*args: object) -> Tensor:
         raise RuntimeError("no")
@@ -270,7 +270,9 @@ def test_whoever_asks_for_what_cannot_be_is_told() -> None:
         make_runner(loaded(model), num_slots=1, max_length=64, max_width=3, compile="reduce-overhead")
     with pytest.raises(InvalidParameterError, match="compile must be one of"):
         LocalBackend(model, loaded(model).tokenizer, compile="yes")  # type: ignore[arg-type]
-    assert make_runner(loaded(model), num_slots=1, max_length=64, max_width=3, compile="auto").compiled is None
+    runner = make_runner(loaded(model), num_slots=1, max_length=64, max_width=3, compile="auto")
+    assert isinstance(runner, ModelRunner)
+    assert runner.compiled is None
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +282,7 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_engine_does_not_wait_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = compiled_engine()
-    layers = engine.runner.compiled
-    assert layers is not None
+    layers = layers_of(engine)
     is_done = threading.Event()
     monkeypatch.setattr(layers, "_make", lambda key, trial: is_done.wait(30.0))
     try:

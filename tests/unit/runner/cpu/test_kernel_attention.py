@@ -136,7 +136,7 @@ def test_one_mask_may_serve_all_rows() -> None:
 @pytest.mark.parametrize("width", [3, 40])
 def test_compiled_graphs_use_it_for_any_width(width: int) -> None:
     compiled = torch.compile(
-        lambda *given: slot_attention(torch.nn.Module(), *given, scaling=0.125)[0] * 2,
+        lambda q, k, v, mask: slot_attention(torch.nn.Module(), q, k, v, mask, scaling=0.125)[0] * 2,
         fullgraph=True,
         backend="aot_eager",
         dynamic=True,

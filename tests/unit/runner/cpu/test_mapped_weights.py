@@ -26,8 +26,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=True, **sizes)).save_pretrained(tmp_path)
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    config = LlamaConfig(vocab_size=512, num_attention_heads=4, tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -85,7 +86,12 @@ def test_packing_leaves_the_embedding_in_its_file_and_copies_the_rest(folder: Pa
     place = table.data_ptr()
     packed: list[Tensor] = []
     mapped = MappedWeights()
-    count = pack_linears(model, lambda weight: (packed.append(weight), mapped.drop(weight))[0])
+
+    def take(weight: Tensor) -> None:
+        packed.append(weight)
+        mapped.drop(weight)
+
+    count = pack_linears(model, take)
     assert len(packed) == count == 2 * 7 + 1
     settle_weights(model, mapped)
     assert table.data_ptr() == place

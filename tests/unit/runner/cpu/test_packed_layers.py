@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(packing, "can_use_panels", lambda dtype: False)
         if not can_use_onednn(torch.float32):
             pytest.skip("this build of torch has no oneDNN")
-    elif not packing.can_use_panels(torch.float32):
+    elif not can_use_panels(torch.float32):
         pytest.skip("there is no kernel for this processor, or no compiler for it")
     return str(request.param)
 
@@ -80,7 +81,7 @@ def test_what_cannot_be_packed_is_told() -> None:
 def test_layers_of_one_input_are_computed_together(product: str, biases: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
     sizes = (12, 4, 4)
-    block = nn.Module()
+    block: Any = nn.Module()
     for name, size, bias in zip(("q_proj", "k_proj", "v_proj"), sizes, biases, strict=True):
         setattr(block, name, nn.Linear(8, size, bias=bias))
     inputs, other = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
@@ -119,13 +120,13 @@ def test_an_embedding_that_is_the_head_too_is_read_from_the_packed_head(is_narro
     if is_narrow:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16).float()
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     weight = embedding.weight.detach().clone()
     index = torch.randint(0, len(weight), (3, 5))
     with torch.inference_mode():
         expected = model(index).logits
         pack_linears(model)
-        table = model.get_input_embeddings()
+        table: Any = model.get_input_embeddings()
         assert table is not embedding
         assert torch.equal(table.weight, weight)
         # What the table's own weight holds is not read any more.
@@ -137,6 +138,6 @@ def test_an_embedding_that_is_the_head_too_is_read_from_the_packed_head(is_narro
 
 def test_other_embeddings_stay_as_they_are() -> None:
     model = tiny_model()
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     pack_linears(model)
     assert model.get_input_embeddings() is embedding

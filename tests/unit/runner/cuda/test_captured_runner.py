@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import random
@@ -208,14 +209,15 @@ def test_families_with_windows_and_learned_positions(name: str, make: Any) -> No
 def test_padding_rows_leave_other_slots_alone(references: References) -> None:
     runner = captured_runner(tiny_model(), num_slots=8)
     runner.prefill(RowBatch([6], [0], [PROMPTS[1]]))
-    before = [layer.keys[6, :, : len(PROMPTS[1])].clone() for layer in runner.cache._slot_layers]
+    layers: Any = runner.cache._slot_layers
+    before = [layer.keys[6, :, : len(PROMPTS[1])].clone() for layer in layers]
     for _ in range(3):
         runner.begin_turn()
         runner.verify(RowBatch([0, 3, 4], [0, 0, 0], [[1, 2, 3]] * 3, None, Noise((0,) * 3, (0.0,) * 3)))
     assert [bucket.rows for bucket in captured(runner).store.graphs] == [4]
-    after = [layer.keys[6, :, : len(PROMPTS[1])] for layer in runner.cache._slot_layers]
+    after = [layer.keys[6, :, : len(PROMPTS[1])] for layer in layers]
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
-    assert all(torch.isfinite(layer.values).all() for layer in runner.cache._slot_layers)
+    assert all(torch.isfinite(layer.values).all() for layer in layers)
 
 
 def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
@@ -270,7 +272,7 @@ def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
         buffer = torch.zeros(num_bytes(rows, layout_width, has_tree=has_tree), dtype=torch.uint8, device="meta")
         inputs = RowInputs.from_buffer(buffer, rows, layout_width, has_tree=has_tree)
         with torch.inference_mode():
-            run = verify_step if kind == "verify" else lambda *args: draft_step(*args, 250)
+            run: Any = verify_step if kind == "verify" else functools.partial(draft_step, vocab_size=250)
             run(runner, inputs, bucket)  # allocates the slots
             with Watch():
                 outputs = run(runner, inputs, bucket)
@@ -313,12 +315,13 @@ def test_a_step_takes_one_copy_each_way(
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS[:3]}
     runners = captured_runner(tiny_model(), max_width=17), captured_runner(perturbed(tiny_model(), 0.05))
     runner, draft = runners if is_captured else (runner.uncaptured for runner in runners)
-    drafter: Drafter = {
+    drafters: dict[str, Drafter] = {
         "none": Drafter(),
         "lookup": OracleDrafter(known, 0.8),
         "tree": TreeOracleDrafter(known, 0.8),
         "draft model": DraftModelDrafter(draft, 258, 512),
-    }[drafting]
+    }
+    drafter = drafters[drafting]
     options: dict[str, Any] = {"max_tree_nodes": 16} if drafting == "tree" else {}
     options |= {"step_cost": StepCost.flat(), "max_draft_tokens": 3}
     engine = Engine(runner, drafter, loaded(runner.model).tokenizer, (256,), **options)
@@ -425,12 +428,12 @@ def test_no_more_graphs_than_the_limit(make: Any, references: References) -> Non
 def test_costs_are_measured_anew_once_when_one_row_has_all_its_graphs(
     make: Any, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from langchain_specdec.engine import draft_planner
+    from langchain_specdec.engine import draft_planner, step_cost
 
     told: list[tuple[int, int]] = []
     runner = captured_runner(tiny_model(), progress=lambda what, done, total: told.append((done, total)))
     measured: list[frozenset[Any]] = []
-    measure = draft_planner.measure_step_cost
+    measure = step_cost.measure_step_cost
 
     def spy(*args: Any) -> StepCost:
         measured.append(runner.graphs)
