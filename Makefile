@@ -3,16 +3,10 @@
 PYTHON ?= python3
 # pip prints errors only; `make .venv PIP_FLAGS=` shows all it does.
 PIP_FLAGS ?= -qq
+# What `make test` runs: a file, a folder, or a test, path/to/test_file.py::test_name. Empty: all.
+TEST ?=
 # Two processes keep two cores busy; `make test PYTEST_FLAGS=` runs the tests one after the other.
-PYTEST_FLAGS ?= --numprocesses 2 --dist worksteal
-# What may differ between major versions of transformers: models and their loading, tokenizers and their templates, and
-# the clients of TGI with the huggingface-hub they stand on. Every file of tests/unit that imports transformers belongs
-# here. What the engine does with a model's logits is the same on any version.
-TESTS4 := bench/test_bench chat/test_chat_models chat/test_chat_template cli/test_cli runner/cpu/test_compiled_layers \
-  grammar/test_constraint runner/cpu/test_kernel_attention engine/test_detokenizer models/test_embedded \
-  models/test_families langchain/test_llms models/test_loader backends/test_local_backend engine/test_lossless \
-  runner/cpu/test_mapped_weights models/test_memory runner/cpu/test_packed_layers sampling/test_sampling \
-  backends/test_tgi_backend backends/test_tgi_backend_face runner/test_trees
+PYTEST_FLAGS ?= $(if $(TEST),,--numprocesses 2 --dist worksteal)
 
 VENV := .venv
 VENV4 := .venv-transformers4
@@ -23,6 +17,7 @@ EXTRAS4 := cli,embedded,test,text-generation
 PACKAGES := langchain_specdec tgi_launcher
 SOURCES := $(PACKAGES) tests tools
 MAX_LINES := 400
+FAST := not compiles and not embedded and not process and not server and not slow
 
 MAKEFLAGS += --no-print-directory
 # Whatever the environment says: without its caches, Python compiles torch and transformers anew in every process, the
@@ -40,8 +35,11 @@ help: ## Show this list
 demo: $(STAMP) ## Summarise a document in the terminal, with and without speculation
 	@$(VENV)/bin/specdec demo
 
-test: $(STAMP) ## Run all tests
-	@$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+test: $(STAMP) ## Run all tests, or those of TEST=path/to/test_file.py::test_name
+	@$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) $(TEST)
+
+test-fast: $(STAMP) ## Run the tests without a process, a server, compilation or a real model, in a minute
+	@$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "$(FAST)" tests/unit
 
 lint: $(STAMP) ## Check style, formatting, types and file sizes
 	@echo "ruff check"; $(VENV)/bin/ruff check $(SOURCES)
@@ -49,6 +47,10 @@ lint: $(STAMP) ## Check style, formatting, types and file sizes
 	@echo "mypy"; $(VENV)/bin/mypy
 	@echo "no source file over $(MAX_LINES) lines"; find $(PACKAGES) -name '*.py' -exec wc -l {} + \
 	  | awk '$$2 != "total" && $$1 > $(MAX_LINES) {print $$2 ": " $$1 " lines"; bad = 1} END {exit bad}'
+
+format: $(STAMP) ## Format the code and mend what ruff can mend
+	@$(VENV)/bin/ruff check --fix --quiet $(SOURCES) || true
+	@$(VENV)/bin/ruff format $(SOURCES)
 
 docs: $(STAMP) ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

@@ -1,14 +1,15 @@
-"""What all tests share: the devices there are, repeatable randomness, and a watch over the engine's threads."""
+"""What all tests share: what their markers allow, the devices there are, and a watch over the engine's threads."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from logging import WARNING, Handler
 from typing import Any
 
@@ -31,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Processes that tests start leave the other tests their core, as `_few_threads` does in this one.
+    # Processes that tests start leave the other tests their core, as `pytest_runtest_protocol` does in this one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every run, so that a failure belongs to the change that caused it. New ones are searched for
@@ -48,37 +49,50 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _reachable(request: pytest.FixtureRequest) -> Iterator[None]:
-    """huggingface_hub refuses every address, this machine's too, while HF_HUB_OFFLINE is set, as it is in CI."""
-    if not request.path.stem.startswith("test_tgi"):
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        # Before version 1 each session remembers.
-        getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
-        yield
+# What a test may do only if it carries one of these markers, by Python's name for the event.
+GUARDED = {
+    "subprocess.Popen": {"process", "compiles"},
+    "socket.connect": {"process", "server"},
+    "socket.bind": {"process", "server"},
+}
+# Building our own kernels once, in the first test that needs them, is no test's doing.
+COMPILER = os.environ.get("CXX", "g++")
+_allowed: set[str] = set(GUARDED)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _uncompiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiling in the background would take both cores for a minute from every test of a real model beside it."""
-    if request.path.stem in ("test_compiled_layers", "test_bench"):
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CompiledLayers, "observe", lambda *_: None)
-        yield
+def _watch(event: str, args: tuple[Any, ...]) -> None:
+    if event in GUARDED and event not in _allowed and args[0] != COMPILER:
+        pytest.fail(f"{event} in a test without one of the markers {sorted(GUARDED[event])}")
 
 
-@pytest.fixture(autouse=True)
-def _few_threads(request: pytest.FixtureRequest) -> None:
+sys.addaudithook(_watch)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("server"):
+        # Of text_generation's own code.
+        item.add_marker(pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test, and the fixtures made for it, may do what its markers say."""
+    markers = {marker.name for marker in item.iter_markers()}
     # A tiny model on two threads spends most of its time on their meeting: ten times the CPU of one where the machine
-    # has other work.
-    # A real one gains by two, unless other tests run beside it.
-    is_alone = "PYTEST_XDIST_WORKER" not in os.environ
-    torch.set_num_threads(2 if is_alone and request.node.get_closest_marker("embedded") else 1)
+    # has other work. A real one gains by two, unless other tests run beside it. An engine's thread keeps the number
+    # that held when it started, so this is set before a module's fixtures are made.
+    torch.set_num_threads(2 if "embedded" in markers and "PYTEST_XDIST_WORKER" not in os.environ else 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "_allowed", {event for event in GUARDED if GUARDED[event] & markers})
+        if "compiles" not in markers:
+            # Compiling in the background would take both cores for a minute from every test of a real model beside it.
+            patch.setattr(CompiledLayers, "observe", lambda *_: None)
+        if "server" in markers:
+            # While this is set, as it is in CI, huggingface_hub refuses every address, this machine's too.
+            patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+            # Before version 1 each session remembers.
+            getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

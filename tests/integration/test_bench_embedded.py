@@ -13,6 +13,7 @@ import pytest
 from langchain_specdec.models import embedded
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.embedded,
     pytest.mark.slow,
     pytest.mark.skipif(not embedded.is_available(), reason="needs the embedded model"),

@@ -16,6 +16,7 @@ from langchain_specdec.cli.reporting import INTERRUPTED
 from langchain_specdec.models import embedded
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.embedded,
     pytest.mark.slow,
     pytest.mark.skipif(not embedded.is_available(), reason="needs the embedded model"),

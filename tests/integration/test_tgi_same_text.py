@@ -18,9 +18,9 @@ from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 
 pytestmark = [
+    pytest.mark.server,
     pytest.mark.embedded,
     pytest.mark.skipif(not is_available(), reason="the embedded model is not installed"),
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
 ]
 
 QUESTIONS = [

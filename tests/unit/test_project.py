@@ -310,23 +310,15 @@ class Model:
 
 
 def test_what_depends_on_transformers_runs_on_both_versions() -> None:
-    listed = re.search(r"^TESTS4 := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed is not None
-    patterns = [f"{name}.py" for name in listed[1].replace("\\\n", " ").split()]
-    files = sorted((ROOT / "tests/unit").rglob("test_*.py"))
-    report(
-        [f"TESTS4 in the Makefile: there is no tests/unit/{p}" for p in patterns if not any(f.match(p) for f in files)]
-    )
-    needing = ("transformers", "text_generation")
     problems = []
-    for path in files:
-        if any(path.match(pattern) for pattern in patterns):
+    for path in sorted((ROOT / "tests/unit").rglob("test_*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "pytest.mark.transformers" in source:
             continue
-        imports = imports_of(path.read_text(encoding="utf-8"), "tests.unit", is_package=False)
         problems += [
-            f"tests/unit/{path.name}:{line} imports {name}: add the file to TESTS4 in the Makefile"
-            for name, line, _ in imports
-            if name.partition(".")[0] in needing
+            f"{path.relative_to(ROOT)}:{line} imports {name}: give its tests the marker `transformers`"
+            for name, line, _ in imports_of(source, "tests.unit", is_package=False)
+            if name.partition(".")[0] in ("transformers", "text_generation")
         ]
     report(problems)
 

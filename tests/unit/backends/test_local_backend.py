@@ -51,6 +51,7 @@ def request(prompt, **params):
 # What it takes and refuses
 
 
+@pytest.mark.transformers
 def test_it_is_a_backend(backend):
     assert isinstance(backend, Backend)
     (completion,) = backend.complete([request("hello")])
@@ -61,6 +62,7 @@ def test_it_is_a_backend(backend):
     assert backend.complete([]) == []
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -85,6 +87,7 @@ def test_it_refuses_before_it_loads(options, message):
         LocalBackend("no/such-model", **options)
 
 
+@pytest.mark.transformers
 def test_it_refuses_what_does_not_fit_together():
     with pytest.raises(InvalidParameterError, match="give tokenizer="):
         LocalBackend(tiny_model())
@@ -134,6 +137,7 @@ async def test_a_grammar_is_prepared_once_for_each_request(backend, monkeypatch)
 # Its name
 
 
+@pytest.mark.transformers
 def test_identity_tells_models_apart(tmp_path):
     model, tokenizer = tiny_model(), byte_tokenizer()
     first = make_backend(0).identity
@@ -147,6 +151,7 @@ def test_identity_tells_models_apart(tmp_path):
     assert first != LocalBackend(model, tokenizer, max_length=64).identity
 
 
+@pytest.mark.transformers
 def test_identity_of_a_folder_follows_its_content(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     identities = []
@@ -181,6 +186,7 @@ def test_copies_share_the_backend_and_pickles_are_refused(backend):
         pickle.dumps(llm)
 
 
+@pytest.mark.process
 def test_the_package_is_imported_without_torch():
     code = (
         "import sys, langchain_specdec; print(sorted({'torch', 'transformers', 'langchain_core'} & set(sys.modules)))"
@@ -192,6 +198,7 @@ def test_the_package_is_imported_without_torch():
 # Prompts
 
 
+@pytest.mark.transformers
 def test_prompts_are_read_as_the_tokenizer_reads_them(backend):
     tokenizer = byte_tokenizer()
     for text in ("hello", "Grüße, 東京 \U0001f600", "a\x00b", " \n\t", "<eos>", "é\u0301"):
@@ -199,6 +206,7 @@ def test_prompts_are_read_as_the_tokenizer_reads_them(backend):
     assert backend.token_ids("") == [tokenizer.bos_token_id]
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("text", ["\ud800", "a\udcffb"], ids=ascii)
 def test_text_that_is_not_unicode_raises(backend, text):
     with pytest.raises(InvalidParameterError, match="not valid Unicode"):
@@ -207,6 +215,7 @@ def test_text_that_is_not_unicode_raises(backend, text):
         SpeculativeLLM(backend=backend).invoke(text)
 
 
+@pytest.mark.transformers
 def test_the_token_that_begins_a_text_is_not_doubled():
     tokenizer = byte_tokenizer()
     bos = tokenizer.bos_token_id
@@ -218,6 +227,7 @@ def test_the_token_that_begins_a_text_is_not_doubled():
     assert backend.token_ids("<bos><bos>hi") == tokenizer("<bos>hi").input_ids
 
 
+@pytest.mark.transformers
 def test_an_empty_prompt_needs_a_token_that_begins_a_text(backend):
     assert backend.complete([request("")])[0].finish.prompt_tokens == 1
     tokenizer = byte_tokenizer()
@@ -297,6 +307,7 @@ def test_two_backends_do_not_disturb_each_other(backend, drafting):
     assert expected[0] == expected[1] != expected[2]
 
 
+@pytest.mark.transformers
 def test_measured_costs_give_the_same_text():
     measured = LocalBackend(tiny_model(), byte_tokenizer(), max_length=128)
     given = LocalBackend(tiny_model(), byte_tokenizer(), max_length=128, step_cost=StepCost.flat(), draft_length=3)

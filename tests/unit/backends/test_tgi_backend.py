@@ -29,7 +29,7 @@ from tests.standin.generation import Limits
 from tests.standin.models import FakeModel, GeneratedToken
 from tests.standin.server import ServerThread
 
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
 TEXT = FakeModel.ANSWER
 LIMITS = Limits(max_input_tokens=2000, max_total_tokens=2048)
@@ -261,6 +261,12 @@ def test_tokens_are_counted_by_the_server(backend):
 # Errors
 
 
+def assert_works_again(server, backend):
+    server.set_faults()
+    assert text_of(backend) == TEXT
+    assert_in_time(lambda: server.standin.num_running == 0, "the server goes on, or the connection was not closed")
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
@@ -287,9 +293,7 @@ def test_a_fault_raises_its_error_and_the_next_request_works(server, backend, fa
         backend.complete([ask()])
     assert time.monotonic() - started < 5
     assert "html" not in str(caught.value).lower()
-    server.set_faults()
-    assert text_of(backend) == TEXT
-    assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
+    assert_works_again(server, backend)
 
 
 def test_silence_ends_with_a_time_out(server, client, make_backend):  # noqa: F811
@@ -299,9 +303,7 @@ def test_silence_ends_with_a_time_out(server, client, make_backend):  # noqa: F8
     assert [next(stream).text for _ in range(3)] == ["G", "r", ""]
     with pytest.raises(RequestTimeoutError, match=r"sent nothing for 0\.3 seconds"):
         next(stream)
-    server.set_faults()
-    assert text_of(backend) == TEXT
-    assert_in_time(lambda: server.standin.num_running == 0, "the connection was not closed")
+    assert_works_again(server, backend)
 
 
 def test_a_slow_stream_may_take_longer_than_the_time_out(server, client, make_backend):  # noqa: F811
@@ -485,9 +487,7 @@ def test_many_requests_with_a_crash_in_between(server, client, make_backend, max
     assert {outcome for outcome in outcomes if isinstance(outcome, str)} == {expected}
     assert sum(isinstance(outcome, str) for outcome in outcomes) >= 60
     assert max_retries or any(isinstance(outcome, Exception) for outcome in outcomes)
-    server.set_faults()
-    assert text_of(backend) == TEXT
-    assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
+    assert_works_again(server, backend)
 
 
 def test_a_batch_in_which_one_fails_raises(server, backend):

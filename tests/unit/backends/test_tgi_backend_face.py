@@ -26,7 +26,7 @@ from tests.standin.server import ServerThread
 from tests.support.backends import Counter
 from tests.support.tiny_models import byte_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
 TEXT = FakeModel.ANSWER
 NOWHERE = "http://127.0.0.1:9"

@@ -23,7 +23,7 @@ from tests.support.backends import lasting
 from tests.support.chat_templates import QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+pytestmark = pytest.mark.server
 
 SCHEMA = {
     "type": "object",

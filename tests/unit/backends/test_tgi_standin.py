@@ -10,6 +10,8 @@ from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 
+pytestmark = pytest.mark.server
+
 TEXT = FakeModel.ANSWER
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=1100)
 NO_PROPERTIES = "grammar is not valid: Grammar must have a 'properties' field"

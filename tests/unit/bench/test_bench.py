@@ -129,6 +129,7 @@ def test_contestants_that_do_not_go_with_the_rest_are_refused():
         parsed()
 
 
+@pytest.mark.transformers
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="pip install flashspec"):
@@ -193,6 +194,7 @@ def test_selecting_categories_and_a_number_of_each():
         select(questions, ("c",), None)
 
 
+@pytest.mark.transformers
 def test_a_prompt_that_is_too_long_keeps_its_beginning_and_the_chat_format():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -542,6 +544,7 @@ def test_the_numbers_of_the_benchmarks_page():
 # Weights
 
 
+@pytest.mark.transformers
 def test_peers_share_the_engine_s_weights_and_keep_plain_layers():
     model = tiny_model()
     assert model.generation_config.eos_token_id is not None
@@ -559,6 +562,7 @@ def test_peers_share_the_engine_s_weights_and_keep_plain_layers():
     assert weights.peer(ids).logits.shape == (1, 4, model.config.vocab_size)
 
 
+@pytest.mark.transformers
 def test_bytes_of_a_step():
     untied, tied = tiny_model(), tiny_model(tie_word_embeddings=True)
     embedding = untied.model.embed_tokens.weight.numel()
@@ -567,6 +571,7 @@ def test_bytes_of_a_step():
     assert step_bytes(tied) == 4 * sum(p.numel() for p in tied.parameters()) == 4 * (everything - embedding)
 
 
+@pytest.mark.transformers
 def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them():
     model = tiny_model()
     for parameter in model.parameters():
@@ -577,6 +582,7 @@ def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them():
     assert weights.num_bytes == everything - (linears // 2 if can_use_panels(torch.float32) else 0)
 
 
+@pytest.mark.transformers
 def test_random_weights_have_a_tokenizer_that_knows_every_token():
     model, tokenizer = random_model("random:tiny", "auto", "cpu")
     assert model.dtype == torch.float32
@@ -629,6 +635,7 @@ def results(
 PEERS = ["hf", "hf-prompt-lookup:4", *(["flashspec"] if has_flashspec else [])]
 
 
+@pytest.mark.transformers
 def test_all_write_what_plain_writes_and_say_how():
     found = results("plain", "prompt_lookup:4", "auto", "synthetic", *PEERS)
     plain = found["plain"]
@@ -644,6 +651,7 @@ def test_all_write_what_plain_writes_and_say_how():
     assert [r.num_steps for r in found["hf"]] == [12, 12, 12]
 
 
+@pytest.mark.transformers
 def test_draft_models_and_assistants():
     found = results(
         "plain", "draft_model:3", "auto", "synthetic:4", "hf-assisted:3", draft_model="random:tiny", num_prompts=2
@@ -654,6 +662,7 @@ def test_draft_models_and_assistants():
     assert [r.num_steps for r in found["draft_model:3"]] == [3, 3]
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_groups_are_decoded_as_many_at_once_as_asked_for(temperature):
     names = ("plain", "auto", "auto@1", "auto@2", "synthetic", "hf", "hf@2", "hf-prompt-lookup:3@1")
@@ -678,6 +687,8 @@ def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
         assert all(r.drafted_tokens > 20 for r in runs), name
 
 
+@pytest.mark.transformers
+@pytest.mark.compiles
 def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeypatch):
     if (obstacle := can_compile(tiny_model())) is not None:
         pytest.skip(obstacle)
@@ -730,6 +741,7 @@ def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeyp
     assert described["obstacle"] == ""
 
 
+@pytest.mark.compiles
 def test_layers_that_cannot_be_compiled_are_told(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "max-autotune")
@@ -755,6 +767,7 @@ def test_a_repeat_drafts_nothing_from_the_answer_before():
     assert runs[1].num_steps == runs[2].num_steps >= runs[0].num_steps - 1
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_an_end_of_text_ends_it_for_all_unless_ignored(tmp_path, ignore_eos):
     question = Question("1", "qa", "the end")
@@ -836,6 +849,7 @@ def test_wrong_use_is_one_line_on_stderr(arguments, part):
     assert part in found.stderr
 
 
+@pytest.mark.process
 def test_memory_of_each_contestant():
     found = bench(*TINY, "--category", "math", "--contestants", "plain", "--memory", "--json")
     assert found.exit_code == 0, found.output

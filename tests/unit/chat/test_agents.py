@@ -28,6 +28,7 @@ def backend() -> Iterator[LocalBackend]:
         yield backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_agents_at_once_write_what_they_write_alone(backend: LocalBackend, temperature: float) -> None:
     """16 agents on 8 slots."""

@@ -37,6 +37,8 @@ from tests.support.backends import (
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.transformers
+
 QWEN_CALLS = (
     'I look.\n<tool_call>\n{"name": "weather", "arguments": {"place": "東京"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'

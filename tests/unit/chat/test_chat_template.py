@@ -16,6 +16,8 @@ from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, Llama
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from tests.support.chat_templates import CHATML, LLAMA, MARKUP, MISTRAL, QWEN, SPECIALS, TEMPLATES, chat_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {

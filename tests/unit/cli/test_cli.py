@@ -34,6 +34,8 @@ from langchain_specdec.errors import InvalidParameterError, MissingDependencyErr
 from langchain_specdec.runner.trials import CompileMode
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
+pytestmark = pytest.mark.transformers
+
 PROMPT = "the cat sat on the mat, the cat sat on the"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -59,14 +61,6 @@ def as_found(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     yield
     logging.set_verbosity(verbosity)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "plain"
-    tiny_model().save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +129,7 @@ def test_an_unknown_command_or_option_is_wrong_use():
     assert specdec("generate", "--warmth", "3").exit_code == 2
 
 
+@pytest.mark.process
 def test_help_loads_none_of_the_heavy_packages():
     code = (
         "import sys; import langchain_specdec.cli.app; "
@@ -145,6 +140,7 @@ def test_help_loads_none_of_the_heavy_packages():
     assert ran.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_it_says_how_to_get_it(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from langchain_specdec.cli import main; main()"
@@ -558,6 +554,7 @@ def test_ctrl_c_that_an_import_swallows_still_counts(error, heeds_ctrl_c):
         raise ImportError
 
 
+@pytest.mark.process
 def test_ctrl_c_while_the_program_starts():
     code = (
         "import sys\n"

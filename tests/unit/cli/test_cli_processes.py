@@ -9,17 +9,10 @@ import time
 import pytest
 
 from langchain_specdec.cli.reporting import INTERRUPTED
-from tests.support.tiny_models import byte_tokenizer, tiny_model
+
+pytestmark = pytest.mark.process
 
 PROMPT = "the cat sat on the mat, the cat sat on the"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "plain"
-    tiny_model().save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 def start_specdec(*arguments):

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from langchain_specdec.engine.detokenizer import Detokenizer
 from tests.support.tiny_models import EOS, byte_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 BYTES = byte_tokenizer()
 REPLACEMENT = "\ufffd"
 

@@ -174,6 +174,7 @@ def run(engine: Engine, cases: Sequence[Case], arrival: str, rng: random.Random)
         yield case, reader.rest()
 
 
+@pytest.mark.transformers
 @settings(max_examples=40)
 @given(
     name=st.sampled_from(DRAFTERS),

@@ -37,6 +37,8 @@ from tests.support.tiny_models import (
     token_ids,
 )
 
+pytestmark = pytest.mark.transformers
+
 PERSON = {
     "type": "object",
     "properties": {

@@ -65,6 +65,7 @@ def stop_in(text):
 # The text
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("kwargs", [{}, SAMPLED, {"repetition_penalty": 1.5, **SAMPLED}], ids=str)
 async def test_every_way_to_ask_gives_the_text_of_plain_decoding(llm, plain, kwargs):
     prompts = PROMPTS[:5]
@@ -275,6 +276,7 @@ def test_from_model_id_checks_other_fields_before_it_loads():
         SpeculativeLLM.from_model_id("no/such-model", streaming="please")
 
 
+@pytest.mark.transformers
 def test_from_model_id_takes_a_loaded_model():
     with SpeculativeLLM.from_model_id(
         tiny_model(), tokenizer=byte_tokenizer(), drafter="none", max_length=64, max_tokens=5, tags=["t"]
@@ -362,6 +364,7 @@ def test_the_seed_is_reported_and_gives_the_same_text_again(llm, plain):
     assert seeds[0] != seeds[1]
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("num_top", [0, 3])
 def test_logprobs_are_those_of_an_uncached_forward(llm, num_top):
     generation = llm.generate(["hello"], logprobs=num_top, **SAMPLED).generations[0][0]
@@ -468,6 +471,7 @@ def test_a_callback_that_raises_stops_the_work(llm, backend):
 # Tokens, traces, copies, the end
 
 
+@pytest.mark.transformers
 def test_tokens_are_counted_by_the_models_tokenizer(backend, llm):
     assert llm.get_token_ids("héllo") == list(backend.tokenizer("héllo").input_ids)
     assert llm.get_num_tokens("hello") == 5

@@ -282,6 +282,7 @@ def test_a_stream_outlives_its_forgotten_backend_or_raises(pause):
     assert outcome, "the reader hangs"
 
 
+@pytest.mark.process
 def test_the_interpreter_ends_while_a_model_runs():
     code = (
         "from tests.support.backends import make_llm\n"

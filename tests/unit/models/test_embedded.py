@@ -19,6 +19,8 @@ from langchain_specdec.errors import MissingDependencyError, SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
 
+pytestmark = pytest.mark.transformers
+
 needs_gguf = pytest.mark.skipif(util.find_spec("gguf") is None, reason="needs gguf")
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD = 24, 2, 3, 1, 8, 32
@@ -152,6 +154,7 @@ def test_progress_reports_each_step_and_only_when_preparing(tiny):
     embedded.model_path(progress=lambda *call: pytest.fail("nothing to do"))
 
 
+@pytest.mark.process
 @needs_gguf
 def test_two_processes_at_once_both_end_well(tiny, tiny_package, tmp_path):
     # Each waits, its files written, until the other is as far; then both put their folder in place.
@@ -204,6 +207,7 @@ def test_an_interrupted_preparation_leaves_nothing(tiny, step, error):
     assert list(tiny.iterdir()) == []
 
 
+@pytest.mark.process
 @needs_gguf
 def test_a_killed_preparation_is_not_taken_for_whole_and_a_later_one_removes_it(tiny, tiny_package):
     code = f"""

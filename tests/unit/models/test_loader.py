@@ -35,7 +35,7 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-pytestmark = pytest.mark.usefixtures("records")
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records")]
 
 
 @pytest.fixture(scope="module")

@@ -260,6 +260,7 @@ def test_picks_over_the_positions_of_one_seed_follow_the_softmax(device: str, se
     assert_follows(pairs.tolist(), torch.outer(probabilities, probabilities).flatten().tolist())
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("params", [{"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.8}])
 def test_truncated_picks_follow_the_rest_of_the_distribution(params: dict[str, Any]) -> None:
     vocab, count = 12, 10000
@@ -374,6 +375,7 @@ def huggingface_warped(scores: Tensor, params: dict[str, Any]) -> Tensor:
     return scores
 
 
+@pytest.mark.transformers
 @settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**31),
@@ -418,6 +420,7 @@ def test_truncation_never_removes_the_best_token() -> None:
         assert torch.equal(scores.argmax(-1), logits.argmax(-1))
 
 
+@pytest.mark.transformers
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),

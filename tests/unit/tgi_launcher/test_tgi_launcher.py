@@ -73,6 +73,7 @@ def value_of(argv, flag):
 # Stands alone
 
 
+@pytest.mark.process
 def test_importing_it_brings_neither_torch_nor_langchain():
     code = (
         "import sys, tgi_launcher, tgi_launcher.cli.app\n"
@@ -367,6 +368,7 @@ def test_flags_can_be_replaced():
 # Ports
 
 
+@pytest.mark.server
 def test_a_user_without_a_name_can_lock_ports(monkeypatch):
     # As in a container that is run under any number.
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -376,6 +378,7 @@ def test_a_user_without_a_name_can_lock_ports(monkeypatch):
         assert locks.take("127.0.0.1", None, first=20080, what="Port") >= 20080
 
 
+@pytest.mark.server
 def test_two_servers_get_different_ports():
     with PortLocks() as one, PortLocks() as two:
         ports = [locks.take("127.0.0.1", None, first=20080, what="Port") for locks in (one, two, one)]
@@ -387,6 +390,7 @@ def test_two_servers_get_different_ports():
         assert three.take("127.0.0.1", ports[0], first=1, what="Port") == ports[0], "released with their owner"
 
 
+@pytest.mark.server
 def test_a_port_somebody_listens_on_is_taken():
     with socket.socket() as other, PortLocks() as locks:
         other.bind(("127.0.0.1", 0))
@@ -398,6 +402,7 @@ def test_a_port_somebody_listens_on_is_taken():
         assert locks.take("127.0.0.1", None, first=port, what="Port") != port
 
 
+@pytest.mark.server
 def test_everything_that_two_servers_could_share_differs(tmp_path):
     launcher = tmp_path / "text-generation-launcher"
     launcher.write_text("#!/bin/sh\n")

@@ -183,12 +183,14 @@ def test_wrong_input_is_said_in_words(arguments, words):
 # What there is
 
 
+@pytest.mark.process
 def test_check_says_what_is_missing():
     result = run("check")
     assert result.exit_code == 1
     assert re.search(r"✗ runtime +There is neither text-generation-launcher nor docker", result.stdout)
 
 
+@pytest.mark.process
 def test_check_says_what_would_happen(install, medusa):
     install("text-generation-launcher")
     install("nvidia-smi", "0, NVIDIA L4, 23034 MiB, 22000 MiB\n1, NVIDIA L4, 23034 MiB, 100 MiB")
@@ -206,6 +208,7 @@ def test_check_says_what_would_happen(install, medusa):
     assert re.search(r"! model +owner/name is not on this machine", result.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("code", "exit_code", "words"), [(0, 0, "daemon 29.1"), (1, 1, "does not answer")])
 def test_check_asks_docker(install, code, exit_code, words):
     install("docker", "29.1", code)
@@ -214,6 +217,7 @@ def test_check_asks_docker(install, code, exit_code, words):
     assert words in result.stdout
 
 
+@pytest.mark.process
 def test_without_typer_it_says_what_to_install():
     code = (
         "import sys; sys.modules['typer'] = None\n"

@@ -31,7 +31,11 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import VOCAB, byte_tokenizer, loaded, plain_reference, read, tiny_model
 
 _OBSTACLE = can_compile(tiny_model())
-pytestmark = pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.transformers,
+    pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE)),
+]
 
 PROMPT = [5, 6, 7, 8, 9, 5, 6, 7]
 

@@ -13,6 +13,8 @@ from langchain_specdec.runner.attention import additive_mask, slot_attention
 from langchain_specdec.runner.cpu import kernel_attention as module
 from langchain_specdec.runner.cpu.kernel_attention import can_decode_attention, decode_attention
 
+pytestmark = pytest.mark.transformers
+
 
 def tensors(
     rows: int = 2,

@@ -18,9 +18,13 @@ from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_we
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from tests.support.tiny_models import tiny_model
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/smaps").exists() or not can_pack(tiny_model()), reason="this system does not tell or not pack"
-)
+pytestmark = [
+    pytest.mark.transformers,
+    pytest.mark.skipif(
+        not Path("/proc/self/smaps").exists() or not can_pack(tiny_model()),
+        reason="this system does not tell or not pack",
+    ),
+]
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ from langchain_specdec.runner.cpu.onednn_linear import can_use_onednn
 from langchain_specdec.runner.cpu.packed_layers import PackedLinear, can_pack, pack_linears
 from tests.support.tiny_models import tiny_model
 
-pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="nothing packs linear layers here")
+pytestmark = [
+    pytest.mark.transformers,
+    pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="nothing packs linear layers here"),
+]
 
 
 @pytest.fixture(params=["kernel", "oneDNN"])
