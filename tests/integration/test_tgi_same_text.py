@@ -61,7 +61,7 @@ STOPPED = {kind: PROMPTS[number % 2 :: 2] for number, kind in enumerate(STOPS)}
 
 
 @pytest.fixture(autouse=True)
-def _few_threads():
+def _one_thread():
     """One thread for the model: server and clients, in this process too, have the rest of the machine."""
     torch.set_num_threads(1)
 
