@@ -10,6 +10,7 @@ import pytest
 HEAVY = ("torch", "transformers", "langchain_core")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "statement",
     [

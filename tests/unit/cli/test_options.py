@@ -24,7 +24,6 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import options_of
 from tests.support import option_tables
 from tests.support.backends import ScriptedBackend
-from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 PROMPT = "the cat sat on the mat, the cat sat on the"
 # What a command line cannot give: objects of Python, and a secret that every user of the machine would read.
@@ -33,14 +32,6 @@ NO_FLAGS = {"draft_tokenizer", "quantization_config", "progress", "step_cost", "
 
 def specdec(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("models") / "plain"
-    tiny_model().save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture
@@ -246,6 +237,7 @@ def test_the_tables_of_the_quickstart_are_the_declarations() -> None:
     assert page == option_tables.written(page), "run: python -m tests.support.option_tables"
 
 
+@pytest.mark.process
 def test_the_package_runs_as_the_command_does() -> None:
     command = [sys.executable, "-m", "langchain_specdec", "generate", "x", "--top-k", "-1"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

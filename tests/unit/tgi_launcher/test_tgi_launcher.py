@@ -83,6 +83,7 @@ def test_importing_it_brings_neither_torch_nor_langchain():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_it_can_be_imported_on_a_system_without_file_locks():
     code = "import os, sys, random\nsys.modules['fcntl'] = None\ndel os.register_at_fork\nimport tgi_launcher"
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
