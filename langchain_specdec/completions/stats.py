@@ -18,11 +18,11 @@ class SpeculationStats:
         emitted_tokens: Tokens of the text, those that the target wrote itself included.
         decode_seconds: Wall time from the start of the first decoding step to the end of the last. Of a server: from
             the first token's arrival to the last one's.
-        plain_seconds: What the emitted tokens would have taken without drafts: for each the cost V(rows, 1) of a plain
-            step of as many rows as the step had that brought it. 0 where costs were not measured.
-        predicted_seconds: What the steps were expected to take when their drafts were chosen, V and drafting.
-        predicted_plain_seconds: What the tokens that these steps were expected to bring would have taken without
-            drafts, at V(rows, 1) each.
+        plain_seconds: Time that plain decoding would have needed for the same tokens. Each token counts as one plain
+            step, V(rows, 1), with as many rows as its own step had. 0 where costs were not measured.
+        predicted_seconds: Time that the steps were expected to take when their drafts were chosen, drafting included.
+        predicted_plain_seconds: Time that plain decoding would need, at V(rows, 1) a token, for the tokens that these
+            steps were expected to bring.
         forced_tokens: Accepted tokens that were no guess, because the grammar of the text allowed no other.
         is_reported: Whether the counts are known. A server that keeps them to itself leaves them at 0, and `as_dict`
             gives None for them.
@@ -66,8 +66,8 @@ class SpeculationStats:
     def observed_gain(self) -> float:
         """Tokens per second over those of plain decoding, by the clock: `plain_seconds / decode_seconds`.
 
-        The time is this run's, and only the cost of a plain step is a measured one. What else the engine does in
-        between, such as reading others' prompts, counts against it. 0 where costs were not measured.
+        Only the cost of a plain step is measured apart; the time is this run's. Other work of the engine in between,
+        such as reading other prompts, lowers the figure. 0 where costs were not measured.
         """
         return self.plain_seconds / self.decode_seconds if self.decode_seconds else 0.0
 
@@ -78,28 +78,16 @@ class SpeculationStats:
 
     def as_dict(self) -> dict[str, int | float | str | None]:
         """Counts and rates as plain values, for `generation_info` and JSON."""
-        if not self.is_reported:
-            unknown = (
-                "drafted_tokens",
-                "accepted_tokens",
-                "forced_tokens",
-                "num_steps",
-                "acceptance_rate",
-                "tokens_per_step",
-            )
-            return {
-                **dict.fromkeys(unknown),
-                "decode_seconds": round(self.decode_seconds, 6),
-                "note": "the server does not report speculation per request",
-            }
-        return {
+        info: dict[str, int | float | str | None] = {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,
             "forced_tokens": self.forced_tokens,
             "num_steps": self.num_steps,
             "acceptance_rate": round(self.acceptance_rate, 4),
             "tokens_per_step": round(self.tokens_per_step, 4),
-            "decode_seconds": round(self.decode_seconds, 6),
-            "predicted_gain": round(self.predicted_gain, 4),
-            "observed_gain": round(self.observed_gain, 4),
         }
+        seconds = {"decode_seconds": round(self.decode_seconds, 6)}
+        if not self.is_reported:
+            return {**dict.fromkeys(info), **seconds, "note": "the server does not report speculation per request"}
+        gains = {"predicted_gain": round(self.predicted_gain, 4), "observed_gain": round(self.observed_gain, 4)}
+        return {**info, **seconds, **gains}

@@ -33,7 +33,7 @@ class GenerateParameters:
     grammar: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, params: SamplingParams, seed: int, max_stop_sequences: int | None) -> GenerateParameters:
+    def from_params(cls, params: SamplingParams, seed: int, max_stop_sequences: int | None) -> GenerateParameters:
         """What to send.
 
         Args:
@@ -42,28 +42,21 @@ class GenerateParameters:
             max_stop_sequences: Stop strings that the server takes. The first so many are sent, to end the text there;
                 all of them are looked for here as well.
         """
-        repetition_penalty = None if params.repetition_penalty == 1.0 else params.repetition_penalty
-        common = {"max_new_tokens": params.max_new_tokens, "stop": tuple(params.stop)[:max_stop_sequences]}
-        top_n_tokens = params.logprobs or None
-        grammar = None if params.grammar is None else _grammar(params.grammar)
-        if params.temperature == 0.0:
-            return cls(
-                **common,  # type: ignore[arg-type]
-                repetition_penalty=repetition_penalty,
-                top_n_tokens=top_n_tokens,
-                grammar=grammar,
-            )
-        return cls(
-            **common,  # type: ignore[arg-type]
-            do_sample=True,
-            temperature=params.temperature,
-            top_k=params.top_k or None,
+        sampled: dict[str, Any] = {
+            "do_sample": True,
+            "temperature": params.temperature,
+            "top_k": params.top_k or None,
             # 1 keeps every token, and TGI refuses it.
-            top_p=None if params.top_p == 1.0 else params.top_p,
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            top_n_tokens=top_n_tokens,
-            grammar=grammar,
+            "top_p": None if params.top_p == 1.0 else params.top_p,
+            "seed": seed,
+        }
+        return cls(
+            max_new_tokens=params.max_new_tokens,
+            stop=tuple(params.stop)[:max_stop_sequences],
+            repetition_penalty=None if params.repetition_penalty == 1.0 else params.repetition_penalty,
+            top_n_tokens=params.logprobs or None,
+            grammar=None if params.grammar is None else _grammar(params.grammar),
+            **(sampled if params.temperature > 0.0 else {}),
         )
 
 

@@ -114,7 +114,7 @@ def test_greedy_requests_carry_nothing_but_the_grammar(remote: TGIBackend) -> No
     from langchain_specdec.backends.tgi.parameters import GenerateParameters
 
     params = SamplingParams(grammar=Grammar(schema=SCHEMA))
-    sent = GenerateParameters.of(params, 1, None)
+    sent = GenerateParameters.from_params(params, 1, None)
     assert sent.grammar == {"type": "json", "value": SCHEMA}
     assert not sent.do_sample
-    assert GenerateParameters.of(SamplingParams(), 1, None).grammar is None
+    assert GenerateParameters.from_params(SamplingParams(), 1, None).grammar is None
