@@ -127,12 +127,12 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         def __init__(self, **values: Any) -> None:
             super().__init__(**values)
             checked_timeout(self.timeout)
-            # Made here, so that a model without a template is refused before it is used.
+            # The template is made at once, so that a model without one is refused before it is used.
             _ = self._template
 
     @property
     def _template(self) -> ChatTemplate:
-        # Copies with other values of these fields take the rest of the instance along.
+        # A copy with other values of these fields carries this template along, so they are compared.
         key = (self.backend, self.tokenizer, self.chat_template, repr(self.chat_template_kwargs))
         cached = self._cached_template
         if cached is None or any(a is not b and a != b for a, b in zip(cached[0], key, strict=True)):
@@ -272,7 +272,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         params = self._sampling_params(stop, named)
         choice, tools = options["tool_choice"], options["tools"] or []
         forced = forced_tools(tools, choice)
-        # All of them, also where one is forced: what comes before the conversation stays the same, and cached.
+        # All tools are shown, also where one is forced: the prompt begins as in other calls and is cached.
         shown = [] if choice == "none" else tools
         rows = to_template_messages(messages)
         template = self._template

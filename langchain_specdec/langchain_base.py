@@ -42,7 +42,7 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
 
 _NOT_LOADED: Any = object()
-# More threads than a batch has slots for would only wait.
+# More threads than slots would only wait.
 _MAX_THREADS = 64
 
 

@@ -177,7 +177,7 @@ def _join(chunks: Sequence[GenerationChunk]) -> Generation:
 def _chunk(tokens: list[Token], event: Event) -> GenerationChunk | None:
     """The chunk of an event; None where a step released no text. `tokens` collects those of the whole text."""
     if isinstance(event, FinishEvent):
-        # LangChain adds numbers up when it merges chunks, so they stand in one chunk only: this, the last.
+        # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
         return SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())
     tokens.extend(event.tokens)
     return SpeculativeChunk(text=event.text, tokens=event.tokens) if event.text else None

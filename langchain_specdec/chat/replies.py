@@ -74,7 +74,7 @@ class ReplyReader:
                 return None
             message = AIMessageChunk(content=text, tool_call_chunks=calls)
             return SpeculativeChatChunk(message=message, tokens=event.tokens)
-        # LangChain adds numbers up when it merges chunks, so they stand in one chunk only.
+        # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
         message = AIMessageChunk(
             content=text, tool_call_chunks=calls, usage_metadata=_usage(event), chunk_position="last"
         )
@@ -107,7 +107,7 @@ class ReplyReader:
             self._tokens.extend(event.tokens)
             text = "".join(token.text + self._mark_texts.get(token.id, "") for token in event.tokens)
         elif event.finish_reason == "eos_token":
-            # An answer that was cut has no end.
+            # An answer that was cut lacks its fixed end, too.
             text = self._end
         text, self._begin = self._begin + text, ""
         if self._parser is None:
@@ -121,7 +121,7 @@ class ReplyReader:
         if isinstance(piece, ToolCall):
             arguments = json.dumps(piece.arguments, ensure_ascii=False)
             return tool_call_chunk(name=piece.name, args=arguments, id=self._new_id(piece.id), index=index)
-        # Its mark keeps LangChain from reading the beginning of JSON as if it were whole.
+        # The text keeps its mark: LangChain would complete JSON that was cut, and take it for a call.
         return tool_call_chunk(name=piece.name, args=piece.text, id=self._new_id(), index=index)
 
     def _new_id(self, given: str | None = None) -> str:
@@ -143,7 +143,7 @@ def _usage(finish: FinishEvent) -> UsageMetadata:
         output_tokens=finish.completion_tokens,
         total_tokens=finish.prompt_tokens + finish.completion_tokens,
     )
-    # Not every backend knows.
+    # None where the backend does not know it.
     if finish.cached_tokens is not None:
         usage["input_token_details"] = InputTokenDetails(cache_read=finish.cached_tokens)
     return usage

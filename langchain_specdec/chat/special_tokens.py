@@ -79,8 +79,8 @@ class Sealed:
         return value
 
     def _seal_text(self, text: str, specials: Specials) -> str:
-        text = specials.pattern.sub(lambda found: self._stand_in(found[0]), text)
-        # The beginning of a special token at the end of a text could be completed by what the template puts after it.
+        text = specials.pattern.sub(lambda match: self._stand_in(match[0]), text)
+        # A text may end with the beginning of a special token, which the template would then complete.
         if specials.is_begun_by(text):
             text += self._stand_in("")
         return text
@@ -142,7 +142,7 @@ class ProtectedEncoder:
         """The tokens of a rendered prompt."""
         with self._lock:
             if (sealed.literals or self._is_normalized) and (tokenizer := self._aliased_tokenizer()) is not None:
-                text = self.specials.pattern.sub(lambda found: (self._aliases or {})[found[0]], rendered)
+                text = self.specials.pattern.sub(lambda match: (self._aliases or {})[match[0]], rendered)
                 return self._encode(lambda: tokenizer.encode(sealed.unseal(text), add_special_tokens=False).ids)
             text = sealed.unseal(rendered, is_broken_up=True)
             return self._encode(lambda: self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -153,7 +153,7 @@ class ProtectedEncoder:
         with self._lock:
             begins = self._tokenizer("a", verbose=False).input_ids
         bos = self._tokenizer.bos_token
-        # They put the token that begins a text there themselves.
+        # The reader of the text puts its first token (BOS) there again.
         return text.removeprefix(bos) if bos and begins[:1] == [self._tokenizer.bos_token_id] else text
 
     @staticmethod

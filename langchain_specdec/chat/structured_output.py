@@ -98,7 +98,7 @@ def form_of_calls(
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
     if definitions:
         schema = {**schema, "$defs": definitions}
-    # What surrounds it is fixed text, so that a turn finds all of the one before in the cache.
+    # Fixed text around the JSON, as in the template, lets the next turn find this one in the cache.
     return OutputForm(schema, parser.call_begin, parser.call_end)
 
 

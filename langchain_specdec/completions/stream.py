@@ -28,7 +28,7 @@ def checked_timeout(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         msg = f"timeout must be a number of seconds above 0, or None for no limit, got {value!r}."
         raise InvalidParameterError(msg)
-    # What a lock waits at most.
+    # A lock takes no longer time.
     return min(float(value), threading.TIMEOUT_MAX)
 
 
@@ -95,7 +95,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
                 self._waiter = None if has_news else (loop, flag)
             if has_news:
                 return self._take(StopAsyncIteration())
-            # A timer, not `asyncio.wait_for`: before Python 3.12 that can lose a cancellation.
+            # A timer instead of `asyncio.wait_for`, which can lose a cancellation before Python 3.12.
             seconds = self._seconds_left
             timer = None if seconds is None else loop.call_later(seconds, flag.set)
             try:
@@ -115,7 +115,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         self._changed.notify_all()
         if self._waiter is not None:
             loop, flag = self._waiter
-            # The reader's loop may have been closed under it; then nobody waits any more.
+            # The reader's loop may be closed by now; then nobody waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(flag.set)
 

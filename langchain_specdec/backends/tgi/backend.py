@@ -38,7 +38,7 @@ from tgi_launcher.endpoints import ServerInfo
 __all__ = ["OwnedServer", "TGIBackend"]
 
 _DRAWN_SEED_LIMIT = 2**53
-# Servers make longer outputs in pieces of so many tokens, and check only whether the first piece fits.
+# A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024
 _FIRST_DELAY = 0.5
 _DRAIN_SECONDS = 5.0
@@ -98,13 +98,13 @@ class TGIBackend(Backend):
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
         self._server = server
-        self._tokenizer = LocalTokenizer.of(tokenizer)
+        self._tokenizer = LocalTokenizer.load(tokenizer)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._info: ServerInfo | None = None
         self._info_lock: asyncio.Lock | None = None
         self._permits: tuple[int, asyncio.Semaphore] | None = None
-        # Until the server has told its model, no cached answer may be taken for this one's.
+        # A name of its own, until the model is known: no answer in a cache may match before.
         self._unknown = f"not known yet ({uuid.uuid4()})"
         self._pid = os.getpid()
         weakref.finalize(self, LoopThread.close, self._loop)
@@ -198,7 +198,7 @@ class TGIBackend(Backend):
         future: Any = None
         stream = CompletionStream(on_close=lambda: future.cancel())
         future = self._loop.submit(self._serve(request, stream))
-        # By its reader, who will not see this, or by the end of the loop.
+        # The future is cancelled by the reader, who sees no more, or by the end of the loop.
         future.add_done_callback(
             lambda f: (
                 stream.put(EngineClosedError("The backend was closed before the completion ended."))
@@ -223,7 +223,7 @@ class TGIBackend(Backend):
         """The events of a completion, after as many attempts as it takes and may take."""
         seed = request.params.seed
         seed = random.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
-        # Checked to be text before it came here.
+        # `start` has checked that it is text.
         prompt = str(request.prompt)
         if self._tokenizer:
             prompt = self._tokenizer.without_bos(prompt)
@@ -260,7 +260,7 @@ class TGIBackend(Backend):
     ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
         """One request: its tokens, and how it ended."""
         prompt_tokens = await self._count(prompt, params, info)
-        parameters = GenerateParameters.of(params, seed, info.max_stop_sequences)
+        parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences)
         answer = Answer(params)
         started = None
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
@@ -275,7 +275,7 @@ class TGIBackend(Backend):
             if frame.end is not None and frame.end.prompt_tokens is not None:
                 prompt_tokens = frame.end.prompt_tokens
             elif not prompt_tokens:
-                # Cut before the end, with which the server would have told.
+                # A stop string cut the answer, and only its last frame has the count.
                 prompt_tokens = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False

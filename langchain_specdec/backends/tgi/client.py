@@ -256,7 +256,7 @@ class HubClient(TGIClient):
                 await _break_off(answer)
                 raise
         except Exception:
-            # It may hold a connection that nobody reads any more.
+            # The client may hold a connection that nobody reads any more.
             shared.is_retired = True
             raise
         finally:
@@ -295,7 +295,7 @@ async def _break_off(answer: AsyncIterator[Any]) -> None:
     is_open = True
     while is_open:
         read = asyncio.ensure_future(anext(answer, None))
-        # Lines that have arrived already are read without waiting.
+        # The read takes lines that have arrived already without waiting.
         await asyncio.sleep(0)
         read.cancel()
         await asyncio.wait([read])

@@ -26,7 +26,7 @@ from langchain_specdec.errors import (
 
 __all__ = ["Failure", "connection_lost", "failure_of", "is_loopback", "status_failure"]
 
-# So every message of a refusal begins, see InferError in TGI's router/src/infer/mod.rs.
+# Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
 _REFUSAL = "Input validation error: "
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")
 
@@ -83,7 +83,7 @@ def failure_of(error: BaseException, url: str, timeout: float) -> Failure:
         )
         return Failure(BackendUnavailableError(msg), is_transient=True)
     if error.__context__ is not None and _status(error.__context__) is not None:
-        # The client failed over an error's answer that is no JSON.
+        # The server answered with an error that is no JSON, and the client failed to read it.
         return failure_of(error.__context__, url, timeout)
     # A bad frame, or a client that does not understand this server.
     return Failure(GenerationError(f"The server at {url} gave an answer that is not TGI's ({name}: {message})."))

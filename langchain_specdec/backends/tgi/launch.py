@@ -47,14 +47,14 @@ def launch_backend(
     check_options(mine.get("read_timeout", 1.0), mine.get("max_retries", 0), mine.get("max_concurrency"))
     key = checked_key(api_key, _ANY_PORT)
     make_client(mine.get("client", "auto"), _ANY_PORT, None)
-    loaded = LocalTokenizer.of(tokenizer)
+    loaded = LocalTokenizer.load(tokenizer)
     theirs = {name: value for name, value in options.items() if name not in ours | serving}
     try:
         config = TGIConfig(
             model_id=model_id, speculate=speculate, api_key=None if key is None else SecretStr(key), **theirs
         )
     except ValidationError as error:
-        # Without the values, which may be secret.
+        # Values are left out: they may be secret.
         problems = [
             f"{'.'.join(map(str, problem['loc'])) or 'together'}: {problem['msg']}"
             for problem in error.errors(include_input=False, include_context=False, include_url=False)

@@ -79,7 +79,7 @@ async def wait_for(awaitable: Awaitable[T], seconds: float) -> T:
             raise asyncio.TimeoutError
         return task.result()
     finally:
-        # A generator that is still read cannot be closed.
+        # The caller could not close a generator that this task still reads.
         task.cancel()
         await asyncio.wait([task])
 

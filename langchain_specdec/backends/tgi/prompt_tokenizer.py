@@ -22,12 +22,12 @@ class LocalTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        # One tokenizer bears only one thread, and its owner may use this one.
+        # A tokenizer is not thread-safe, and its owner may use the original.
         self._own = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Self | None:
+    def load(cls, tokenizer: Any) -> Self | None:
         """A tokenizer, or the one of an id or folder; None stays None.
 
         Raises:

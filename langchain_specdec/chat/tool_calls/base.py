@@ -66,7 +66,7 @@ class ToolCallParser(ABC):
     def close(self) -> list[Piece]:
         """The text has ended; what is left of it."""
         pieces = self._advance(is_end=True)
-        # White space at the end is text, if it is not all there is after a call.
+        # White space at the end belongs to the text before it; after a call it is dropped.
         if self._space and self._is_after_text:
             pieces.append(self._space)
         self._space = ""
@@ -131,8 +131,8 @@ class ToolCallParser(ABC):
         return True
 
     def _find_bare(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        # "^" also matches where the buffer begins, which is not always the beginning of a line. What would match there
-        # may hide a match that begins on the next line.
+        # "^" also matches at the beginning of the buffer, which may be within a line. So the search begins on the next
+        # line then: a match within this line would hide one there.
         start = 0 if self._is_line_start else self._buffer.find("\n") + 1
         return pattern.search(self._buffer, start) if start or self._is_line_start else None
 

@@ -31,7 +31,7 @@ class HermesParser(ToolCallParser):
         if self._buffer[start : start + 1] not in ("{", "["):
             return self._read_broken(0, "There is no JSON object.", is_end=is_end)
         if not self._extent.scan(self._buffer, start):
-            # A closing tag within what looks like a string may belong to the string, until the text has ended.
+            # A closing tag may stand within a string of the JSON, so only the end of the text ends the call.
             return self._read_broken(0, "The text ended within the call.", is_end=True) if is_end else None
         if self._extent.is_broken:
             return self._read_broken(self._extent.end, "A bracket does not match.", is_end=is_end)
@@ -43,7 +43,7 @@ class HermesParser(ToolCallParser):
             if not is_end:
                 return None
         text = self._buffer[start : self._extent.end]
-        # Where the tag is missing and another call begins, that one's tag stays.
+        # Where the closing tag is missing, the opening tag of the next call stays in the buffer.
         has_tag = not rest.startswith(_BEGIN)
         self._consume(end + (len(_END) if has_tag else 0))
         return list(calls_in(text, _BEGIN))

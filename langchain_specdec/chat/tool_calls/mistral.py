@@ -24,7 +24,7 @@ class MistralParser(ToolCallParser):
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         start = self._skip_space(0)
         if self._buffer[start : start + 1] == "[":
-            # A list, unless it is a mark.
+            # The bracket begins a list of calls, or a mark such as [ARGS].
             following = self._skip_space(start + 1)
             if following == len(self._buffer) and not is_end:
                 return None

@@ -143,5 +143,5 @@ def _call(value: Any, mark: str) -> ToolCall | BrokenToolCall:
 
 def name_in(text: str) -> str | None:
     """The name of a call in JSON that cannot be read as a whole."""
-    found = _NAME.search(text)
-    return found[1] if found else None
+    match = _NAME.search(text)
+    return match[1] if match else None
