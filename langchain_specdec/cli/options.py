@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -50,7 +49,7 @@ FLAGS: Mapping[str, Option] = {
     "num_slots": replace(OPTIONS["num_slots"], default=1),
     "dtype": replace(OPTIONS["dtype"], words=("auto", "float32", "bfloat16", "float16")),
     **{name: option for name, option in _SAMPLING.items() if option.kind is not None},
-    "stop": replace(_SAMPLING["stop"], default=None, help="String that ends the text. May be repeated.", kind=list),
+    "stop": Option(None, "String that ends the text and is never part of it. May be repeated.", list),
     "schema": Option(None, "JSON schema that the text fits: a file, or the schema itself.", str),
     "regex": Option(None, "Regular expression that the whole text matches.", str),
     "named": Option(None, "Any sampling parameter, its value as JSON or as text. May be repeated.", list),
@@ -140,7 +139,7 @@ def _parameter(name: str, option: Any, panel: str | None = None) -> inspect.Para
         shown |= {"metavar": "NAME VALUE", "parser": lambda pair: pair}
     elif option.kind in (int, float):
         # What is no number is left for `Option.check`, which says what it must be.
-        shown |= {"metavar": f"<{option.kind.__name__}>", "parser": functools.partial(_number, option.kind)}
+        shown |= {"metavar": f"<{option.kind.__name__}>", "parser": lambda text: _number(option.kind, text)}
     elif option.kind is bool:
         annotation, flags = bool, [f"{flags[0]}/--no-{flags[0][2:]}" if option.default else flags[0]]
     annotation = Annotated[annotation, typer.Option(*flags, **shown)]
