@@ -255,6 +255,7 @@ def run_one_by_one(backend):
     return texts, backend.engine.num_target_forwards - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "tasks", "both", "streams"])
 @pytest.mark.parametrize("drafts", [False, True], ids=["plain", "drafting"])
 async def test_callers_at_once_share_batches_and_get_their_own_text(backend, drafting, one_by_one, drafts, kind):

@@ -33,6 +33,8 @@ from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 has_flashspec = importlib.util.find_spec("flashspec") is not None
@@ -662,6 +664,7 @@ def test_draft_models_and_assistants():
     assert [r.num_steps for r in found["draft_model:3"]] == [3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.transformers
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_groups_are_decoded_as_many_at_once_as_asked_for(temperature):

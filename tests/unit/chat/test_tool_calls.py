@@ -294,6 +294,7 @@ _FRAGMENTS = [
 texts = st.lists(st.sampled_from(_FRAGMENTS) | st.text(max_size=5), max_size=14).map("".join)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", FAMILIES)
 @settings(max_examples=400)
 @given(data=st.data())

@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from importlib import metadata
 from typing import get_args
 
+import huggingface_hub
 import pytest
 import torch
 import typer
@@ -202,6 +203,7 @@ def test_generate_prints_the_text_and_nothing_else(folder, complete):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "params"),
     [
@@ -570,7 +572,7 @@ def test_ctrl_c_while_the_program_starts():
 
 
 def test_a_model_of_the_hub_is_looked_for_in_words(monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with pytest.raises(ModelLoadError):
         loading.load_backend("nobody/nothing")

@@ -286,6 +286,7 @@ def test_shared_lookup_is_a_truth_value(value: Any) -> None:
         LocalBackend("embedded", shared_lookup=value)
 
 
+@pytest.mark.slow
 def test_trees_take_fewer_steps_than_chains_where_width_is_free(device: str, engines: MakeEngine) -> None:
     model, rng = tiny_model(0, device).double(), random.Random(4)
     prompts = [random_prompt(rng) for _ in range(6)]

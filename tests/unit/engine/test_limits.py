@@ -128,6 +128,7 @@ def models(device: str) -> Models:
     return Models(target, perturbed(target, 0.02), References(target))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_length", [1, 4, 10, "auto"])
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "itself", "near", "auto", "oracle"])
 def test_exactly_max_new_tokens_at_every_length(
@@ -255,6 +256,7 @@ def test_stop_string_ends_the_text_before_it(text: str, stop: list[str], kept: s
     assert written.finish.finish_reason == ("stop_sequence" if kept != text else "length")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_length", range(1, 11))
 def test_stop_string_across_steps(draft_length: int) -> None:
     # Steps of 2 to 11 tokens cut the seven characters of the stop string in every way.
@@ -267,6 +269,7 @@ def test_stop_string_across_steps(draft_length: int) -> None:
         assert written.text == "0123456789 "[offset:]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     text=st.text(alphabet="abé🙂", min_size=1, max_size=14),

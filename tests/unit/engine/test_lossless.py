@@ -174,6 +174,7 @@ def run(engine: Engine, cases: Sequence[Case], arrival: str, rng: random.Random)
         yield case, reader.rest()
 
 
+@pytest.mark.slow
 @pytest.mark.transformers
 @settings(max_examples=40)
 @given(
@@ -227,6 +228,7 @@ def test_text_is_that_of_plain_decoding_at_every_draft_length(
             assert written == world.plain(case), case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_all_cases_in_one_engine(world: World, name: str) -> None:
     # More prompts than slots, so that slots change hands and prompts find remains of others in theirs.
@@ -287,6 +289,7 @@ def world32(device: str) -> World:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_float32_text_is_that_of_plain_decoding(world32: World, name: str) -> None:
     with closing(make_engine(world32.target, world32.drafter(name, world32.cases), draft_length=4)) as engine:
@@ -308,6 +311,7 @@ def smallest_gap(world: World, case: Case) -> float:
     return float((best[..., 0] - best[..., 1]).min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "near", "auto_near"])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_chunked_prefill_writes_the_same(world: World, name: str, chunk: int) -> None:
@@ -331,6 +335,7 @@ def test_prompt_of_one_token(world: World, name: str) -> None:
         assert engine.num_prefill_tokens == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "itself", "near", "auto_near"])
 def test_reused_prefix_saves_prefill_and_keeps_the_text(world: World, name: str) -> None:
     rng = random.Random(11)

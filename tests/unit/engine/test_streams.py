@@ -94,6 +94,7 @@ def hold_forwards(engine: Engine) -> threading.Event:
 # --- Streams that are closed early ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "near"])
 def test_half_of_50_streams_closed_early(world: World, engines: MakeEngine, name: str) -> None:
     drafters: dict[str, Callable[[], Drafter]] = {
@@ -130,6 +131,7 @@ def test_half_of_50_streams_closed_early(world: World, engines: MakeEngine, name
     assert wait_until(lambda: is_at_rest(engine))
 
 
+@pytest.mark.slow
 async def test_half_of_50_async_streams_closed_or_cancelled_early(world: World, engines: MakeEngine) -> None:
     engine = engines(world.target, make_draft_drafter(world.near), num_slots=4)
     await aread(engine.submit((1,), PARAMS))
@@ -593,6 +595,7 @@ def test_what_cannot_run_is_refused_before_any_work(
 # --- Long prompts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_long", [1, 2])
 def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_at_most(
     world: World, engines: MakeEngine, num_long: int

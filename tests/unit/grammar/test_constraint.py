@@ -105,6 +105,7 @@ def plain(model: Any, prompt: list[int], params: SamplingParams) -> list[int]:
     return tokens[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_drafts_never_change_a_constrained_text(model: Any, temperature: float) -> None:
     rng = random.Random(5)

@@ -65,6 +65,7 @@ def stop_in(text):
 # The text
 
 
+@pytest.mark.slow
 @pytest.mark.transformers
 @pytest.mark.parametrize("kwargs", [{}, SAMPLED, {"repetition_penalty": 1.5, **SAMPLED}], ids=str)
 async def test_every_way_to_ask_gives_the_text_of_plain_decoding(llm, plain, kwargs):

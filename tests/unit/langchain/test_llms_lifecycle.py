@@ -29,6 +29,8 @@ from tests.support.backends import (
 )
 from tests.support.tiny_models import wait_until
 
+pytestmark = pytest.mark.slow
+
 LONG: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True}
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
 

@@ -38,7 +38,7 @@ from tests.support.model_families import (
 )
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records")]
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records"), pytest.mark.slow]
 
 
 def assert_close(logits, expected):

@@ -169,6 +169,7 @@ def test_text_goes_on_from_any_path_of_a_tree(model: Any, parents: list[int], da
     assert torch.allclose(logits, uncached(model, [*text, *following]), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agreement", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_tree_drafts_leave_the_text_alone(

@@ -273,6 +273,7 @@ def test_truncated_picks_follow_the_rest_of_the_distribution(params: dict[str, A
     assert_follows(torch.bincount(picks.flatten(), minlength=vocab).tolist(), kept.double().softmax(-1).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "prompt_lookup", "itself", "near", "oracle"])
 def test_texts_of_the_engine_follow_the_models_distribution(
     device: str, engines: Callable[..., Engine], name: str
@@ -322,6 +323,7 @@ def greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     return list(ids[0, len(prompt) :].tolist())
 
 
+@pytest.mark.slow
 def test_one_long_text_of_the_engine_follows_the_distribution(device: str, engines: Callable[..., Engine]) -> None:
     # All tokens have one embedding here, so every position has the same distribution and one seed gives many draws.
     vocab, count, temperature = 6, 1500, 1.0

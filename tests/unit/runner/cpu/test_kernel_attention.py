@@ -134,6 +134,7 @@ def test_one_mask_may_serve_all_rows() -> None:
     )
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.parametrize("width", [3, 40])
 def test_compiled_graphs_use_it_for_any_width(width: int) -> None:

@@ -130,6 +130,7 @@ def test_threads_may_use_it_at_once() -> None:
     assert results == [True] * 4
 
 
+@pytest.mark.compiles
 @needs_kernel
 def test_it_is_compiled_once_and_kept(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_use_panels(torch.float32)
@@ -140,6 +141,7 @@ def test_it_is_compiled_once_and_kept(unbuilt: Path, monkeypatch: pytest.MonkeyP
     assert can_use_panels(torch.float32)
 
 
+@pytest.mark.compiles
 @needs_kernel
 def test_a_broken_file_is_made_anew(unbuilt: Path) -> None:
     assert can_use_panels(torch.float32)
@@ -159,6 +161,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(unbuilt: Path) -> None:
     assert can_use_panels(torch.float32)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_working_compiler_there_is_no_kernel(
     unbuilt: Path, monkeypatch: pytest.MonkeyPatch, compiler: str

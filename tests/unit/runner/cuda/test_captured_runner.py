@@ -52,6 +52,8 @@ from tests.support.tiny_models import (
     token_ids,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 6, 7, 8, 9, 5, 6, 7], [7, 8, 9, 5, 6, 7] * 3, [1, 2, 3], [9] * 20, [4], [5, 6, 7, 8, 1, 2]]
 GREEDY = SamplingParams(max_new_tokens=25, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=25, temperature=0.8, seed=3, ignore_eos=True)
