@@ -16,7 +16,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.chat.messages import to_template_messages
-from langchain_specdec.chat.replies import ReplyReader, SpeculativeChatChunk
+from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import (
     forced_tools,
     form_of_calls,
@@ -35,8 +35,6 @@ from langchain_specdec.parameter_names import named_parameters
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
-
-__all__ = ["ChatSpeculative", "SpeculativeChatChunk"]
 
 # What a call may be given beside sampling parameters.
 _CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream"})

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from langchain_core.language_models.base import LangSmithParams
     from transformers import PreTrainedModel
 
-__all__ = ["PARAMETERS", "AsyncRunManager", "Configs", "RunManager", "SpeculativeBase"]
-
 _SAMPLING = options_of(SamplingParams)
 PARAMETERS = frozenset(_SAMPLING)
 """Names of the sampling parameters; each is a field, and can be given per call."""

@@ -17,8 +17,6 @@ from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.parameter_names import join_stops, named_parameters
 
-__all__ = ["SpeculativeChunk", "SpeculativeLLM"]
-
 # What `BaseLLM.generate` takes beside parameters.
 _RUN_OPTIONS = frozenset({"tags", "metadata", "run_name", "run_id"})
 

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["Option", "option_field", "options_of", "spelled_out"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["ALIASES", "join_stops", "named_parameters", "refuse_unknown"]
-
 ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens", "stop_sequences": "stop"}
 """What other LangChain packages call our parameters."""
 

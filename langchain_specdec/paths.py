@@ -8,8 +8,6 @@ from platformdirs import user_cache_path
 
 from langchain_specdec.errors import SpecDecError
 
-__all__ = ["cache_folder"]
-
 
 def cache_folder() -> Path:
     """Return where prepared models and compiled kernels are kept: below `$XDG_CACHE_HOME` or the platform's cache.

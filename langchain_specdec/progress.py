@@ -4,8 +4,5 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Progress"]
-
-
 Progress = Callable[[str, int, int], None]
 """Told of long work: what is done, how much of it, of how much (bytes or steps)."""

@@ -10,8 +10,6 @@ from typing import Protocol
 
 from tgi_launcher.errors import TGIError
 
-__all__ = ["Stoppable", "register", "unregister"]
-
 
 class Stoppable(Protocol):
     """What is stopped when this process exits."""

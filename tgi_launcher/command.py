@@ -14,20 +14,6 @@ from typing import Any
 from tgi_launcher.config import FLAGS, TGIConfig
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = [
-    "LAUNCHER",
-    "MASK",
-    "TOKEN_VARIABLES",
-    "Addresses",
-    "Command",
-    "binary_command",
-    "clean_environment",
-    "find_launcher",
-    "given_secrets",
-    "launcher_flags",
-    "require_launcher",
-]
-
 LAUNCHER = "text-generation-launcher"
 MASK = "***"
 # Where TGI and the Hugging Face libraries look for the Hub's token.

@@ -14,8 +14,6 @@ from typing_extensions import Self
 
 from tgi_launcher.model_info import ModelInfo, find_model_info
 
-__all__ = ["DEFAULT_IMAGE", "FLAGS", "Group", "TGIConfig"]
-
 DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
 
 Positive = Annotated[int, Field(ge=1)]

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from tgi_launcher.errors import Reason
 from tgi_launcher.logs import LogRecord
 
-__all__ = ["Diagnosis", "Evidence", "diagnose"]
-
 _CLAP_USAGE = 2
 _RUST_PANIC = 101
 _DOCKER_ITSELF = 125

@@ -10,8 +10,6 @@ from tgi_launcher.command import MASK, TOKEN_VARIABLES, Command, given_secrets, 
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = ["LABEL", "docker_command", "find_docker", "require_docker"]
-
 LABEL = "tgi-launcher"
 
 # Each container has ports of its own, so this one is always free.

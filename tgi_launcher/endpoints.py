@@ -10,8 +10,6 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from tgi_launcher.errors import NotRunningError
 
-__all__ = ["ServerInfo", "get_info", "get_text", "is_healthy"]
-
 _HEALTH_SECONDS = 5.0
 _MAX_BYTES = 16 * 2**20
 # Proxies that the environment names are not asked: the server is on this machine.

@@ -9,15 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-__all__ = [
-    "NotRunningError",
-    "Reason",
-    "SpeculationInactiveWarning",
-    "StartError",
-    "StopError",
-    "TGIError",
-]
-
 
 class Reason(str, Enum):
     """Why a server did not start, or ended on its own."""

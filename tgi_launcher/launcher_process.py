@@ -20,8 +20,6 @@ from tgi_launcher import supervisor
 from tgi_launcher.command import Command
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = ["LauncherProcess", "ProcessExit"]
-
 _START_SECONDS = 30.0
 # The supervisor may need so much longer than the launcher: to kill what is left, and to remove a container.
 _MARGIN_SECONDS = 45.0

@@ -11,8 +11,6 @@ from typing import Any
 
 from tgi_launcher.command import MASK
 
-__all__ = ["LogRecord", "Redactor", "Stage", "parse_line", "stage_of"]
-
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PLAIN = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(?P<level>TRACE|DEBUG|INFO|WARN|ERROR)\s+(?P<rest>.*)$", re.DOTALL

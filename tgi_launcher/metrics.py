@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from tgi_launcher.errors import NotRunningError
 
-__all__ = ["Metrics", "SpeculationReport", "parse_metrics"]
-
 # So many decode passes of one token each are no bad luck: speculation is off, or useless.
 _MIN_PASSES_TO_JUDGE = 64
 # Values of the label `err` of requests that never reach the model. TGI counts them as requests and as failures.

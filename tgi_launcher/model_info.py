@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["ModelInfo", "find_model_info"]
-
 
 @dataclass(frozen=True)
 class ModelInfo:

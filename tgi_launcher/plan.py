@@ -15,8 +15,6 @@ from tgi_launcher.docker import docker_command, find_docker, require_docker
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["FIRST_PORTS", "LaunchPlan", "choose_runtime", "make_plan", "preview_command", "take_port"]
-
 # The ports of a server by their fields, and where the search for a free one begins.
 FIRST_PORTS = {"port": 8080, "prometheus_port": 9000, "master_port": 29500}
 # A path of a Unix socket may have 108 bytes on Linux and 104 on macOS; "shard-0" comes behind it.

@@ -19,8 +19,6 @@ from typing_extensions import Self
 
 from tgi_launcher.errors import Reason, StartError
 
-__all__ = ["PortLocks"]
-
 # The search ends below the ports that operating systems give to outgoing connections.
 _SEARCH_LENGTH = 1000
 

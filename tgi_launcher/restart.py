@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from tgi_launcher.errors import Reason
 
-__all__ = ["Backoff", "RestartPolicy"]
-
 # Failures that would only repeat themselves.
 _HOPELESS = {
     Reason.DOCKER_NOT_FOUND,

@@ -29,8 +29,6 @@ from tgi_launcher.restart import Backoff, RestartPolicy
 from tgi_launcher.server_run import Progress, ServerRun
 from tgi_launcher.state import ServerExit, State
 
-__all__ = ["TGIServer"]
-
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
 

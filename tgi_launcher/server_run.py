@@ -19,8 +19,6 @@ from tgi_launcher.logs import LogRecord, Redactor, Stage, parse_line, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["Progress", "ServerRun"]
-
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
 

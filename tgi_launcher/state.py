@@ -7,8 +7,6 @@ from enum import Enum
 
 from tgi_launcher.errors import Reason
 
-__all__ = ["ServerExit", "State"]
-
 
 class State(str, Enum):
     """What a server is doing."""

@@ -28,8 +28,6 @@ from typing import Any
 
 import psutil
 
-__all__ = ["MARKER", "end_processes", "remove_leftovers", "server_processes"]
-
 # Every process of a server has this variable in its environment, with a value that is the server's own.
 MARKER = "TGI_LAUNCHER_SERVER"
 

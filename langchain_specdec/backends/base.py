@@ -11,8 +11,6 @@ from typing_extensions import Self
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.stream import CompletionStream
 
-__all__ = ["Backend"]
-
 
 class Backend(ABC):
     """A source of completions. All methods may be called from any thread at any time.

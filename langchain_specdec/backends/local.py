@@ -21,8 +21,9 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
+from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import check_pair, load_model
+from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.options import spelled_out
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from langchain_specdec.completions.stream import CompletionStream
-
-__all__ = ["LocalBackend"]
 
 # What the draft model is loaded with too.
 _LOADED_ALIKE = (

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from langchain_specdec.engine.step_cost import StepCost
 
-__all__ = ["DRAFTERS", "OPTIONS", "LocalOptions", "checked_options"]
-
 DRAFTERS = ("auto", "prompt_lookup", "draft_model", "none")
 """Names of the drafters that can be asked for."""
 _COMPILE_MODES = ("auto", "off", "reduce-overhead", "max-autotune")

@@ -29,8 +29,6 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Plan", "Setup", "check_packages", "set_up"]
-
 _DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
 # Peers draft so many tokens where the contestant has no setting: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}

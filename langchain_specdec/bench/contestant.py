@@ -14,8 +14,6 @@ from typing import Literal, Protocol
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["KINDS", "Contestant", "ContestantSpec", "Kind", "Prompt", "RunResult", "parse_contestants"]
-
 
 @dataclass(frozen=True)
 class Prompt:

@@ -14,8 +14,6 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["EngineContestant"]
-
 _WARM_UP_TOKENS = 24
 # Tokens that a warm-up prompt repeats, so that a lookup finds something and the engine measures what steps cost.
 _ECHO = 8

@@ -17,8 +17,6 @@ from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.weights import Weights
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["FlashspecContestant", "GenerateContestant"]
-
 _WARM_UP_TOKENS = 16
 # No token has this id, so no text ends by it.
 _NO_TOKEN = -1

@@ -15,8 +15,6 @@ from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 
-__all__ = ["AgreementDrafter", "SyntheticContestant"]
-
 
 class AgreementDrafter(Drafter):
     """Proposes each request's known continuation, each token right by a set chance. Nothing where none is known.

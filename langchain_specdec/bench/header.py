@@ -10,8 +10,6 @@ from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.weights import Weights
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 
-__all__ = ["describe_layers", "make_header"]
-
 
 def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: int) -> dict[str, Any]:
     """Command, machine, versions, models and settings, as plain values.

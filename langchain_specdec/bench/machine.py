@@ -16,8 +16,6 @@ import torch
 
 from langchain_specdec._version import __version__
 
-__all__ = ["describe_machine", "num_cores", "processor_name", "read_bandwidth", "versions"]
-
 _PACKAGES = ("torch", "transformers", "flashspec")
 _BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 _ROUNDS = 8

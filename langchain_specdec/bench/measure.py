@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from langchain_specdec.bench.contestant import Contestant, Prompt
 from langchain_specdec.bench.statistics import Run
 
-__all__ = ["MIXED", "Measurement", "grouped", "measure"]
-
 MIXED = "mixed"
 """Category of a group whose prompts have several."""
 

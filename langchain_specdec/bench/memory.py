@@ -23,8 +23,6 @@ from langchain_specdec.bench.measure import grouped
 from langchain_specdec.bench.workload import Question
 from langchain_specdec.errors import SpecDecError
 
-__all__ = ["MemoryUse", "main", "measure_memory"]
-
 _MIB = 2**20
 # Ctrl-C reaches this process too. It ignores the signal, as its parent ends it.
 _CHILD = (

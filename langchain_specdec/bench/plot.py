@@ -10,8 +10,6 @@ from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 
-__all__ = ["check_plot", "draw"]
-
 _SUFFIXES = (".png", ".svg", ".pdf")
 _BAR_INCHES = 0.22
 

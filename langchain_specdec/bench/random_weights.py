@@ -17,8 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.loader import default_device
 
-__all__ = ["SHAPES", "is_random", "random_model"]
-
 _PREFIX = "random:"
 _LLAMA_3 = {
     "model_type": "llama",

@@ -9,8 +9,6 @@ from typing import Any
 from langchain_specdec.bench.measure import Measurement
 from langchain_specdec.bench.statistics import ALL, Figures, Mismatches, Rate, Run, figures, mismatches
 
-__all__ = ["ContestantReport", "Report", "make_report"]
-
 
 @dataclass(frozen=True)
 class ContestantReport:

@@ -21,19 +21,6 @@ from typing import Literal
 
 from langchain_specdec.bench.contestant import RunResult
 
-__all__ = [
-    "ALL",
-    "Figures",
-    "Mismatches",
-    "Rate",
-    "Run",
-    "Spread",
-    "figures",
-    "first_difference",
-    "mismatches",
-    "spread",
-]
-
 ALL = "all"
 """Stands for all categories together."""
 

@@ -15,8 +15,6 @@ from langchain_specdec.bench.statistics import ALL, Figures
 if TYPE_CHECKING:
     from langchain_specdec.bench.memory import MemoryUse
 
-__all__ = ["footnotes", "headlines", "memory_table", "natural_width", "print_report", "table"]
-
 _NOTHING = "–"
 _SHOWN_MISMATCHES = 4
 

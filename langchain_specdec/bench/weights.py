@@ -26,8 +26,6 @@ from langchain_specdec.runner.cuda.capture import can_capture
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.trials import CompileMode
 
-__all__ = ["Weights", "load_weights", "step_bytes"]
-
 
 @dataclass(frozen=True)
 class Weights:

@@ -16,8 +16,6 @@ from typing import Any
 from langchain_specdec.bench.contestant import Prompt
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["Question", "encode", "load_workload", "select"]
-
 _DEFAULT = "default_workload.jsonl"
 
 

@@ -21,8 +21,6 @@ from langchain_core.messages import (
 from langchain_specdec.chat.template import Message
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["short_id", "to_template_messages"]
-
 # Blocks of an assistant's message that are no text: calls stand in `tool_calls` too, and thoughts are not repeated.
 _IGNORED_BLOCKS = frozenset(
     {

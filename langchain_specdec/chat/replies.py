@@ -19,8 +19,6 @@ from langchain_specdec.chat.tool_calls import BrokenToolCall, Piece, ToolCall, T
 from langchain_specdec.completions.completion import Completion
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 
-__all__ = ["ReplyReader", "SpeculativeChatChunk"]
-
 
 class SpeculativeChatChunk(ChatGenerationChunk):
     """A piece of a streamed answer that knows its tokens, and which of them were drafted.

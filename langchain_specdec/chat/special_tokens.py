@@ -19,8 +19,6 @@ from tokenizers import Tokenizer
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["ProtectedEncoder", "Sealed", "Specials"]
-
 _PRIVATE_USE = range(0xE000, 0xF900)
 # Private-use characters of another plane, for the names that special tokens bear while hostile text is encoded.
 _ALIAS_BASE = 0xF0000

@@ -19,17 +19,6 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import closed, map_schemas
 
-__all__ = [
-    "OutputForm",
-    "forced_tools",
-    "form_of_calls",
-    "form_of_response",
-    "parser_of_calls",
-    "parser_of_json",
-    "with_raw",
-    "with_schema_prompt",
-]
-
 _ANY = ("any", "required", True)
 
 

@@ -15,8 +15,6 @@ from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 
-__all__ = ["ChatTemplate", "Message"]
-
 Message = dict[str, Any]
 
 # What a template does with input that it was not written for.

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["GENERIC_TOOL_PROMPT", "with_generic_tools"]
-
 Message = dict[str, Any]
 
 GENERIC_TOOL_PROMPT = """\

@@ -20,8 +20,6 @@ from langchain_specdec.cli.options import Command
 from langchain_specdec.cli.reporting import INTERRUPTED
 from langchain_specdec.cli.terminal_text import visible
 
-__all__ = ["app", "run"]
-
 # Of the click that typer comes with, or stands on.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from langchain_specdec.bench.build import Plan
     from langchain_specdec.bench.report import Report
 
-__all__ = ["bench"]
-
 _WHAT, _WHO, _HOW = "Workload", "Contestants", "Measurement"
 _BASELINE = "plain"
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)

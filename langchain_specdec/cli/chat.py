@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from langchain_specdec.chat_models import ChatSpeculative
     from langchain_specdec.completions.events import Token
 
-__all__ = ["chat"]
-
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from langchain_specdec.cli.demo_chain import Run
     from langchain_specdec.cli.demo_view import View
 
-__all__ = ["demo"]
-
 _DOCUMENT = "demo_document.md"
 # Long enough that the engine finds something to draft, and so measures what steps cost here.
 _WARM_UP_TOKENS = 24

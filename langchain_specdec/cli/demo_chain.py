@@ -19,8 +19,6 @@ from langchain_specdec.completions.events import Token
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.llms import SpeculativeChunk, SpeculativeLLM
 
-__all__ = ["INSTRUCTION", "Run", "as_data", "prompt_template", "summarise"]
-
 # The first words are those of a data set that the embedded model was trained on (smol-summarize); it heeds them best.
 INSTRUCTION = (
     "Provide a concise, objective summary of the input text as a list of key points, "

@@ -20,8 +20,6 @@ from langchain_specdec.cli.terminal_text import printable, visible
 if TYPE_CHECKING:
     from langchain_specdec.completions.events import Token
 
-__all__ = ["Figures", "PlainView", "TerminalView", "View", "full_lines", "make_view"]
-
 # Enough for the eye, and cheap: the same number of redraws a second, however fast the tokens come.
 _REDRAWS_PER_SECOND = 10
 

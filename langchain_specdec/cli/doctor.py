@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from langchain_specdec.cli.doctor_checks import Finding
 
-__all__ = ["doctor"]
-
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red"), "info": (" ", "")}
 
 

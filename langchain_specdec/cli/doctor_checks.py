@@ -16,8 +16,6 @@ from langchain_specdec._version import __version__
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
 
-__all__ = ["Finding", "examine"]
-
 _DISTRIBUTION = "langchain-specdec"
 _REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
 # What is missing without them, and how to get them.

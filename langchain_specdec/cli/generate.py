@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from langchain_specdec.completions.completion import Completion
     from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["generate"]
-
 
 @takes_options()
 def generate(

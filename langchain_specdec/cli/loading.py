@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from langchain_specdec.backends.local import LocalBackend
 
-__all__ = ["calm_libraries", "load_backend", "spinner", "tell_rich"]
-
 
 def load_backend(
     model: str,

@@ -21,8 +21,6 @@ from langchain_specdec.options import Option, options_of
 from langchain_specdec.parameter_names import named_parameters
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["CHAT", "FLAGS", "OUTPUT", "SYSTEM", "Command", "Given", "takes_options"]
-
 OUTPUT = "Output"
 """Heading of options about what is printed."""
 CHAT = typer.Option(

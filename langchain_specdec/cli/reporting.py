@@ -13,8 +13,6 @@ import typer
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported"]
-
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130

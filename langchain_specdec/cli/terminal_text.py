@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any, TextIO
 
-__all__ = ["json_line", "printable", "visible"]
-
 # Unicode's category Cc, the C1 controls included: terminals take U+009B for the beginning of a sequence too.
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
 _ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS if chr(code) not in "\n\t"}

@@ -9,8 +9,6 @@ from typing import Any
 from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Completion", "CompletionRequest", "collect"]
-
 
 @dataclass(frozen=True)
 class CompletionRequest:

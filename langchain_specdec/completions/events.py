@@ -8,8 +8,6 @@ from typing import Literal
 
 from langchain_specdec.completions.stats import SpeculationStats
 
-__all__ = ["Event", "FinishEvent", "FinishReason", "Token", "TokenEvent"]
-
 FinishReason = Literal["length", "stop_sequence", "eos_token"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["StopText", "overlap"]
-
 
 class StopText:
     """Cuts a growing text at the first stop string and holds back what may become one.

@@ -14,8 +14,6 @@ from typing_extensions import Self
 from langchain_specdec.completions.events import Event, TokenEvent
 from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError
 
-__all__ = ["CompletionStream", "checked_timeout"]
-
 
 def checked_timeout(value: object) -> float | None:
     """The seconds of a timeout; None is without limit.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["FORCED", "AcceptanceRates", "DraftKind"]
-
 DraftKind = tuple[str, int]
 """What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["AnswerIndex"]
-
 # Most continuations kept for a run of tokens.
 _MAX_CONTINUATIONS = 4
 

@@ -11,8 +11,6 @@ from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SampledRow, TokenHistory
 
-__all__ = ["EMPTY_DRAFT", "NOTHING", "Draft", "DraftLimits", "Drafter", "DraftingRequest", "Proposal"]
-
 
 @dataclass(frozen=True)
 class Draft:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.runner.verify import Verdict
 
-__all__ = ["CombinedDrafter"]
-
 
 class CombinedDrafter(Drafter):
     """Offers what several drafters could propose, and has the one propose whose offer is taken.

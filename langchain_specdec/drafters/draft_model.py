@@ -21,8 +21,6 @@ from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["DraftModelDrafter"]
-
 
 @dataclass
 class _SlotContents:

@@ -20,8 +20,6 @@ from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.top_tokens import top_tokens
 
-__all__ = ["LookupTreeDrafter"]
-
 _MAX_MATCH = 16
 # Successors of a node are looked up by so many tokens before it.
 _CONTEXT = 5

@@ -13,8 +13,6 @@ from langchain_specdec.drafters.acceptance import FORCED, DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.grammar.constraint import Constraint
 
-__all__ = ["NgramIndex", "PromptLookupDrafter", "continue_from"]
-
 _MAX_KIND = 16
 
 

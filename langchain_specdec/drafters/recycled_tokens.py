@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["RecycledTokens"]
-
 
 class RecycledTokens:
     """The candidates seen last after each pair of tokens and after each token.

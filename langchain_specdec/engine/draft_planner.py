@@ -28,8 +28,6 @@ from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["DraftPlanner", "Plan", "best_lengths", "limits_that_pay"]
-
 _logger = logging.getLogger(__name__)
 
 # Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.

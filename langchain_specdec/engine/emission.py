@@ -13,8 +13,6 @@ from langchain_specdec.engine.request import Request
 from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.verify import Verdict
 
-__all__ = ["Emitter"]
-
 
 class Emitter:
     """Takes accepted tokens into the requests and passes them to their readers.

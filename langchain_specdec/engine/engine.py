@@ -34,8 +34,6 @@ from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Engine"]
-
 _logger = logging.getLogger(__name__)
 # Seeds that are drawn stay below 2**53, so that they survive JSON readers that know only doubles.
 _DRAWN_SEED_LIMIT = 2**53

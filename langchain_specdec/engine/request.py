@@ -13,8 +13,6 @@ from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Request"]
-
 
 @dataclass(eq=False)
 class Request:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from langchain_specdec.engine.request import Request
 
-__all__ = ["Scheduler"]
-
 
 class Scheduler:
     """First come, first served over a fixed number of slots.

@@ -13,8 +13,6 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
 
-__all__ = ["Stepper"]
-
 
 class Stepper:
     """Runs steps for the requests it is given. Which requests is not its business.

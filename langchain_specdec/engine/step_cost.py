@@ -14,8 +14,6 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["StepCost", "measure_step_cost"]
-
 # How much one observation moves the common factor, and how much the shape of the costs.
 _DRIFT_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.05

@@ -11,8 +11,6 @@ from typing import Protocol
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stop_strings import StopText
 
-__all__ = ["StopChecker"]
-
 
 class _Detokenizer(Protocol):
     def add(self, token: int) -> str: ...

@@ -16,8 +16,6 @@ from langchain_specdec.runner.verify import Verdict, Verification, accept_picks
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["Verifier"]
-
 
 class Verifier:
     """Has the target check drafts, in one forward.

@@ -25,8 +25,6 @@ from langchain_specdec.grammar.json_schema import without_unknown_formats
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
-__all__ = ["Constraint", "GrammarCompiler"]
-
 # JSON on one line with fixed spaces, as models write it: fixed text is forced, and costs no step.
 _JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Grammars that are kept compiled.

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from langchain_specdec.grammar.token_masks import TokenMask, has_token, token_bits
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
-__all__ = ["Closers", "EndingSearch"]
-
 _DIGITS = tuple(b"%d" % i for i in range(10))
 # The texts that end JSON soonest outside of strings; each also with a space before it.
 _CLOSERS = (b"}", b"]", b",", b"null", b"n", b"true", b"t", b"false", b"f", b'""', *_DIGITS, b'"')

@@ -10,8 +10,6 @@ from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["Grammar"]
-
 
 @dataclass(frozen=True)
 class Grammar:

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["TokenMask", "allowed_tensor", "has_token", "only_token", "token_bits"]
-
 TokenMask = NDArray[np.int32]
 """Bits of all tokens, int32 `[ceil(vocab / 32)]`."""
 

@@ -13,8 +13,6 @@ import llguidance.numpy
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.token_masks import TokenMask, only_token
 
-__all__ = ["Vocabulary"]
-
 
 class Vocabulary:
     """What the tokens of a tokenizer spell.

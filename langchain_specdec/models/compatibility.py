@@ -11,8 +11,6 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 
-__all__ = ["check_cached_forward", "check_pair", "check_supported"]
-
 # "attention" is what configurations call it that list the blocks of hybrid models.
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 _PROBE_TEXTS = (

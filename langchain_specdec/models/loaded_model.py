@@ -12,8 +12,6 @@ import torch
 
 from langchain_specdec.runner.model_inputs import max_positions
 
-__all__ = ["LoadedModel"]
-
 
 @dataclass(frozen=True)
 class LoadedModel:

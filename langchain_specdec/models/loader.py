@@ -14,12 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.compatibility import check_pair, check_supported
+from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
-
-__all__ = ["check_pair", "check_supported", "default_device", "load_model"]
 
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
 # Longest explanation of transformers to pass on; some list all model types there are.

@@ -16,8 +16,6 @@ from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
-__all__ = ["make_runner"]
-
 # Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
 _TESTED_FAMILIES = {
     "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",

@@ -7,8 +7,6 @@ import ctypes
 import psutil
 import torch
 
-__all__ = ["free_memory", "give_back_freed"]
-
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can be taken on a device; what the system holds of files it gives up on demand."""

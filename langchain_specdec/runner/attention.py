@@ -14,8 +14,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from langchain_specdec.runner.cpu.kernel_attention import can_decode_attention, decode_attention
 
-__all__ = ["ATTENTION_NAME", "additive_mask", "register", "slot_attention"]
-
 ATTENTION_NAME = "specdec"
 
 # Arguments of attention modules that change the result and that this function would have to honour.

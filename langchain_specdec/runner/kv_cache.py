@@ -19,8 +19,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from langchain_specdec.runner.step_inputs import RowInputs
 
-__all__ = ["ForwardShape", "SlotCache", "is_gapless"]
-
 
 @dataclass(frozen=True)
 class ForwardShape:

@@ -11,8 +11,6 @@ from langchain_specdec.runner.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.step_inputs import RowInputs
 
-__all__ = ["ModelInputs", "max_positions"]
-
 
 class ModelInputs:
     """Makes what a model is called with.

@@ -18,8 +18,6 @@ from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept
 
-__all__ = ["ModelRunner", "PickDraft"]
-
 PickDraft = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Picks draft tokens, int64 `[rows, 1]`, by logits `[rows, 1, vocab]`, the positions that the tokens will have
 `[rows, 1]`, and the tokens drafted before `[rows, count]`."""

@@ -5,6 +5,4 @@ from __future__ import annotations
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
 
-__all__ = ["Runner"]
-
 Runner = ModelRunner | CapturedRunner

@@ -16,8 +16,6 @@ from langchain_specdec.sampling.choice import pick_noisy
 from langchain_specdec.sampling.noise import Noise, seed_halves
 from langchain_specdec.sampling.top_tokens import best_token
 
-__all__ = ["WIDTHS", "RowBatch", "RowInputs", "load", "num_bytes"]
-
 WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
 """Tokens of a row that steps are measured and captured for, with the most that there can be."""
 

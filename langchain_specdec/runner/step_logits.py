@@ -6,8 +6,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["StepLogits"]
-
 
 class _Counter(Protocol):
     """What counts its forwards."""

@@ -13,8 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["CompileMode", "MadeGraph", "Shortcut", "largest_error", "making", "step_clock"]
-
 CompileMode = Literal["auto", "off", "reduce-overhead", "max-autotune"]
 
 _logger = logging.getLogger(__name__)

@@ -11,8 +11,6 @@ from torch import Tensor
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 
-__all__ = ["Verdict", "Verification", "accept", "accept_picks", "pick_and_accept"]
-
 
 @dataclass(frozen=True)
 class Verification:

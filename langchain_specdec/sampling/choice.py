@@ -28,8 +28,6 @@ import math
 
 from langchain_specdec.sampling.noise import seed_halves
 
-__all__ = ["SampledRow", "SamplingTable", "TableCache", "TokenHistory", "pick_noisy", "pick_tokens", "process_logits"]
-
 
 class TokenHistory:
     """Which tokens stand in each slot's prompt and output, for the penalties.

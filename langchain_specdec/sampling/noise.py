@@ -17,8 +17,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Noise", "gumbel_noise", "seed_halves"]
-
 
 @dataclass(frozen=True)
 class Noise:

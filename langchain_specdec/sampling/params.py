@@ -9,8 +9,6 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import Option, option_field, options_of
 
-__all__ = ["SamplingParams"]
-
 _ABOVE_0 = 5e-324  # the least number above 0
 _TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
 _BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["best_token", "top_tokens"]
-
 # Scores of a run. Vocabularies are mostly a multiple of it; the others are left to PyTorch.
 _RUN = 64
 

@@ -13,9 +13,6 @@ from tgi_launcher.cli.options import takes_config
 from tgi_launcher.cli.print_command import print_command
 from tgi_launcher.cli.start import start
 
-__all__ = ["app", "run"]
-
-
 _COMMANDS = {
     "start": takes_config(start),
     "check": takes_config(check, needs_model=False),

@@ -18,8 +18,6 @@ from tgi_launcher.errors import StartError
 from tgi_launcher.plan import FIRST_PORTS, choose_runtime, preview_command, take_port
 from tgi_launcher.ports import PortLocks
 
-__all__ = ["check"]
-
 _MARKS = {"ok": "✓", "note": "!", "missing": "✗", "info": " "}
 _COMMAND_SECONDS = 10.0
 

@@ -19,8 +19,6 @@ from pydantic.fields import FieldInfo
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import StartError, TGIError
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "takes_config"]
-
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130

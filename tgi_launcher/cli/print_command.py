@@ -7,8 +7,6 @@ import typer
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.plan import preview_command
 
-__all__ = ["print_command"]
-
 
 def print_command(config: TGIConfig) -> None:
     """Print the command that `start` would run, secrets as ***, and run nothing.

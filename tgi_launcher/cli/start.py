@@ -21,8 +21,6 @@ from tgi_launcher.server import TGIServer
 from tgi_launcher.server_run import Progress
 from tgi_launcher.state import ServerExit, State
 
-__all__ = ["start"]
-
 _TICK_SECONDS = 0.1
 _METRICS_SECONDS = 2.0
 

@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.status import Status as RichStatus
 from rich.text import Text
 
-__all__ = ["Status", "make_status"]
-
 
 class Status:
     """Where `tgi-launch start` writes to: plain lines, of which none changes."""

@@ -7,8 +7,6 @@ from langchain_specdec.completions.events import FinishReason, Token
 from langchain_specdec.completions.stop_strings import StopText
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["Answer"]
-
 
 class Answer:
     """The text of an answer as it comes: special tokens left out, cut at the first stop string."""

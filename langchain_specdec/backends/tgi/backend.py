@@ -35,8 +35,6 @@ from langchain_specdec.errors import (
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
 
-__all__ = ["OwnedServer", "TGIBackend"]
-
 _DRAWN_SEED_LIMIT = 2**53
 # A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024

@@ -19,8 +19,6 @@ from langchain_specdec.backends.tgi.parameters import GenerateParameters
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 
-__all__ = ["CLIENTS", "Frame", "FrameEnd", "TGIClient", "make_client"]
-
 CLIENTS = ("auto", "text-generation", "huggingface-hub")
 """Names of the clients that can be asked for."""
 

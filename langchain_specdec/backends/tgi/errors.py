@@ -24,8 +24,6 @@ from langchain_specdec.errors import (
     SpecDecError,
 )
 
-__all__ = ["Failure", "connection_lost", "failure_of", "is_loopback", "status_failure"]
-
 # Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
 _REFUSAL = "Input validation error: "
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")

@@ -14,8 +14,6 @@ from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.parameter_names import refuse_unknown
 
-__all__ = ["launch_backend"]
-
 _ANY_PORT = "http://127.0.0.1"
 
 

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 from langchain_specdec.errors import EngineClosedError
 
-__all__ = ["LoopThread", "wait_for"]
-
 T = TypeVar("T")
 _CLOSED = "The connection to the TGI server was closed. Make a new backend."
 _THREAD_NAME = "specdec-tgi"

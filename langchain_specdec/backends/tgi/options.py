@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 from langchain_specdec.errors import InvalidParameterError
 
-__all__ = ["check_options", "checked_key", "checked_url"]
-
 _HUGGING_FACE_HOSTS = ("huggingface.co", "hf.co", "huggingface.cloud", "hf.space")
 
 

@@ -10,8 +10,6 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
 
-__all__ = ["GenerateParameters", "check_honoured", "check_text"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateParameters:

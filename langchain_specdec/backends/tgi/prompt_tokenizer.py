@@ -10,8 +10,6 @@ from typing_extensions import Self
 
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 
-__all__ = ["LocalTokenizer"]
-
 
 class LocalTokenizer:
     """Counts tokens as the server will.

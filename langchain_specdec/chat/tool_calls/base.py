@@ -10,8 +10,6 @@ from typing import ClassVar
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, ToolCall, calls_in, name_in
 from langchain_specdec.completions.stop_strings import overlap
 
-__all__ = ["BrokenToolCall", "Piece", "ToolCall", "ToolCallParser"]
-
 Piece = str | ToolCall | BrokenToolCall
 
 # JSON that begins a line, perhaps fenced as in Markdown; and what may become that.

@@ -7,8 +7,6 @@ from typing import ClassVar
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, calls_in, name_in
 
-__all__ = ["GenericParser", "HermesParser"]
-
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 

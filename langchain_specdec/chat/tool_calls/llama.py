@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
 
-__all__ = ["LlamaParser"]
-
 
 class LlamaParser(ToolCallParser):
     """`{"name": ..., "parameters": {...}}` at the beginning of a line, with or without `<|python_tag|>` before it.

@@ -8,8 +8,6 @@ from typing import ClassVar
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
 from langchain_specdec.chat.tool_calls.values import ToolCall, load_json, name_in
 
-__all__ = ["MistralParser"]
-
 _HEAD = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\])?\s*")
 
 

@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["BrokenToolCall", "JsonExtent", "ToolCall", "calls_in", "load_json", "name_in"]
-
 _CLOSING = {"{": "}", "[": "]"}
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]+)"')
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["DEFAULT_SAVING", "DEFAULT_SECONDS", "CompileCosts", "GraphKey"]
-
 _logger = logging.getLogger(__name__)
 # Seconds that one graph takes, where no earlier run has told, and the share of a step that it saves: both as measured
 # with a 135M model on two cores. The first graph of a machine takes longest, kept ones a few seconds.

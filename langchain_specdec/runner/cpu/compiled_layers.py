@@ -33,8 +33,6 @@ from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
 
-__all__ = ["CompiledLayers", "Trial", "can_compile"]
-
 Trial = Callable[[bool, int, int], tuple[Tensor, float]]
 """Runs a short step on a scratch cache: (compiled, rows, width) -> its logits, and the seconds that it took."""
 

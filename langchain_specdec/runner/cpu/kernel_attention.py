@@ -17,8 +17,6 @@ from torch.nn import functional as F
 
 from langchain_specdec.runner.cpu.kernels import tested_kernel
 
-__all__ = ["can_decode_attention", "decode_attention"]
-
 # Wider forwards have enough to compute for each key that they read, and PyTorch's attention is made for them.
 _MAX_WIDTH = 24
 

@@ -23,9 +23,6 @@ from torch.nn import functional as F
 
 from langchain_specdec.runner.cpu.kernels import tested_kernel
 
-__all__ = ["PanelWeight", "can_use_panels"]
-
-
 # Rows of a weight that are looked at together.
 _ROWS_AT_ONCE = 1024
 

@@ -12,8 +12,6 @@ from mmap import PAGESIZE
 import psutil
 from torch import Tensor, nn
 
-__all__ = ["MappedWeights", "settle_weights"]
-
 _MADV_DONTNEED = 4  # Linux, all processors but Alpha
 
 

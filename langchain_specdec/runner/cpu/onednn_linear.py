@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OneDNNWeight", "can_use_onednn"]
-
 _DTYPES = (torch.float32, torch.bfloat16)
 # Rows that the layout is chosen for. It serves fewer and many more rows as well; one chosen for 1 row does not.
 _TYPICAL_ROWS = 16

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from langchain_specdec.runner.cpu.kernel_linear import PanelWeight, can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import OneDNNWeight, can_use_onednn
 
-__all__ = ["PackedLinear", "can_pack", "pack_linears"]
-
 # Names of sibling layers that Hugging Face models call one after the other on the same input.
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 

@@ -6,8 +6,6 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-__all__ = ["release_workers"]
-
 _SOFT = 1  # omp_pause_soft of the OpenMP specification, 5.0 and later
 
 

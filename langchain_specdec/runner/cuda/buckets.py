@@ -8,8 +8,6 @@ from typing import Literal
 
 from langchain_specdec.runner.step_inputs import WIDTHS
 
-__all__ = ["Bucket", "Buckets"]
-
 _MIN_LENGTH = 256
 
 

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Capture", "CudaCapture", "can_capture"]
-
 # Runs before a recording: libraries set themselves up on first use, which cannot be recorded.
 _NUM_WARM_UPS = 2
 _NUM_TRIALS = 3

@@ -27,8 +27,6 @@ from langchain_specdec.runner.trials import CompileMode, largest_error, step_clo
 from langchain_specdec.runner.verify import Verification, pick_and_accept
 from langchain_specdec.sampling.noise import Noise
 
-__all__ = ["CapturedRunner", "draft_step", "verify_step"]
-
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
 

@@ -23,8 +23,6 @@ from langchain_specdec.runner.cuda.buckets import Bucket
 from langchain_specdec.runner.cuda.capture import Capture
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, making
 
-__all__ = ["CapturedGraph", "GraphStore"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -23,9 +23,9 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.models import make_runner as make_runner_module
-from langchain_specdec.models.compatibility import check_supported
+from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import check_pair, load_model
+from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.runner.attention import ATTENTION_NAME
