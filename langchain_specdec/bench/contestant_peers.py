@@ -179,7 +179,7 @@ def _until_end(row: Sequence[int], eos: set[int]) -> tuple[int, ...]:
 
 
 class FlashspecContestant:
-    """The engine of flashspec (https://pypi.org/project/flashspec), one prompt at a time.
+    """The engine of the package flashspec, one prompt at a time.
 
     It has no streaming: the time of the first delivery is taken from its own record of its steps.
 
