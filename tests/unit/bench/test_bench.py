@@ -450,6 +450,8 @@ def test_the_object_has_every_run_and_survives_json():
     assert read["roofline"]["share"] == pytest.approx(0.5)
 
 
+# matplotlib asks the system for its fonts, in a process, when it is first used.
+@pytest.mark.process
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot(tmp_path, suffix):
     pytest.importorskip("matplotlib")
