@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from langchain_specdec.errors import InvalidParameterError
@@ -72,6 +73,7 @@ def option_field(*declaration: Any, **more: Any) -> Any:
     return field(default=option.default, metadata={"option": option})
 
 
+@cache
 def options_of(declared: Any) -> dict[str, Option]:
     """The options that a dataclass has for fields, or that annotate the keys of a `TypedDict`."""
     if fields := getattr(declared, "__dataclass_fields__", None):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.draft_model import model_kinds
 
 
 class AgreementDrafter(Drafter):
@@ -50,7 +51,7 @@ class AgreementDrafter(Drafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """As many tokens as the known text still has."""
-        kinds = self._kinds(len(self._rest(request, max(limits.max_depth, 0))))
+        kinds = model_kinds(len(self._rest(request, max(limits.max_depth, 0))))
         return [Proposal(reaches=request.rates.chain(kinds), steps_per_token=1)] if kinds else []
 
     def propose(
@@ -64,7 +65,7 @@ class AgreementDrafter(Drafter):
         for request, length in zip(requests, lengths, strict=True):
             at = len(request.token_ids)
             tokens = [self._spoilt(at + i, token) for i, token in enumerate(self._rest(request, length))]
-            drafts.append(Draft.chain(tokens, self._kinds(len(tokens))))
+            drafts.append(Draft.chain(tokens, model_kinds(len(tokens))))
         if self._paid_by is None:
             # Sleeping is too coarse for fractions of a millisecond.
             until = started + max(lengths, default=0) * self.token_seconds
@@ -81,10 +82,6 @@ class AgreementDrafter(Drafter):
         self._running.pop(request.request_id, None)
         if self._paid_by is not None:
             self._paid_by.release(request)
-
-    @staticmethod
-    def _kinds(count: int) -> tuple[tuple[str, int], ...]:
-        return tuple(("model", i) for i in range(count))
 
     def _rest(self, request: DraftingRequest, count: int) -> tuple[int, ...]:
         """The next tokens of the request's text, at most so many; none where it is not known."""

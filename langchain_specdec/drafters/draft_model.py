@@ -62,7 +62,7 @@ class DraftModelDrafter(Drafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
-        reaches = request.rates.chain(_kinds(limits.max_depth))
+        reaches = request.rates.chain(model_kinds(limits.max_depth))
         return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
 
     def propose(
@@ -75,7 +75,7 @@ class DraftModelDrafter(Drafter):
             self._runner.begin_turn()
             chains = self._decode([requests[row] for row in rows], max(lengths))
             for row, chain in zip(rows, chains, strict=True):
-                drafts[row] = Draft.chain(chain[: lengths[row]], _kinds(lengths[row]))
+                drafts[row] = Draft.chain(chain[: lengths[row]], model_kinds(lengths[row]))
         return drafts
 
     def measure_step(self, request: DraftingRequest) -> float:
@@ -154,5 +154,6 @@ class DraftModelDrafter(Drafter):
         return pick
 
 
-def _kinds(count: int) -> list[DraftKind]:
+def model_kinds(count: int) -> list[DraftKind]:
+    """Kinds of the tokens that a draft model computes one after the other."""
     return [("model", place) for place in range(count)]

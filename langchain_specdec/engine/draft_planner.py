@@ -131,8 +131,9 @@ class DraftPlanner:
             guesses = [p.draft for p in plan.offers[row] if p.draft.tokens]
             if drafts[row].tokens and not plan.proposals[row].draft.tokens:
                 guesses.append(drafts[row])
+            tokens = verdict.tokens(row)
             for guess in guesses:
-                request.rates.observe(_outcomes(guess, verdict.tokens(row)))
+                request.rates.observe(_outcomes(guess, tokens))
             stats = request.stats
             stats.predicted_seconds += plan.seconds
             stats.predicted_plain_seconds += plan.tokens[row] * plan.plain_seconds

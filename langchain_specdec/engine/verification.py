@@ -8,6 +8,7 @@ from torch import Tensor
 
 from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
+from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.runner import Runner
@@ -46,7 +47,7 @@ class Verifier:
         paths = [[node for node, is_standing in enumerate(row) if is_standing] for row in stands]
         for row, request in enumerate(requests):
             if request.constraint is not None:
-                paths[row] = _end_in_time(request, picks[row], paths[row])
+                paths[row] = _end_in_time(request.constraint, picks[row], paths[row], request.num_remaining)
         # Sorted on the device, so that closing the gaps of trees takes no further copy to it.
         order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
         return Verdict(batch.tokens, picks, paths, verification.logits, order)
@@ -66,10 +67,9 @@ class Verifier:
         return accept_picks(picks, inputs)
 
 
-def _end_in_time(request: Request, picks: list[int], path: list[int]) -> list[int]:
+def _end_in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:
     """The path up to where an answer under a grammar has to begin to end; the pick there is replaced."""
-    assert request.constraint is not None  # noqa: S101 - for the type checker
-    kept = request.constraint.in_time([picks[node] for node in path], request.num_remaining)
+    kept = constraint.in_time([picks[node] for node in path], remaining)
     path = path[: len(kept)]
     picks[path[-1]] = kept[-1]
     return path
