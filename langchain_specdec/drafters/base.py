@@ -108,7 +108,14 @@ class Drafter:
 
     The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `observe`)*, `release`. It asks
     `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them.
+
+    Attributes:
+        num_candidates: How many of the target's best tokens after each token `observe` wants to see.
+        num_layers: Layers that a forward for one computed draft token runs; 0 where drafts are free.
     """
+
+    num_candidates = 0
+    num_layers = 0
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Take in tokens `[start, stop)` of each request; called beside each chunk of the target's prefill."""

@@ -18,6 +18,8 @@ class CombinedDrafter(Drafter):
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self._drafters = tuple(drafters)
+        self.num_candidates = max(drafter.num_candidates for drafter in drafters)
+        self.num_layers = max(drafter.num_layers for drafter in drafters)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Hand the chunk to every drafter."""

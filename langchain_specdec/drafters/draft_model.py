@@ -46,6 +46,7 @@ class DraftModelDrafter(Drafter):
 
     def __init__(self, runner: Runner, vocab_size: int, prefill_chunk: int) -> None:
         self._runner = runner
+        self.num_layers = len(runner.cache)
         self._vocab_size = min(vocab_size, runner.vocab_size)
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
@@ -72,7 +73,8 @@ class DraftModelDrafter(Drafter):
         rows = [row for row, length in enumerate(lengths) if length > 0]
         drafts = [EMPTY_DRAFT] * len(requests)
         if rows:
-            self._runner.begin_turn()
+            # Nobody waits for a graph before the first token.
+            self._runner.begin_turn(may_capture=all(len(r.token_ids) > r.num_prompt_tokens for r in requests))
             chains = self._decode([requests[row] for row in rows], max(lengths))
             for row, chain in zip(rows, chains, strict=True):
                 drafts[row] = Draft.chain(chain[: lengths[row]], model_kinds(lengths[row]))

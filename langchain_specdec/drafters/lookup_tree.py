@@ -18,7 +18,6 @@ from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
 from langchain_specdec.drafters.recycled_tokens import RecycledTokens
 from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.runner.verify import Verdict
-from langchain_specdec.sampling.top_tokens import top_tokens
 
 _MAX_MATCH = 16
 # Successors of a node are looked up by so many tokens before it.
@@ -26,7 +25,6 @@ _CONTEXT = 5
 _MAX_COUNT = 4
 # Children of the root that are at least this likely are in the tree even where they do not pay, to watch their rate.
 _WATCHED_REACH = 0.02
-_NUM_CANDIDATES = 8
 # Kinds of what the answer index offers, by the length of its match: the most frequent continuation, and the others.
 _ANSWER_KINDS = {2: ("shared-2", "shared-2-other"), 4: ("shared-4", "shared-4-other")}
 # Continuations of the answer index that are tried for a node.
@@ -59,6 +57,8 @@ class LookupTreeDrafter(Drafter):
             how long a step takes does.
     """
 
+    num_candidates = 8
+
     def __init__(self, max_ngram: int, *, is_shared: bool = True) -> None:
         self._max_ngram = max_ngram
         self._memory = _Memory() if is_shared else None
@@ -79,14 +79,11 @@ class LookupTreeDrafter(Drafter):
 
     def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
-        rows = [row for row, path in enumerate(verdict.paths) for _ in path]
-        places = [node for path in verdict.paths for node in path]
-        best = iter(top_tokens(verdict.logits.tensor[rows, places], _NUM_CANDIDATES).tolist())
-        for request, nodes, path in zip(requests, verdict.nodes, verdict.paths, strict=True):
-            recycled = self._text(request).memory.recycled
+        for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
+            nodes, recycled = verdict.nodes[row], self._text(request).memory.recycled
             before = request.token_ids[-2] if len(request.token_ids) > 1 else None
             for node in path:
-                recycled.update(before, nodes[node], next(best))
+                recycled.update(before, nodes[node], verdict.candidates(row, node))
                 before = nodes[node]
 
     def forget(self) -> None:

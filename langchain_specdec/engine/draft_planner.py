@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -35,6 +35,8 @@ _MIN_REACH = 0.004
 # A probe drafts so many tokens more than pay. All probes together may take this share of plain decoding's time.
 _PROBE_TOKENS = 2
 _PROBE_SHARE = 0.01
+# What a step is taken to cost where width is free, until it is measured; only the ratios decide.
+_ASSUMED_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class DraftPlanner:
         max_draft_tokens: Most tokens to draft one after the other.
         max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
         draft_length: `"auto"` or a fixed number, of chains then.
-        step_cost: What steps cost; None measures it before the first step that needs it, and whenever graphs take
-            over or fail.
+        step_cost: What steps cost; None measures it, and again whenever graphs take over or fail, but never before a
+            first token. Where width is free, that is assumed until then.
     """
 
     def __init__(
@@ -85,21 +87,33 @@ class DraftPlanner:
         self._max_draft_tokens = max_draft_tokens if draft_length == "auto" else draft_length
         self._is_adaptive = draft_length == "auto"
         self._max_tree_nodes = max_tree_nodes if self._is_adaptive else 0
-        self._cost = step_cost
         self._is_cost_given = step_cost is not None
+        self._is_cost_measured = False
+        if step_cost is None and self._is_adaptive and runner.is_width_free:
+            # Where launching bounds a step, a draft forward costs by its layers.
+            step_cost = StepCost.flat(_ASSUMED_SECONDS, drafter.num_layers / len(runner.cache))
+        self._cost = step_cost
         self._costed_graphs = runner.graphs
         # Clock at the start of drafting and of verification in the current step.
         self._draft_started = self._verify_started = 0.0
 
+    @property
+    def num_candidates(self) -> int:
+        """How many of the target's best tokens after each token the drafter learns from."""
+        return self._drafter.num_candidates if self._is_adaptive else 0
+
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Which proposal each request's draft is taken from, and how many tokens of it."""
         rows = len(requests)
-        self._make_next_graph(requests[0])
-        self._runner.begin_turn()
+        # Nobody waits for a graph or a measurement before the first token.
+        may_prepare = all(request.num_output_tokens for request in requests)
+        if may_prepare:
+            self._make_next_graph(requests[0])
+        self._runner.begin_turn(may_capture=may_prepare)
         started = time.perf_counter()
         offers = [self._consider(request, rows) for request in requests]
         # Measuring what steps cost is no part of decoding.
-        started += self._update_cost(requests[0], offers)
+        started += self._update_cost(requests[0], offers) if may_prepare else 0.0
         plan = self._choose(requests, offers)
         for request in requests:
             request.decode_started = request.decode_started or started
@@ -143,7 +157,8 @@ class DraftPlanner:
         """Have a graph made that a coming step may need, at the end of a text, where what is left gets overwritten."""
         if self._cost is not None and not self._is_cost_given:
             noise = Noise.of([request.params], [request.seed])
-            batch = RowBatch([request.slot], [request.num_cached], [request.token_ids[-1:]], noise=noise)
+            last = [request.token_ids[-1:]]
+            batch = RowBatch([request.slot], [request.num_cached], last, None, noise, self.num_candidates)
             self._runner.make_next_graph(batch)
 
     def _consider(self, request: Request, rows: int) -> Sequence[Proposal]:
@@ -160,16 +175,33 @@ class DraftPlanner:
         if not is_missing and not is_stale:
             return 0.0
         started = time.perf_counter()
-        self._cost = measure_step_cost(self._runner, self._drafter, request)
-        self._costed_graphs = graphs
+        self._measure(request)
         return time.perf_counter() - started
+
+    def measure_idle(self, request: Request, is_idle: Callable[[], bool]) -> None:
+        """Measure what steps cost where that was only assumed so far, while nobody waits.
+
+        Args:
+            request: One that has just ended; its slot is still its own.
+            is_idle: Whether there is still nothing else to do.
+        """
+        if self._cost is not None and not self._is_cost_given and not self._is_cost_measured:
+            self._measure(request, is_idle)
+
+    def _measure(self, request: Request, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        graphs = self._runner.graphs
+        cost = measure_step_cost(self._runner, self._drafter, request, is_wanted)
+        if cost is not None:
+            self._cost, self._costed_graphs, self._is_cost_measured = cost, graphs, True
 
     def _choose(self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]]) -> Plan:
         cost, rows = self._cost, len(requests)
         if not self._is_adaptive or cost is None:
             proposals = [offer[0] if offer else NOTHING for offer in offers]
             plain = cost.verify_seconds(rows, 1) if cost is not None else 0.0
-            return Plan(tuple(len(p.reaches) for p in proposals), (0.0,) * rows, 0.0, plain, offers, proposals)
+            # Whether drafts pay is not known before costs are.
+            fixed = tuple(0 if self._is_adaptive else len(p.reaches) for p in proposals)
+            return Plan(fixed, (0.0,) * rows, 0.0, plain, offers, proposals)
         proposals = [_most_promising(offer, rows, cost) for offer in offers]
         plan = best_lengths([p.reaches for p in proposals], [p.steps_per_token for p in proposals], cost)
         lengths = list(plan.lengths)

@@ -114,8 +114,8 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
-        planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
-        self._stepper = Stepper(runner, drafter, planner)
+        self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
+        self._stepper = Stepper(runner, drafter, self._planner)
         self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
         self._inbox = _Inbox()
@@ -283,11 +283,22 @@ class Engine:
         for request in self._scheduler.running:
             if request.is_finished:
                 self._drop(request)
+                if self._is_idle:
+                    self._measure_idle(request)
         return True
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):
             self._fail(request, error)
+
+    def _measure_idle(self, request: Request) -> None:
+        """Have measured what steps cost, until something else is to do."""
+        inbox = self._inbox
+        try:
+            self._planner.measure_idle(request, lambda: not (inbox.submitted or inbox.is_closed))
+        except Exception:
+            # Costs that were assumed will do; whatever is wrong here, the next request will tell.
+            _logger.exception("Measuring what steps cost failed")
 
     def _attempt(self, requests: list[Request], action: Any) -> None:
         """Run a step. Where it fails, run its rows one by one, so that only those at fault fail.

@@ -27,7 +27,7 @@ class Stepper:
         self._runner = runner
         self._drafter = drafter
         self._planner = planner
-        self._verifier = Verifier(runner)
+        self._verifier = Verifier(runner, planner.num_candidates)
         self._emitter = Emitter(runner.cache)
         self._history: TokenHistory | None = None
         self.num_prefill_tokens = 0

@@ -41,9 +41,14 @@ class StepCost:
         self._cache: dict[tuple[int, int], float] = {}
 
     @classmethod
-    def flat(cls) -> StepCost:
-        """Every width costs the same, as on a GPU with few rows; drafting is free."""
-        return cls({(1, 1): 1.0, (1, 1024): 1.0})
+    def flat(cls, seconds: float = 1.0, draft: float = 0.0) -> StepCost:
+        """Every width costs the same, as on a GPU with few rows.
+
+        Args:
+            seconds: What a step costs.
+            draft: What a draft forward costs, as a share of it; 0: drafting is free.
+        """
+        return cls({(1, 1): seconds, (1, 1024): seconds}, draft * seconds)
 
     def verify_seconds(self, rows: int, width: int) -> float:
         """Cost of a target forward of `rows` rows and `width` tokens each."""
@@ -104,7 +109,9 @@ _BUDGET_SECONDS = 2.0
 _MAX_ROUNDS = 5
 
 
-def measure_step_cost(runner: Runner, drafter: Drafter, request: Request) -> StepCost:
+def measure_step_cost(
+    runner: Runner, drafter: Drafter, request: Request, is_wanted: Callable[[], bool] = lambda: True
+) -> StepCost | None:
     """Time target forwards of several widths, interleaved, and a draft forward.
 
     They run in the request's own slot beyond its text, where whatever they leave is overwritten. Widths that the time
@@ -113,16 +120,18 @@ def measure_step_cost(runner: Runner, drafter: Drafter, request: Request) -> Ste
     Args:
         runner: The target model.
         drafter: The drafter in use.
-        request: A request that is about to decode.
+        request: A request whose text its slot holds.
+        is_wanted: Asked before each forward whether to go on.
 
     Returns:
-        The least costs, since whatever else the machine does only adds to them; and none above that of a wider
+        None where it became unwanted. Else
+        the least costs, since whatever else the machine does only adds to them; and none above that of a wider
         forward, for the same reason. At most 5 rounds of at most 9 forwards. No forward starts that would not be over
         after 2 seconds by the ones before it, except for two of each of the two narrowest widths.
     """
     widths = sorted({w for w in WIDTHS if w < runner.max_width} | {runner.max_width})
     token = request.token_ids[-1]
-    noise = Noise.of([request.params], [request.seed])
+    rest = None, Noise.of([request.params], [request.seed]), drafter.num_candidates
     seconds: dict[int, list[float]] = {}
     draft_seconds = []
     deadline = time.perf_counter() + _BUDGET_SECONDS
@@ -134,10 +143,12 @@ def measure_step_cost(runner: Runner, drafter: Drafter, request: Request) -> Ste
                 if round_number < 2:
                     del widths[widths.index(width) :]
                 break
+            if not is_wanted():
+                return None
             tokens = [token] * width
 
             def verify(tokens: list[int] = tokens) -> None:
-                runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], noise=noise))
+                runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], *rest))
 
             latest, previous = _timed(verify, runner.device), width
             # The first round is not counted: it pays for allocations and for the choice of kernels.

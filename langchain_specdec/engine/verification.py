@@ -23,10 +23,12 @@ class Verifier:
 
     Args:
         runner: The target model.
+        num_candidates: How many of the target's best tokens a verdict tells besides its picks.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, num_candidates: int) -> None:
         self._runner = runner
+        self._num_candidates = num_candidates
         self._tables = TableCache()
 
     def verify(self, requests: Sequence[Request], drafts: Sequence[Draft]) -> Verdict:
@@ -37,20 +39,21 @@ class Verifier:
             [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)],
             [[-1, *(p + 1 for p in d.parents)] for d in drafts],
             Noise.of([r.params for r in requests], [r.seed for r in requests]),
+            self._num_candidates,
         )
         verification = self._runner.verify(batch)
         verdict = verification.verdict
         if verdict is None:
             verdict = self._pick(requests, drafts, verification)
         # The only wait for the device in a step.
-        picks, stands = verdict.tolist()
+        picks, stands, *ranked = verdict.tolist()
         paths = [[node for node, is_standing in enumerate(row) if is_standing] for row in stands]
         for row, request in enumerate(requests):
             if request.constraint is not None:
                 paths[row] = _end_in_time(request.constraint, picks[row], paths[row], request.num_remaining)
         # Sorted on the device, so that closing the gaps of trees takes no further copy to it.
         order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
-        return Verdict(batch.tokens, picks, paths, verification.logits, order)
+        return Verdict(batch.tokens, picks, paths, verification.logits, order, ranked)
 
     def _pick(self, requests: Sequence[Request], drafts: Sequence[Draft], verification: Verification) -> Tensor:
         """The picks and which nodes stand, where they take more than logits and noise: penalties, grammars, top-p."""
@@ -64,7 +67,7 @@ class Verifier:
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.ancestors[:, :, 1:]
         table = self._tables.table(requests, logits.shape[2], logits.device)
         picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
-        return accept_picks(picks, inputs)
+        return accept_picks(picks, logits, inputs, self._num_candidates)
 
 
 def _end_in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:

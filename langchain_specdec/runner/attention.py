@@ -6,9 +6,13 @@ behaves as scaled dot product attention does, so a model that a user handed over
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -39,7 +43,10 @@ def slot_attention(
         query: `[rows, heads, width, head_dim]`.
         key: `[rows, kv_heads, length, head_dim]`; fewer heads than the query's are shared by groups of them.
         value: `[rows, kv_heads, length, head_dim]`.
-        attention_mask: bool `[rows, 1, width, length]`, True where a query sees a key; None is what `is_causal` says.
+        attention_mask: `[rows, 1, width, length]`, True where a query sees a key, or numbers to add to the scores. As
+            `ModelInputs` makes it for a GPU it is `[rows, 1, groups * width, length]` where groups of heads share keys,
+            and `[1, 1, 1, 0]` for queries that end where the keys do and each see all before them. None is what
+            `is_causal` says.
         dropout: Must be 0; the engine never trains.
         scaling: Factor of the scores; None is `head_dim ** -0.5`.
         softcap: Scores are squashed to `softcap * tanh(scores / softcap)` (Gemma 2).
@@ -60,6 +67,15 @@ def slot_attention(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     is_causal = is_causal and attention_mask is None and query.shape[2] > 1
+    width, groups = query.shape[2], query.shape[1] // key.shape[1]
+    if attention_mask is not None and not attention_mask.shape[3]:
+        if softcap is None:
+            return _causal_attention(query, key, value, scaling), None
+        attention_mask, is_causal = None, True
+    elif attention_mask is not None and attention_mask.shape[2] > width:
+        if softcap is None and attention_mask.shape[2] == groups * width:
+            return _folded_attention(query, key, value, attention_mask, scaling), None
+        attention_mask = attention_mask[:, :, :width]
     if softcap is None and attention_mask is not None and can_decode_attention(query, key, value, attention_mask):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return decode_attention(query, key, value, attention_mask, scaling), None
@@ -74,9 +90,30 @@ def slot_attention(
             dropout_p=dropout,
             is_causal=is_causal,
             scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=groups > 1,
         )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Queries that share keys as more queries of one head: no backend has to know of groups, and no key is copied."""
+    rows, heads, width, head_dim = query.shape
+    groups = heads // key.shape[1]
+    folded = query.reshape(rows, key.shape[1], groups * width, head_dim)
+    output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    output = output.reshape(rows, key.shape[1], groups, width, value.shape[3])
+    return output.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, value.shape[3])
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Queries that end where the keys do, each of which sees all before it; no mask is ever made for it."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True)):
+        # The other backends know nothing of groups.
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+    seen: Any = causal_lower_right(query.shape[2], key.shape[2])
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=groups > 1)
+    return output.transpose(1, 2).contiguous()
 
 
 def _softcapped_attention(

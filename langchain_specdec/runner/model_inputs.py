@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,36 +18,47 @@ class ModelInputs:
 
     Args:
         model: A Hugging Face causal language model.
+
+    Attributes:
+        is_for_gpu: Whether masks have the form that attention on a GPU takes without another copy of them.
     """
 
     def __init__(self, model: Any) -> None:
         self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
+        self._num_groups = _num_groups(self._config)
+        self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
         self._windows = _layer_windows(self._config)
         # Padding may lie past the last position that the model knows. Learned positions end there with an error, and
         # some rotary ones change for the whole batch.
         self._last_position = (max_positions(self._config) or 2**31) - 1
 
-    def make(self, cache: SlotCache, inputs: RowInputs, length: int) -> dict[str, Any]:
+    def make(self, cache: SlotCache, inputs: RowInputs, length: int, *, is_prompt: bool = False) -> dict[str, Any]:
         """The arguments of a forward.
 
         Args:
             cache: Where the tokens go.
             inputs: The rows.
             length: Positions that they can see.
+            is_prompt: Whether they are a piece of one prompt that ends there, which a GPU needs no mask for.
         """
         positions = inputs.starts[:, None] + inputs.depths
         return {
             "input_ids": inputs.tokens,
-            "attention_mask": self._mask(inputs, positions, length),
+            "attention_mask": self._mask(inputs, positions, length, is_prompt=is_prompt),
             "position_ids": positions.clamp(max=self._last_position),
             "past_key_values": cache,
             "use_cache": True,
         }
 
-    def _mask(self, inputs: RowInputs, positions: Tensor, length: int) -> Any:
+    def _mask(self, inputs: RowInputs, positions: Tensor, length: int, *, is_prompt: bool) -> Any:
         """Masks by the kind of layer, as the model's forward wants them."""
         device = inputs.tokens.device
+        # Asked anew each time: whoever else holds the model may have changed it.
+        is_own = self._config._attn_implementation == ATTENTION_NAME
+        needs_none = is_prompt and is_own and self.is_for_gpu
+        if needs_none and all(window is None or window >= length for window in self._windows.values()):
+            return self._by_kind(lambda _: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
         keys = torch.arange(length, device=device)
         if inputs.is_chain:
             causal = keys <= positions[:, :, None]
@@ -61,15 +73,35 @@ class ModelInputs:
 
         def windowed(window: int | None) -> Tensor:
             mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
-            mask = mask[:, None]
-            # Asked anew each time: whoever else holds the model may have changed it. On a CPU, attention would turn a
-            # bool mask into numbers once a layer.
-            takes_bool = device.type != "cpu" and self._config._attn_implementation in (ATTENTION_NAME, "sdpa")
-            return mask if takes_bool else additive_mask(mask, self._dtype)
+            if not self.is_for_gpu:
+                # Attention would turn a bool mask into numbers once a layer.
+                return additive_mask(mask[:, None], self._dtype)
+            return _gpu_mask(mask, self._dtype, self._num_groups if is_own else 1)
 
+        return self._by_kind(windowed)
+
+    def _by_kind(self, make: Callable[[int | None], Tensor]) -> Any:
         if len(self._windows) == 1:
-            return windowed(next(iter(self._windows.values())))
-        return {kind: windowed(window) for kind, window in self._windows.items()}
+            return make(next(iter(self._windows.values())))
+        return {kind: make(window) for kind, window in self._windows.items()}
+
+
+def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
+    """A bool mask `[rows, width, length]` as numbers to add to scores, `[rows, 1, groups * width, length]`.
+
+    Its rows begin at multiples of 16 numbers; else the memory-efficient backend copies it once a layer.
+    """
+    rows, width, length = mask.shape
+    numbers = torch.zeros(rows, 1, groups * width, -(-length // 16) * 16, dtype=dtype, device=mask.device)
+    by_group = numbers.view(rows, groups, width, numbers.shape[3])[..., :length]
+    by_group.masked_fill_(~mask[:, None], torch.finfo(dtype).min)
+    return numbers[..., :length]
+
+
+def _num_groups(config: Any) -> int:
+    """Heads that share keys."""
+    heads = config.num_attention_heads
+    return int(heads // (getattr(config, "num_key_value_heads", None) or heads))
 
 
 def max_positions(config: Any) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
+from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -67,7 +68,12 @@ class ModelRunner:
 
     clock = staticmethod(step_clock)
 
-    def begin_turn(self) -> None:
+    @property
+    def is_width_free(self) -> bool:
+        """Whether a few more tokens cost next to nothing: on a GPU, reading the weights and launching bound a step."""
+        return self.device.type == "cuda"
+
+    def begin_turn(self, *, may_capture: bool = True) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it; here none ever is."""
 
     def make_next_graph(self, batch: RowBatch) -> None:
@@ -83,7 +89,10 @@ class ModelRunner:
         self.num_forwards += 1
         inputs, noise = RowInputs.from_batch(batch, self.device), batch.noise
         logits = self._logits(batch.slots, batch.starts, inputs)
-        verdict = pick_and_accept(logits, inputs, is_sampled=noise.is_sampled) if noise is not None else None
+        verdict = None
+        if noise is not None:
+            count = batch.num_candidates
+            verdict = pick_and_accept(logits, inputs, is_sampled=noise.is_sampled, num_candidates=count)
         return Verification(StepLogits(logits, self), verdict, inputs)
 
     @torch.inference_mode()
@@ -121,12 +130,15 @@ class ModelRunner:
     @torch.inference_mode()
     def prefill(self, batch: RowBatch) -> None:
         """Take tokens into the slots; the head, whose logits nobody would read, is left out."""
-        self._run(self.model.base_model, batch.slots, batch.starts, RowInputs.from_batch(batch, self.device))
+        inputs, is_one = RowInputs.from_batch(batch, self.device), len(batch.slots) == 1
+        self._run(self.model.base_model, batch.slots, batch.starts, inputs, is_prompt=is_one)
 
+    @torch.inference_mode()
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         self.cache.begin(shape)
-        logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
+        with pinned_backends(self.device):
+            logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
         return logits
 
     def release(self) -> None:
@@ -147,11 +159,14 @@ class ModelRunner:
         logits: Tensor = self._run(self.model, slots, starts, inputs).logits
         return logits
 
-    def _run(self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> Any:
-        shape, arguments = self._begin(self.cache, slots, starts, inputs)
+    def _run(
+        self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs, *, is_prompt: bool = False
+    ) -> Any:
+        shape, arguments = self._begin(self.cache, slots, starts, inputs, is_prompt=is_prompt)
         compiled = self.compiled
         if compiled is None:
-            return module(**arguments)
+            with pinned_backends(self.device):
+                return module(**arguments)
         # The first forward allocates the cache's buffers, which compiled layers are given.
         if self.cache.is_initialized and compiled.is_ready(shape):
             try:
@@ -166,12 +181,18 @@ class ModelRunner:
         return outputs
 
     def _begin(
-        self, cache: SlotCache, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        inputs: RowInputs,
+        *,
+        is_prompt: bool = False,
     ) -> tuple[ForwardShape, dict[str, Any]]:
         """Say where a forward's tokens go: its shape, and what the model is called with."""
         shape = ForwardShape.from_rows(slots, starts, inputs)
         cache.begin(shape)
-        return shape, self._inputs.make(cache, inputs, shape.length)
+        return shape, self._inputs.make(cache, inputs, shape.length, is_prompt=is_prompt)
 
     @torch.inference_mode()
     def _trial(self, is_compiled: bool, rows: int, width: int) -> tuple[Tensor, float]:

@@ -33,6 +33,7 @@ class RowBatch:
         tokens: The rows' tokens; rows may differ in length.
         parents: For each token the index of the one that it follows; the first has -1. None: the one before it.
         noise: The noise that picks the tokens that follow, where logits and noise are all it takes; else None.
+        num_candidates: How many of the target's best tokens after each token are wanted besides its pick.
     """
 
     slots: Sequence[int]
@@ -40,6 +41,7 @@ class RowBatch:
     tokens: Sequence[Sequence[int]]
     parents: Sequence[Sequence[int]] | None = None
     noise: Noise | None = None
+    num_candidates: int = 0
 
     @cached_property
     def width(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.sampling.top_tokens import top_tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Verdict:
         paths: The nodes that stand, in order; the first is 0. The pick after the last one is new (the bonus token).
         logits: The target's after each node, `[rows, width, vocab]`.
         order: The nodes on the device, those that stand first, int64 `[rows, width]`; None where no path has gaps.
+        ranked: The target's best tokens after each node, by rank, row and node; none where nobody asked for them.
     """
 
     nodes: Sequence[Sequence[int]]
@@ -44,10 +46,15 @@ class Verdict:
     paths: list[list[int]]
     logits: StepLogits
     order: Tensor | None
+    ranked: Sequence[Sequence[Sequence[int]]] = ()
 
     def tokens(self, row: int) -> list[int]:
         """What the text of a row goes on with: the target's picks along the path."""
         return [self.picks[row][node] for node in self.paths[row]]
+
+    def candidates(self, row: int, node: int) -> list[int]:
+        """The target's best tokens after a node of a row, best first."""
+        return [rank[row][node] for rank in self.ranked]
 
 
 def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor, picks: Tensor) -> Tensor:
@@ -77,29 +84,37 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
     return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])
 
 
-def pick_and_accept(logits: Tensor, inputs: RowInputs, *, is_sampled: bool) -> Tensor:
+def pick_and_accept(logits: Tensor, inputs: RowInputs, *, is_sampled: bool, num_candidates: int = 0) -> Tensor:
     """The verdict where logits and noise are all that the target's picks depend on.
 
     Args:
         logits: The target's, `[rows, width, vocab]`.
         inputs: What they are of.
         is_sampled: Whether any row is not greedy.
+        num_candidates: See `RowBatch`.
 
     Returns:
         See `accept_picks`.
     """
-    return accept_picks(inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled), inputs)
+    picks = inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled)
+    return accept_picks(picks, logits, inputs, num_candidates)
 
 
-def accept_picks(picks: Tensor, inputs: RowInputs) -> Tensor:
-    """The verdict: the target's picks and which nodes stand by them, in one tensor for one copy to the host.
+def accept_picks(picks: Tensor, logits: Tensor, inputs: RowInputs, num_candidates: int) -> Tensor:
+    """The verdict: all that the host wants to know of a forward, in one tensor for one copy.
 
     Args:
         picks: The target's pick after every node, int64 `[rows, width]`.
+        logits: The target's, `[rows, width, vocab]`.
         inputs: The nodes.
+        num_candidates: See `RowBatch`.
 
     Returns:
-        int64 `[2, rows, width]`: token ids, and 1 for each node that stands.
+        int64 `[2 + num_candidates, rows, width]`: the picks, 1 for each node that stands by them, and the best tokens
+        after each node by rank.
     """
     stands = accept(inputs.tokens, inputs.parents, inputs.ancestors, inputs.num_nodes, picks)
-    return torch.stack([picks, stands.to(picks.dtype)])
+    verdict = torch.stack([picks, stands.to(picks.dtype)])
+    if not num_candidates:
+        return verdict
+    return torch.cat([verdict, top_tokens(logits, num_candidates).permute(2, 0, 1)])

@@ -36,6 +36,7 @@ from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.sampling.top_tokens import top_tokens
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -300,4 +301,5 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 def verdict(nodes: list[list[int]], paths: list[list[int]], logits: torch.Tensor) -> Verdict:
     """What the target says of drafts, with logits as of a runner's latest forward."""
     picks = logits.argmax(-1).tolist()
-    return Verdict(nodes, picks, paths, StepLogits(logits, SimpleNamespace(num_forwards=1)), None)
+    ranked = top_tokens(logits, 8).permute(2, 0, 1).tolist()
+    return Verdict(nodes, picks, paths, StepLogits(logits, SimpleNamespace(num_forwards=1)), None, ranked)

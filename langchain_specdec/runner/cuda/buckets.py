@@ -22,6 +22,7 @@ class Bucket:
         length: Positions that attention reads.
         is_sampled: Whether tokens are picked with noise.
         is_whole: Whether the rows are all slots in order.
+        num_candidates: See `RowBatch`.
     """
 
     kind: Literal["verify", "draft"]
@@ -30,6 +31,7 @@ class Bucket:
     length: int
     is_sampled: bool
     is_whole: bool
+    num_candidates: int = 0
 
 
 @dataclass(frozen=True)

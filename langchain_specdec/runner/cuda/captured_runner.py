@@ -8,6 +8,7 @@ result back, and between them the host only launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -76,11 +77,12 @@ class CapturedRunner:
         """
         return frozenset({"one row"}) if self._is_complete and not self.store.is_stopped else frozenset()
 
+    is_width_free = True
     clock = staticmethod(step_clock)
 
-    def begin_turn(self) -> None:
-        """Say that a turn of the engine begins. At most one graph is captured in it."""
-        self.store.begin_turn()
+    def begin_turn(self, *, may_capture: bool = True) -> None:
+        """Say that a turn of the engine begins. At most one graph is captured in it, and none unless it may be."""
+        self.store.begin_turn(may_make=may_capture)
 
     def prefill(self, batch: RowBatch) -> None:
         """See `ModelRunner.prefill`; nothing of it is captured."""
@@ -172,7 +174,8 @@ class CapturedRunner:
     def _bucket(self, kind: Literal["verify", "draft"], batch: RowBatch, width: int, later: int = 0) -> Bucket | None:
         """The bucket of a batch, as if its rows had so many tokens and started so many positions later."""
         start = max(batch.starts) + later
-        return self._buckets.fit(kind, batch.slots, start, width, is_sampled=batch.is_sampled)
+        bucket = self._buckets.fit(kind, batch.slots, start, width, is_sampled=batch.is_sampled)
+        return bucket and replace(bucket, num_candidates=batch.num_candidates)
 
     def _make_next_graph(self, batch: RowBatch) -> None:
         store = self.store
@@ -184,7 +187,7 @@ class CapturedRunner:
         missing = [width for width, bucket in wanted.items() if not store.is_settled(bucket)]
         if missing:
             tokens = [list(batch.tokens[0]) * missing[0]]
-            self.verify(RowBatch(batch.slots, batch.starts, tokens, None, batch.noise), is_wanted=True)
+            self.verify(replace(batch, tokens=tokens), is_wanted=True)
             missing = [width for width in missing if not store.is_settled(wanted[width])]
             store.tell(len(wanted) - len(missing), len(wanted))
         if not missing:
@@ -246,8 +249,9 @@ class CapturedRunner:
 
         def error(outputs: tuple[Tensor, ...]) -> float:
             logits, verdict = outputs[0][:rows, :width], outputs[1][:, :rows, :width]
-            right = pick_and_accept(logits, inputs.cut(rows, width), is_sampled=bucket.is_sampled)
-            return _error(logits, expected_logits, (right == verdict) | ~own, own)
+            right = _verdict(logits, inputs.cut(rows, width), bucket)
+            # Of equally good candidates either may come first, so only picks and what stands are compared.
+            return _error(logits, expected_logits, (right[:2] == verdict[:2]) | ~own, own)
 
         self.store.make(
             bucket,
@@ -287,7 +291,11 @@ def verify_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> tuple
         The logits, and the verdict.
     """
     logits = _forward(runner, inputs, bucket)
-    return logits, pick_and_accept(logits, inputs, is_sampled=bucket.is_sampled)
+    return logits, _verdict(logits, inputs, bucket)
+
+
+def _verdict(logits: Tensor, inputs: RowInputs, bucket: Bucket) -> Tensor:
+    return pick_and_accept(logits, inputs, is_sampled=bucket.is_sampled, num_candidates=bucket.num_candidates)
 
 
 def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -78,9 +78,9 @@ class GraphStore(Shortcut):
         """The graphs in use, the longest unused first."""
         return dict(self._graphs)
 
-    def begin_turn(self) -> None:
-        """Allow one more graph to be made."""
-        self._may_make = True
+    def begin_turn(self, *, may_make: bool = True) -> None:
+        """Allow one more graph to be made, or none."""
+        self._may_make = may_make
 
     def find(self, bucket: Bucket) -> CapturedGraph | None:
         """The graph of a shape, if it may be used; it counts as used."""

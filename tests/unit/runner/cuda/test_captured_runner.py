@@ -433,7 +433,7 @@ def test_no_more_graphs_than_the_limit(make: Any, references: References) -> Non
     assert capture.num_recorded > 4
 
 
-def test_costs_are_measured_anew_once_when_one_row_has_all_its_graphs(
+def test_costs_are_assumed_until_one_row_has_all_its_graphs(
     make: Any, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from langchain_specdec.engine import draft_planner, step_cost
@@ -452,7 +452,7 @@ def test_costs_are_measured_anew_once_when_one_row_has_all_its_graphs(
     params = SamplingParams(max_new_tokens=60, ignore_eos=True)
     for prompt in PROMPTS[:3]:
         assert decode(engine, [prompt], [params]) == [references(prompt, params)]
-    assert measured == [frozenset(), frozenset({"one row"})]
+    assert measured == [frozenset({"one row"})]
     # One at a time, and those of one row are told.
     widths = [*(w for w in WIDTHS if w < 11), 11]
     assert told[-1] == (len(widths), len(widths))
