@@ -74,7 +74,7 @@ class LoadingOptions(TypedDict, total=False):
     dtype: Annotated["str | torch.dtype", Option(
         "auto", "Numeric type, such as `bfloat16`; `auto` is the checkpoint's on a GPU and float32 on a CPU.", str)]
     device: Annotated["str | torch.device | None", Option(
-        None, "Where the model runs: `cpu`, `cuda`, `cuda:1`, `mps`.", str, unset="CUDA, else MPS, else the CPU")]
+        None, "Where the model runs: `cpu`, `cuda`, `cuda:1`, `mps`.", str, unset="CUDA, else the CPU")]
     device_map: Annotated[Any, Option(
         None, "Passed to transformers, for models spread over devices; needs accelerate.", str)]
     revision: Annotated[str | None, Option(None, "Branch, tag or commit of the model id.", str)]

@@ -149,7 +149,7 @@ def _devices() -> list[Finding]:
         built = f"this PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch without CUDA"
         findings.append(Finding("CUDA", f"none ({built})"))
     if torch.backends.mps.is_available():
-        findings.append(Finding("MPS", "available", "ok"))
+        findings.append(Finding("MPS", "available; not the default, as nothing was tested on it"))
     return findings
 
 
@@ -162,10 +162,23 @@ def _defaults() -> list[Finding]:
     findings = [Finding("device", str(device)), Finding("dtype", dtype)]
     if device.type == "cpu":
         findings.append(_linear_layers())
-    return [
-        *findings,
-        Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"),
-    ]
+    findings.append(Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"))
+    if device.type == "cuda":
+        findings.append(_attention_backends(device))
+    return findings
+
+
+def _attention_backends(device: Any) -> Finding:
+    import torch
+
+    from langchain_specdec.runner.cuda.attention_backend import chosen_backend
+
+    steps, prompts = (chosen_backend(device, torch.bfloat16, is_prompt=is_prompt) for is_prompt in (False, True))
+    # In PyTorch's plain mathematics, a step takes some sixteen launches a layer for what else takes one.
+    is_fine = "MATH" not in (steps, prompts)
+    advice = "" if is_fine else "PyTorch has no fused attention for this GPU: long texts will be slow."
+    value = f"{steps} for steps, {prompts} for prompts (bfloat16)"
+    return Finding("attention backend", value, "ok" if is_fine else "warning", advice)
 
 
 def _linear_layers() -> Finding:

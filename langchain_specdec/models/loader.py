@@ -25,12 +25,8 @@ _MAX_REASON = 300
 
 
 def default_device() -> torch.device:
-    """The best device there is: CUDA, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """CUDA where there is one, else the CPU. Apple's MPS has to be asked for: nothing was tested on it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(
@@ -114,6 +110,7 @@ def load_model(
             tokenizer = AutoTokenizer.from_pretrained(
                 source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
             )
+    _check_embeddings(loaded, name)
     loaded.eval()
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
@@ -139,6 +136,16 @@ def _check_loaded(model: Any, name: str, dtype: object, device_map: object, quan
             f"{', '.join(too_late)}. Give its id or folder instead, or load it that way yourself."
         )
         raise InvalidParameterError(msg)
+
+
+def _check_embeddings(model: Any, name: str) -> None:
+    """Refuse a model whose embeddings device_map keeps off every device; the engine's tensors go where they are."""
+    if model.get_input_embeddings().weight.is_meta:
+        msg = (
+            f"The input embeddings of {name} are kept off the devices (device_map left them to the CPU or the disk), "
+            f"and the engine needs them on one. Allow more memory, or give a device_map that places them."
+        )
+        raise UnsupportedModelError(msg)
 
 
 def _check_folder(model: object, source: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import torch
+from torch import nn
+
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.compatibility import check_cached_forward
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile, decoder_layers
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
@@ -88,7 +93,17 @@ def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     config = loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_position = 2 * config.num_hidden_layers * heads * head_dim * loaded.model.dtype.itemsize
-    fitting = int(free_memory(loaded.model.device) * _CACHE_SHARE) // (per_position * num_slots)
+    per_layer = 2 * heads * head_dim * loaded.model.dtype.itemsize * num_slots
+    # A model may be spread over several GPUs; the one with the least room for its layers decides.
+    counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
+    fitting = min(int(free_memory(d) * _CACHE_SHARE) // (per_layer * count) for d, count in counts.items())
     limit: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH, fitting)
     return max(limit, 1)
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    """Where a layer runs, and its keys and values stand. Its weights may be elsewhere until accelerate fetches them."""
+    placed = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    if placed is None:
+        return next(layer.parameters()).device
+    return torch.device("cuda", placed) if isinstance(placed, int) else torch.device(placed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class ForwardShape:
     positions: Tensor
     first_slot: int | None
     start: int | None = None
+    _elsewhere: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def from_rows(cls, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> ForwardShape:
@@ -53,20 +54,28 @@ class ForwardShape:
             starts[0] if len(slots) == 1 else None,
         )
 
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Slots and positions on a layer's device; copied once, not once a layer, where layers are on several."""
+        if device == self.slots.device:
+            return self.slots, self.positions
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.slots.to(device), self.positions.to(device)
+        return self._elsewhere[device]
+
     def store(self, buffer: Any, states: Tensor) -> Tensor:
         """Write the tokens' keys or values into a layer's buffer and return all that this forward can see."""
         if self.start is not None:
             # One row is the common case, and a plain copy costs a fifth of an indexed one on CPU.
             buffer[self.first_slot, :, self.start : self.start + states.shape[2]].copy_(states[0])
         else:
-            index, positions = self.slots.to(buffer.device), self.positions.to(buffer.device)
-            buffer[index, :, positions] = states.transpose(1, 2)
+            slots, positions = self._on(buffer.device)
+            buffer[slots, :, positions] = states.transpose(1, 2)
         return self.seen(buffer)
 
     def seen(self, buffer: Any) -> Tensor:
         """What this forward can see of a layer's buffer, `[rows, kv_heads, length, head_dim]`; a view if it can be."""
         if self.first_slot is None:
-            return buffer[:, :, : self.length].index_select(0, self.slots[:, 0].to(buffer.device))  # type: ignore[no-any-return]
+            return buffer[:, :, : self.length].index_select(0, self._on(buffer.device)[0][:, 0])  # type: ignore[no-any-return]
         return buffer[self.first_slot : self.first_slot + len(self.slots), :, : self.length]  # type: ignore[no-any-return]
 
 

@@ -79,7 +79,7 @@ class RowBatch:
         count = len(self.slots)
         rows, width = rows or count, width or self.width
         buffer = np.zeros(num_bytes(rows, width, has_tree=has_tree), dtype=np.uint8)
-        at = _fields(buffer, rows, width, (np.int64, np.float64, np.bool_), has_tree=has_tree)
+        at = _fields(buffer, rows, width, (np.int64, np.float32, np.bool_), has_tree=has_tree)
         for row, tokens in enumerate(self.tokens):
             at["tokens"][row, : len(tokens)] = tokens
         at["slots"][:count], at["slots"][count:] = self.slots, idle[: rows - count]
@@ -107,7 +107,7 @@ class RowInputs:
         places: Position of its first token in its slot, int64 `[rows]`: the same, but for padding rows.
         num_nodes: Tokens of its own, int64 `[rows]`; later ones are padding.
         seeds: Lower and upper half of its seed, as int32 numbers, int64 `[rows, 2]`.
-        temperature: float64 `[rows]`; 0 is greedy.
+        temperature: float32 `[rows]`; 0 is greedy. Apple's GPUs know no float64.
         is_chain: Whether in every row each token follows the one before it, which needs no gathering anywhere.
         parents: Index of the token that each follows, int64 `[rows, width]`; 0 for the first one and padding.
         depths: Steps from the first token, int64 `[rows, width]`.
@@ -136,7 +136,7 @@ class RowInputs:
     @classmethod
     def from_buffer(cls, buffer: Tensor, rows: int, width: int, *, has_tree: bool) -> RowInputs:
         """The views of a buffer that was packed for so many rows and tokens."""
-        fields = _fields(buffer, rows, width, (torch.int64, torch.float64, torch.bool), has_tree=has_tree)
+        fields = _fields(buffer, rows, width, (torch.int64, torch.float32, torch.bool), has_tree=has_tree)
         if not has_tree:
             fields |= _chains(rows, width, buffer.device)
         return cls(**fields, is_chain=not has_tree or width == 1)
@@ -197,8 +197,8 @@ def _on_host(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 def num_bytes(rows: int, width: int, *, has_tree: bool) -> int:
     """Size of a packed buffer."""
-    per_row = 7 + (3 * width if has_tree else width)
-    return 8 * rows * per_row + (rows * width * width if has_tree else 0)
+    per_row = 6 + (3 * width if has_tree else width)
+    return 8 * rows * per_row + 4 * rows + (rows * width * width if has_tree else 0)
 
 
 def _fields(buffer: Any, rows: int, width: int, types: tuple[Any, Any, Any], *, has_tree: bool) -> dict[str, Any]:
@@ -207,13 +207,15 @@ def _fields(buffer: Any, rows: int, width: int, types: tuple[Any, Any, Any], *, 
     shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, width)}
     if has_tree:
         shapes |= {"parents": (rows, width), "depths": (rows, width)}
-    shapes |= dict.fromkeys(_PER_ROW, (rows,)) | {"seeds": (rows, 2), "temperature": (rows,)}
+    shapes |= dict.fromkeys(_PER_ROW, (rows,)) | {"seeds": (rows, 2)}
     fields: dict[str, Any] = {}
     begin = 0
     for name, shape in shapes.items():
         end = begin + 8 * int(np.prod(shape))
-        fields[name] = buffer[begin:end].view(real if name == "temperature" else whole).reshape(shape)
+        fields[name] = buffer[begin:end].view(whole).reshape(shape)
         begin = end
+    fields["temperature"] = buffer[begin : begin + 4 * rows].view(real)
+    begin += 4 * rows
     if has_tree:
         fields["ancestors"] = buffer[begin:].view(boolean).reshape((rows, width, width))
     return fields

@@ -34,12 +34,12 @@ class TokenHistory:
 
     Attributes:
         in_prompt: Whether a token stands in the slot's prompt, bool `[slots, vocab]`.
-        output_counts: How often it stands in the slot's output, float `[slots, vocab]`.
+        output_counts: How often it stands in the slot's output, float32 `[slots, vocab]`.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.in_prompt = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
-        self.output_counts = torch.zeros(num_slots, vocab_size, device=device)
+        self.output_counts = torch.zeros(num_slots, vocab_size, dtype=torch.float32, device=device)
 
     def start(self, slot: int, prompt: Sequence[int]) -> None:
         """Forget the slot's last request and note the prompt of the next."""
@@ -94,7 +94,7 @@ class SamplingTable:
         self.frequency_penalty = column([p.frequency_penalty for p in params])
         self.bias: Tensor | None = None
         if any(p.logit_bias for p in params):
-            self.bias = torch.zeros(len(params), 1, vocab_size, device=device)
+            self.bias = torch.zeros(len(params), 1, vocab_size, dtype=torch.float32, device=device)
             for row, p in enumerate(params):
                 for token, value in (p.logit_bias or {}).items():
                     if token < vocab_size:

@@ -97,7 +97,7 @@ class CompiledLayers(Shortcut):
     def __init__(self, model: Any, mode: CompileMode) -> None:
         super().__init__("Compiled layers")
         self._mode = mode
-        self._layers = _decoder_layers(model)
+        self._layers = decoder_layers(model)
         self._group_size = _group_size(len(self._layers))
         # By how a group of layers is built, and by its first layer: to look a layer through takes as long as to run it.
         self._functions: dict[object, Callable[..., Tensor]] = {}
@@ -276,7 +276,7 @@ def can_compile(model: nn.Module) -> str | None:
         return "layers are compiled on CPU only, and graphs captured on CUDA only"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         return "there is no C++ compiler (g++ or clang++)"
-    if not _decoder_layers(model):
+    if not decoder_layers(model):
         return f"the layers of a {type(model).__name__} are not where they are expected"
     return None
 
@@ -290,7 +290,7 @@ def _key(shape: ForwardShape) -> GraphKey:
     return rows == 1, width == 1
 
 
-def _decoder_layers(model: Any) -> list[nn.Module]:
+def decoder_layers(model: Any) -> list[nn.Module]:
     """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the base model."""
     count = model.config.get_text_config().num_hidden_layers
     lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]

@@ -113,10 +113,10 @@ def _kernel() -> _Kernel | None:
 def _is_right(kernel: _Kernel) -> bool:
     """Whether small attentions come out as PyTorch's, for one and for several blocks of keys, partly masked."""
     for width, length in ((1, 5), (7, 300)):
-        query = torch.linspace(-3.0, 2.0, 2 * 6 * width * 64).view(2, 6, width, 64)
-        key = torch.linspace(-1.0, 1.0, 2 * 2 * length * 64).view(2, 2, length, 64).sin()
+        query = torch.linspace(-3.0, 2.0, 2 * 6 * width * 64, dtype=torch.float32).view(2, 6, width, 64)
+        key = torch.linspace(-1.0, 1.0, 2 * 2 * length * 64, dtype=torch.float32).view(2, 2, length, 64).sin()
         value = key.flip(2)
-        mask = torch.zeros(2, 1, width, length)
+        mask = torch.zeros(2, 1, width, length, dtype=torch.float32)
         mask[0, :, :, length // 2 :] = torch.finfo(torch.float32).min
         expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.5, enable_gqa=True)
         if not torch.allclose(kernel.attend(query, key, value, mask, 0.5).transpose(1, 2), expected, atol=1e-4):

@@ -124,11 +124,11 @@ def _is_exact(weight: Tensor) -> bool:
 
 def _is_right(kernel: _Kernel) -> bool:
     """Whether small products come out as PyTorch's, for whole and for partial tiles and panels."""
-    values = torch.linspace(-1.0, 1.0, 37 * 24).view(37, 24).to(torch.bfloat16).float()
+    values = torch.linspace(-1.0, 1.0, 37 * 24, dtype=torch.float32).view(37, 24).to(torch.bfloat16).float()
     for weight in (values, values + 1e-5):
         packed = kernel.pack(weight)
         for rows in (1, 7, 30):
-            inputs = torch.linspace(-2.0, 1.0, rows * 24).view(rows, 24)
+            inputs = torch.linspace(-2.0, 1.0, rows * 24, dtype=torch.float32).view(rows, 24)
             expected = F.linear(inputs, weight, weight[:, 0])
             if not torch.allclose(kernel.linear(inputs, packed, weight[:, 0].contiguous(), 37), expected, atol=1e-4):
                 return False

@@ -453,6 +453,23 @@ def test_doctor_in_json():
     assert names - {"linear layers"} == {"device", "dtype", "attention"}
 
 
+@pytest.mark.parametrize("backend", ["EFFICIENT_ATTENTION", "MATH"])
+def test_doctor_tells_which_attention_a_gpu_runs(monkeypatch, backend):
+    from langchain_specdec.models import loader
+    from langchain_specdec.runner.cuda import attention_backend
+
+    def choose(device, dtype, *, is_prompt):
+        assert (device.type, dtype) == ("cuda", torch.bfloat16)
+        return "FLASH_ATTENTION" if is_prompt else backend
+
+    monkeypatch.setattr(loader, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(attention_backend, "chosen_backend", choose)
+    result = specdec("doctor")
+    assert result.exit_code == 0
+    assert f"{backend} for steps, FLASH_ATTENTION for prompts (bfloat16)" in result.stdout
+    assert ("no fused attention for this GPU" in result.stdout) == (backend == "MATH")
+
+
 def test_doctor_tells_how_linear_layers_run_on_a_cpu(monkeypatch):
     from langchain_specdec.models import loader
     from langchain_specdec.runner.cpu import kernel_linear as panel_linear

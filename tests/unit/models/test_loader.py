@@ -25,7 +25,7 @@ from langchain_specdec.errors import (
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import load_model
+from langchain_specdec.models.loader import default_device, load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.runner.attention import ATTENTION_NAME
@@ -556,6 +556,31 @@ def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions
         runner.prefill(RowBatch([0], [0], [[1]]))
         spare = 4 / 1000
         assert runner.cache.num_bytes == pytest.approx(free / 2 * (1 + spare))
+
+
+def test_the_gpu_with_the_least_room_for_its_layers_decides(monkeypatch):
+    model = tiny.tiny_model(max_position_embeddings=100_000, num_hidden_layers=4)
+    # One layer on the first GPU, three on the second, as accelerate places them.
+    for layer, place in zip(model.model.layers, [0, 1, "cuda:1", torch.device("cuda", 1)], strict=True):
+        layer._hf_hook = SimpleNamespace(execution_device=place)
+    # A position of a layer takes 128 bytes of each slot.
+    free = {torch.device("cuda", 0): 2 * 128 * 700, torch.device("cuda", 1): 2 * 128 * 900}
+    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free[device])
+    assert make_runner(tiny.loaded(model), num_slots=1, max_length=None, max_width=4).max_length == 300
+
+
+def test_embeddings_that_are_on_no_device_are_refused():
+    model = tiny.tiny_model()
+    model.model.embed_tokens.to("meta")
+    with pytest.raises(UnsupportedModelError, match="embeddings of LlamaForCausalLM are kept off the devices"):
+        load_model(model, tiny.byte_tokenizer())
+
+
+def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for has_cuda, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        assert default_device() == torch.device(expected)
 
 
 def test_free_memory_is_known_for_this_machine():
