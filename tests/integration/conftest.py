@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,10 +41,12 @@ def _steps_timed_once() -> Iterator[None]:
     """Each backend times steps for two seconds before it drafts; here those with the same model and drafter share."""
     known: dict[tuple[Any, ...], StepCost] = {}
 
-    def measure(runner: ModelRunner, drafter: Drafter, request: Request) -> StepCost:
+    def measure(runner: ModelRunner, drafter: Drafter, request: Request, is_wanted: Callable[[], bool]) -> StepCost:
         key = (runner.model, runner.max_width, runner.cache.num_slots, type(drafter))
         if key not in known:
-            known[key] = measure_step_cost(runner, drafter, request)
+            cost = measure_step_cost(runner, drafter, request)
+            assert cost is not None
+            known[key] = cost
         # Each engine refines its own.
         return copy.deepcopy(known[key])
 

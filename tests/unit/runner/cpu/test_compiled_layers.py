@@ -174,7 +174,7 @@ def test_costs_are_measured_anew_when_graphs_take_over_or_fail(engine: Engine, m
     runner = ModelRunner(engine.runner.model, 1, 256, 11, layers)
     measured: list[object] = []
 
-    def measure(*args: Any) -> StepCost:
+    def measure(*args: Any) -> StepCost | None:
         measured.append(runner.graphs)
         return measure_step_cost(*args)
 

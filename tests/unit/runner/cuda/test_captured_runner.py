@@ -443,7 +443,7 @@ def test_costs_are_assumed_until_one_row_has_all_its_graphs(
     measured: list[frozenset[Any]] = []
     measure = step_cost.measure_step_cost
 
-    def spy(*args: Any) -> StepCost:
+    def spy(*args: Any) -> StepCost | None:
         measured.append(runner.graphs)
         return measure(*args)
 
