@@ -108,7 +108,8 @@ def _folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Queries that end where the keys do, each of which sees all before it; no mask is ever made for it."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and not can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True)):
+    # "Not causal", as PyTorch asks itself where there are fewer queries than keys.
+    if groups > 1 and not can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, True)):
         # The other backends know nothing of groups.
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
     seen: Any = causal_lower_right(query.shape[2], key.shape[2])
