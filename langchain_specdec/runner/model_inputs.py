@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ class ModelInputs:
         self._num_groups = _num_groups(self._config)
         self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
         self._windows = _layer_windows(self._config)
+        # Renamed in transformers 5.24, which warns of the old name at each forward.
+        names = inspect.signature(model.base_model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
         # Padding may lie past the last position that the model knows. Learned positions end there with an error, and
         # some rotary ones change for the whole batch.
         self._last_position = (max_positions(self._config) or 2**31) - 1
@@ -47,7 +51,7 @@ class ModelInputs:
             "input_ids": inputs.tokens,
             "attention_mask": self._mask(inputs, positions, length, is_prompt=is_prompt),
             "position_ids": positions.clamp(max=self._last_position),
-            "past_key_values": cache,
+            self._cache_name: cache,
             "use_cache": True,
         }
 

@@ -335,7 +335,7 @@ class Failing(LlamaForCausalLM):
     config_class = OddConfig
 
     def forward(self, input_ids, **kwargs):
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get("past_key_values") is not None or kwargs.get("cache") is not None:
             raise KeyError("no caches here")
         return super().forward(input_ids=input_ids, **kwargs)
 
