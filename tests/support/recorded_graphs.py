@@ -20,6 +20,8 @@ ops = torch.ops.aten
 # What waits for the device, or makes tensors of a size that depends on what others hold.
 WAITING = {
     ops._local_scalar_dense.default,
+    # In inference mode it comes as it is, not as the one above.
+    ops.item.default,
     ops.is_nonzero.default,
     ops.equal.default,
     ops.nonzero.default,
