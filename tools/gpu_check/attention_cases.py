@@ -26,6 +26,7 @@ HEADS = {"8b": (32, 8, 128), "1.8b": (16, 16, 128), "1b": (32, 8, 64), "135m": (
 LENGTHS = (256, 257, 1000, 1024, 2048, 8225)
 _SHAPES = ((1, 1, False), (1, 2, False), (1, 8, False), (1, 8, True), (1, 33, True), (8, 2, True), (8, 8, False))
 _NUM_PADDING = 2
+_PROMPT_WIDTH = 128
 _LONG = 4096
 # What rests in a slot may be anything that is a number.
 _JUNK = 1e4
@@ -41,6 +42,7 @@ class Case:
         rows: Rows; of several the last ones are padding.
         width: Tokens of a row.
         is_tree: Whether they branch.
+        is_prompt: Whether they are a piece of a prompt, which is given no mask.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Case:
     rows: int
     width: int
     is_tree: bool
+    is_prompt: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For records."""
@@ -86,6 +89,9 @@ def cases(models: Sequence[str], lengths: Sequence[int]) -> Iterator[Case]:
             for rows, width, is_tree in _SHAPES:
                 if rows == 1 or length < _LONG:
                     yield Case(model, length, rows, width, is_tree)
+            # Its end, and in a rehearsal the whole of it; the odd lengths are the hard ones.
+            for width in sorted({min(_PROMPT_WIDTH, length - 1), min(_PROMPT_WIDTH, length)}) if length % 2 else ():
+                yield Case(model, length, 1, width, is_tree=False, is_prompt=True)
 
 
 def make(case: Case, device: torch.device, dtype: torch.dtype) -> Tensors:
@@ -150,5 +156,12 @@ def _mask(case: Case, batch: RowBatch, device: torch.device, dtype: torch.dtype)
     buffer = torch.from_numpy(packed).to(device)
     inputs = RowInputs.from_buffer(buffer, case.rows, case.width, has_tree=case.is_tree)
     cache: Any = None
-    model: Any = SimpleNamespace(config=config, dtype=dtype, base_model=SimpleNamespace(forward=lambda: None))
-    return ModelInputs(model).make(cache, inputs, case.length)["attention_mask"]
+    # In a rehearsal too, it is the mask for a GPU.
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    model: Any = SimpleNamespace(
+        config=config,
+        dtype=dtype,
+        base_model=SimpleNamespace(forward=lambda: None),
+        get_input_embeddings=lambda: SimpleNamespace(weight=weight),
+    )
+    return ModelInputs(model).make(cache, inputs, case.length, is_prompt=case.is_prompt)["attention_mask"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from langchain_specdec.runner.attention import additive_mask, slot_attention
+from langchain_specdec.runner.cuda.attention_backend import chosen_backend, pinned_backends
 from tools.gpu_check import attention_cases
 from tools.gpu_check.attention_cases import HEADS, LENGTHS, Case, Tensors
 from tools.gpu_check.check import Check
@@ -38,6 +39,8 @@ def mask(check: Check) -> None:
     """The engine's attention in all cases, PyTorch's choices in some, against float64."""
     models, lengths = check.pick((tuple(HEADS), LENGTHS), (("135m",), (65,)))
     dtype = check.pick(torch.bfloat16, torch.float32)
+    for is_prompt in (False, True):
+        check.note(chosen=chosen_backend(check.device, dtype, is_prompt=is_prompt), is_prompt=is_prompt)
     for case in attention_cases.cases(models, lengths):
         tensors = attention_cases.make(case, check.device, dtype)
         for way, form, given, function in _ways(check, case, tensors):
@@ -53,7 +56,14 @@ def _ways(check: Check, case: Case, tensors: Tensors) -> Iterator[tuple[str, str
     module: Any = torch.nn.Module()
     module.is_causal = True
     query, key, value = tensors.query, tensors.key, tensors.value
-    yield "ours", "ours", tensors.mask, lambda: slot_attention(module, query, key, value, tensors.mask)[0]
+
+    def ours() -> Tensor:
+        with pinned_backends(check.device):
+            return slot_attention(module, query, key, value, tensors.mask)[0]
+
+    yield "ours", "ours", tensors.mask, ours
+    if case.is_prompt:
+        return
     forms = {"bool": tensors.seen, "numbers": additive_mask(tensors.seen, query.dtype)}
     for form, given in forms.items():
         for way in WAYS if is_compared(case) or check.is_rehearsal else ():
