@@ -86,6 +86,8 @@ def _describe_captured(stores: Sequence[GraphStore]) -> dict[str, Any]:
         for store in stores
         for bucket, graph in (store.graphs | dict.fromkeys(store.rejected)).items()
     ]
-    obstacle = next((store.failure for store in stores if store.failure), "")
     is_captured = any(graph["is_used"] for graph in graphs)
-    return {"is_compiled": False, "is_captured": is_captured, "obstacle": obstacle, "graphs": graphs}
+    reasons = [store.failure for store in stores if store.failure]
+    if not is_captured:
+        reasons += [reason for store in stores for reason in store.rejected.values()]
+    return {"is_compiled": False, "is_captured": is_captured, "obstacle": (reasons or [""])[0], "graphs": graphs}

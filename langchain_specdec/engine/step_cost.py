@@ -6,10 +6,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 
-import torch
-
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.request import Request
+from langchain_specdec.runner.device_time import seconds_of
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch
 from langchain_specdec.sampling.noise import Noise
@@ -150,7 +149,7 @@ def measure_step_cost(
             def verify(tokens: list[int] = tokens) -> None:
                 runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], *rest))
 
-            latest, previous = _timed(verify, runner.device), width
+            latest, previous = seconds_of(verify, runner.device), width
             # The first round is not counted: it pays for allocations and for the choice of kernels.
             if round_number:
                 seconds.setdefault(width, []).append(latest)
@@ -159,13 +158,3 @@ def measure_step_cost(
             break
     least = {(1, width): min(min(seconds[w]) for w in widths if w >= width) for width in widths}
     return StepCost(least, min(draft_seconds))
-
-
-def _timed(action: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started

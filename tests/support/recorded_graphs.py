@@ -16,29 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-ops = torch.ops.aten
-# What waits for the device, or makes tensors of a size that depends on what others hold.
-WAITING = {
-    ops._local_scalar_dense.default,
-    # In inference mode it comes as it is, not as the one above.
-    ops.item.default,
-    ops.is_nonzero.default,
-    ops.equal.default,
-    ops.nonzero.default,
-    ops.masked_select.default,
-    ops.unique_consecutive.default,
-    ops._unique2.default,
-    ops.repeat_interleave.Tensor,
-    ops.bincount.default,
-}
-_INDEXING = {ops.index.Tensor, ops.index_put_.default, ops.index_put.default}
-
-
-def waits(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a GPU could not go on before the host knows what an operator found."""
-    if func in _INDEXING:
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return func in WAITING
+from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 
 
 class _Elsewhere:
@@ -63,9 +41,6 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if waits(func, args):
-            msg = f"operation not permitted when stream is capturing: {func}"
-            raise RuntimeError(msg)
         inputs = {_address(t) for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
         held = tree_map_only(Tensor, self._hold, (args, kwargs))
         output = func(*args, **kwargs)
@@ -104,15 +79,18 @@ class RecordedCapture:
         self._outputs: list[tuple[Tensor, ...]] = []
         self.num_recorded = 0
         self.num_replayed = 0
+        self.num_given_back = 0
 
     def record(
         self, load: Callable[[], None], function: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        refuse = RefuseWaiting(torch.device("cpu"))
         load()
-        function()
+        with refuse:
+            function()
         load()
         recorder = _Recorder()
-        with recorder:
+        with refuse, recorder:
             outputs = function()
         self.num_recorded += 1
         # A graph that is being captured computes nothing.
@@ -130,6 +108,9 @@ class RecordedCapture:
     def seconds(self, action: Callable[[], object]) -> float:
         action()
         return next(self._seconds)
+
+    def give_back_memory(self) -> None:
+        self.num_given_back += 1
 
     @staticmethod
     def _in_turn(seconds: tuple[float, ...]) -> Iterator[float]:

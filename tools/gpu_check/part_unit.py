@@ -15,7 +15,9 @@ from tools.gpu_check.check import Check
 from tools.gpu_check.runners import batch_of, plain, runner_of
 
 TESTS = (
+    "tests/unit/runner/cuda/test_capture.py",
     "tests/unit/runner/cuda/test_captured_runner.py",
+    "tests/unit/runner/cuda/test_waiting.py",
     "tests/unit/runner/test_verify.py",
     "tests/unit/runner/test_trees.py",
     "tests/unit/sampling/test_sampling.py",

@@ -5,22 +5,26 @@ all at once, for one fixed shape. So shapes are rounded up to buckets, and what 
 
 A shape runs uncaptured until its graph is made, at most one in a turn of the engine, so that no start waits for all of
 them. A graph is compared with what it replaces, and used if it is right and faster. There is a limit to their number:
-the one that has not been used for longest goes.
+the one that has not been used for longest goes. A shape that waits for the device, or that there is no memory for, is
+left alone; whatever else goes wrong ends all graphs of the runner.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cuda.buckets import Bucket
 from langchain_specdec.runner.cuda.capture import Capture
+from langchain_specdec.runner.cuda.waiting import WaitingError
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, making
 
 _logger = logging.getLogger(__name__)
@@ -67,6 +71,7 @@ class GraphStore(Shortcut):
         self._graphs: OrderedDict[Bucket, CapturedGraph] = OrderedDict()
         self._seen: dict[Bucket, int] = {}
         self._may_make = False
+        self._is_warned = False
         self.rejected: dict[Bucket, str] = {}
         """Why the graphs of some shapes are not used."""
         self.num_made = 0
@@ -127,28 +132,50 @@ class GraphStore(Shortcut):
             plain: Does the same uncaptured, and leaves the slots as it should.
         """
         self._may_make = False
-        started = time.perf_counter()
-        with making():
+        with making(), contextlib.ExitStack() as at_end:
+            at_end.callback(plain)
             try:
-                outputs, replay = self._capture.record(load, function)
-
-                def run() -> None:
-                    load()
-                    replay()
-
-                def times() -> tuple[float, float]:
-                    return self._capture.seconds(run), self._capture.seconds(plain)
-
-                run()
-                saving = self.measure_saving(bucket, error(outputs), outputs[0].dtype, times)
-                if saving is not None and saving > 0:
-                    self._keep(bucket, CapturedGraph(time.perf_counter() - started, saving, outputs, replay))
-                else:
-                    self.rejected[bucket] = "it computes something else" if saving is None else "it takes longer"
+                self._try(bucket, load, function, error, plain)
+            except WaitingError as reason:
+                self._leave_alone(bucket, str(reason))
+            except torch.OutOfMemoryError:
+                self.max_graphs = max(len(self._graphs), 1)
+                self._leave_alone(bucket, "there is no memory for it")
+                at_end.callback(self._capture.give_back_memory)
             except Exception as failure:
                 self.fail(failure)
-            finally:
-                plain()
+
+    def _try(
+        self,
+        bucket: Bucket,
+        load: Callable[[], None],
+        function: Callable[[], tuple[Tensor, ...]],
+        error: Callable[[tuple[Tensor, ...]], float],
+        plain: Callable[[], object],
+    ) -> None:
+        started = time.perf_counter()
+        outputs, replay = self._capture.record(load, function)
+
+        def run() -> None:
+            load()
+            replay()
+
+        def times() -> tuple[float, float]:
+            return self._capture.seconds(run), self._capture.seconds(plain)
+
+        run()
+        saving = self.measure_saving(bucket, error(outputs), outputs[0].dtype, times)
+        if saving is not None and saving > 0:
+            self._keep(bucket, CapturedGraph(time.perf_counter() - started, saving, outputs, replay))
+        else:
+            self.rejected[bucket] = "it computes something else" if saving is None else "it takes longer"
+
+    def _leave_alone(self, bucket: Bucket, reason: str) -> None:
+        """Run a shape uncaptured from now on. Only the first one is warned of: others will have the same reasons."""
+        level = logging.INFO if self._is_warned else logging.WARNING
+        _logger.log(level, "%s: %s runs without, as %s.", self._name, bucket, reason)
+        self._is_warned = True
+        self.rejected[bucket] = reason
 
     def tell(self, done: int, total: int) -> None:
         """Report how many of the graphs that are wanted now are made."""

@@ -18,6 +18,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.device_time import seconds_of
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.recorded_graphs import RecordedCapture
@@ -118,7 +119,7 @@ def test_what_nobody_could_measure_is_measured_while_idle(make: Any, monkeypatch
 def test_a_measurement_gives_way_to_a_request(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelRunner, "is_width_free", True)
     began, go_on = threading.Event(), threading.Event()
-    timed: Callable[..., float] = step_cost._timed
+    timed: Callable[..., float] = seconds_of
     counts: list[int] = []
 
     def slow(*args: Any) -> float:
@@ -127,7 +128,7 @@ def test_a_measurement_gives_way_to_a_request(make: Any, monkeypatch: pytest.Mon
         go_on.wait(10)
         return timed(*args)
 
-    monkeypatch.setattr(step_cost, "_timed", slow)
+    monkeypatch.setattr(step_cost, "seconds_of", slow)
     engine = make(ModelRunner(tiny_model(), 2, 256, 9), LookupTreeDrafter(5, is_shared=False))
     read(engine.submit(PROMPT, PARAMS))
     assert began.wait(10)

@@ -6,14 +6,13 @@ import functools
 import itertools
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_specdec.bench.header import _describe_captured
 from langchain_specdec.bench.table import _layers
@@ -26,9 +25,10 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
-from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
+from langchain_specdec.runner.cuda.capture import can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner, draft_step, verify_step
 from langchain_specdec.runner.cuda.graph_store import GraphStore
+from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch, RowInputs, num_bytes
@@ -37,7 +37,7 @@ from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.noise import Noise
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.model_families import ALL_FAMILIES, MAX_WIDTH, WINDOW, load, reference_text
-from tests.support.recorded_graphs import RecordedCapture, waits
+from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import (
     FakeRequest,
     OracleDrafter,
@@ -243,21 +243,6 @@ def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
 # --- What is captured waits for nothing -------------------------------------------------------------------------------
 
 
-class Watch(TorchDispatchMode):
-    """Refuses what a stream that is being captured would refuse. The device is `meta`: it holds no numbers at all."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not waits(func, args), func
-        output = func(*args, **(kwargs or {}))
-        for tensor in [output] if isinstance(output, Tensor) else output or ():
-            # Numbers of the host may be told to a kernel, but nothing larger can be taken to the device.
-            assert tensor.device.type == "meta" or tensor.ndim == 0, func
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
-            assert source.device.type == "meta" or source.ndim == 0, func
-        return output
-
-
 WAITING_FAMILIES = {"llama-dynamic-rope"}
 """Their frequencies depend on the largest position, which transformers looks up on the host."""
 
@@ -282,7 +267,7 @@ def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
         with torch.inference_mode():
             run: Any = verify_step if kind == "verify" else functools.partial(draft_step, vocab_size=250)
             run(runner, inputs, bucket)  # allocates the slots
-            with Watch():
+            with RefuseWaiting(torch.device("meta")):
                 outputs = run(runner, inputs, bucket)
         shape = (rows, width, 258) if kind == "verify" else (rows, 250)
         assert tuple(outputs[0].shape) == shape
@@ -540,15 +525,55 @@ def test_graphs_that_fail_cost_nobody_their_text(
     assert len(off) == (2 if how in ("capture", "replay") else 0), "one warning of each model"
 
 
-def test_what_cannot_be_captured_fails_and_is_left_alone(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_waits_is_left_alone(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     # This family looks at the largest position on the host, in the middle of its forward.
     name = "llama-dynamic-rope"
     runner = captured_runner(load(name, "cpu").model, num_slots=2, max_length=64, max_width=MAX_WIDTH)
     engine = make(runner)
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     with caplog.at_level(logging.WARNING, logger="langchain_specdec"):
-        assert decode(engine, [[1, 2, 3]], [params]) == [reference_text(name, "cpu", (1, 2, 3), 20)]
-    assert "not permitted when stream is capturing" in runner.store.failure
+        for rows in (1, 2):
+            expected = [reference_text(name, "cpu", (1, 2, 3), 20)] * rows
+            assert decode(engine, [[1, 2, 3]] * rows, [params] * rows) == expected
+    reasons = set(runner.store.rejected.values())
+    assert {bucket.rows for bucket in runner.store.rejected} == {1, 2}, "the other may have been better"
+    assert len(reasons) == 1
+    assert re.match(
+        r"it waits for the device: aten\._local_scalar_dense\.default at modeling_rope_utils\.py:\d+$", reasons.pop()
+    )
+    assert (runner.store.failure, runner.store.graphs) == ("", {})
+    assert len(caplog.records) == 1, "no warning of each"
+
+
+class FullCapture(RecordedCapture):
+    """Has memory for so many graphs."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def record(self, load: Any, function: Any) -> Any:
+        recorded = super().record(load, function)
+        if self.num_recorded > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 PiB.")
+        return recorded
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_memory_that_is_missing_costs_the_graphs_that_need_it(
+    room: int, make: Any, references: References, caplog: pytest.LogCaptureFixture
+) -> None:
+    capture = FullCapture(room)
+    runner = captured_runner(tiny_model(), capture)
+    engine = make(runner, PromptLookupDrafter(5))
+    with caplog.at_level(logging.WARNING, logger="langchain_specdec"):
+        for _ in range(2):
+            assert decode(engine, PROMPTS, [GREEDY] * len(PROMPTS)) == [references(p, GREEDY) for p in PROMPTS]
+    store = runner.store
+    assert (store.failure, len(store.graphs), store.max_graphs) == ("", room, max(room, 1))
+    assert set(store.rejected.values()) == {"there is no memory for it"}
+    assert capture.num_given_back == len(store.rejected) == capture.num_recorded - room
+    assert bool(capture.num_replayed) == bool(room), "those that there are are used"
     assert len(caplog.records) == 1
 
 
@@ -596,6 +621,9 @@ def test_a_report_tells_what_was_captured() -> None:
     assert line.endswith(" s (50% to 50% less time a step)")
     store.fail(RuntimeError("no"))
     assert _layers(_describe_captured([store])) == "of this engine not captured (RuntimeError: no)"
+    waiting = GraphStore(RecordedCapture(), "reduce-overhead")
+    waiting.rejected[bucket_of(1)] = "it waits for the device"
+    assert _layers(_describe_captured([waiting])) == "of this engine not captured (it waits for the device)"
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------
@@ -632,24 +660,3 @@ def test_cuda_graphs_are_made_once_for_each_bucket() -> None:
     assert store.failure == ""
     assert list(store.graphs) == [Bucket("verify", 1, 5, 256, False, False)]
     assert store.num_made == 1
-
-
-@needs_gpu
-def test_a_cuda_capture_that_breaks_off_leaves_the_stream_as_it_was() -> None:
-    capture, held = CudaCapture(torch.device("cuda", 0)), torch.ones(3, device="cuda")
-    before = torch.cuda.current_stream()
-    calls = itertools.count()
-
-    def waits_in_the_capture() -> tuple[Tensor, ...]:
-        # The warm-ups may wait.
-        if next(calls) >= 2:
-            held.sum().item()
-        return (held + 1,)
-
-    with pytest.raises(RuntimeError):
-        capture.record(lambda: None, waits_in_the_capture)
-    assert torch.cuda.current_stream() == before
-    assert (held * 2).tolist() == [2.0] * 3
-    outputs, replay = capture.record(lambda: None, lambda: (held + 1,))
-    replay()
-    assert outputs[0].tolist() == [2.0] * 3
