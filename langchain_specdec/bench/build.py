@@ -206,9 +206,10 @@ class _Builder:
         loaded, draft = _ours_of(target), self._draft
         drafter = _DRAFTERS[spec.kind]
         takes_draft = draft is not None and drafter in ("auto", "draft_model")
-        options: dict[str, Any] = {}
+        # Without drafts there are no wide steps to prepare.
+        options: dict[str, Any] = {"max_draft_tokens": 1, "draft_length": "auto"} if drafter == "none" else {}
         if takes_draft and draft is not None:
-            options = {"draft_model": _ours_of(draft).model, "draft_tokenizer": draft.tokenizer}
+            options |= {"draft_model": _ours_of(draft).model, "draft_tokenizer": draft.tokenizer}
         if spec.setting is not None:
             options |= {"draft_length": spec.setting, "max_draft_tokens": spec.setting}
         backend = LocalBackend(
@@ -221,7 +222,7 @@ class _Builder:
             compile=self._capture_mode(),
             **{**plan.engine, **options},
         )
-        self._share(backend.engine.runner)
+        self._share(backend.engine)
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -238,7 +239,6 @@ class _Builder:
         longest_draft = int(spec.setting) if spec.setting is not None else shared["max_draft_tokens"]
         slots = self._slots(spec)
         runner = self._runner(loaded, slots, longest_draft)
-        self._share(runner)
         cost, payer = plan.synthetic_cost, None
         if cost is None:
             if self._draft is None:
@@ -257,6 +257,7 @@ class _Builder:
             prefill_chunk=shared["prefill_chunk"],
             step_cost=self._step_cost(),
         )
+        self._share(engine)
         price = "of the draft model's forwards" if cost is None else f"of {cost:g} plain steps each"
         note = (
             f"this engine ({self._form()}), drafts at {plan.synthetic_agreement:.0%} agreement "
@@ -276,11 +277,13 @@ class _Builder:
         """On CUDA each runner captures for itself; elsewhere all share what `Weights.compiled` compiles."""
         return "off" if self._target.captured is None else self._plan.compile
 
-    def _share(self, runner: Runner) -> None:
-        if not isinstance(runner, CapturedRunner):
-            runner.compiled = self._target.compiled
-        elif self._target.captured is not None:
-            self._target.captured.append(runner.store)
+    def _share(self, engine: Engine) -> None:
+        """Have all engines run the same compiled layers, or list the graphs that each captures for itself."""
+        if not isinstance(engine.runner, CapturedRunner):
+            engine.runner.compiled = self._target.compiled
+        if self._target.captured is not None:
+            runners = (engine.runner, *engine.drafter.runners)
+            self._target.captured.extend(runner.store for runner in runners if isinstance(runner, CapturedRunner))
 
     def _step_cost(self) -> StepCost | None:
         return StepCost.flat() if self._plan.step_cost == "flat" else None

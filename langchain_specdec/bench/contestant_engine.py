@@ -49,7 +49,7 @@ class EngineContestant:
     def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
         """Compile what is to be, run the longest prompts for their shapes, and a repetition for the calibration."""
         # Before the calibration, and here: no run may begin without a graph and end with it.
-        self._engine.runner.prepare(is_sampled=self._params.temperature > 0)
+        self._prepare(groups)
         params = replace(self._params, max_new_tokens=min(_WARM_UP_TOKENS, self._params.max_new_tokens))
         longest = sorted((p for group in groups for p in group), key=lambda p: -len(p.token_ids))
         rows = [p.token_ids for p in longest[: self.num_slots]]
@@ -73,6 +73,13 @@ class EngineContestant:
     def close(self) -> None:
         """End the engine's thread."""
         self._engine.close()
+
+    def _prepare(self, groups: Sequence[Sequence[Prompt]]) -> None:
+        """Make the graphs of these very prompts and answers, the target's and the drafter's."""
+        rows = min(self.num_slots, max(len(group) for group in groups))
+        prompts = [len(prompt.token_ids) for group in groups for prompt in group]
+        lengths = range(min(prompts), max(prompts) + self._params.max_new_tokens + 1)
+        self._engine.prepare(rows, lengths, self._params)
 
     def _decode(self, rows: Sequence[Sequence[int]], params: SamplingParams) -> RunResult:
         before = self._engine.num_prefill_tokens

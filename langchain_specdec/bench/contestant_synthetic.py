@@ -15,6 +15,7 @@ from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import model_kinds
+from langchain_specdec.runner.runner import Runner
 
 
 class AgreementDrafter(Drafter):
@@ -43,6 +44,16 @@ class AgreementDrafter(Drafter):
     def knows(self, prompt: Sequence[int]) -> bool:
         """Whether the continuation of a prompt is known."""
         return tuple(prompt) in self._texts
+
+    @property
+    def runners(self) -> Sequence[Runner]:
+        """Those of who pays."""
+        return self._paid_by.runners if self._paid_by is not None else ()
+
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool) -> None:
+        """Have who pays make its graphs."""
+        if self._paid_by is not None:
+            self._paid_by.prepare(rows, lengths, is_sampled=is_sampled)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Only who pays has something to take in."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
 from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SampledRow, TokenHistory
 
@@ -116,6 +117,20 @@ class Drafter:
 
     num_candidates = 0
     num_layers = 0
+
+    @property
+    def runners(self) -> Sequence[Runner]:
+        """What runs its forwards; none where drafts take no forward."""
+        return ()
+
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool) -> None:
+        """Make all graphs that drafting for certain texts uses, before the first draft.
+
+        Args:
+            rows: Most texts at a time.
+            lengths: How many tokens they may have.
+            is_sampled: Whether noise will pick tokens.
+        """
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Take in tokens `[start, stop)` of each request; called beside each chunk of the target's prefill."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 
 
@@ -20,6 +21,16 @@ class CombinedDrafter(Drafter):
         self._drafters = tuple(drafters)
         self.num_candidates = max(drafter.num_candidates for drafter in drafters)
         self.num_layers = max(drafter.num_layers for drafter in drafters)
+
+    @property
+    def runners(self) -> Sequence[Runner]:
+        """Those of all drafters."""
+        return [runner for drafter in self._drafters for runner in drafter.runners]
+
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool) -> None:
+        """Have every drafter make its graphs."""
+        for drafter in self._drafters:
+            drafter.prepare(rows, lengths, is_sampled=is_sampled)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Hand the chunk to every drafter."""

@@ -57,6 +57,15 @@ class DraftModelDrafter(Drafter):
         """Forwards of the draft model so far."""
         return self._runner.num_forwards
 
+    @property
+    def runners(self) -> Sequence[Runner]:
+        """What runs the draft model."""
+        return (self._runner,)
+
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool) -> None:
+        """Make the draft model's graphs."""
+        self._runner.prepare_drafts(rows, lengths, self._vocab_size, is_sampled=is_sampled)
+
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the draft model over the same chunk as the target."""
         self._catch_up(requests, stops)
@@ -83,10 +92,12 @@ class DraftModelDrafter(Drafter):
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""
         held = self._roll_back(request)
-        tokens = [self._known(request.token_ids[-1:])]
+        # As drafts of this request will run: they may have a graph, which other kinds may not.
+        noise = Noise.of([request.params], [request.seed])
+        batch = RowBatch([request.slot], [len(held)], [self._known(request.token_ids[-1:])], noise=noise)
         self._runner.begin_turn()
         started = self._runner.clock()
-        self._runner.chain(RowBatch([request.slot], [len(held)], tokens, noise=Noise([0], [0.0])), 1, self._vocab_size)
+        self._runner.chain(batch, 1, self._vocab_size)
         return self._runner.clock() - started
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:

@@ -27,6 +27,7 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.noise import Noise
+from langchain_specdec.sampling.params import SamplingParams
 
 _logger = logging.getLogger(__name__)
 
@@ -101,6 +102,18 @@ class DraftPlanner:
     def num_candidates(self) -> int:
         """How many of the target's best tokens after each token the drafter learns from."""
         return self._drafter.num_candidates if self._is_adaptive else 0
+
+    def prepare(self, rows: int, lengths: range, params: SamplingParams) -> None:
+        """Make all graphs that decoding certain texts uses, and none later, so that runs can be compared.
+
+        Args:
+            rows: Most texts at a time.
+            lengths: How many tokens they may have.
+            params: What decides their tokens.
+        """
+        is_sampled = params.needs_only_noise and params.temperature > 0
+        self._runner.prepare(rows, lengths, is_sampled=is_sampled, num_candidates=self.num_candidates)
+        self._drafter.prepare(rows, lengths, is_sampled=is_sampled)
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Which proposal each request's draft is taken from, and how many tokens of it."""

@@ -124,6 +124,10 @@ class Engine:
         self._pid = os.getpid()
         weakref.finalize(self, _Inbox.close, self._inbox)
 
+    def prepare(self, rows: int, lengths: range, params: SamplingParams) -> None:
+        """See `DraftPlanner.prepare`; nothing may be running."""
+        self._planner.prepare(rows, lengths, params)
+
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> CompletionStream:
         """Queue a completion.
 

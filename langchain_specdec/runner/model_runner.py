@@ -57,14 +57,20 @@ class ModelRunner:
         """Changes with what forwards cost, when graphs take over or fail."""
         return self.compiled.ready if self.compiled is not None else frozenset()
 
-    def prepare(self, *, is_sampled: bool = False) -> None:
-        """Make all graphs that forwards over these slots are likely to use, before the first forward; nothing without.
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool, num_candidates: int) -> None:
+        """Make all graphs that decoding certain texts is likely to use, before the first forward; nothing without.
 
         Args:
+            rows: Most texts at a time.
+            lengths: How many tokens they may have.
             is_sampled: Whether noise will pick tokens.
+            num_candidates: See `RowBatch`.
         """
         if self.compiled is not None:
-            self.compiled.prepare(self.cache.num_slots, self._trial)
+            self.compiled.prepare(rows, self._trial)
+
+    def prepare_drafts(self, rows: int, lengths: range, vocab_size: int, *, is_sampled: bool) -> None:
+        """Make all graphs that drafting for certain texts is likely to use; here there are none."""
 
     clock = staticmethod(step_clock)
 

@@ -7,10 +7,9 @@ result back, and between them the host only launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -20,13 +19,13 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.capture import Capture
 from langchain_specdec.runner.cuda.graph_store import CapturedGraph, GraphStore
+from langchain_specdec.runner.cuda.likely_batches import likely_batches
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept
-from langchain_specdec.sampling.noise import Noise
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
@@ -139,37 +138,65 @@ class CapturedRunner:
             self.store.fail(error)
 
     @torch.inference_mode()
-    def prepare(self, *, is_sampled: bool = False) -> None:
-        """Make the likeliest graphs now, before anything runs, and none later, so that runs can be compared.
+    def prepare(self, rows: int, lengths: range, *, is_sampled: bool, num_candidates: int) -> None:
+        """Make the graphs that decoding certain texts uses, and none later, so that runs can be compared.
 
         Args:
+            rows: Most texts at a time.
+            lengths: How many tokens they may have.
             is_sampled: Whether noise will pick tokens.
+            num_candidates: See `RowBatch`.
         """
-        store, buckets = self.store, self._buckets
-        # One row first, then as many as there can be, since that is where requests spend their time.
-        counts = {*buckets.all_rows, max(buckets.num_slots - 1, 1)}
-        all_rows = sorted(counts, key=lambda rows: (rows > 1, -rows))
-        shapes = list(product(all_rows, buckets.all_lengths, buckets.all_widths))[: store.max_graphs]
-        for done, (rows, length, width) in enumerate(shapes):
-            if store.is_stopped or store.is_frozen:
-                return
-            store.tell(done, len(shapes))
-            start = min(length - width, self.max_length - 1)
-            if start < 0:
-                continue
-            noise = Noise(range(rows), [float(is_sampled)] * rows)
-            store.begin_turn()
-            batch = RowBatch(range(rows), [start] * rows, [[0] * width] * rows, None, noise)
-            self.verify(batch, is_wanted=True)
-        store.tell(len(shapes), len(shapes))
+        starts = range(lengths[0] - 1, min(lengths[-1], self.max_length))
+        widths = self._buckets.all_widths
+        batches = likely_batches(
+            self._buckets, rows, starts, widths, is_sampled=is_sampled, num_candidates=num_candidates
+        )
+        self._prepare(
+            "verify", batches, lambda bucket, batch: self._make_verify(bucket, batch, self.uncaptured.verify(batch))
+        )
         self._is_complete = True
-        store.is_frozen = True
+
+    @torch.inference_mode()
+    def prepare_drafts(self, rows: int, lengths: range, vocab_size: int, *, is_sampled: bool) -> None:
+        """Make the graphs that drafting for certain texts uses, and none later.
+
+        Args:
+            rows: As in `prepare`.
+            lengths: As in `prepare`.
+            vocab_size: As in `chain`.
+            is_sampled: As in `prepare`.
+        """
+        # A draft begins up to two tokens before a text's end, and goes on as far as it is long.
+        starts = range(max(lengths[0] - _MAX_FED, 0), min(lengths[-1] + self.max_width, self.max_length))
+        widths = range(1, min(_MAX_FED, self.max_width) + 1)
+        batches = likely_batches(self._buckets, rows, starts, widths, is_sampled=is_sampled)
+        self._prepare("draft", batches, lambda bucket, batch: self._make_draft(bucket, batch, vocab_size))
 
     def release(self) -> None:
         """Let go of the graphs, the model and the slots; only for a runner that runs nothing any more."""
         self.store.stop()
         self._places.clear()
         self.uncaptured.release()
+
+    def _prepare(
+        self, kind: Literal["verify", "draft"], batches: Iterable[RowBatch], make: Callable[[Bucket, RowBatch], None]
+    ) -> None:
+        store = self.store
+        shapes: dict[Bucket, RowBatch] = {}
+        for batch in batches:
+            bucket = self._bucket(kind, batch, batch.width)
+            if bucket is not None:
+                shapes.setdefault(bucket, batch)
+        wanted = list(shapes.items())[: store.max_graphs]
+        for done, (bucket, batch) in enumerate(wanted):
+            store.tell(done, len(wanted))
+            store.begin_turn()
+            # There may turn out to be memory for fewer.
+            if len(store.graphs) < store.max_graphs and store.is_due(bucket, is_wanted=True):
+                make(bucket, batch)
+        store.tell(len(wanted), len(wanted))
+        store.is_frozen = True
 
     def _bucket(self, kind: Literal["verify", "draft"], batch: RowBatch, width: int, later: int = 0) -> Bucket | None:
         """The bucket of a batch, as if its rows had so many tokens and started so many positions later."""

@@ -138,7 +138,7 @@ def test_runners_of_one_model_share_the_graphs_whatever_the_length_of_their_slot
     layers = layers_of(engine)
     other = ModelRunner(engine.runner.model, 2, 200, 11, layers)
     made = counters["stats"]["unique_graphs"]
-    other.prepare()
+    other.prepare(2, range(1, 64), is_sampled=False, num_candidates=0)
     for rows, width in ((1, 1), (1, 11), (2, 1), (2, 3)):
         tokens = [[(7 * row + i) % VOCAB for i in range(width)] for row in range(rows)]
         batch = RowBatch(range(rows), [0] * rows, tokens)
@@ -162,10 +162,10 @@ def test_preparing_makes_what_so_many_rows_use_and_each_only_once(
     runner = ModelRunner(model, rows, 64, 3, layers)
     made: list[object] = []
     monkeypatch.setattr(layers, "_make", lambda key, trial: made.append(key))
-    runner.prepare()
+    runner.prepare(rows, range(1, 64), is_sampled=False, num_candidates=0)
     assert made == expected
-    runner.prepare()
-    ModelRunner(model, rows, 64, 3, layers).prepare()
+    runner.prepare(rows, range(1, 64), is_sampled=False, num_candidates=0)
+    ModelRunner(model, rows, 64, 3, layers).prepare(rows, range(1, 64), is_sampled=False, num_candidates=0)
     assert made == expected
 
 

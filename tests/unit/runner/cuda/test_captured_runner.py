@@ -455,14 +455,16 @@ def test_preparing_makes_what_runs_use_and_nothing_later(is_sampled: bool, make:
     runner = captured_runner(
         tiny_model(), capture, num_slots=3, max_width=3, progress=lambda what, *counts: told.append(counts)
     )
-    runner.prepare(is_sampled=is_sampled)
+    lengths = range(min(map(len, PROMPTS)), max(map(len, PROMPTS)) + 26)
+    runner.prepare(3, lengths, is_sampled=is_sampled, num_candidates=0)
     store = captured(runner).store
     made = capture.num_recorded
     assert store.rejected == {}
-    # 1, 2 and 3 rows of all slots or others, of 1, 2 and 3 tokens, up to 256 and up to 259 positions.
-    assert {(b.rows, b.width, b.is_whole) for b in store.graphs} >= {
-        (rows, width, rows == 3) for rows in (1, 2, 3) for width in (1, 2, 3)
-    }
+    # 1, 2 and 3 rows of all slots in order or others, of 1, 2 and 3 tokens; no text is as long as the next bucket.
+    rows = [(1, False), (3, True), (3, False), (2, False)]
+    assert list(store.graphs) == [
+        Bucket("verify", count, width, 256, is_sampled, is_whole) for count, is_whole in rows for width in (1, 2, 3)
+    ]
     assert told[-1][0] == told[-1][1]
     assert runner.graphs == {"one row"}
     params = SAMPLED if is_sampled else GREEDY
