@@ -1,0 +1,65 @@
+"""Every family, with every attention, stays on the GPU: no mixed devices, no wait, no copy that is not a step's own."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from langchain_specdec.models.loader import _best_attention
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.sampling.noise import Noise
+from tests.support.fake_cuda import FakeCuda, Record, make_model
+from tests.support.model_families import CASES, make_config
+
+# Their frequencies depend on the largest position, which transformers looks up on the host in each forward.
+WAITING_FAMILIES = {"llama-dynamic-rope"}
+# The frequencies that a model has at hand for longer texts, in its first forward.
+COPIED_ONCE = {"phi3-long-rope": 1}
+# transformers' own attentions are the same code in most families.
+WITH_ALL_ATTENTIONS = {"llama", "mistral", "gemma3", "gpt2", "gpt_neox"}
+CHECKED = [(name, attention) for name, attention in CASES if attention is None or name in WITH_ALL_ATTENTIONS]
+SAMPLED = Noise([1, 2**64 - 1], [0.0, 0.7])
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    return make_model(make_config(name), "eager")
+
+
+def run(runner: ModelRunner) -> int:
+    """All kinds of forward, for one row and for two, for chains and for trees; how many there were."""
+    runner.prefill(RowBatch([0, 2], [0, 0], [[1, 2, 3], [4, 5]]))
+    runner.prefill(RowBatch([1], [0], [[1, 2, 3]]))
+    runner.verify(RowBatch([0, 2], [3, 2], [[1, 2, 3, 4], [5, 6]], [[-1, 0, 0, 1], [-1, 0]], SAMPLED, 8))
+    runner.cache.keep(0, 3, [0, 2], torch.zeros(2, dtype=torch.int64, device=runner.device))
+    runner.verify(RowBatch([1], [3], [[1, 2]], None, Noise([1], [0.0])))
+    runner.chain(RowBatch([0, 2], [3, 2], [[1, 2], [5]], None, SAMPLED), 2, 250)
+    runner.last_logits(RowBatch([1], [4], [[1]]))
+    return 6
+
+
+def check(cuda: FakeCuda, name: str, attention: str | None) -> Record:
+    model = model_of(name)
+    best = _best_attention(type(model), model.config.get_text_config()) or "sdpa"
+    model.set_attn_implementation(attention or best)
+    runner = ModelRunner(model, 4, 58, 6)
+    with cuda.watch() as record:
+        num_forwards = run(runner)
+    # The chain comes back; and each forward takes its rows along.
+    if name not in WAITING_FAMILIES:
+        assert len(record.waits) == 1, "\n".join(record.waits)
+        assert len(record.copies) == num_forwards + COPIED_ONCE.get(name, 0), "\n".join(record.copies)
+    assert not record.doubles, "\n".join(record.doubles)
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "attention"), CHECKED)
+def test_every_family_stays_on_the_device(name: str, attention: str | None, cuda: FakeCuda) -> None:
+    record = check(cuda, name, attention)
+    assert record.launches["aten.mm"] + record.launches["aten.addmm"] > 0
+    assert (name in WAITING_FAMILIES) == (len(record.waits) > 1)
