@@ -301,7 +301,7 @@ class Copies(TorchFunctionMode):
 
 @pytest.mark.parametrize("is_captured", [True, False])
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED, CUT], ids=NAMES[:3])
-@pytest.mark.parametrize("drafting", ["none", "lookup", "tree", "draft model"])
+@pytest.mark.parametrize("drafting", ["none", "lookup", "tree", "lookup tree", "draft model"])
 def test_a_step_takes_one_copy_each_way(
     drafting: str, params: SamplingParams, is_captured: bool, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,10 +312,11 @@ def test_a_step_takes_one_copy_each_way(
         "none": Drafter(),
         "lookup": OracleDrafter(known, 0.8),
         "tree": TreeOracleDrafter(known, 0.8),
+        "lookup tree": LookupTreeDrafter(5),
         "draft model": DraftModelDrafter(draft, 258, 512),
     }
     drafter = drafters[drafting]
-    options: dict[str, Any] = {"max_tree_nodes": 16} if drafting == "tree" else {}
+    options: dict[str, Any] = {"max_tree_nodes": 16} if "tree" in drafting else {}
     options |= {"step_cost": StepCost.flat(), "max_draft_tokens": 3}
     engine = Engine(runner, drafter, loaded(runner.model).tokenizer, (256,), **options)
     monkeypatch.setattr(engine, "_start_thread", lambda: None)
