@@ -42,6 +42,7 @@ FIRST_LETTER, NUM_LETTERS = 64, 16
 _GUARD = Path(__file__).with_name("fake_cuda_guard.cpp")
 _COMPILER = os.environ.get("CXX", "g++")
 _LIBRARY_SECONDS = 120
+_IS_PINNED = "_is_pinned_by_test"
 _aten = torch.ops.aten
 # These make no kernel run: they name or rename memory.
 _FREE = {
@@ -55,7 +56,7 @@ class Record(TorchDispatchMode):
 
     Attributes:
         waits: Each time that the host waits for what the device found: the operator and the line that asks for it.
-        copies: Each copy from the host to the device, likewise.
+        copies: Each copy from the host to the device, likewise. The host waits for those of memory that is not pinned.
         doubles: Each float64 tensor on the device that was not made of another one, likewise.
         launches: How often each operator ran there that takes a kernel.
     """
@@ -77,7 +78,8 @@ class Record(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         name = str(func).rpartition(".")[0]
         if _copies(func, args, kwargs):
-            self._note(self.copies, name)
+            is_pinned = any(getattr(t, _IS_PINNED, False) for t in args)
+            self._note(self.copies, f"{name}, pinned" if is_pinned else name)
         if _waits(func, args, kwargs):
             self._note(self.waits, name)
         if func is _aten._local_scalar_dense.default:
@@ -124,7 +126,7 @@ class FakeCuda:
             # Tensors of one number would keep it, and operators on them would run, on a device that is not there.
             patch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)
             patch.setattr(FakeTensor, "tolist", lambda tensor: cuda._tolist(tensor))
-            patch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)
+            patch.setattr(FakeTensor, "pin_memory", _pinned)
             # It is made without an operator, and stands for a mask that is never made.
             patch.setattr(CausalBias, "__new__", staticmethod(_new_bias))
             patch.setattr(torch.cuda, "synchronize", lambda device=None: cuda._wait("torch.cuda.synchronize"))
@@ -232,6 +234,11 @@ def explained(error: BaseException) -> str:
         error = error.__cause__
     frames = list(traceback.walk_tb(error.__traceback__))
     return f"{_place(reversed(frames))}: {type(error).__name__}: {error}"
+
+
+def _pinned(tensor: FakeTensor) -> FakeTensor:
+    setattr(tensor, _IS_PINNED, True)
+    return tensor
 
 
 def _new_bias(kind: type[CausalBias], *_: object) -> CausalBias:

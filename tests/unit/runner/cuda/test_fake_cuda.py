@@ -86,6 +86,7 @@ def test_copies_to_the_device_are_seen(name: str, x: torch.Tensor, cuda: FakeCud
     with cuda.watch() as record:
         COPIES[name](x)
     assert len(record.copies) == 1
+    assert record.copies[0].endswith(", pinned") == ("pinned" in name)
     assert not record.waits
 
 

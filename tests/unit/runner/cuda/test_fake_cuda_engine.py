@@ -78,6 +78,8 @@ def check(cuda: FakeCuda, kind: str, drafting: str, *, is_captured: bool) -> Fak
     for record in steady:
         assert len(record.waits) <= waits, "\n".join(record.waits)
         assert len(record.copies) <= copies, "\n".join(record.copies)
+        # The first forward's rows, which the host does not wait for.
+        assert record.copies[0].endswith(", pinned"), record.copies[0]
     for turn in turns:
         assert not turn.record.doubles, "\n".join(turn.record.doubles)
     return engine

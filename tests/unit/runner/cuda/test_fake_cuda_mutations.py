@@ -28,8 +28,8 @@ def turns(kind: str, drafting: str = "auto", *, is_captured: bool = False) -> Ca
     return lambda cuda: test_fake_cuda_engine.check(cuda, kind, drafting, is_captured=is_captured)
 
 
-def launches(shape: str, *, is_sampled: bool = False) -> Callable[[FakeCuda], object]:
-    return lambda cuda: test_launches.check(cuda, shape, "verify", 8, is_sampled=is_sampled)
+def launches(shape: str) -> Callable[[FakeCuda], object]:
+    return lambda cuda: test_launches.check(cuda, shape, "verify", 8, is_sampled=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,10 @@ FAULTS = {
     "a tensor of a number": Fault(
         ModelRunner.verify, "self.num_forwards += 1", "self.num_forwards += torch.tensor([1], device=self.device).ndim",
         turns("greedy"), r"runner/model_runner\.py:\d+: aten\._to_copy",
+    ),
+    "a copy of memory that is not pinned": Fault(
+        step_inputs._on_host, "tensor.pin_memory() if", "tensor if",
+        turns("greedy"), r"runner/step_inputs\.py:\d+: aten\._to_copy",
     ),
     # Types that some devices lack, and launches.
     "float64": Fault(
