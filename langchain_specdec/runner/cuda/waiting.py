@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,7 +82,9 @@ class RefuseWaiting(TorchDispatchMode):
 
 @cache
 def _is_composite(func: Any) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    # Tensors of other classes, quantised ones say, are asked for their device and the like by operators of "prim".
+    is_known = isinstance(func, OpOverload) and func.namespace != "prim"
+    return is_known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from langchain_specdec.models.loader import _best_attention
+from langchain_specdec.runner.cuda.buckets import Bucket
+from langchain_specdec.runner.cuda.captured_runner import verify_step
+from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 from langchain_specdec.runner.model_runner import ModelRunner
-from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, num_bytes
 from langchain_specdec.sampling.noise import Noise
 from tests.support.fake_cuda import FakeCuda, Record, make_model
-from tests.support.model_families import CASES, make_config
+from tests.support.model_families import ALL_FAMILIES, CASES, make_config
 
 # Their frequencies depend on the largest position, which transformers looks up on the host in each forward.
 WAITING_FAMILIES = {"llama-dynamic-rope"}
@@ -63,3 +66,20 @@ def test_every_family_stays_on_the_device(name: str, attention: str | None, cuda
     record = check(cuda, name, attention)
     assert record.launches["aten.mm"] + record.launches["aten.addmm"] > 0
     assert (name in WAITING_FAMILIES) == (len(record.waits) > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL_FAMILIES if name not in WAITING_FAMILIES])
+def test_a_capture_would_not_be_refused(name: str, cuda: FakeCuda) -> None:
+    model = model_of(name)
+    model.set_attn_implementation(_best_attention(type(model), model.config.get_text_config()) or "sdpa")
+    runner = ModelRunner(model, 2, 58, 6)
+    bucket = Bucket("verify", 1, 5, 64, is_sampled=True, is_whole=False, num_candidates=8)
+    with torch.inference_mode():
+        buffer = torch.zeros(num_bytes(1, 5, has_tree=True), dtype=torch.uint8, device=runner.device)
+        inputs = RowInputs.from_buffer(buffer, 1, 5, has_tree=True)
+        # The slots are allocated by a forward, and frequencies for longer texts are copied.
+        verify_step(runner, inputs, bucket)
+        with RefuseWaiting(runner.device):
+            logits, verdict = verify_step(runner, inputs, bucket)
+    assert (tuple(logits.shape), tuple(verdict.shape)) == ((1, 5, runner.vocab_size), (10, 1, 5))
