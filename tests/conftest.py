@@ -19,10 +19,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
-from langchain_specdec.bench import random_weights
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.engine import Engine
-from langchain_specdec.models import loader
+from langchain_specdec.models import devices
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from tests.support.tiny_models import make_engine
 
@@ -105,8 +104,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _cpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that names no device means the CPU, also where there is a GPU; its texts are those of float32."""
-    for module in (loader, random_weights):
-        monkeypatch.setattr(module, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ class _Gauge:
     def __init__(self, device: str | None) -> None:
         import torch
 
-        from langchain_specdec.models.loader import default_device
+        from langchain_specdec.models.devices import default_device
 
         self._cuda: Any = None
         if (torch.device(device) if device is not None else default_device()).type == "cuda":

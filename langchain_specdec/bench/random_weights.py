@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.loader import default_device
+from langchain_specdec.models.devices import resolve_device
 
 _PREFIX = "random:"
 _LLAMA_3 = {
@@ -88,7 +88,7 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     if shape not in SHAPES:
         msg = f"There are no random weights of the shape {shape!r}. Shapes: {', '.join(SHAPES)}."
         raise InvalidParameterError(msg)
-    placed = _placed(device)
+    placed = resolve_device(device)
     name = ("float32" if placed.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     values = dict(SHAPES[shape])
     config = AutoConfig.for_model(**values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
@@ -98,18 +98,6 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
         built: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, name))
     built.config._name_or_path = model
     return built.eval().requires_grad_(requires_grad=False), _byte_tokenizer(values["vocab_size"])
-
-
-def _placed(device: str | None) -> torch.device:
-    if device is None:
-        return default_device()
-    try:
-        placed = torch.device(device)
-        torch.empty(1, device=placed)
-    except (RuntimeError, AssertionError) as error:
-        msg = f"There is no device {device!r}: {str(error).partition(chr(10))[0]}"
-        raise InvalidParameterError(msg) from error
-    return placed
 
 
 def _byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -154,7 +154,7 @@ def _devices() -> list[Finding]:
 
 
 def _defaults() -> list[Finding]:
-    from langchain_specdec.models.loader import default_device
+    from langchain_specdec.models.devices import default_device
     from langchain_specdec.runner.attention import ATTENTION_NAME
 
     device = default_device()

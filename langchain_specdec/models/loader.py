@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
 from langchain_specdec.models import embedded
 from langchain_specdec.models.compatibility import check_supported
+from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -22,11 +23,6 @@ from langchain_specdec.runner import attention
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
 # Longest explanation of transformers to pass on; some list all model types there are.
 _MAX_REASON = 300
-
-
-def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU. Apple's MPS has to be asked for: nothing was tested on it."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(
@@ -68,7 +64,7 @@ def load_model(
     if device is not None and device_map is not None:
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
-    placed = _resolve_device(device)
+    placed = resolve_device(device)
     resolved_dtype = _resolve_dtype(dtype, placed)
     loaded: Any
     if isinstance(model, torch.nn.Module):
@@ -181,20 +177,6 @@ def _explained(what: str) -> Iterator[None]:
         reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + " ..."
         msg = f"Cannot load {what}: {reason}{advice}"
         raise ModelLoadError(msg) from error
-
-
-def _resolve_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return default_device()
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        msg = f"device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
-        raise InvalidParameterError(msg) from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        msg = f"There is no device {device!r}: PyTorch {torch.__version__} sees {torch.cuda.device_count()} of CUDA."
-        raise InvalidParameterError(msg)
-    return resolved
 
 
 def _model_class(config: Any) -> type | None:

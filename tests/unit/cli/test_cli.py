@@ -455,14 +455,14 @@ def test_doctor_in_json():
 
 @pytest.mark.parametrize("backend", ["EFFICIENT_ATTENTION", "MATH"])
 def test_doctor_tells_which_attention_a_gpu_runs(monkeypatch, backend):
-    from langchain_specdec.models import loader
+    from langchain_specdec.models import devices
     from langchain_specdec.runner.cuda import attention_backend
 
     def choose(device, dtype, *, is_prompt):
         assert (device.type, dtype) == ("cuda", torch.bfloat16)
         return "FLASH_ATTENTION" if is_prompt else backend
 
-    monkeypatch.setattr(loader, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(attention_backend, "chosen_backend", choose)
     result = specdec("doctor")
     assert result.exit_code == 0
@@ -471,10 +471,10 @@ def test_doctor_tells_which_attention_a_gpu_runs(monkeypatch, backend):
 
 
 def test_doctor_tells_how_linear_layers_run_on_a_cpu(monkeypatch):
-    from langchain_specdec.models import loader
+    from langchain_specdec.models import devices
     from langchain_specdec.runner.cpu import kernel_linear as panel_linear
 
-    monkeypatch.setattr(loader, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(panel_linear, "can_use_panels", lambda dtype: True)
     assert "a kernel of this package" in specdec("doctor").stdout
     monkeypatch.setattr(panel_linear, "can_use_panels", lambda dtype: False)

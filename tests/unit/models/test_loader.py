@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.utils import logging
 
 from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.bench.random_weights import random_model
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import (
     InvalidParameterError,
@@ -24,8 +25,9 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.compatibility import check_pair, check_supported
+from langchain_specdec.models.devices import default_device
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import default_device, load_model
+from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.runner.attention import ATTENTION_NAME
@@ -574,6 +576,22 @@ def test_embeddings_that_are_on_no_device_are_refused():
     model.model.embed_tokens.to("meta")
     with pytest.raises(UnsupportedModelError, match="embeddings of LlamaForCausalLM are kept off the devices"):
         load_model(model, tiny.byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"),
+        (7.5, "device must be one that PyTorch knows"),
+        ("cuda:63", "There is no device 'cuda:63': PyTorch .* sees "),
+        ("mps", "can use no device 'mps' here. Leave device out for cpu"),
+        ("meta", "Nothing can run on the device 'meta'"),
+    ],
+)
+def test_devices_that_are_not_here_are_refused_before_anything_is_read(folder, no_work, device, message):
+    for place in (lambda: load_model(folder, device=device), lambda: random_model("random:tiny", "auto", device)):
+        with pytest.raises(InvalidParameterError, match=message):
+            place()
 
 
 def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch):
