@@ -114,6 +114,9 @@ class DraftPlanner:
         is_sampled = params.needs_only_noise and params.temperature > 0
         self._runner.prepare(rows, lengths, is_sampled=is_sampled, num_candidates=self.num_candidates)
         self._drafter.prepare(rows, lengths, is_sampled=is_sampled)
+        if not self._is_cost_given:
+            # Measured at the next step, not assumed: nobody waits, and no run may begin beside a measurement.
+            self._cost = None
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Which proposal each request's draft is taken from, and how many tokens of it."""
@@ -198,7 +201,8 @@ class DraftPlanner:
             request: One that has just ended; its slot is still its own.
             is_idle: Whether there is still nothing else to do.
         """
-        if self._cost is not None and not self._is_cost_given and not self._is_cost_measured:
+        is_assumed = self._cost is not None and not self._is_cost_given and not self._is_cost_measured
+        if is_assumed and not self._runner.awaits_graphs:
             self._measure(request, is_idle)
 
     def _measure(self, request: Request, is_wanted: Callable[[], bool] = lambda: True) -> None:

@@ -106,7 +106,7 @@ def _folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
 
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Queries that end where the keys do, each of which sees all before it; no mask is ever made for it."""
+    """Queries that end where the keys do, each of which sees all before it, which flash takes without a mask."""
     groups = query.shape[1] // key.shape[1]
     # "Not causal", as PyTorch asks itself where there are fewer queries than keys.
     if groups > 1 and not can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, True)):

@@ -79,6 +79,11 @@ class ModelRunner:
         """Whether a few more tokens cost next to nothing: on a GPU, reading the weights and launching bound a step."""
         return self.device.type == "cuda"
 
+    @property
+    def awaits_graphs(self) -> bool:
+        """Whether steps are going to cost something else, once their graphs are made; here they never are."""
+        return False
+
     def begin_turn(self, *, may_capture: bool = True) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it; here none ever is."""
 

@@ -32,6 +32,7 @@ def clean_up(graph: Any, pool: Any, stream: torch.cuda.Stream) -> None:
 
 
 def _end_allocation(pool: Any) -> None:
+    # The allocator of pinned memory has no name in Python; it stays as it is, and grows slower.
     # Until torch 2.7 it had another name.
     end = getattr(torch._C, "_cuda_endAllocateToPool", None) or torch._C._cuda_endAllocateCurrentStreamToPool  # type: ignore[attr-defined]
     device = torch.cuda.current_device()

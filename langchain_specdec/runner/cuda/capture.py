@@ -94,7 +94,7 @@ class CudaCapture:
         try:
             # Other threads may go on using the GPU meanwhile; this one may not do what cannot be recorded.
             recording = torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local")
-            with _no_collection(), recording:
+            with _no_collection(), recording, _own_workspaces():
                 outputs = function()
         except BaseException as error:
             clean_up(graph, self._pool, side)
@@ -138,6 +138,21 @@ def _no_collection() -> Iterator[None]:
     finally:
         if is_on:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Have cuBLAS take its memory from the graph's pool while it is recorded.
+
+    A graph goes on using the address that it was recorded with. Memory that all of the process share is given up by
+    others: torch.compile's graphs do so, and some versions of torch whenever a graph ends (pytorch/pytorch#193402).
+    """
+    clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 def can_capture(model: nn.Module) -> str | None:

@@ -77,6 +77,12 @@ class CapturedRunner:
         return frozenset({"one row"}) if self._is_complete and not self.store.is_stopped else frozenset()
 
     is_width_free = True
+
+    @property
+    def awaits_graphs(self) -> bool:
+        """Whether one row has not got all its graphs yet, but will."""
+        return not (self._is_complete or self.store.is_stopped or self.store.is_frozen)
+
     clock = staticmethod(step_clock)
 
     def begin_turn(self, *, may_capture: bool = True) -> None:

@@ -24,7 +24,6 @@ _WAITING = {
     ops.allclose.default,
     ops.unique_dim_consecutive.default,
     ops.multinomial.default,
-    ops.histc.default,
     ops.embedding_renorm_.default,
     ops._linalg_check_errors.default,
 }
@@ -72,7 +71,8 @@ class RefuseWaiting(TorchDispatchMode):
         if func in _COPYING:
             return len(set(is_here)) > 1
         if func in _INDEXING:
-            return is_here[0] and any(i.device.type != self._kind for i in args[1] if i is not None)
+            moved = [t for t in (*args[1], *args[2:3]) if t is not None and t.device.type != self._kind]
+            return is_here[0] and bool(moved) and not _is_told(*args[1:3])
         if self._kind == "cpu":
             return False
         # A number to fill in is read on the host. And what is lifted are the host's numbers, which have just become a
@@ -93,15 +93,26 @@ def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return _counts(args[1], args[2] if len(args) > 2 else None)
     if func is ops.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None
+    if func is ops.histc.default:
+        # Without bounds of its own it looks for them.
+        low, high = (*args[2:], *(kwargs.get(name, 0) for name in ("min", "max")[len(args[2:]) :]))
+        return bool(low == high)
     return func in _WAITING or not _WAITING_TAGS.isdisjoint(func.tags)
 
 
 def _counts(indices: Any, value: Tensor | None) -> bool:
     """Whether indexing counts the places that masks tell of."""
-    is_mask = [index.dtype in (torch.bool, torch.uint8) for index in indices if index is not None]
-    # One number that the host knows goes wherever one mask says, without counting.
-    is_told = value is not None and is_mask == [True] and value.numel() == 1 and value.device.type == "cpu"
-    return any(is_mask) and not is_told
+    return any(_are_masks(indices)) and not _is_told(indices, value)
+
+
+def _is_told(indices: Any, value: Tensor | None = None) -> bool:
+    """Whether one number that the host knows goes wherever one mask says, which takes neither counting nor a copy."""
+    is_number = value is not None and value.numel() == 1 and value.device.type == "cpu"
+    return is_number and _are_masks(indices) == [True]
+
+
+def _are_masks(indices: Any) -> list[bool]:
+    return [index.dtype in (torch.bool, torch.uint8) for index in indices if index is not None]
 
 
 def _place() -> str:

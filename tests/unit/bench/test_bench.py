@@ -596,7 +596,7 @@ def test_random_weights_have_a_tokenizer_that_knows_every_token():
     assert model.generation_config.eos_token_id is None
     with pytest.raises(InvalidParameterError, match="llama-8b"):
         random_model("random:huge", "auto", "cpu")
-    with pytest.raises(InvalidParameterError, match="one that PyTorch knows, such as 'cpu'.*got 'abacus'"):
+    with pytest.raises(InvalidParameterError, match="got 'abacus'"):
         random_model("random:tiny", "auto", "abacus")
 
 

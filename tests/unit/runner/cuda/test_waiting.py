@@ -39,6 +39,7 @@ HARMLESS: dict[str, Callable[[Tensor], object]] = {
     "another type": lambda x: x.long(),
     "a copy within": lambda x: x[0].copy_(x[1]),
     "a number": lambda x: x + 1.5,
+    "a count between bounds": lambda x: torch.histc(x, 4, min=0, max=3),
     "an attention": lambda x: torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]),
 }
 
@@ -97,12 +98,15 @@ COPIES: dict[str, Callable[[Tensor], object]] = {
     "index": lambda x: ops.index(x, [torch.zeros(2, dtype=torch.long)]),
     "masked_fill_": lambda x: ops.masked_fill_(x, x > 0, x[0, 0]),
     "index_put_": lambda x: ops.index_put_(x, [x > 0], x[0, 0]),
+    # As `x[places] = 1.0` comes on a GPU.
+    "index_put_ ": lambda x: ops.index_put_(x, [torch.zeros(2, dtype=torch.long, device=x.device)], torch.tensor(1.0)),
     # What `torch.tensor(..., device="cuda")` ends with, once its numbers have been copied.
     "lift_fresh": lambda x: ops.lift_fresh(x),
 }
 TOLD: dict[str, Callable[[Tensor], object]] = {
     "an operand": lambda x: x * torch.tensor(2.0),
     "a filling": lambda x: x.fill_(torch.tensor(2.0)),
+    "a mask filled with one": lambda x: ops.index_put_(x, [x > 0], torch.tensor(2.0)),
     "a host's number": lambda x: x * torch.tensor(2.0).item(),
     "made there": lambda x: torch.full((2,), 3.0, device=x.device),
 }
