@@ -68,7 +68,6 @@ plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-wo
 test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own
 	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) -m transformers tests/unit
 
-
 rehearse: $(STAMP) $(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)) ## Rehearse the check on a GPU on the CPU; TRANSFORMERS=VERSION
 	$(call rehearsed,$(VENV),rehearsal,$(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)))
 

@@ -89,9 +89,10 @@ def cases(models: Sequence[str], lengths: Sequence[int]) -> Iterator[Case]:
             for rows, width, is_tree in _SHAPES:
                 if rows == 1 or length < _LONG:
                     yield Case(model, length, rows, width, is_tree)
-            # Its end, and in a rehearsal the whole of it; the odd lengths are the hard ones.
-            for width in sorted({min(_PROMPT_WIDTH, length - 1), min(_PROMPT_WIDTH, length)}) if length % 2 else ():
-                yield Case(model, length, 1, width, is_tree=False, is_prompt=True)
+            # The odd lengths are the hard ones: the end of a prompt, and the whole of a short one.
+            for width in (min(_PROMPT_WIDTH, length // 2), length) if length % 2 else ():
+                if width < _LONG:
+                    yield Case(model, length, 1, width, is_tree=False, is_prompt=True)
 
 
 def make(case: Case, device: torch.device, dtype: torch.dtype) -> Tensors:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +18,17 @@ import torch
 
 from langchain_specdec.runner.cuda.graph_store import MAX_GRAPHS
 from langchain_specdec.runner.runner import Runner
+from langchain_specdec.runner.trials import largest_error
 from tools.gpu_check.check import Check
 from tools.gpu_check.failed_capture import failed_capture
-from tools.gpu_check.runners import batch_of, captured, free, new_capture, runner_of
+from tools.gpu_check.part_mask import MAX_ERROR
+from tools.gpu_check.runners import batch_of, captured, free, new_capture, plain, runner_of
 
 _MODEL = "qwen2.5-0.5b"
 _WIDTHS = (1, 2, 3, 5, 8, 16, 33)
 _STEPS = 200
 _TIMEOUT = 30.0
+_WAITS_EVERY = 200
 
 
 @torch.inference_mode()
@@ -32,13 +37,13 @@ def capture(check: Check) -> None:
     runner = _runner(check)
     _each(check, runner)
     _steady_memory(check, runner)
-    _in_a_row(check, runner)
-    del runner
-    free(check)
-    for name, disturbance in (("collector", _garbage), ("another thread", _synchronizing)):
-        _disturbed(check, name, disturbance)
+    _outlives(check, runner)
     _two_engines(check)
     _failed(check)
+    for name, disturbance in (("collector", _garbage), ("another thread", _synchronizing)):
+        _disturbed(check, name, disturbance)
+    # Says itself how far it came.
+    _in_a_row(check, runner)
 
 
 def _runner(check: Check) -> Runner:
@@ -92,6 +97,23 @@ def _steady_memory(check: Check, runner: Runner) -> None:
     check.expect(grown < 1.0, f"{_STEPS} steps take {grown:.1f} MiB more than one")
 
 
+def _outlives(check: Check, runner: Runner) -> None:
+    """A graph computes the same when other graphs are gone and memory that was free is full of something else."""
+    store, batch = captured(runner).store, batch_of(1, 5, 100)
+    for kept in (4, 5):
+        _make(runner, 1, kept, 100, 0.0)
+    expected = plain(runner).verify(batch).logits.tensor.clone()
+    kept_bucket = next(bucket for bucket in store.graphs if (bucket.rows, bucket.width) == (1, 5))
+    for bucket in [bucket for bucket in store.graphs if bucket != kept_bucket]:
+        store._graphs.pop(bucket)
+    getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
+    free(check)
+    junk = [torch.full((check.pick(2**22, 64),), float("nan"), device=check.device) for _ in range(check.pick(64, 2))]
+    error = largest_error(runner.verify(batch).logits.tensor, expected)
+    check.note(outlived=str(kept_bucket), error=error, junk_tensors=len(junk))
+    check.expect(error < MAX_ERROR, f"a graph is off by {error:.3f} once others are gone")
+
+
 def _disturbed(check: Check, name: str, disturbance: Callable[[Check], Any]) -> None:
     """Make graphs while something else goes on."""
     runner = _runner(check)
@@ -126,13 +148,21 @@ def _in_a_circle(check: Check) -> list[Any]:
 
 @contextmanager
 def _synchronizing(check: Check) -> Iterator[None]:
-    """Another thread uses the device, and waits for all of it."""
+    """Another thread uses the device all the time, and now and then waits for all of it, which breaks captures off."""
     stop = threading.Event()
+    refused: list[str] = []
 
     def disturb() -> None:
-        while not stop.wait(1e-3):
-            torch.ones(100, device=check.device).sum().item()
-            check.wait()
+        for turn in itertools.count():
+            if stop.wait(check.pick(1e-3, 1e-4)):
+                return
+            try:
+                torch.ones(100, device=check.device).sum().item()
+                if turn % _WAITS_EVERY == 0:
+                    check.wait()
+            except RuntimeError as error:
+                # It hit a capture: that thread is refused, and the capture is tried again.
+                refused.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -141,6 +171,7 @@ def _synchronizing(check: Check) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        check.note(device_waits_refused=len(refused), first=refused[:1])
 
 
 def _two_engines(check: Check) -> None:
@@ -167,8 +198,13 @@ def _failed(check: Check) -> None:
     if check.is_rehearsal:
         failed_capture(check)
         return
-    process = multiprocessing.get_context("spawn").Process(target=failed_capture, args=(check,))
+    process = multiprocessing.get_context("spawn").Process(target=_failed_alone, args=(check,))
     process.start()
     process.join(_TIMEOUT)
     check.expect(process.exitcode == 0, f"after a failed capture the process ends with {process.exitcode}")
     process.kill()
+
+
+def _failed_alone(check: Check) -> None:
+    failed_capture(check)
+    sys.exit(bool(check.unmet))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
 from langchain_specdec.bench.machine import read_bandwidth
 from langchain_specdec.bench.weights import step_bytes
+from langchain_specdec.runner import model_runner
 from langchain_specdec.runner.runner import Runner
 from tools.gpu_check.check import Check
 from tools.gpu_check.runners import batch_of, captured, free, loaded_of, plain, runner_over
@@ -32,7 +35,7 @@ def steps(check: Check) -> None:
             for rows, width, start in _cases(check, slots):
                 _step(check, runner, {"model": name, "slots": slots}, (rows, width, start), least_ms)
             if slots == 1:
-                _without_cudnn(check, runner, name)
+                _any_backend(check, runner, name)
                 _draft(check, runner, name)
             del runner
             free(check)
@@ -70,14 +73,14 @@ def _step(check: Check, runner: Runner, what: dict[str, Any], shape: tuple[int, 
     check.expect(not store.failure, f"captures fail: {store.failure}")
 
 
-def _without_cudnn(check: Check, runner: Runner, name: str) -> None:
-    """What an eager step takes where PyTorch may not choose cuDNN, which plans anew for each length."""
-    for is_cudnn in (True, False):
-        torch.backends.cuda.enable_cudnn_sdp(is_cudnn)
-        for start in (300, 301, 302):
-            host, whole = check.timed(partial(plain(runner).verify, batch_of(1, 1, start)), 1, 0)
-            check.note(cudnn=is_cudnn, model=name, start=start, eager_ms=whole, eager_host_ms=host)
-    torch.backends.cuda.enable_cudnn_sdp(True)
+def _any_backend(check: Check, runner: Runner, name: str) -> None:
+    """What an eager step takes where PyTorch chooses how attention runs: cuDNN, say, plans anew for each length."""
+    for is_pinned in (True, False):
+        free_choice = mock.patch.object(model_runner, "pinned_backends", lambda _: nullcontext())
+        with nullcontext() if is_pinned else free_choice:
+            for start in (300, 301, 302):
+                host, whole = check.timed(partial(plain(runner).verify, batch_of(1, 1, start)), 1, 0)
+                check.note(pinned=is_pinned, model=name, start=start, eager_ms=whole, eager_host_ms=host)
 
 
 def _draft(check: Check, runner: Runner, name: str) -> None:

@@ -116,6 +116,46 @@ def test_what_nobody_could_measure_is_measured_while_idle(make: Any, monkeypatch
     assert len(calls) == 1
 
 
+def test_nothing_is_measured_between_graphs_that_are_there_and_some_that_are_not(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = captured(tiny_model())
+    measured: list[bool] = []
+
+    def spy(*args: Any) -> StepCost | None:
+        measured.append(runner.awaits_graphs)
+        return measure_step_cost(*args)
+
+    monkeypatch.setattr(draft_planner, "measure_step_cost", spy)
+    engine = make(runner, LookupTreeDrafter(5, is_shared=False))
+    engine._start_thread = lambda: None
+    short = SamplingParams(max_new_tokens=5, ignore_eos=True)
+    for params in (short, short, PARAMS, PARAMS):
+        stream = engine.submit(PROMPT, params)
+        while engine.num_running or engine.num_waiting:
+            engine._run_once()
+        made = runner.store.num_made
+        assert measured == [False] * (not runner.awaits_graphs)
+        read(stream)
+        assert runner.store.num_made == made
+    assert measured == [False]
+
+
+def test_what_is_prepared_is_measured_at_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As `specdec bench` does: no measurement may be left to run beside the next contestant.
+    monkeypatch.setattr(ModelRunner, "is_width_free", True)
+    engine = make(ModelRunner(tiny_model(), 2, 256, 9), LookupTreeDrafter(5, is_shared=False))
+    engine._start_thread = lambda: None
+    engine.prepare(1, range(8, 50), PARAMS)
+    stream = engine.submit(PROMPT, PARAMS)
+    while not engine._planner._is_cost_measured:
+        engine._run_once()
+        assert engine.num_running, "it ran without having been measured"
+    while engine.num_running:
+        engine._run_once()
+    read(stream)
+
+
 def test_a_measurement_gives_way_to_a_request(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelRunner, "is_width_free", True)
     began, go_on = threading.Event(), threading.Event()
