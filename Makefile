@@ -73,7 +73,7 @@ rehearse: $(STAMP) $(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)) ## R
 
 # With all that this version needs, laid over what is installed.
 build/transformers-%: $(STAMP)
-	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-compile --target $@ transformers==$*
+	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-compile --no-warn-conflicts --target $@ transformers==$*
 
 rehearse-transformers4: $(STAMP4) ## Rehearse it on transformers 4.57
 	$(call rehearsed,$(VENV4),rehearsal-transformers4)

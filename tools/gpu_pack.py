@@ -67,17 +67,7 @@ def pack(folder: Path, workload: Path | None = None) -> None:
 def _download(wheels: Path) -> None:
     platforms = [word for name in _PLATFORMS for word in ("--platform", f"{name}_x86_64")]
     abis = [word for name in ("cp312", "abi3", "none") for word in ("--abi", name)]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-qq",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(wheels),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
     target = ["--python-version", "3.12", "--implementation", "cp", *platforms, *abis]
     folders = ["--constraint", str(ROOT / "constraints.txt"), "--dest", str(wheels)]
     subprocess.run([*command, *target, *folders, *PACKAGES], check=True)
@@ -171,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workload", type=Path, help="Prompts to take along.")
     parser.add_argument("--split", type=int, metavar="BYTES", help="Also cut it into files of at most so many bytes.")
     given: Any = parser.parse_args(arguments)
+    if given.workload is not None and not given.workload.is_file():
+        parser.error(f"there is no file {given.workload}")
+    if given.split is not None and given.split < 1:
+        parser.error(f"pieces have to have at least one byte, got {given.split}")
     pack(given.to, given.workload)
     pieces = split(given.to, given.to.with_name(f"{given.to.name}-pieces"), given.split) if given.split else ()
     print(instructions(given.to, pieces))
