@@ -43,6 +43,11 @@ def hangs(check: Check) -> None:
 def hangs_for_good(check: Check) -> None:
     """Neither this process nor the one that it starts ends when it is told to."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hangs_with_a_child(check)
+
+
+def hangs_with_a_child(check: Check) -> None:
+    """It ends when it is told to, its child does not hear of it."""
     child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({_LONG})"])  # noqa: S603
     check.note(child=child.pid)
     time.sleep(_LONG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class LeftOutError(Exception):
 
 
 def run_part(name: str, function: str, out: Path, is_rehearsal: bool) -> None:
-    """Run a part, and end the process with its exit code.
+    """Run a part, and end the process with its exit code; why a part failed is the last line that it prints.
 
     Args:
         name: Its name in records.
@@ -35,6 +36,8 @@ def run_part(name: str, function: str, out: Path, is_rehearsal: bool) -> None:
         note(out, part=name, left_out=str(reason))
         sys.exit(LEFT_OUT)
     except BaseException as error:
-        note(out, part=name, error=f"{type(error).__name__}: {error}"[:1000])
-        raise
-    sys.exit(bool(check.unmet))
+        told = f"{type(error).__name__}: {error}"
+        note(out, part=name, raised=told[:1000])
+        traceback.print_exc()
+        sys.exit(told.splitlines()[0])
+    sys.exit(f"{len(check.unmet)} unmet, first: {check.unmet[0]}" if check.unmet else 0)

@@ -22,6 +22,10 @@ if [ -d "$here/model" ]; then
   nice "$python" -c 'from langchain_specdec.models.embedded import model_path; model_path()' &
 fi
 status=0
-"$python" -m tools.gpu_check --out "$out" "$@" || status=$?
+"$python" -m tools.gpu_check --out "$out" "$@" &
+check=$!
+# What ends this script ends the check too, and with it the part that runs.
+trap 'kill "$check" 2>/dev/null || true' HUP INT TERM
+wait "$check" || status=$?
 wait
 exit "$status"

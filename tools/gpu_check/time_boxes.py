@@ -25,6 +25,8 @@ _GRACE = 5.0
 _RESERVE = 3.0
 # With less time left a part would only import PyTorch.
 _LEAST = 8.0
+# Characters that a line has for why a part failed.
+_WIDTH = 160
 # What all parts import, imported once for those of a rehearsal. On a GPU each part starts from nothing instead.
 _PRELOADED = ["torch", "tools.gpu_check.check", "langchain_specdec.bench.build", "langchain_specdec.cli.app"]
 
@@ -66,14 +68,16 @@ def run_parts(
     for name in names:
         left = end - time.monotonic() - _RESERVE
         started = time.monotonic()
-        status = "left out: no time left"
-        if left >= least:
-            seconds = min(parts[name].box, left)
-            target = (name, parts[name].function, out, is_rehearsal)
-            status = _run_boxed(context, target, out / f"{name}.log", seconds, grace)
-        outcomes.append(Outcome(name, status, round(time.monotonic() - started, 1)))
-        note(out, part=name, status=status, seconds=outcomes[-1].seconds)
-        print(_line(outcomes[-1]), flush=True)
+        status = "failed: interrupted" if left >= least else "left out: no time left"
+        try:
+            if left >= least:
+                seconds = min(parts[name].box, left)
+                target = (name, parts[name].function, out, is_rehearsal)
+                status = _run_boxed(context, target, out / f"{name}.log", seconds, grace)
+        finally:
+            outcomes.append(Outcome(name, status, round(time.monotonic() - started, 1)))
+            note(out, part=name, status=status, seconds=outcomes[-1].seconds)
+            print(_line(outcomes[-1]), flush=True)
     return outcomes
 
 
@@ -95,14 +99,22 @@ def _run_boxed(context: Any, target: tuple[Any, ...], log: Path, seconds: float,
             return f"failed: cut after {seconds:.0f} s"
         if process.exitcode == LEFT_OUT:
             return "left out: see its record"
+        if process.exitcode == 1:
+            return f"failed: {_last_line(log)}"
         return "ok" if process.exitcode == 0 else f"failed: exit code {process.exitcode}"
     finally:
         _end(process, grace)
 
 
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1][:_WIDTH] if lines else "it says nothing"
+
+
 def _in_own_group(log: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """What a part's process does: all that it starts can be ended with it, and what it prints goes into its log."""
-    os.setsid()
+    # Of the same session: whoever ends that, as a machine on loan does, ends this too.
+    os.setpgrp()
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -57,8 +60,8 @@ def test_a_part_that_fails_or_hangs_costs_its_own_box_only(tmp_path: Path) -> No
     outcomes = run_parts(names, parts, tmp_path, budget=600, is_rehearsal=True, grace=0.2)
     assert [outcome.status for outcome in outcomes] == [
         "ok",
-        "failed: exit code 1",
-        "failed: exit code 1",
+        "failed: ValueError: planted",
+        "failed: 1 unmet, first: the planted expectation",
         "left out: see its record",
         "failed: exit code -9",
         "failed: cut after 1 s",
@@ -71,16 +74,16 @@ def test_a_part_that_fails_or_hangs_costs_its_own_box_only(tmp_path: Path) -> No
         {"part": "works", "worked": True},
         {"part": "works", "status": "ok"},
         {"part": "fails", "before": 1},
-        {"part": "fails", "error": "ValueError: planted"},
-        {"part": "fails", "status": "failed: exit code 1"},
+        {"part": "fails", "raised": "ValueError: planted"},
+        {"part": "fails", "status": "failed: ValueError: planted"},
         {"part": "falls_short", "unmet": "the planted expectation"},
         {"part": "falls_short", "after": 1},
-        {"part": "falls_short", "status": "failed: exit code 1"},
+        {"part": "falls_short", "status": "failed: 1 unmet, first: the planted expectation"},
         {"part": "is_left_out", "left_out": "there is none here"},
         {"part": "is_left_out", "status": "left out: see its record"},
         {"part": "dies", "status": "failed: exit code -9"},
         {"part": "hangs", "before": 1},
-        {"part": "hangs", "error": "SystemExit: 143"},
+        {"part": "hangs", "raised": "SystemExit: 143"},
         {"part": "hangs", "status": "failed: cut after 1 s"},
         {"part": "hangs_for_good"},
         {"part": "hangs_for_good", "status": "failed: cut after 1 s"},
@@ -88,7 +91,39 @@ def test_a_part_that_fails_or_hangs_costs_its_own_box_only(tmp_path: Path) -> No
         {"part": "works", "status": "ok"},
     ]
     assert not is_running(child), "what a part has started outlives it"
-    assert "ValueError: planted" in (tmp_path / "fails.log").read_text(encoding="utf-8")
+    assert "raise ValueError(msg)" in (tmp_path / "fails.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_check_that_is_interrupted_ends_its_part_and_keeps_its_records(name: str, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from tools.gpu_check import __main__ as command_line
+from tools.gpu_check.parts import Part
+
+if __name__ == "__main__":
+    command_line.PARTS = {{"hangs": Part(60.0, 60.0, "{PLANTED}:hangs_with_a_child")}}
+    sys.argv = ["gpu_check", "--out", {str(tmp_path)!r}, "--parts", "hangs"]
+    sys.exit(command_line.main())
+"""
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    while not any("child" in record for record in read(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    child = read(tmp_path)[0]["child"]
+    process.send_signal(signal.Signals[name])
+    written, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "failed: interrupted" in written
+    assert [record.get("raised", record.get("status")) for record in read(tmp_path)] == [
+        None, "SystemExit: 143", "failed: interrupted",
+    ]  # fmt: skip
+    assert not is_running(child), "what a part has started outlives it"
 
 
 @pytest.mark.process

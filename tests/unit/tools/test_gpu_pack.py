@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.source_code import ROOT
+from tools.gpu_check import install
 from tools.gpu_check.install import missing
 from tools.gpu_check.parts import PARTS
-from tools.gpu_pack import PACKAGES, instructions, split
+from tools.gpu_pack import PACKAGES, instructions, main, split
 
 
 @pytest.fixture
@@ -85,6 +87,36 @@ def test_only_packages_that_are_not_there_or_too_old_are_installed(tmp_path: Pat
                  "there_is_no_such_package-1.0-py3-none-any"):  # fmt: skip
         (tmp_path / f"{name}.whl").touch()
     assert [wheel.name.split("-")[0] for wheel in missing(tmp_path)] == ["numpy", "there_is_no_such_package"]
+
+
+@pytest.mark.process
+def test_what_cannot_be_installed_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there_is_no_such_package-1.0-cp12-cp12-linux_x86_64.whl").touch()
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path), str(tmp_path / "site")])
+    with pytest.raises(SystemExit, match=r"pip could not install them in .*site\. They are for Python 3\.12"):
+        install.main()
+    assert "is not a supported wheel on this platform" in capfd.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="has no torch and no transformers: set PYTHON to the interpreter that has"):
+        install.main()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--workload", "/nowhere.jsonl"], "there is no file /nowhere.jsonl"),
+        (["--split", "-5"], "pieces have to have at least one byte, got -5"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_before_anything_is_removed(
+    options: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--to", str(folder), *options])
+    assert told in capsys.readouterr().err
+    assert (folder / "run.sh").exists()
 
 
 @pytest.mark.process
