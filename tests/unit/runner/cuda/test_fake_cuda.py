@@ -98,11 +98,12 @@ def test_what_stays_on_the_device_is_neither(name: str, x: torch.Tensor, cuda: F
 
 
 def test_devices_do_not_mix(x: torch.Tensor, cuda: FakeCuda) -> None:
-    with pytest.raises(AssertionError, match=r"outside of the package: FakeTensorDeviceMismatchError"), cuda.watch():
+    # PyTorch 2.11 has a plain RuntimeError for it.
+    mixed = "(FakeTensorDeviceMismatchError|RuntimeError: .* found two different devices)"
+    with pytest.raises(AssertionError, match=f"outside of the package: {mixed}"), cuda.watch():
         x + torch.ones(5)
     nodes = torch.zeros(1, 2, dtype=torch.int64, device="cuda")
-    message = r"^langchain_specdec/runner/verify\.py:\d+: FakeTensorDeviceMismatchError"
-    with pytest.raises(AssertionError, match=message), cuda.watch():
+    with pytest.raises(AssertionError, match=rf"^langchain_specdec/runner/verify\.py:\d+: {mixed}"), cuda.watch():
         accept(nodes, torch.zeros(1, 2, dtype=torch.int64), nodes[:, None] > 0, nodes[:, 0], nodes)
 
 
