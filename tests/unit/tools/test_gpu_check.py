@@ -160,6 +160,25 @@ def test_a_part_that_does_not_exist_is_an_error(
     assert "there is no part steep. Parts: env, mask," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        (["ok", "left out: no time left"], 0),
+        (["ok", "failed: cut after 1 s"], 1),
+        (["left out: no time left"] * 2, 1),
+    ],
+)
+def test_the_exit_code_tells_whether_anything_failed_or_nothing_ran(
+    statuses: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        command_line, "run_parts", lambda *_, **__: [Outcome("env", status, 1.0) for status in statuses]
+    )
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    assert command_line.main() == code
+
+
 @pytest.mark.process
 def test_what_starts_the_parts_does_not_import_torch() -> None:
     code = "import sys, tools.gpu_check.__main__; sys.exit('torch' in sys.modules)"
