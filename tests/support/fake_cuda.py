@@ -36,6 +36,8 @@ from langchain_specdec.runner.cuda.waiting import waits
 from tests.support.source_code import ROOT
 
 PACKAGE = Path(langchain_specdec.__file__).parent
+MIXED_DEVICES = r"(FakeTensorDeviceMismatchError|RuntimeError: .* found two different devices)"
+"""How PyTorch names what mixes devices; up to 2.11 by the second."""
 # Tokens of the tiny models' tokenizer: the letters from a on.
 FIRST_LETTER, NUM_LETTERS = 64, 16
 

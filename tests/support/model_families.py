@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import dynamic_rope_update
 from transformers.utils import logging
 
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -93,6 +95,11 @@ OTHER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 ALL_FAMILIES = FAMILIES | OTHER_FAMILIES
 # What these do to their scores, transformers' sdpa does not.
 WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling")
+# Their frequencies depend on the largest position, which transformers looks up on the host in each forward; those of
+# the second one since some version of 5 no more.
+WAITING_FAMILIES = {"llama-dynamic-rope"}
+if "torch.where" not in inspect.getsource(dynamic_rope_update):
+    WAITING_FAMILIES |= {"phi3-long-rope"}
 CASES = [(n, a) for n in ALL_FAMILIES for a in ATTENTIONS if not (a == "sdpa" and n in WITHOUT_SDPA)]
 
 

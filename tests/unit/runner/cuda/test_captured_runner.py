@@ -36,7 +36,7 @@ from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.noise import Noise
 from langchain_specdec.sampling.params import SamplingParams
-from tests.support.model_families import ALL_FAMILIES, MAX_WIDTH, WINDOW, load, reference_text
+from tests.support.model_families import ALL_FAMILIES, MAX_WIDTH, WAITING_FAMILIES, WINDOW, load, reference_text
 from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import (
     FakeRequest,
@@ -241,10 +241,6 @@ def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
 
 
 # --- What is captured waits for nothing -------------------------------------------------------------------------------
-
-
-WAITING_FAMILIES = {"llama-dynamic-rope"}
-"""Their frequencies depend on the largest position, which transformers looks up on the host."""
 
 
 @pytest.mark.slow

@@ -16,10 +16,8 @@ from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, num_bytes
 from langchain_specdec.sampling.noise import Noise
 from tests.support.fake_cuda import FakeCuda, Record, make_model
-from tests.support.model_families import ALL_FAMILIES, CASES, make_config
+from tests.support.model_families import ALL_FAMILIES, CASES, WAITING_FAMILIES, make_config
 
-# Their frequencies depend on the largest position, which transformers looks up on the host in each forward.
-WAITING_FAMILIES = {"llama-dynamic-rope"}
 # The frequencies that a model has at hand for longer texts, in its first forward.
 COPIED_ONCE = {"phi3-long-rope": 1}
 # transformers' own attentions are the same code in most families.

@@ -20,7 +20,7 @@ from langchain_specdec.runner.cuda import captured_runner
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling import noise
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory
-from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_cuda import MIXED_DEVICES, FakeCuda
 from tests.unit.runner.cuda import test_fake_cuda_engine, test_launches
 
 
@@ -51,24 +51,23 @@ class Fault:
     message: str
 
 
-MIXED = "FakeTensorDeviceMismatchError"
 FAULTS = {
     # Tensors that are made without saying where.
     "positions": Fault(
         model_inputs.ModelInputs._mask, "torch.arange(length, device=device)", "torch.arange(length)",
-        turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED}",
+        turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED_DEVICES}",
     ),
     "ancestors": Fault(
         step_inputs._chains, "dtype=torch.bool, device=device", "dtype=torch.bool",
-        turns("greedy"), rf"runner/verify\.py:\d+: {MIXED}",
+        turns("greedy"), rf"runner/verify\.py:\d+: {MIXED_DEVICES}",
     ),
     "widths": Fault(
         verify.accept, ", device=nodes.device", "",
-        turns("greedy"), rf"runner/verify\.py:\d+: {MIXED}",
+        turns("greedy"), rf"runner/verify\.py:\d+: {MIXED_DEVICES}",
     ),
     "mask": Fault(
         model_inputs._gpu_mask, "dtype=dtype, device=mask.device", "dtype=dtype",
-        turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED}",
+        turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED_DEVICES}",
     ),
     "keys and values": Fault(
         kv_cache._zeros, "dtype=like.dtype, device=like.device", "dtype=like.dtype",
@@ -76,11 +75,11 @@ FAULTS = {
     ),
     "counts for penalties": Fault(
         TokenHistory.__init__, "dtype=torch.float32, device=device", "dtype=torch.float32",
-        turns("penalised"), rf"sampling/choice\.py:\d+: {MIXED}",
+        turns("penalised"), rf"sampling/choice\.py:\d+: {MIXED_DEVICES}",
     ),
     "bias": Fault(
         SamplingTable.__init__, "dtype=torch.float32, device=device", "dtype=torch.float32",
-        turns("penalised"), rf"sampling/choice\.py:\d+: {MIXED}",
+        turns("penalised"), rf"sampling/choice\.py:\d+: {MIXED_DEVICES}",
     ),
     # Waits that nobody sees.
     "a number of what stands": Fault(
