@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models import devices
+from langchain_specdec.runner import attention
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from tests.support.tiny_models import make_engine
 
@@ -122,6 +123,12 @@ def _no_engine_thread_left() -> Iterator[None]:
 
 def _engine_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == THREAD_NAME}
+
+
+@pytest.fixture
+def only_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for captures records PyTorch's operators; our kernels for CPUs are none, and never captured."""
+    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
 
 
 @pytest.fixture

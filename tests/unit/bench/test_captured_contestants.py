@@ -17,14 +17,13 @@ from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.measure import grouped
 from langchain_specdec.bench.workload import Question
 from langchain_specdec.models import make_runner as factory
-from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.recorded_graphs import RecordedCapture
 
-pytestmark = [pytest.mark.slow, pytest.mark.transformers]
+pytestmark = [pytest.mark.slow, pytest.mark.transformers, pytest.mark.usefixtures("only_operators")]
 
 NAMES = ["plain", "draft_model:3", "auto", "auto@2", "synthetic:4"]
 QUESTIONS = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sat on") for i in range(4)]
@@ -32,8 +31,6 @@ QUESTIONS = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sa
 
 def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the bench's runners capture, as they do on a GPU."""
-    # Our kernels for CPUs are no operators, and never captured.
-    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
     for module in (weights, factory):
         monkeypatch.setattr(module, "can_pack", lambda model: False)
 

@@ -16,7 +16,6 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine import draft_planner, step_cost
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
-from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.device_time import seconds_of
 from langchain_specdec.runner.model_runner import ModelRunner
@@ -24,13 +23,10 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import References, loaded, perturbed, read, tiny_model, token_ids, wait_until
 
+pytestmark = pytest.mark.usefixtures("only_operators")
+
 PROMPT = (5, 6, 7, 8, 9, 5, 6, 7)
 PARAMS = SamplingParams(max_new_tokens=40, ignore_eos=True)
-
-
-@pytest.fixture(autouse=True)
-def only_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
-from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner
@@ -38,8 +37,7 @@ def static(runner: ModelRunner) -> torch.Tensor:
 
 
 @pytest.fixture(params=["plain", "captured"])
-def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
+def runner(request: pytest.FixtureRequest, only_operators: None) -> Any:
     plain = ModelRunner(tiny_model(), 2, 64, 9)
     return plain if request.param == "plain" else CapturedRunner(plain, RecordedCapture(), "reduce-overhead")
 

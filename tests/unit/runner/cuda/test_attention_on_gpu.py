@@ -190,7 +190,7 @@ def test_forwards_in_two_threads_restore_the_backends_once_both_are_over() -> No
     assert enabled() == before
 
 
-def test_every_forward_on_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_forward_on_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch, only_operators: None) -> None:
     runner = runner_of("llama")
     runner.prefill(RowBatch([1], [0], [[1, 2, 3]]))
     seen = []
@@ -201,7 +201,6 @@ def test_every_forward_on_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> No
                 seen.append(enabled())
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
     monkeypatch.setattr("langchain_specdec.runner.model_runner.pinned_backends", lambda device: pinned_backends(GPU))
     noise = Noise([1], [0.0])
     actions = (

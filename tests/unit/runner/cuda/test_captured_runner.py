@@ -23,7 +23,6 @@ from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner import attention
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.capture import can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner, draft_step, verify_step
@@ -52,7 +51,7 @@ from tests.support.tiny_models import (
     token_ids,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("only_operators")]
 
 PROMPTS = [[5, 6, 7, 8, 9, 5, 6, 7], [7, 8, 9, 5, 6, 7] * 3, [1, 2, 3], [9] * 20, [4], [5, 6, 7, 8, 1, 2]]
 GREEDY = SamplingParams(max_new_tokens=25, ignore_eos=True)
@@ -86,12 +85,6 @@ def plain_runner(model: Any, num_slots: int = 4, max_length: int = 256, max_widt
 def captured(runner: Runner) -> CapturedRunner:
     assert isinstance(runner, CapturedRunner)
     return runner
-
-
-@pytest.fixture(autouse=True)
-def only_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in for captures records PyTorch's operators; our kernels for CPUs are none, and never captured."""
-    monkeypatch.setattr(attention, "can_decode_attention", lambda *tensors: False)
 
 
 @pytest.fixture
