@@ -113,10 +113,10 @@ class _Gauge:
     def __init__(self, device: str | None) -> None:
         import torch
 
-        from langchain_specdec.models.devices import default_device
+        from langchain_specdec.models.devices import resolve_device
 
         self._cuda: Any = None
-        if (torch.device(device) if device is not None else default_device()).type == "cuda":
+        if resolve_device(device).type == "cuda":
             self._cuda = torch.cuda
         self.kind = "CUDA" if self._cuda else "resident set"
 

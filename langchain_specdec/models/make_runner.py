@@ -17,6 +17,7 @@ from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_we
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.model_inputs import num_key_value_heads
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
@@ -91,9 +92,8 @@ def make_runner(
 
 def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     config = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_layer = 2 * heads * head_dim * loaded.model.dtype.itemsize * num_slots
+    per_layer = 2 * num_key_value_heads(config) * head_dim * loaded.model.dtype.itemsize * num_slots
     # A model may be spread over several GPUs; the one with the least room for its layers decides.
     counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
     fitting = min(int(free_memory(d) * _CACHE_SHARE) // (per_layer * count) for d, count in counts.items())

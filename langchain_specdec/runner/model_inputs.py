@@ -27,7 +27,8 @@ class ModelInputs:
     def __init__(self, model: Any) -> None:
         self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
-        self._num_groups = _num_groups(self._config)
+        # Heads that share keys.
+        self._num_groups: int = self._config.num_attention_heads // num_key_value_heads(self._config)
         self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
         self._windows = _layer_windows(self._config)
         # Renamed in transformers 5.24, which warns of the old name at each forward.
@@ -102,10 +103,9 @@ def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
     return numbers[..., :length]
 
 
-def _num_groups(config: Any) -> int:
-    """Heads that share keys."""
-    heads = config.num_attention_heads
-    return int(heads // (getattr(config, "num_key_value_heads", None) or heads))
+def num_key_value_heads(config: Any) -> int:
+    """Heads that have keys and values of their own; all of them where a configuration does not say."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def max_positions(config: Any) -> int | None:

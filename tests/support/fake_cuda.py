@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import langchain_specdec
 from langchain_specdec.runner.attention import register
-from langchain_specdec.runner.cuda.waiting import waits
+from langchain_specdec.runner.cuda.waiting import is_composite, waits
 from tests.support.source_code import ROOT
 
 PACKAGE = Path(langchain_specdec.__file__).parent
@@ -75,7 +75,8 @@ class Record(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        if _is_composite(func):
+        # Attention is one kernel or another, and counts as one.
+        if func is not _aten.scaled_dot_product_attention.default and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         name = str(func).rpartition(".")[0]
@@ -281,14 +282,6 @@ def _guard_library() -> Path:
         # Other processes may be at it too: whichever is last leaves a whole file.
         staged.replace(library)
     return library
-
-
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    """Whether an operator is made of others. Attention is one kernel or another, and counts as one."""
-    if func is _aten.scaled_dot_product_attention.default:
-        return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def _is_on(value: object, device: str) -> bool:

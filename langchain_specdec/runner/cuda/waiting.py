@@ -53,7 +53,7 @@ class RefuseWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, or refuse to."""
         kwargs = kwargs or {}
-        if _is_composite(func):
+        if is_composite(func):
             # In inference mode it comes as it is, and not as what it is made of.
             with self:
                 return func.decompose(*args, **kwargs)
@@ -81,7 +81,8 @@ class RefuseWaiting(TorchDispatchMode):
 
 
 @cache
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
+    """Whether an operator is made of others."""
     # Tensors of other classes, quantised ones say, are asked for their device and the like by operators of "prim".
     is_known = isinstance(func, OpOverload) and func.namespace != "prim"
     return is_known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
