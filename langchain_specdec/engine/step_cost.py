@@ -130,7 +130,7 @@ def measure_step_cost(
     """
     widths = sorted({w for w in WIDTHS if w < runner.max_width} | {runner.max_width})
     token = request.token_ids[-1]
-    rest = None, Noise.of([request.params], [request.seed]), drafter.num_candidates
+    noise = Noise.of([request.params], [request.seed])
     seconds: dict[int, list[float]] = {}
     draft_seconds = []
     deadline = time.perf_counter() + _BUDGET_SECONDS
@@ -147,7 +147,8 @@ def measure_step_cost(
             tokens = [token] * width
 
             def verify(tokens: list[int] = tokens) -> None:
-                runner.verify(RowBatch([request.slot], [request.num_cached], [tokens], *rest))
+                batch = RowBatch([request.slot], [request.num_cached], [tokens], None, noise, drafter.num_candidates)
+                runner.verify(batch)
 
             latest, previous = seconds_of(verify, runner.device), width
             # The first round is not counted: it pays for allocations and for the choice of kernels.

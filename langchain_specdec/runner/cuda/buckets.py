@@ -74,7 +74,14 @@ class Buckets:
         return [*lengths, self.max_length]
 
     def fit(
-        self, kind: Literal["verify", "draft"], slots: Sequence[int], start: int, width: int, *, is_sampled: bool
+        self,
+        kind: Literal["verify", "draft"],
+        slots: Sequence[int],
+        start: int,
+        width: int,
+        *,
+        is_sampled: bool,
+        num_candidates: int = 0,
     ) -> Bucket | None:
         """The bucket for rows in these slots, of so many tokens from `start` on or before; None: it fits in none."""
         rows = _round_up(len(slots), self.all_rows)
@@ -83,7 +90,7 @@ class Buckets:
         if rows > self.num_slots or width > self.max_width or length > self.max_length:
             return None
         is_whole = list(slots) == list(range(self.num_slots))
-        return Bucket(kind, rows, width, length, is_sampled, is_whole)
+        return Bucket(kind, rows, width, length, is_sampled, is_whole, num_candidates)
 
 
 def _round_up(number: int, steps: Sequence[int]) -> int:

@@ -207,8 +207,8 @@ class CapturedRunner:
     def _bucket(self, kind: Literal["verify", "draft"], batch: RowBatch, width: int, later: int = 0) -> Bucket | None:
         """The bucket of a batch, as if its rows had so many tokens and started so many positions later."""
         start = max(batch.starts) + later
-        bucket = self._buckets.fit(kind, batch.slots, start, width, is_sampled=batch.is_sampled)
-        return bucket and replace(bucket, num_candidates=batch.num_candidates)
+        fit = self._buckets.fit
+        return fit(kind, batch.slots, start, width, is_sampled=batch.is_sampled, num_candidates=batch.num_candidates)
 
     def _make_next_graph(self, batch: RowBatch) -> None:
         store = self.store
