@@ -22,6 +22,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import without_unknown_formats
+from langchain_specdec.grammar.state import GrammarState, one_line
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
@@ -39,22 +40,19 @@ class Constraint:
     """The state of one answer in its grammar. Paths are tokens after the text so far; none are kept.
 
     Args:
-        matcher: At the beginning of the answer.
+        state: At the beginning of the answer.
         vocabulary: The tokens.
         endings: Finds how the answer can end.
         endgame: Number of tokens before the limit from which on choices are checked.
     """
 
-    def __init__(
-        self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary, endings: EndingSearch, endgame: int
-    ) -> None:
-        self._matcher = matcher
+    def __init__(self, state: GrammarState, vocabulary: Vocabulary, endings: EndingSearch, endgame: int) -> None:
+        self._state = state
         self._vocabulary = vocabulary
         self._endgame = endgame
         self._endings = endings
         self._has_ended = False
-        # The path that the matcher has taken beyond the text, and the masks of all paths asked for in this step.
-        self._standing: list[int] = []
+        # The masks of all paths asked for in this step.
         self._masks: dict[tuple[int, ...], TokenMask | None] = {}
         # A short way to the end from the text so far, and one from the text after the tokens of this step.
         self._ending: list[int] | None = None
@@ -68,12 +66,12 @@ class Constraint:
         """
         self._ending, self._next_ending = self._next_ending, None
         ends = [i for i, token in enumerate(token_ids) if token in self._vocabulary.eos_token_ids]
-        text = list(token_ids[: ends[0]] if ends else token_ids)
-        if not self._move(text):
-            msg = f"The grammar does not allow the tokens {text}. {self._matcher.get_error()}".strip()
+        text = tuple(token_ids[: ends[0]] if ends else token_ids)
+        if self._has_ended or not self._state.extend_text(text):
+            msg = f"The grammar does not allow the tokens {list(text)}. {self._state.failure}".strip()
             raise ValueError(msg)
-        self._standing.clear()
-        self._masks.clear()
+        # What was looked at behind these tokens is asked for next.
+        self._masks = {path[len(text) :]: mask for path, mask in self._masks.items() if path[: len(text)] == text}
         self._endings.advance(text)
         self._has_ended = bool(ends)
 
@@ -81,9 +79,7 @@ class Constraint:
         """The tokens that must follow a path, in order; empty where there is a choice, or the path is none."""
         if not self._move(path):
             return []
-        if self._matcher.is_stopped():
-            return list(self._vocabulary.eos_token_ids[:1])
-        return list(self._matcher.compute_ff_tokens())
+        return list(self._vocabulary.eos_token_ids[:1]) if self._state.is_over else self._state.forced()
 
     def allowed_after(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Which of these tokens may follow a path."""
@@ -91,10 +87,10 @@ class Constraint:
         return [mask is not None and has_token(mask, token) for token in tokens]
 
     def mask_after(self, path: Sequence[int]) -> TokenMask | None:
-        """Bits of the tokens that may follow a path; None where the path is none."""
+        """Bits of the tokens that may follow a path; None where the path is none, or nothing may follow it."""
         key = tuple(path)
         if key not in self._masks:
-            self._masks[key] = self._vocabulary.mask(self._matcher) if self._move(path) else None
+            self._masks[key] = self._state.mask() if self._move(path) else None
         return self._masks[key]
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
@@ -105,10 +101,18 @@ class Constraint:
             parents: For each the index of the token it follows; -1 is the text's last.
 
         Returns:
-            One more than there are tokens, the root's first; None where the grammar does not allow the node.
+            One more than there are tokens, the root's first; None where the grammar does not allow the node, or
+            leaves no way on behind it: `in_time` replaces such a one.
+
+        Raises:
+            ValueError: Nothing may follow the text itself.
         """
+        root = self.mask_after(())
+        if root is None and not self._has_ended:
+            msg = f"The grammar leaves no way to go on after this text ({self._state.failure or 'it ends nowhere'})."
+            raise ValueError(msg)
         paths: list[list[int] | None] = [[]]
-        masks: list[TokenMask | None] = [self.mask_after(())]
+        masks: list[TokenMask | None] = [root]
         for token, parent in zip(tokens, parents, strict=True):
             above, mask = paths[parent + 1], masks[parent + 1]
             # A node that the grammar forbids, or that stands behind an end, needs no mask.
@@ -122,7 +126,7 @@ class Constraint:
         return masks
 
     def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
-        """The chosen tokens, up to the first after which the answer could not end before the limit.
+        """The chosen tokens, up to the first after which the answer could not end, or not before the limit.
 
         That one is replaced by the next of a short way to the end. So an answer is cut only where its shortest one is
         longer than the limit.
@@ -138,7 +142,8 @@ class Constraint:
         ending = self._ending
         for token in chosen:
             left = remaining - len(kept) - 1
-            if left >= self._endgame or token in self._vocabulary.eos_token_ids:
+            is_end = token in self._vocabulary.eos_token_ids
+            if is_end or (left >= self._endgame and not self._is_dead_end((*kept, token))):
                 ending, following = None, None
             else:
                 ending = ending or self._find_ending(kept, left + 1)
@@ -157,34 +162,27 @@ class Constraint:
         return self._find_ending((), limit)
 
     def _move(self, path: Sequence[int]) -> bool:
-        """Have the matcher stand after a path; whether the grammar allows that, with more to come.
-
-        It stays there until it is moved again: drafts ask about neighbours one after the other.
-        """
+        """Have the state stand after a path; whether the grammar allows that, with more to come."""
         if self._has_ended or any(token in self._vocabulary.eos_token_ids for token in path):
             return False
-        common = 0
-        for token, other in zip(self._standing, path, strict=False):
-            if token != other:
-                break
-            common += 1
-        if common < len(self._standing):
-            self._matcher.rollback(len(self._standing) - common)
-            del self._standing[common:]
-        rest = list(path[common:])
-        if rest:
-            self._standing += rest[: self._matcher.try_consume_tokens(rest)]
-        return len(self._standing) == len(path) and not self._matcher.is_error()
+        return self._state.move(path)
+
+    def _is_dead_end(self, path: tuple[int, ...]) -> bool:
+        """Whether nothing may follow a path, or what has to follow it."""
+        while self.mask_after(path) is not None:
+            # An end of the text is no dead end.
+            if not self._move(path) or self._state.is_over or not (forced := self._state.forced()):
+                return False
+            path = (*path, *forced)
+        return True
 
     def _ending_after(self, path: Sequence[int], token: int, ending: list[int], limit: int) -> list[int] | None:
         """A way to the end after a path and a token, given one after the path; None where none is short enough."""
         if token == ending[0]:
             return ending[1:]
         # The way found last often still fits, for example after one more word in a string.
-        if len(ending) <= limit:
-            is_valid = self._move((*path, token, *ending[:-1]))
-            if is_valid and (self._matcher.is_stopped() or self._matcher.is_accepting()):
-                return ending
+        if len(ending) <= limit and self._move((*path, token, *ending[:-1])) and self._state.may_end:
+            return ending
         return self._find_ending((*path, token), limit)
 
     def _find_ending(self, path: Sequence[int], limit: int) -> list[int] | None:
@@ -229,15 +227,18 @@ class GrammarCompiler:
             self._matchers.move_to_end(grammar.identity)
             if len(self._matchers) > _MAX_GRAMMARS:
                 self._matchers.popitem(last=False)
-            matcher = matcher.deep_copy()
+
+        def start() -> llguidance.LLMatcher:
+            with self._lock:
+                return matcher.deep_copy()
+
         endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
-        endings = EndingSearch(matcher, self._vocabulary, self._closers, is_json=grammar.schema is not None)
-        constraint = Constraint(matcher, self._vocabulary, endings, endgame)
-        try:
-            shortest = constraint.shortest(max_new_tokens)
-        except ValueError as error:
-            raise _refusal(grammar, str(error)) from error
-        if shortest is None:
+        state = GrammarState(start, self._vocabulary)
+        endings = EndingSearch(state, self._vocabulary, self._closers, is_json=grammar.schema is not None)
+        constraint = Constraint(state, self._vocabulary, endings, endgame)
+        if constraint.shortest(max_new_tokens) is None:
+            if state.failure:
+                raise _refusal(grammar, state.failure)
             msg = (
                 f"The grammar has no answer that fits into {max_new_tokens} tokens, as far as a short search can tell. "
                 f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
@@ -253,12 +254,10 @@ class GrammarCompiler:
             source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
         matcher = llguidance.LLMatcher(self._vocabulary.tokens, source, log_level=0)
         if matcher.is_error():
-            raise _refusal(grammar, matcher.get_error())
+            raise _refusal(grammar, one_line(matcher.get_error()))
         return matcher
 
 
 def _refusal(grammar: Grammar, reason: str) -> InvalidParameterError:
     what = "regular expression" if grammar.regex is not None else "JSON schema"
-    # What follows is the parser's inner state.
-    reason = " ".join(reason.partition("<state>")[0].split())
     return InvalidParameterError(f"The {what} cannot be followed: {reason}. Change that part of it, or leave it out.")

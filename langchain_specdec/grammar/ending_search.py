@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from langchain_specdec.grammar.state import GrammarState
 from langchain_specdec.grammar.token_masks import TokenMask, has_token, token_bits
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
@@ -91,16 +91,14 @@ class EndingSearch:
     """Looks for short ways to the end of one answer, and keeps track of where the answer is.
 
     Args:
-        matcher: The grammar's state. It stands where it stood when a search is over.
+        state: Where the answer stands in its grammar.
         vocabulary: The tokens.
         closers: The same by how soon they end an answer.
         is_json: Whether the answer is JSON, whose structure tells what closes it.
     """
 
-    def __init__(
-        self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary, closers: Closers, *, is_json: bool
-    ) -> None:
-        self._matcher = matcher
+    def __init__(self, state: GrammarState, vocabulary: Vocabulary, closers: Closers, *, is_json: bool) -> None:
+        self._state = state
         self._vocabulary = vocabulary
         self._closers = closers
         self._is_json = is_json
@@ -117,11 +115,8 @@ class EndingSearch:
         pattern, long tokens make most headway; if that leads nowhere, single characters are taken in turn.
 
         Args:
-            path: Tokens after the answer so far, after which the matcher stands.
+            path: Tokens after the answer so far.
             limit: Most tokens, the one that ends the text included.
-
-        Raises:
-            ValueError: The grammar is too much for the matcher.
         """
         return self._walk(path, limit, is_fair=False) or self._walk(path, limit, is_fair=True)
 
@@ -131,28 +126,28 @@ class EndingSearch:
         ending: list[int] = []
         # Tokens taken at this place that closed nothing.
         taken: list[int] = []
-        try:
-            while len(ending) < limit:
-                if self._matcher.is_stopped() or self._matcher.is_accepting():
-                    return [*ending, self._vocabulary.eos_token_ids[0]]
-                following = list(self._matcher.compute_ff_tokens()[: limit - len(ending)])
-                if not following:
-                    mask = self._vocabulary.mask(self._matcher)
-                    closing = next((t for t in self._preferred(place) if has_token(mask, t)), None)
-                    if closing is None:
-                        closing = self._next_fair(mask, taken) if is_fair else self._longest(mask)
-                        taken.append(closing)
-                    else:
-                        taken.clear()
-                    following = [closing]
-                if not self._matcher.consume_tokens(following):
-                    raise ValueError(self._matcher.get_error())
-                ending += following
-                self._read(place, following)
+        if not self._state.move(path):
             return None
-        finally:
-            if ending:
-                self._matcher.rollback(len(ending))
+        while len(ending) < limit:
+            if self._state.may_end:
+                return [*ending, self._vocabulary.eos_token_ids[0]]
+            following = self._state.forced()[: limit - len(ending)]
+            if not following:
+                mask = self._state.mask()
+                if mask is None:
+                    return None
+                closing = next((t for t in self._preferred(place) if has_token(mask, t)), None)
+                if closing is None:
+                    closing = self._next_fair(mask, taken) if is_fair else self._longest(mask)
+                    taken.append(closing)
+                else:
+                    taken.clear()
+                following = [closing]
+            if not self._state.push(following):
+                return None
+            ending += following
+            self._read(place, following)
+        return None
 
     def _read(self, place: _JsonPlace, tokens: Sequence[int]) -> None:
         # Quotes have no meaning in a regular expression's text.

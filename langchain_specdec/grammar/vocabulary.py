@@ -57,17 +57,11 @@ class Vocabulary:
         return ids
 
     def mask(self, matcher: llguidance.LLMatcher) -> TokenMask:
-        """The tokens that may follow where the matcher stands.
-
-        Raises:
-            ValueError: The grammar is too much for the matcher.
-        """
+        """The tokens that may follow where the matcher stands. Where it fails, that is its error, and no token may."""
         if matcher.is_stopped() and not matcher.is_error():
             # All end tokens mean the same here, so the first one stands for them.
             return only_token(self.eos_token_ids[0], self.size)
         masks = llguidance.numpy.allocate_token_bitmask(1, self.size)
         llguidance.numpy.fill_next_token_bitmask(matcher, masks)
-        if matcher.is_error():
-            raise ValueError(matcher.get_error())
         mask: TokenMask = masks[0]
         return mask

@@ -50,6 +50,14 @@ PERSON = {
     "additionalProperties": False,
 }
 VOCAB = 258
+# Behind a property "a", llguidance takes a comma for possible, and then finds no name that may follow.
+DEAD_END = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+    "patternProperties": {"^a$": {"type": "integer"}},
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +194,47 @@ def test_what_cannot_be_followed_is_refused_before_decoding(model: Any) -> None:
         # And it goes on.
         tokens, _ = run(engine, [([1], SamplingParams(max_new_tokens=5, grammar=Grammar(regex="[a-c]{2}")))])[0]
         assert len(tokens) == 3
+
+
+def test_a_dead_end_is_no_path_and_costs_nothing_else(compiler: GrammarCompiler) -> None:
+    constraint = compiler.compile(Grammar(schema=DEAD_END), 99)
+    begin = ids('{"a": 1')
+    assert constraint.mask_after([*begin, *ids(", ")]) is None
+    assert constraint.allowed_after([*begin, *ids(", ")], ids('"')) == [False]
+    # Others are still found, before and behind the dead end.
+    assert constraint.allowed_after(begin, ids("1}")) == [True, True]
+    comma, space = ids(", ")
+    masks = constraint.masks([*begin, comma, space, ids("}")[0]], [*range(-1, 8), 6])
+    assert [mask is None for mask in masks] == [False] * 9 + [True, False]
+    constraint.advance(begin)
+    # Neither the comma nor the space behind it is taken, wherever a step ends.
+    assert constraint.in_time([comma, space], 90) == constraint.in_time([comma], 90) == ids("}")
+    constraint.advance(ids("}"))
+    assert constraint.forced_after(()) == [EOS]
+
+
+def test_a_text_without_a_way_on_fails_in_one_line(compiler: GrammarCompiler) -> None:
+    constraint = compiler.compile(Grammar(schema=DEAD_END), 99)
+    constraint.advance(ids('{"a": 1, '))
+    with pytest.raises(ValueError, match="no way to go on") as caught:
+        constraint.masks([], [])
+    assert len(str(caught.value)) < 120
+    assert "state" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dead_ends_change_no_text_and_fail_none(model: Any, seed: int) -> None:
+    """Drafts look into dead ends that the text itself never takes."""
+    prompt = ids('{"a": 1, {"a": 2, {"a": 3, {"a": ')
+    params = SamplingParams(max_new_tokens=120, temperature=1.0, seed=seed, grammar=Grammar(schema=DEAD_END))
+    texts = set()
+    for drafter, nodes in ((Drafter(), 0), (LookupTreeDrafter(5), 16), (PromptLookupDrafter(5), 0)):
+        with closing(make_engine(model, drafter, max_tree_nodes=nodes)) as engine:
+            tokens, finish = run(engine, [(prompt, params)])[0]
+        assert finish.finish_reason == "eos_token"
+        texts.add("".join(t.text for t in tokens))
+    assert len(texts) == 1
+    jsonschema.validate(json.loads(texts.pop()), DEAD_END)
 
 
 def test_no_end_of_sequence_token_is_told(model: Any) -> None:
