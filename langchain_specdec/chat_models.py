@@ -12,11 +12,11 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.chat.messages import to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
+from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import (
     forced_tools,
     form_of_calls,
@@ -181,7 +181,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that these messages and tools become, template included."""
-        converted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        converted = [as_tool(tool) for tool in tools or ()]
         return len(self._template.token_ids(to_template_messages(messages), converted))
 
     def bind_tools(
@@ -195,16 +195,17 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         """Tell the model about tools.
 
         Args:
-            tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries or JSON schemas.
+            tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries, dataclasses, JSON schemas with a title,
+                or tools as OpenAI, Anthropic and Bedrock describe them.
             tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
                 name of a tool: the answer is one call, whose arguments fit the tool's schema.
-            strict: Passed to `convert_to_openai_tool`.
+            strict: Noted in the tools.
             kwargs: Parameters of the calls.
 
         Raises:
-            InvalidParameterError: `tool_choice` is no such choice.
+            InvalidParameterError: `tool_choice` is no such choice, or a tool has no name or no JSON schema.
         """
-        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        converted = [as_tool(tool, strict) for tool in tools]
         forced_tools(converted, tool_choice)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
@@ -225,7 +226,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         but those that the schema names.
 
         Args:
-            schema: Pydantic class, typed dictionary, JSON schema or OpenAI tool.
+            schema: Pydantic class, typed dictionary, dataclass, JSON schema, or a tool or response format as OpenAI
+                takes it. Answers are objects of a Pydantic class, and dictionaries (or what else the schema allows)
+                otherwise.
             method: `"json_schema"`: the answer is JSON that fits the schema. `"function_calling"`: it is a call of a
                 tool with these parameters. `"json_mode"`: it is some JSON object, for which the prompt has to ask.
             include_raw: Return `raw`, `parsed` and `parsing_error` instead of raising what goes wrong in parsing.
@@ -233,26 +236,26 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             kwargs: Parameters of the calls.
 
         Raises:
-            InvalidParameterError: There is no such method.
+            InvalidParameterError: There is no such method, or `schema` has no JSON schema. One that cannot be held is
+                refused in a call, before decoding.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
             raise InvalidParameterError(msg)
-        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": schema}
+        described = named_schema(schema)
+        form = described.as_response_format(strict)
+        # LangChain converts it once more for traces, and cannot do so with all that is taken here.
+        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": form["json_schema"]["schema"]}
         if strict is not None:
             traced["kwargs"]["strict"] = strict
+        parser = parser_of_json(schema)
         if method == "function_calling":
-            name = _schema_name(schema)
-            llm = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
-            )
+            tool = described.wrapped().as_tool(strict)
+            llm = self.bind_tools([tool], tool_choice=described.name, ls_structured_output_format=traced, **kwargs)
+            parser = parser_of_calls(schema, described)
         else:
-            response_format: dict[str, Any] = {"type": "json_object"}
-            if method == "json_schema":
-                described = {"name": _schema_name(schema), "schema": convert_to_json_schema(schema, strict=strict)}
-                response_format = {"type": "json_schema", "json_schema": described}
+            response_format = form if method == "json_schema" else {"type": "json_object"}
             llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
-        parser = parser_of_calls(schema) if method == "function_calling" else parser_of_json(schema)
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
@@ -329,8 +332,3 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
         return self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)
-
-
-def _schema_name(schema: Any) -> str:
-    name: str = convert_to_openai_tool(schema)["function"]["name"]
-    return name

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any
+from functools import reduce
+from operator import add, itemgetter
+from typing import Annotated, Any
 
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import BaseCumulativeTransformOutputParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import SkipValidation
 
+from langchain_specdec.chat.schemas import NamedSchema, speaks_of_objects
 from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import closed, map_schemas
+from langchain_specdec.grammar.json_schema import checked_schema, closed, map_references, references_of
 
 _ANY = ("any", "required", True)
 
@@ -81,7 +87,7 @@ def form_of_calls(
     """
     definitions: dict[str, Any] = {}
     key = parser.arguments_key
-    calls = [_call_schema(tool["function"], key, f"tool{index}_", definitions) for index, tool in enumerate(tools)]
+    calls = [_call_schema(tool["function"], key, f"tool{index}", definitions) for index, tool in enumerate(tools)]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if len(calls) > 1 and needs_properties:
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
@@ -91,29 +97,24 @@ def form_of_calls(
     return OutputForm(schema, parser.call_begin, parser.call_end)
 
 
-def _call_schema(function: Mapping[str, Any], key: str, prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    parameters = dict(function.get("parameters") or {"type": "object", "properties": {}})
-    # Definitions of several tools meet in one schema, and may have the same names.
-    for place in ("$defs", "definitions"):
-        for name, definition in (parameters.pop(place, None) or {}).items():
-            definitions[prefix + name] = _renamed_refs(definition, prefix)
+def _call_schema(function: Mapping[str, Any], key: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    parameters = checked_schema(function.get("parameters") or {"type": "object", "properties": {}})
+    if any(not reference.startswith("#/$defs/") for reference in references_of(parameters)):
+        # Other places than definitions are referred to, so the whole becomes a definition.
+        definitions[name] = map_references(parameters, lambda reference: f"#/$defs/{name}{reference[1:]}")
+        parameters = {"$ref": f"#/$defs/{name}"}
+    else:
+        # Definitions of several tools meet in one schema, and may have the same names.
+        renamed = map_references(parameters, lambda reference: reference.replace("/$defs/", f"/$defs/{name}_", 1))
+        for inner, definition in renamed.pop("$defs", {}).items():
+            definitions[f"{name}_{inner}"] = definition
+        parameters = renamed
     return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, key: _renamed_refs(parameters, prefix)},
+        "properties": {"name": {"const": function["name"]}, key: parameters},
         "required": ["name", key],
         "additionalProperties": False,
     }
-
-
-def _renamed_refs(schema: Any, prefix: str) -> Any:
-    def change(inner: dict[str, Any]) -> dict[str, Any]:
-        reference = inner.get("$ref")
-        for place in ("#/$defs/", "#/definitions/"):
-            if isinstance(reference, str) and reference.startswith(place):
-                inner["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
-        return inner
-
-    return map_schemas(schema, change)
 
 
 def form_of_response(response_format: Any) -> OutputForm | None:
@@ -133,7 +134,7 @@ def form_of_response(response_format: Any) -> OutputForm | None:
         described = response_format.get("json_schema")
         schema = described.get("schema") if isinstance(described, Mapping) else None
         if isinstance(schema, Mapping):
-            return OutputForm(schema)
+            return OutputForm(checked_schema(schema))
     msg = (
         "response_format must be {'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}, "
         f"{{'type': 'json_object'}} or {{'type': 'text'}}, got {response_format!r}."
@@ -147,28 +148,155 @@ def with_schema_prompt(messages: Sequence[dict[str, Any]], form: OutputForm) -> 
         prompt = "Answer with a JSON object."
     else:
         schema = json.dumps(form.schema, ensure_ascii=False)
-        prompt = f"Answer with a JSON object that fits this JSON schema:\n{schema}"
+        what = "a JSON object" if speaks_of_objects(form.schema) else "JSON"
+        prompt = f"Answer with {what} that fits this JSON schema:\n{schema}"
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}".strip()}, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]
+
+
+def parser_of_calls(schema: Any, described: NamedSchema) -> Runnable[Any, Any]:
+    """Reads a message that calls the schema as a tool: an object of the class, or the arguments."""
+    return _CallParser(target=schema if _is_class(schema) else None, described=described)
+
+
+def parser_of_json(schema: Any) -> Runnable[Any, Any]:
+    """Reads a message whose text is JSON: an object of the class, or a dictionary."""
+    return _StrictJsonParser(target=schema if _is_class(schema) else None)
 
 
 def _is_class(schema: Any) -> bool:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def parser_of_calls(schema: Any) -> Runnable[Any, Any]:
-    """Reads a message that calls the schema as a tool: an object of the class, or the arguments."""
-    if _is_class(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)
-    name = convert_to_openai_tool(schema)["function"]["name"]
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+class _StrictJsonParser(BaseCumulativeTransformOutputParser[Any]):
+    """Reads JSON that is whole; while a stream grows, dictionaries grow with it.
+
+    LangChain's parsers close what is open, and so take half an answer for a whole one.
+    """
+
+    target: Annotated[Any, SkipValidation] = None
+
+    @property
+    def _type(self) -> str:
+        return "specdec-json"
+
+    def parse(self, text: str) -> Any:
+        """The value that a text is.
+
+        Raises:
+            OutputParserException: It is no JSON, or nothing of the class.
+        """
+        try:
+            value = strict_json(text)
+        except ValueError as error:
+            msg = f"The answer is no whole JSON ({error}): {text}"
+            raise OutputParserException(msg, llm_output=text) from error
+        return self._as_target(value, text)
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """The value that an answer is. A part of one is a part of a dictionary, or None."""
+        text = result[0].text
+        if not partial:
+            return self.parse(text)
+        try:
+            return parse_partial_json(text) if self.target is None else self.parse(text)
+        except (OutputParserException, ValueError):
+            return None
+
+    def _as_target(self, value: Any, text: str) -> Any:
+        try:
+            if self.target is None:
+                return value
+            if hasattr(self.target, "model_validate_json"):
+                # As JSON: some types are read from text there only.
+                return self.target.model_validate_json(text)
+            return self.target.parse_obj(value)
+        except ValueError as error:
+            msg = f"The answer is no {self.target.__name__}: {error}"
+            raise OutputParserException(msg, llm_output=text) from error
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002 - LangChain's name
+        whole: list[str | BaseMessage] = []
+
+        def kept() -> Iterator[str | BaseMessage]:
+            for chunk in input:
+                whole.append(chunk)
+                yield chunk
+
+        yield from super()._transform(kept())
+        self._check(whole)
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:  # noqa: A002
+        whole: list[str | BaseMessage] = []
+
+        async def kept() -> AsyncIterator[str | BaseMessage]:
+            async for chunk in input:
+                whole.append(chunk)
+                yield chunk
+
+        async for parsed in super()._atransform(kept()):
+            yield parsed
+        self._check(whole)
+
+    def _check(self, chunks: Sequence[Any]) -> None:
+        """Raise what is wrong with the whole of a stream."""
+        if chunks:
+            whole = reduce(add, chunks)
+            generation = Generation(text=whole) if isinstance(whole, str) else ChatGeneration(message=whole)
+            self.parse_result([generation])
 
 
-def parser_of_json(schema: Any) -> Runnable[Any, Any]:
-    """Reads a message whose text is JSON: an object of the class, or a dictionary."""
-    parser: Any = PydanticOutputParser
-    return parser(pydantic_object=schema) if _is_class(schema) else JsonOutputParser()
+class _CallParser(_StrictJsonParser):
+    """Reads the arguments of the first call of the tool that a schema was made."""
+
+    described: Annotated[NamedSchema, SkipValidation]
+
+    @property
+    def _type(self) -> str:
+        return "specdec-call"
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """What the call holds.
+
+        Raises:
+            OutputParserException: There is no such call, or what it holds is nothing of the class.
+        """
+        generation = result[0]
+        message: Any = generation.message if isinstance(generation, ChatGeneration) else AIMessage(generation.text)
+        for call in message.tool_calls:
+            if call["name"] == self.described.name:
+                value = self.described.unwrap(call["args"])
+                return self._as_target(value, json.dumps(value))
+        if partial:
+            return None
+        broken = "; ".join(str(call.get("error")) for call in message.invalid_tool_calls)
+        msg = f"The answer holds no whole call of {self.described.name}{f' ({broken})' if broken else ''}."
+        raise OutputParserException(msg, llm_output=message.text)
+
+
+def strict_json(text: str) -> Any:
+    """The value that a text is.
+
+    Raises:
+        ValueError: It is not one whole JSON value, or holds a number that is none in JSON, or none for a float.
+    """
+
+    def refuse(constant: str) -> None:
+        msg = f"{constant} is no number in JSON"
+        raise ValueError(msg)
+
+    def finite(digits: str) -> float:
+        if math.isinf(number := float(digits)):
+            msg = f"{digits} is beyond what a float holds"
+            raise ValueError(msg)
+        return number
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError as error:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from error
 
 
 def with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:

@@ -20,8 +20,8 @@ import llguidance
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
+from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import without_unknown_formats
 from langchain_specdec.grammar.state import GrammarState, one_line
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
 from langchain_specdec.grammar.vocabulary import Vocabulary
@@ -247,11 +247,16 @@ class GrammarCompiler:
         return constraint
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
-        if grammar.regex is not None:
-            source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
-        else:
-            schema = json.dumps(without_unknown_formats(grammar.schema))
-            source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
+        try:
+            if grammar.regex is not None:
+                source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
+            else:
+                schema = json.dumps(followable(grammar.schema or {}))
+                source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
+        except InvalidParameterError:
+            raise
+        except ValueError as error:
+            raise _refusal(grammar, str(error)) from error
         matcher = llguidance.LLMatcher(self._vocabulary.tokens, source, log_level=0)
         if matcher.is_error():
             raise _refusal(grammar, one_line(matcher.get_error()))

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.json_schema import checked_schema
+from langchain_specdec.grammar.pydantic_schema import schema_of_type
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Grammar:
     in which the schema lists them.
 
     Attributes:
-        schema: A JSON schema (draft 2020-12), or a Pydantic class, whose schema is taken.
+        schema: A JSON schema (draft 2020-12), or a Pydantic class, dataclass or `TypedDict`, whose schema is taken.
         regex: A regular expression that the whole text matches.
 
     Raises:
-        InvalidParameterError: Neither or both are given, or one is of the wrong type.
+        InvalidParameterError: Neither or both are given, one is of the wrong type, or the class has no JSON schema.
     """
 
     schema: Mapping[str, Any] | None = None
@@ -39,16 +41,12 @@ class Grammar:
                 raise InvalidParameterError(msg)
             return
         schema: Any = self.schema
-        if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-            schema = schema.model_json_schema()
-        try:
-            if not isinstance(schema, Mapping):
-                raise TypeError
-            # A copy, so that nobody can change it afterwards.
-            object.__setattr__(self, "schema", json.loads(json.dumps(schema)))
-        except (TypeError, ValueError) as error:
+        if isinstance(schema, type):
+            schema = schema_of_type(schema)
+        if not isinstance(schema, Mapping):
             msg = f"schema must be a JSON schema as a dictionary, or a Pydantic class, got {self.schema!r}."
-            raise InvalidParameterError(msg) from error
+            raise InvalidParameterError(msg)
+        object.__setattr__(self, "schema", checked_schema(schema))
 
     def __hash__(self) -> int:
         return hash(self.identity)

@@ -2,20 +2,110 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
+
+from langchain_specdec.errors import InvalidParameterError
 
 # Keywords that hold schemas by name, and keywords that hold data.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _DATA = frozenset({"const", "enum", "default", "examples"})
-# Of draft 2020-12, section 7.3 of the validation vocabulary. Any other has no meaning there.
-_FORMATS = frozenset(
+# Keywords of schemas that speak of objects, or may.
+_OF_OBJECTS = frozenset({"$ref", "properties", "required", "anyOf", "oneOf", "allOf", "additionalProperties"})
+FORMATS = frozenset(
     {
         *("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6"),
         *("uri", "uri-reference", "iri", "iri-reference", "uri-template", "uuid", "json-pointer"),
         *("relative-json-pointer", "regex"),
     }
 )
+"""Of draft 2020-12, section 7.3 of the validation vocabulary. Any other has no meaning there."""
+# The JSON reader under the grammars goes 128 deep.
+_MAX_DEPTH = 100
+_MAX_PARTS = 100_000
+
+
+def checked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a schema, in which nobody can change anything afterwards.
+
+    Raises:
+        InvalidParameterError: It is no JSON, or has too many levels.
+    """
+    level: list[Any] = [schema]
+    for depth in itertools.count():
+        inner = (part for value in level for part in (value.values() if isinstance(value, Mapping) else value))
+        level = list(itertools.islice((v for v in inner if isinstance(v, (Mapping, list, tuple))), _MAX_PARTS + 1))
+        if not level:
+            break
+        if depth >= _MAX_DEPTH or len(level) > _MAX_PARTS:
+            msg = (
+                f"The JSON schema is nested more than {_MAX_DEPTH} levels deep, holds itself, or has more than "
+                f"{_MAX_PARTS} parts. Put parts of it into $defs, and refer to them by $ref."
+            )
+            raise InvalidParameterError(msg)
+    try:
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except UnicodeError as error:
+        msg = "The JSON schema has half a character (a lone surrogate) in one of its texts."
+        raise InvalidParameterError(msg) from error
+    except (TypeError, ValueError) as error:
+        msg = f"The schema is no JSON: {error}. It may hold dictionaries, lists, text, numbers, booleans and None."
+        raise InvalidParameterError(msg) from error
+    copy: dict[str, Any] = json.loads(text)
+    return copy
+
+
+def resolved(root: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a reference to a place in `root` stands for; itself where it is none, or leads nowhere."""
+    for _ in range(_MAX_DEPTH):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
+            return schema
+        place: Any = root
+        for step in reference[2:].split("/") if reference != "#" else ():
+            key = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+                place = place[int(key)]
+            else:
+                place = place.get(key) if isinstance(place, Mapping) else None
+        if not isinstance(place, dict):
+            return schema
+        schema = place
+    return schema
+
+
+def map_references(schema: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a schema in which each reference to a place in it (`#...`) is changed."""
+
+    def changed(reference: Any) -> Any:
+        return change(reference) if isinstance(reference, str) and reference.startswith("#") else reference
+
+    def look(inner: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in inner:
+            inner["$ref"] = changed(inner["$ref"])
+        discriminator = inner.get("discriminator")
+        if isinstance(discriminator, Mapping) and isinstance(mapping := discriminator.get("mapping"), Mapping):
+            mapping = {value: changed(reference) for value, reference in mapping.items()}
+            inner["discriminator"] = {**discriminator, "mapping": mapping}
+        return inner
+
+    return map_schemas(schema, look)
+
+
+def references_of(schema: Any) -> list[str]:
+    """All references to places in a schema."""
+    found: list[str] = []
+
+    def note(reference: str) -> str:
+        found.append(reference)
+        return reference
+
+    map_references(schema, note)
+    return found
 
 
 def map_schemas(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
@@ -40,35 +130,29 @@ def map_schemas(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]])
     return change(changed)
 
 
-def without_unknown_formats(schema: Any) -> Any:
-    """The schema without formats that the specification does not define, such as Pydantic's `"path"`."""
-
-    def change(inner: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(inner.get("format"), str) and inner["format"] not in _FORMATS:
-            del inner["format"]
-        return inner
-
-    return map_schemas(schema, change)
-
-
 def closed(schema: Any) -> Any:
     """The schema with no properties but those that it names, wherever it says nothing of others.
 
-    What fits it fits the schema as it was. Schemas that are put together by `allOf` stay as they are, because there
-    the others may name more.
+    What fits it fits the schema as it was. Schemas in which `allOf` puts objects together stay as they are, because
+    there the others may name more.
     """
-    has_all_of = False
+    joins_objects = False
 
     def look(inner: dict[str, Any]) -> dict[str, Any]:
-        nonlocal has_all_of
-        has_all_of = has_all_of or "allOf" in inner
+        nonlocal joins_objects
+        if isinstance(members := inner.get("allOf"), list):
+            objects = [inner, *members] if "properties" in inner or "$ref" in inner else members
+            speaking = [part for part in objects if isinstance(part, Mapping) and _OF_OBJECTS & part.keys()]
+            joins_objects = joins_objects or len(speaking) > 1
+        elif "$ref" in inner and "properties" in inner:
+            joins_objects = True
         return inner
 
     def change(inner: dict[str, Any]) -> dict[str, Any]:
-        is_open = not {"additionalProperties", "patternProperties", "unevaluatedProperties"} & set(inner)
-        if isinstance(inner.get("properties"), dict) and is_open:
+        is_open = not {"additionalProperties", "unevaluatedProperties"} & inner.keys()
+        if is_open and (isinstance(inner.get("properties"), dict) or isinstance(inner.get("patternProperties"), dict)):
             inner["additionalProperties"] = False
         return inner
 
     map_schemas(schema, look)
-    return schema if has_all_of else map_schemas(schema, change)
+    return schema if joins_objects else map_schemas(schema, change)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
-__all__ = ["random_schema"]
+from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.grammar.token_masks import token_bits
+from tests.support.tiny_models import EOS, byte_tokenizer
+
+__all__ = ["can_write", "random_answer", "random_schema"]
 
 _NAMES = ("name", "age", "city", "tags", "größe", "x y", "id", "price", 'quote"d', "名前", "notes", "kind")
 _FORMATS = ("date", "time", "date-time", "uuid", "email", "ipv4", "hostname", "duration")
@@ -81,3 +85,27 @@ def _array(rng: random.Random, depth: int) -> dict[str, Any]:
 
 def _union(rng: random.Random, depth: int) -> dict[str, Any]:
     return {"anyOf": [_value(rng, depth - 1) for _ in range(rng.randrange(2, 4))]}
+
+
+def can_write(constraint: Constraint, text: str) -> bool:
+    """Whether a text is an answer that a grammar allows, with the tokens of `byte_tokenizer`."""
+    ids = list(byte_tokenizer()(text).input_ids)
+    if constraint.mask_after(ids) is None:
+        return False
+    return constraint.allowed_after(ids, [EOS]) == [True]
+
+
+def random_answer(constraint: Constraint, rng: random.Random, limit: int = 200) -> str:
+    """A text of random tokens that a grammar allows, which ends in time."""
+    tokens: list[int] = []
+    while True:
+        mask = constraint.mask_after(())
+        assert mask is not None, "a dead end"
+        allowed = [int(t) for t in token_bits(mask).nonzero()[0]]
+        # Characters of one byte, where there is a choice: others would be nearly all.
+        plain = [t for t in allowed if t < 128 or t == EOS]
+        (token,) = constraint.in_time([rng.choice(plain or allowed)], limit - len(tokens))
+        constraint.advance([token])
+        if token == EOS:
+            return str(byte_tokenizer().decode(tokens))
+        tokens.append(token)

@@ -1,0 +1,329 @@
+"""Tools and forms of answers, in whatever way they are given, as one thing: a name, a description and a JSON schema."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from types import UnionType
+from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin, get_type_hints
+
+from langchain_core.tools import BaseTool, Tool, create_schema_from_function
+from langchain_core.utils.function_calling import convert_to_openai_function
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+from typing_extensions import NotRequired, Required, is_typeddict
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.json_schema import checked_schema, map_references, map_schemas, resolved
+from langchain_specdec.grammar.pydantic_schema import schema_of_type
+
+_TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
+# What tells that a dictionary is a JSON schema.
+_KEYWORDS = frozenset(
+    {"properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items", "prefixItems", "additionalProperties"}
+    | {"patternProperties", "$defs", "$schema"}
+)
+_DEFAULT_NAME = "Answer"
+_WRAPPED = "value"
+
+
+@dataclass(frozen=True)
+class NamedSchema:
+    """What a model is told to fill in.
+
+    Attributes:
+        name: Name of the tool, or of the form.
+        description: What it is for; empty where nobody said.
+        schema: JSON schema. References within it begin at its root.
+        strict: What the caller said of it.
+        is_named: Whether the name was given.
+    """
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+    strict: bool | None = None
+    is_named: bool = True
+
+    @property
+    def is_object(self) -> bool:
+        """Whether all that fits is surely an object, as the arguments of a call are."""
+        return speaks_of_objects(self.schema)
+
+    def as_tool(self, strict: bool | None = None) -> dict[str, Any]:
+        """The tool as OpenAI describes it.
+
+        Raises:
+            InvalidParameterError: It has no name, or its parameters are no object.
+        """
+        if not self.is_named:
+            msg = "A tool needs a name: give the JSON schema a 'title', or use {'name': ..., 'parameters': {...}}."
+            raise InvalidParameterError(msg)
+        if not self.is_object:
+            msg = (
+                f"The parameters of the tool {self.name!r} must be an object with properties; a class of another kind "
+                f"(such as RootModel) can be a field of one, or be asked for by method='json_schema'."
+            )
+            raise InvalidParameterError(msg)
+        function: dict[str, Any] = {"name": self.name, "description": self.description, "parameters": self.schema}
+        strict = self.strict if strict is None else strict
+        if strict is not None:
+            function["strict"] = strict
+        return {"type": "function", "function": function}
+
+    def as_response_format(self, strict: bool | None = None) -> dict[str, Any]:
+        """The form of an answer as OpenAI's `response_format` describes it."""
+        schema = {"title": self.name, "description": self.description, **self.schema}
+        if not self.description:
+            del schema["description"]
+        described: dict[str, Any] = {"name": self.name, "schema": schema}
+        strict = self.strict if strict is None else strict
+        if strict is not None:
+            described["strict"] = strict
+        return {"type": "json_schema", "json_schema": described}
+
+    def wrapped(self) -> NamedSchema:
+        """A schema for the arguments of a call: the same, as the only property of an object where it is none itself."""
+        if self.is_object:
+            return replace(self, is_named=True)
+        place = f"#/properties/{_WRAPPED}"
+        schema = {
+            "type": "object",
+            "properties": {_WRAPPED: map_references(self.schema, lambda reference: place + reference[1:])},
+            "required": [_WRAPPED],
+        }
+        return replace(self, schema=schema, is_named=True)
+
+    def unwrap(self, arguments: Any) -> Any:
+        """What `wrapped` put into an object."""
+        return arguments if self.is_object else arguments[_WRAPPED]
+
+
+def named_schema(given: Any) -> NamedSchema:
+    """What a class, function, tool or dictionary describes, with nothing lost of its schema.
+
+    Args:
+        given: A Pydantic class, `TypedDict`, dataclass, function, `BaseTool`, or a dictionary: a JSON schema, or a tool
+            or a response format as OpenAI, Anthropic or Bedrock take it.
+
+    Raises:
+        InvalidParameterError: It is none of these, or has no JSON schema.
+    """
+    if isinstance(given, Mapping):
+        return _of_dictionary(given)
+    if isinstance(given, BaseTool):
+        return _of_tool(given)
+    if is_typeddict(given):
+        return _of_class(_TypedDicts().model(given), given)
+    if isinstance(given, type) and (is_basemodel_subclass(given) or is_dataclass(given)):
+        return _of_class(given, given)
+    if callable(given) and not isinstance(given, type):
+        return _of_function(given)
+    msg = (
+        f"A schema or tool must be a Pydantic class, a TypedDict, a dataclass, a function, a LangChain tool, or a "
+        f"dictionary with a JSON schema, got {given!r}."
+    )
+    raise InvalidParameterError(msg)
+
+
+def as_tool(given: Any, strict: bool | None = None) -> dict[str, Any]:
+    """A tool as OpenAI describes it.
+
+    Raises:
+        InvalidParameterError: It is none.
+    """
+    return named_schema(given).as_tool(strict)
+
+
+def speaks_of_objects(schema: Mapping[str, Any]) -> bool:
+    """Whether all that fits a schema is surely an object."""
+    return _is_object(dict(schema), dict(schema))
+
+
+def _is_object(root: dict[str, Any], schema: Any, depth: int = 20) -> bool:
+    if not isinstance(schema, dict) or depth == 0:
+        return False
+    schema = resolved(root, schema)
+    if "type" in schema:
+        return bool(schema["type"] == "object")
+    for keyword, enough in (("allOf", any), ("anyOf", all), ("oneOf", all)):
+        parts = schema.get(keyword)
+        if isinstance(parts, list) and parts and enough(_is_object(root, part, depth - 1) for part in parts):
+            return True
+    return "properties" in schema
+
+
+def _of_dictionary(given: Mapping[str, Any]) -> NamedSchema:
+    kind = given.get("type")
+    for outer in ("json_schema", "function"):
+        if kind == outer and isinstance(given.get(outer), Mapping):
+            return _of_dictionary(given[outer])
+    if isinstance(given.get("toolSpec"), Mapping):
+        spec = given["toolSpec"]
+        schema = spec.get("inputSchema")
+        return _described(spec, schema.get("json") if isinstance(schema, Mapping) else None)
+    is_schema = (isinstance(kind, str) and kind in _TYPES) or isinstance(kind, list) or bool(_KEYWORDS & given.keys())
+    if not is_schema and isinstance(given.get("name"), str):
+        for key in ("schema", "parameters", "input_schema"):
+            if isinstance(given.get(key), Mapping):
+                return _described(given, given[key])
+        if not given.keys() - {"name", "description", "strict", "parameters"}:
+            return _described(given, {"type": "object", "properties": {}})
+    if not is_schema:
+        msg = (
+            "A dictionary that describes a form or a tool must be a JSON schema, {'name': ..., 'schema': {...}}, "
+            f"{{'name': ..., 'parameters': {{...}}}}, or such a one as OpenAI takes it in 'json_schema' or 'function', "
+            f"got {_shortened(given)}."
+        )
+        raise InvalidParameterError(msg)
+    schema = checked_schema(given)
+    name, description = schema.pop("title", None), schema.pop("description", None)
+    return NamedSchema(
+        name if isinstance(name, str) and name else _DEFAULT_NAME,
+        description if isinstance(description, str) else "",
+        schema,
+        is_named=isinstance(name, str) and bool(name),
+    )
+
+
+def _described(given: Mapping[str, Any], schema: Any) -> NamedSchema:
+    name, strict = given.get("name"), given.get("strict")
+    if not isinstance(schema, Mapping) or not isinstance(name, str) or not name:
+        msg = f"A tool or form needs a 'name' and a JSON schema, got {_shortened(given)}."
+        raise InvalidParameterError(msg)
+    schema = checked_schema(schema)
+    description = given.get("description") or schema.get("description") or ""
+    return NamedSchema(name, str(description), schema, strict if isinstance(strict, bool) else None)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _of_class(kind: Any, given: Any) -> NamedSchema:
+    schema = checked_schema(schema_of_type(kind))
+    # A class that refers to itself has its own schema among the definitions.
+    own = resolved(schema, schema)
+    name, description = schema.get("title") or own.get("title") or given.__name__, own.get("description") or ""
+    schema.pop("description", None)
+
+    def untitled(inner: dict[str, Any]) -> dict[str, Any]:
+        # Pydantic makes titles from names, and a model reads those anyway.
+        if isinstance(inner.get("title"), str):
+            del inner["title"]
+        return inner
+
+    return NamedSchema(name, description, map_schemas(schema, untitled))
+
+
+def _of_function(function: Callable[..., Any]) -> NamedSchema:
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        model: Any = create_schema_from_function(
+            name,
+            function,
+            filter_args=(),
+            parse_docstring=True,
+            error_on_invalid_docstring=False,
+            include_injected=False,
+        )
+    except (TypeError, ValueError, NameError) as error:
+        msg = f"The function {name} cannot be described as a tool: {error}"
+        raise InvalidParameterError(msg) from error
+    described = _of_class(model, model)
+    return NamedSchema(name, inspect.cleandoc(model.__doc__ or "") or described.description, described.schema)
+
+
+def _of_tool(tool: BaseTool) -> NamedSchema:
+    if isinstance(tool, Tool) and (not tool.args_schema or (tool.metadata or {}).get("type") == "custom_tool"):
+        # It takes one text, and LangChain knows under which name.
+        return _of_dictionary(convert_to_openai_function(tool))
+    schema: Any = tool.tool_call_schema
+    described = _of_dictionary(schema) if isinstance(schema, Mapping) else _of_class(schema, schema)
+    return NamedSchema(tool.name, tool.description, described.schema)
+
+
+class _TypedDicts:
+    """Typed dictionaries as Pydantic classes, also where they hold each other.
+
+    Pydantic takes `typing.TypedDict` from Python 3.12 on only, and does not know LangChain's way to describe a key:
+    `Annotated[kind, default, "description"]`, where `...` is no default.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Any, str] = {}
+        self._models: dict[str, type[BaseModel]] = {}
+
+    def model(self, typed_dict: Any) -> type[BaseModel]:
+        """The class of a typed dictionary, complete."""
+        name = self._name(typed_dict)
+        for model in self._models.values():
+            model.model_rebuild(_types_namespace=self._models)
+        return self._models[name]
+
+    def _name(self, typed_dict: Any) -> str:
+        """The name of its class, which is made where it is new."""
+        if typed_dict in self._names:
+            return self._names[typed_dict]
+        taken = set(self._names.values())
+        name: str = typed_dict.__name__
+        while name in taken:
+            name += "_"
+        self._names[typed_dict] = name
+        try:
+            hints = get_type_hints(typed_dict, include_extras=True)
+        except (NameError, TypeError) as error:
+            msg = f"The types of {typed_dict.__name__} cannot be read: {error}"
+            raise InvalidParameterError(msg) from error
+        doc, described = self._descriptions(typed_dict)
+        fields: dict[str, Any] = {}
+        for key, hint in hints.items():
+            is_required = key in typed_dict.__required_keys__
+            while get_origin(hint) in (Required, NotRequired):
+                (hint,) = get_args(hint)
+            default: Any = ... if is_required else None
+            description = described.get(key)
+            if get_origin(hint) is Annotated:
+                kind, *notes = get_args(hint)
+                if notes and not isinstance(notes[0], FieldInfo) and (notes[0] is ... or len(notes) == 2):
+                    hint, default = kind, notes[0] if is_required else None
+                    description = description or (notes[1] if len(notes) > 1 else None)
+                elif len(notes) == 1 and isinstance(notes[0], str):
+                    hint, description = kind, description or notes[0]
+            extra: dict[str, Any] = {"description": description} if isinstance(description, str) else {}
+            extra |= {"default_factory": lambda: None} if default is None else {"default": default}
+            # Names that Pydantic keeps for itself are keys all the same.
+            fields[f"key{len(fields)}"] = (self._replaced(hint), Field(alias=key, **extra))
+        self._models[name] = create_model(name, __doc__=doc, **fields)
+        return name
+
+    def _replaced(self, hint: Any) -> Any:
+        """A type in which typed dictionaries are names of their classes."""
+        if is_typeddict(hint):
+            return ForwardRef(self._name(hint))
+        arguments = get_args(hint)
+        if not arguments or not any(self._holds(argument) for argument in arguments):
+            return hint
+        origin: Any = get_origin(hint)
+        replaced = tuple(self._replaced(argument) for argument in arguments)
+        if origin is Annotated:
+            return Annotated[(replaced[0], *arguments[1:])]
+        if origin in (Union, UnionType):
+            return Union[replaced]  # noqa: UP007 - of names
+        return hint.copy_with(replaced) if hasattr(hint, "copy_with") else origin[replaced]
+
+    def _holds(self, hint: Any) -> bool:
+        return is_typeddict(hint) or any(self._holds(argument) for argument in get_args(hint))
+
+    def _descriptions(self, typed_dict: Any) -> tuple[str | None, dict[str, str]]:
+        """What the docstring says, of the whole and of keys, as LangChain reads it."""
+        try:
+            function = convert_to_openai_function(typed_dict)
+        except Exception:
+            return typed_dict.__doc__ and inspect.cleandoc(typed_dict.__doc__).partition("\n\nArgs:")[0], {}
+        found = function.get("parameters", {}).get("properties", {})
+        keys = {key: value["description"] for key, value in found.items() if value.get("description")}
+        return function.get("description") or None, keys
