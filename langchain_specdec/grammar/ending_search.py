@@ -17,6 +17,8 @@ _DIGITS = tuple(b"%d" % i for i in range(10))
 # The texts that end JSON soonest outside of strings; each also with a space before it.
 _CLOSERS = (b"}", b"]", b",", b"null", b"n", b"true", b"t", b"false", b"f", b'""', *_DIGITS, b'"')
 _OPENERS = (b"[", b"{")
+# An ending of so many tokens may be one of those that are longer than need be.
+_LONG = 64
 
 
 @dataclass(slots=True)
@@ -112,13 +114,19 @@ class EndingSearch:
         """A short way to the end of the answer, of at most `limit` tokens; None where none is found.
 
         Not the shortest of all: what closes most is taken at each place. Where nothing closes, as in the middle of a
-        pattern, long tokens make most headway; if that leads nowhere, single characters are taken in turn.
+        pattern, long tokens make most headway; if that leads nowhere, or far, single characters are taken in turn.
 
         Args:
             path: Tokens after the answer so far.
             limit: Most tokens, the one that ends the text included.
         """
-        return self._walk(path, limit, is_fair=False) or self._walk(path, limit, is_fair=True)
+        found = self._walk(path, limit, is_fair=False)
+        if found is None:
+            return self._walk(path, limit, is_fair=True)
+        if len(found) > _LONG:
+            # Headway in a pattern may have led through all that it repeats.
+            return self._walk(path, len(found) - 1, is_fair=True) or found
+        return found
 
     def _walk(self, path: Sequence[int], limit: int, *, is_fair: bool) -> list[int] | None:
         place = replace(self._place)
