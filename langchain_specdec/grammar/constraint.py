@@ -13,7 +13,6 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from typing import Any
 
 import llguidance
@@ -203,16 +202,18 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
         self._matchers: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
+        # Held for moments only: the engine copies matchers, too, and does not wait for another grammar to be compiled.
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._read: tuple[Vocabulary, Closers] | None = None
 
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def _vocabulary(self) -> tuple[Vocabulary, Closers]:
         # A large vocabulary takes a second to read, so it is read for the first grammar only.
-        return Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
-
-    @cached_property
-    def _closers(self) -> Closers:
-        return Closers(self._vocabulary)
+        with self._reading:
+            if self._read is None:
+                vocabulary = Vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
+                self._read = vocabulary, Closers(vocabulary)
+            return self._read
 
     def compile(self, grammar: Grammar, max_new_tokens: int) -> Constraint:
         """A constraint at the beginning of an answer.
@@ -220,10 +221,13 @@ class GrammarCompiler:
         Raises:
             InvalidParameterError: The grammar is wrong, asks for what cannot be followed, or needs more tokens.
         """
+        vocabulary, closers = self._vocabulary()
         with self._lock:
             matcher = self._matchers.get(grammar.identity)
-            if matcher is None:
-                matcher = self._matchers[grammar.identity] = self._compile(grammar)
+        if matcher is None:
+            matcher = _compiled(grammar, vocabulary)
+        with self._lock:
+            self._matchers[grammar.identity] = matcher
             self._matchers.move_to_end(grammar.identity)
             if len(self._matchers) > _MAX_GRAMMARS:
                 self._matchers.popitem(last=False)
@@ -233,11 +237,12 @@ class GrammarCompiler:
                 return matcher.deep_copy()
 
         endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
-        state = GrammarState(start, self._vocabulary)
-        endings = EndingSearch(state, self._vocabulary, self._closers, is_json=grammar.schema is not None)
-        constraint = Constraint(state, self._vocabulary, endings, endgame)
+        state = GrammarState(start, vocabulary)
+        endings = EndingSearch(state, vocabulary, closers, is_json=grammar.schema is not None)
+        constraint = Constraint(state, vocabulary, endings, endgame)
         if constraint.shortest(max_new_tokens) is None:
-            if state.failure:
+            # A dead end that the search met says nothing of other ways.
+            if state.failure and not state.failure.startswith("NoExtension"):
                 raise _refusal(grammar, state.failure)
             msg = (
                 f"The grammar has no answer that fits into {max_new_tokens} tokens, as far as a short search can tell. "
@@ -246,21 +251,22 @@ class GrammarCompiler:
             raise InvalidParameterError(msg)
         return constraint
 
-    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
-        try:
-            if grammar.regex is not None:
-                source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
-            else:
-                schema = json.dumps(followable(grammar.schema or {}))
-                source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
-        except InvalidParameterError:
-            raise
-        except ValueError as error:
-            raise _refusal(grammar, str(error)) from error
-        matcher = llguidance.LLMatcher(self._vocabulary.tokens, source, log_level=0)
-        if matcher.is_error():
-            raise _refusal(grammar, one_line(matcher.get_error()))
-        return matcher
+
+def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
+    try:
+        if grammar.regex is not None:
+            source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
+        else:
+            schema = json.dumps(followable(grammar.schema or {}))
+            source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
+    except InvalidParameterError:
+        raise
+    except ValueError as error:
+        raise _refusal(grammar, str(error)) from error
+    matcher = llguidance.LLMatcher(vocabulary.tokens, source, log_level=0)
+    if matcher.is_error():
+        raise _refusal(grammar, one_line(matcher.get_error()))
+    return matcher
 
 
 def _refusal(grammar: Grammar, reason: str) -> InvalidParameterError:

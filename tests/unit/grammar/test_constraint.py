@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -20,6 +22,7 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar import constraint as constraint_module
 from langchain_specdec.grammar.constraint import GrammarCompiler
 from langchain_specdec.grammar.token_masks import allowed_tensor, has_token, only_token
 from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
@@ -235,6 +238,27 @@ def test_dead_ends_change_no_text_and_fail_none(model: Any, seed: int) -> None:
         texts.add("".join(t.text for t in tokens))
     assert len(texts) == 1
     jsonschema.validate(json.loads(texts.pop()), DEAD_END)
+
+
+def test_a_grammar_that_compiles_holds_up_no_other(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = compiler.compile(Grammar(schema=DEAD_END), 99)
+    compiled, reached, go_on = constraint_module._compiled, threading.Event(), threading.Event()
+
+    def held(grammar: Grammar, vocabulary: Any) -> Any:
+        reached.set()
+        assert go_on.wait(30)
+        return compiled(grammar, vocabulary)
+
+    monkeypatch.setattr(constraint_module, "_compiled", held)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(compiler.compile, Grammar(regex="a"), 9)
+        assert reached.wait(30)
+        # What the engine does, and another caller: both take a fresh matcher.
+        assert known.mask_after(ids('{"a": 1, ')) is None
+        assert compiler.compile(Grammar(schema=DEAD_END), 99).shortest(99) is not None
+        assert not waiting.done()
+        go_on.set()
+        assert waiting.result().forced_after(()) == ids("a")
 
 
 def test_no_end_of_sequence_token_is_told(model: Any) -> None:
