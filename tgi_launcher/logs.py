@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import quote
 
 from tgi_launcher.command import MASK
 
@@ -98,8 +100,10 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         forms: set[str] = set()
         for secret in filter(None, secrets):
-            debug = secret.replace("\\", "\\\\").replace('"', '\\"')
-            forms |= {secret, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
+            slashes = secret.replace("\\", "\\\\")
+            debug = slashes.replace('"', '\\"')
+            forms |= {secret, slashes, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
+            forms |= {html.escape(secret), html.escape(secret, quote=False), quote(secret), quote(secret, safe="")}
         # A form may contain another, so the longest is replaced first.
         self._forms = sorted(forms, key=len, reverse=True)
 
