@@ -88,6 +88,9 @@ def get_text(url: str, *, timeout: float) -> str:
     if len(body) > _MAX_BYTES:
         msg = f"{url} answers more than {_MAX_BYTES} bytes."
         raise NotRunningError(msg)
+    if response.length:  # what is left of the Content-Length
+        msg = f"{url} does not answer: it broke off {response.length} bytes before the end."
+        raise NotRunningError(msg)
     return body.decode("utf-8", "replace")
 
 
@@ -98,8 +101,13 @@ def _answer(url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.connect()
+    except OSError as error:
+        msg = f"{url} does not answer: {str(error) or type(error).__name__}."
+        raise NotRunningError(msg) from error
+    connected: socket.socket = connection.sock
+    try:
         # The time-out of a socket is for each of its reads, and an answer may trickle.
-        connection.sock = _DeadlineSocket(connection.sock, deadline)
+        connection.sock = _DeadlineSocket(connected, deadline)
         connection.request("GET", parts.path)
         response = connection.getresponse()
         if response.status != 200:
@@ -111,7 +119,7 @@ def _answer(url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
         msg = f"{url} does not answer: {str(error) or type(error).__name__}."
         raise NotRunningError(msg) from error
     finally:
-        connection.close()
+        connected.close()
 
 
 class _DeadlineSocket:
@@ -133,7 +141,7 @@ class _DeadlineSocket:
         return self._socket.recv_into(buffer)
 
     def close(self) -> None:
-        self._socket.close()
+        """Nothing yet: `http.client` closes its socket before the answer is read, and counts on the reader's hold."""
 
     def _limit(self) -> None:
         left = self._deadline - time.monotonic()
