@@ -7,6 +7,7 @@ the client itself stands on: neither client asks for the second, and only one fo
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -305,5 +306,6 @@ async def _break_off(answer: AsyncIterator[Any]) -> None:
 
 
 def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:
-    top = tuple((other.id, other.logprob) for other in top_tokens or ())
+    # JSON has no infinity: TGI sends null for a token that a grammar rules out.
+    top = tuple((other.id, -math.inf if other.logprob is None else other.logprob) for other in top_tokens or ())
     return Frame(token.id, token.text, token.special, token.logprob, top, end)

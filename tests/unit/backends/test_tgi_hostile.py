@@ -196,6 +196,14 @@ def test_a_frame_that_is_not_tgis_fails_its_request(ask, data):
         assert_in_time(lambda: server.num_open == 0, "the connection is still open")
 
 
+def test_a_token_that_a_grammar_rules_out_has_no_probability(ask):
+    top = [{"id": 5, "text": "a", "logprob": -0.5, "special": False}]
+    top.append({"id": 6, "text": "b", "logprob": None, "special": False})
+    with RawServer({"/": raw(EVENTS + frame(end="length", top_tokens=top))}) as server:
+        events = ask(server, logprobs=2)
+    assert events[0].tokens[0].top_logprobs == {5: -0.5, 6: float("-inf")}
+
+
 # Statuses
 
 
