@@ -44,7 +44,13 @@ _MORE_FLAG_VARIABLES = {
     "WORLD_SIZE",
 }
 # Names of variables whose values are taken for secrets, among those that a caller adds.
-_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTHTOKEN)(?:_|$)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:TOKEN|[A-Z]*KEY|SECRET|PASS(?:CODE|PHRASE|WD|WORD)?|PWD|CREDENTIALS?|AUTH(?:ORIZATION|TOKEN)?|COOKIE|DSN)"
+    r"(?:_|$)",
+    re.IGNORECASE,
+)
+# An address with a password in it, whatever the name.
+_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 # A shorter value is no secret, and masking it everywhere would make a log unreadable.
 _MIN_SECRET = 6
 # People set it for all Hugging Face libraries, so the server gets it although it is an option of the launcher.
@@ -143,7 +149,11 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
 def given_secrets(config: TGIConfig) -> dict[str, str]:
     """The secrets that a config gives, by the environment variable that TGI reads them from."""
     given = {"API_KEY": config.api_key, "HF_TOKEN": config.hf_token}
-    named = {name: text for name, text in config.env.items() if _SECRET_NAME.search(name) and len(text) >= _MIN_SECRET}
+    named = {
+        name: text
+        for name, text in config.env.items()
+        if len(text) >= _MIN_SECRET and (_SECRET_NAME.search(name) or _SECRET_VALUE.search(text))
+    }
     return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
 
 

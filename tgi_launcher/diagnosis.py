@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tgi_launcher.errors import Reason
-from tgi_launcher.logs import LogRecord
+from tgi_launcher.logs import LogRecord, shortened
 
 _CLAP_USAGE = 2
 _RUST_PANIC = 101
 _DOCKER_ITSELF = 125
+# Characters of a line, and of all of them, that are looked at.
+_MAX_LINE = 2000
+_MAX_TEXT = 2**19
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,10 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         # The code alone is the cause: 0 is an end that was asked for, and below 0 it is a signal.
         return _by_exit_code(evidence, "")
     # Other records are left out: they may quote anything, and TGI goes on after a warning.
-    text = "\n".join(record.message for record in evidence.records if record.level in ("ERROR", ""))
+    messages = (record.message for record in evidence.records if record.level in ("ERROR", ""))
+    # Some rules take time that grows with the square of a line's length.
+    lines = (line[:_MAX_LINE] for message in messages for line in message.splitlines())
+    text = shortened("\n".join(lines), _MAX_TEXT)
     kinds = _ERROR_LINE.findall(text)
     for reason, pattern, tell in _RULES:
         if match := pattern.search(text):

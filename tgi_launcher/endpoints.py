@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import urllib.error
-import urllib.request
+import io
+import socket
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from tgi_launcher.errors import NotRunningError
 
 _HEALTH_SECONDS = 5.0
-_MAX_BYTES = 16 * 2**20
-# Proxies that the environment names are not asked: the server is on this machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_MAX_BYTES = 4 * 2**20
+_Limit = Annotated[int, Field(ge=1, strict=True)]
 
 
 class ServerInfo(BaseModel):
@@ -25,26 +29,34 @@ class ServerInfo(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
-    model_id: str
-    max_concurrent_requests: int
+    model_id: Annotated[str, Field(min_length=1)]
+    max_concurrent_requests: _Limit
     model_sha: str | None = None
-    max_best_of: int | None = None
-    max_stop_sequences: int | None = None
+    max_best_of: _Limit | None = None
+    # 0 is a server that takes none.
+    max_stop_sequences: Annotated[int, Field(ge=0, strict=True)] | None = None
     # `max_input_length` was its name until TGI 2.1.
-    max_input_tokens: int | None = Field(None, validation_alias=AliasChoices("max_input_tokens", "max_input_length"))
-    max_total_tokens: int | None = None
-    max_client_batch_size: int | None = None
+    max_input_tokens: _Limit | None = Field(None, validation_alias=AliasChoices("max_input_tokens", "max_input_length"))
+    max_total_tokens: _Limit | None = None
+    max_client_batch_size: _Limit | None = None
     router: str | None = None
     version: str | None = None
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong, by field and without the values: they may be anything, and long."""
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    shown = [f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}" for problem in found[:3]]
+    return "; ".join([*shown, *(["and more"] if len(found) > len(shown) else [])])
 
 
 def is_healthy(base_url: str, *, timeout: float = _HEALTH_SECONDS) -> bool:
     """Whether `/health` answers 200. TGI opens its port only when the model is loaded and warm."""
     try:
-        get_text(f"{base_url}/health", timeout=timeout)
+        with _answer(f"{base_url}/health", timeout):
+            return True
     except NotRunningError:
         return False
-    return True
 
 
 def get_info(base_url: str, *, timeout: float) -> ServerInfo:
@@ -57,24 +69,94 @@ def get_info(base_url: str, *, timeout: float) -> ServerInfo:
     try:
         return ServerInfo.model_validate_json(text)
     except ValidationError as error:
-        msg = f"{base_url}/info is not TGI's: {text[:200]!r}"
-        raise NotRunningError(msg) from error
+        msg = f"{base_url}/info is not TGI's: {problems(error)}."
+        raise NotRunningError(msg) from None
 
 
 def get_text(url: str, *, timeout: float) -> str:
-    """The body of a GET that answers 200.
+    """The body of a GET that answers 200. No proxy is asked and no redirect followed: the server is on this machine.
+
+    Args:
+        url: Address, of http.
+        timeout: Seconds until the last byte of the answer.
 
     Raises:
-        NotRunningError: There is no answer within `timeout` seconds, or another one.
+        NotRunningError: There is no answer in time, or another one.
     """
-    try:
-        with _opener.open(url, timeout=timeout) as response:
-            body: bytes = response.read(_MAX_BYTES)
-    except urllib.error.HTTPError as error:
-        with error:
-            msg = f"{url} answers {error.code}."
-            raise NotRunningError(msg) from error
-    except (OSError, http.client.HTTPException) as error:
-        msg = f"{url} does not answer: {error}."
-        raise NotRunningError(msg) from error
+    with _answer(url, timeout) as response:
+        body = response.read(_MAX_BYTES + 1)
+    if len(body) > _MAX_BYTES:
+        msg = f"{url} answers more than {_MAX_BYTES} bytes."
+        raise NotRunningError(msg)
+    if response.length:  # what is left of the Content-Length
+        msg = f"{url} does not answer: it broke off {response.length} bytes before the end."
+        raise NotRunningError(msg)
     return body.decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _answer(url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
+    deadline = time.monotonic() + timeout
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        connection.connect()
+    except OSError as error:
+        msg = f"{url} does not answer: {str(error) or type(error).__name__}."
+        raise NotRunningError(msg) from error
+    connected: socket.socket = connection.sock
+    try:
+        # The time-out of a socket is for each of its reads, and an answer may trickle.
+        connection.sock = _DeadlineSocket(connected, deadline)
+        connection.request("GET", parts.path)
+        response = connection.getresponse()
+        if response.status != 200:
+            msg = f"{url} answers {response.status}."
+            raise NotRunningError(msg)
+        yield response
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # Of what is not HTTP at all, `http.client` has a ValueError too.
+        msg = f"{url} does not answer: {str(error) or type(error).__name__}."
+        raise NotRunningError(msg) from error
+    finally:
+        connected.close()
+
+
+class _DeadlineSocket:
+    """What `http.client` needs of a socket, with a deadline for everything."""
+
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        self._socket = connected
+        self._deadline = deadline
+
+    def sendall(self, data: Any) -> None:
+        self._limit()
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_DeadlineReader(self))
+
+    def recv_into(self, buffer: Any) -> int:
+        self._limit()
+        return self._socket.recv_into(buffer)
+
+    def close(self) -> None:
+        """Nothing yet: `http.client` closes its socket before the answer is read, and counts on the reader's hold."""
+
+    def _limit(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            msg = "its answer takes too long"
+            raise TimeoutError(msg)
+        self._socket.settimeout(left)
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, source: _DeadlineSocket) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._source.recv_into(buffer)

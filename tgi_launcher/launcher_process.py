@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import subprocess
@@ -19,11 +20,16 @@ from typing import IO, Any, cast
 from tgi_launcher import supervisor
 from tgi_launcher.command import Command
 from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.logs import read_lines
+
+_logger = logging.getLogger("tgi_launcher")
 
 _START_SECONDS = 30.0
 # The supervisor may need so much longer than the launcher: to kill what is left, and to remove a container.
 _MARGIN_SECONDS = 45.0
 _ORPHAN_GRACE_SECONDS = 3.0
+# The last lines of the log are waited for so long, for they tell why it ended.
+_LOG_SECONDS = 5.0
 # Python puts a script's folder on its path, where files of this package would hide the standard library.
 _SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 
@@ -48,7 +54,7 @@ class LauncherProcess:
 
     Args:
         command: What to run.
-        on_line: Called with each line that it prints, in a thread of its own.
+        on_line: Called with each line that it prints, and whether its end is missing, in a thread of its own.
         drain_seconds: How long it may take to end when this process has died.
         keep_open: File descriptors to keep open as long as the supervisor lives.
         folders: Folders to remove at the end, with the sockets in them.
@@ -60,7 +66,7 @@ class LauncherProcess:
     def __init__(
         self,
         command: Command,
-        on_line: Callable[[str], None],
+        on_line: Callable[[str, bool], None],
         *,
         drain_seconds: float,
         keep_open: Sequence[int] = (),
@@ -102,8 +108,10 @@ class LauncherProcess:
         }
         self._send(json.dumps(spec))
         first = self._first_report()
-        self._reader = threading.Thread(target=self._read, name="tgi-launcher-log", daemon=True)
+        # Two threads, so that nothing in the log can hide the end.
+        self._reader = threading.Thread(target=self._read_log, name="tgi-launcher-log", daemon=True)
         self._reader.start()
+        threading.Thread(target=self._await_end, name="tgi-launcher-end", daemon=True).start()
         if "pid" not in first:
             self._ended.wait(_START_SECONDS)
             problem = first.get("error", "its supervisor ended at once")
@@ -124,7 +132,7 @@ class LauncherProcess:
         """End it: gently for `seconds`, then by force. Returns when nothing of it is left, in bounded time."""
         self.begin_stop(seconds)
         if not self._ended.wait(max(seconds, 0.0) + _MARGIN_SECONDS):
-            # The supervisor hangs. `_read` then ends the processes itself, which it finds by their marker.
+            # The supervisor hangs. `_await_end` then ends the processes itself, which it finds by their marker.
             self._process.kill()
             self._ended.wait(_MARGIN_SECONDS)
         return self._exit or ProcessExit(None, was_stopped=True)
@@ -153,22 +161,34 @@ class LauncherProcess:
         self._process.kill()
         return {}
 
-    def _read(self) -> None:
-        output = cast("IO[bytes]", self._process.stdout)
-        with output:
-            for line in output:
-                self._on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
-        self._process.wait()
+    def _read_log(self) -> None:
+        # Closed at the end, however that comes about: a pipe that nobody reads would hold TGI up.
+        with cast("IO[bytes]", self._process.stdout) as output:
+            for line, is_cut in read_lines(output):
+                self._take_line(line, is_cut)
+
+    def _take_line(self, line: str, is_cut: bool) -> None:
+        try:
+            self._on_line(line, is_cut)
+        except Exception:  # the lines behind it may be read
+            _logger.exception("A line of the log could not be read")
+
+    def _await_end(self) -> None:
         with self._reports:
-            last = [json.loads(line) for line in self._reports]
+            lines = list(self._reports)
+        self._process.wait()
         with self._control_lock, contextlib.suppress(OSError):
             cast("IO[bytes]", self._process.stdin).close()
-        if last and "left" in last[-1]:
-            report = last[-1]
-            self._exit = ProcessExit(report["returncode"], report["stopped"], tuple(report["left"]))
+        report: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):  # a supervisor that was killed while it wrote
+            report = json.loads(lines[-1]) if lines else {}
+        if "left" in report:
+            exit_ = ProcessExit(report["returncode"], report["stopped"], tuple(report["left"]))
         else:
             # The supervisor was killed, so its work falls to this process.
             left = supervisor.end_processes(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
             supervisor.remove_leftovers(self._command.remove, self._folders)
-            self._exit = ProcessExit(None, was_stopped=False, left=tuple(left))
+            exit_ = ProcessExit(None, was_stopped=False, left=tuple(left))
+        self._reader.join(_LOG_SECONDS)
+        self._exit = exit_
         self._ended.set()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote
 
 from tgi_launcher.command import MASK
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Colours, and titles and links of a terminal.
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+# What else a terminal would obey, or would show in another order.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PLAIN = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(?P<level>TRACE|DEBUG|INFO|WARN|ERROR)\s+(?P<rest>.*)$", re.DOTALL
 )
@@ -20,6 +25,12 @@ _TARGET = re.compile(
 )
 # The launcher prints its arguments when it starts, the key too, in the form of Rust's Debug.
 _KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)"(?:\\.|[^"\\])*"', re.DOTALL)
+_LEVEL_NAME = re.compile(r"[A-Za-z]{1,9}")
+# The level of a record of JSON that cannot be read as a whole.
+_LEVEL = re.compile(r'"level"\s*:\s*"(TRACE|DEBUG|INFO|WARN|ERROR)"')
+# Bytes that are kept of a line, and characters of a message: the log is in memory, 2000 records of it.
+_MAX_BYTES = 2**18
+_MAX_MESSAGE = 2**14
 _MAX_LINE = 2000
 
 
@@ -48,7 +59,18 @@ class LogRecord:
     def _split(self) -> list[str]:
         if self.message.startswith("Args {"):
             return ["Args { … }"]  # all its options, sixty lines of them
-        return [line for line in self.message.splitlines() if line.strip()] or [""]
+        lines = [_CONTROLS.sub("", line) for line in self.message.splitlines()]
+        return [line for line in lines if line.strip()] or [""]
+
+
+def read_lines(output: IO[bytes]) -> Iterator[tuple[str, bool]]:
+    """The lines of a log as they come, and whether the end of a line was too long to keep."""
+    while line := output.readline(_MAX_BYTES):
+        is_cut = False
+        rest = line
+        while not rest.endswith(b"\n") and (rest := output.readline(_MAX_BYTES)):
+            is_cut = True
+        yield line.decode("utf-8", "replace").rstrip("\r\n"), is_cut
 
 
 def parse_line(line: str) -> LogRecord:
@@ -57,14 +79,15 @@ def parse_line(line: str) -> LogRecord:
     if text.startswith("{"):
         try:
             data = json.loads(text)
-        except ValueError:
-            data = None
-        if isinstance(data, dict) and "level" in data:
-            return _from_json(data)
+        except (ValueError, RecursionError):
+            level = _LEVEL.search(text)
+            return LogRecord(text, level=level[1] if level else "")
+        return _from_json(data) if "level" in data else LogRecord(text)
     if match := _PLAIN.match(text):
         rest = match["rest"]
-        rank = re.search(r"\brank=(\d+)", rest)
-        target = _TARGET.match(rest)
+        rank = re.search(r"\brank=(\d{1,6})\b", rest)
+        # It stands at the begin, and looking further takes time that grows with the square of the length.
+        target = _TARGET.match(rest, 0, _MAX_LINE)
         return LogRecord(
             message=rest[target.end() :].strip() if target else rest.strip(),
             level=match["level"],
@@ -78,14 +101,28 @@ def _from_json(data: dict[str, Any]) -> LogRecord:
     # The launcher nests the message in `fields`, the router does not.
     fields = data.get("fields")
     message = fields.get("message") if isinstance(fields, dict) else data.get("message")
-    spans = [data.get("span"), *(data.get("spans") or [])]
-    ranks = [span["rank"] for span in spans if isinstance(span, dict) and isinstance(span.get("rank"), int)]
+    spans = data.get("spans")
+    spans = [data.get("span"), *(spans if isinstance(spans, list) else [])]
+    ranks = [span["rank"] for span in spans if isinstance(span, dict) and type(span.get("rank")) is int]
     return LogRecord(
-        message=str(message or ""),
-        level=str(data["level"]),
-        target=str(data.get("target", "")),
+        message=_ANSI.sub("", _text(message)),
+        level=level if _LEVEL_NAME.fullmatch(level := _text(data["level"])) else "",
+        target=_text(data.get("target")),
         rank=ranks[0] if ranks else None,
     )
+
+
+def _text(value: object) -> str:
+    """A value that should be text. What is neither text nor a number could be nested too deep to be shown."""
+    return value if isinstance(value, str) else str(value) if isinstance(value, (int, float)) else ""
+
+
+def shortened(message: str, limit: int = _MAX_MESSAGE) -> str:
+    """Begin and end of a message that is too long to keep: what happened, and the exception of a traceback."""
+    half = limit // 2
+    if len(message) <= limit:
+        return message
+    return f"{message[:half]}\n… ({len(message) - 2 * half} characters) …\n{message[-half:]}"
 
 
 class Redactor:
@@ -98,16 +135,25 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         forms: set[str] = set()
         for secret in filter(None, secrets):
-            debug = secret.replace("\\", "\\\\").replace('"', '\\"')
-            forms |= {secret, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
+            slashes = secret.replace("\\", "\\\\")
+            debug = slashes.replace('"', '\\"')
+            forms |= {secret, slashes, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
+            forms |= {html.escape(secret), html.escape(secret, quote=False), quote(secret), quote(secret, safe="")}
         # A form may contain another, so the longest is replaced first.
         self._forms = sorted(forms, key=len, reverse=True)
 
-    def __call__(self, text: str) -> str:
-        """The text with `***` for each secret."""
+    def __call__(self, text: str, *, is_cut: bool = False) -> str:
+        """The text with `***` for each secret.
+
+        Args:
+            text: Any text.
+            is_cut: Whether it may end within a secret. So much of its end is left out that it does not.
+        """
         for form in self._forms:
             text = text.replace(form, MASK)
-        return _KEY_IN_DUMP.sub(rf'\1"{MASK}"', text)
+        text = _KEY_IN_DUMP.sub(rf'\1"{MASK}"', text)
+        # Of a secret that is cut in two, the first part would not be recognised.
+        return text[: 1 - len(self._forms[0])] if is_cut and self._forms and len(self._forms[0]) > 1 else text
 
 
 class Stage(str, Enum):

@@ -16,6 +16,18 @@ from tgi_launcher.errors import NotRunningError
 _MIN_PASSES_TO_JUDGE = 64
 # Values of the label `err` of requests that never reach the model. TGI counts them as requests and as failures.
 _REFUSED = ("overloaded", "validation", "template")
+# Counters that are computed with: neither NaN nor infinite, nor more than a float counts exactly.
+_COUNTERS = (
+    "tgi_request_skipped_tokens_sum",
+    "tgi_request_skipped_tokens_count",
+    "tgi_request_count",
+    "tgi_request_success",
+    "tgi_request_failure",
+    "tgi_request_generated_tokens_sum",
+    "tgi_queue_size",
+    "tgi_batch_current_size",
+)
+_LARGEST = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -154,9 +166,12 @@ def parse_metrics(text: str, *, time: float) -> Metrics:
                 sums[name] = sums.get(name, 0.0) + sample.value
                 if name == "tgi_request_failure" and sample.labels.get("err") in _REFUSED:
                     refused += sample.value
-    except (ValueError, KeyError, IndexError) as error:
-        msg = f"/metrics is not in Prometheus' text format: {error}."
+    except Exception as error:  # the parser stumbles over other texts in many ways
+        msg = f"/metrics is not in Prometheus' text format: {str(error)[:200]}."
         raise NotRunningError(msg) from error
+    if wrong := [name for name in _COUNTERS if not 0 <= sums.get(name, 0.0) < _LARGEST]:
+        msg = f"/metrics is not TGI's: {wrong[0]} is {sums[wrong[0]]}."
+        raise NotRunningError(msg)
     return Metrics(
         time=time,
         skipped_sum=sums.get("tgi_request_skipped_tokens_sum", 0.0),

@@ -8,8 +8,10 @@ servers of this user look at. The lock goes away with the processes that hold it
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,7 @@ class PortLocks:
             The port.
 
         Raises:
-            StartError: It is taken, or none is free.
+            StartError: It is taken, none is free, or the folder of the locks is not this user's alone.
         """
         for port in (wanted,) if wanted else range(first, min(first + _SEARCH_LENGTH, 65536)):
             if port not in self._locks and _can_bind(hostname, port) and self._lock(port):
@@ -70,21 +72,63 @@ class PortLocks:
     def _lock(self, port: int) -> bool:
         import fcntl  # Windows has none, and can do all but start servers
 
-        descriptor = os.open(_lock_folder() / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _open_lock(port)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
-            return False
+            if isinstance(error, BlockingIOError):
+                return False
+            raise _unusable(f"holds files that cannot be locked ({error.strerror})") from error
         self._locks[port] = descriptor
         return True
 
 
 def _lock_folder() -> Path:
     # A user in a container may have a number only, and no name.
-    folder = Path(tempfile.gettempdir()) / f"tgi-launcher-{os.getuid()}" / "ports"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    return Path(tempfile.gettempdir()) / f"tgi-launcher-{os.geteuid()}"
+
+
+def _open_lock(port: int) -> int:
+    """Open the file of a port, in a folder of this user's own. Everybody may make things where that folder is."""
+    path = _lock_folder()
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _check_owner(folder)
+            # Older releases left it readable for others.
+            os.fchmod(folder, 0o700)
+            # The file is looked up in the folder that was checked, whatever is at its path by now.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(f"port-{port}", flags, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        # Which of the two it is for a link depends on the system.
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
+            raise _unusable("is a link, or holds one, or is no folder: somebody may have put it there") from error
+        raise _unusable(f"cannot be used ({error.strerror})") from error
+    try:
+        _check_owner(descriptor, is_file=True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_owner(descriptor: int, *, is_file: bool = False) -> None:
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid():
+        raise _unusable("belongs to another user")
+    if is_file and (not stat.S_ISREG(found.st_mode) or found.st_nlink != 1):
+        raise _unusable("holds what is no plain file of this package")
+
+
+def _unusable(why: str) -> StartError:
+    msg = f"The folder for locks on ports, {_lock_folder()}, {why}. Remove it, or set TMPDIR to a folder of your own."
+    return StartError(Reason.LOCKS_UNUSABLE, msg)
 
 
 def _can_bind(hostname: str, port: int) -> bool:

@@ -334,7 +334,7 @@ class TGIServer:
         if self._on_exit is not None:
             try:
                 self._on_exit(self._last_exit)
-            except Exception:  # a caller's error must not end the watching
+            except BaseException:  # a caller's error, or its sys.exit(), must not end the watching
                 _logger.exception("on_exit failed")
         return wait is not None
 
@@ -367,6 +367,9 @@ class TGIServer:
         try:
             report = self._report(None)
         except NotRunningError:
+            return
+        except Exception:  # an error that left this thread would end the watching
+            _logger.exception("What speculation does could not be read")
             return
         if report.warning:
             self._has_warned = True

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tgi_launcher.config import TGIConfig
@@ -15,7 +15,7 @@ from tgi_launcher.diagnosis import Diagnosis, Evidence, diagnose
 from tgi_launcher.endpoints import is_healthy
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
-from tgi_launcher.logs import LogRecord, Redactor, Stage, parse_line, stage_of
+from tgi_launcher.logs import LogRecord, Redactor, Stage, parse_line, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 
@@ -154,8 +154,10 @@ class ServerRun:
         summary = self._redact(diagnosis.summary)
         return StartError(diagnosis.reason, summary, log_tail=self.log_tail(), returncode=returncode)
 
-    def _read_line(self, line: str) -> None:
-        record = parse_line(line)
+    def _read_line(self, line: str, is_cut: bool) -> None:
+        record = parse_line(self._redact(line, is_cut=is_cut))
+        # JSON may have hidden a secret by escapes.
+        record = replace(record, message=shortened(self._redact(record.message)))
         if not record.message.strip():
             return
         self._records.append(record)
@@ -180,5 +182,5 @@ class ServerRun:
     def _call(self, callback: Callable[[_T], None], value: _T) -> None:
         try:
             callback(value)
-        except Exception:  # a caller's error must not stop the reading of the log
+        except BaseException:  # a caller's error, or its sys.exit(), must not stop the reading of the log
             _logger.exception("A callback failed")

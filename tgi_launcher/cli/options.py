@@ -123,7 +123,8 @@ def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig:
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign or not name:
-        msg = f"--env takes NAME=VALUE, got {text!r}."
+        # What was given is not repeated: it may be a secret.
+        msg = "--env takes NAME=VALUE, got a text without a name and '='."
         raise typer.BadParameter(msg)
     return name, value
 

@@ -9,9 +9,10 @@ from langchain_specdec.sampling.params import SamplingParams
 
 
 class Answer:
-    """The text of an answer as it comes: special tokens left out, cut at the first stop string."""
+    """The text of an answer as it comes: special tokens left out, cut at the first stop string and at the limit."""
 
     def __init__(self, params: SamplingParams) -> None:
+        self._max_new_tokens = params.max_new_tokens
         self._stop_text = StopText(tuple(params.stop))
         self._logprobs = params.logprobs
         self._length = 0
@@ -31,6 +32,10 @@ class Answer:
             self.finish_reason = "stop_sequence"
         elif frame.end is not None:
             self.finish_reason = frame.end.finish_reason
+            text += self._stop_text.flush()
+        elif self.num_tokens >= self._max_new_tokens:
+            # The server goes on past what it was asked for.
+            self.finish_reason = "length"
             text += self._stop_text.flush()
         if self._logprobs is None:
             return Token(frame.token_id, text, drafted=None)

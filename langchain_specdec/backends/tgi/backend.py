@@ -9,19 +9,21 @@ import time
 import uuid
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
-from langchain_specdec.backends.tgi.errors import connection_lost, failure_of
-from langchain_specdec.backends.tgi.loop_thread import LoopThread, wait_for
+from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
+from langchain_specdec.backends.tgi.short_request import ShortRequest
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
@@ -31,15 +33,32 @@ from langchain_specdec.errors import (
     EngineClosedError,
     InvalidParameterError,
     PromptTooLongError,
+    SpecDecError,
 )
 from langchain_specdec.sampling.params import SamplingParams
-from tgi_launcher.endpoints import ServerInfo
+from tgi_launcher.endpoints import ServerInfo, problems
 
 _DRAWN_SEED_LIMIT = 2**53
 # A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024
 _FIRST_DELAY = 0.5
 _DRAIN_SECONDS = 5.0
+# /info costs no model time.
+_INFO_SECONDS = 10.0
+_INFO_BYTES = 2**20
+# Of an answer to /tokenize, for each byte of the text: a token has four fields, and each byte may be a token.
+_TOKEN_BYTES = 256
+
+
+class _ServerToken(BaseModel):
+    """A token as `/tokenize` gives it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int = Field(ge=0, strict=True)
+
+
+_server_tokens = TypeAdapter(list[_ServerToken])
 
 
 class OwnedServer(Protocol):
@@ -97,6 +116,7 @@ class TGIBackend(Backend):
         self._max_concurrency = max_concurrency
         self._server = server
         self._tokenizer = LocalTokenizer.load(tokenizer)
+        self._failures = Failures(self._url, key, self._timeout)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._info: ServerInfo | None = None
@@ -165,11 +185,16 @@ class TGIBackend(Backend):
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the tokenizer given, or else by the server's."""
         check_text(text, "A text")
+        if self._tokenizer is not None:
+            return self._tokenizer.token_ids(text)
         try:
-            return self._tokenize(text)
-        except Exception as error:
-            failure = failure_of(error, self._url, self._timeout)
-            raise failure.error from (None if failure is error else error)
+            return self._loop.submit(self._ask_tokens(text)).result()
+        except CancelledError:
+            error: SpecDecError = EngineClosedError("The backend was closed before the tokens were counted.")
+        except Exception as problem:
+            error = self._failures.of(problem).error
+        # Outside of `except`, for the client's exception holds the key.
+        raise error
 
     def close(self) -> None:
         """Break what runs, with an `EngineClosedError`, and stop the server if it is this backend's own."""
@@ -241,12 +266,13 @@ class TGIBackend(Backend):
                             yield event
                     return
                 except Exception as error:
-                    failure = failure_of(error, self._url, self._timeout)
-                    if isinstance(failure.error, BackendUnavailableError):
-                        # Another server may answer at this address next.
-                        self._info = None
-                    if is_started or not failure.is_transient or attempt >= self._max_retries:
-                        raise failure.error from (None if failure is error else error)
+                    failure = self._failures.of(error)
+                # Outside of `except`, for the client's exception holds the key.
+                if isinstance(failure.error, BackendUnavailableError):
+                    # Another server may answer at this address next.
+                    self._info = None
+                if is_started or not failure.is_transient or attempt >= self._max_retries:
+                    raise failure.error
                 await asyncio.sleep(_FIRST_DELAY * 2**attempt * random.uniform(0.8, 1.2))
                 attempt += 1
         finally:
@@ -264,17 +290,18 @@ class TGIBackend(Backend):
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
             while answer.finish_reason is None:
                 try:
-                    frame = await wait_for(anext(frames), self._timeout)
+                    async with time_limit(self._timeout):
+                        frame = await anext(frames)
                 except StopAsyncIteration:
-                    raise connection_lost(self._url) from None
+                    raise self._failures.lost() from None
                 now = time.perf_counter()
                 started = now if started is None else started
                 yield TokenEvent((answer.add(frame),))
             if frame.end is not None and frame.end.prompt_tokens is not None:
                 prompt_tokens = frame.end.prompt_tokens
             elif not prompt_tokens:
-                # A stop string cut the answer, and only its last frame has the count.
-                prompt_tokens = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
+                # The answer was cut here, and only its last frame has the count.
+                prompt_tokens = len(await self._tokenize(prompt))
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )
@@ -282,7 +309,8 @@ class TGIBackend(Backend):
             if frame.end is not None:
                 # A connection whose answer is read to its end can serve another.
                 with suppress(Exception):
-                    await wait_for(anext(frames), _DRAIN_SECONDS)
+                    async with time_limit(_DRAIN_SECONDS):
+                        await anext(frames)
 
     async def _count(self, prompt: str, params: SamplingParams, info: ServerInfo) -> int:
         """Number of prompt tokens where it is needed before the answer, else 0.
@@ -294,7 +322,7 @@ class TGIBackend(Backend):
         is_unchecked = limit is not None and params.max_new_tokens > _CHECKED_BY_SERVER
         if self._client.reports_prompt_tokens and not is_unchecked:
             return 0
-        count = len(await self._loop.run_blocking(lambda: self._tokenize(prompt)))
+        count = len(await self._tokenize(prompt))
         if limit is not None and is_unchecked and count + params.max_new_tokens > limit:
             msg = (
                 f"The prompt has {count} tokens and max_new_tokens is {params.max_new_tokens}, together more than the "
@@ -304,23 +332,37 @@ class TGIBackend(Backend):
             raise PromptTooLongError(msg)
         return count
 
-    def _tokenize(self, text: str) -> list[int]:
-        if self._tokenizer is not None:
-            return self._tokenizer.token_ids(text)
-        return [int(token["id"]) for token in self._client.request("/tokenize", {"inputs": text})]
+    async def _tokenize(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            return await self._ask_tokens(text)
+        return await self._loop.run_blocking(lambda: tokenizer.token_ids(text))
+
+    async def _ask_tokens(self, text: str) -> list[int]:
+        max_bytes = _INFO_BYTES + _TOKEN_BYTES * len(text.encode())
+        request = ShortRequest("/tokenize", self._timeout, max_bytes, {"inputs": text})
+        answer = await self._client.fetch(request, self._failures)
+        try:
+            return [token.id for token in _server_tokens.validate_json(answer)]
+        except ValidationError as error:
+            failure = self._unreadable("/tokenize", error)
+        raise failure
 
     async def _ask_info(self) -> ServerInfo:
         if self._info_lock is None:
             self._info_lock = asyncio.Lock()
         async with self._info_lock:
             if self._info is None:
-                answer = await self._loop.run_blocking(lambda: self._client.request("/info"))
+                answer = await self._client.fetch(ShortRequest("/info", _INFO_SECONDS, _INFO_BYTES), self._failures)
                 try:
-                    self._info = ServerInfo.model_validate(answer)
+                    self._info = ServerInfo.model_validate_json(answer)
                 except ValidationError as error:
-                    why = "its /info names no model_id and max_concurrent_requests"
-                    raise BackendUnavailableError(f"The server at {self._url} is not a TGI server: {why}.") from error
+                    failure = self._unreadable("/info", error)
+                    raise failure from None
             return self._info
+
+    def _unreadable(self, path: str, error: ValidationError) -> Failure:
+        return self._failures.unreadable(path, f"is not TGI's: {problems(error)}")
 
     def _semaphore(self, info: ServerInfo) -> asyncio.Semaphore:
         """Permits for as many requests as the server takes; new ones where its limit has changed."""

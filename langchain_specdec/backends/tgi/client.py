@@ -1,21 +1,26 @@
 """The seam to the two Python clients of TGI: `text_generation`, and `InferenceClient` of `huggingface_hub`.
 
-Both become a stream of `Frame`, by their asynchronous classes. `/info` and `/tokenize` go through the HTTP session that
+Both become a stream of `Frame`, by their asynchronous classes. `/info` and `/tokenize` go through the HTTP library that
 the client itself stands on: neither client asks for the second, and only one for the first, with a Hugging Face token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from langchain_specdec.backends.tgi.errors import is_loopback, status_failure
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from langchain_specdec.backends.tgi.errors import Failures
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
+from langchain_specdec.backends.tgi.short_request import Opener, ShortRequest, by_aiohttp, by_httpx, fetch
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 
@@ -30,11 +35,12 @@ _INSTALL = {
         "pip install --no-deps text-generation, and pip install aiohttp requests"
     ),
 }
-# Answers to /info and /tokenize are short and cost no model time.
-_SHORT_TIMEOUT = 10.0
+# What a server sends is of these types, or no answer of TGI's.
+_STRICT = ConfigDict(strict=True)
+_Count = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class FrameEnd:
     """What the last frame says of the whole answer.
 
@@ -46,10 +52,10 @@ class FrameEnd:
 
     finish_reason: FinishReason
     text: str
-    prompt_tokens: int | None
+    prompt_tokens: _Count | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Frame:
     """One token of an answer.
 
@@ -62,11 +68,11 @@ class Frame:
         end: Set on the last frame.
     """
 
-    token_id: int
+    token_id: _Count
     text: str
     is_special: bool
     logprob: float | None
-    top: tuple[tuple[int, float], ...]
+    top: tuple[tuple[_Count, float], ...]
     end: FrameEnd | None
 
 
@@ -96,24 +102,16 @@ class TGIClient(ABC):
         """Close connections that are kept for reuse."""
 
     @abstractmethod
-    def _session(self) -> tuple[Any, bool]:
-        """The HTTP session that the client stands on, and whether it is one of `requests`, not of `httpx`."""
+    def _opener(self) -> Opener:
+        """How short requests are sent."""
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """JSON from `GET path`, or `POST path` with a body. Blocks, for seconds at most."""
-        session, is_requests = self._session()
-        options: dict[str, Any] = {"timeout": _SHORT_TIMEOUT, "headers": self._headers}
-        if is_requests:
-            # Without an `auth` of its own, it would send a password of ~/.netrc in place of the key.
-            options["auth"] = lambda request: request
-            if is_loopback(self._base_url):
-                # Proxies are for the world outside.
-                options["proxies"] = {"http": "", "https": ""}
-        url = self._base_url + path
-        response = session.get(url, **options) if body is None else session.post(url, json=body, **options)
-        if response.status_code != 200:
-            raise status_failure(response.status_code, _error_text(response), self._base_url)
-        return response.json()
+    async def fetch(self, request: ShortRequest, failures: Failures) -> bytes:
+        """The answer to a short request.
+
+        Raises:
+            Failure: There is none, or none that can be TGI's.
+        """
+        return await fetch(request, self._opener(), failures)
 
 
 def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
@@ -137,14 +135,6 @@ def make_client(name: str, base_url: str, api_key: str | None) -> TGIClient:
         raise MissingDependencyError(msg) from error
 
 
-def _error_text(response: Any) -> str:
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        text: str = response.text
-        return "" if "<html" in text.lower() else text
-
-
 class TextGenerationClient(TGIClient):
     """`text_generation.AsyncClient`.
 
@@ -157,11 +147,9 @@ class TextGenerationClient(TGIClient):
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
         import aiohttp  # noqa: F401
-        import requests
         from text_generation import AsyncClient  # type: ignore[import-untyped]
 
         super().__init__(base_url, api_key)
-        self._requests = requests
         self._client = AsyncClient(base_url, headers=self._headers, timeout=None)
 
     async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
@@ -179,8 +167,8 @@ class TextGenerationClient(TGIClient):
     async def aclose(self) -> None:
         """See `TGIClient`."""
 
-    def _session(self) -> tuple[Any, bool]:
-        return self._requests, True
+    def _opener(self) -> Opener:
+        return by_aiohttp(self._base_url, self._headers)
 
 
 class _SharedClient:
@@ -225,11 +213,11 @@ class HubClient(TGIClient):
     def __init__(self, base_url: str, api_key: str | None) -> None:
         import huggingface_hub
 
-        self._is_before_1 = not hasattr(huggingface_hub, "get_async_session")
-        if self._is_before_1:
-            # Its asynchronous client is made of aiohttp, which it leaves to its users to install.
+        self._make_session: Callable[[], Any] | None = getattr(huggingface_hub, "get_async_session", None)
+        if self._make_session is None:
+            # Before 1.0 its asynchronous client is made of aiohttp, which it leaves to its users to install.
             import aiohttp  # noqa: F401
-        self._make_session = huggingface_hub.get_session
+        self._session: Any = None
         self._make_client = huggingface_hub.AsyncInferenceClient
         super().__init__(base_url, api_key)
         self._shared: list[_SharedClient] = []
@@ -283,23 +271,41 @@ class HubClient(TGIClient):
         """See `TGIClient`."""
         while self._shared:
             await self._shared.pop().client.close()
+        if self._session is not None:
+            await self._session.aclose()
+            self._session = None
 
-    def _session(self) -> tuple[Any, bool]:
-        return self._make_session(), self._is_before_1
+    def _opener(self) -> Opener:
+        make = self._make_session
+        return (
+            by_aiohttp(self._base_url, self._headers)
+            if make is None
+            else by_httpx(self._base_url, self._headers, lambda: self._short_session(make))
+        )
+
+    def _short_session(self, make: Callable[[], Any]) -> Any:
+        if self._session is None:
+            self._session = make()
+            # The hook of huggingface_hub reads the whole of an error, unpacked.
+            self._session.event_hooks = {**self._session.event_hooks, "response": []}
+        return self._session
 
 
 async def _break_off(answer: AsyncIterator[Any]) -> None:
     """Close the connection of one answer among those of a client: a read that is cancelled does."""
-    is_open = True
-    while is_open:
-        read = asyncio.ensure_future(anext(answer, None))
-        # The read takes lines that have arrived already without waiting.
-        await asyncio.sleep(0)
-        read.cancel()
-        await asyncio.wait([read])
-        is_open = not read.cancelled() and read.exception() is None and read.result() is not None
+
+    async def read_on() -> None:
+        async for _ in answer:
+            pass
+
+    reading = asyncio.ensure_future(read_on())
+    # What has arrived already is taken without waiting, and only a read that waits can be cancelled.
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
 
 
 def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:
-    top = tuple((other.id, other.logprob) for other in top_tokens or ())
+    # JSON has no infinity: TGI sends null for a token that a grammar rules out.
+    top = tuple((other.id, -math.inf if other.logprob is None else other.logprob) for other in top_tokens or ())
     return Frame(token.id, token.text, token.special, token.logprob, top, end)

@@ -3,12 +3,17 @@
 The two clients have different exceptions for the same things, often without a common base class and from HTTP libraries
 that change between their releases. So exceptions are told apart by what all of them have: an HTTP status, TGI's
 `error_type` in the class's name, and the base classes of the HTTP libraries.
+
+A client's exception holds the request with its headers, and so the key. It is read, and never handed on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -23,10 +28,27 @@ from langchain_specdec.errors import (
     RequestTimeoutError,
     SpecDecError,
 )
+from tgi_launcher.logs import Redactor
 
 # Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
 _REFUSAL = "Input validation error: "
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")
+# The clients' names for TGI's error_type, and for a status where there is no error_type.
+_REFUSED = ("ValidationError", "BadRequestError")
+_FAILED = ("GenerationError", "IncompleteGenerationError", "UnknownError")
+_STATUS = {
+    "OverloadedError": 429,
+    "RateLimitExceededError": 429,
+    "ShardNotReadyError": 503,
+    "ShardTimeoutError": 503,
+    "NotFoundError": 404,
+}
+_TIMEOUTS = ("httpx.TimeoutException", "httpx2.TimeoutException")
+_NO_CONNECTION = ("httpx.ConnectError", "httpx2.ConnectError", "aiohttp.ClientConnectorError")
+_NO_HTTP = ("httpx.RemoteProtocolError", "httpx2.RemoteProtocolError", "aiohttp.http_exceptions.HttpProcessingError")
+_CONNECTION_ERRORS = ("httpx.TransportError", "httpx2.TransportError", "aiohttp.ClientError")
+# Words of the HTTP libraries for an answer that ends early, which they take for a breach of the protocol too.
+_ENDED_EARLY = ("disconnected", "closed connection", "not enough data")
 
 
 class Failure(Exception):  # noqa: N818
@@ -38,136 +60,195 @@ class Failure(Exception):  # noqa: N818
         self.is_transient = is_transient
 
 
-def failure_of(error: BaseException, url: str, timeout: float) -> Failure:
-    """The failure behind an exception of a client.
+class Failures:
+    """Makes failures of what clients raise and servers answer, the key masked wherever a server repeats it.
 
     Args:
-        error: What the client raised.
-        url: Address of the server, for the message.
-        timeout: The time-out in force, for the message.
+        url: Address of the server, for messages.
+        api_key: Its key, if it has one.
+        read_timeout: The time-out in force, for messages.
     """
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, SpecDecError):
-        return Failure(error)
-    name = type(error).__name__
-    message = _message(error)
-    module = type(error).__module__
-    if name in ("ValidationError", "BadRequestError") and module.startswith(("text_generation", "huggingface_hub")):
-        return Failure(_refused(message))
-    if name in ("OverloadedError", "RateLimitExceededError"):
-        return status_failure(429, message, url)
-    if name in ("GenerationError", "IncompleteGenerationError", "UnknownError"):
-        return Failure(GenerationError(f"The TGI server at {url} failed to complete the request: {message}"))
-    if name in ("ShardNotReadyError", "ShardTimeoutError"):
-        return status_failure(503, message, url)
-    if name == "NotFoundError":
-        return status_failure(404, message, url)
-    status = _status(error)
-    if status is not None and status >= 400:
-        return status_failure(status, _body(error), url)
-    if name == "OfflineModeIsEnabled":
-        msg = (
-            f"huggingface_hub refuses to reach {url}: it refuses every address while HF_HUB_OFFLINE is set. Unset it, "
-            f"or use the other client, which takes no notice: client='text-generation'."
-        )
-        return Failure(BackendUnavailableError(msg))
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or _is_a(error, _TIMEOUTS):
-        msg = f"The TGI server at {url} sent nothing for {timeout:g} seconds. Raise read_timeout if it needs longer."
+
+    def __init__(self, url: str, api_key: str | None, read_timeout: float) -> None:
+        self._url = url
+        self._redact = Redactor([api_key or ""])
+        self._timeout = read_timeout
+
+    def of(self, error: BaseException) -> Failure:
+        """The failure behind an exception."""
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, SpecDecError):
+            return Failure(error)
+        name = type(error).__name__
+        is_clients = type(error).__module__.startswith(("text_generation", "huggingface_hub"))
+        no_http = next((e for e in _chain(error) if _is_a(e, _NO_HTTP)), None)
+        if no_http is None and (status := _status(error)) is not None:
+            is_typed = is_clients and name in (*_REFUSED, *_FAILED, *_STATUS)
+            return self.by_status(status, str(error) if is_typed else _body(error))
+        if is_clients and name in _REFUSED:
+            return Failure(self._refused(str(error)))
+        if is_clients and name in _STATUS:
+            return self.by_status(_STATUS[name], str(error))
+        if is_clients and name in _FAILED:
+            message = f"The TGI server at {self._url} failed to complete the request: {self._quote(str(error), 200)}"
+            return Failure(GenerationError(message))
+        if name == "OfflineModeIsEnabled":
+            msg = (
+                f"huggingface_hub refuses to reach {self._url}: it refuses every address while HF_HUB_OFFLINE is set. "
+                f"Unset it, or use the other client, which takes no notice: client='text-generation'."
+            )
+            return Failure(BackendUnavailableError(msg))
+        return self._of_connection(error, no_http)
+
+    def _of_connection(self, error: BaseException, no_http: BaseException | None) -> Failure:
+        """The failure of a request that got no answer, or none that is TGI's."""
+        why = f"{type(error).__name__}: {self._quote(str(error), 200)}"
+        if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or _is_a(error, _TIMEOUTS):
+            msg = (
+                f"The TGI server at {self._url} sent nothing for {self._timeout:g} seconds. Raise read_timeout if it "
+                f"needs longer."
+            )
+            return Failure(RequestTimeoutError(msg))
+        if no_http is not None and not any(words in str(no_http).lower() for words in _ENDED_EARLY):
+            # Of aiohttp's, the status in front is one that it made up.
+            said = self._quote(str(getattr(no_http, "message", no_http)), 200)
+            msg = f"The answer of the server at {self._url} is not valid HTTP ({type(no_http).__name__}: {said})."
+            return Failure(BackendUnavailableError(msg))
+        hint = _proxy_hint(self._url)
+        if isinstance(error, (ConnectionRefusedError, socket.gaierror)) or _is_a(error, _NO_CONNECTION):
+            msg = f"The TGI server at {self._url} cannot be reached ({why}).{hint}"
+            return Failure(BackendUnavailableError(msg), is_transient=True)
+        if isinstance(error, OSError) or _is_a(error, _CONNECTION_ERRORS):
+            if no_http is not None:
+                why = type(error).__name__
+            msg = f"The TGI server at {self._url} broke the connection before its answer had ended ({why}).{hint}"
+            return Failure(BackendUnavailableError(msg), is_transient=True)
+        # A bad frame, or a client that does not understand this server.
+        return self.not_tgi(f"gave an answer that is not TGI's ({why})")
+
+    def not_tgi(self, what: str) -> Failure:
+        """The failure of an answer that TGI would not give; `what` says what the server did."""
+        return Failure(GenerationError(f"The server at {self._url} {what}."))
+
+    def by_status(self, status: int, message: str) -> Failure:
+        """The failure that an HTTP status stands for."""
+        url = self._url
+        detail = f" It says: {self._quote(message)}" if message else ""
+        if status in (401, 403):
+            msg = f"The server at {url} refuses access (HTTP {status}). Give its key as api_key=.{detail}"
+            return Failure(AuthenticationError(msg))
+        if status in (404, 405):
+            msg = f"There is no TGI server at {url} (HTTP {status}). Give its root address, without /generate or /v1."
+            return Failure(BackendUnavailableError(msg))
+        if 300 <= status < 400:
+            where = f" to {self._quote(message)}" if message else ""
+            msg = f"The server at {url} redirects requests{where} (HTTP {status}). Give the final address."
+            return Failure(BackendUnavailableError(msg))
+        if status < 400:
+            return self.not_tgi(f"gave an answer that is not TGI's (HTTP {status})")
+        if status == 429:
+            msg = f"The TGI server at {url} has more requests than it takes.{detail}"
+            return Failure(OverloadedError(msg), is_transient=True)
+        if status in (502, 503, 504):
+            msg = f"The server at {url} is not ready (HTTP {status}).{detail}{_proxy_hint(url)}"
+            return Failure(BackendUnavailableError(msg), is_transient=True)
+        if status >= 500 or status == 424:
+            return Failure(GenerationError(f"The server at {url} failed (HTTP {status}).{detail}"))
+        return Failure(self._refused(message or f"HTTP {status}, for a reason that the client does not pass on."))
+
+    def lost(self) -> Failure:
+        """The failure of an answer that just ends."""
+        msg = f"The connection to the TGI server at {self._url} ended before the answer did."
+        return Failure(BackendUnavailableError(msg), is_transient=True)
+
+    def late(self, path: str, seconds: float) -> Failure:
+        """The failure of a short answer that takes too long."""
+        msg = f"The server at {self._url} did not finish its answer to {path} within {seconds:g} seconds."
         return Failure(RequestTimeoutError(msg))
-    if isinstance(error, OSError) or _is_a(error, _CONNECTION_ERRORS):
-        msg = (
-            f"The TGI server at {url} cannot be reached, or broke the connection ({name}: {message}).{_proxy_hint(url)}"
-        )
-        return Failure(BackendUnavailableError(msg), is_transient=True)
-    if error.__context__ is not None and _status(error.__context__) is not None:
-        # The server answered with an error that is no JSON, and the client failed to read it.
-        return failure_of(error.__context__, url, timeout)
-    # A bad frame, or a client that does not understand this server.
-    return Failure(GenerationError(f"The server at {url} gave an answer that is not TGI's ({name}: {message})."))
 
-
-def status_failure(status: int, message: str, url: str) -> Failure:
-    """The failure that an HTTP status stands for."""
-    detail = f" It says: {_shorten(message)}" if message else ""
-    if status in (401, 403):
-        msg = f"The server at {url} refuses access (HTTP {status}). Give its key as api_key=.{detail}"
-        return Failure(AuthenticationError(msg))
-    if status in (404, 405):
-        msg = f"There is no TGI server at {url} (HTTP {status}). Give its root address, without /generate or /v1."
+    def unreadable(self, path: str, why: str) -> Failure:
+        """The failure of a short answer that cannot be TGI's."""
+        msg = f"The server at {self._url} is not a TGI server: its answer to {path} {self._quote(why)}."
         return Failure(BackendUnavailableError(msg))
-    if status == 429:
-        msg = f"The TGI server at {url} has more requests than it takes.{detail}"
-        return Failure(OverloadedError(msg), is_transient=True)
-    if status in (502, 503, 504):
-        msg = f"The server at {url} is not ready (HTTP {status}).{detail}{_proxy_hint(url)}"
-        return Failure(BackendUnavailableError(msg), is_transient=True)
-    if status >= 500 or status == 424:
-        return Failure(GenerationError(f"The server at {url} failed (HTTP {status}).{detail}"))
-    return Failure(_refused(message or f"HTTP {status}, for a reason that the client does not pass on."))
+
+    def _refused(self, message: str) -> InvalidParameterError:
+        message = message.removeprefix(_REFUSAL)
+        kind = PromptTooLongError if message.startswith(_TOO_LONG) else InvalidParameterError
+        return kind(f"The TGI server refuses the request: {self._quote(message)}")
+
+    def _quote(self, message: str, limit: int = 500) -> str:
+        # Masked first: half a key would not be recognised.
+        message = " ".join(self._redact(message).split())
+        return message if len(message) <= limit else f"{message[:limit]}…"
 
 
-def connection_lost(url: str) -> Failure:
-    """The failure of an answer that just ends."""
-    msg = f"The connection to the TGI server at {url} ended before the answer did."
-    return Failure(BackendUnavailableError(msg), is_transient=True)
+def error_text(body: str) -> str:
+    """What the body of an error says: TGI's `error`, or a text that is no page of HTML."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "" if "<html" in body.lower() else body
 
 
-def _refused(message: str) -> InvalidParameterError:
-    message = message.removeprefix(_REFUSAL)
-    kind = PromptTooLongError if message.startswith(_TOO_LONG) else InvalidParameterError
-    return kind(f"The TGI server refuses the request: {_shorten(message)}")
-
-
-_TIMEOUTS = (("httpx", "TimeoutException"), ("httpx2", "TimeoutException"), ("requests", "Timeout"))
-_CONNECTION_ERRORS = (
-    ("httpx", "TransportError"),
-    ("httpx2", "TransportError"),
-    ("aiohttp", "ClientError"),
-    ("requests", "RequestException"),
-)
-
-
-def _is_a(error: BaseException, classes: tuple[tuple[str, str], ...]) -> bool:
-    """Whether it is of one of these classes; libraries that nobody has imported cannot have raised it."""
-    loaded = [getattr(sys.modules[module], name, None) for module, name in classes if module in sys.modules]
-    return isinstance(error, tuple(cls for cls in loaded if isinstance(cls, type)))
-
-
-def is_loopback(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     """Whether an address is one of this machine itself."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
+def _is_a(error: BaseException | None, names: tuple[str, ...]) -> bool:
+    """Whether it is of one of these classes; libraries that nobody has imported cannot have raised it."""
+    loaded = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if (kind := getattr(sys.modules.get(module), attribute, None)) is not None:
+            loaded.append(kind)
+    return isinstance(error, tuple(loaded))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it came from: clients turn errors into others, or stumble over them."""
+    source: BaseException | None = error
+    for _ in range(4):
+        if source is not None:
+            yield source
+            source = source.__cause__ or source.__context__
+
+
 def _proxy_hint(url: str) -> str:
-    if not is_loopback(url) or not getproxies() or proxy_bypass(urlsplit(url).hostname or ""):
+    if not _is_loopback(url) or not getproxies() or proxy_bypass(urlsplit(url).hostname or ""):
         return ""
     return " A proxy is set in the environment; if requests go there, set NO_PROXY=127.0.0.1,localhost."
 
 
 def _status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None) or getattr(error, "status", None)
-    return status if isinstance(status, int) else None
+    """The HTTP status of an answer that was refused: of the exception, of what it came from, or of who raised it."""
+    for source in _chain(error):
+        response = getattr(source, "response", None)
+        status = getattr(response, "status_code", None) or getattr(source, "status", None)
+        if isinstance(status, int) and status != 200:
+            return status
+    # text_generation keeps neither status nor response, and calls a 403 a shard that is not ready.
+    trace = error.__traceback__
+    while trace is not None:
+        status = getattr(trace.tb_frame.f_locals.get("resp"), "status", None)
+        if isinstance(status, int) and status != 200:
+            return status
+        trace = trace.tb_next
+    return None
 
 
 def _body(error: BaseException) -> str:
-    """Text of the answer, where the client kept it."""
-    payload: Any = getattr(error, "response_error_payload", None)
-    if isinstance(payload, dict):
-        return str(payload.get("error", ""))
-    try:
-        text = getattr(getattr(error, "response", None), "text", "")
-    except Exception:  # an answer that was streamed and not read
-        return ""
-    return text if isinstance(text, str) and "<html" not in text.lower() else ""
-
-
-def _message(error: BaseException) -> str:
-    return _shorten(str(error), 200)
-
-
-def _shorten(message: str, limit: int = 500) -> str:
-    message = " ".join(message.split())
-    return message if len(message) <= limit else f"{message[:limit]}…"
+    """What the answer says, where the client kept it."""
+    for source in _chain(error):
+        payload: Any = getattr(source, "response_error_payload", None)
+        if isinstance(payload, dict):
+            return str(payload.get("error", ""))
+        try:
+            text = getattr(getattr(source, "response", None), "text", None)
+        except Exception:  # an answer that was streamed and not read
+            return ""
+        if isinstance(text, str):
+            return error_text(text)
+    return ""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from langchain_specdec.errors import EngineClosedError
+
+# Not `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes together with the result.
+if sys.version_info >= (3, 11):
+    time_limit = asyncio.timeout
+else:
+    import async_timeout
+
+    time_limit = async_timeout.timeout
 
 T = TypeVar("T")
 _CLOSED = "The connection to the TGI server was closed. Make a new backend."
@@ -30,7 +39,7 @@ class LoopThread:
         self._executor: ThreadPoolExecutor | None = None
         self._is_closed = False
 
-    def submit(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine; cancelling the future cancels it.
 
         Raises:
@@ -66,20 +75,6 @@ class LoopThread:
             thread.join(timeout)
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-async def wait_for(awaitable: Awaitable[T], seconds: float) -> T:
-    """`asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes together with the result."""
-    task = asyncio.ensure_future(awaitable)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-        if not task.done():
-            raise asyncio.TimeoutError
-        return task.result()
-    finally:
-        # The caller could not close a generator that this task still reads.
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _run(loop: asyncio.AbstractEventLoop, on_end: Callable[[], Coroutine[Any, Any, None]]) -> None:

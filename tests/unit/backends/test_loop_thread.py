@@ -1,23 +1,61 @@
-"""Waiting in the loop of a connection: no cancellation and no generator is lost."""
+"""Waiting in the loop of a connection: no cancellation is lost, and what is closed has ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from langchain_specdec.backends.tgi.loop_thread import wait_for
+from langchain_specdec import SamplingParams, TGIBackend
+from langchain_specdec.backends.tgi import backend as tgi
+from langchain_specdec.backends.tgi.client import Frame, TGIClient
+from langchain_specdec.backends.tgi.loop_thread import time_limit
+from langchain_specdec.backends.tgi.parameters import GenerateParameters
+from langchain_specdec.backends.tgi.short_request import Opener, ShortRequest
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.errors import EngineClosedError
 
 
-async def test_a_result_an_error_and_the_end_of_a_generator_come_through() -> None:
-    async def frames() -> AsyncIterator[int]:
-        yield 1
+class EndlessClient(TGIClient):
+    """Answers at once and without end, and counts the answers that are on their way."""
 
-    reader = frames()
-    assert await wait_for(anext(reader), 20) == 1
-    with pytest.raises(StopAsyncIteration):
-        await wait_for(anext(reader), 20)
+    name = "endless"
+    reports_prompt_tokens = True
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9", None)
+        self.num_open = 0
+
+    async def stream(self, prompt: str, parameters: GenerateParameters) -> AsyncGenerator[Frame, None]:
+        self.num_open += 1
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield Frame(5, "a", False, None, (), None)
+        finally:
+            self.num_open -= 1
+
+    async def fetch(self, request: ShortRequest, failures: object) -> bytes:
+        return b'{"model_id": "m", "max_concurrent_requests": 1000}'
+
+    def _opener(self) -> Opener:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> EndlessClient:
+    client = EndlessClient()
+    monkeypatch.setattr(tgi, "make_client", lambda *_: client)
+    return client
+
+
+REQUEST = CompletionRequest("Hello", SamplingParams(max_new_tokens=10**9))
 
 
 async def test_a_generator_that_is_late_has_ended_and_can_be_closed() -> None:
@@ -32,20 +70,37 @@ async def test_a_generator_that_is_late_has_ended_and_can_be_closed() -> None:
 
     reader = frames()
     with pytest.raises(asyncio.TimeoutError):
-        await wait_for(anext(reader), 0.01)
+        async with time_limit(0.01):
+            await anext(reader)
     assert ends == ["closed"]
 
 
-@pytest.mark.parametrize("num_turns", range(5))
-async def test_a_cancellation_beside_the_result_is_never_lost(num_turns: int) -> None:
-    result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(wait_for(result, 60))
-    await asyncio.sleep(0)
-    result.set_result(1)
-    for _ in range(num_turns):
-        if not task.done():
-            await asyncio.sleep(0)
-    if not task.done():
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+def test_no_closed_stream_runs_on(client: EndlessClient) -> None:
+    backend = TGIBackend("http://127.0.0.1:9")
+    for number in range(400):
+        stream = backend.start([REQUEST])[0]
+        for _ in range(number % 3 + 1):
+            next(stream)
+        stream.close()
+    deadline = time.monotonic() + 20
+    while client.num_open:
+        assert time.monotonic() < deadline, f"{client.num_open} of 400 closed streams run on"
+        time.sleep(0.01)
+    backend.close()
+
+
+@pytest.mark.parametrize("num_closed", [0, 5, 10])
+def test_closing_the_backend_ends_its_thread_and_every_stream(client: EndlessClient, num_closed: int) -> None:
+    backend = TGIBackend("http://127.0.0.1:9")
+    streams = backend.start([REQUEST] * 10)
+    for stream in streams:
+        next(stream)
+    # A stream that is cancelled just before its loop ends is cancelled twice.
+    for stream in streams[:num_closed]:
+        stream.close()
+    backend.close()
+    assert client.num_open == 0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("specdec-tgi")]
+    for stream in streams[num_closed:]:
+        with pytest.raises(EngineClosedError):
+            list(stream)

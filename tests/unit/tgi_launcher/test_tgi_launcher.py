@@ -300,6 +300,25 @@ def test_secrets_among_more_variables_are_masked_too(make):
         assert setting in str(command)
 
 
+@pytest.mark.parametrize("make", [binary, docker])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, SECRET)
+            for name in ("DB_PASS", "APIKEY", "MY_PASSPHRASE", "PGPASS_PWD", "AUTHORIZATION", "SENTRY_DSN")
+        ),
+        ("DATABASE", f"postgres://me:{SECRET}@db/x"),
+        ("ALL_PROXY", f"http://:{SECRET}@proxy:3128"),
+    ],
+)
+def test_what_may_be_a_secret_is_taken_for_one(make, name, value):
+    command = make(env={name: value})
+    assert command.env[name] == value
+    for text in (*command.argv, str(command), repr(command)):
+        assert SECRET not in text
+
+
 def test_docker_command(monkeypatch):
     monkeypatch.setenv("HF_HOME", "/cache/hf")
     monkeypatch.setenv("HF_TOKEN", "from-environment")
