@@ -14,6 +14,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
 
+from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
@@ -27,6 +28,7 @@ from langchain_specdec.chat.structured_output import (
     with_schema_prompt,
 )
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
@@ -83,6 +85,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         model.with_structured_output(Person).invoke("Mary is 34 years old.")  # a Person
         ```
         The answer is decoded under a grammar, so that it always fits; what the grammar forces costs next to nothing.
+        Beside tools, `response_format` leaves the model the choice: a call, or the object.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
     arrives in a message is read as plain text.
@@ -170,7 +173,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             "video_inputs": False,
             "tool_calling": True,
             "tool_choice": True,
-            "structured_output": True,
+            # Agents take it for a response format beside tools; without it they make a tool of the format.
+            "structured_output": self.backend.takes_calls_or_object,
             "temperature": True,
             "open_weights": True,
         }
@@ -233,14 +237,22 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 tool with these parameters. `"json_mode"`: it is some JSON object, for which the prompt has to ask.
             include_raw: Return `raw`, `parsed` and `parsing_error` instead of raising what goes wrong in parsing.
             strict: Noted in the schema; what is generated always fits.
-            kwargs: Parameters of the calls.
+            kwargs: Parameters of the calls. With `tools`, and `include_raw`, the model may call one of them instead;
+                tools that were bound before are not kept by LangChain.
 
         Raises:
-            InvalidParameterError: There is no such method, or `schema` has no JSON schema. One that cannot be held is
-                refused in a call, before decoding.
+            InvalidParameterError: There is no such method, or it does not go with `tools`, or `schema` has no JSON
+                schema. One that cannot be held is refused in a call, before decoding.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
+            raise InvalidParameterError(msg)
+        tools = kwargs.pop("tools", None)
+        if tools and (method == "function_calling" or not include_raw):
+            msg = (
+                "tools beside a schema need include_raw=True, because the answer may be a call of one of them, and "
+                "another method than 'function_calling', which has the schema called. Change that, or leave tools out."
+            )
             raise InvalidParameterError(msg)
         described = named_schema(schema)
         form = described.as_response_format(strict)
@@ -255,7 +267,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             parser = parser_of_calls(schema, described)
         else:
             response_format = form if method == "json_schema" else {"type": "json_object"}
-            llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
+            kwargs |= {"response_format": response_format, "ls_structured_output_format": traced}
+            llm = self.bind_tools(tools, strict=strict, **kwargs) if tools else self.bind(**kwargs)
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
@@ -284,7 +297,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 raise InvalidParameterError(msg)
             form = form_of_calls(forced, template.parser, needs_properties=self.backend.needs_properties)
         elif form is not None:
-            rows = with_schema_prompt(rows, form)
+            rows = with_schema_prompt(rows, form, has_tools=bool(shown))
+            if shown:
+                self._check_calls_or_object()
+                form = form_of_calls_or_object(form, shown, template.parser)
         if form is not None:
             if params.grammar is not None:
                 msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
@@ -295,9 +311,22 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             prompt: str | list[int] = template.token_ids(rows, shown, begin)
         else:
             prompt = template.text(rows, shown, begin)
-        parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+        parser: ToolCallParser | CallsFirst | None = None
+        if shown:
+            parser = template.parser([tool["function"]["name"] for tool in shown])
+            if isinstance(form, CallsOrObjectForm):
+                parser = CallsFirst(parser)
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
         return _Call(CompletionRequest(prompt, params), reader, timeout)
+
+    def _check_calls_or_object(self) -> None:
+        if not self.backend.takes_calls_or_object:
+            msg = (
+                f"response_format beside tools cannot be honoured by {type(self.backend).__name__}, whose grammars "
+                f"know no choice between a call and an object. Give an agent response_format=ToolStrategy(...), which "
+                f"makes a tool of it, or forbid calls with tool_choice='none'."
+            )
+            raise InvalidParameterError(msg)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any

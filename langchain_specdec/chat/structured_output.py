@@ -142,14 +142,22 @@ def form_of_response(response_format: Any) -> OutputForm | None:
     raise InvalidParameterError(msg)
 
 
-def with_schema_prompt(messages: Sequence[dict[str, Any]], form: OutputForm) -> list[dict[str, Any]]:
-    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense."""
+def with_schema_prompt(
+    messages: Sequence[dict[str, Any]], form: OutputForm, *, has_tools: bool = False
+) -> list[dict[str, Any]]:
+    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense.
+
+    Args:
+        messages: The messages.
+        form: The form of the answer.
+        has_tools: Whether the model may call tools before it answers so.
+    """
+    what = "a JSON object" if speaks_of_objects(form.schema) else "JSON"
+    prompt = f"When no more function is needed, answer with {what}" if has_tools else f"Answer with {what}"
     if form.schema == {"type": "object"}:
-        prompt = "Answer with a JSON object."
+        prompt += "."
     else:
-        schema = json.dumps(form.schema, ensure_ascii=False)
-        what = "a JSON object" if speaks_of_objects(form.schema) else "JSON"
-        prompt = f"Answer with {what} that fits this JSON schema:\n{schema}"
+        prompt += f" that fits this JSON schema:\n{json.dumps(form.schema, ensure_ascii=False)}"
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}".strip()}, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]
