@@ -269,6 +269,50 @@ def test_structured_answers_are_read_by_every_method() -> None:
     assert '"age"' in scripted_backend(schema_prompt).prompt
 
 
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_structured_output_takes_the_options_of_a_call(method: Any, include_raw: bool) -> None:
+    answer = {"name": "Ann", "age": 3}
+    model = scripted(json.dumps({"name": "Person", "arguments": answer} if method == "function_calling" else answer))
+    structured = model.with_structured_output(Person, method=method, include_raw=include_raw)
+
+    async def of_tasks() -> None:
+        await structured.ainvoke("x", max_tokens=94)
+        assert [found async for found in structured.astream("x", max_tokens=95)]
+
+    structured.invoke("x", max_tokens=91)
+    structured.bind(max_tokens=92).invoke("x")
+    structured.batch(["x"], max_tokens=93)
+    asyncio.run(of_tasks())
+    assert list(structured.stream("x", max_tokens=96))
+    given = [request.params.max_new_tokens for request in scripted_backend(model).requests]
+    assert given == [91, 92, 93, 94, 95, 96]
+
+
+def test_stop_strings_beside_a_form_of_the_answer_are_refused() -> None:
+    """Those of the call, and those of the model."""
+    form = {"type": "json_object"}
+    for model, stop in ((scripted("{}"), [","]), (scripted("{}", stop=[","]), None)):
+        tools: Any = model.bind_tools([add], tool_choice="any")
+        both: Any = model.bind_tools([add], response_format=form)
+        structured: Any = model.with_structured_output(Person)
+        for chain in (
+            model.bind(response_format=form),
+            tools,
+            both,
+            structured,
+            model.bind(grammar=Grammar(regex="a")),
+        ):
+            with pytest.raises(InvalidParameterError, match="stop and a form of the answer"):
+                chain.invoke("x", stop=stop)
+        assert scripted_backend(model).requests == []
+        assert model.invoke("x", stop=stop).text == "{}"
+    without = scripted("{}", stop=[","]).model_copy(update={"stop": None})
+    assert without.invoke("x", response_format=form).text == "{}"
+    with pytest.raises(InvalidParameterError, match="stop and a form of the answer"):
+        scripted("{}", stop=[","], grammar=Grammar(regex="a"))
+
+
 def test_two_forms_of_one_answer_are_refused() -> None:
     model = scripted("x")
     form = {"type": "json_object"}
