@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
-from langchain_specdec.chat.messages import to_template_messages
+from langchain_specdec.chat.messages import check_continued, to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 # What a call may be given beside sampling parameters.
-_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream"})
+_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream", "continue_final_message"})
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -88,7 +88,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         Beside tools, `response_format` leaves the model the choice: a call, or the object.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
-    arrives in a message is read as plain text.
+    arrives in a message is read as plain text. An answer is a new turn, also where the last message is the assistant's;
+    `continue_final_message=True` in a call goes on with that one instead.
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
@@ -117,7 +118,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
     """A loaded Hugging Face tokenizer with the chat template. None is the backend's, which a server does not have."""
     chat_template: str | None = Field(default=None, repr=False)
-    """A Jinja template in place of the model's own."""
+    """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template, such as `enable_thinking`."""
 
@@ -306,11 +307,18 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
                 raise InvalidParameterError(msg)
             params = replace(params, grammar=form.grammar)
+        goes_on = bool(options["continue_final_message"])
+        if goes_on:
+            if form is not None:
+                msg = (
+                    "continue_final_message and a form of the answer (response_format, a schema, or a tool_choice that "
+                    "forces a call) contradict each other: the form is that of a whole answer. Give one of them."
+                )
+                raise InvalidParameterError(msg)
+            check_continued(rows, template.parser.mark if shown else None)
         begin = form.begin if form is not None else ""
-        if self.backend.takes_token_ids:
-            prompt: str | list[int] = template.token_ids(rows, shown, begin)
-        else:
-            prompt = template.text(rows, shown, begin)
+        write = template.token_ids if self.backend.takes_token_ids else template.text
+        prompt: str | list[int] = write(rows, shown, begin, goes_on=goes_on)
         parser: ToolCallParser | CallsFirst | None = None
         if shown:
             parser = template.parser([tool["function"]["name"] for tool in shown])

@@ -86,7 +86,7 @@ def eager(backend: LocalBackend, family: str) -> dict[str, Any]:
 
 
 def merged(model: Any) -> AIMessageChunk:
-    whole = AIMessageChunk("")
+    whole = AIMessageChunk(content="")
     for chunk in model.stream("How warm is it?"):
         whole += chunk
     return whole
@@ -94,7 +94,7 @@ def merged(model: Any) -> AIMessageChunk:
 
 def check_fits(message: Any) -> None:
     """The answer is calls whose arguments fit, or the object."""
-    arguments = {t.name: t.args_schema.model_json_schema() for t in (weather, add)}
+    arguments = {tool.name: tool.get_input_jsonschema() for tool in (weather, add)}
     assert not message.invalid_tool_calls
     for call in message.tool_calls:
         jsonschema.validate(call["args"], arguments[call["name"]])
@@ -188,7 +188,9 @@ def test_what_begins_no_call_begins_the_object(backend: LocalBackend) -> None:
 def test_any_json_may_stand_beside_tools(backend: LocalBackend) -> None:
     for schema in ({"type": "object"}, {"type": "array", "items": {"type": "integer"}}, {"enum": [1, 2]}):
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-        message = ChatSpeculative(backend=backend, max_tokens=120).bind_tools([add], response_format=form).invoke("x")
+        message = (
+            ChatSpeculative(backend=backend, max_new_tokens=120).bind_tools([add], response_format=form).invoke("x")
+        )
         if not message.tool_calls:
             jsonschema.validate(json.loads(message.text), schema)
 
