@@ -285,7 +285,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
         timeout = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         params = self._sampling_params(stop, named)
-        choice, tools = options["tool_choice"], options["tools"] or []
+        choice, tools = options["tool_choice"], [as_tool(tool) for tool in options["tools"] or ()]
         forced = forced_tools(tools, choice)
         # All tools are shown, also where one is forced: the prompt begins as in other calls and is cached.
         shown = [] if choice == "none" else tools

@@ -280,6 +280,8 @@ class _CallParser(_StrictJsonParser):
             return None
         broken = "; ".join(str(call.get("error")) for call in message.invalid_tool_calls)
         msg = f"The answer holds no whole call of {self.described.name}{f' ({broken})' if broken else ''}."
+        if message.response_metadata.get("finish_reason") == "length":
+            msg += " It was cut at max_new_tokens: raise them."
         raise OutputParserException(msg, llm_output=message.text)
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
@@ -247,6 +248,30 @@ def test_a_forced_call_that_is_cut_is_invalid() -> None:
     message = model.invoke("x")
     assert message.tool_calls == []
     assert [call["name"] for call in message.invalid_tool_calls] == ["add"]
+
+
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_a_forced_call_that_is_cut_is_no_answer(include_raw: bool) -> None:
+    backend = ScriptedBackend('{"name": "Person", "argum', template=QWEN)
+    backend.finish_reason = "length"
+    model = ChatSpeculative(backend=backend)
+    structured = model.with_structured_output(Person, method="function_calling", include_raw=include_raw)
+    if include_raw:
+        found = structured.invoke("x")
+        assert found["parsed"] is None
+        assert "cut at max_new_tokens" in str(found["parsing_error"])
+        return
+    for read in (structured.invoke, lambda text: list(structured.stream(text))):
+        with pytest.raises(OutputParserException, match=r"no whole call of Person .*cut at max_new_tokens"):
+            read("x")
+
+
+def test_tools_may_be_given_in_a_call() -> None:
+    model = scripted('<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>', template=QWEN)
+    assert calls_of(model.invoke("x", tools=[add])) == [("add", {"a": 1, "b": 2})]
+    for wrong in (3, {"type": "function"}, "add"):
+        with pytest.raises(InvalidParameterError):
+            model.invoke("x", tools=[wrong])
 
 
 def test_structured_answers_are_read_by_every_method() -> None:

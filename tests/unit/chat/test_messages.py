@@ -175,6 +175,8 @@ def test_what_is_nested_too_deeply_is_refused_in_a_sentence(template: str) -> No
         with pytest.raises(InvalidParameterError, match="cannot be written as JSON"):
             model.invoke([HumanMessage("x"), call, ToolMessage("y", tool_call_id="a")])
     with pytest.raises(InvalidParameterError, match="nested too deeply"):
+        model._template.token_ids([{"role": "user", "content": "x"}], [deep_tool])
+    with pytest.raises(InvalidParameterError, match="nested"):
         model.invoke("x", tools=[deep_tool])
     assert scripted_backend(model).requests == []
     call.tool_calls[0]["args"] = nested(50)
