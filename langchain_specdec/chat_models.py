@@ -14,7 +14,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
 
-from langchain_specdec.chat.messages import to_template_messages
+from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
+from langchain_specdec.chat.messages import check_continued, to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import (
@@ -27,6 +28,7 @@ from langchain_specdec.chat.structured_output import (
     with_schema_prompt,
 )
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 # What a call may be given beside sampling parameters.
-_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream"})
+_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream", "continue_final_message"})
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -83,9 +85,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         model.with_structured_output(Person).invoke("Mary is 34 years old.")  # a Person
         ```
         The answer is decoded under a grammar, so that it always fits; what the grammar forces costs next to nothing.
+        Beside tools, `response_format` leaves the model the choice: a call, or the object.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
-    arrives in a message is read as plain text.
+    arrives in a message is read as plain text. An answer is a new turn, also where the last message is the assistant's;
+    `continue_final_message=True` in a call goes on with that one instead.
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
@@ -114,7 +118,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
     """A loaded Hugging Face tokenizer with the chat template. None is the backend's, which a server does not have."""
     chat_template: str | None = Field(default=None, repr=False)
-    """A Jinja template in place of the model's own."""
+    """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template, such as `enable_thinking`."""
 
@@ -170,7 +174,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             "video_inputs": False,
             "tool_calling": True,
             "tool_choice": True,
-            "structured_output": True,
+            # Agents take it for a response format beside tools; without it they make a tool of the format.
+            "structured_output": self.backend.takes_calls_or_object,
             "temperature": True,
             "open_weights": True,
         }
@@ -233,14 +238,22 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 tool with these parameters. `"json_mode"`: it is some JSON object, for which the prompt has to ask.
             include_raw: Return `raw`, `parsed` and `parsing_error` instead of raising what goes wrong in parsing.
             strict: Noted in the schema; what is generated always fits.
-            kwargs: Parameters of the calls.
+            kwargs: Parameters of the calls. With `tools`, and `include_raw`, the model may call one of them instead;
+                tools that were bound before are not kept by LangChain.
 
         Raises:
-            InvalidParameterError: There is no such method, or `schema` has no JSON schema. One that cannot be held is
-                refused in a call, before decoding.
+            InvalidParameterError: There is no such method, or it does not go with `tools`, or `schema` has no JSON
+                schema. One that cannot be held is refused in a call, before decoding.
         """
         if method not in ("json_schema", "function_calling", "json_mode"):
             msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
+            raise InvalidParameterError(msg)
+        tools = kwargs.pop("tools", None)
+        if tools and (method == "function_calling" or not include_raw):
+            msg = (
+                "tools beside a schema need include_raw=True, because the answer may be a call of one of them, and "
+                "another method than 'function_calling', which has the schema called. Change that, or leave tools out."
+            )
             raise InvalidParameterError(msg)
         described = named_schema(schema)
         form = described.as_response_format(strict)
@@ -255,7 +268,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             parser = parser_of_calls(schema, described)
         else:
             response_format = form if method == "json_schema" else {"type": "json_object"}
-            llm = self.bind(response_format=response_format, ls_structured_output_format=traced, **kwargs)
+            kwargs |= {"response_format": response_format, "ls_structured_output_format": traced}
+            llm = self.bind_tools(tools, strict=strict, **kwargs) if tools else self.bind(**kwargs)
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
@@ -271,7 +285,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
         timeout = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         params = self._sampling_params(stop, named)
-        choice, tools = options["tool_choice"], options["tools"] or []
+        choice, tools = options["tool_choice"], [as_tool(tool) for tool in options["tools"] or ()]
         forced = forced_tools(tools, choice)
         # All tools are shown, also where one is forced: the prompt begins as in other calls and is cached.
         shown = [] if choice == "none" else tools
@@ -284,20 +298,43 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 raise InvalidParameterError(msg)
             form = form_of_calls(forced, template.parser, needs_properties=self.backend.needs_properties)
         elif form is not None:
-            rows = with_schema_prompt(rows, form)
+            rows = with_schema_prompt(rows, form, has_tools=bool(shown))
+            if shown:
+                self._check_calls_or_object()
+                form = form_of_calls_or_object(form, shown, template.parser)
         if form is not None:
             if params.grammar is not None:
                 msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
                 raise InvalidParameterError(msg)
             params = replace(params, grammar=form.grammar)
+        goes_on = bool(options["continue_final_message"])
+        if goes_on:
+            if form is not None:
+                msg = (
+                    "continue_final_message and a form of the answer (response_format, a schema, or a tool_choice that "
+                    "forces a call) contradict each other: the form is that of a whole answer. Give one of them."
+                )
+                raise InvalidParameterError(msg)
+            check_continued(rows, template.parser.mark if shown else None)
         begin = form.begin if form is not None else ""
-        if self.backend.takes_token_ids:
-            prompt: str | list[int] = template.token_ids(rows, shown, begin)
-        else:
-            prompt = template.text(rows, shown, begin)
-        parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+        write = template.token_ids if self.backend.takes_token_ids else template.text
+        prompt: str | list[int] = write(rows, shown, begin, goes_on=goes_on)
+        parser: ToolCallParser | CallsFirst | None = None
+        if shown:
+            parser = template.parser([tool["function"]["name"] for tool in shown])
+            if isinstance(form, CallsOrObjectForm):
+                parser = CallsFirst(parser)
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
         return _Call(CompletionRequest(prompt, params), reader, timeout)
+
+    def _check_calls_or_object(self) -> None:
+        if not self.backend.takes_calls_or_object:
+            msg = (
+                f"response_format beside tools cannot be honoured by {type(self.backend).__name__}, whose grammars "
+                f"know no choice between a call and an object. Give an agent response_format=ToolStrategy(...), which "
+                f"makes a tool of it, or forbid calls with tool_choice='none'."
+            )
+            raise InvalidParameterError(msg)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any

@@ -20,6 +20,8 @@ class Backend(ABC):
 
     takes_token_ids: bool = False
     """Whether a prompt may be a sequence of tokens."""
+    takes_calls_or_object: bool = False
+    """Whether a grammar may be `CallsOrObject`, which is neither one schema nor a regular expression."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
 

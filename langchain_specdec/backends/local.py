@@ -54,6 +54,7 @@ class LocalBackend(Backend):
     """
 
     takes_token_ids = True
+    takes_calls_or_object = True
 
     @spelled_out(LocalOptions)
     def __init__(

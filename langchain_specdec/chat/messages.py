@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import string
 from collections.abc import Sequence
@@ -17,23 +18,18 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from pydantic_core import to_jsonable_python
 
 from langchain_specdec.chat.template import Message
 from langchain_specdec.errors import InvalidParameterError
 
-# Blocks of an assistant's message that are no text: calls stand in `tool_calls` too, and thoughts are not repeated.
-_IGNORED_BLOCKS = frozenset(
+# Blocks whose text a message shows, and the key that it stands under.
+_TEXT_KEYS = {"text": "text", "text-plain": "text", "refusal": "refusal"}
+# Blocks that hold what a model would have to see or hear.
+_MEDIA = frozenset(
     {
-        "tool_use",
-        "tool_call",
-        "tool_call_chunk",
-        "invalid_tool_call",
-        "function_call",
-        "input_json_delta",
-        "reasoning",
-        "reasoning_content",
-        "thinking",
-        "redacted_thinking",
+        *("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file", "input_file"),
+        *("document", "media"),
     }
 )
 # Templates of Mistral refuse ids of any other form.
@@ -54,6 +50,8 @@ def to_template_messages(messages: Sequence[BaseMessage]) -> list[Message]:
 def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message:
     content = _text(message)
     if isinstance(message, AIMessage):
+        refusal = message.additional_kwargs.get("refusal")
+        content = content or (refusal if isinstance(refusal, str) else "")
         # A broken call is text that the model wrote.
         content += "".join(call["args"] or "" for call in message.invalid_tool_calls)
         converted: Message = {"role": "assistant", "content": content}
@@ -62,7 +60,7 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
                 {
                     "type": "function",
                     "id": short_id(call["id"]),
-                    "function": {"name": call["name"], "arguments": call["args"]},
+                    "function": {"name": call["name"], "arguments": _as_json(call["args"])},
                 }
                 for call in message.tool_calls
             ]
@@ -93,15 +91,55 @@ def _block_text(block: Any, message: BaseMessage) -> str:
     if isinstance(block, str):
         return block
     kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        text: str = block["text"]
+    text = block.get(_TEXT_KEYS.get(str(kind), ""))
+    if isinstance(text, str):
         return text
-    if kind == "json" and isinstance(message, ToolMessage):
-        return str(block.get("json"))
-    if kind in _IGNORED_BLOCKS and isinstance(message, AIMessage):
-        return ""
+    if kind not in _MEDIA:
+        if isinstance(message, ToolMessage):
+            # What a tool found, in whatever form.
+            return json.dumps(
+                _as_json(block["json"] if kind == "json" and "json" in block else block), ensure_ascii=False
+            )
+        if isinstance(message, AIMessage):
+            # Thoughts are not repeated, calls stand in `tool_calls`, and what other providers' servers did is no text.
+            return ""
     msg = f"A message of type {message.type!r} has content of type {kind!r}. The model reads text only."
     raise InvalidParameterError(msg)
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON holds it: dates, numbers, models and the like of programs that wrote it themselves as texts."""
+    try:
+        return to_jsonable_python(value, fallback=str)
+    except (ValueError, RecursionError) as error:
+        msg = f"The arguments or the result of a tool call cannot be written as JSON: {' '.join(str(error).split())}."
+        raise InvalidParameterError(msg) from error
+
+
+def check_continued(messages: Sequence[Message], mark: str | None) -> None:
+    """Refuse to go on with a last message that is no beginning of an answer.
+
+    Args:
+        messages: As `to_template_messages` gives them.
+        mark: What begins a tool call, where there may be one.
+
+    Raises:
+        InvalidParameterError: The last message is not the assistant's, or is no text, or calls a tool.
+    """
+    last = messages[-1] if messages else {"role": "none"}
+    reason = ""
+    if last["role"] != "assistant":
+        reason = f"is of role {last['role']!r}"
+    elif last.get("tool_calls") or (mark is not None and mark in last["content"]):
+        reason = "calls a tool"
+    elif not last["content"].strip():
+        reason = "has no text"
+    if reason:
+        msg = (
+            f"continue_final_message goes on with the text of an assistant message at the end, and the last message "
+            f"{reason}. End with an AIMessage that holds the beginning of the answer, or leave the option out."
+        )
+        raise InvalidParameterError(msg)
 
 
 def short_id(call_id: str | None) -> str:

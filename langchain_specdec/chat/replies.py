@@ -13,6 +13,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from pydantic import Field, SkipValidation
 
+from langchain_specdec.chat.calls_or_object import CallsFirst
 from langchain_specdec.chat.messages import short_id
 from langchain_specdec.chat.structured_output import OutputForm
 from langchain_specdec.chat.tool_calls import BrokenToolCall, Piece, ToolCall, ToolCallParser
@@ -50,7 +51,7 @@ class ReplyReader:
     def __init__(
         self,
         model_name: str,
-        parser: ToolCallParser | None,
+        parser: ToolCallParser | CallsFirst | None,
         mark_texts: Mapping[int, str],
         form: OutputForm | None = None,
     ) -> None:

@@ -142,14 +142,22 @@ def form_of_response(response_format: Any) -> OutputForm | None:
     raise InvalidParameterError(msg)
 
 
-def with_schema_prompt(messages: Sequence[dict[str, Any]], form: OutputForm) -> list[dict[str, Any]]:
-    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense."""
+def with_schema_prompt(
+    messages: Sequence[dict[str, Any]], form: OutputForm, *, has_tools: bool = False
+) -> list[dict[str, Any]]:
+    """Tell the model what will be expected of it: a constraint alone decides the form, not the sense.
+
+    Args:
+        messages: The messages.
+        form: The form of the answer.
+        has_tools: Whether the model may call tools before it answers so.
+    """
+    what = "a JSON object" if speaks_of_objects(form.schema) else "JSON"
+    prompt = f"When no more function is needed, answer with {what}" if has_tools else f"Answer with {what}"
     if form.schema == {"type": "object"}:
-        prompt = "Answer with a JSON object."
+        prompt += "."
     else:
-        schema = json.dumps(form.schema, ensure_ascii=False)
-        what = "a JSON object" if speaks_of_objects(form.schema) else "JSON"
-        prompt = f"Answer with {what} that fits this JSON schema:\n{schema}"
+        prompt += f" that fits this JSON schema:\n{json.dumps(form.schema, ensure_ascii=False)}"
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}".strip()}, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]
@@ -272,6 +280,8 @@ class _CallParser(_StrictJsonParser):
             return None
         broken = "; ".join(str(call.get("error")) for call in message.invalid_tool_calls)
         msg = f"The answer holds no whole call of {self.described.name}{f' ({broken})' if broken else ''}."
+        if message.response_metadata.get("finish_reason") == "length":
+            msg += " It was cut at max_new_tokens: raise them."
         raise OutputParserException(msg, llm_output=message.text)
 
 
@@ -303,4 +313,5 @@ def with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[An
     """The message as `raw`, and what was read from it, or why it could not be, as `parsed` and `parsing_error`."""
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+    # The model comes first, because LangChain passes the options of a call to the first of a sequence only.
+    return llm | RunnableMap(raw=RunnablePassthrough()) | parsed.with_fallbacks([failed], exception_key="parsing_error")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import jinja2
 from typing_extensions import Self
 
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
@@ -17,8 +16,15 @@ from langchain_specdec.errors import InvalidParameterError, UnsupportedModelErro
 
 Message = dict[str, Any]
 
-# What a template does with input that it was not written for.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+# Arguments of `apply_chat_template` that are no variables of the template.
+_RESERVED = frozenset(
+    {
+        *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+        *("padding", "truncation", "max_length"),
+    }
+)
+_LONGEST_REASON = 300
 _PROBE = "specdec_probe"
 _PROBE_TOOL = {
     "type": "function",
@@ -40,11 +46,13 @@ class ChatTemplate:
     Args:
         tokenizer: The model's tokenizer.
         model_name: For messages of errors.
-        template: A Jinja template in place of the tokenizer's own.
+        template: A Jinja template in place of the tokenizer's own, or the name of one of several that it has. Of
+            several, transformers takes `tool_use` where there are tools, and `default` otherwise.
         options: Further variables of the template, such as `enable_thinking`.
 
     Raises:
         UnsupportedModelError: There is no template.
+        InvalidParameterError: There are several and none is chosen, or an option is no variable of a template.
     """
 
     def __init__(
@@ -57,11 +65,29 @@ class ChatTemplate:
                 f"version, give a template (chat_template=...), or use SpeculativeLLM, which takes plain prompts."
             )
             raise UnsupportedModelError(msg)
+        names = sorted(own) if isinstance(own, dict) else []
+        if template is not None and template not in names and "{" not in template:
+            listed = ", ".join(map(repr, names)) or "it has none with names"
+            msg = f"chat_template must be a Jinja template, or the name of one of {model_name}'s ({listed}), "
+            msg += f"got {template!r}."
+            raise InvalidParameterError(msg)
+        if reserved := sorted(_RESERVED & set(options or ())):
+            msg = (
+                f"chat_template_kwargs are variables of the template, and {', '.join(map(repr, reserved))} is none. "
+                f"Tools and continue_final_message are options of a call, and chat_template is a field of the model."
+            )
+            raise InvalidParameterError(msg)
         self._tokenizer = tokenizer
         self._model_name = model_name
-        self._template = template
         self._options = dict(options or {})
-        self._source = template or ("\n".join(own.values()) if isinstance(own, dict) else str(own))
+        # The template in use without tools, and with tools; empty where there is none.
+        self._sources = tuple(_source(tokenizer, template, has_tools=has_tools) for has_tools in (False, True))
+        if not any(self._sources):
+            msg = (
+                f"{model_name} has several chat templates, and none for all messages. Choose one: chat_template=, one "
+                f"of {', '.join(map(repr, names))}."
+            )
+            raise InvalidParameterError(msg)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Nothing in it changes, and copies of a chain need not copy tokenizers.
@@ -70,25 +96,29 @@ class ChatTemplate:
     @property
     def identity(self) -> str:
         """Tells templates and their options apart."""
-        return hashlib.sha256(repr((self._source, sorted(self._options.items()))).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self._sources, sorted(self._options.items()))).encode()).hexdigest()[:16]
 
-    @cached_property
+    @property
     def shows_tools(self) -> bool:
         """Whether the template tells the model about tools. Found by trying, not by its text."""
-        try:
-            return _PROBE in self._apply([{"role": "user", "content": "x"}], [_PROBE_TOOL], is_open=True)
-        except _TEMPLATE_ERRORS:
-            return False
+        return self._show_tools[True]
+
+    @cached_property
+    def _show_tools(self) -> tuple[bool, bool]:
+        """The same of the template in use without tools, which may have to render calls too, and of that with them."""
+        probe = [{"role": "user", "content": "x"}]
+        plain, with_tools = (_PROBE in self._try(probe, [_PROBE_TOOL], source)[0] for source in self._sources)
+        return plain, with_tools
 
     @cached_property
     def parser(self) -> type[ToolCallParser]:
         """Reads the calls that the template teaches the model to write."""
-        return parser_class(self._source, shows_tools=self.shows_tools)
+        return parser_class(self._sources[True], shows_tools=self.shows_tools)
 
     @cached_property
     def encoder(self) -> ProtectedEncoder:
         """Encodes what is rendered."""
-        return ProtectedEncoder(self._tokenizer, self._source)
+        return ProtectedEncoder(self._tokenizer, "\n".join(self._sources))
 
     @cached_property
     def mark_texts(self) -> dict[int, str]:
@@ -98,7 +128,12 @@ class ChatTemplate:
         return {index: token.content for index, token in added.items() if token.special and token.content in marks}
 
     def token_ids(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begin: str = ""
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        begin: str = "",
+        *,
+        goes_on: bool = False,
     ) -> list[int]:
         """The prompt's tokens, up to where the assistant's answer begins, or goes on.
 
@@ -106,39 +141,59 @@ class ChatTemplate:
             messages: Dictionaries with `role`, `content`, and `tool_calls`, `tool_call_id`, `name` where they apply.
             tools: Tools as OpenAI describes them.
             begin: What the answer begins with; its special tokens are special.
+            goes_on: Whether the last message is the beginning of the answer, instead of a turn before it. Where the
+                template trims messages, white space at its end goes.
 
         Raises:
             InvalidParameterError: The template cannot render them.
         """
-        rendered, sealed = self._render(messages, tools)
+        rendered, sealed = self._render(messages, tools, goes_on=goes_on)
         return self.encoder.encode(rendered + begin, sealed)
 
-    def text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), begin: str = "") -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        begin: str = "",
+        *,
+        goes_on: bool = False,
+    ) -> str:
         """The prompt for a server that takes text; what looks like a special token is broken by a zero-width space."""
-        rendered, sealed = self._render(messages, tools)
+        rendered, sealed = self._render(messages, tools, goes_on=goes_on)
         return self.encoder.as_text(rendered + begin, sealed)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[str, Sealed]:
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, goes_on: bool
+    ) -> tuple[str, Sealed]:
         if not messages:
             msg = "There are no messages. Give at least one."
             raise InvalidParameterError(msg)
-        if not self.shows_tools:
+        try:
+            return self._rendered(messages, tools, goes_on=goes_on)
+        except RecursionError as error:
+            msg = "A message or a tool is nested too deeply to be written into a prompt. Give it with fewer levels."
+            raise InvalidParameterError(msg) from error
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, goes_on: bool
+    ) -> tuple[str, Sealed]:
+        if not self._show_tools[bool(tools)]:
             messages, tools = with_generic_tools(messages, tools), ()
+        source = self._sources[bool(tools)]
         sealed = self.encoder.seal(messages, tools)
         data = [self._sealed(message, sealed) for message in messages]
         shown = sealed.seal(list(tools))
         reason = ""
         for arranged in (data, _merged(data), _without_system(data)):
-            try:
-                rendered = self._apply(arranged, shown, is_open=True)
-            except _TEMPLATE_ERRORS as error:
-                reason = reason or str(error)
-                continue
-            if missing := _first_missing(arranged, rendered):
-                reason = reason or f"it leaves out the {missing} message"
-                continue
-            return rendered, sealed
-        msg = f"The chat template of {self._model_name} cannot render these messages: {reason.strip() or 'no reason'}."
+            rendered, refusal = self._try(arranged, shown, source, goes_on=goes_on)
+            if not refusal and (missing := _first_missing(arranged, rendered)):
+                refusal = f"it leaves out the {missing} message"
+            if not refusal:
+                return rendered, sealed
+            reason = reason or refusal
+        # It may repeat what it refuses.
+        reason = sealed.unseal(" ".join(reason.split())[:_LONGEST_REASON]).rstrip(".")
+        msg = f"The chat template of {self._model_name} cannot render these messages: {reason}."
         raise InvalidParameterError(msg)
 
     def _sealed(self, message: Message, sealed: Sealed) -> Message:
@@ -147,16 +202,35 @@ class ChatTemplate:
             data["content"] = sealed.seal(message["content"], self.encoder.model_specials)
         return data
 
-    def _apply(self, messages: Sequence[Message], tools: Sequence[Any], *, is_open: bool) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) or None,
-            chat_template=self._template,
-            add_generation_prompt=is_open,
-            tokenize=False,
-            **self._options,
-        )
-        return rendered
+    def _try(
+        self, messages: Sequence[Message], tools: Sequence[Any], source: str, *, goes_on: bool = False
+    ) -> tuple[str, str]:
+        """What a template makes of messages and tools, and why it makes nothing of them; one of the two is empty."""
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=source or None,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                tokenize=False,
+                **self._options,
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            is_deep = isinstance(error, RecursionError)
+            return "", "they are nested too deeply" if is_deep else str(error).strip() or type(error).__name__
+        return rendered, ""
+
+
+def _source(tokenizer: Any, template: str | None, *, has_tools: bool) -> str:
+    """The template that transformers would take; empty where it knows none to take."""
+    choose = getattr(tokenizer, "get_chat_template", None)
+    if choose is None:
+        return template or str(tokenizer.chat_template)
+    try:
+        return str(choose(template, tools=[_PROBE_TOOL] if has_tools else None))
+    except ValueError:
+        return ""
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
@@ -189,6 +263,6 @@ def _joined(*texts: str) -> str:
 def _first_missing(messages: Sequence[Message], rendered: str) -> str | None:
     """The role of a message that a template left out; templates may trim texts."""
     for message in messages:
-        if message["role"] in ("system", "user") and message["content"].strip() not in rendered:
+        if message["role"] not in ("assistant", "tool") and message["content"].strip() not in rendered:
             return str(message["role"])
     return None

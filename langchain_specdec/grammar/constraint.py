@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import llguidance
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.calls_or_object import CallsOrObject
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
@@ -188,6 +189,56 @@ class Constraint:
         return self._endings.find(path, limit) if self._move(path) else None
 
 
+class OpenConstraint(Constraint):
+    """Calls or an object, where the first token may be any; one that begins neither stands for the object.
+
+    So whether a model calls is decided as without a grammar, and not between the two beginnings, when both may be far
+    from what it would write.
+
+    Args:
+        calls_or_object: At the beginning of the answer.
+        as_object: The same for the object alone.
+        first: The token that the object begins with.
+        words: Tokens that may be chosen beside those that begin a call or the object.
+    """
+
+    def __init__(self, calls_or_object: Constraint, as_object: Constraint, first: int, words: TokenMask) -> None:
+        self._current = calls_or_object
+        self._as_object = as_object
+        self._first = first
+        self._words = words
+        self._is_open = True
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take emitted tokens."""
+        self._is_open = False
+        self._current.advance(token_ids)
+
+    def forced_after(self, path: Sequence[int]) -> list[int]:
+        """The tokens that must follow a path, in order."""
+        return self._current.forced_after(path)
+
+    def mask_after(self, path: Sequence[int]) -> TokenMask | None:
+        """Bits of the tokens that may follow a path; what drafts are made of is a call or the object."""
+        return self._current.mask_after(path)
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
+        """Masks after the text so far, and after each node of a draft tree."""
+        root, *others = self._current.masks(tokens, parents)
+        return [root | self._words if self._is_open and root is not None else root, *others]
+
+    def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
+        """The chosen tokens; where they begin neither, the first of the object."""
+        if self._is_open and not self.allowed_after((), chosen[:1])[0]:
+            self._is_open, self._current = False, self._as_object
+            chosen = [self._first]
+        return self._current.in_time(chosen, remaining)
+
+    def shortest(self, limit: int) -> list[int] | None:
+        """A short answer from here on."""
+        return self._current.shortest(limit)
+
+
 class GrammarCompiler:
     """Makes constraints from grammars. May be used from any thread.
 
@@ -238,7 +289,7 @@ class GrammarCompiler:
 
         endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
         state = GrammarState(start, vocabulary)
-        endings = EndingSearch(state, vocabulary, closers, is_json=grammar.schema is not None)
+        endings = EndingSearch(state, vocabulary, closers, is_json=grammar.regex is None)
         constraint = Constraint(state, vocabulary, endings, endgame)
         if constraint.shortest(max_new_tokens) is None:
             # A dead end that the search met says nothing of other ways.
@@ -249,12 +300,24 @@ class GrammarCompiler:
                 f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
             )
             raise InvalidParameterError(msg)
-        return constraint
+        return self._opened(constraint, grammar, max_new_tokens) if isinstance(grammar, CallsOrObject) else constraint
+
+    def _opened(self, calls_or_object: Constraint, grammar: CallsOrObject, max_new_tokens: int) -> Constraint:
+        """The constraint with a first token that may be any, where it is known what the object begins with."""
+        vocabulary, _ = self._vocabulary()
+        as_object = self.compile(Grammar(schema=grammar.object), max_new_tokens)
+        begins = as_object.forced_after(()) or [vocabulary.ids.get(b"{", -1)]
+        # Other JSON than an object may begin in many ways, so the model has to choose among them.
+        if begins[0] < 0 or not as_object.allowed_after((), begins[:1])[0]:
+            return calls_or_object
+        return OpenConstraint(calls_or_object, as_object, begins[0], vocabulary.words)
 
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
     try:
-        if grammar.regex is not None:
+        if isinstance(grammar, CallsOrObject):
+            source = llguidance.LLMatcher.grammar_from_lark(grammar.lark(_schema_text, vocabulary.special_ids))
+        elif grammar.regex is not None:
             source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
         else:
             schema = json.dumps(followable(grammar.schema or {}))
@@ -267,6 +330,10 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
     if matcher.is_error():
         raise _refusal(grammar, one_line(matcher.get_error()))
     return matcher
+
+
+def _schema_text(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**followable(schema), "x-guidance": _JSON_OPTIONS})
 
 
 def _refusal(grammar: Grammar, reason: str) -> InvalidParameterError:

@@ -22,9 +22,14 @@ def has_token(mask: TokenMask, token: int) -> bool:
 
 def only_token(token: int, vocab_size: int) -> TokenMask:
     """The set of one token."""
-    mask = np.zeros((vocab_size + _WORD - 1) // _WORD, dtype=np.uint32)
-    mask[token // _WORD] = 1 << (token % _WORD)
-    return mask.view(np.int32)
+    return tokens_mask([token], vocab_size)
+
+
+def tokens_mask(tokens: Sequence[int], vocab_size: int) -> TokenMask:
+    """The set of these tokens."""
+    bits = np.zeros((vocab_size + _WORD - 1) // _WORD * _WORD, dtype=np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def token_bits(mask: TokenMask) -> NDArray[np.uint8]:

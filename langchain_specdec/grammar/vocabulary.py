@@ -11,7 +11,7 @@ import llguidance.hf
 import llguidance.numpy
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.token_masks import TokenMask, only_token
+from langchain_specdec.grammar.token_masks import TokenMask, only_token, tokens_mask
 
 
 class Vocabulary:
@@ -41,6 +41,7 @@ class Vocabulary:
             )
             raise InvalidParameterError(msg) from error
         self.size = size
+        self._added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
         self.eos_token_ids = tuple(eos_token_ids)
 
     @cached_property
@@ -55,6 +56,17 @@ class Vocabulary:
         for token, spelling in enumerate(self.spellings):
             ids.setdefault(spelling, token)
         return ids
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Added tokens, by their text, whose spelling means nothing to llguidance: more than are special elsewhere."""
+        return {content: index for index, content in self._added.items() if self.tokens.is_special_token(index)}
+
+    @cached_property
+    def words(self) -> TokenMask:
+        """Tokens that text may begin with, and those that end it; no white space, and no marks."""
+        words = [t for t, spelling in enumerate(self.spellings) if spelling.strip() and t not in self._added]
+        return tokens_mask([*words, *self.eos_token_ids], self.size)
 
     def mask(self, matcher: llguidance.LLMatcher) -> TokenMask:
         """The tokens that may follow where the matcher stands. Where it fails, that is its error, and no token may."""

@@ -54,7 +54,8 @@ class SamplingParams:
         None, "Seed of the sampling noise; one that is drawn is reported with the result.", int, 0, 2**64 - 1,
         range="a whole number from 0 to 2**64 - 1, or None", unset="drawn")
     stop: Sequence[str] = option_field(
-        (), "Strings that end the text; never part of it.", range="non-empty strings", unset="none")
+        (), "Strings that end the text; never part of it. Not beside a grammar.", range="non-empty strings",
+        unset="none")
     ignore_eos: bool = option_field(False, "Go on after an end-of-sequence token.", bool)
     logprobs: int | None = option_field(
         None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "
@@ -97,6 +98,13 @@ class SamplingParams:
             return
         if not isinstance(self.grammar, Grammar):
             msg = f"grammar must be a Grammar, as Grammar(schema=...) or Grammar(regex=...), got {self.grammar!r}."
+            raise InvalidParameterError(msg)
+        if self.stop:
+            msg = (
+                "stop and a form of the answer (grammar, response_format, a schema, or a tool_choice that forces a "
+                "call) contradict each other: a stop string would cut the answer, which ends by itself. Leave stop out "
+                "of the call; where it is a default of the model, call model.model_copy(update={'stop': None})."
+            )
             raise InvalidParameterError(msg)
         if self.ignore_eos:
             msg = "ignore_eos and grammar contradict each other: after an answer of that form only an end may follow."

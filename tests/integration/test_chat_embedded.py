@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative, LocalBackend
@@ -49,6 +51,42 @@ def test_an_agent_calls_two_tools_and_answers(backend: LocalBackend) -> None:
     assert held - 4 <= read < usage_of(second)["input_tokens"]
     prefilled = backend.engine.num_prefill_tokens - before
     assert prefilled < usage_of(second)["input_tokens"] + usage_of(last)["input_tokens"]
+
+
+class Tide(BaseModel):
+    harbour: str = Field(max_length=20)
+    metres: int = Field(ge=0, le=20)
+
+
+def turn(harbour: str, metres: int, key: str) -> list[BaseMessage]:
+    return [
+        HumanMessage(f"How high is the tide in {harbour}?"),
+        AIMessage("", tool_calls=[{"name": "tide", "args": {"harbour": harbour}, "id": key}]),
+        ToolMessage(f"The tide in {harbour} is {metres} m.", tool_call_id=key),
+        AIMessage(f"The tide in {harbour} is {metres} m."),
+    ]
+
+
+def test_an_agent_with_a_response_format_calls_its_tool_first(backend: LocalBackend) -> None:
+    """It calls by itself, as it does without a format, and then fills the object from the result."""
+    from langchain.agents import create_agent
+
+    @tool
+    def tide(harbour: str) -> str:
+        """Height of the tide in a harbour."""
+        return f"The tide in {harbour} is 3 m."
+
+    talk: list[Any] = [*turn("Kiel", 1, "a"), *turn("Emden", 4, "b"), HumanMessage("How high is the tide in Husum?")]
+    # Without these tokens it calls, and does not go on with the results of calls.
+    bias = {backend.tokenizer(text).input_ids[-1]: -100.0 for text in ("response", "_response")}
+    model = ChatSpeculative(backend=backend, max_new_tokens=80, logit_bias=bias)
+    free = create_agent(model, tools=[tide]).invoke({"messages": talk}, {"recursion_limit": 6})
+    formed = create_agent(model, tools=[tide], response_format=Tide).invoke({"messages": talk}, {"recursion_limit": 6})
+    for state in (free, formed):
+        called, result, _ = state["messages"][len(talk) :]
+        assert [call["args"] for call in called.tool_calls] == [{"harbour": "Husum"}]
+        assert result.content == "The tide in Husum is 3 m."
+    assert formed["structured_response"] == Tide(harbour="Husum", metres=3)
 
 
 class Lighthouse(BaseModel):

@@ -158,6 +158,7 @@ class ScriptedBackend(Backend):
     model_name = "scripted"
     tokenizer: Any = None
     takes_token_ids = True
+    takes_calls_or_object = True
     max_length = 4096
 
     def __init__(self, *answers: str, template: str | None = CHATML, width: int = 1) -> None:

@@ -37,6 +37,8 @@ class ToolCallParser(ABC):
     """Further marks within a call that a tokenizer may hold as special tokens."""
     call_begin: ClassVar[str] = ""
     """What stands before the JSON of a call, as the templates write the calls of earlier turns."""
+    call_separator: ClassVar[str | None] = None
+    """What stands between two calls of one answer; None where the family writes one only."""
     call_end: ClassVar[str] = ""
     """What stands after it."""
     arguments_key: ClassVar[str] = "arguments"

@@ -20,6 +20,7 @@ class HermesParser(ToolCallParser):
     mark: ClassVar[str] = _BEGIN
     inner_marks: ClassVar[tuple[str, ...]] = (_END,)
     call_begin: ClassVar[str] = "<tool_call>\n"
+    call_separator: ClassVar[str | None] = "\n</tool_call>\n<tool_call>\n"
     call_end: ClassVar[str] = "\n</tool_call>"
 
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
@@ -62,5 +63,6 @@ class GenericParser(HermesParser):
     """Calls between `<tool_call>` tags; also bare or fenced JSON at the beginning of a line, if it names a tool."""
 
     call_begin: ClassVar[str] = "<tool_call>["
+    call_separator: ClassVar[str | None] = ", "
     call_end: ClassVar[str] = "]</tool_call>"
     takes_bare_json: ClassVar[bool] = True

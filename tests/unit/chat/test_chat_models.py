@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
@@ -249,6 +250,30 @@ def test_a_forced_call_that_is_cut_is_invalid() -> None:
     assert [call["name"] for call in message.invalid_tool_calls] == ["add"]
 
 
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_a_forced_call_that_is_cut_is_no_answer(include_raw: bool) -> None:
+    backend = ScriptedBackend('{"name": "Person", "argum', template=QWEN)
+    backend.finish_reason = "length"
+    model = ChatSpeculative(backend=backend)
+    structured = model.with_structured_output(Person, method="function_calling", include_raw=include_raw)
+    if include_raw:
+        found = structured.invoke("x")
+        assert found["parsed"] is None
+        assert "cut at max_new_tokens" in str(found["parsing_error"])
+        return
+    for read in (structured.invoke, lambda text: list(structured.stream(text))):
+        with pytest.raises(OutputParserException, match=r"no whole call of Person .*cut at max_new_tokens"):
+            read("x")
+
+
+def test_tools_may_be_given_in_a_call() -> None:
+    model = scripted('<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>', template=QWEN)
+    assert calls_of(model.invoke("x", tools=[add])) == [("add", {"a": 1, "b": 2})]
+    for wrong in (3, {"type": "function"}, "add"):
+        with pytest.raises(InvalidParameterError):
+            model.invoke("x", tools=[wrong])
+
+
 def test_structured_answers_are_read_by_every_method() -> None:
     whole = '{"name": "Ann", "age": 3}'
     call = json.dumps({"name": "Person", "arguments": json.loads(whole)})
@@ -267,6 +292,50 @@ def test_structured_answers_are_read_by_every_method() -> None:
     schema_prompt = scripted(whole)
     schema_prompt.with_structured_output(Person).invoke("x")
     assert '"age"' in scripted_backend(schema_prompt).prompt
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_structured_output_takes_the_options_of_a_call(method: Any, include_raw: bool) -> None:
+    answer = {"name": "Ann", "age": 3}
+    model = scripted(json.dumps({"name": "Person", "arguments": answer} if method == "function_calling" else answer))
+    structured = model.with_structured_output(Person, method=method, include_raw=include_raw)
+
+    async def of_tasks() -> None:
+        await structured.ainvoke("x", max_tokens=94)
+        assert [found async for found in structured.astream("x", max_tokens=95)]
+
+    structured.invoke("x", max_tokens=91)
+    structured.bind(max_tokens=92).invoke("x")
+    structured.batch(["x"], max_tokens=93)
+    asyncio.run(of_tasks())
+    assert list(structured.stream("x", max_tokens=96))
+    given = [request.params.max_new_tokens for request in scripted_backend(model).requests]
+    assert given == [91, 92, 93, 94, 95, 96]
+
+
+def test_stop_strings_beside_a_form_of_the_answer_are_refused() -> None:
+    """Those of the call, and those of the model."""
+    form = {"type": "json_object"}
+    for model, stop in ((scripted("{}"), [","]), (scripted("{}", stop=[","]), None)):
+        tools: Any = model.bind_tools([add], tool_choice="any")
+        both: Any = model.bind_tools([add], response_format=form)
+        structured: Any = model.with_structured_output(Person)
+        for chain in (
+            model.bind(response_format=form),
+            tools,
+            both,
+            structured,
+            model.bind(grammar=Grammar(regex="a")),
+        ):
+            with pytest.raises(InvalidParameterError, match="stop and a form of the answer"):
+                chain.invoke("x", stop=stop)
+        assert scripted_backend(model).requests == []
+        assert model.invoke("x", stop=stop).text == "{}"
+    without = scripted("{}", stop=[","]).model_copy(update={"stop": None})
+    assert without.invoke("x", response_format=form).text == "{}"
+    with pytest.raises(InvalidParameterError, match="stop and a form of the answer"):
+        scripted("{}", stop=[","], grammar=Grammar(regex="a"))
 
 
 def test_two_forms_of_one_answer_are_refused() -> None:

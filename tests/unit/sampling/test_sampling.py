@@ -28,6 +28,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
+from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.choice import process_logits as process
@@ -121,6 +122,13 @@ def test_parameters_cannot_change_behind_the_back() -> None:
     assert params.stop == ("a",)
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.temperature = 1.0  # type: ignore[misc]
+
+
+def test_stop_strings_beside_a_grammar_are_refused() -> None:
+    for stop in ("a", ["x", "y"]):
+        with pytest.raises(InvalidParameterError, match="stop and a form of the answer"):
+            SamplingParams(stop=stop, grammar=Grammar(regex="a+"))
+    assert SamplingParams(stop=[], grammar=Grammar(regex="a+")).stop == ()
 
 
 def test_a_single_stop_string_is_not_split_into_letters() -> None:
