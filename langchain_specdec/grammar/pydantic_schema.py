@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
@@ -32,11 +33,14 @@ def schema_of_type(kind: Any) -> dict[str, Any]:
     name = getattr(kind, "__name__", str(kind))
     try:
         if isinstance(kind, type) and hasattr(kind, "model_json_schema"):
+            _refuse_imports(TypeAdapter(kind).core_schema)
             schema: dict[str, Any] = kind.model_json_schema(schema_generator=_ClassSchema)
         elif isinstance(kind, type) and hasattr(kind, "__get_validators__") and hasattr(kind, "schema"):
             schema = kind.schema()  # a class of Pydantic 1
         else:
-            schema = TypeAdapter(kind).json_schema(schema_generator=_ClassSchema)
+            adapter = TypeAdapter(kind)
+            _refuse_imports(adapter.core_schema)
+            schema = adapter.json_schema(schema_generator=_ClassSchema)
     except InvalidParameterError as error:
         msg = f"{name} has no JSON schema that can be followed: {error}"
         raise InvalidParameterError(msg) from error
@@ -45,6 +49,21 @@ def schema_of_type(kind: Any) -> dict[str, Any]:
         msg = f"{name} has no JSON schema: {reason or type(error).__name__}"
         raise InvalidParameterError(msg) from error
     return schema
+
+
+def _refuse_imports(core_schema: Any) -> None:
+    """Refuse names of things to import: no model's answer decides what is run."""
+    parts = [core_schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            # Values of users may hold anything, themselves too.
+            parts += (value for key, value in part.items() if key not in ("metadata", "default", "expected"))
+        elif isinstance(part, (list, tuple)):
+            parts += part
+        elif callable(part) and getattr(part, "__name__", "") == "import_string":
+            msg = "a name to import (ImportString) cannot be asked of a model, which would decide what code is run."
+            raise InvalidParameterError(msg)
 
 
 class _ValueSchema(GenerateJsonSchema):

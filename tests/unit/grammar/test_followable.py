@@ -26,6 +26,7 @@ from pydantic import (
     FilePath,
     FutureDate,
     HttpUrl,
+    ImportString,
     Json,
     NaiveDatetime,
     PastDate,
@@ -174,6 +175,8 @@ def test_dates_between_two_are_all_there(first: str, last: str) -> None:
 
 REFUSED: dict[str, Any] = {
     "Json": Json,
+    "ImportString": ImportString,
+    "ImportString in a list": list[ImportString],  # type: ignore[type-arg]
     "FilePath": FilePath,
     "bounds of a datetime": PastDatetime,
     "bounds of a timedelta": Annotated[timedelta, Field(gt=timedelta(0))],
