@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -46,7 +46,7 @@ def demo(
     text = _read(document)
     params = given.params
     if params.temperature and params.seed is None:
-        params = replace(params, seed=random.randrange(2**32))  # both runs need the same
+        params = replace(params, seed=secrets.randbelow(2**32))  # both runs need the same
     speculative = load_backend(given.model, debug=given.debug, **given.options)
     with closing(speculative):
         _compare(speculative, _make_plain(speculative, given.options), text, params, rounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,3 +183,18 @@ def test_an_open_standard_input_is_told_and_then_read(folder: str) -> None:
         stdout, stderr = process.communicate(b"the cat\n", timeout=120)
     assert process.returncode == 0, stderr
     assert b'"prompt_tokens": %d,' % len("the cat\n\nand the dog") in stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 1), ("2>&-", 0)])
+def test_a_closed_output_is_told_or_not_missed(folder: str, closed: str, code: int) -> None:
+    main = "from langchain_specdec.cli import main; main()"
+    command = shlex.join(
+        [sys.executable, "-c", main, "generate", "x", "-m", folder, "--max-new-tokens", "2", "--stats"]
+    )
+    ran = subprocess.run(  # noqa: S603
+        ["/bin/sh", "-c", f"{command} {closed}"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == code, ran.stderr
+    assert ran.stderr == ("error: Standard output is closed. To run without it, add: > /dev/null\n" if code else "")
+    assert bool(ran.stdout) != bool(code)

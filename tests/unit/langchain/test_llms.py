@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -362,6 +363,16 @@ def test_token_usage_sums_the_batch(llm):
         "completion_tokens": 16,
         "total_tokens": 19,
     }
+
+
+def test_a_seed_is_drawn_apart_from_the_programs_random_numbers(llm):
+    seeds = set()
+    for _ in range(2):
+        random.seed(0)
+        state = random.getstate()
+        seeds.add(llm.generate(["hello"], temperature=2.0, max_new_tokens=1).generations[0][0].generation_info["seed"])
+        assert random.getstate() == state
+    assert len(seeds) == 2
 
 
 def test_the_seed_is_reported_and_gives_the_same_text_again(llm, plain):
