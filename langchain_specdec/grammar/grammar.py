@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import check_unicode
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Grammar:
             if not isinstance(self.regex, str) or not self.regex:
                 msg = f"regex must be a regular expression that is not empty, got {self.regex!r}."
                 raise InvalidParameterError(msg)
+            check_unicode("regex", self.regex)
             return
         schema: Any = self.schema
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
@@ -49,6 +51,7 @@ class Grammar:
         except (TypeError, ValueError) as error:
             msg = f"schema must be a JSON schema as a dictionary, or a Pydantic class, got {self.schema!r}."
             raise InvalidParameterError(msg) from error
+        check_unicode("schema", json.dumps(self.schema, ensure_ascii=False))
 
     def __hash__(self) -> int:
         return hash(self.identity)

@@ -28,6 +28,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
+from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
 from langchain_specdec.sampling.choice import process_logits as process
@@ -522,3 +523,18 @@ def test_half_precision_logits_are_processed_in_float32() -> None:
     assert torch.equal(
         pick_tokens(logits, table, torch.arange(2)[None]), pick_tokens(logits.float(), table, torch.arange(2)[None])
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: SamplingParams(stop=["a", "b\udcff"]), r"A stop string .*U\+DCFF at character 1"),
+        (lambda: Grammar(regex="\ud800"), "regex"),
+        (lambda: Grammar(schema={"enum": ["\ud800"]}), "schema"),
+        (lambda: Grammar(schema={"properties": {"\ud800": {}}}), "schema"),
+    ],
+)
+def test_what_no_text_can_hold_is_refused(make, what):
+    with pytest.raises(InvalidParameterError, match=what) as raised:
+        make()
+    assert "is not valid Unicode text: it holds half of a surrogate pair" in str(raised.value)
