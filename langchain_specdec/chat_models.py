@@ -185,7 +185,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return profile
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
-        """Tokens of the prompt that these messages and tools become, template included."""
+        """Tokens of the prompt that these messages and tools become, template included; 0 without messages."""
+        if not messages:
+            return 0
         converted = [as_tool(tool) for tool in tools or ()]
         return len(self._template.token_ids(to_template_messages(messages), converted))
 
@@ -278,6 +280,13 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         """Answer all inputs together, in one batch of the engine."""
         configs = self._batch_configs(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> list[AIMessage]:
+        """`batch` for an event loop."""
+        configs = self._checked_configs(config, len(inputs))
+        return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     def _prepare(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> _Call:
         """Everything that can be refused is refused here."""

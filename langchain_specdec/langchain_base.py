@@ -237,10 +237,21 @@ class SpeculativeBase(BaseModel):
         self.close()
 
     @staticmethod
-    def _batch_configs(config: Configs, num_inputs: int) -> list[RunnableConfig]:
-        """A config for each input of a batch. All inputs run at a time, unless `max_concurrency` is given."""
-        threads = max(1, min(num_inputs, _MAX_THREADS))
+    def _checked_configs(config: Configs, num_inputs: int) -> list[RunnableConfig]:
+        """A config for each input of a batch. Refuses a `max_concurrency` with which LangChain would do nothing."""
         configs = get_config_list(config, num_inputs)
+        for each in configs:
+            limit = each.get("max_concurrency")
+            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+                msg = f"max_concurrency must be a whole number from 1, or None for no limit, got {limit!r}."
+                raise InvalidParameterError(msg)
+        return configs
+
+    @classmethod
+    def _batch_configs(cls, config: Configs, num_inputs: int) -> list[RunnableConfig]:
+        """The same with a thread for each input, unless `max_concurrency` is given."""
+        threads = max(1, min(num_inputs, _MAX_THREADS))
+        configs = cls._checked_configs(config, num_inputs)
         return [{**each, "max_concurrency": each.get("max_concurrency") or threads} for each in configs]
 
     def get_token_ids(self, text: str) -> list[int]:

@@ -103,15 +103,16 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         if return_exceptions:
             configs = self._batch_configs(config, len(inputs))
             return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
-        return super().batch(inputs, config, **kwargs)
+        return super().batch(inputs, self._checked_configs(config, len(inputs)), **kwargs)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
         """`batch` for an event loop."""
+        configs = self._checked_configs(config, len(inputs))
         if return_exceptions:
-            return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
-        return await super().abatch(inputs, config, **kwargs)
+            return await Runnable.abatch(self, inputs, configs, return_exceptions=True, **kwargs)
+        return await super().abatch(inputs, configs, **kwargs)
 
     def _for_call(
         self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]

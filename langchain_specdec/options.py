@@ -100,3 +100,21 @@ def spelled_out(declared: Any) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse text that no UTF-8 can hold, as what was decoded by `surrogateescape` may be.
+
+    Args:
+        what: What the text is, for the message.
+        text: The text.
+
+    Raises:
+        InvalidParameterError: It holds half of a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        msg = f"{what} is not valid Unicode text: it holds half of a surrogate pair ({found}). Leave that out."
+        raise InvalidParameterError(msg) from error

@@ -15,9 +15,9 @@ from pathlib import Path
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import LLMResult
-from langchain_core.prompts import PromptTemplate
+from langchain_core.prompts import ChatPromptTemplate
 
-from langchain_specdec import SpeculativeLLM
+from langchain_specdec import ChatSpeculative
 
 DOCUMENT = """\
 The first lighthouse in the open sea stood on the Eddystone Rocks, off the south coast of England. Henry Winstanley lit
@@ -29,8 +29,11 @@ locked its stones into one another. It burned twenty-four candles and stood for 
 Augustin Fresnel put a new kind of lens into the lighthouse of Cordouan in 1823. It gathered the light of a single lamp
 into a beam that was seen for twenty miles. Within fifty years most lighthouses had one."""
 
-# The text before the task: a document that is asked about again need not be read again.
-SUMMARY = PromptTemplate.from_template("{text}\n\nSummary of this text in one sentence:")
+# As a chat, because the model then ends its answer itself. Many begin a completion with an empty line, of which a stop
+# string such as "\n" would leave nothing.
+SUMMARY = ChatPromptTemplate.from_messages(
+    [("system", "Provide a concise, objective summary of the input text in one sentence."), ("human", "{text}")]
+)
 
 
 class Counts(BaseCallbackHandler):
@@ -42,23 +45,23 @@ class Counts(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, **kwargs: object) -> None:
         """Called by LangChain at the end of a call."""
         for (generation,) in response.generations:
-            info = generation.generation_info or {}
-            self.tokens += info["completion_tokens"]
-            self.steps += info["speculation"]["num_steps"]
+            message = generation.message
+            self.tokens += message.usage_metadata["output_tokens"]
+            self.steps += message.response_metadata["speculation"]["num_steps"]
 
 
-def stuff(llm: SpeculativeLLM, document: str, counts: Counts) -> str:
+def stuff(model: ChatSpeculative, document: str, counts: Counts) -> str:
     """The whole document in one prompt."""
-    return (SUMMARY | llm | StrOutputParser()).invoke({"text": document}, {"callbacks": [counts]})
+    return (SUMMARY | model | StrOutputParser()).invoke({"text": document}, {"callbacks": [counts]})
 
 
-def map_reduce(llm: SpeculativeLLM, document: str, counts: Counts) -> str:
+def map_reduce(model: ChatSpeculative, document: str, counts: Counts) -> str:
     """A summary of each part, all at once, and then one of the summaries."""
-    chain = SUMMARY | llm | StrOutputParser()
+    chain = SUMMARY | model | StrOutputParser()
     parts = chain.batch([{"text": part} for part in document.split("\n\n")], {"callbacks": [counts]})
     for number, part in enumerate(parts, 1):
-        print(f"part {number}:{part}")
-    return chain.invoke({"text": "\n".join(part.strip() for part in parts)}, {"callbacks": [counts]})
+        print(f"part {number}: {part}")
+    return chain.invoke({"text": "\n\n".join(parts)}, {"callbacks": [counts]})
 
 
 def main() -> None:
@@ -67,15 +70,15 @@ def main() -> None:
     parser.add_argument("way", nargs="?", choices=("stuff", "map-reduce"), default="stuff")
     parser.add_argument("--model-id", default="embedded")
     parser.add_argument("--document", type=Path)
-    parser.add_argument("--max-new-tokens", type=int, default=60)
+    parser.add_argument("--max-new-tokens", type=int, default=200)
     options = parser.parse_args()
     document = options.document.read_text(encoding="utf-8") if options.document else DOCUMENT
     summarize = stuff if options.way == "stuff" else map_reduce
     counts = Counts()
-    with SpeculativeLLM.from_model_id(
-        options.model_id, drafter="prompt_lookup", stop=["\n"], max_new_tokens=options.max_new_tokens
-    ) as llm:
-        print(f"summary:{summarize(llm, document, counts)}")
+    with ChatSpeculative.from_model_id(
+        options.model_id, drafter="prompt_lookup", max_new_tokens=options.max_new_tokens
+    ) as model:
+        print(f"summary: {summarize(model, document, counts)}")
     print(f"{counts.tokens} tokens in {counts.steps} steps: {counts.tokens / counts.steps:.2f} tokens per step")
 
 

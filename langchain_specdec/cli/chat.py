@@ -14,6 +14,7 @@ import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import FLAGS, SYSTEM, Given, takes_options
+from langchain_specdec.cli.standard_input import is_terminal, read_line
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
 
@@ -54,7 +55,7 @@ def chat(
 def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | None) -> None:
     from langchain_core.messages import HumanMessage, SystemMessage
 
-    is_dialogue = sys.stdin.isatty()
+    is_dialogue = is_terminal()
     if is_dialogue:
         with suppress(ImportError):
             import readline  # noqa: F401 - line editing and the arrow keys
@@ -94,13 +95,10 @@ def _read_line(is_dialogue: bool) -> str | None:
     try:
         if is_dialogue:
             return input("> ")
-        return sys.stdin.readline() or None
+        return read_line()
     except EOFError:
         print(file=sys.stderr)
         return None
-    except UnicodeDecodeError as error:
-        msg = f"Standard input is not UTF-8 text: {error}"
-        raise InvalidParameterError(msg) from error
 
 
 def _answer(model: ChatSpeculative, messages: list[BaseMessage], show: Callable[[Token], None]) -> AIMessageChunk:

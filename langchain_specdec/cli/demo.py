@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +15,7 @@ import typer
 from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import FLAGS, Given, takes_options
 from langchain_specdec.cli.reporting import FAILED
+from langchain_specdec.cli.standard_input import read_text
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
 from langchain_specdec.sampling.params import SamplingParams
@@ -35,7 +36,7 @@ def demo(
     *,
     document: Annotated[
         Path | None,
-        typer.Option(help="Text file to summarise.", exists=True, dir_okay=False, show_default="one that comes along"),
+        typer.Option(help="Text file to summarise; '-' is standard input.", show_default="one that comes along"),
     ] = None,
     rounds: Annotated[
         int, Option(2, "Runs of each kind. Those after the first are not shown, only measured.", int, 1, 10)
@@ -45,7 +46,7 @@ def demo(
     text = _read(document)
     params = given.params
     if params.temperature and params.seed is None:
-        params = replace(params, seed=random.randrange(2**32))  # both runs need the same
+        params = replace(params, seed=secrets.randbelow(2**32))  # both runs need the same
     speculative = load_backend(given.model, debug=given.debug, **given.options)
     with closing(speculative):
         _compare(speculative, _make_plain(speculative, given.options), text, params, rounds)
@@ -64,17 +65,22 @@ def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalB
 def _read(path: Path | None) -> str:
     if path is None:
         text = resources.files(__package__ or "langchain_specdec.cli").joinpath(_DOCUMENT).read_text(encoding="utf-8")
+    elif str(path) == "-":
+        text = read_text()
     else:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             msg = f"{path} is not UTF-8 text: {error}"
             raise InvalidParameterError(msg) from error
+        except OSError as error:
+            msg = f"--document {path} cannot be read: {error.strerror}"
+            raise InvalidParameterError(msg) from error
     # Line breaks inside a paragraph are the file's, and a small model takes them for the author's.
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     joined = "\n\n".join(part for part in paragraphs if part)
     if not joined:
-        msg = f"{path} is empty."
+        msg = f"{'Standard input' if str(path) == '-' else path} is empty."
         raise InvalidParameterError(msg)
     return joined
 

@@ -11,6 +11,7 @@ import typer
 
 from langchain_specdec.cli.loading import load_backend
 from langchain_specdec.cli.options import CHAT, OUTPUT, SYSTEM, Given, takes_options
+from langchain_specdec.cli.standard_input import is_terminal, read_text
 from langchain_specdec.cli.terminal_text import json_line, printable
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
@@ -26,14 +27,17 @@ def generate(
     given: Given,
     *,
     prompt: Annotated[
-        str | None, typer.Argument(help="What to complete; standard input where it is left out or '-'.")
+        str | None,
+        typer.Argument(
+            help="What to complete. Text on standard input goes before it; '-', or nothing, is standard input alone."
+        ),
     ] = None,
     system: Annotated[str | None, SYSTEM] = None,
     chat: Annotated[bool | None, CHAT] = None,
     as_json: Annotated[bool, Option(False, "Print one JSON object instead of the text.", bool), OUTPUT],
     stats: Annotated[bool, Option(False, "Print a line about speed on stderr.", bool), OUTPUT],
 ) -> None:
-    """Complete a prompt, which is an argument or comes on standard input."""
+    """Complete a prompt: an argument, or standard input, or both with a blank line between, standard input first."""
     if given.params.logprobs is not None and not as_json:
         msg = "--logprobs needs --json: log probabilities have no place in the plain text."
         raise InvalidParameterError(msg)
@@ -51,17 +55,15 @@ def generate(
 
 
 def _read_prompt(prompt: str | None) -> str:
-    if prompt not in (None, "-"):
-        text = prompt
-    elif prompt is None and sys.stdin.isatty():
+    """The prompt; before it what is piped in, with a blank line between."""
+    if prompt is None and (sys.stdin is None or is_terminal()):
         msg = "There is no prompt. Give it as an argument, or on standard input: specdec generate < prompt.txt"
         raise InvalidParameterError(msg)
-    else:
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            msg = f"Standard input is not UTF-8 text: {error}"
-            raise InvalidParameterError(msg) from error
+    question = "" if prompt in (None, "-") else prompt
+    # A terminal has nothing to read unless it is asked for.
+    document = "" if question and is_terminal() else read_text()
+    # The document first, so that it is read once for several questions.
+    text = "\n\n".join(part for part in (document, question) if part)
     if not text:
         msg = "The prompt is empty. Give at least one character of text."
         raise InvalidParameterError(msg)
@@ -86,7 +88,7 @@ def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_cha
     # As tokens, because a special token in the user's text must not become one of the format's.
     template = ChatTemplate(backend.tokenizer, backend.model_name)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    return template.token_ids([*messages, {"role": "user", "content": text.removesuffix("\n")}])
+    return template.token_ids([*messages, {"role": "user", "content": text}])
 
 
 def _complete(

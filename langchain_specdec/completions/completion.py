@@ -41,7 +41,7 @@ class Completion:
         return "".join(token.text for token in self.tokens)
 
     def info(self) -> dict[str, Any]:
-        """How it ended, counts and, where asked for, log probabilities, as plain values."""
+        """How it ended, counts and, where asked for, log probabilities, as plain values that JSON keeps."""
         info: dict[str, Any] = {
             "finish_reason": self.finish.finish_reason,
             "prompt_tokens": self.finish.prompt_tokens,
@@ -56,7 +56,10 @@ class Completion:
                     "token_id": token.id,
                     "text": token.text,
                     "logprob": token.logprob,
-                    "top_logprobs": dict(token.top_logprobs or {}),
+                    # No keys of numbers: JSON, and with it a cache in a database, would make them texts.
+                    "top_logprobs": [
+                        {"token_id": other, "logprob": logprob} for other, logprob in (token.top_logprobs or {}).items()
+                    ],
                 }
                 for token in self.tokens
             ]

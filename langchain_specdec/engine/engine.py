@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
-import random
+import secrets
 import threading
 import weakref
 from collections.abc import Collection, Sequence
@@ -174,7 +174,7 @@ class Engine:
     def _make_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
         """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
-        seed = params.seed if params.seed is not None else random.randrange(_DRAWN_SEED_LIMIT)
+        seed = params.seed if params.seed is not None else secrets.randbelow(_DRAWN_SEED_LIMIT)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
         stopper = StopChecker(Detokenizer(self._tokenizer), params.max_new_tokens, tuple(params.stop), eos_token_ids)
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]

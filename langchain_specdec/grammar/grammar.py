@@ -11,6 +11,7 @@ from typing import Any
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.json_schema import checked_schema
 from langchain_specdec.grammar.pydantic_schema import schema_of_type
+from langchain_specdec.options import check_unicode
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Grammar:
             if not isinstance(self.regex, str) or not self.regex:
                 msg = f"regex must be a regular expression that is not empty, got {self.regex!r}."
                 raise InvalidParameterError(msg)
+            check_unicode("regex", self.regex)
             return
         schema: Any = self.schema
         if isinstance(schema, type):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.options import Option, option_field, options_of
+from langchain_specdec.options import Option, check_unicode, option_field, options_of
 
 _ABOVE_0 = 5e-324  # the least number above 0
 _TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
@@ -80,6 +80,8 @@ class SamplingParams:
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             msg = f"stop must be a string or a list of non-empty strings, got {self.stop!r}."
             raise InvalidParameterError(msg)
+        for string in stop:
+            check_unicode("A stop string", string)
         object.__setattr__(self, "stop", tuple(stop))
 
     def _check_bias(self) -> None:

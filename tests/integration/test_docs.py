@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models.fake import FakeListLLM
+from langchain_core.outputs import LLMResult
+from langchain_core.tracers.context import register_configure_hook
+from pydantic import BaseModel
 
 import langchain_specdec
 from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
@@ -22,11 +29,17 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 QUICKSTART = ROOT / "docs/quickstart.md"
 CHAT = ROOT / "docs/chat.md"
+TGI = ROOT / "docs/tgi.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
 SVG = "{http://www.w3.org/2000/svg}"
 
-_BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```\n(?:\n *```text\n(?P<output>.*?)^ *```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+_WATCHED: ContextVar[Answers | None] = ContextVar("answers of the examples", default=None)
+register_configure_hook(_WATCHED, inheritable=True)
 
 
 class Example(NamedTuple):
@@ -37,19 +50,51 @@ class Example(NamedTuple):
     output: str | None
 
 
-def examples_in(page: Path) -> list[Example]:
-    text = page.read_text(encoding="utf-8")
-    return [Example(text.count("\n", 0, m.start()) + 1, m["code"], m["output"]) for m in _BLOCK.finditer(text)]
+class Answers(BaseCallbackHandler):
+    """What models answered: a text, or calls of tools."""
+
+    raise_error = True
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        for generations in response.generations:
+            for generation in generations:
+                calls = getattr(getattr(generation, "message", None), "tool_calls", [])
+                self.texts.append(generation.text or "".join(call["name"] for call in calls))
 
 
-def run_example(page: Path, example: Example, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def examples_in(text: str) -> list[Example]:
+    return [
+        Example(text.count("\n", 0, m.start()) + 1, textwrap.dedent(m["code"]), m["output"])
+        for m in _BLOCK.finditer(text)
+    ]
+
+
+def examples_of(page: Path) -> list[Example]:
+    return examples_in(page.read_text(encoding="utf-8"))
+
+
+def run_example(source: str, example: Example, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Answers:
+    """Run an example: it prints what is shown, or else some text, and no answer of a model in it is empty."""
     # Empty lines before the code give tracebacks the line numbers of the page.
-    code = compile("\n" * example.line + example.code, str(page), "exec")
+    code = compile("\n" * example.line + example.code, source, "exec")
     capsys.readouterr()
-    exec(code, names)  # noqa: S102 - the code is our own
+    answers = Answers()
+    token = _WATCHED.set(answers)
+    try:
+        exec(code, names)  # noqa: S102 - the code is our own
+    finally:
+        _WATCHED.reset(token)
     printed = capsys.readouterr().out
+    where = f"{source}:{example.line}"
     if example.output is not None:
-        assert printed == example.output, f"{page.name}:{example.line} prints something else than the page shows"
+        assert printed == example.output, f"{where} prints something else than the page shows"
+    elif "print(" in example.code:
+        assert printed.strip(), f"{where} prints nothing"
+    assert all(text.strip() for text in answers.texts), f"{where}: an answer is empty: {answers.texts}"
+    return answers
 
 
 @pytest.fixture
@@ -64,24 +109,67 @@ def names() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.parametrize("example", examples_in(README), ids=lambda example: f"line {example.line}")
+@pytest.mark.parametrize("example", examples_of(README), ids=lambda example: f"line {example.line}")
 def test_examples_of_the_readme_run_by_themselves(example, names, capsys):
-    run_example(README, example, names, capsys)
+    assert run_example("README.md", example, names, capsys).texts
 
 
 @pytest.mark.embedded
 @pytest.mark.slow
-def test_examples_of_the_quickstart_run_from_top_to_bottom(names, capsys):
-    for example in examples_in(QUICKSTART):
-        run_example(QUICKSTART, example, names, capsys)
-
-
-@pytest.mark.embedded
-@pytest.mark.slow
-def test_examples_of_the_chat_page_run_from_top_to_bottom(names, capsys):
+@pytest.mark.parametrize("page", [QUICKSTART, CHAT], ids=lambda page: page.name)
+def test_examples_of_a_page_run_from_top_to_bottom(page, names, capsys):
     pytest.importorskip("langchain")
-    for example in examples_in(CHAT):
-        run_example(CHAT, example, names, capsys)
+    for example in examples_of(page):
+        run_example(page.name, example, names, capsys)
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.parametrize("example", examples_of(TGI), ids=lambda example: f"line {example.line}")
+def test_examples_of_the_tgi_page_have_answers(example, names, capsys, monkeypatch):
+    """On the model that comes along, in the place of a server with another."""
+
+    def from_tgi(place: str, *, speculate: int | None = None, **fields: Any) -> SpeculativeLLM:
+        del place, speculate
+        return SpeculativeLLM.from_model_id("embedded", num_slots=1, max_length=512, **fields)
+
+    monkeypatch.setattr(SpeculativeLLM, "from_tgi", from_tgi)
+    monkeypatch.setattr(SpeculativeLLM, "launch_tgi", from_tgi)
+    assert run_example("tgi.md", example, names, capsys).texts
+
+
+class Person(BaseModel):
+    """For the docstrings."""
+
+    name: str
+    age: int
+
+
+def get_weather(city: str) -> str:
+    """The weather of a city."""
+    return f"It rains in {city}."
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.parametrize("owner", [SpeculativeLLM, ChatSpeculative], ids=lambda owner: owner.__name__)
+def test_examples_of_a_docstring_run_from_top_to_bottom(owner, names, capsys):
+    names |= {"Person": Person, "get_weather": get_weather}
+    examples = examples_in(owner.__doc__)
+    assert len(examples) == owner.__doc__.count("```python")
+    texts = []
+    for line, code, output in examples:
+        embedded = code.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", "embedded").replace("=200)", "=16)")
+        texts += run_example(owner.__name__, Example(line, embedded, output), names, capsys).texts
+    assert texts
+
+
+def test_an_example_without_an_answer_fails(names, capsys):
+    names["llm"] = FakeListLLM(responses=[" \n"])
+    with pytest.raises(AssertionError, match=r"page\.md:7 prints nothing"):
+        run_example("page.md", Example(7, "print(llm.invoke('x'))", None), names, capsys)
+    with pytest.raises(AssertionError, match=r"page\.md:7: an answer is empty"):
+        run_example("page.md", Example(7, "print('summary:', llm.invoke('x'))", None), names, capsys)
 
 
 def test_the_chat_page_shows_the_generic_prompt_as_it_is():
@@ -90,10 +178,14 @@ def test_the_chat_page_shows_the_generic_prompt_as_it_is():
 
 
 def test_the_reader_of_examples_finds_code_and_output():
-    examples = [example for page in (README, QUICKSTART) for example in examples_in(page)]
-    pages = README.read_text(encoding="utf-8") + QUICKSTART.read_text(encoding="utf-8")
-    assert len(examples) == pages.count("\n```python\n")
-    assert sum(example.output is not None for example in examples) == pages.count("\n```text\n")
+    pages = [README, *(ROOT / "docs").glob("*.md")]
+    examples = [example for page in pages for example in examples_of(page)]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    assert len(examples) == len(re.findall(r"```py", text))
+    assert sum(example.output is not None for example in examples) == text.count("```text\n")
+    # tests/integration/test_tgi_processes.py runs those of the other page.
+    tried = {README, QUICKSTART, CHAT, TGI, ROOT / "docs/tgi-launcher.md"}
+    assert {page for page in pages if examples_of(page)} == tried
 
 
 @pytest.mark.embedded

@@ -190,7 +190,7 @@ def test_stop_strings(either, local, kind):
 def test_log_probabilities(remote, local):
     def of(llm):
         info = llm.generate([PROMPTS[1]], logprobs=2, max_new_tokens=6).generations[0][0].generation_info
-        return [(t["token_id"], t["logprob"], list(t["top_logprobs"].items())) for t in info["logprobs"]]
+        return [(t["token_id"], t["logprob"], t["top_logprobs"]) for t in info["logprobs"]]
 
     for ours, theirs in zip(of(remote), of(local), strict=True):
         assert ours[0] == theirs[0]

@@ -154,15 +154,6 @@ needs_embedded = pytest.mark.skipif(not is_available(), reason="the embedded mod
 
 @pytest.mark.embedded
 @needs_embedded
-@pytest.mark.parametrize("way", ["stuff", "map-reduce"])
-def test_the_summary_example(capsys, monkeypatch, way):
-    out = run("summarize.py", capsys, way, "--max-new-tokens", "16", monkeypatch=monkeypatch)
-    assert "tokens per step" in out
-    assert len(out.splitlines()) > 1
-
-
-@pytest.mark.embedded
-@needs_embedded
 def test_the_swap_example(capsys, monkeypatch, server):
     out = run("swap_backends.py", capsys, server.url, monkeypatch=monkeypatch)
     assert f"tgi: {TEXT}" in out
@@ -170,6 +161,7 @@ def test_the_swap_example(capsys, monkeypatch, server):
     out = run("swap_backends.py", capsys, server.url, monkeypatch=monkeypatch)
     lines = dict(line.split(": ", 1) for line in out.strip().splitlines() if ": " in line)
     assert lines["tgi, or else local"] == lines["local"]
+    assert len(lines["local"].split()) > 10
     assert "cannot be reached" in lines["tgi"]
 
 

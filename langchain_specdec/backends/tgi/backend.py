@@ -39,6 +39,8 @@ from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo, problems
 
 _DRAWN_SEED_LIMIT = 2**53
+# Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
+_RANDOM = random.SystemRandom()
 # A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024
 _FIRST_DELAY = 0.5
@@ -245,7 +247,7 @@ class TGIBackend(Backend):
     async def _events(self, request: CompletionRequest) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
         """The events of a completion, after as many attempts as it takes and may take."""
         seed = request.params.seed
-        seed = random.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
+        seed = _RANDOM.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
         # `start` has checked that it is text.
         prompt = str(request.prompt)
         if self._tokenizer:
@@ -273,7 +275,7 @@ class TGIBackend(Backend):
                     self._info = None
                 if is_started or not failure.is_transient or attempt >= self._max_retries:
                     raise failure.error
-                await asyncio.sleep(_FIRST_DELAY * 2**attempt * random.uniform(0.8, 1.2))
+                await asyncio.sleep(_FIRST_DELAY * 2**attempt * _RANDOM.uniform(0.8, 1.2))
                 attempt += 1
         finally:
             if permits is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.options import check_unicode
 from langchain_specdec.sampling.params import SamplingParams
 
 
@@ -117,9 +118,4 @@ def check_text(text: object, what: str = "A prompt") -> None:
     if not isinstance(text, str):
         msg = f"{what} must be a string, got {type(text).__name__}."
         raise InvalidParameterError(msg)
-    try:
-        text.encode()
-    except UnicodeError as error:
-        # Half of a surrogate pair, as from JSON or files read with errors="surrogateescape".
-        msg = f"{what} is not valid Unicode text: {error}"
-        raise InvalidParameterError(msg) from error
+    check_unicode(what, text)

@@ -198,10 +198,10 @@ def test_a_seed_is_drawn_told_and_sent(server, backend):
 def test_log_probabilities(backend):
     (completion,) = backend.complete([ask(logprobs=1, max_new_tokens=3)])
     assert completion.info()["logprobs"][0] == {
-        "token_id": 71, "text": "G", "logprob": -0.5, "top_logprobs": {71: -0.5},
+        "token_id": 71, "text": "G", "logprob": -0.5, "top_logprobs": [{"token_id": 71, "logprob": -0.5}],
     }  # fmt: skip
     (completion,) = backend.complete([ask(logprobs=0, max_new_tokens=3)])
-    assert completion.info()["logprobs"][0]["top_logprobs"] == {}
+    assert completion.info()["logprobs"][0]["top_logprobs"] == []
     assert "logprobs" not in backend.complete([ask(max_new_tokens=3)])[0].info()
     with pytest.raises(InvalidParameterError, match=r"top_n_tokens.*<= 5"):
         backend.complete([ask(logprobs=6)])

@@ -394,6 +394,8 @@ def test_tokens_of_messages_are_those_of_the_prompt() -> None:
     model.bind_tools([weather]).invoke(messages)
     prompt = scripted_backend(model).requests[0].prompt
     assert model.get_num_tokens_from_messages(messages, tools=[weather]) == len(prompt)
+    # A memory that is trimmed until it fits may end empty.
+    assert model.get_num_tokens_from_messages([]) == 0
     assert model.get_num_tokens("abc") == 3
 
 
@@ -566,6 +568,17 @@ def test_closing_closes_the_backend() -> None:
     with scripted("x") as model:
         other = model.model_copy(update={"temperature": 0.3})
     assert scripted_backend(other).is_closed
+
+
+async def test_a_concurrency_that_runs_nothing_is_refused() -> None:
+    model = scripted("x")
+    for limit in (0, -1, "2"):
+        config: Any = {"max_concurrency": limit}
+        with pytest.raises(InvalidParameterError, match="max_concurrency must be a whole number from 1"):
+            model.batch(["a", "b"], config)
+        with pytest.raises(InvalidParameterError, match="max_concurrency must be a whole number from 1"):
+            await model.abatch(["a", "b"], config, return_exceptions=True)
+    assert [answer.text for answer in await model.abatch(["a", "b"], {"max_concurrency": 1})] == ["x", "x"]
 
 
 def _example(name: str) -> Any:

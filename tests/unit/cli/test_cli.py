@@ -23,7 +23,6 @@ from langchain_specdec import LocalBackend, SamplingParams, __version__
 from langchain_specdec.backends.local_options import DRAFTERS
 from langchain_specdec.cli import demo as demo_module
 from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
-from langchain_specdec.cli import generate as generate_module
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.options import FLAGS
 from langchain_specdec.cli.reporting import INTERRUPTED, reported
@@ -270,12 +269,6 @@ def test_a_draft_model_is_used(folder, complete):
     assert generated(PROMPT, "--model", folder, "--max-new-tokens", 30, *flags)["text"] == expected
 
 
-@pytest.mark.parametrize("arguments", [(), ("-",)])
-def test_the_prompt_may_come_on_standard_input(folder, arguments):
-    got = generated(*arguments, "--model", folder, "--max-new-tokens", 2, stdin="Grüße\n")
-    assert got["prompt_tokens"] == len("Grüße\n".encode())
-
-
 def test_a_chat_format_is_used_where_there_is_one(chat_folder):
     rendered = "<user>hello<assistant>"
     flags = ("--model", chat_folder, "--max-new-tokens", 2)
@@ -284,20 +277,6 @@ def test_a_chat_format_is_used_where_there_is_one(chat_folder):
     assert generated("hello", "--chat", *flags)["prompt_tokens"] == chat["prompt_tokens"]
     assert generated(*flags, stdin="hello\n")["prompt_tokens"] == chat["prompt_tokens"]
     assert generated("hello", "--raw", *flags)["prompt_tokens"] == len("hello")
-
-
-def test_generate_needs_a_prompt(monkeypatch):
-    expect_error(specdec("generate", stdin=""), 2, "The prompt is empty")
-    expect_error(specdec("generate", ""), 2, "The prompt is empty")
-    expect_error(specdec("generate", stdin=b"\xff\xfe"), 2, "not UTF-8")
-
-    class Terminal:
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    with pytest.raises(InvalidParameterError, match="There is no prompt"):
-        generate_module._read_prompt(None)
 
 
 def test_wrong_parameters_end_with_code_2(folder):

@@ -36,6 +36,7 @@ SHOWN = r"a\x1b[31mb\x1b]0;title\x07\x1b[6n\x9b31m\x0d\x7f\x00[bold]:smile:[/bol
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedBackend]:
     """A model that means harm, in the place of any that is asked for."""
     backend = ScriptedBackend(HOSTILE)
+    monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(generate_module, "load_backend", lambda *args, **kwargs: backend)
     yield backend
     assert backend.is_closed or not backend.requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_max_concurrency_limits_how_many_run_at_once(backend, llm):
 
     Watching(backend=backend, max_new_tokens=4).batch(PROMPTS, {"max_concurrency": 3})
     assert seen == [3, 3, 2]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("options", [{}, {"return_exceptions": True}])
+async def test_a_concurrency_that_runs_nothing_is_refused(llm, limit, options):
+    with pytest.raises(InvalidParameterError, match=r"max_concurrency must be a whole number from 1"):
+        llm.batch(["a", "b"], {"max_concurrency": limit}, **options)
+    with pytest.raises(InvalidParameterError, match=r"max_concurrency must be a whole number from 1"):
+        await llm.abatch(["a", "b"], [{}, {"max_concurrency": limit}], **options)
+    assert llm.batch([], {"max_concurrency": 1}) == await llm.abatch([], {}) == []
 
 
 async def test_with_return_exceptions_each_prompt_has_its_own_outcome(llm):
@@ -354,6 +365,16 @@ def test_token_usage_sums_the_batch(llm):
     }
 
 
+def test_a_seed_is_drawn_apart_from_the_programs_random_numbers(llm):
+    seeds = set()
+    for _ in range(2):
+        random.seed(0)
+        state = random.getstate()
+        seeds.add(llm.generate(["hello"], temperature=2.0, max_new_tokens=1).generations[0][0].generation_info["seed"])
+        assert random.getstate() == state
+    assert len(seeds) == 2
+
+
 def test_the_seed_is_reported_and_gives_the_same_text_again(llm, plain):
     first, second = (llm.generate(["hello"], temperature=2.0).generations[0][0] for _ in range(2))
     assert first.text != second.text
@@ -382,8 +403,8 @@ def test_logprobs_are_those_of_an_uncached_forward(llm, num_top):
         assert math.isclose(entry["logprob"], expected[position, entry["token_id"]].item(), abs_tol=1e-3)
         assert len(entry["top_logprobs"]) == num_top
         top = expected[position].topk(num_top)
-        assert list(entry["top_logprobs"]) == top.indices.tolist()
-        assert list(entry["top_logprobs"].values()) == pytest.approx(top.values.tolist(), abs=1e-3)
+        assert [other["token_id"] for other in entry["top_logprobs"]] == top.indices.tolist()
+        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(top.values.tolist(), abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")  # `loads` is beta
@@ -394,7 +415,8 @@ def test_results_can_be_stored(llm):
     assert back.text == generation.text
     assert back.generation_info and generation.generation_info
     assert back.generation_info["speculation"] == generation.generation_info["speculation"]
-    json.dumps(generation.generation_info)
+    # As a cache in a database keeps it.
+    assert json.loads(json.dumps(generation.generation_info)) == generation.generation_info == back.generation_info
     for chunk in llm._stream("hello"):
         back = loads(dumps(chunk))
         assert type(back) is GenerationChunk

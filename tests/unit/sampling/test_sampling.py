@@ -530,3 +530,18 @@ def test_half_precision_logits_are_processed_in_float32() -> None:
     assert torch.equal(
         pick_tokens(logits, table, torch.arange(2)[None]), pick_tokens(logits.float(), table, torch.arange(2)[None])
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: SamplingParams(stop=["a", "b\udcff"]), r"A stop string .*U\+DCFF at character 1"),
+        (lambda: Grammar(regex="\ud800"), "regex"),
+        (lambda: Grammar(schema={"enum": ["\ud800"]}), "schema"),
+        (lambda: Grammar(schema={"properties": {"\ud800": {}}}), "schema"),
+    ],
+)
+def test_what_no_text_can_hold_is_refused(make, what):
+    with pytest.raises(InvalidParameterError, match=what) as raised:
+        make()
+    assert "is not valid Unicode text: it holds half of a surrogate pair" in str(raised.value)

@@ -1,0 +1,63 @@
+"""Every `specdec generate` and `specdec chat` that the pages show runs as it stands and prints text."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_specdec.cli.app import app
+from langchain_specdec.models.embedded import is_available
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_COMMAND = re.compile(
+    r"^    ((?:\w+ [^|\n]*\| )?specdec (?:generate|chat) .*)$|`(specdec (?:generate|chat) -[^`]+)`", re.M
+)
+COMMANDS = [" ".join((a or b).split()) for page in PAGES for a, b in _COMMAND.findall(page.read_text(encoding="utf-8"))]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+# What a command's answer has in it, where that is known.
+ANSWERS = {"--regex": r"(yes|no)\n", "--schema": r'\{"name": "Mary Ann", "age": 34\b.*\}\n'}
+
+
+def test_the_commands_are_found():
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert len(COMMANDS) >= 10
+    assert len([c for c in COMMANDS if "specdec generate" in c]) == len(re.findall(r"specdec generate +[-\"]", pages))
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.skipif(not is_available(), reason="needs the embedded model")
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_prints_text(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my-notes.txt").write_text("The lamp was lit in 1698.\n", encoding="utf-8")
+    Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
+    piped, _, command = line.rpartition(" | ")
+    given = {"echo": lambda text: f"{text}\n", "cat": lambda path: Path(path).read_text(encoding="utf-8")}
+    words = shlex.split(piped)
+    stdin = given[words[0]](words[1]) if words else "Hello!\n" if " chat " in command else None
+    _, *arguments = shlex.split(command)
+    # The model that comes along in the place of others.
+    arguments = [
+        "embedded" if before in ("-m", "--model") else word
+        for before, word in zip(["", *arguments[:-1]], arguments, strict=True)
+    ]
+    result = CliRunner().invoke(
+        app, [*arguments, *([] if "--max-new-tokens" in line else ["--max-new-tokens", "24"])], stdin
+    )
+    assert result.exit_code == 0, result.output
+    pattern = next((pattern for flag, pattern in ANSWERS.items() if flag in line), None)
+    if pattern is not None:
+        assert re.fullmatch(pattern, result.stdout)
+    assert "".join(json.loads(result.stdout)["text"] if "--json" in line else result.stdout).strip()
+    assert bool(result.stderr) == ("--stats" in line)
