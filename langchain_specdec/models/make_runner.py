@@ -17,6 +17,7 @@ from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_we
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.evaluation import evaluating
 from langchain_specdec.runner.model_inputs import num_key_value_heads
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
@@ -81,7 +82,8 @@ def make_runner(
         settle_weights(loaded.model, mapped)
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-        check_cached_forward(runner, loaded.name)
+        with evaluating(list(loaded.model.modules())):
+            check_cached_forward(runner, loaded.name)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:
