@@ -69,6 +69,7 @@ class LocalBackend(Backend):
             chosen,
             revision=chosen["revision"],
             quantization_config=chosen["quantization_config"],
+            adapter=chosen["adapter"],
         )
         self._identity = self._target.identity(model, chosen["revision"], is_own_tokenizer=tokenizer is None)
         self._tokenizer_lock = threading.Lock()
