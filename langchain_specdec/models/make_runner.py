@@ -13,7 +13,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile, decoder_layers
-from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
@@ -76,10 +76,11 @@ def make_runner(
         raise InvalidParameterError(msg)
     if max_length is None:
         max_length = _default_max_length(loaded, num_slots)
-    if loaded.is_owned and can_pack(loaded.model):
+    if loaded.is_owned:
         mapped = MappedWeights()
-        pack_linears(loaded.model, mapped.drop)
-        settle_weights(loaded.model, mapped)
+        if can_pack(loaded.model):
+            pack_linears(loaded.model, mapped.drop)
+        copy_mapped(loaded.model, mapped)
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         with evaluating(list(loaded.model.modules())):
