@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import torch
@@ -29,6 +30,7 @@ _TESTED_FAMILIES = {
 }  # fmt: skip
 
 
+_logger = logging.getLogger(__name__)
 _DEFAULT_MAX_LENGTH = 8192
 # Share of the free memory that the slots may take where max_length is not given.
 _CACHE_SHARE = 0.5
@@ -74,13 +76,14 @@ def make_runner(
         done = "captured" if is_cuda else "compiled"
         msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
         raise InvalidParameterError(msg)
-    if max_length is None:
-        max_length = _default_max_length(loaded, num_slots)
     if loaded.is_owned:
         mapped = MappedWeights()
         if can_pack(loaded.model):
             pack_linears(loaded.model, mapped.drop)
         copy_mapped(loaded.model, mapped)
+    if max_length is None:
+        # After the weights have taken their memory.
+        max_length = _default_max_length(loaded, num_slots)
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         with evaluating(list(loaded.model.modules())):
@@ -99,9 +102,17 @@ def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     per_layer = 2 * num_key_value_heads(config) * head_dim * loaded.model.dtype.itemsize * num_slots
     # A model may be spread over several GPUs; the one with the least room for its layers decides.
     counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
-    fitting = min(int(free_memory(d) * _CACHE_SHARE) // (per_layer * count) for d, count in counts.items())
-    limit: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH, fitting)
-    return max(limit, 1)
+    free = {device: free_memory(device) for device in counts}
+    fitting = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
+    wanted: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    length = max(min(wanted, fitting), 1)
+    if length < wanted:
+        _logger.warning(
+            "max_length is %d positions (prompt and new tokens together), not %d: %d slots of so many fit into half "
+            "of the %.2f GB that are free. Give max_length, or fewer num_slots, or free memory.",
+            length, wanted, num_slots, min(free.values()) / 1e9,
+        )  # fmt: skip
+    return length
 
 
 def _device_of(layer: nn.Module) -> torch.device:

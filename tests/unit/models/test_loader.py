@@ -630,6 +630,18 @@ def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch
         assert default_device() == torch.device(expected)
 
 
+def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
+    target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
+    for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
+        monkeypatch.setattr(make_runner_module, "free_memory", lambda device, free=free: free)
+        make_runner(target, num_slots=2, max_length=None, max_width=4)
+        messages = caplog.messages
+        assert len(messages) == len(told)
+        assert all(start in message for start, message in zip(told, messages, strict=True))
+    assert "not 4096: 2 slots" in messages[0]
+    assert "Give max_length, or fewer num_slots" in messages[0]
+
+
 def test_free_memory_is_known_for_this_machine():
     for device in DEVICES:
         assert 2**20 < free_memory(torch.device(device)) < 2**50
