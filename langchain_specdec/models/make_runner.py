@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.compatibility import check_cached_forward
+from langchain_specdec.models.compatibility import check_cached_forward, fitting
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
@@ -61,13 +61,8 @@ def make_runner(
         InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
         UnsupportedModelError: The model does not work with the engine's cache.
     """
-    limit = loaded.max_positions
-    if max_length is not None and limit is not None and max_length > limit:
-        msg = (
-            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
-            f"Set max_length={limit} or less."
-        )
-        raise InvalidParameterError(msg)
+    with fitting(loaded.name):
+        _check_max_length(max_length, loaded)
     is_cuda = loaded.model.device.type == "cuda"
     obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
     if obstacle is None and not is_cuda and not loaded.is_owned:
@@ -81,19 +76,30 @@ def make_runner(
         if can_pack(loaded.model):
             pack_linears(loaded.model, mapped.drop)
         copy_mapped(loaded.model, mapped)
-    if max_length is None:
-        # After the weights have taken their memory.
-        max_length = _default_max_length(loaded, num_slots)
-    runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
-    if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-        with evaluating(list(loaded.model.modules())):
-            check_cached_forward(runner, loaded.name)
+    with fitting(loaded.name):
+        if max_length is None:
+            # After the weights have taken their memory.
+            max_length = _default_max_length(loaded, num_slots)
+        runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
+        if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
+            with evaluating(list(loaded.model.modules())):
+                check_cached_forward(runner, loaded.name)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:
         return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
     runner.compiled = CompiledLayers(loaded.model, compile)
     return runner
+
+
+def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
+    limit = loaded.max_positions
+    if max_length is not None and limit is not None and max_length > limit:
+        msg = (
+            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
+            f"Set max_length={limit} or less."
+        )
+        raise InvalidParameterError(msg)
 
 
 def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:

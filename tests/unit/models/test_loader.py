@@ -630,6 +630,29 @@ def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch
         assert default_device() == torch.device(expected)
 
 
+@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize("positions", ["many", [1], {"a": 1}])
+def test_configurations_that_say_nonsense_are_refused(positions, max_length):
+    model = tiny.tiny_model()
+    object.__setattr__(model.config, "max_position_embeddings", positions)
+    with pytest.raises(UnsupportedModelError, match=r"cannot run tiny: .*its config.json says what does not fit"):
+        make_runner(tiny.loaded(model), num_slots=2, max_length=max_length, max_width=4)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyboardInterrupt])
+def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
+    model = tiny.tiny_model()
+    model.config.model_type = "untested"
+
+    def forward(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    monkeypatch.setattr(type(model.base_model), "forward", forward)
+    with pytest.raises(error):
+        make_runner(tiny.loaded(model), num_slots=2, max_length=64, max_width=4)
+
+
 def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
     for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
