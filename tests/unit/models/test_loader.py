@@ -642,7 +642,7 @@ def test_configurations_that_say_nonsense_are_refused(positions, max_length):
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyboardInterrupt])
 def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
     model = tiny.tiny_model()
-    model.config.model_type = "untested"
+    monkeypatch.setattr(model.config, "model_type", "untested")
 
     def forward(*args, **kwargs):
         raise error
