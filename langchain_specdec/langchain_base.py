@@ -62,7 +62,7 @@ class SpeculativeBase(BaseModel):
     top_k: int | None = _declared("top_k")
     top_p: float | None = _declared("top_p")
     min_p: float | None = _declared("min_p")
-    repetition_penalty: float = _declared("repetition_penalty")
+    repetition_penalty: float | None = _declared("repetition_penalty")
     presence_penalty: float = _declared("presence_penalty")
     frequency_penalty: float = _declared("frequency_penalty")
     logit_bias: dict[int, float] | None = _declared("logit_bias")

@@ -1,7 +1,10 @@
-"""Where files are kept on this machine."""
+"""Where files are kept on this machine, and which of those found there can be trusted."""
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -19,3 +22,57 @@ def cache_folder() -> Path:
         return user_cache_path("langchain-specdec", appauthor=False)
     except RuntimeError as error:
         raise SpecDecError("The home folder is unknown. Set XDG_CACHE_HOME to a writable folder.") from error
+
+
+def is_own(path: Path) -> bool:
+    """Whether a regular file was put there by this user or the system's administrator, and nobody else may change it.
+
+    A cache folder may be shared, or lie where others can write. On Windows, where folders of users are theirs, any
+    regular file is taken.
+    """
+    try:
+        return _is_own(path.lstat())
+    except OSError:
+        return False
+
+
+def read_own(path: Path) -> bytes | None:
+    """What a file holds, if it `is_own`; None where it is not, or is not there."""
+    # What is looked at is what is read, whatever others do to the folder meanwhile.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 - a descriptor
+            return file.read() if _is_own(os.fstat(file.fileno())) else None
+    except OSError:
+        return None
+
+
+def write_own(path: Path, content: bytes) -> None:
+    """Write a file of this user's own, whole or not at all, also where the power is cut.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A name that nobody can have put a link under.
+    descriptor, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
+            if hasattr(os, "fchmod"):
+                # For everybody to read: what an administrator prepares is for all users.
+                os.fchmod(descriptor, 0o644)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(staged).replace(path)
+    except BaseException:
+        Path(staged).unlink(missing_ok=True)
+        raise
+
+
+def _is_own(found: os.stat_result) -> bool:
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    if not hasattr(os, "geteuid"):
+        return True
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

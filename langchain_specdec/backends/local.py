@@ -22,6 +22,7 @@ from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
 from langchain_specdec.models.compatibility import check_pair
+from langchain_specdec.models.generation_defaults import read_generation_defaults
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
@@ -70,8 +71,14 @@ class LocalBackend(Backend):
             chosen,
             revision=chosen["revision"],
             quantization_config=chosen["quantization_config"],
+            adapter=chosen["adapter"],
         )
         self._identity = self._target.identity(model, chosen["revision"], is_own_tokenizer=tokenizer is None)
+        config = self._target.model.config.get_text_config()
+        self._defaults = read_generation_defaults(
+            getattr(self._target.model, "generation_config", None), config.vocab_size, self._target.name
+        )
+        self._identity |= self._defaults.identity
         self._tokenizer_lock = threading.Lock()
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
@@ -141,7 +148,7 @@ class LocalBackend(Backend):
             InvalidParameterError: The prompt is empty or `logit_bias` names an unknown token.
             EngineClosedError: The backend was closed.
         """
-        return self.engine.submit_all([(self._encode(request.prompt), request.params) for request in requests])
+        return self.engine.submit_all([(self._encode(r.prompt), self._defaults.applied(r.params)) for r in requests])
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text, special tokens at its beginning included."""

@@ -80,6 +80,9 @@ class LoadingOptions(TypedDict, total=False):
     revision: Annotated[str | None, Option(None, "Branch, tag or commit of the model id.", str)]
     draft_revision: Annotated[str | None, Option(None, "The same for the draft model.", str)]
     quantization_config: Annotated[Any, Option(None, "Passed to transformers, for the target.")]
+    adapter: Annotated["str | os.PathLike[str] | None", Option(
+        None, "Folder or model id of a LoRA or another adapter for the target, merged into its weights when it is "
+        "loaded; needs PEFT, the extra `adapters`.", str)]
     trust_remote_code: Annotated[bool, Option(False, "Whether code that comes with a model may run.", bool)]
     # No flag: command lines are seen by every user of a machine.
     token: Annotated[str | bool | None, Option(

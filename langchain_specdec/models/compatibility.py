@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 
-from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -45,7 +47,7 @@ def check_supported(config: Any, model_class: type | None) -> None:
         reason = "it uses chunked attention; only full and sliding-window attention works"
     elif getattr(text, "use_bidirectional_attention", None) is True:
         reason = "its tokens see those that come after them, so it writes no text"
-    elif getattr(text, "num_hidden_layers", None) is None:
+    elif not isinstance(layers := getattr(text, "num_hidden_layers", None), int) or layers < 1:
         reason = "its configuration names no number of layers"
     if reason:
         _refuse(text.model_type, reason)
@@ -104,9 +106,10 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=runner.device)
             theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:].float()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # it tells of the machine
     except Exception as error:
-        msg = f"{name} does not run on the engine's cache: {type(error).__name__}: {error}"
-        raise UnsupportedModelError(msg) from error
+        raise UnsupportedModelError(_failure(name, error)) from error
     similarity = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min().item()
     exact = runner.model.dtype == torch.float32
     if not similarity > (0.9999 if exact else 0.98):
@@ -115,6 +118,25 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
             f"{similarity:.4f}), so its text would change. The engine does not support this model."
         )
         raise UnsupportedModelError(msg)
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Raise an `UnsupportedModelError` where the block fails because of what a model is, or says of itself."""
+    try:
+        yield
+    except (SpecDecError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(_failure(name, error)) from error
+
+
+def _failure(name: str, error: Exception) -> str:
+    detail = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return (
+        f"The engine cannot run {name}: its forward fails on the engine's cache, or its config.json says what does not "
+        f"fit ({detail[:200]}). Use transformers or a TGI server for it."
+    )
 
 
 def _refuse(model_type: str, reason: str) -> NoReturn:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.errors import MissingDependencyError, SpecDecError
-from langchain_specdec.paths import cache_folder
+from langchain_specdec.paths import cache_folder, is_own
 from langchain_specdec.progress import Progress
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def model_path(*, progress: Progress | None = None) -> Path:
     try:
         _prepare(source, folder, progress or (lambda *_: None))
     except OSError as error:
+        if any((folder / name).exists() and not is_own(folder / name) for name in _FILES):
+            raise SpecDecError(
+                f"The embedded model in {folder} is another user's, or others may change it, and cannot be replaced. "
+                "Set XDG_CACHE_HOME to a folder of your own with 600 MB to spare."
+            ) from error
         raise SpecDecError(
             f"The embedded model cannot be prepared in {folder.parent}: {error}. "
             "Set XDG_CACHE_HOME to a writable folder with 600 MB to spare."
@@ -124,8 +129,19 @@ def _find_gguf() -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    # Folders appear whole, by a rename; but cleaning tools delete single files from caches.
-    return all((folder / name).is_file() for name in _FILES)
+    # Folders appear whole, by a rename; but cleaning tools delete single files from caches, and copies break off.
+    return all(is_own(folder / name) and (folder / name).stat().st_size for name in _FILES) and _is_readable(folder)
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether the weights' file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / _WEIGHTS, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _prepare(source: Path, folder: Path, progress: Progress) -> None:
@@ -139,6 +155,7 @@ def _prepare(source: Path, folder: Path, progress: Progress) -> None:
             # A power cut could otherwise leave files that have their final name but are empty.
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
+            path.chmod(0o644)
         if folder.exists() and not _is_whole(folder):
             with contextlib.suppress(OSError):  # another process may be doing the same
                 folder.rename(Path(staging) / "damaged")

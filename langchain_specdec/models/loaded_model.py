@@ -18,11 +18,12 @@ class LoadedModel:
     """A model that is ready to run, with its tokenizer.
 
     Attributes:
-        model: Causal language model in eval mode.
+        model: Causal language model; in eval mode where it is owned.
         tokenizer: Its tokenizer.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
+        adapter: Id or folder of the adapter that was merged into its weights.
     """
 
     model: Any
@@ -30,6 +31,7 @@ class LoadedModel:
     name: str
     eos_token_ids: tuple[int, ...]
     is_owned: bool = False
+    adapter: str | None = None
 
     @property
     def max_positions(self) -> int | None:
@@ -60,7 +62,9 @@ class LoadedModel:
         is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
         if is_folder:
             identity["model"] = str(Path(str(source)).resolve())
-        if is_folder or isinstance(source, torch.nn.Module):
+        if self.adapter is not None:
+            identity["adapter"] = self.adapter
+        if is_folder or self.adapter is not None or isinstance(source, torch.nn.Module):
             identity["fingerprint"] = _fingerprint(self.model)
         return identity
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from langchain_specdec.errors import InvalidParameterError, ModelLoadError, SpecDecError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError, UnsupportedModelError
 from langchain_specdec.models import embedded
+from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
+from langchain_specdec.models.checkpoint import explained, is_missing_folder, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -21,8 +19,6 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
 
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
-# Longest explanation of transformers to pass on; some list all model types there are.
-_MAX_REASON = 300
 
 
 def load_model(
@@ -35,6 +31,7 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    adapter: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     token: str | bool | None = None,
     progress: Progress | None = None,
@@ -42,7 +39,8 @@ def load_model(
     """Load a model and its tokenizer, or take ones that are loaded already.
 
     Args:
-        model: Model id, local folder, `"embedded"`, or a loaded model.
+        model: Model id, local folder, `"embedded"`, or a loaded model. An adapter's id or folder stands for its base
+            with the adapter merged into it.
         tokenizer: A loaded tokenizer; None loads the model's own.
         dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
         device: Where to put it; None is the best there is. Not together with `device_map`.
@@ -50,6 +48,7 @@ def load_model(
         revision: Branch, tag or commit of the model id.
         attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
         quantization_config: Passed to transformers.
+        adapter: Id or folder of a LoRA or another adapter that PEFT can merge into the model's weights.
         trust_remote_code: Whether code that comes with the model may run. Off unless asked for.
         token: Access token of the Hugging Face Hub; None takes the one that is logged in.
         progress: Told about each step of preparing the embedded model.
@@ -57,7 +56,8 @@ def load_model(
     Raises:
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
         InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
-        ModelLoadError: The model or its tokenizer cannot be found or read.
+        ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed.
     """
     attention.register()
     _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
@@ -70,10 +70,14 @@ def load_model(
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
         name = source or type(model).__name__
+        parts = Parts(source, revision, None, None, source)
         if tokenizer is None and not source:
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
-        _check_loaded(model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config)
+        check_without_adapters(model, name)
+        _check_loaded(
+            model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config, adapter
+        )
         check_supported(model.config, type(model))
         _check_attention(model.config, attn_implementation)
         loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
@@ -81,14 +85,17 @@ def load_model(
         name = source = str(model)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
-        _check_folder(model, source)
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "token": token}
+        _check_folder(model, "a model's config.json, weights and tokenizer")
+        _check_folder(adapter, "an adapter's adapter_config.json and weights")
+        parts = find_parts(source, name, adapter, revision, token)
+        hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
-        with _explained(name):
-            config = AutoConfig.from_pretrained(source, **hub)
-        model_class = _model_class(config)
-        check_supported(config, model_class)
-        _check_attention(config, attn_implementation)
+        what = name if parts.source == source else f"{parts.source}, the base of {name}"
+        with explained(what, parts.source):
+            config = AutoConfig.from_pretrained(parts.source, **hub)
+            model_class = _model_class(config)
+            check_supported(config, model_class)
+            _check_attention(config, attn_implementation)
         if quantization_config is not None and device_map is None:
             device_map = {"": placed}
         options: dict[str, Any] = {
@@ -97,20 +104,25 @@ def load_model(
             "quantization_config": quantization_config,
         }
         hub |= {key: value for key, value in options.items() if value is not None}
-        with _explained(name):
-            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=resolved_dtype, **hub)
+        loaded = read_weights(parts.source, what, dtype=resolved_dtype, **hub)
+        if parts.adapter is not None:
+            loaded = merged(loaded, parts, token)
         if device_map is None:
             loaded = loaded.to(placed)
+        loaded.eval()
     if tokenizer is None:
-        with _explained(f"the tokenizer of {name}"):
+        revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
+        advice = (
+            " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
+        )
+        with explained(f"the tokenizer of {name}", parts.tokenizer, advice):
             tokenizer = AutoTokenizer.from_pretrained(
-                source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
+                parts.tokenizer, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
             )
     _check_embeddings(loaded, name)
-    loaded.eval()
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
-    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned)
+    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned, parts.adapter)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
@@ -119,12 +131,15 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = 
         raise InvalidParameterError(msg)
 
 
-def _check_loaded(model: Any, name: str, dtype: object, device_map: object, quantization_config: object) -> None:
+def _check_loaded(
+    model: Any, name: str, dtype: object, device_map: object, quantization_config: object, adapter: object
+) -> None:
     """Nothing that only loading can do may be asked of a loaded model."""
     given = {
         "dtype": dtype not in (None, model.dtype),
         "device_map": device_map is not None,
         "quantization_config": quantization_config is not None,
+        "adapter": adapter is not None,
     }
     if too_late := [parameter for parameter, is_given in given.items() if is_given]:
         msg = (
@@ -144,39 +159,14 @@ def _check_embeddings(model: Any, name: str) -> None:
         raise UnsupportedModelError(msg)
 
 
-def _check_folder(model: object, source: str) -> None:
-    """Say it where a folder is meant that is not there; transformers would take it for a malformed model id."""
-    is_path = isinstance(model, os.PathLike) or source.startswith((".", "~", os.sep)) or source.count("/") > 1
-    if is_path and not Path(source).is_dir():
+def _check_folder(source: object, content: str) -> None:
+    """Say it where a folder is meant that is not there."""
+    if isinstance(source, (str, os.PathLike)) and is_missing_folder(source):
         msg = (
-            f"There is no folder {source!r}. Give the folder that holds a model's config.json, weights and "
-            f"tokenizer, or the id of a model on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct'."
+            f"There is no folder {str(source)!r}. Give the folder that holds {content}, or an id on the Hugging Face "
+            f"Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' for a model."
         )
         raise ModelLoadError(msg)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Say what could not be loaded and what to do, in place of what transformers says."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, SpecDecError):
-            raise
-        advice = ""
-        if "trust_remote_code" in str(error):
-            advice = " Code of its own comes with it: read that code, and pass trust_remote_code=True if you trust it."
-        elif isinstance(error, OSError):
-            advice = (
-                " Give a local folder, or the id of a model on the Hugging Face Hub (are id, revision and access token "
-                "right, and is there a network?)."
-            )
-            if constants.HF_HUB_OFFLINE:
-                advice += " HF_HUB_OFFLINE is set, so only models are found that were downloaded before."
-        reason = str(error).strip().partition("\n")[0]
-        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + " ..."
-        msg = f"Cannot load {what}: {reason}{advice}"
-        raise ModelLoadError(msg) from error
 
 
 def _model_class(config: Any) -> type | None:

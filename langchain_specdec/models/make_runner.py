@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import torch
 from torch import nn
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.compatibility import check_cached_forward
+from langchain_specdec.models.compatibility import check_cached_forward, fitting
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile, decoder_layers
-from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.evaluation import evaluating
 from langchain_specdec.runner.model_inputs import num_key_value_heads
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
@@ -28,6 +30,7 @@ _TESTED_FAMILIES = {
 }  # fmt: skip
 
 
+_logger = logging.getLogger(__name__)
 _DEFAULT_MAX_LENGTH = 8192
 # Share of the free memory that the slots may take where max_length is not given.
 _CACHE_SHARE = 0.5
@@ -58,13 +61,8 @@ def make_runner(
         InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
         UnsupportedModelError: The model does not work with the engine's cache.
     """
-    limit = loaded.max_positions
-    if max_length is not None and limit is not None and max_length > limit:
-        msg = (
-            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
-            f"Set max_length={limit} or less."
-        )
-        raise InvalidParameterError(msg)
+    with fitting(loaded.name):
+        _check_max_length(max_length, loaded)
     is_cuda = loaded.model.device.type == "cuda"
     obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
     if obstacle is None and not is_cuda and not loaded.is_owned:
@@ -73,15 +71,19 @@ def make_runner(
         done = "captured" if is_cuda else "compiled"
         msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
         raise InvalidParameterError(msg)
-    if max_length is None:
-        max_length = _default_max_length(loaded, num_slots)
-    if loaded.is_owned and can_pack(loaded.model):
+    if loaded.is_owned:
         mapped = MappedWeights()
-        pack_linears(loaded.model, mapped.drop)
-        settle_weights(loaded.model, mapped)
-    runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
-    if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-        check_cached_forward(runner, loaded.name)
+        if can_pack(loaded.model):
+            pack_linears(loaded.model, mapped.drop)
+        copy_mapped(loaded.model, mapped)
+    with fitting(loaded.name):
+        if max_length is None:
+            # After the weights have taken their memory.
+            max_length = _default_max_length(loaded, num_slots)
+        runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
+        if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
+            with evaluating(list(loaded.model.modules())):
+                check_cached_forward(runner, loaded.name)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:
@@ -90,15 +92,33 @@ def make_runner(
     return runner
 
 
+def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
+    limit = loaded.max_positions
+    if max_length is not None and limit is not None and max_length > limit:
+        msg = (
+            f"max_length is {max_length}, but {loaded.name} was made for {limit} positions at most. "
+            f"Set max_length={limit} or less."
+        )
+        raise InvalidParameterError(msg)
+
+
 def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     config = loaded.model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_layer = 2 * num_key_value_heads(config) * head_dim * loaded.model.dtype.itemsize * num_slots
     # A model may be spread over several GPUs; the one with the least room for its layers decides.
     counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
-    fitting = min(int(free_memory(d) * _CACHE_SHARE) // (per_layer * count) for d, count in counts.items())
-    limit: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH, fitting)
-    return max(limit, 1)
+    free = {device: free_memory(device) for device in counts}
+    fitting = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
+    wanted: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    length: int = max(min(wanted, fitting), 1)
+    if length < wanted:
+        _logger.warning(
+            "max_length is %d positions (prompt and new tokens together), not %d: %d slots of so many fit into half "
+            "of the %.2f GB that are free. Give max_length, or fewer num_slots, or free memory.",
+            length, wanted, num_slots, min(free.values()) / 1e9,
+        )  # fmt: skip
+    return length
 
 
 def _device_of(layer: nn.Module) -> torch.device:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
+from langchain_specdec.runner.evaluation import evaluating
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -31,7 +32,7 @@ class ModelRunner:
     """One model, its cache, and the kinds of forward that decoding needs.
 
     Args:
-        model: A Hugging Face causal language model, in eval mode.
+        model: A Hugging Face causal language model. It runs in evaluation mode, and is left in the mode it is in.
         num_slots: Slots of the cache.
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification; the cache has room for its padding.
@@ -51,6 +52,7 @@ class ModelRunner:
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
         self.num_forwards = 0
         self._inputs = ModelInputs(model)
+        self._modules = list(model.modules())
 
     @property
     def graphs(self) -> frozenset[Any]:
@@ -148,7 +150,7 @@ class ModelRunner:
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         self.cache.begin(shape)
-        with pinned_backends(self.device):
+        with evaluating(self._modules), pinned_backends(self.device):
             logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
         return logits
 
@@ -157,6 +159,7 @@ class ModelRunner:
         if self.compiled is not None:
             self.compiled.stop()
         self.model = self.compiled = None
+        self._modules = []
         self.cache.release()
 
     def _last_logits(self, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> Tensor:
@@ -176,7 +179,7 @@ class ModelRunner:
         shape, arguments = self._begin(self.cache, slots, starts, inputs, is_prompt=is_prompt)
         compiled = self.compiled
         if compiled is None:
-            with pinned_backends(self.device):
+            with evaluating(self._modules), pinned_backends(self.device):
                 return module(**arguments)
         # The first forward allocates the cache's buffers, which compiled layers are given.
         if self.cache.is_initialized and compiled.is_ready(shape):

@@ -89,7 +89,7 @@ class SamplingTable:
         self.has_min_p = any(p.min_p and s for p, s in zip(params, sampled, strict=True))
         self.log_min_p = column([math.log(p.min_p) if p.min_p else -math.inf for p in params])
         self.needs_history = any(p.needs_history for p in params)
-        self.repetition_penalty = column([p.repetition_penalty for p in params])
+        self.repetition_penalty = column([p.repetition_penalty or 1.0 for p in params])
         self.presence_penalty = column([p.presence_penalty for p in params])
         self.frequency_penalty = column([p.frequency_penalty for p in params])
         self.bias: Tensor | None = None

@@ -39,9 +39,10 @@ class SamplingParams:
     min_p: float | None = option_field(
         None, "Sample among tokens at least this times as probable as the best one (Nguyen et al. 2024).",
         float, 0.0, 1.0, range="a number from 0 to 1, or None", unset="off")
-    repetition_penalty: float = option_field(
-        1.0, "Divides positive and multiplies negative logits of every token that stands in the prompt or the output "
-        "(Keskar et al. 2019, CTRL).", float, _ABOVE_0, 100.0, range="a number above 0 (1 is off)")
+    repetition_penalty: float | None = option_field(
+        None, "Divides positive and multiplies negative logits of every token that stands in the prompt or the output "
+        "(Keskar et al. 2019, CTRL).", float, _ABOVE_0, 100.0, range="a number above 0 (1 is off), or None",
+        unset="the model's own, else off")
     presence_penalty: float = option_field(
         0.0, "Subtracted once from the logit of every token in the output.", float, -2.0, 2.0,
         range="a number from -2 to 2 (0 is off)")
@@ -115,7 +116,9 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """Whether scores depend on which tokens came before (a penalty is on)."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return (
+            self.repetition_penalty not in (None, 1.0) or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        )
 
     @property
     def needs_only_noise(self) -> bool:

@@ -68,7 +68,7 @@ def _grammar(grammar: Grammar) -> dict[str, Any]:
 def _changes_logprobs(params: SamplingParams) -> bool:
     is_cut = bool(params.top_k) or params.top_p not in (None, 1.0)
     is_scaled = params.temperature not in (0.0, 1.0)
-    return params.repetition_penalty != 1.0 or (params.temperature > 0 and (is_scaled or is_cut))
+    return params.repetition_penalty not in (None, 1.0) or (params.temperature > 0 and (is_scaled or is_cut))
 
 
 _REFUSALS: tuple[tuple[str, Callable[[SamplingParams], bool], str], ...] = (

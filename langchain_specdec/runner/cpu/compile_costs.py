@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from langchain_specdec.paths import read_own, write_own
 
 _logger = logging.getLogger(__name__)
 # Seconds that one graph takes, where no earlier run has told, and the share of a step that it saves: both as measured
@@ -37,23 +38,24 @@ class CompileCosts:
 
     def get(self, key: GraphKey) -> tuple[float, float]:
         """Seconds that the graph takes, and the share of a step that it saves."""
-        entry = self._read().get(f"{self._model}-{key}")
-        return (float(entry[0]), float(entry[1])) if entry else (DEFAULT_SECONDS, DEFAULT_SAVING)
+        try:
+            seconds, saving = map(float, self._read()[f"{self._model}-{key}"])
+        except (KeyError, TypeError, ValueError):
+            return DEFAULT_SECONDS, DEFAULT_SAVING
+        return seconds, saving
 
     def put(self, key: GraphKey, seconds: float, saving: float) -> None:
         """Keep what one compilation took and saved."""
         entries = self._read()
         entries[f"{self._model}-{key}"] = (seconds, saving)
         try:
-            staged = self._path.with_suffix(f".{os.getpid()}")
-            staged.write_text(json.dumps(entries))
-            staged.replace(self._path)
+            write_own(self._path, json.dumps(entries).encode())
         except OSError as error:
             _logger.debug("cannot write %s: %s", self._path, error)
 
     def _read(self) -> dict[str, Any]:
         try:
-            entries = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+            entries = json.loads(read_own(self._path) or b"{}")
+        except (ValueError, RecursionError):
             return {}
         return entries if isinstance(entries, dict) else {}

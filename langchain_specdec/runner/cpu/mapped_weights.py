@@ -1,7 +1,8 @@
-"""Weights that are mapped from their file, and how what was read of them leaves memory.
+"""Weights that are mapped from their file: how what was read leaves memory, and how they get memory of their own.
 
 Loaders map a checkpoint instead of copying it. What is read of a mapping then counts as memory of this process, for as
-long as any weight of the file is in use: weights that were packed would stay twice.
+long as any weight of the file is in use: weights that were packed would stay twice. And it is the file's: it changes
+with the file.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ _MADV_DONTNEED = 4  # Linux, all processors but Alpha
 
 
 class MappedWeights:
-    """What of this process's memory is mapped from files and unchanged, as of now: reading it again gives the same.
+    """What of this process's memory is mapped from files, as of now.
 
-    On systems that do not tell, there is none.
+    What of it is unchanged can leave memory, and be read again. On systems that do not tell, that is none of it.
     """
 
     def __init__(self) -> None:
+        self._files: list[tuple[int, int]] | None = None
+        self._regions: list[tuple[int, int]] = []
         try:
             self._madvise = ctypes.CDLL(None).madvise
-            self._regions = _unchanged_regions()
+            self._files, self._regions = _regions_of_files()
         except (AttributeError, OSError, TypeError, ValueError, psutil.Error):
-            self._regions = []
+            return
 
     def __contains__(self, tensor: Tensor) -> bool:
-        """Whether all of a tensor is mapped from a file."""
+        """Whether all of a tensor is mapped from a file and unchanged."""
         start, end = _span(tensor)
         return any(first <= start and end <= last for first, last in self._regions)
+
+    def may_touch(self, tensor: Tensor) -> bool:
+        """Whether part of a tensor may be mapped from a file; False only where the system tells that none is."""
+        start, end = _span(tensor)
+        return self._files is None or any(first < end and start < last for first, last in self._files)
 
     def drop(self, tensor: Tensor) -> None:
         """Let what was read of a tensor leave memory, if it is mapped; whoever reads it again reads the file."""
@@ -45,32 +53,39 @@ class MappedWeights:
             self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
-def settle_weights(model: nn.Module, mapped: MappedWeights) -> None:
-    """Copy the weights that are read whole in each step, and leave mapped those of which a step reads some rows.
+def copy_mapped(model: nn.Module, mapped: MappedWeights) -> None:
+    """Give weights that are mapped from files memory of their own.
+
+    A file that is overwritten or cut short while the model runs would change its text or end the process, and a
+    private mapping is no protection: pages that were only read are still the file's.
 
     Args:
-        model: A model whose linear layers are packed. Embeddings are what is left of its large weights.
+        model: Whose weights, and buffers, may be mapped. What was packed is not among them any more.
         mapped: What is mapped.
     """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    left = [p for p in model.parameters() if id(p) in tables and p.data in mapped]
-    kept = {id(parameter) for parameter in left}
-    for parameter in model.parameters():
-        if id(parameter) not in kept:
-            parameter.data = parameter.data.clone()
-    # In the end, since the system reads some way around what is asked for.
-    for parameter in left:
-        mapped.drop(parameter.data)
+    for holder in (*model.parameters(), *model.buffers()):
+        tensor = holder.data
+        if tensor.device.type == "cpu" and mapped.may_touch(tensor):
+            holder.data = tensor.clone()
+            mapped.drop(tensor)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of a contiguous tensor's first byte and of the one after its last."""
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    """Addresses of a tensor's first byte and of the one after its last."""
+    if not tensor.numel():
+        return tensor.data_ptr(), tensor.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _unchanged_regions() -> list[tuple[int, int]]:
-    """Address ranges that are mapped from files and of which no page was written to."""
-    # A page that counts as anonymous, or is swapped out, is this process's own: it was written to.
-    maps = psutil.Process().memory_maps(grouped=False)
-    unchanged = [m.addr.split("-") for m in maps if m.path.startswith("/") and not m.anonymous and not m.swap]
-    return [(int(start, 16), int(end, 16)) for start, end in unchanged]
+def _regions_of_files() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Address ranges that are mapped from files, and those of them of which no page was written to."""
+    found, unchanged = [], []
+    for region in psutil.Process().memory_maps(grouped=False):
+        if region.path.startswith("/"):
+            first, last = (int(end, 16) for end in region.addr.split("-"))
+            found.append((first, last))
+            # A page that counts as anonymous, or is swapped out, is this process's own: it was written to.
+            if not region.anonymous and not region.swap:
+                unchanged.append((first, last))
+    return found, unchanged

@@ -85,11 +85,12 @@ class _Part(nn.Module):
 class _TiedEmbedding(nn.Embedding):
     """An embedding whose table is the head's weight, and is read from where that is packed.
 
-    Its own weight stays as it is, for whoever asks for it; nothing reads it. So it need not be in memory.
+    Its own weight keeps its shape and its type, and has no memory and no numbers; nothing reads it.
     """
 
     def __init__(self, embedding: nn.Embedding, packed: PanelWeight) -> None:
-        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        nothing = embedding.weight.new_full((1, 1), torch.nan).expand_as(embedding.weight)
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=nothing)
         # In a list, so that it is no second name for the head's submodule.
         self._packed = [packed]
 

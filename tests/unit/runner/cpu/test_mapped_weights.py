@@ -1,4 +1,4 @@
-"""Weights leave memory once they are packed, and embeddings stay in their file; what they hold never changes."""
+"""Weights leave memory once they are packed, and nothing that runs is left in a file; what they hold never changes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, settle_weights
+from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from tests.support.tiny_models import tiny_model
 
@@ -28,10 +30,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    config = LlamaConfig(vocab_size=512, num_attention_heads=4, tie_word_embeddings=True, **sizes)
+    config = LlamaConfig(
+        vocab_size=512, num_attention_heads=4, tie_word_embeddings=getattr(request, "param", True), **sizes
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     return tmp_path
 
@@ -81,45 +85,76 @@ def test_memory_of_its_own_is_left_alone() -> None:
     assert torch.equal(tensor, expected)
 
 
-def test_packing_leaves_the_embedding_in_its_file_and_copies_the_rest(folder: Path) -> None:
-    model = load(folder)
-    ids = torch.arange(24)[None]
+def spoil(folder: Path) -> None:
+    """Overwrite the weights in place, as `cp` or `rsync --inplace` over a folder that is in use, then cut them short.
+
+    What is still the file's would read as zeros, and then end the process.
+    """
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    path.write_bytes(b"")
+
+
+def numbers(model: Any, ids: Tensor) -> Tensor:
     with torch.inference_mode():
-        expected = model(ids).logits
-    table = model.get_input_embeddings().weight
-    place = table.data_ptr()
-    packed: list[Tensor] = []
-    mapped = MappedWeights()
-
-    def take(weight: Tensor) -> None:
-        packed.append(weight)
-        mapped.drop(weight)
-
-    count = pack_linears(model, take)
-    assert len(packed) == count == 2 * 7 + 1
-    settle_weights(model, mapped)
-    assert table.data_ptr() == place
-    assert resident_pages(table.data) <= 2
-    assert table.data in MappedWeights()
-    assert model.model.norm.weight.data not in MappedWeights()
-    with torch.inference_mode():
-        assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+        logits: Tensor = model(ids, use_cache=False).logits
+    return logits
 
 
-def test_loaded_models_hold_no_second_copy(folder: Path) -> None:
-    model = load(folder)
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("is_written", [True, False])
+@pytest.mark.parametrize("folder", [True, False], indirect=True, ids=["tied", "untied"])
+def test_nothing_of_a_model_is_read_from_its_file_any_more(
+    folder: Path, is_packed: bool, is_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = load(folder), torch.arange(24)[None]
+    # As a loader may leave it: a buffer that is read with the weights, and a weight that was changed since.
+    model.register_buffer("counts", model.model.layers[1].mlp.up_proj.weight.detach()[:2])
+    if is_written:
+        model.model.layers[0].mlp.up_proj.weight.data[3] = 7.0
+    expected, counts = numbers(model, ids), model.counts.clone()
+    monkeypatch.setattr(make_runner_module, "can_pack", lambda _: is_packed)
     loaded = LoadedModel(model, None, "tiny", (0,), is_owned=True)
     make_runner(loaded, num_slots=1, max_length=64, max_width=4)
-    assert resident_pages(model.get_input_embeddings().weight.data) <= 2
+    mapped = MappedWeights()
+    for name, holder in (*model.named_parameters(), *model.named_buffers()):
+        assert not mapped.may_touch(holder.data), f"{name} is still the file's"
+    spoil(folder)
+    assert torch.allclose(numbers(model, ids), expected, atol=1e-5)
+    assert torch.equal(model.counts, counts)
 
 
-def test_systems_that_do_not_tell_have_nothing_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tied_table_takes_no_memory_beside_the_packed_head(folder: Path) -> None:
+    if not can_use_panels(torch.float32):
+        pytest.skip("only the kernel gives back rows of a packed head")
+    model = load(folder)
+    expected = model.get_input_embeddings().weight.detach().clone()
+    packed: list[Tensor] = []
+    assert pack_linears(model, packed.append) == len(packed) == 2 * 7 + 1
+    table = model.get_input_embeddings()
+    assert table.weight.shape == expected.shape
+    assert table.weight.dtype == expected.dtype
+    assert table.weight.untyped_storage().nbytes() <= expected.element_size()
+    assert torch.equal(table(torch.arange(512)), expected)
+    copy_mapped(model, MappedWeights())
+    assert table.weight.untyped_storage().nbytes() <= expected.element_size()
+
+
+def test_memory_that_is_no_files_is_not_copied() -> None:
+    model = tiny_model()
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    copy_mapped(model, MappedWeights())
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+
+
+def test_systems_that_do_not_tell_have_everything_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "memory_maps", lambda *_, **__: (_ for _ in ()).throw(psutil.AccessDenied))
     model = load(folder)
     mapped = MappedWeights()
     table = model.get_input_embeddings().weight
     place, expected = table.data_ptr(), table.detach().clone()
     assert table.data not in mapped
-    settle_weights(model, mapped)
+    copy_mapped(model, mapped)
     assert table.data_ptr() != place
     assert torch.equal(table, expected)

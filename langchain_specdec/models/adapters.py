@@ -1,0 +1,185 @@
+"""Adapters (LoRA and its kin): found, told from models, and merged into the weights of their base."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from langchain_specdec.errors import (
+    InvalidParameterError,
+    MissingDependencyError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
+from langchain_specdec.models.checkpoint import explained, is_missing_folder
+
+_WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a model are.
+
+    Attributes:
+        source: Model id or folder of the weights.
+        revision: Revision of that id.
+        adapter: Id or folder of the adapter to merge into them; None where there is none.
+        adapter_revision: Revision of that id.
+        tokenizer: Id or folder of the tokenizer.
+    """
+
+    source: str
+    revision: str | None
+    adapter: str | None
+    adapter_revision: str | None
+    tokenizer: str
+
+
+def find_parts(
+    source: str, name: str, adapter: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None
+) -> Parts:
+    """Find what is named by the model that was asked for: a model, or an adapter that names its base.
+
+    Args:
+        source: Model id or folder.
+        name: What the user calls it.
+        adapter: Id or folder of an adapter that was asked for beside it.
+        revision: Revision of the model id.
+        token: Access token of the hub.
+
+    Raises:
+        ModelLoadError: It is an adapter whose base is unknown, or a folder that holds an adapter beside a model.
+        InvalidParameterError: Model and adapter are an adapter both.
+    """
+    found = _adapter_config(source, name, revision, token)
+    if found is None:
+        if adapter is not None and _adapter_config(str(adapter), str(adapter), None, token) is None:
+            msg = (
+                f"There is no adapter in {str(adapter)!r}: it has no adapter_config.json. Give the folder that PEFT "
+                "saved an adapter to, or the id of one on the Hugging Face Hub."
+            )
+            raise ModelLoadError(msg)
+        return Parts(source, revision, None if adapter is None else str(adapter), None, source)
+    base = found.get("base_model_name_or_path")
+    if any((Path(source) / file).is_file() for file in _WEIGHT_FILES):
+        msg = (
+            f"{name} holds a model and, by its adapter_config.json, an adapter beside it, and which of them is meant "
+            "cannot be told. Move the adapter into a folder of its own, and give that as adapter= if it is to be used."
+        )
+        raise ModelLoadError(msg)
+    if adapter is not None:
+        msg = f"{name} is an adapter itself, and adapter= is another. Give the base that both are for as the model" + (
+            f" ({base!r})." if base else "."
+        )
+        raise InvalidParameterError(msg)
+    if not base or not isinstance(base, str) or is_missing_folder(base):
+        names = f"names {base!r} as its base, which is not here" if base else "names no base"
+        msg = (
+            f"{name} is an adapter, and its adapter_config.json {names}: give the base as the model, and {name} as "
+            "adapter=."
+        )
+        raise ModelLoadError(msg)
+    if _adapter_config(base, base, found.get("revision"), token) is not None:
+        msg = (
+            f"{name} is an adapter for {base}, which is one itself. Merge that into its base first "
+            "(merge_and_unload of peft), and give what comes of it as the model."
+        )
+        raise ModelLoadError(msg)
+    has_tokenizer = any(_has_file(source, file, revision, token) for file in _TOKENIZER_FILES)
+    return Parts(base, found.get("revision"), source, revision, source if has_tokenizer else base)
+
+
+def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
+    """The model with its adapter merged into its weights, which are written to.
+
+    Raises:
+        MissingDependencyError: PEFT is not installed.
+        UnsupportedModelError: An adapter of this kind, or for weights like these, cannot be merged.
+        ModelLoadError: The adapter cannot be read, or is for another model.
+    """
+    adapter = parts.adapter
+    assert adapter is not None  # noqa: S101
+    if importlib.util.find_spec("peft") is None:
+        msg = (
+            f"{adapter} is an adapter, and merging it takes PEFT: pip install 'langchain-specdec[adapters]'. Or merge "
+            "it into the model elsewhere, and save that."
+        )
+        raise MissingDependencyError(msg)
+    if getattr(model, "hf_quantizer", None) is not None:
+        msg = (
+            f"{adapter} cannot be merged into quantised weights without changing its text. Load {parts.source} without "
+            "quantisation, or save the merged model and quantise that."
+        )
+        raise UnsupportedModelError(msg)
+    from peft import PeftConfig, PeftModel
+
+    hub = {"token": token, "revision": parts.adapter_revision}
+    hub = {key: value for key, value in hub.items() if value is not None}
+    with explained(f"the adapter {adapter}", adapter):
+        config = PeftConfig.from_pretrained(adapter, **hub)
+        config.inference_mode = True
+        if config.is_prompt_learning or config.is_adaption_prompt:
+            msg = (
+                f"{adapter} is an adapter of the kind {_kind(config)}, which has no weights to merge into the model's. "
+                "LoRA and its kin work."
+            )
+            raise UnsupportedModelError(msg)
+        tuned = PeftModel(model, config)
+        keys = tuned.load_adapter(adapter, "default", **hub)
+        if not_read := sorted({*keys.missing_keys, *keys.unexpected_keys}):
+            msg = (
+                f"the weights that it holds are not those that a {type(model).__name__} takes by its "
+                f"adapter_config.json ({len(not_read)} differ, such as {not_read[0]}). Is {parts.source} its base?"
+            )
+            raise ValueError(msg)
+        if not hasattr(tuned.base_model, "merge_and_unload"):
+            msg = f"{adapter} is an adapter of the kind {_kind(config)}, which PEFT cannot merge into a model."
+            raise UnsupportedModelError(msg)
+        return tuned.merge_and_unload(safe_merge=True)
+
+
+def check_without_adapters(model: torch.nn.Module, name: str) -> None:
+    """Raise an `UnsupportedModelError` where a loaded model has an adapter in it, which its caller may switch."""
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        msg = (
+            f"{name} has an adapter in it. Merge it first, model = model.merge_and_unload() of a PeftModel; or give "
+            "the base's id or folder, and adapter= with the folder or id of the adapter."
+        )
+        raise UnsupportedModelError(msg)
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _adapter_config(source: str, name: str, revision: str | None, token: str | bool | None) -> dict[str, Any] | None:
+    """What stands in an adapter's adapter_config.json; None where there is none."""
+    with explained(name, source):
+        path = find_adapter_config_file(source, revision=revision, token=token)
+        if path is None:
+            return None
+        config = json.loads(Path(path).read_bytes())
+        if not isinstance(config, dict):
+            msg = "adapter_config.json holds no JSON object."
+            raise TypeError(msg)
+        return config
+
+
+def _has_file(source: str, file: str, revision: str | None, token: str | bool | None) -> bool:
+    if Path(source).is_dir():
+        return (Path(source) / file).is_file()
+    found = cached_file(
+        source, file, revision=revision, token=token, _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return found is not None

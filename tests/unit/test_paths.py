@@ -1,0 +1,61 @@
+"""Files in a cache folder: written whole, and trusted only where nobody else can have written them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from langchain_specdec.paths import is_own, read_own, write_own
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/file"
+    for content in (b"", b"first", b"second"):
+        write_own(path, content)
+        assert read_own(path) == content
+        assert is_own(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_own(tmp_path / "file", b"first")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_own(tmp_path / "file", b"second")
+    assert read_own(tmp_path / "file") == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    assert read_own(tmp_path / "missing") is None
+    assert read_own(tmp_path) is None
+    assert not is_own(tmp_path)
+
+
+@posix_only
+def test_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_own(path, b"content")
+    for mode in (0o620, 0o602, 0o666):
+        path.chmod(mode)
+        assert read_own(path) is None
+        assert not is_own(path)
+    path.chmod(0o644)
+    assert read_own(path) == b"content"
+    (tmp_path / "link").symlink_to(path)
+    assert read_own(tmp_path / "link") is None
+    assert not is_own(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_own(tmp_path / "pipe") is None
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert is_own(path) == (owner == 0), "of the administrator, or of another user"
+    assert (read_own(path) is not None) == (owner == 0)
