@@ -36,6 +36,10 @@ _MIN_REACH = 0.004
 # A probe drafts so many tokens more than pay. All probes together may take this share of plain decoding's time.
 _PROBE_TOKENS = 2
 _PROBE_SHARE = 0.01
+# While no draft pays, looking for one may take this share of plain decoding's time.
+_LOOK_SHARE = 0.01
+# How much one look moves what a look is taken to cost.
+_LOOK_WEIGHT = 0.1
 # What a step is taken to cost where width is free, until it is measured; only the ratios decide.
 _ASSUMED_SECONDS = 0.02
 
@@ -95,6 +99,9 @@ class DraftPlanner:
             step_cost = StepCost.flat(_ASSUMED_SECONDS, drafter.num_layers / len(runner.cache))
         self._cost = step_cost
         self._costed_graphs = runner.graphs
+        # What looking for a row's draft takes, the time saved up for it, and whether any draft paid at the last step.
+        self._look_seconds = self._look_credit = 0.0
+        self._is_drafting = True
         # Clock at the start of drafting and of verification in the current step.
         self._draft_started = self._verify_started = 0.0
 
@@ -120,14 +127,13 @@ class DraftPlanner:
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Which proposal each request's draft is taken from, and how many tokens of it."""
-        rows = len(requests)
         # Nobody waits for a graph or a measurement before the first token.
         may_prepare = all(request.num_output_tokens for request in requests)
         if may_prepare:
             self._make_next_graph(requests[0])
         self._runner.begin_turn(may_capture=may_prepare)
         started = time.perf_counter()
-        offers = [self._consider(request, rows) for request in requests]
+        offers = self._consider(requests)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
         plan = self._choose(requests, offers)
@@ -177,10 +183,36 @@ class DraftPlanner:
             batch = RowBatch([request.slot], [request.num_cached], last, None, noise, self.num_candidates)
             self._runner.make_next_graph(batch)
 
-    def _consider(self, request: Request, rows: int) -> Sequence[Proposal]:
-        # The target always adds one token of its own, so the last one need not be drafted.
-        max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
-        return self._drafter.consider(request, limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes))
+    def _consider(self, requests: Sequence[Request]) -> list[Sequence[Proposal]]:
+        """All that could be drafted for each row; nothing where looking for it would cost more than noise."""
+        rows = len(requests)
+        may_look = self._may_look(rows)
+        started, offers = time.perf_counter(), []
+        for request in requests:
+            # The target always adds one token of its own, so the last one need not be drafted.
+            max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
+            limits = limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes)
+            # What a grammar forces is never passed over.
+            is_considered = may_look or request.constraint is not None
+            offers.append(self._drafter.consider(request, limits) if is_considered else ())
+        if may_look:
+            seconds = (time.perf_counter() - started) / rows
+            self._look_seconds += (_LOOK_WEIGHT if self._look_seconds else 1.0) * (seconds - self._look_seconds)
+        return offers
+
+    def _may_look(self, rows: int) -> bool:
+        """Whether to look for drafts: always while they pay, and else as often as a small share of the time allows.
+
+        Where many rows share a step, nothing may pay for a long time. All of them are looked at in the same step, since
+        they share its width.
+        """
+        if self._is_drafting or self._cost is None or self._is_cost_given or not self._is_adaptive:
+            return True
+        self._look_credit += _LOOK_SHARE * self._cost.verify_seconds(rows, 1)
+        if self._look_credit < rows * self._look_seconds:
+            return False
+        self._look_credit = 0.0
+        return True
 
     def _update_cost(self, request: Request, offers: Sequence[Sequence[Proposal]]) -> float:
         """Measure what steps cost where that is not known, or not any more; the seconds that it took."""
@@ -222,6 +254,7 @@ class DraftPlanner:
         proposals = [_most_promising(offer, rows, cost) for offer in offers]
         plan = best_lengths([p.reaches for p in proposals], [p.steps_per_token for p in proposals], cost)
         lengths = list(plan.lengths)
+        self._is_drafting = any(lengths)
         for row, request in enumerate(requests):
             proposals[row], lengths[row] = self._probe(request, offers[row], proposals[row], lengths[row], rows, cost)
         return replace(plan, lengths=tuple(lengths), offers=offers, proposals=proposals)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from langchain_specdec.engine.request import Request
 
+# While more requests wait than there are free slots, a free slot waits so many turns for others that free up as soon.
+_PATIENCE = 3
+
 
 class Scheduler:
     """First come, first served over a fixed number of slots.
@@ -28,6 +31,7 @@ class Scheduler:
         self._running: list[Request] = []
         # Free slots and the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
+        self._num_turns_waited = 0
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -50,6 +54,8 @@ class Scheduler:
 
     def admit(self) -> list[Request]:
         """Give free slots to waiting requests, in order; those that got one."""
+        if self._waits_for_others():
+            return []
         admitted = []
         while self._waiting and self._resting:
             request = self._waiting.popleft()
@@ -61,6 +67,18 @@ class Scheduler:
             self._running.append(request)
             admitted.append(request)
         return admitted
+
+    def _waits_for_others(self) -> bool:
+        """Whether a free slot is to wait for others, so that the prompts which take their place share a forward.
+
+        Texts of equal length end together without drafts and a step or two apart with them.
+        """
+        is_full = 0 < len(self._resting) < len(self._waiting)
+        if is_full and self._num_turns_waited < _PATIENCE and any(r.num_remaining <= _PATIENCE for r in self._running):
+            self._num_turns_waited += 1
+            return True
+        self._num_turns_waited = 0
+        return False
 
     def next_prefill(self) -> list[tuple[Request, int]]:
         """Requests for the next prefill forward and the position to which each is to be taken; oldest first.

@@ -212,3 +212,37 @@ def test_everything_is_served_in_order_and_within_the_budget(
             if rng.random() < 0.3:
                 finish(scheduler, request)
     assert served == sorted(served) == list(range(len(lengths)))
+
+
+def test_slots_that_free_up_together_are_filled_together() -> None:
+    # Texts of equal length, of which some took a step less: their successors' prompts share a forward.
+    scheduler, requests = Scheduler(3, 64), requests_of_lengths(*[4] * 8)
+    running = admitted(scheduler, requests)
+    finish(scheduler, running[0])
+    for request in running[1:]:
+        request.token_ids.extend([77] * 3)  # of five
+    assert scheduler.admit() == []
+    finish(scheduler, running[1])
+    assert scheduler.admit() == []
+    finish(scheduler, running[2])
+    assert scheduler.admit() == requests[3:6]
+
+
+def test_a_free_slot_does_not_wait_for_long() -> None:
+    scheduler, requests = Scheduler(2, 64), requests_of_lengths(*[4] * 8)
+    running = admitted(scheduler, requests)
+    finish(scheduler, running[0])
+    running[1].token_ids.extend([77] * 3)
+    # The other stays where it is, as one does whose step fails or whose reader is slow.
+    assert [scheduler.admit() for _ in range(5)] == [[], [], [], [requests[2]], []]
+
+
+def test_a_free_slot_waits_for_no_text_that_goes_on_and_where_no_queue_is() -> None:
+    scheduler, requests = Scheduler(2, 64), requests_of_lengths(*[4] * 4)
+    running = admitted(scheduler, requests)
+    finish(scheduler, running[0])
+    assert scheduler.admit() == [requests[2]]
+    # One waits, and there is a slot for it: nothing is gained by its waiting.
+    running[1].token_ids.extend([77] * 3)
+    finish(scheduler, requests[2])
+    assert scheduler.admit() == [requests[3]]
