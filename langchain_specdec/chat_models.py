@@ -138,7 +138,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return cached[1]
 
     def _make_template(self) -> ChatTemplate:
-        tokenizer = self.tokenizer if self.tokenizer is not None else self.backend.tokenizer
+        own = self.backend.private_tokenizer or self.backend.tokenizer
+        tokenizer = self.tokenizer if self.tokenizer is not None else own
         if tokenizer is None:
             msg = (
                 f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
@@ -289,12 +290,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             params = replace(params, grammar=form.grammar)
         begin = form.begin if form is not None else ""
         if self.backend.takes_token_ids:
-            prompt: str | list[int] = template.token_ids(rows, shown, begin)
+            prompt: str | list[int] = template.token_ids(rows, shown, begin, self.backend.max_length)
         else:
             prompt = template.text(rows, shown, begin)
         parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
-        return _Call(CompletionRequest(prompt, params), reader, timeout)
+        # Of a grammar's text, no space may be left out.
+        continues_prompt = bool(begin) or params.grammar is not None
+        return _Call(CompletionRequest(prompt, params, continues_prompt), reader, timeout)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any

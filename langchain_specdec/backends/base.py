@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.stream import CompletionStream
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 class Backend(ABC):
@@ -36,6 +39,11 @@ class Backend(ABC):
     @property
     def tokenizer(self) -> Any:
         """The model's Hugging Face tokenizer with its chat template; None where there is none in this process."""
+        return None
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer | None:
+        """The copy of the tokenizer that the backend itself works with; None where it keeps none."""
         return None
 
     @property
@@ -78,7 +86,7 @@ class Backend(ABC):
 
     @abstractmethod
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text as the model would read it."""
+        """The tokens of a text, without those that a prompt gets in front: as many as it adds to a prompt."""
 
     @abstractmethod
     def close(self) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
+from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
+
+Submission = tuple[Sequence[int], SamplingParams] | tuple[Sequence[int], SamplingParams, bool]
+"""Prompt tokens, parameters, and whether the text goes on where the prompt ends; it does where that is left out."""
 
 
 @dataclass(eq=False)
@@ -88,3 +93,19 @@ class Request:
     def is_finished(self) -> bool:
         """Whether the text has ended."""
         return self.stopper.finish_reason is not None
+
+
+def make_stopper(
+    tokenizer: PrivateTokenizer, eos_token_ids: Collection[int], params: SamplingParams, context: Sequence[int]
+) -> StopChecker:
+    """What decides where a text ends, and what of it may be released.
+
+    Args:
+        tokenizer: The target's.
+        eos_token_ids: Tokens that end a text.
+        params: The limits.
+        context: Tokens that the text goes on from.
+    """
+    eos = () if params.ignore_eos else eos_token_ids
+    detokenizer = Detokenizer(tokenizer, context)
+    return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts)

@@ -32,6 +32,7 @@ from langchain_specdec.errors import (
     InvalidParameterError,
     PromptTooLongError,
 )
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
 
@@ -125,7 +126,12 @@ class TGIBackend(Backend):
     @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer that it was given, or None."""
-        return self._tokenizer.tokenizer if self._tokenizer else None
+        return self._tokenizer.private.original if self._tokenizer else None
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer | None:
+        """The copy of it that tokens are counted with, or None."""
+        return self._tokenizer.private if self._tokenizer else None
 
     @property
     def max_length(self) -> int | None:
@@ -163,10 +169,12 @@ class TGIBackend(Backend):
         return streams
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the tokenizer given, or else by the server's."""
+        """The tokens of a text, without those that a prompt gets in front, by the tokenizer given or the server's."""
         check_text(text, "A text")
+        if self._tokenizer is not None:
+            return self._tokenizer.private.encode(text, add_special_tokens=False)
         try:
-            return self._tokenize(text)
+            return _without_added(self._client.request("/tokenize", {"inputs": text})) if text else []
         except Exception as error:
             failure = failure_of(error, self._url, self._timeout)
             raise failure.error from (None if failure is error else error)
@@ -306,7 +314,7 @@ class TGIBackend(Backend):
 
     def _tokenize(self, text: str) -> list[int]:
         if self._tokenizer is not None:
-            return self._tokenizer.token_ids(text)
+            return self._tokenizer.prompt_ids(text)
         return [int(token["id"]) for token in self._client.request("/tokenize", {"inputs": text})]
 
     async def _ask_info(self) -> ServerInfo:
@@ -329,3 +337,11 @@ class TGIBackend(Backend):
         if self._permits is None or self._permits[0] != size:
             self._permits = (size, asyncio.Semaphore(size))
         return self._permits[1]
+
+
+def _without_added(tokens: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The tokens of a text, without those around it that stand for none of its characters, such as BOS."""
+    covering = [index for index, token in enumerate(tokens) if token["start"] < token["stop"]]
+    # A server may tell of no places at all.
+    shown = tokens[covering[0] : covering[-1] + 1] if covering else tokens
+    return [int(token["id"]) for token in shown]
