@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,6 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import Field, PrivateAttr, SecretStr
 
+from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.messages import to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import (
@@ -299,6 +302,15 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         continues_prompt = bool(begin) or params.grammar is not None
         return _Call(CompletionRequest(prompt, params, continues_prompt), reader, timeout)
 
+    async def _aprepare(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> _Call:
+        """The same for an event loop, which long messages would block."""
+        size = sum(len(m.content if isinstance(m.content, str) else repr(m.content)) for m in messages)
+        if size <= SHORT_TEXT:
+            return self._prepare(messages, stop, kwargs)
+        return await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> ChatResult:
@@ -313,8 +325,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._prepare(messages, stop, kwargs)
-        with self._start(call.request, call.timeout) as stream:
+        call = await self._aprepare(messages, stop, kwargs)
+        with await self._astart(call.request, call.timeout) as stream:
             return ChatResult(generations=[call.reader.generation([event async for event in stream])])
 
     def _stream(
@@ -323,15 +335,17 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         call = self._prepare(messages, stop, kwargs)
         return self._chunks(call.request, call.reader.chunk, run_manager, call.timeout)
 
-    def _astream(
+    async def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._prepare(messages, stop, kwargs)
-        return self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)
+        call = await self._aprepare(messages, stop, kwargs)
+        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 def _schema_name(schema: Any) -> str:

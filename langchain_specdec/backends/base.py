@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
-from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 
 if TYPE_CHECKING:
     from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+
+SHORT_TEXT = 20_000
+"""Characters that are encoded at once also in an event loop: a few milliseconds' work."""
 
 
 class Backend(ABC):
@@ -63,6 +66,13 @@ class Backend(ABC):
         """Start a completion; its stream is read by `for` or `async for`. Raises what `start` does."""
         return self.start([request])[0]
 
+    async def astart(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        """`start` without blocking the running event loop, however long the prompts are and whatever a grammar asks."""
+        is_quick = all(request.params.grammar is None for request in requests)
+        if is_quick and sum(len(request.prompt) for request in requests) <= SHORT_TEXT:
+            return self.start(requests)
+        return await started_in_thread(lambda: self.start(requests))
+
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""
         streams = self.start(requests)
@@ -74,7 +84,7 @@ class Backend(ABC):
 
     async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """The same without blocking the running event loop; cancelling the task stops them."""
-        streams = self.start(requests)
+        streams = await self.astart(requests)
         completions = []
         try:
             for stream in streams:
