@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
 
+from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import check_continued, to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
@@ -142,7 +145,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return cached[1]
 
     def _make_template(self) -> ChatTemplate:
-        tokenizer = self.tokenizer if self.tokenizer is not None else self.backend.tokenizer
+        own = self.backend.private_tokenizer or self.backend.tokenizer
+        tokenizer = self.tokenizer if self.tokenizer is not None else own
         if tokenizer is None:
             msg = (
                 f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
@@ -326,15 +330,29 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 raise InvalidParameterError(msg)
             check_continued(rows, template.parser.mark if shown else None)
         begin = form.begin if form is not None else ""
-        write = template.token_ids if self.backend.takes_token_ids else template.text
-        prompt: str | list[int] = write(rows, shown, begin, goes_on=goes_on)
+        if self.backend.takes_token_ids:
+            limit = self.backend.max_length
+            prompt: str | list[int] = template.token_ids(rows, shown, begin, limit, goes_on=goes_on)
+        else:
+            prompt = template.text(rows, shown, begin, goes_on=goes_on)
         parser: ToolCallParser | CallsFirst | None = None
         if shown:
             parser = template.parser([tool["function"]["name"] for tool in shown])
             if isinstance(form, CallsOrObjectForm):
                 parser = CallsFirst(parser)
         reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
-        return _Call(CompletionRequest(prompt, params), reader, timeout)
+        # Of a grammar's text, and of a text that is gone on with, no space may be left out.
+        continues_prompt = bool(begin) or goes_on or params.grammar is not None
+        return _Call(CompletionRequest(prompt, params, continues_prompt), reader, timeout)
+
+    async def _aprepare(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> _Call:
+        """The same for an event loop, which long messages would block."""
+        size = sum(len(m.content if isinstance(m.content, str) else repr(m.content)) for m in messages)
+        if size <= SHORT_TEXT:
+            return self._prepare(messages, stop, kwargs)
+        return await asyncio.to_thread(self._prepare, messages, stop, kwargs)
 
     def _check_calls_or_object(self) -> None:
         if not self.backend.takes_calls_or_object:
@@ -359,8 +377,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._prepare(messages, stop, kwargs)
-        with self._start(call.request, call.timeout) as stream:
+        call = await self._aprepare(messages, stop, kwargs)
+        with await self._astart(call.request, call.timeout) as stream:
             return ChatResult(generations=[call.reader.generation([event async for event in stream])])
 
     def _stream(
@@ -369,12 +387,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         call = self._prepare(messages, stop, kwargs)
         return self._chunks(call.request, call.reader.chunk, run_manager, call.timeout)
 
-    def _astream(
+    async def _astream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncRunManager = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._prepare(messages, stop, kwargs)
-        return self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)
+        call = await self._aprepare(messages, stop, kwargs)
+        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)) as chunks:
+            async for chunk in chunks:
+                yield chunk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -276,6 +276,11 @@ class SpeculativeBase(BaseModel):
         stream.set_timeout(timeout)
         return stream
 
+    async def _astart(self, request: CompletionRequest, timeout: float | None) -> CompletionStream:
+        stream = (await self.backend.astart([request]))[0]
+        stream.set_timeout(timeout)
+        return stream
+
     def _chunks(
         self,
         request: CompletionRequest,
@@ -304,8 +309,8 @@ class SpeculativeBase(BaseModel):
         read: Callable[[Event], Chunk | None],
         run_manager: AsyncRunManager,
         timeout: float | None = None,
-    ) -> AsyncIterator[Chunk]:
-        with self._start(request, timeout) as stream:
+    ) -> AsyncGenerator[Chunk, None]:
+        with await self._astart(request, timeout) as stream:
             async for event in stream:
                 if (chunk := read(event)) is not None:
                     if run_manager is not None:

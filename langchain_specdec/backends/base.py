@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
-from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.stream import CompletionStream, started_in_thread
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+
+SHORT_TEXT = 20_000
+"""Characters that are encoded at once also in an event loop: a few milliseconds' work."""
 
 
 class Backend(ABC):
@@ -41,6 +47,11 @@ class Backend(ABC):
         return None
 
     @property
+    def private_tokenizer(self) -> PrivateTokenizer | None:
+        """The copy of the tokenizer that the backend itself works with; None where it keeps none."""
+        return None
+
+    @property
     def max_length(self) -> int | None:
         """Most tokens of a prompt and its completion together; None where it is not known."""
         return None
@@ -57,6 +68,13 @@ class Backend(ABC):
         """Start a completion; its stream is read by `for` or `async for`. Raises what `start` does."""
         return self.start([request])[0]
 
+    async def astart(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        """`start` without blocking the running event loop, however long the prompts are and whatever a grammar asks."""
+        is_quick = all(request.params.grammar is None for request in requests)
+        if is_quick and sum(len(request.prompt) for request in requests) <= SHORT_TEXT:
+            return self.start(requests)
+        return await started_in_thread(lambda: self.start(requests))
+
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""
         streams = self.start(requests)
@@ -68,7 +86,7 @@ class Backend(ABC):
 
     async def acomplete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """The same without blocking the running event loop; cancelling the task stops them."""
-        streams = self.start(requests)
+        streams = await self.astart(requests)
         completions = []
         try:
             for stream in streams:
@@ -80,7 +98,7 @@ class Backend(ABC):
 
     @abstractmethod
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text as the model would read it."""
+        """The tokens of a text, without those that a prompt gets in front: as many as it adds to a prompt."""
 
     @abstractmethod
     def close(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
 from langchain_specdec.runner.runner import Runner
 
@@ -46,7 +45,8 @@ class LocalBackend(Backend):
 
     Args:
         model: Model id, local folder, `"embedded"`, or a loaded Hugging Face model.
-        tokenizer: A loaded tokenizer; None loads the model's own.
+        tokenizer: A loaded tokenizer; None loads the model's own. It is copied here: its truncation, its padding, and
+            what is changed in it later have no effect.
         options: See `LocalOptions`.
 
     Raises:
@@ -73,13 +73,13 @@ class LocalBackend(Backend):
             quantization_config=chosen["quantization_config"],
             adapter=chosen["adapter"],
         )
+        self._tokenizer = self._target.private_tokenizer
         self._identity = self._target.identity(model, chosen["revision"], is_own_tokenizer=tokenizer is None)
         config = self._target.model.config.get_text_config()
         self._defaults = read_generation_defaults(
             getattr(self._target.model, "generation_config", None), config.vocab_size, self._target.name
         )
         self._identity |= self._defaults.identity
-        self._tokenizer_lock = threading.Lock()
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
         max_tree_nodes = chosen["max_tree_nodes"] if has_trees else 0
@@ -97,8 +97,7 @@ class LocalBackend(Backend):
         self.engine = Engine(
             runner,
             _make_drafter(self._runners, chosen),
-            # The engine decodes in its own thread while callers encode in theirs; one tokenizer bears only one.
-            copy.deepcopy(self._target.tokenizer),
+            self._tokenizer,
             self._target.eos_token_ids,
             max_draft_tokens=chosen["max_draft_tokens"],
             max_tree_nodes=max_tree_nodes,
@@ -127,8 +126,13 @@ class LocalBackend(Backend):
 
     @property
     def tokenizer(self) -> Any:
-        """The target's tokenizer."""
+        """The target's tokenizer, to be used and changed at will: the engine has a copy of its own."""
         return self._target.tokenizer
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer:
+        """The copy of the tokenizer that everything here is encoded and decoded with."""
+        return self._tokenizer
 
     @property
     def max_length(self) -> int:
@@ -148,11 +152,13 @@ class LocalBackend(Backend):
             InvalidParameterError: The prompt is empty or `logit_bias` names an unknown token.
             EngineClosedError: The backend was closed.
         """
-        return self.engine.submit_all([(self._encode(r.prompt), self._defaults.applied(r.params)) for r in requests])
+        return self.engine.submit_all(
+            [(self._encode(r.prompt), self._defaults.applied(r.params), r.continues_prompt) for r in requests]
+        )
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, special tokens at its beginning included."""
-        return self._encode(text)
+        """The tokens of a text, without those that a prompt gets in front."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
         """End the engine's thread, and give back the memory; completions that still run end with an error.
@@ -174,19 +180,13 @@ class LocalBackend(Backend):
         if not isinstance(text, str):
             msg = f"A prompt must be a string or a sequence of token ids, got {type(text).__name__}."
             raise InvalidParameterError(msg)
-        tokenizer = self._target.tokenizer
-        try:
-            with self._tokenizer_lock:
-                ids: list[int] = tokenizer(text, verbose=False).input_ids
-        except (TypeError, UnicodeError) as error:
-            # Half of a surrogate pair, as from JSON or files read with errors="surrogateescape".
-            msg = f"The prompt is not valid Unicode text, so it has no tokens: {error}"
-            raise InvalidParameterError(msg) from error
+        tokenizer = self._tokenizer
+        ids = tokenizer.encode(text, what="prompt", limit=self.max_length)
         bos = tokenizer.bos_token_id
         if not ids and bos is not None:
             return [bos]
         # A chat template writes the token that begins a text, and the tokenizer would put it there once more.
-        if ids[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):
+        if ids[:2] == [bos, bos] and text.startswith(tokenizer.bos_token or ""):
             return ids[1:]
         return ids
 

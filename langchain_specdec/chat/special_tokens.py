@@ -7,23 +7,28 @@ private-use character in its place, and put back afterwards in a way that the to
 
 from __future__ import annotations
 
-import copy
+import bisect
 import json
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer, encode_within
 
 _PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_CHARACTERS = re.compile("[\ue000-\uf8ff]")
 # Private-use characters of another plane, for the names that special tokens bear while hostile text is encoded.
 _ALIAS_BASE = 0xF0000
 _ALIAS_LENGTH = 12
 _ZERO_WIDTH_SPACE = "\u200b"
+# Some tokenizers drop the first, or the first two.
+_BREAKERS = (_ZERO_WIDTH_SPACE, " ", "\u00b7", "_")
 
 
 class Specials:
@@ -56,7 +61,7 @@ class Sealed:
 
     def __init__(self, specials: Specials, values: Any) -> None:
         self._specials = specials
-        used = {character for text in _strings(values) for character in text}
+        used = {character for text in _strings(values) for character in set(_PRIVATE_CHARACTERS.findall(text))}
         self._free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
         self.literals: dict[str, str] = {}
         """Private-use character -> the text that it stands for."""
@@ -108,17 +113,18 @@ class ProtectedEncoder:
     For harmless messages the tokens are those of the tokenizer on the rendered text, exactly. Otherwise a copy of
     the tokenizer is used whose special tokens bear secret names: the template's are renamed in the text, and what
     messages contain has no special meaning for it. A tokenizer in pure Python, and a server that takes only text,
-    get the text with a zero-width space in what looks like a special token.
+    get the text with a zero-width space in what looks like a special token, also where it only comes to look like one
+    when the tokenizer has normalised it, as fullwidth letters do.
 
     Args:
-        tokenizer: A Hugging Face tokenizer. It is copied: the original may be in use by others.
+        tokenizer: A Hugging Face tokenizer, or a private copy of one.
         template: Source of the chat template; added tokens that it mentions are protected too.
     """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
-        self._tokenizer = copy.deepcopy(tokenizer)
+        self._tokenizer = PrivateTokenizer.of(tokenizer)
         self._lock = threading.Lock()
-        added = {t.content: t for t in tokenizer.added_tokens_decoder.values() if t.content.strip()}
+        added = {t.content: t for t in self._tokenizer.copied.added_tokens_decoder.values() if t.content.strip()}
         always = [content for content, token in added.items() if token.special]
         # Such as <think> and <tool_call> of Qwen: not special to the tokenizer, but control to the template.
         plain = [content for content, token in added.items() if not token.special]
@@ -127,49 +133,133 @@ class ProtectedEncoder:
         """Texts that must not be control in what people and tools write."""
         self.model_specials = Specials(always)
         """The same for what the model wrote: it may think and call tools."""
-        # A normalizer may turn other texts into these, so the secret names are always needed.
-        self._is_normalized = any(added[content].normalized for content in always + mentioned)
-        self._aliases: dict[str, str] | None = None
+        self._normalize = _normalization(self._tokenizer.backend)
+        # Tokens that are looked for in the normalised text are themselves normalised before.
+        normalized = [self._normalize(content) for content in always + mentioned if added[content].normalized]
+        self._disguised = Specials({*always, *mentioned, *filter(str.strip, normalized)})
+        self._aliases: dict[str, str] = {}
         self._aliased: Tokenizer | None = None
 
     def seal(self, *values: Any) -> Sealed:
         """Begin a prompt that will hold these values."""
         return Sealed(self.specials, values)
 
-    def encode(self, rendered: str, sealed: Sealed) -> list[int]:
-        """The tokens of a rendered prompt."""
-        with self._lock:
-            if (sealed.literals or self._is_normalized) and (tokenizer := self._aliased_tokenizer()) is not None:
-                text = self.specials.pattern.sub(lambda match: (self._aliases or {})[match[0]], rendered)
-                return self._encode(lambda: tokenizer.encode(sealed.unseal(text), add_special_tokens=False).ids)
-            text = sealed.unseal(rendered, is_broken_up=True)
-            return self._encode(lambda: self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    def encode(self, rendered: str, sealed: Sealed, limit: int | None = None) -> list[int]:
+        """The tokens of a rendered prompt.
+
+        Args:
+            rendered: The prompt.
+            sealed: What was sealed in it.
+            limit: Most tokens that are of use.
+
+        Raises:
+            InvalidParameterError: It is no valid Unicode text.
+            PromptTooLongError: It has far more than `limit` tokens.
+        """
+        if sealed.literals or self._has_disguised(rendered):
+            if (tokenizer := self._aliased_tokenizer()) is not None:
+                text = self.specials.pattern.sub(lambda match: self._aliases[match[0]], rendered)
+
+                def encode(part: str) -> list[int]:
+                    return list(tokenizer.encode(part, add_special_tokens=False).ids)
+
+                return encode_within(encode, sealed.unseal(text), "prompt", limit)
+            rendered = self._broken_up(rendered, sealed)
+        return self._tokenizer.encode(rendered, add_special_tokens=False, what="prompt", limit=limit)
 
     def as_text(self, rendered: str, sealed: Sealed) -> str:
         """A rendered prompt for those who take text only and look for special tokens in all of it."""
-        text = sealed.unseal(rendered, is_broken_up=True)
-        with self._lock:
-            begins = self._tokenizer("a", verbose=False).input_ids
+        text = self._broken_up(rendered, sealed)
         bos = self._tokenizer.bos_token
         # The reader of the text puts its first token (BOS) there again.
-        return text.removeprefix(bos) if bos and begins[:1] == [self._tokenizer.bos_token_id] else text
+        if bos and self._tokenizer.encode("a")[:1] == [self._tokenizer.bos_token_id]:
+            return text.removeprefix(bos)
+        return text
 
-    @staticmethod
-    def _encode(encode: Any) -> list[int]:
+    def as_data(self, text: str) -> str:
+        """A text that may stand in a prompt: what is, or comes to be, a special token in it is broken up."""
+        sealed = self.seal(text)
+        return self._break(sealed.unseal(sealed.seal(text), is_broken_up=True))
+
+    def _has_disguised(self, rendered: str) -> bool:
+        """Whether normalising makes special tokens of anything beside the template's own."""
+        return any(self._is_disguised(part) for part in self.specials.pattern.split(rendered))
+
+    def _is_disguised(self, text: str) -> bool:
         try:
-            return list(encode())
-        except (TypeError, UnicodeError) as error:
-            msg = f"A message is not valid Unicode text, so it has no tokens: {error}"
-            raise InvalidParameterError(msg) from error
+            return self._disguised.pattern.search(self._normalize(text)) is not None
+        except (TypeError, UnicodeError):
+            return False  # it is no Unicode text, and has no tokens
+
+    def _broken_up(self, rendered: str, sealed: Sealed) -> str:
+        """A rendered prompt in which nothing but the template's own special tokens looks like one."""
+        parts: list[str] = []
+        position = 0
+        for match in self.specials.pattern.finditer(rendered):
+            parts += [self._break(sealed.unseal(rendered[position : match.start()], is_broken_up=True)), match[0]]
+            position = match.end()
+        return "".join([*parts, self._break(sealed.unseal(rendered[position:], is_broken_up=True))])
+
+    def _break(self, text: str) -> str:
+        """A text without special tokens in disguise: each is broken by the first character that breaks it."""
+        if not self._is_disguised(text):
+            return text
+        for breaker in _BREAKERS:
+            parts: list[str] = []
+            start = 0
+            while end := self._first_disguised(text, start):
+                # The special token is whole with its last character, so that one is set apart.
+                parts += [text[start : end - 1], breaker]
+                start = end - 1
+            broken = "".join([*parts, text[start:]])
+            if not self._is_disguised(broken):
+                return broken
+        msg = (
+            "A message holds what this model's tokenizer turns into a special token, and nothing breaks it up. "
+            "Take it out of the message."
+        )
+        raise InvalidParameterError(msg)
+
+    def _first_disguised(self, text: str, start: int) -> int:
+        """Where the first special token in disguise ends that begins after `start`; 0: there is none."""
+        size = 64
+        while not self._is_disguised(text[start : start + size]):
+            if start + size >= len(text):
+                return 0
+            size *= 2
+        # One character alone cannot be broken up.
+        sizes = range(2, min(size, len(text) - start))
+        return (
+            start
+            + bisect.bisect_left(sizes, True, key=lambda length: self._is_disguised(text[start : start + length]))
+            + 2
+        )
 
     def _aliased_tokenizer(self) -> Tokenizer | None:
-        if self._aliases is None:
-            secret = "".join(chr(_ALIAS_BASE + secrets.randbelow(0xFFFD)) for _ in range(_ALIAS_LENGTH))
-            names = enumerate(self.specials.contents)
-            self._aliases = {content: f"{secret}{chr(_ALIAS_BASE + index)}" for index, content in names}
-            backend = getattr(self._tokenizer, "backend_tokenizer", None)
-            self._aliased = _renamed(backend, self._aliases) if backend is not None else None
-        return self._aliased
+        with self._lock:
+            if not self._aliases:
+                secret = "".join(chr(_ALIAS_BASE + secrets.randbelow(0xFFFD)) for _ in range(_ALIAS_LENGTH))
+                names = enumerate(self.specials.contents)
+                self._aliases = {content: f"{secret}{chr(_ALIAS_BASE + index)}" for index, content in names}
+                backend = self._tokenizer.backend
+                self._aliased = _renamed(backend, self._aliases) if backend is not None else None
+            return self._aliased
+
+
+def _normalization(backend: Tokenizer | None) -> Callable[[str], str]:
+    """What a tokenizer does to texts before it looks for tokens in them."""
+    if backend is None:
+        # Those in Python do not tell. Most that normalise do so in this way.
+        return lambda text: unicodedata.normalize("NFKC", text)
+    normalizer = backend.normalizer
+    # It writes spaces as the sign that stands for them in names of tokens.
+    has_metaspace = "Metaspace" in str(backend.pre_tokenizer)
+
+    def normalize(text: str) -> str:
+        text = normalizer.normalize_str(text) if normalizer is not None else text
+        return text.replace(" ", "\u2581") if has_metaspace else text
+
+    return normalize
 
 
 def _renamed(backend: Tokenizer, names: Mapping[str, str]) -> Tokenizer | None:

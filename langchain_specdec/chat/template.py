@@ -13,6 +13,7 @@ from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 Message = dict[str, Any]
 
@@ -44,7 +45,7 @@ class ChatTemplate:
     knows no system messages, their text goes before the first user message.
 
     Args:
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's tokenizer, or the private copy that its backend works with.
         model_name: For messages of errors.
         template: A Jinja template in place of the tokenizer's own, or the name of one of several that it has. Of
             several, transformers takes `tool_use` where there are tools, and `default` otherwise.
@@ -58,6 +59,8 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: Any, model_name: str, template: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
+        self._private = PrivateTokenizer.of(tokenizer)
+        self._tokenizer = tokenizer = self._private.original
         own = getattr(tokenizer, "chat_template", None)
         if template is None and not own:
             msg = (
@@ -77,7 +80,6 @@ class ChatTemplate:
                 f"Tools and continue_final_message are options of a call, and chat_template is a field of the model."
             )
             raise InvalidParameterError(msg)
-        self._tokenizer = tokenizer
         self._model_name = model_name
         self._options = dict(options or {})
         # The template in use without tools, and with tools; empty where there is none.
@@ -118,20 +120,20 @@ class ChatTemplate:
     @cached_property
     def encoder(self) -> ProtectedEncoder:
         """Encodes what is rendered."""
-        return ProtectedEncoder(self._tokenizer, "\n".join(self._sources))
+        return ProtectedEncoder(self._private, "\n".join(self._sources))
 
     @cached_property
     def mark_texts(self) -> dict[int, str]:
         """Special tokens that mark tool calls, by id. Decoding leaves special tokens out, so their text is put back."""
         marks = {self.parser.mark, *self.parser.inner_marks}
-        added = self._tokenizer.added_tokens_decoder
-        return {index: token.content for index, token in added.items() if token.special and token.content in marks}
+        return {index: text for index, text in self._private.special_texts.items() if text in marks}
 
     def token_ids(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = (),
         begin: str = "",
+        limit: int | None = None,
         *,
         goes_on: bool = False,
     ) -> list[int]:
@@ -141,14 +143,16 @@ class ChatTemplate:
             messages: Dictionaries with `role`, `content`, and `tool_calls`, `tool_call_id`, `name` where they apply.
             tools: Tools as OpenAI describes them.
             begin: What the answer begins with; its special tokens are special.
+            limit: Most tokens that are of use.
             goes_on: Whether the last message is the beginning of the answer, instead of a turn before it. Where the
                 template trims messages, white space at its end goes.
 
         Raises:
             InvalidParameterError: The template cannot render them.
+            PromptTooLongError: There are far more than `limit` tokens.
         """
         rendered, sealed = self._render(messages, tools, goes_on=goes_on)
-        return self.encoder.encode(rendered + begin, sealed)
+        return self.encoder.encode(rendered + begin, sealed, limit)
 
     def text(
         self,

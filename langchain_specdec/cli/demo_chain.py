@@ -55,8 +55,7 @@ def as_data(tokenizer: Any, model_name: str, document: str) -> str:
     """The document as text that may stand in a prompt: what looks like a special token is broken up, so it is none."""
     has_format = bool(tokenizer.chat_template)
     encoder = ChatTemplate(tokenizer, model_name).encoder if has_format else ProtectedEncoder(tokenizer, "")
-    sealed = encoder.seal(document)
-    return sealed.unseal(sealed.seal(document), is_broken_up=True)
+    return encoder.as_data(document)
 
 
 def summarise(

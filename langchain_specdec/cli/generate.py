@@ -86,7 +86,7 @@ def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_cha
     from langchain_specdec.chat.template import ChatTemplate
 
     # As tokens, because a special token in the user's text must not become one of the format's.
-    template = ChatTemplate(backend.tokenizer, backend.model_name)
+    template = ChatTemplate(backend.private_tokenizer, backend.model_name)
     messages = [] if system is None else [{"role": "system", "content": system}]
     return template.token_ids([*messages, {"role": "user", "content": text}])
 
@@ -99,7 +99,9 @@ def _complete(
     from langchain_specdec.completions.events import FinishEvent, Token
 
     tokens: list[Token] = []
-    stream = backend.stream(CompletionRequest(prompt, params))
+    # What follows a chat's prompt is a text of its own; but of a grammar's text, no space may be left out.
+    continues_prompt = isinstance(prompt, str) or params.grammar is not None
+    stream = backend.stream(CompletionRequest(prompt, params, continues_prompt))
     try:
         for event in stream:
             if isinstance(event, FinishEvent):

@@ -17,10 +17,13 @@ class CompletionRequest:
     Attributes:
         prompt: Text, or tokens where the backend has `takes_token_ids`.
         params: What to generate.
+        continues_prompt: Whether the text goes on where the prompt ends, with the space between both, as a completion
+            does; or is a text of its own, as a chat's answer is, without the space that some tokenizers begin it with.
     """
 
     prompt: str | Sequence[int]
     params: SamplingParams
+    continues_prompt: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Characters that may follow -> where they lead; an empty string marks where a stop string is complete.
+_Trie = dict[str, Any]
 
 
 class StopText:
     """Cuts a growing text at the first stop string and holds back what may become one.
+
+    All stop strings are followed at once, character by character, so how many there are costs nothing.
+
+    A special token is no part of the text, but may be part of a stop string, or stand within one unseen.
 
     Args:
         stop: The stop strings.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
+        self._trie: _Trie = {}
+        for text in stop:
+            node = self._trie
+            for character in text:
+                node = node.setdefault(character, {})
+            node[""] = {}
         self._held = ""
+        # How far the stop strings have come that may be complete later, and where each began in what is held.
+        self._begun: list[tuple[_Trie, int]] = []
         self.is_found = False
 
     def add(self, text: str) -> str:
         """Text that is safe to release, without the stop string if that is complete now."""
-        if not self._stop:
+        if not self._trie:
             return text
-        text = self._held + text
-        positions = [position for position in (text.find(s) for s in self._stop) if position >= 0]
-        if positions:
-            self.is_found = True
-            self._held = ""
-            return text[: min(positions)]
-        end = len(text) - max(overlap(text, s) for s in self._stop)
-        self._held = text[end:]
-        return text[:end]
+        begun, found = self._begun, []
+        for position, character in enumerate(text, start=len(self._held)):
+            if begun or character in self._trie:
+                begun, complete = _followed([*begun, (self._trie, position)], character)
+                found += complete
+        return self._released(self._held + text, begun, found)
+
+    def add_special(self, content: str) -> str:
+        """The same for a special token, which releases nothing of its own."""
+        if not self._trie:
+            return ""
+        begun, found = self._begun, []
+        for character in content:
+            begun, complete = _followed([*begun, (self._trie, len(self._held))], character)
+            found += complete
+        return self._released(self._held, [*self._begun, *begun], found)
 
     def flush(self) -> str:
         """What was held back; the text ended and it did not become a stop string."""
-        held, self._held = self._held, ""
+        held, self._held, self._begun = self._held, "", []
         return held
+
+    def _released(self, text: str, begun: list[tuple[_Trie, int]], found: list[int]) -> str:
+        if found:
+            self.is_found = True
+            self._held, self._begun = "", []
+            return text[: min(found)]
+        end = min((start for _, start in begun), default=len(text))
+        self._held = text[end:]
+        self._begun = [(node, start - end) for node, start in begun]
+        return text[:end]
+
+
+def _followed(begun: Iterable[tuple[_Trie, int]], character: str) -> tuple[list[tuple[_Trie, int]], list[int]]:
+    """What of the begun stop strings goes on with a character, and where those began that it completes."""
+    further = [(node[character], start) for node, start in begun if character in node]
+    complete = [start for node, start in further if "" in node]
+    return [(node, start) for node, start in further if len(node) > ("" in node)], complete
 
 
 def overlap(text: str, mark: str) -> int:

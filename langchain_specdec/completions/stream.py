@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from typing_extensions import Self
 
@@ -141,3 +141,33 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         if isinstance(event, BaseException):
             raise event
         return event
+
+
+async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> list[CompletionStream]:
+    """Streams whose start takes a while, without blocking the running event loop.
+
+    A task that is cancelled meanwhile does not wait for the start; its streams are closed as soon as there are any.
+    """
+    lock = threading.Lock()
+    started: list[CompletionStream] = []
+    is_wanted = True
+
+    def run() -> None:
+        streams = start()
+        with lock:
+            started.extend(streams)
+            if not is_wanted:
+                close()
+
+    def close() -> None:
+        for stream in started:
+            stream.close()
+
+    try:
+        await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        with lock:
+            is_wanted = False
+            close()
+        raise
+    return started

@@ -16,13 +16,11 @@ from typing import Any, Literal
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.draft_planner import DraftPlanner
-from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.request import Request, Submission, make_stopper
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
-from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.errors import (
     EngineClosedError,
     GenerationError,
@@ -30,6 +28,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
@@ -84,7 +83,7 @@ class Engine:
     Args:
         runner: The target model with its slots.
         drafter: Where drafts come from.
-        tokenizer: The target's tokenizer, for text and stop strings.
+        tokenizer: The target's tokenizer, for text and stop strings. It is copied, unless it is a private copy.
         eos_token_ids: Tokens that end a text.
         max_draft_tokens: Most tokens to draft one after the other.
         max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
@@ -110,9 +109,9 @@ class Engine:
     ) -> None:
         self.runner = runner
         self.drafter = drafter
-        self._tokenizer = tokenizer
+        self._tokenizer = PrivateTokenizer.of(tokenizer)
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
+        self._grammars = GrammarCompiler(self._tokenizer.copied, runner.vocab_size, eos_token_ids)
         self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
         self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._stepper = Stepper(runner, drafter, self._planner)
@@ -146,11 +145,12 @@ class Engine:
         """
         return self.submit_all([(prompt_ids, params)])[0]
 
-    def submit_all(self, completions: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[CompletionStream]:
+    def submit_all(self, completions: Sequence[Submission]) -> list[CompletionStream]:
         """Queue several completions. All are checked before the first starts, so a bad one costs nobody anything.
 
         Args:
-            completions: Prompt tokens and parameters of each, as in `submit`.
+            completions: Prompt tokens and parameters of each, as in `submit`, and whether the text goes on where the
+                prompt ends (see `CompletionRequest.continues_prompt`), which it does where that is left out.
 
         Returns:
             Their streams, in the same order. Read each to the end or close it.
@@ -158,7 +158,7 @@ class Engine:
         Raises:
             SpecDecError: As `submit` does, for the first that is wrong. None has started then.
         """
-        requests = [self._make_request(prompt_ids, params) for prompt_ids, params in completions]
+        requests = [self._make_request(*completion) for completion in completions]
         with self._inbox.changed:
             if self._inbox.is_closed:
                 msg = "The engine was closed, or it failed. Make a new one."
@@ -171,12 +171,13 @@ class Engine:
             self._start_thread()
         return [request.stream for request in requests]
 
-    def _make_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
+    def _make_request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, continues_prompt: bool = True
+    ) -> Request:
         """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
         seed = params.seed if params.seed is not None else secrets.randbelow(_DRAWN_SEED_LIMIT)
-        eos_token_ids = () if params.ignore_eos else self._eos_token_ids
-        stopper = StopChecker(Detokenizer(self._tokenizer), params.max_new_tokens, tuple(params.stop), eos_token_ids)
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, prompt_ids if continues_prompt else ())
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
+from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.grammar.constraint import Constraint
-from langchain_specdec.sampling.choice import TokenHistory
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.sampling.choice import SparseBias, TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
+
+Submission = tuple[Sequence[int], SamplingParams] | tuple[Sequence[int], SamplingParams, bool]
+"""Prompt tokens, parameters, and whether the text goes on where the prompt ends; it does where that is left out."""
 
 
 @dataclass(eq=False)
@@ -29,6 +34,7 @@ class Request:
         constraint: The grammar that the text follows; None: it is free.
         history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
+        bias: Its `logit_bias`, ready for sampling.
         slot: Cache slot, -1 while waiting.
         num_cached: Tokens whose keys and values are in the slot.
         num_reused: How many of them a resting slot already held at the start.
@@ -48,6 +54,7 @@ class Request:
     constraint: Constraint | None = None
     history: TokenHistory | None = None
     token_ids: list[int] = field(default_factory=list)
+    bias: SparseBias | None = field(init=False, default=None)
     slot: int = -1
     num_cached: int = 0
     num_reused: int = 0
@@ -58,6 +65,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
+        self.bias = SparseBias.of(self.params.logit_bias)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -88,3 +96,19 @@ class Request:
     def is_finished(self) -> bool:
         """Whether the text has ended."""
         return self.stopper.finish_reason is not None
+
+
+def make_stopper(
+    tokenizer: PrivateTokenizer, eos_token_ids: Collection[int], params: SamplingParams, context: Sequence[int]
+) -> StopChecker:
+    """What decides where a text ends, and what of it may be released.
+
+    Args:
+        tokenizer: The target's.
+        eos_token_ids: Tokens that end a text.
+        params: The limits.
+        context: Tokens that the text goes on from.
+    """
+    eos = () if params.ignore_eos else eos_token_ids
+    detokenizer = Detokenizer(tokenizer, context)
+    return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts)

@@ -5,7 +5,7 @@ Every token of an accepted run passes here one by one, so the text ends exactly 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from langchain_specdec.completions.events import FinishReason
@@ -26,25 +26,36 @@ class StopChecker:
         max_new_tokens: Most tokens to emit.
         stop: Stop strings.
         eos_token_ids: Tokens that end the text; they have no text of their own. Empty to go on after them.
+        special_texts: What special tokens are called, by id. They are no part of the text, but may be of a stop string.
     """
 
     def __init__(
-        self, detokenizer: _Detokenizer, max_new_tokens: int, stop: Sequence[str], eos_token_ids: Collection[int]
+        self,
+        detokenizer: _Detokenizer,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        eos_token_ids: Collection[int],
+        special_texts: Mapping[int, str],
     ) -> None:
         self._detokenizer = detokenizer
         self._max_new_tokens = max_new_tokens
         self._stop_text = StopText(stop)
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._special_texts = special_texts
         self._num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int) -> str:
         """Take one token; text that it releases. Sets `finish_reason` if it is the last."""
         self._num_tokens += 1
+        special = self._special_texts.get(token)
         if token in self._eos_token_ids:
             self.finish_reason = "eos_token"
-            return self._end("")
-        text = self._stop_text.add(self._detokenizer.add(token))
+            return self._end("", special or "")
+        if special is not None:
+            text = self._stop_text.add_special(special)
+        else:
+            text = self._stop_text.add(self._detokenizer.add(token))
         if self._stop_text.is_found:
             self.finish_reason = "stop_sequence"
             return text
@@ -53,8 +64,10 @@ class StopChecker:
             return self._end(text)
         return text
 
-    def _end(self, text: str) -> str:
+    def _end(self, text: str, special: str = "") -> str:
         text += self._stop_text.add(self._detokenizer.flush())
+        if special and not self._stop_text.is_found:
+            text += self._stop_text.add_special(special)
         if self._stop_text.is_found:
             self.finish_reason = "stop_sequence"
             return text

@@ -58,7 +58,8 @@ def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
 
     Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
     """
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    tokenizers = target.private_tokenizer, draft.private_tokenizer
+    ours, theirs = (tokenizer.copied.get_vocab() for tokenizer in tokenizers)
     pair = f"{draft.name} cannot draft for {target.name}"
     advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
     if ours != theirs:
@@ -77,9 +78,9 @@ def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
     entries = sorted(ours.values())[:: max(len(ours) // _NUM_PROBED_ENTRIES, 1)]
     for text in (
         *_PROBE_TEXTS,
-        "".join(target.tokenizer.batch_decode([[entry] for entry in entries], skip_special_tokens=True)),
+        "".join(tokenizers[0].decode([entry]) for entry in entries),
     ):
-        first, second = (t.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for t in (target, draft))
+        first, second = (tokenizer.encode(text, add_special_tokens=False) for tokenizer in tokenizers)
         if first != second:
             at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
             msg = (

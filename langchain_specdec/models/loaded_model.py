@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.model_inputs import max_positions
 
 
@@ -19,7 +21,7 @@ class LoadedModel:
 
     Attributes:
         model: Causal language model; in eval mode where it is owned.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, which its owner may use and change.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
@@ -32,6 +34,11 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     is_owned: bool = False
     adapter: str | None = None
+
+    @cached_property
+    def private_tokenizer(self) -> PrivateTokenizer:
+        """A copy of the tokenizer for everything done here, as it was when this was read first."""
+        return PrivateTokenizer(self.tokenizer)
 
     @property
     def max_positions(self) -> int | None:
@@ -57,7 +64,7 @@ class LoadedModel:
         if quantization is not None:
             identity["quantization"] = str(quantization)
         if not is_own_tokenizer:
-            identity["tokenizer"] = _digest([sorted(self.tokenizer.get_vocab().items())])
+            identity["tokenizer"] = _digest([sorted(self.private_tokenizer.copied.get_vocab().items())])
         # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
         is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
         if is_folder:

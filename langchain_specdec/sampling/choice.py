@@ -11,9 +11,11 @@ noise is shared (see `sampling.noise`), the text depends on neither the drafter 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -53,6 +55,30 @@ class TokenHistory:
         self.output_counts[slot].index_add_(0, index, torch.ones_like(index, dtype=self.output_counts.dtype))
 
 
+class SparseBias(NamedTuple):
+    """A request's `logit_bias` as arrays: made once, however often the rows around it change.
+
+    Attributes:
+        tokens: The tokens that it names, int64 `[named]`.
+        values: What is added to their logits, float32 `[named]`.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, logit_bias: Mapping[int, float] | None) -> SparseBias | None:
+        """The bias of a request, None where it has none."""
+        if not logit_bias:
+            return None
+        return cls(np.array(list(logit_bias), np.int64), np.array(list(logit_bias.values()), np.float32))
+
+    def below(self, vocab_size: int) -> SparseBias:
+        """What it says of the tokens of a vocabulary."""
+        is_known = self.tokens < vocab_size
+        return SparseBias(self.tokens[is_known], self.values[is_known])
+
+
 class SamplingTable:
     """The parameters of the rows of one forward as tensors on the device; rebuilt only when the rows change.
 
@@ -62,6 +88,7 @@ class SamplingTable:
         slots: The slot of each row, an index into the token history.
         vocab_size: Number of logits a position has.
         device: Where the logits are.
+        biases: The sparse bias of each row; None makes them of the parameters.
     """
 
     def __init__(
@@ -71,6 +98,7 @@ class SamplingTable:
         slots: Sequence[int],
         vocab_size: int,
         device: torch.device,
+        biases: Sequence[SparseBias | None] | None = None,
     ) -> None:
         def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
@@ -94,11 +122,13 @@ class SamplingTable:
         self.frequency_penalty = column([p.frequency_penalty for p in params])
         self.bias: Tensor | None = None
         if any(p.logit_bias for p in params):
+            biases = [SparseBias.of(p.logit_bias) for p in params] if biases is None else biases
             self.bias = torch.zeros(len(params), 1, vocab_size, dtype=torch.float32, device=device)
-            for row, p in enumerate(params):
-                for token, value in (p.logit_bias or {}).items():
-                    if token < vocab_size:
-                        self.bias[row, 0, token] = value
+            # A draft model may know fewer tokens.
+            given = [(row, bias.below(vocab_size)) for row, bias in enumerate(biases) if bias is not None]
+            index = np.concatenate([row * vocab_size + bias.tokens for row, bias in given])
+            values = np.concatenate([bias.values for _, bias in given])
+            self.bias.view(-1)[torch.tensor(index, device=device)] = torch.tensor(values, device=device)
 
     @property
     def is_plain(self) -> bool:
@@ -125,6 +155,10 @@ class SampledRow(Protocol):
     def slot(self) -> int:
         """The cache slot that it holds; also its row in the token history."""
 
+    @property
+    def bias(self) -> SparseBias | None:
+        """Its `logit_bias`, ready for a table."""
+
 
 class TableCache:
     """The table of the rows of the latest forward, which are often those of the next."""
@@ -137,8 +171,10 @@ class TableCache:
         """The table of these rows."""
         ids = tuple(row.request_id for row in rows)
         if self._table is None or self._ids != ids:
-            params, seeds, slots = zip(*((row.params, row.seed, row.slot) for row in rows), strict=True)
-            self._table, self._ids = SamplingTable(params, seeds, slots, vocab_size, device), ids
+            params, seeds, slots, biases = zip(
+                *((row.params, row.seed, row.slot, row.bias) for row in rows), strict=True
+            )
+            self._table, self._ids = SamplingTable(params, seeds, slots, vocab_size, device, biases), ids
         return self._table
 
 

@@ -10,6 +10,9 @@ from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import Option, check_unicode, option_field, options_of
 
 _ABOVE_0 = 5e-324  # the least number above 0
+# Looking for stop strings holds up the other requests of a step by no more than this many allow.
+_MAX_STOPS = 256
+_MAX_STOP_LENGTH = 512
 _TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
 _BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
 
@@ -55,8 +58,8 @@ class SamplingParams:
         None, "Seed of the sampling noise; one that is drawn is reported with the result.", int, 0, 2**64 - 1,
         range="a whole number from 0 to 2**64 - 1, or None", unset="drawn")
     stop: Sequence[str] = option_field(
-        (), "Strings that end the text; never part of it. Not beside a grammar.", range="non-empty strings",
-        unset="none")
+        (), "Strings that end the text; never part of it. Not beside a grammar.",
+        range=f"at most {_MAX_STOPS} strings of 1 to {_MAX_STOP_LENGTH} characters", unset="none")
     ignore_eos: bool = option_field(False, "Go on after an end-of-sequence token.", bool)
     logprobs: int | None = option_field(
         None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "
@@ -83,6 +86,11 @@ class SamplingParams:
             raise InvalidParameterError(msg)
         for string in stop:
             check_unicode("A stop string", string)
+        longest = max(map(len, stop), default=0)
+        if len(stop) > _MAX_STOPS or longest > _MAX_STOP_LENGTH:
+            got = f"{len(stop)} strings" if len(stop) > _MAX_STOPS else f"one of {longest} characters"
+            msg = f"stop must be at most {_MAX_STOPS} strings of at most {_MAX_STOP_LENGTH} characters, got {got}."
+            raise InvalidParameterError(msg)
         object.__setattr__(self, "stop", tuple(stop))
 
     def _check_bias(self) -> None:
@@ -92,8 +100,14 @@ class SamplingParams:
             msg = f"logit_bias must map token ids to numbers, got {self.logit_bias!r}."
             raise InvalidParameterError(msg)
         for token, bias in self.logit_bias.items():
-            _TOKEN_ID.check("logit_bias: the token id", token)
-            _BIAS.check(f"logit_bias of token {token}", bias)
+            # There may be one for every token of a vocabulary, and nearly all are simply right.
+            if (
+                type(token) is not int
+                or type(bias) is not float
+                or not (0 <= token < 2**31 and -100.0 <= bias <= 100.0)
+            ):
+                _TOKEN_ID.check("logit_bias: the token id", token)
+                _BIAS.check(f"logit_bias of token {token}", bias)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_grammar(self) -> None:

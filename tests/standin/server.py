@@ -193,8 +193,14 @@ class StandIn:
 
     def _tokens(self, text: str, *, add_special_tokens: bool) -> list[dict[str, Any]]:
         ids = self.model.encode(text, add_special_tokens=add_special_tokens)
+        own = self.model.encode(text, add_special_tokens=False)
         pieces = [self.model.decode([token], skip_special_tokens=False) for token in ids]
-        return [{"id": i, "text": piece, "start": 0, "stop": 0} for i, piece in zip(ids, pieces, strict=True)]
+        # What stands in front of a text covers none of it. Where each of the others stands is no matter here.
+        stops = [0] * (len(ids) - len(own)) + [1] * len(own)
+        return [
+            {"id": i, "text": piece, "start": 0, "stop": stop}
+            for i, piece, stop in zip(ids, pieces, stops, strict=True)
+        ]
 
     @staticmethod
     async def _json(request: web.Request) -> Any:

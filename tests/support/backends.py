@@ -18,6 +18,7 @@ from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.chat_templates import CHATML, chat_tokenizer
 from tests.support.tiny_models import byte_tokenizer, tiny_model, wait_until
@@ -173,6 +174,10 @@ class ScriptedBackend(Backend):
     @property
     def identity(self) -> dict[str, Any]:
         return {"model": "scripted"}
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer:
+        return PrivateTokenizer(self.tokenizer)
 
     @property
     def prompt(self) -> str:

@@ -34,7 +34,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import Verdict
-from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.sampling.choice import SamplingTable, SparseBias, TokenHistory, pick_tokens
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.sampling.top_tokens import top_tokens
 
@@ -167,6 +167,7 @@ class FakeRequest:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.bias = SparseBias.of(self.params.logit_bias)
 
 
 class OracleDrafter(Drafter):

@@ -27,6 +27,8 @@ class Answer:
             text = self._last_text(text, frame.end.text, frame.end.finish_reason)
         self._length += len(text)
         text = self._stop_text.add(text)
+        if frame.is_special and not self._stop_text.is_found:
+            text += self._stop_text.add_special(frame.text)
         if self._stop_text.is_found:
             # The server sees a stop string only where a token ends with it, and goes on past any other.
             self.finish_reason = "stop_sequence"

@@ -35,6 +35,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     SpecDecError,
 )
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo, problems
 
@@ -58,6 +59,8 @@ class _ServerToken(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int = Field(ge=0, strict=True)
+    start: int = Field(default=0, strict=True)
+    stop: int = Field(default=0, strict=True)
 
 
 _server_tokens = TypeAdapter(list[_ServerToken])
@@ -147,7 +150,12 @@ class TGIBackend(Backend):
     @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer that it was given, or None."""
-        return self._tokenizer.tokenizer if self._tokenizer else None
+        return self._tokenizer.private.original if self._tokenizer else None
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer | None:
+        """The copy of it that tokens are counted with, or None."""
+        return self._tokenizer.private if self._tokenizer else None
 
     @property
     def max_length(self) -> int | None:
@@ -185,12 +193,14 @@ class TGIBackend(Backend):
         return streams
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the tokenizer given, or else by the server's."""
+        """The tokens of a text, without those that a prompt gets in front, by the tokenizer given or the server's."""
         check_text(text, "A text")
         if self._tokenizer is not None:
-            return self._tokenizer.token_ids(text)
+            return self._tokenizer.private.encode(text, add_special_tokens=False)
+        if not text:
+            return []
         try:
-            return self._loop.submit(self._ask_tokens(text)).result()
+            return _without_added(self._loop.submit(self._ask_tokens(text)).result())
         except CancelledError:
             error: SpecDecError = EngineClosedError("The backend was closed before the tokens were counted.")
         except Exception as problem:
@@ -337,15 +347,15 @@ class TGIBackend(Backend):
     async def _tokenize(self, text: str) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
-            return await self._ask_tokens(text)
-        return await self._loop.run_blocking(lambda: tokenizer.token_ids(text))
+            return [token.id for token in await self._ask_tokens(text)]
+        return await self._loop.run_blocking(lambda: tokenizer.prompt_ids(text))
 
-    async def _ask_tokens(self, text: str) -> list[int]:
+    async def _ask_tokens(self, text: str) -> list[_ServerToken]:
         max_bytes = _INFO_BYTES + _TOKEN_BYTES * len(text.encode())
         request = ShortRequest("/tokenize", self._timeout, max_bytes, {"inputs": text})
         answer = await self._client.fetch(request, self._failures)
         try:
-            return [token.id for token in _server_tokens.validate_json(answer)]
+            return _server_tokens.validate_json(answer)
         except ValidationError as error:
             failure = self._unreadable("/tokenize", error)
         raise failure
@@ -373,3 +383,11 @@ class TGIBackend(Backend):
         if self._permits is None or self._permits[0] != size:
             self._permits = (size, asyncio.Semaphore(size))
         return self._permits[1]
+
+
+def _without_added(tokens: Sequence[_ServerToken]) -> list[int]:
+    """The tokens of a text, without those around it that stand for none of its characters, such as BOS."""
+    covering = [index for index, token in enumerate(tokens) if token.start < token.stop]
+    # A server may tell of no places at all.
+    shown = tokens[covering[0] : covering[-1] + 1] if covering else tokens
+    return [token.id for token in shown]

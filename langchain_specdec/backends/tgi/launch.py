@@ -65,7 +65,7 @@ def launch_backend(
         raise InvalidParameterError(str(error)) from error
     server.start()
     try:
-        tokenizer = None if loaded is None else loaded.tokenizer
+        tokenizer = None if loaded is None else loaded.private
         return TGIBackend(server.base_url, api_key=key, tokenizer=tokenizer, server=server, **mine)
     except BaseException:
         server.stop()

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 from typing import Any
 
 from typing_extensions import Self
 
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 class LocalTokenizer:
     """Counts tokens as the server will.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
+        tokenizer: A Hugging Face tokenizer. It is copied.
+
+    Attributes:
+        private: The copy.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        # A tokenizer is not thread-safe, and its owner may use the original.
-        self._own = copy.deepcopy(tokenizer)
-        self._lock = threading.Lock()
+        self.private = PrivateTokenizer.of(tokenizer)
 
     @classmethod
     def load(cls, tokenizer: Any) -> Self | None:
@@ -34,6 +33,8 @@ class LocalTokenizer:
         """
         if tokenizer is None:
             return None
+        if isinstance(tokenizer, PrivateTokenizer):
+            return cls(tokenizer)
         if isinstance(tokenizer, str):
             from transformers import AutoTokenizer
 
@@ -47,17 +48,17 @@ class LocalTokenizer:
             raise InvalidParameterError(msg)
         return cls(tokenizer)
 
-    def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, special tokens at its beginning included."""
-        with self._lock:
-            return list(self._own(text, verbose=False).input_ids)
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens that the server makes of a prompt, with those that it puts in front."""
+        return self.private.encode(prompt, what="prompt")
 
     def without_bos(self, text: str) -> str:
         """A text without the token that begins it, where the server will put it there once more.
 
         Chat templates write that token, and TGI adds it to every prompt.
         """
-        bos_id, bos = self._own.bos_token_id, self._own.bos_token
-        if bos_id is None or not text.startswith(bos):
+        bos_id, bos = self.private.bos_token_id, self.private.bos_token
+        if bos is None or not text.startswith(bos):
             return text
-        return text.removeprefix(bos) if self.token_ids(text)[:2] == [bos_id, bos_id] else text
+        # Two more characters tell; the tokens of the whole may be many.
+        return text.removeprefix(bos) if self.prompt_ids(text[: len(bos) + 2])[:2] == [bos_id, bos_id] else text

@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -198,12 +199,20 @@ def test_the_package_is_imported_without_torch():
 # Prompts
 
 
+def prompt_ids(backend, text):
+    """What the engine is given for a prompt."""
+    with mock.patch.object(backend.engine, "submit_all", return_value=[]) as submit:
+        backend.start([request(text)])
+    return submit.call_args.args[0][0][0]
+
+
 @pytest.mark.transformers
 def test_prompts_are_read_as_the_tokenizer_reads_them(backend):
     tokenizer = byte_tokenizer()
     for text in ("hello", "Grüße, 東京 \U0001f600", "a\x00b", " \n\t", "<eos>", "é\u0301"):
-        assert backend.token_ids(text) == tokenizer(text).input_ids
-    assert backend.token_ids("") == [tokenizer.bos_token_id]
+        assert prompt_ids(backend, text) == backend.token_ids(text) == tokenizer(text).input_ids
+    assert prompt_ids(backend, "") == [tokenizer.bos_token_id]
+    assert backend.token_ids("") == []
 
 
 @pytest.mark.transformers
@@ -221,10 +230,13 @@ def test_the_token_that_begins_a_text_is_not_doubled():
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     backend = LocalBackend(tiny_model(), tokenizer, max_length=64)
-    assert tokenizer("<bos>hi").input_ids == [bos, bos, *backend.token_ids("hi")[1:]]
-    assert backend.token_ids("hi") == backend.token_ids("<bos>hi")
-    assert backend.token_ids("hi<bos>")[0] == backend.token_ids("hi<bos>")[-1] == bos
-    assert backend.token_ids("<bos><bos>hi") == tokenizer("<bos>hi").input_ids
+    assert tokenizer("<bos>hi").input_ids == [bos, *prompt_ids(backend, "hi")]
+    assert prompt_ids(backend, "hi") == prompt_ids(backend, "<bos>hi")
+    assert prompt_ids(backend, "hi<bos>")[0] == prompt_ids(backend, "hi<bos>")[-1] == bos
+    assert prompt_ids(backend, "<bos><bos>hi") == tokenizer("<bos>hi").input_ids
+    # Of a text by itself, nothing is counted that a prompt gets in front.
+    assert backend.token_ids("hi") == prompt_ids(backend, "hi")[1:]
+    assert SpeculativeLLM(backend=backend).get_num_tokens("") == 0
 
 
 @pytest.mark.transformers

@@ -306,7 +306,7 @@ def test_the_token_that_begins_a_text_is_not_sent_twice(server):
     class Beginning:
         bos_token, bos_token_id = "<s>", 1
 
-        def __call__(self, text, verbose=True):
+        def __call__(self, text, **options):
             ids = [1] + [1] * text.startswith("<s>") + list(text.removeprefix("<s>").encode())
             return type("Encoding", (), {"input_ids": ids})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from langchain_specdec.engine.detokenizer import Detokenizer
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from tests.support.tiny_models import EOS, byte_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -44,6 +44,7 @@ def wordpiece_like() -> PreTrainedTokenizerFast:
 
 SENTENCEPIECE = sentencepiece_like()
 WORDPIECE = wordpiece_like()
+PRIVATE = {id(tokenizer): PrivateTokenizer(tokenizer) for tokenizer in (BYTES, SENTENCEPIECE, WORDPIECE)}
 
 
 def whole(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
@@ -52,7 +53,7 @@ def whole(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
 
 def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> list[str]:
     """What each token releases, and at last what the end does."""
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(PRIVATE[id(tokenizer)])
     return [*(detokenizer.add(token) for token in tokens), detokenizer.flush()]
 
 
@@ -132,11 +133,49 @@ def test_work_per_token_does_not_grow_with_the_text() -> None:
     class Counting:
         longest = 0
 
-        def decode(self, tokens: list[int], **kwargs: Any) -> str:
+        def decode(self, tokens: Sequence[int]) -> str:
             Counting.longest = max(Counting.longest, len(tokens))
-            return str(BYTES.decode(tokens, **kwargs))
+            return whole(BYTES, tokens)
 
     detokenizer = Detokenizer(Counting())
     for token in BYTES("Grüße, 東京 🙂! " * 50, add_special_tokens=False).input_ids:
         detokenizer.add(token)
     assert Counting.longest <= 8
+
+
+# --- after a prompt ---------------------------------------------------------------------------------------------------
+
+
+def continued(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text that tokens release after a prompt."""
+    detokenizer = Detokenizer(PRIVATE[id(tokenizer)], prompt)
+    return "".join([*(detokenizer.add(token) for token in tokens), detokenizer.flush()])
+
+
+def test_the_space_between_a_prompt_and_its_completion_is_part_of_the_completion() -> None:
+    vocab = SENTENCEPIECE.get_vocab()
+    the, cat = vocab["▁the"], vocab["▁cat"]
+    assert continued(SENTENCEPIECE, [the], [cat, the]) == " cat the"
+    assert continued(SENTENCEPIECE, [], [cat, the]) == "cat the"
+    assert continued(WORDPIECE, [1], [2, 3]) == " cats"
+    assert continued(WORDPIECE, [1, 2], [3]) == "s"
+
+
+@settings(max_examples=300)
+@given(
+    kind=st.sampled_from([SENTENCEPIECE, WORDPIECE, BYTES]),
+    prompt=st.lists(st.sampled_from([*"aé東🙂", " the", " cat", " sat", "."]), max_size=12),
+    answer=st.lists(st.sampled_from([*"aé東🙂", " the", " cat", " sat", "."]), max_size=6),
+)
+def test_text_after_a_prompt_is_what_it_adds_to_the_whole_decode(
+    kind: PreTrainedTokenizerFast, prompt: list[str], answer: list[str]
+) -> None:
+    before = kind("".join(prompt), add_special_tokens=False).input_ids
+    after = kind("".join(answer), add_special_tokens=False).input_ids
+    assert continued(kind, before, after) == whole(kind, [*before, *after])[len(whole(kind, before)) :]
+
+
+@pytest.mark.parametrize("text", ["東京東京", "x東京東京", "xy東京東京", "🙂🙂🙂🙂", "a🙂🙂🙂", "é" * 9])
+def test_a_prompt_that_ends_in_long_characters_does_not_break_the_next(text: str) -> None:
+    # Bytes are read as one run: if it began in the middle of a character, all of it would look broken.
+    assert continued(SENTENCEPIECE, [*text.encode()], [*"é🙂".encode()]) == "é🙂"

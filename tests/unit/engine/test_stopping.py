@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from langchain_specdec.completions import stop_strings
 from langchain_specdec.completions.stop_strings import StopText
 from langchain_specdec.engine.stopping import StopChecker
 
@@ -103,7 +105,7 @@ def complete(
     tokens: Sequence[int], *, limit: int = 100, stop: Sequence[str] = (), eos: Collection[int] = (25,)
 ) -> tuple[str, int, str | None]:
     """Text, number of tokens taken and reason."""
-    checker, text, count = StopChecker(Letters(), limit, stop, eos), "", 0
+    checker, text, count = StopChecker(Letters(), limit, stop, eos, {}), "", 0
     for token in tokens:
         text += checker.add(token)
         count += 1
@@ -179,3 +181,111 @@ def test_ends_where_looking_at_the_whole_text_after_each_token_ends_it(
         assert complete(tokens, limit=limit, stop=stop)[1:] == (len(tokens), None)
         return
     assert complete(tokens, limit=limit, stop=stop) == expected
+
+
+# --- special tokens in stop strings -----------------------------------------------------------------------------------
+
+# Tokens that are no part of the text, with what they are called.
+NAMES = {25: "<z>", 24: "<y>"}
+
+
+def complete_named(
+    tokens: Sequence[int], stop: Sequence[str], eos: Collection[int] = (25,), limit: int = 100
+) -> tuple[list[str], str | None]:
+    """What each token releases, and the reason."""
+    checker, released = StopChecker(Letters(), limit, stop, eos, NAMES), []
+    for token in tokens:
+        released.append(checker.add(token))
+        if checker.finish_reason is not None:
+            break
+    return released, checker.finish_reason
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("<y>", "ab"),
+        ("<y>cd", "ab"),
+        ("b<y>", "a"),
+        ("b<y>c", "a"),
+        ("ab<y>cd<y>", ""),
+        ("y>", "ab"),
+        (">c", "ab"),
+        ("b<", "a"),
+        # What special tokens stand within is text that a reader would see.
+        ("bc", "a"),
+        ("d<y>e", "abc"),
+    ],
+)
+def test_stop_strings_find_special_tokens(stop: str, text: str) -> None:
+    tokens = [0, 1, 24, 2, 3, 24, 4, 0, 0]
+    released, reason = complete_named(tokens, [stop])
+    assert ("".join(released), reason) == (text, "stop_sequence")
+
+
+def test_text_behind_a_special_token_is_held_back_as_far_as_it_may_belong_to_a_stop_string() -> None:
+    # "ab" goes at once, "cd" has to wait for what follows.
+    assert complete_named([0, 1, 24, 2, 3, 0], ["<y>cde"]) == (["a", "b", "", "", "", "cda"], None)
+    assert complete_named([0, 1, 24, 2, 3, 4], ["<y>cde"]) == (["a", "b", "", "", "", ""], "stop_sequence")
+    assert complete_named([1, 24, 24, 2], ["<y>c"]) == (["b", "", "", ""], "stop_sequence")
+    assert complete_named([1, 24, 2, 25], ["<y>cde"]) == (["b", "", "", "c"], "eos_token")
+
+
+def test_the_token_that_ends_a_text_may_be_a_stop_string() -> None:
+    assert complete_named([0, 25], ["<z>"]) == (["a", ""], "stop_sequence")
+    assert complete_named([0, 25], ["a<z>"]) == (["", ""], "stop_sequence")
+    assert complete_named([0, 1, 25], ["a<z>"]) == (["", "ab", ""], "eos_token")
+    # Where it ends nothing, too.
+    assert complete_named([0, 25, 1], ["<z>"], eos=()) == (["a", ""], "stop_sequence")
+    assert complete_named([0, 25, 1], ["c"], eos=()) == (["a", "", "b"], None)
+    # Half a character comes before it.
+    assert complete_named([0, 101, 25], ["b<z>"]) == (["a", "", ""], "stop_sequence")
+
+
+def test_the_limit_counts_special_tokens() -> None:
+    assert complete_named([0, 24, 1], ["x"], limit=2) == (["a", ""], "length")
+    assert complete_named([0, 24, 1], ["<y>b"], limit=2) == (["a", ""], "length")
+
+
+@settings(max_examples=500)
+@given(
+    tokens=st.lists(st.sampled_from([0, 1, 2, 24]), max_size=14),
+    stop=st.lists(st.lists(st.sampled_from(["a", "b", "c", "<y>"]), min_size=1, max_size=4).map("".join), max_size=3),
+)
+@example(tokens=[24, 24, 0], stop=["<y>a"])
+def test_special_tokens_are_found_wherever_the_whole_text_has_them(tokens: list[int], stop: list[str]) -> None:
+    written = [NAMES.get(token, chr(97 + token)) for token in tokens]
+    released, reason = complete_named(tokens, stop)
+    for count in range(1, len(tokens) + 1):
+        named, seen = "".join(written[:count]), "".join(text for text in written[:count] if len(text) == 1)
+        if first_stop(named, stop) is not None or first_stop(seen, stop) is not None:
+            # It ends here at the latest: what stands within a stop string may be seen or not.
+            assert reason == "stop_sequence"
+            assert len(released) <= count
+            break
+    text = "".join(released)
+    assert first_stop(text, stop) is None
+    shown = "".join(text for text in written[: len(released)] if len(text) == 1)
+    assert shown.startswith(text)
+    if reason is None:
+        # Nothing is lost but what may yet become a stop string.
+        assert len(shown) - len(text) <= max(map(len, stop), default=0)
+
+
+def test_work_does_not_grow_with_the_number_of_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    followed = stop_strings._followed
+
+    def counting(begun: Any, character: str) -> Any:
+        begun = list(begun)
+        steps.append(len(begun))
+        return followed(begun, character)
+
+    monkeypatch.setattr(stop_strings, "_followed", counting)
+    counts = []
+    for number in (1, 200):
+        steps.clear()
+        checker = StopText([f"b{index:03}" for index in range(number)])
+        assert checker.add("abacab0x" * 20) == "abacab0x" * 20
+        counts.append(sum(steps))
+    assert counts[1] <= 3 * counts[0]

@@ -26,6 +26,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     SpecDecError,
 )
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
@@ -523,16 +524,13 @@ def test_a_failing_tokenizer_fails_its_own_request_only(world: World, engines: M
         (i, t) for i, t in enumerate(world.references(poisoned, PARAMS)) if i > 2 and t not in others
     )
 
-    class Failing:
-        def __init__(self) -> None:
-            self._tokenizer = byte_tokenizer()
-
-        def decode(self, ids: list[int], **kwargs: Any) -> Any:
-            if token in ids:
+    class Failing(PrivateTokenizer):
+        def decode(self, tokens: Sequence[int]) -> str:
+            if token in tokens:
                 raise KeyError("no such token")
-            return self._tokenizer.decode(ids, **kwargs)
+            return super().decode(tokens)
 
-    engine = engines(world.target, PromptLookupDrafter(5), tokenizer=Failing())
+    engine = engines(world.target, PromptLookupDrafter(5), tokenizer=Failing(byte_tokenizer()))
     check_only_poisoned_fail(world, engine, [poisoned], "no such token")
     # What earlier steps wrote has arrived.
     seen: list[int] = []

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -30,11 +31,19 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
-from langchain_specdec.sampling.choice import SamplingTable, TokenHistory, pick_tokens
+from langchain_specdec.sampling.choice import SamplingTable, SparseBias, TableCache, TokenHistory, pick_tokens
 from langchain_specdec.sampling.choice import process_logits as process
 from langchain_specdec.sampling.noise import gumbel_noise
 from langchain_specdec.sampling.params import SamplingParams
-from tests.support.tiny_models import OracleDrafter, make_draft_drafter, perturbed, read, tiny_model, token_ids
+from tests.support.tiny_models import (
+    FakeRequest,
+    OracleDrafter,
+    make_draft_drafter,
+    perturbed,
+    read,
+    tiny_model,
+    token_ids,
+)
 
 MAX_SEED = 2**64 - 1
 # A right sampler fails a test of this level once in ten thousand times; the seeds are fixed, so always or never.
@@ -549,3 +558,37 @@ def test_what_no_text_can_hold_is_refused(make, what):
     with pytest.raises(InvalidParameterError, match=what) as raised:
         make()
     assert "is not valid Unicode text: it holds half of a surrogate pair" in str(raised.value)
+
+
+def test_stop_strings_have_limits() -> None:
+    SamplingParams(stop=["a" * 512] * 256)
+    with pytest.raises(InvalidParameterError, match="at most 256 strings of at most 512 characters, got 257 strings"):
+        SamplingParams(stop=["a"] * 257)
+    with pytest.raises(InvalidParameterError, match="got one of 513 characters"):
+        SamplingParams(stop=["a", "a" * 513])
+
+
+def test_a_bias_is_made_once_and_placed_at_once() -> None:
+    bias = {token: token / 1000 for token in range(0, 2000, 2)}
+    rows = [FakeRequest(1, [1]), FakeRequest(2, [1], params=SamplingParams(logit_bias=bias)), FakeRequest(3, [1])]
+    rows[2].params = SamplingParams(logit_bias={0: -1.0, 5: 2})
+    rows[2].bias = SparseBias.of(rows[2].params.logit_bias)
+    calls: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    cache = TableCache()
+    with Counting():
+        # A model with fewer tokens than the bias names, as a draft model may be.
+        table = cache.table(rows, 1000, torch.device("cpu"))
+    expected = torch.zeros(3, 1, 1000)
+    expected[1, 0, ::2] = torch.arange(0, 1000, 2) / 1000
+    expected[2, 0, 0], expected[2, 0, 5] = -1.0, 2.0
+    assert table.bias is not None
+    torch.testing.assert_close(table.bias, expected)
+    # Not one for each token.
+    assert len(calls) < 60
+    assert cache.table(rows, 1000, torch.device("cpu")) is table

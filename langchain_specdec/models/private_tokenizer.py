@@ -1,0 +1,138 @@
+"""A copy of a tokenizer that nobody else uses or changes: what encodes and decodes every text here."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from typing_extensions import Self
+
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
+
+# Characters for each token that may be: texts of more are encoded from their beginning, piece by piece, first.
+_CHARACTERS_PER_TOKEN = 16
+
+
+class PrivateTokenizer:
+    """A copy of a Hugging Face tokenizer that cuts and pads nothing. It may be used from any number of threads.
+
+    A tokenizer may carry truncation and padding, from its file or from its user's last call, and every call with
+    `truncation=True` changes it for whoever else uses it meanwhile. So the caller's own is read once, here, and neither
+    used nor changed afterwards; what it is given later, such as further tokens, does not reach the copy.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+
+    Attributes:
+        original: The tokenizer that was copied.
+        copied: The copy, to read from. Nothing may change it.
+        backend: What runs in it, where it is a fast one; None where it is written in Python.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.original = tokenizer
+        self.copied = copy.deepcopy(tokenizer)
+        self.backend: Tokenizer | None = getattr(self.copied, "backend_tokenizer", None)
+        if self.backend is not None:
+            self.backend.no_truncation()
+            self.backend.no_padding()
+        # One in Python keeps state while it works. A fast one is only read: its calls run beside each other.
+        self._lock = threading.Lock() if self.backend is None else contextlib.nullcontext()
+        # The first call may change settings, so that none of the later ones has to.
+        with contextlib.suppress(Exception):
+            self.encode("a")
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Self:
+        """A private copy of a tokenizer; one that is private already is shared."""
+        return tokenizer if isinstance(tokenizer, cls) else cls(tokenizer)
+
+    @property
+    def bos_token(self) -> str | None:
+        """The text of the token that begins a text."""
+        return self.copied.bos_token  # type: ignore[no-any-return]
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text."""
+        return self.copied.bos_token_id  # type: ignore[no-any-return]
+
+    @cached_property
+    def special_texts(self) -> dict[int, str]:
+        """The special tokens with their texts, by id."""
+        added = self.copied.added_tokens_decoder.items()
+        return {int(index): token.content for index, token in added if token.special}
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, what: str = "text", limit: int | None = None
+    ) -> list[int]:
+        """The tokens of a text, as the tokenizer's own call gives them.
+
+        Args:
+            text: The text.
+            add_special_tokens: Whether to add those that a prompt gets, such as the one that begins it.
+            what: What it is, for messages.
+            limit: Most tokens that are of use.
+
+        Raises:
+            InvalidParameterError: It is no valid Unicode text.
+            PromptTooLongError: It has far more than `limit` tokens. Where it has a few more, they are returned.
+        """
+
+        def call(part: str) -> list[int]:
+            with self._lock:
+                return list(
+                    self.copied(
+                        part,
+                        add_special_tokens=add_special_tokens,
+                        return_attention_mask=False,
+                        return_token_type_ids=False,
+                        verbose=False,
+                    ).input_ids
+                )
+
+        return encode_within(call, text, what, limit)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        with self._lock:
+            text: str = self.copied.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def encode_within(encode: Callable[[str], list[int]], text: str, what: str, limit: int | None) -> list[int]:
+    """The tokens of a text, if they are not far too many: a huge text is refused by its beginning.
+
+    The beginning of a text may have a token more than it has within the whole, but not twice as many.
+
+    Args:
+        encode: Gives the tokens of a text.
+        text: The text.
+        what: What it is, for messages.
+        limit: Most tokens that are of use; None: any number.
+
+    Raises:
+        InvalidParameterError: It is no valid Unicode text.
+        PromptTooLongError: It has more than `limit` tokens, and so many that this was seen before its end.
+    """
+    try:
+        text.encode()
+    except UnicodeError as error:
+        # Half of a surrogate pair, as from JSON or files read with errors="surrogateescape".
+        msg = f"The {what} is not valid Unicode text, so it has no tokens: {error}"
+        raise InvalidParameterError(msg) from error
+    size = len(text) if limit is None else (limit + 1) * _CHARACTERS_PER_TOKEN
+    while size < len(text):
+        if len(encode(text[:size])) > 2 * (limit or 0):
+            msg = (
+                f"The {what} is too long: it has {len(text)} characters, and its first {size} alone are more than the "
+                f"{limit} tokens that there is room for. Shorten it, or load the model with a larger max_length."
+            )
+            raise PromptTooLongError(msg)
+        size *= 4
+    return encode(text)

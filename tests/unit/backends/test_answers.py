@@ -1,0 +1,131 @@
+"""The text of answers by both backends: its first space, and stop strings with special tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM
+from langchain_specdec.backends.tgi.answer import Answer
+from langchain_specdec.backends.tgi.backend import _ServerToken, _without_added
+from langchain_specdec.backends.tgi.client import Frame, FrameEnd
+from tests.support.chat_templates import chat_tokenizer
+from tests.support.tiny_models import scripted_model
+
+pytestmark = pytest.mark.transformers
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a text begins with a space of its own, which decoding leaves out again."""
+    words = {"▁Paris": 256, ".": 257, "▁": 258}
+    raw = Tokenizer(models.BPE(vocab={f"<0x{i:02X}>": i for i in range(256)} | words, merges=[], byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    raw.add_special_tokens(["</s>", "[INST]", "[/INST]"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    tokenizer.chat_template = "{% for m in messages %}[INST]{{ m.content }} [/INST]{% endfor %}"
+    return tokenizer
+
+
+def writing(tokenizer: Any, answer: list[int], num_prompt_tokens: int = 1, **options: Any) -> LocalBackend:
+    """A backend whose model writes these tokens after a prompt of so many, and ends."""
+    script = [0] * (num_prompt_tokens - 1) + answer + [tokenizer.eos_token_id]
+    return LocalBackend(scripted_model(script, vocab_size=len(tokenizer)), tokenizer, num_slots=1, **options)
+
+
+def test_a_completion_begins_with_the_space_that_sets_it_apart() -> None:
+    tokenizer, prompt = sentencepiece_like(), "The capital is"
+    start = tokenizer(prompt).input_ids
+    backend = writing(tokenizer, [256, 257], len(start))
+    llm = SpeculativeLLM(backend=backend, max_new_tokens=3)
+    assert llm.invoke(prompt) == " Paris."
+    assert "".join(llm.stream(prompt)) == " Paris."
+    assert llm.invoke(prompt) == tokenizer.decode([*start, 256, 257])[len(tokenizer.decode(start)) :]
+    generation = llm.generate([prompt], stop=[" Paris"], logprobs=1).generations[0][0]
+    assert (generation.text, generation.generation_info["finish_reason"]) == ("", "stop_sequence")  # type: ignore[index]
+    info = llm.generate([prompt], logprobs=1).generations[0][0].generation_info
+    assert info is not None
+    assert [entry["text"] for entry in info["logprobs"]] == [" Paris", ".", ""]
+    backend.close()
+
+
+def test_the_answer_of_a_chat_is_a_text_of_its_own() -> None:
+    tokenizer = sentencepiece_like()
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "Where?"}], tokenize=False)
+    backend = writing(tokenizer, [256, 257], len(tokenizer(rendered, add_special_tokens=False).input_ids))
+    chat = ChatSpeculative(backend=backend, max_new_tokens=3)
+    # Templates put the space there themselves, when the answer comes back to them.
+    assert chat.invoke("Where?").text == "Paris."
+    # But what a grammar allows is the text as a whole.
+    assert chat.invoke("Where?", max_tokens=9, grammar=Grammar(regex=r" Paris\.")).text == " Paris."
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("<|im_end|>", "Hello."),
+        ("<|im_start|>user", "Hello.\n"),
+        (".<|im_end|>", "Hello"),
+        ("\n<|im_start|>", "Hello."),
+        ("<eos>", "Hello.\nuser\nAnd?"),
+        ("And?<eos>", "Hello.\nuser\n"),
+        ("\n", "Hello."),
+        (".\nuser", "Hello"),
+    ],
+)
+def test_special_tokens_in_stop_strings(stop: str, text: str) -> None:
+    tokenizer = chat_tokenizer()
+    answer = tokenizer("Hello.<|im_end|>\n<|im_start|>user\nAnd?", add_special_tokens=False).input_ids
+    backend = writing(tokenizer, answer)
+    for ignores in (False, True):
+        llm = SpeculativeLLM(backend=backend, max_new_tokens=len(answer) + 1, stop=[stop], ignore_eos=ignores)
+        generation = llm.generate(["Q"]).generations[0][0]
+        assert generation.generation_info is not None
+        assert (generation.text, generation.generation_info["finish_reason"]) == (text, "stop_sequence")
+        assert "".join(llm.stream("Q")) == text
+    backend.close()
+
+
+def frames(*texts: str) -> list[Frame]:
+    """An answer of a server, as its tokens; special ones are in angle brackets."""
+    whole = "".join(text for text in texts if not text.startswith("<"))
+    end = FrameEnd("eos_token", whole, 3)
+    count = len(texts)
+    return [
+        Frame(i, text, text.startswith("<"), None, (), end if i == count - 1 else None) for i, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "reason"),
+    [
+        ("<user>", "Hello.", "stop_sequence"),
+        (".<user>Hi", "Hello", "stop_sequence"),
+        ("</s>", "Hello.Hi", "stop_sequence"),
+        (".Hi", "Hello", "stop_sequence"),
+        ("<x>", "Hello.Hi", "eos_token"),
+    ],
+)
+def test_special_tokens_in_stop_strings_that_a_server_did_not_see(stop: str, text: str, reason: str) -> None:
+    answer, released = Answer(SamplingParams(stop=[stop])), ""
+    for frame in frames("Hello", ".", "<user>", "Hi", "</s>"):
+        released += answer.add(frame).text
+        if answer.finish_reason is not None:
+            break
+    assert (released, answer.finish_reason) == (text, reason)
+
+
+def test_tokens_that_a_server_puts_around_a_text_are_not_counted() -> None:
+    bos, text, empty = (
+        _ServerToken(id=i, start=start, stop=stop) for i, start, stop in [(1, 0, 0), (7, 0, 1), (9, 1, 1)]
+    )
+    assert _without_added([bos, text]) == [7]
+    assert _without_added([bos, text, empty, text, bos]) == [7, 9, 7]
+    assert _without_added([bos, bos]) == [1, 1]  # it tells no places
+    assert _without_added([]) == []

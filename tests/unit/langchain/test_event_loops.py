@@ -1,0 +1,115 @@
+"""Long prompts in an event loop: what they take goes on in a thread, and the loop with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
+from langchain_specdec.backends.base import SHORT_TEXT
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.stream import CompletionStream, started_in_thread
+from langchain_specdec.errors import InvalidParameterError
+from tests.support.backends import ScriptedBackend
+
+LONG = "word " * (SHORT_TEXT // 4)
+
+
+class Threads(ScriptedBackend):
+    """Notes the thread in which completions are started."""
+
+    def __init__(self) -> None:
+        super().__init__("Yes.")
+        self.threads: list[bool] = []
+
+    def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+        self.threads.append(threading.current_thread() is threading.main_thread())
+        return super().start(requests)
+
+
+async def streamed(model: Any, prompt: str, **options: Any) -> str:
+    return "".join(
+        [piece if isinstance(piece, str) else piece.text async for piece in model.astream(prompt, **options)]
+    )
+
+
+@pytest.mark.parametrize("prompt", ["short", LONG])
+def test_long_prompts_are_started_in_a_thread_and_short_ones_at_once(prompt: str) -> None:
+    backend = Threads()
+    llm = SpeculativeLLM(backend=backend)
+    assert asyncio.run(llm.ainvoke(prompt)) == "Yes."
+    assert asyncio.run(streamed(llm, prompt)) == "Yes."
+    assert backend.threads == [prompt == "short"] * 2
+    # Many short ones take as long.
+    assert asyncio.run(llm.abatch(["x" * 1000] * 30)) == ["Yes."] * 30
+    assert backend.threads[2:] == [False]
+
+
+def test_grammars_are_compiled_in_a_thread() -> None:
+    backend = Threads()
+    asyncio.run(SpeculativeLLM(backend=backend).ainvoke("x", grammar=Grammar(regex="Yes.")))
+    assert backend.threads == [False]
+
+
+@pytest.mark.parametrize("prompt", ["short", LONG])
+def test_long_messages_are_rendered_and_encoded_in_a_thread(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, seen = ChatTemplate.token_ids, []
+
+    def noting(self: ChatTemplate, *args: Any) -> list[int]:
+        seen.append(threading.current_thread() is threading.main_thread())
+        return encode(self, *args)
+
+    chat = ChatSpeculative(backend=Threads())
+    monkeypatch.setattr(ChatTemplate, "token_ids", noting)
+    assert asyncio.run(chat.ainvoke(prompt)).text == "Yes."
+    assert asyncio.run(streamed(chat, prompt)) == "Yes."
+    assert seen == [prompt == "short"] * 2
+
+
+def test_what_is_wrong_with_a_long_prompt_is_raised_as_with_a_short_one() -> None:
+    class Refusing(ScriptedBackend):
+        def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
+            raise InvalidParameterError("no")
+
+    for prompt in ("short", LONG):
+        with pytest.raises(InvalidParameterError, match="no"):
+            asyncio.run(SpeculativeLLM(backend=Refusing("x")).ainvoke(prompt))
+
+
+def test_a_task_that_is_cancelled_while_it_starts_leaves_nothing_running() -> None:
+    is_starting, may_start, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def start() -> list[CompletionStream]:
+        is_starting.set()
+        may_start.wait(20)
+        return [CompletionStream(on_close=closed.set)]
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(started_in_thread(start))
+        await asyncio.to_thread(is_starting.wait, 20)
+        task.cancel()
+        # It does not wait for the start.
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not closed.is_set()
+        may_start.set()
+
+    asyncio.run(cancel())
+    assert closed.wait(20)
+
+
+def test_a_stream_of_a_chat_that_is_left_early_is_closed() -> None:
+    backend = Threads()
+
+    async def leave(read: Callable[..., Any]) -> None:
+        stream = read(LONG)
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave(ChatSpeculative(backend=backend).astream))
+    assert backend.streams[-1].is_closed
