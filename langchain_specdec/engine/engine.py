@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import logging
@@ -18,6 +17,7 @@ from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.draft_planner import DraftPlanner
+from langchain_specdec.engine.inbox import Inbox, keep_until_exit
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
@@ -37,41 +37,6 @@ from langchain_specdec.sampling.params import SamplingParams
 _logger = logging.getLogger(__name__)
 # Seeds that are drawn stay below 2**53, so that they survive JSON readers that know only doubles.
 _DRAWN_SEED_LIMIT = 2**53
-
-
-class _Inbox:
-    """What reaches the engine's thread from outside. It outlives neither the engine nor its thread."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.submitted: list[Request] = []
-        self.cancelled: list[Request] = []
-        self.is_closed = False
-
-    def wait(self) -> None:
-        """Block until there is something to take."""
-        with self.changed:
-            while not (self.submitted or self.cancelled or self.is_closed):
-                self.changed.wait()
-
-    def cancel(self, request: Request) -> None:
-        """Ask for a request to be dropped."""
-        with self.changed:
-            self.cancelled.append(request)
-            self.changed.notify_all()
-
-    def close(self) -> None:
-        """Ask the thread to end."""
-        with self.changed:
-            self.is_closed = True
-            self.changed.notify_all()
-
-    def end(self) -> list[Request]:
-        """Take no more; what was not taken up yet, and never will be."""
-        with self.changed:
-            self.is_closed = True
-            left, self.submitted = self.submitted, []
-        return left
 
 
 class Engine:
@@ -118,11 +83,11 @@ class Engine:
         self._stepper = Stepper(runner, drafter, self._planner)
         self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         self._pid = os.getpid()
-        weakref.finalize(self, _Inbox.close, self._inbox)
+        weakref.finalize(self, Inbox.close, self._inbox)
 
     def prepare(self, rows: int, lengths: range, params: SamplingParams) -> None:
         """See `DraftPlanner.prepare`; nothing may be running."""
@@ -253,7 +218,7 @@ class Engine:
                 )
                 thread.start()
                 self._thread = thread
-                _threads[thread] = self._inbox
+                keep_until_exit(thread, self._inbox)
 
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
@@ -358,7 +323,7 @@ class Engine:
         return not self._scheduler.requests
 
 
-def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
+def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:
     """The engine's thread. It holds the engine only while there is work, so that an unused engine can go."""
     while True:
         inbox.wait()
@@ -382,17 +347,3 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
         del engine
         # Idle worker threads would slow down whatever runs next, another engine or the user's own code.
         release_workers()
-
-
-# All engine threads that may still run, also those whose engine is gone. A thread ends once its inbox is closed.
-_threads: weakref.WeakKeyDictionary[threading.Thread, _Inbox] = weakref.WeakKeyDictionary()
-
-
-@atexit.register
-def _end_threads() -> None:
-    """End all engines before the interpreter does: it would stop their threads inside the model, and crash."""
-    threads = list(_threads.items())
-    for _, inbox in threads:
-        inbox.close()
-    for thread, _ in threads:
-        thread.join(30.0)
