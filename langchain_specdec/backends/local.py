@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 _LOADED_ALIKE = (
     "dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "token", "progress",
 )  # fmt: skip
+_NO_TREES = (
+    "%s takes a token's place in memory for its position, so drafts for it do not branch (as with max_tree_nodes=0). "
+    "Its text is right; drafts gain less."
+)
+_logger = logging.getLogger(__name__)
 
 
 class LocalBackend(Backend):
@@ -83,6 +89,8 @@ class LocalBackend(Backend):
             compile=chosen["compile"],
             progress=chosen["progress"],
         )
+        if max_tree_nodes and not runner.takes_trees:
+            _logger.warning(_NO_TREES, self.model_name)
         self._runners = [runner]
         if chosen["draft_model"] is not None:
             self._runners.append(_make_draft_runner(self._target, runner, chosen))

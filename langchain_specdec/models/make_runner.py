@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.compatibility import check_cached_forward
+from langchain_specdec.models.compatibility import check_cached_forward, takes_trees
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
@@ -82,6 +82,7 @@ def make_runner(
     runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
     if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
         check_cached_forward(runner, loaded.name)
+        runner.takes_trees = takes_trees(runner)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:

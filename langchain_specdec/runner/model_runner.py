@@ -50,6 +50,8 @@ class ModelRunner:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
         self.num_forwards = 0
+        self.takes_trees = True
+        """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)
 
     @property

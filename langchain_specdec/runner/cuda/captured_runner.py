@@ -50,6 +50,7 @@ class CapturedRunner:
         self.vocab_size = uncaptured.vocab_size
         self.max_length = uncaptured.max_length
         self.max_width = uncaptured.max_width
+        self.takes_trees = uncaptured.takes_trees
         self.store = GraphStore(capture, mode, progress)
         is_exact = mode == "max-autotune"
         self._buckets = Buckets(self.cache.num_slots, self.max_width, self.cache.max_length, is_exact=is_exact)
