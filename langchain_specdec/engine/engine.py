@@ -17,6 +17,7 @@ from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.draft_planner import DraftPlanner
+from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.scheduler import Scheduler
@@ -258,7 +259,10 @@ class Engine:
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):
-            self._fail(request, error)
+            if isinstance(error, UnsoundScoresError):
+                self._attempt([request], lambda rows: self._stepper.decode_plainly(rows[0]))
+            else:
+                self._fail(request, error)
 
     def _measure_idle(self, request: Request) -> None:
         """Have measured what steps cost, until something else is to do."""
@@ -287,13 +291,20 @@ class Engine:
     def _fail(self, request: Request, error: Exception) -> None:
         if not isinstance(error, EngineClosedError):
             _logger.debug("Request %d failed", request.request_id, exc_info=error)
-            failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            # The slot may be half written, so nothing in it is reused.
-            request.num_cached = 0
-            error = failure
+            self._clear_slot(request)
+            if not isinstance(error, GenerationError):
+                failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                error = failure
         self._drop(request)
         request.stream.put(error)
+
+    def _clear_slot(self, request: Request) -> None:
+        """Leave nothing of a failed request: its slot may be half written, or hold NaN, which harms the next text."""
+        request.num_cached = 0
+        if request.slot >= 0:
+            with contextlib.suppress(Exception):
+                self.runner.cache.wipe(request.slot)
 
     def _fail_all(self, error: Exception) -> None:
         for request in self._scheduler.requests:

@@ -17,7 +17,7 @@ from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
-from langchain_specdec.runner.verify import Verification, pick_and_accept
+from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
 
 PickDraft = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Picks draft tokens, int64 `[rows, 1]`, by logits `[rows, 1, vocab]`, the positions that the tokens will have
@@ -117,6 +117,9 @@ class ModelRunner:
             steps: Tokens to decode, one forward each.
             vocab_size: Tokens that may be picked: so many of the first.
             pick: Picks where that takes more than noise.
+
+        Returns:
+            The tokens, by row; none for a row where the scores were not sound, as with NaN.
         """
         inputs = RowInputs.from_batch(batch, self.device)
         starts, lengths = list(batch.starts), [len(tokens) for tokens in batch.tokens]
@@ -133,7 +136,8 @@ class ModelRunner:
             starts = [start + length for start, length in zip(starts, lengths, strict=True)]
             lengths = [1] * len(starts)
             inputs = inputs.following(picked)
-        return chains.tolist()
+        # Whatever is not sound stays in the slot, so that it shows in the last scores too.
+        return sound_chains(chains, logits, picked)
 
     @torch.inference_mode()
     def last_logits(self, batch: RowBatch) -> Tensor:

@@ -25,7 +25,7 @@ from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
-from langchain_specdec.runner.verify import Verification, pick_and_accept
+from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
@@ -132,7 +132,7 @@ class CapturedRunner:
         if buckets and self.store.is_due(buckets[0]):
             self._make_draft(buckets[0], batch, vocab_size)
         chains = self.uncaptured.chain(batch, steps, vocab_size, pick)
-        if len(buckets) > 1 and self.store.is_due(buckets[1]):
+        if len(buckets) > 1 and all(chains) and self.store.is_due(buckets[1]):
             self._make_draft(buckets[1], _after(batch, chains), vocab_size)
         return chains
 
@@ -273,7 +273,7 @@ class CapturedRunner:
                 picked = pick(logits[:rows, None], inputs.starts[:rows, None], chains)
                 inputs.tokens[:rows, :1].copy_(picked)
             chains = torch.cat([chains, picked], 1)
-        return chains.tolist()
+        return sound_chains(chains, logits[:rows, None], picked)
 
     def _make_verify(self, bucket: Bucket, batch: RowBatch, expected: Verification) -> None:
         inputs = self._place(bucket.rows, bucket.width, has_tree=True)
