@@ -96,6 +96,10 @@ class DraftModelDrafter(Drafter):
                 drafts[row] = Draft.chain(chain[: lengths[row]], model_kinds(len(chain[: lengths[row]])))
         return drafts
 
+    def forget(self) -> None:
+        """Take in all texts anew."""
+        self._contents.clear()
+
     def release(self, request: DraftingRequest) -> None:
         """Forget that the model was of no use for the request."""
         self._given_up.discard(request.request_id)

@@ -29,6 +29,7 @@ from langchain_specdec.errors import (
     GenerationError,
     InvalidParameterError,
     PromptTooLongError,
+    UnsupportedModelError,
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.runner.cpu.worker_threads import release_workers
@@ -109,6 +110,7 @@ class Engine:
             InvalidParameterError: The prompt is empty or has tokens that the model does not know, or `logit_bias`
                 names such a token, or `grammar` cannot be followed.
             EngineClosedError: The engine was closed.
+            UnsupportedModelError: The model was moved to another device or type.
         """
         return self.submit_all([(prompt_ids, params)])[0]
 
@@ -156,6 +158,9 @@ class Engine:
         if os.getpid() != self._pid:
             msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
             raise EngineClosedError(msg)
+        if (reason := self.runner.why_unfit) is not None:
+            msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
+            raise UnsupportedModelError(msg)
         if not prompt_ids:
             msg = "The prompt is empty: it has no tokens. Give at least one character of text."
             raise InvalidParameterError(msg)
@@ -175,6 +180,14 @@ class Engine:
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)
+
+    def reset(self) -> None:
+        """Forget all that was kept of earlier requests: prompts in slots, and answers to draft from.
+
+        Weights that were changed since are noticed by themselves, unless they were written in place through `.data`,
+        which nothing tells of. Requests that run go on.
+        """
+        self._inbox.reset()
 
     def close(self, timeout: float | None = 30.0) -> bool:
         """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing.
@@ -227,6 +240,9 @@ class Engine:
             submitted, self._inbox.submitted = self._inbox.submitted, []
             cancelled, self._inbox.cancelled = self._inbox.cancelled, []
             is_closed = self._inbox.is_closed
+            is_reset, self._inbox.is_reset = self._inbox.is_reset, False
+        if submitted or is_reset:
+            self._follow_weights(is_reset=is_reset)
         for request in submitted:
             self._scheduler.add(request)
         for request in cancelled:
@@ -234,6 +250,14 @@ class Engine:
             if request in self._scheduler.requests:
                 self._drop(request)
         return not is_closed
+
+    def _follow_weights(self, *, is_reset: bool) -> None:
+        """Keep nothing that other weights computed; earlier answers still make good drafts."""
+        have_changed = [runner.note_weights() for runner in (self.runner, *self.drafter.runners)]
+        if have_changed[0] or is_reset:
+            self._scheduler.forget()
+        if any(have_changed[1:]) or is_reset:
+            self.drafter.forget()
 
     def _run_once(self) -> bool:
         """One turn: at most one prefill forward, then one decoding step. False once the engine is closed."""

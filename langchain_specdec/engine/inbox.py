@@ -18,6 +18,7 @@ class Inbox:
         self.submitted: list[Request] = []
         self.cancelled: list[Request] = []
         self.is_closed = False
+        self.is_reset = False
 
     def wait(self) -> None:
         """Block until there is something to take."""
@@ -30,6 +31,11 @@ class Inbox:
         with self.changed:
             self.cancelled.append(request)
             self.changed.notify_all()
+
+    def reset(self) -> None:
+        """Ask for all that was kept of earlier requests to be forgotten before another one starts."""
+        with self.changed:
+            self.is_reset = True
 
     def close(self) -> None:
         """Ask the thread to end."""

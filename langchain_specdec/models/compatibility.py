@@ -103,7 +103,7 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
     try:
         runner.prefill(RowBatch([0], [0], [tokens[:half]]))
         ours = runner.verify(RowBatch(slots, starts, rows)).logits[0]
-        with torch.inference_mode():
+        with torch.inference_mode(), runner.evaluating():
             ids = torch.tensor([tokens], device=runner.device)
             theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:]
     except Exception as error:

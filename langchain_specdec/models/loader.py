@@ -107,9 +107,10 @@ def load_model(
                 source, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
             )
     _check_embeddings(loaded, name)
-    loaded.eval()
-    _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
+    if is_owned:
+        loaded.eval()
+    _set_attention(loaded, attn_implementation)
     return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
+from langchain_specdec.runner.model_state import WeightsState, evaluating
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -31,7 +32,7 @@ class ModelRunner:
     """One model, its cache, and the kinds of forward that decoding needs.
 
     Args:
-        model: A Hugging Face causal language model, in eval mode.
+        model: A Hugging Face causal language model.
         num_slots: Slots of the cache.
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification; the cache has room for its padding.
@@ -53,6 +54,10 @@ class ModelRunner:
         self.takes_trees = True
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)
+        self._dtype: torch.dtype = model.dtype
+        self._modules = list(model.modules())
+        self.weights = WeightsState.of(self._modules)
+        """What `note_weights` saw last."""
 
     @property
     def graphs(self) -> frozenset[Any]:
@@ -75,6 +80,26 @@ class ModelRunner:
         """Make all graphs that drafting for certain texts is likely to use; here there are none."""
 
     clock = staticmethod(step_clock)
+
+    def note_weights(self) -> bool:
+        """Whether weights have changed since this was last asked."""
+        # Modules too may have come since, adapters for example.
+        self._modules = list(self.model.modules())
+        before, self.weights = self.weights, WeightsState.of(self._modules)
+        return self.weights != before
+
+    @property
+    def why_unfit(self) -> str | None:
+        """Why the model can run no more here: it was moved, and its slots were not. None where it can."""
+        weight = self.model.get_input_embeddings().weight if self.model is not None else None
+        if weight is None or (weight.device == self.device and self.model.dtype == self._dtype):
+            return None
+        was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, self.model.dtype))
+        return f"it was {was} on {self.device} when it was given its slots, and is {now} on {weight.device} now"
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Has the model in eval mode within; see `model_state.evaluating`."""
+        return evaluating(self.model, self._modules)
 
     @property
     def is_width_free(self) -> bool:
@@ -154,7 +179,7 @@ class ModelRunner:
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         self.cache.begin(shape)
-        with pinned_backends(self.device):
+        with pinned_backends(self.device), self.evaluating():
             logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
         return logits
 
@@ -163,6 +188,7 @@ class ModelRunner:
         if self.compiled is not None:
             self.compiled.stop()
         self.model = self.compiled = None
+        self._modules = []
         self.cache.release()
 
     def _last_logits(self, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> Tensor:
@@ -180,6 +206,10 @@ class ModelRunner:
         self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs, *, is_prompt: bool = False
     ) -> Any:
         shape, arguments = self._begin(self.cache, slots, starts, inputs, is_prompt=is_prompt)
+        with self.evaluating():
+            return self._call(module, shape, arguments)
+
+    def _call(self, module: Any, shape: ForwardShape, arguments: dict[str, Any]) -> Any:
         compiled = self.compiled
         if compiled is None:
             with pinned_backends(self.device):

@@ -86,6 +86,21 @@ class CapturedRunner:
 
     clock = staticmethod(step_clock)
 
+    def note_weights(self) -> bool:
+        """See `ModelRunner.note_weights`. Graphs read weights where they were, and go when those have moved."""
+        places = self.uncaptured.weights.places
+        has_changed = self.uncaptured.note_weights()
+        if self.uncaptured.weights.places != places:
+            self.store.forget()
+            self._settled.clear()
+            self._is_complete = False
+        return has_changed
+
+    @property
+    def why_unfit(self) -> str | None:
+        """See `ModelRunner.why_unfit`."""
+        return self.uncaptured.why_unfit
+
     def begin_turn(self, *, may_capture: bool = True) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it, and none unless it may be."""
         self.store.begin_turn(may_make=may_capture)

@@ -128,7 +128,7 @@ def test_take_a_loaded_model_and_tokenizer():
     assert loaded.model is model
     assert loaded.tokenizer is tokenizer
     assert loaded.name == "LlamaForCausalLM"
-    assert not model.training
+    assert model.training, "it is the caller's"
 
 
 def test_a_loaded_model_finds_its_tokenizer_where_it_came_from(folder):
