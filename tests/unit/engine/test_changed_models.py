@@ -83,7 +83,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 }
 
 
-def write(engine: Engine) -> tuple[list[int], int]:
+def write(engine: Engine) -> tuple[list[int], int | None]:
     """The text, and how many tokens of its prompt a slot held already."""
     tokens, finish = read(engine.submit(PROMPT, PARAMS))
     return token_ids(tokens), finish.cached_tokens
