@@ -221,6 +221,8 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.keys = layer.values = None
             layer.is_initialized = False
+        # Where older versions of transformers keep what layers share.
+        vars(self).pop("shared_layers", None)
 
     @property
     def num_bytes(self) -> int:

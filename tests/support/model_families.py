@@ -174,7 +174,9 @@ def reference_logits(name: str, device: str, tokens: Sequence[int]) -> Any:
 def _reference_logits(name: str, device: str, tokens: tuple[int, ...]) -> Any:
     with torch.inference_mode():
         ids = torch.tensor([tokens], device=device)
-        return make_reference(name, device)(input_ids=ids, use_cache=False).logits[0]
+        # Without a cache, layers that share keys and values compute their own on transformers 4.
+        shares = "num_kv_shared_layers" in (ALL_FAMILIES | WITHOUT_TREES)[name][1]
+        return make_reference(name, device)(input_ids=ids, use_cache=shares).logits[0]
 
 
 @functools.cache
