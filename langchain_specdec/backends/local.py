@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from typing_extensions import Unpack
 
@@ -27,6 +29,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
+from langchain_specdec.runner.model_state import WeightsState
 from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
 _LOADED_ALIKE = (
     "dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "token", "progress",
 )  # fmt: skip
+_NO_TREES = (
+    "%s takes a token's place in memory for its position, so drafts for it do not branch (as with max_tree_nodes=0). "
+    "Its text is right; drafts gain less."
+)
+_logger = logging.getLogger(__name__)
 
 
 class LocalBackend(Backend):
@@ -91,6 +99,9 @@ class LocalBackend(Backend):
             compile=chosen["compile"],
             progress=chosen["progress"],
         )
+        if max_tree_nodes and not runner.takes_trees:
+            _logger.warning(_NO_TREES, self.model_name)
+        self._weights = WeightsState.of(list(self._target.model.modules()))
         self._runners = [runner]
         if chosen["draft_model"] is not None:
             self._runners.append(_make_draft_runner(self._target, runner, chosen))
@@ -141,8 +152,25 @@ class LocalBackend(Backend):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The model and its numeric type. How it drafts is left out: the text does not depend on it."""
+        """The model and its numeric type, and another one once its weights have changed in memory.
+
+        How it drafts is left out: the text does not depend on it.
+        """
+        if self._target.model is not None:
+            weights = WeightsState.of(list(self._target.model.modules()))
+            if weights != self._weights:
+                self._weights = weights
+                self._identity["weights"] = uuid4().hex
         return dict(self._identity)
+
+    def reset(self) -> None:
+        """Forget all that was kept of earlier requests, and be another model to LangChain's caches.
+
+        For weights that were written in place through `.data`; other changes are noticed by themselves. Call it while
+        nothing runs.
+        """
+        self._identity["weights"] = uuid4().hex
+        self.engine.reset()
 
     def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
         """Start completions, which run in one batch.

@@ -6,6 +6,7 @@ two models agree on a distribution they agree on the token.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,6 +54,8 @@ class DraftModelDrafter(Drafter):
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
         self._tables = TableCache()
+        # Requests that the draft model computes nothing usable for.
+        self._given_up: set[int] = set()
 
     @property
     def num_forwards(self) -> int:
@@ -72,6 +77,8 @@ class DraftModelDrafter(Drafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
+        if request.request_id in self._given_up:
+            return []
         reaches = request.rates.chain(model_kinds(limits.max_depth))
         return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
 
@@ -86,8 +93,16 @@ class DraftModelDrafter(Drafter):
             self._runner.begin_turn(may_capture=all(len(r.token_ids) > r.num_prompt_tokens for r in requests))
             chains = self._decode([requests[row] for row in rows], max(lengths))
             for row, chain in zip(rows, chains, strict=True):
-                drafts[row] = Draft.chain(chain[: lengths[row]], model_kinds(lengths[row]))
+                drafts[row] = Draft.chain(chain[: lengths[row]], model_kinds(len(chain[: lengths[row]])))
         return drafts
+
+    def forget(self) -> None:
+        """Take in all texts anew."""
+        self._contents.clear()
+
+    def release(self, request: DraftingRequest) -> None:
+        """Forget that the model was of no use for the request."""
+        self._given_up.discard(request.request_id)
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1."""
@@ -142,9 +157,19 @@ class DraftModelDrafter(Drafter):
         batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens, noise=noise)
         pick = self._pick(requests) if noise is None else None
         chains = self._runner.chain(batch, steps, self._vocab_size, pick)
-        for contents, new, chain in zip(held, fed, chains, strict=True):
-            contents.extend([*new, *chain[:-1]])
+        for request, contents, new, chain in zip(requests, held, fed, chains, strict=True):
+            if chain:
+                contents.extend([*new, *chain[:-1]])
+            else:
+                self._give_up(request)
         return chains
+
+    def _give_up(self, request: DraftingRequest) -> None:
+        """Draft no more for a request, and leave nothing in its slot that would harm the drafts of the next one."""
+        _logger.warning("The draft model computes NaN or infinite scores; a text goes on without its drafts.")
+        self._given_up.add(request.request_id)
+        self._contents.pop(request.slot, None)
+        self._runner.cache.wipe(request.slot)
 
     def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""

@@ -91,7 +91,7 @@ class DraftPlanner:
         self._drafter = drafter
         self._max_draft_tokens = max_draft_tokens if draft_length == "auto" else draft_length
         self._is_adaptive = draft_length == "auto"
-        self._max_tree_nodes = max_tree_nodes if self._is_adaptive else 0
+        self._max_tree_nodes = max_tree_nodes if self._is_adaptive and runner.takes_trees else 0
         self._is_cost_given = step_cost is not None
         self._is_cost_measured = False
         if step_cost is None and self._is_adaptive and runner.is_width_free:

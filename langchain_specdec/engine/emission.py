@@ -14,6 +14,10 @@ from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.verify import Verdict
 
 
+class UnsoundScoresError(Exception):
+    """A text has no next token: the scores for it are NaN or infinite."""
+
+
 class Emitter:
     """Takes accepted tokens into the requests and passes them to their readers.
 
@@ -35,6 +39,10 @@ class Emitter:
         failures: list[tuple[Request, Exception]] = []
         for row, (request, draft) in enumerate(zip(requests, drafts, strict=True)):
             path = verdict.paths[row]
+            if not path:
+                request.stats.drafted_tokens += len(draft)
+                failures.append((request, UnsoundScoresError()))
+                continue
             try:
                 tokens = self._read(request, verdict, row)
                 self._advance(request, [token.id for token in tokens], verdict, row)
@@ -68,6 +76,9 @@ class Emitter:
         if request.constraint is not None:
             request.constraint.advance(token_ids)
         request.num_cached += count
+        if verdict.has_unsound(row):
+            # A draft that is rejected must leave nothing that could harm its text.
+            self._cache.wipe(request.slot, request.num_cached)
         if request.history is not None:
             request.history.append(request.slot, token_ids)
 

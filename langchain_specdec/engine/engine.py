@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import logging
@@ -17,6 +16,8 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
+from langchain_specdec.engine.emission import UnsoundScoresError
+from langchain_specdec.engine.inbox import Inbox, keep_until_exit
 from langchain_specdec.engine.request import Request, Submission, make_stopper
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
@@ -26,6 +27,7 @@ from langchain_specdec.errors import (
     GenerationError,
     InvalidParameterError,
     PromptTooLongError,
+    UnsupportedModelError,
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
@@ -36,41 +38,6 @@ from langchain_specdec.sampling.params import SamplingParams
 _logger = logging.getLogger(__name__)
 # Seeds that are drawn stay below 2**53, so that they survive JSON readers that know only doubles.
 _DRAWN_SEED_LIMIT = 2**53
-
-
-class _Inbox:
-    """What reaches the engine's thread from outside. It outlives neither the engine nor its thread."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.submitted: list[Request] = []
-        self.cancelled: list[Request] = []
-        self.is_closed = False
-
-    def wait(self) -> None:
-        """Block until there is something to take."""
-        with self.changed:
-            while not (self.submitted or self.cancelled or self.is_closed):
-                self.changed.wait()
-
-    def cancel(self, request: Request) -> None:
-        """Ask for a request to be dropped."""
-        with self.changed:
-            self.cancelled.append(request)
-            self.changed.notify_all()
-
-    def close(self) -> None:
-        """Ask the thread to end."""
-        with self.changed:
-            self.is_closed = True
-            self.changed.notify_all()
-
-    def end(self) -> list[Request]:
-        """Take no more; what was not taken up yet, and never will be."""
-        with self.changed:
-            self.is_closed = True
-            left, self.submitted = self.submitted, []
-        return left
 
 
 class Engine:
@@ -117,11 +84,11 @@ class Engine:
         self._stepper = Stepper(runner, drafter, self._planner)
         self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         self._pid = os.getpid()
-        weakref.finalize(self, _Inbox.close, self._inbox)
+        weakref.finalize(self, Inbox.close, self._inbox)
 
     def prepare(self, rows: int, lengths: range, params: SamplingParams) -> None:
         """See `DraftPlanner.prepare`; nothing may be running."""
@@ -142,6 +109,7 @@ class Engine:
             InvalidParameterError: The prompt is empty or has tokens that the model does not know, or `logit_bias`
                 names such a token, or `grammar` cannot be followed.
             EngineClosedError: The engine was closed.
+            UnsupportedModelError: The model was moved to another device or type.
         """
         return self.submit_all([(prompt_ids, params)])[0]
 
@@ -191,6 +159,9 @@ class Engine:
         if os.getpid() != self._pid:
             msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
             raise EngineClosedError(msg)
+        if (reason := self.runner.why_unfit) is not None:
+            msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
+            raise UnsupportedModelError(msg)
         if not prompt_ids:
             msg = "The prompt is empty: it has no tokens. Give at least one character of text."
             raise InvalidParameterError(msg)
@@ -210,6 +181,14 @@ class Engine:
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)
+
+    def reset(self) -> None:
+        """Forget all that was kept of earlier requests: prompts in slots, and answers to draft from.
+
+        Weights that were changed since are noticed by themselves, unless they were written in place through `.data`,
+        which nothing tells of. Requests that run go on.
+        """
+        self._inbox.reset()
 
     def close(self, timeout: float | None = 30.0) -> bool:
         """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing.
@@ -254,7 +233,7 @@ class Engine:
                 )
                 thread.start()
                 self._thread = thread
-                _threads[thread] = self._inbox
+                keep_until_exit(thread, self._inbox)
 
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
@@ -262,6 +241,9 @@ class Engine:
             submitted, self._inbox.submitted = self._inbox.submitted, []
             cancelled, self._inbox.cancelled = self._inbox.cancelled, []
             is_closed = self._inbox.is_closed
+            is_reset, self._inbox.is_reset = self._inbox.is_reset, False
+        if submitted or is_reset:
+            self._follow_weights(is_reset=is_reset)
         for request in submitted:
             self._scheduler.add(request)
         for request in cancelled:
@@ -269,6 +251,14 @@ class Engine:
             if request in self._scheduler.requests:
                 self._drop(request)
         return not is_closed
+
+    def _follow_weights(self, *, is_reset: bool) -> None:
+        """Keep nothing that other weights computed; earlier answers still make good drafts."""
+        have_changed = [runner.note_weights() for runner in (self.runner, *self.drafter.runners)]
+        if have_changed[0] or is_reset:
+            self._scheduler.forget()
+        if any(have_changed[1:]) or is_reset:
+            self.drafter.forget()
 
     def _run_once(self) -> bool:
         """One turn: at most one prefill forward, then one decoding step. False once the engine is closed."""
@@ -294,7 +284,10 @@ class Engine:
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):
-            self._fail(request, error)
+            if isinstance(error, UnsoundScoresError):
+                self._attempt([request], lambda rows: self._stepper.decode_plainly(rows[0]))
+            else:
+                self._fail(request, error)
 
     def _measure_idle(self, request: Request) -> None:
         """Have measured what steps cost, until something else is to do."""
@@ -323,13 +316,20 @@ class Engine:
     def _fail(self, request: Request, error: Exception) -> None:
         if not isinstance(error, EngineClosedError):
             _logger.debug("Request %d failed", request.request_id, exc_info=error)
-            failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            # The slot may be half written, so nothing in it is reused.
-            request.num_cached = 0
-            error = failure
+            self._clear_slot(request)
+            if not isinstance(error, GenerationError):
+                failure = GenerationError(f"The completion failed while it ran: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                error = failure
         self._drop(request)
         request.stream.put(error)
+
+    def _clear_slot(self, request: Request) -> None:
+        """Leave nothing of a failed request: its slot may be half written, or hold NaN, which harms the next text."""
+        request.num_cached = 0
+        if request.slot >= 0:
+            with contextlib.suppress(Exception):
+                self.runner.cache.wipe(request.slot)
 
     def _fail_all(self, error: Exception) -> None:
         for request in self._scheduler.requests:
@@ -359,7 +359,7 @@ class Engine:
         return not self._scheduler.requests
 
 
-def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
+def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:
     """The engine's thread. It holds the engine only while there is work, so that an unused engine can go."""
     while True:
         inbox.wait()
@@ -383,17 +383,3 @@ def _run(engine_ref: weakref.ref[Engine], inbox: _Inbox) -> None:
         del engine
         # Idle worker threads would slow down whatever runs next, another engine or the user's own code.
         release_workers()
-
-
-# All engine threads that may still run, also those whose engine is gone. A thread ends once its inbox is closed.
-_threads: weakref.WeakKeyDictionary[threading.Thread, _Inbox] = weakref.WeakKeyDictionary()
-
-
-@atexit.register
-def _end_threads() -> None:
-    """End all engines before the interpreter does: it would stop their threads inside the model, and crash."""
-    threads = list(_threads.items())
-    for _, inbox in threads:
-        inbox.close()
-    for thread, _ in threads:
-        thread.join(30.0)

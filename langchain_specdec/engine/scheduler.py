@@ -29,6 +29,8 @@ class Scheduler:
         self._max_length = max_length
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        # Running requests whose slots hold what is not to be reused.
+        self._outdated: set[Request] = set()
         # Free slots and the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
         self._num_turns_waited = 0
@@ -109,7 +111,13 @@ class Scheduler:
             self._waiting.remove(request)
             return
         self._running.remove(request)
-        self._resting[request.slot] = request.token_ids[: request.num_cached]
+        self._resting[request.slot] = [] if request in self._outdated else request.token_ids[: request.num_cached]
+        self._outdated.discard(request)
+
+    def forget(self) -> None:
+        """Reuse nothing of what slots hold by now: the model computes something else from here on."""
+        self._resting = {slot: [] for slot in self._resting}
+        self._outdated = set(self._running)
 
 
 def _shared_length(resting: Sequence[int], request: Request) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from langchain_specdec.drafters.base import Drafter
+import torch
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import Emitter
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.verification import Verifier
+from langchain_specdec.errors import GenerationError
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
@@ -56,10 +59,38 @@ class Stepper:
         """Give each request's text its next tokens, at least one.
 
         Returns:
-            Requests whose tokens could not be handed out, with the error; the others went on.
+            Requests whose tokens could not be handed out, with the error, `UnsoundScoresError` where a step without a
+            draft may have them yet; the others went on.
         """
         plan = self._planner.plan(requests)
         drafts = self._planner.propose(requests, plan)
         verdict = self._verifier.verify(requests, drafts)
         self._planner.learn(requests, plan, drafts, verdict)
         return self._emitter.emit(requests, drafts, verdict)
+
+    def decode_plainly(self, request: Request) -> None:
+        """Give a text its next token without a draft, where its scores were not sound: its draft may have caused that.
+
+        What a text does not see counts as 0 times its value, and 0 times NaN is NaN.
+
+        Raises:
+            GenerationError: They are not sound without a draft either.
+        """
+        self._runner.cache.wipe(request.slot, request.num_cached)
+        verdict = self._verifier.verify([request], [EMPTY_DRAFT])
+        if not verdict.paths[0]:
+            raise unsound_error(self._runner.model.dtype)
+        for _, error in self._emitter.emit([request], [EMPTY_DRAFT], verdict):
+            raise error
+
+
+def unsound_error(dtype: torch.dtype) -> GenerationError:
+    """Says that a model of this type computed no scores by which a token could be picked."""
+    if dtype == torch.float16:
+        advice = "Numbers of this model overflow float16: load it with dtype='bfloat16' or 'float32'."
+    else:
+        advice = "Its weights may be damaged, or its numbers overflow: check the weights, or try dtype='float32'."
+    name = str(dtype).removeprefix("torch.")
+    return GenerationError(
+        f"The model computed no usable scores for the next token: they are NaN or infinite ({name}). {advice}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -47,9 +48,9 @@ class Verifier:
             verdict = self._pick(requests, drafts, verification)
         # The only wait for the device in a step.
         picks, stands, *ranked = verdict.tolist()
-        paths = [[node for node, is_standing in enumerate(row) if is_standing] for row in stands]
+        paths = [_path(*row) for row in zip(picks, stands, strict=True)]
         for row, request in enumerate(requests):
-            if request.constraint is not None:
+            if request.constraint is not None and paths[row]:
                 paths[row] = _end_in_time(request.constraint, picks[row], paths[row], request.num_remaining)
         # Sorted on the device, so that closing the gaps of trees takes no further copy to it.
         order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
@@ -67,7 +68,13 @@ class Verifier:
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.ancestors[:, :, 1:]
         table = self._tables.table(requests, logits.shape[2], logits.device)
         picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
-        return accept_picks(picks, logits, inputs, self._num_candidates)
+        # Masks hide scores that are not sound, so the model's own are asked.
+        return accept_picks(picks, logits.amax(-1), logits, inputs, self._num_candidates)
+
+
+def _path(picks: Sequence[int], stands: Sequence[int]) -> list[int]:
+    """The nodes that stand, up to the first one without a pick."""
+    return list(takewhile(lambda node: picks[node] >= 0, (node for node, stand in enumerate(stands) if stand)))
 
 
 def _end_in_time(constraint: Constraint, picks: list[int], path: list[int], remaining: int) -> list[int]:

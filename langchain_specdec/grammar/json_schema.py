@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import check_unicode
 
 # Keywords that hold schemas by name, and keywords that hold data.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
@@ -48,13 +49,10 @@ def checked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidParameterError(msg)
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
-        text.encode()
-    except UnicodeError as error:
-        msg = "The JSON schema has half a character (a lone surrogate) in one of its texts."
-        raise InvalidParameterError(msg) from error
     except (TypeError, ValueError) as error:
         msg = f"The schema is no JSON: {error}. It may hold dictionaries, lists, text, numbers, booleans and None."
         raise InvalidParameterError(msg) from error
+    check_unicode("The JSON schema", text)
     copy: dict[str, Any] = json.loads(text)
     return copy
 

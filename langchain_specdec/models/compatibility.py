@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -103,22 +105,44 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
         slots, starts, rows = [0, 1], [half, runner.max_length - half], [tokens[half:], tokens[:half]]
     try:
         runner.prefill(RowBatch([0], [0], [tokens[:half]]))
-        ours = runner.verify(RowBatch(slots, starts, rows)).logits[0].float()
-        with torch.inference_mode():
+        ours = runner.verify(RowBatch(slots, starts, rows)).logits[0]
+        with torch.inference_mode(), runner.evaluating():
             ids = torch.tensor([tokens], device=runner.device)
-            theirs = runner.model(input_ids=ids, use_cache=False).logits[0, half:].float()
+            # With a cache of its own, as `generate` runs it: without one, layers that share keys and values (Gemma 3n)
+            # compute their own on older versions of transformers.
+            theirs = runner.model(input_ids=ids, use_cache=True).logits[0, half:]
     except (MemoryError, torch.OutOfMemoryError):
         raise  # it tells of the machine
     except Exception as error:
         raise UnsupportedModelError(_failure(name, error)) from error
-    similarity = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min().item()
-    exact = runner.model.dtype == torch.float32
-    if not similarity > (0.9999 if exact else 0.98):
+    similarity = _similarity(ours, theirs)
+    if not similarity > _least_similarity(runner):
         msg = (
             f"{name} computes other logits on the engine's cache than by itself (cosine similarity "
             f"{similarity:.4f}), so its text would change. The engine does not support this model."
         )
         raise UnsupportedModelError(msg)
+
+
+def takes_trees(runner: ModelRunner) -> bool:
+    """Whether a forward over a draft that branches gives the logits of each path; not so for ALiBi models such as MPT.
+
+    A node stands in its slot after its siblings, and in the text right after its parent. A model that takes the first
+    for its position, whatever it is told, is right for drafts that do not branch. As many siblings as fit are put in
+    between, so that it shows in any numeric type.
+    """
+    if "position_ids" not in inspect.signature(runner.model.base_model.forward).parameters:
+        return False
+    text, path = [t % runner.vocab_size for t in (11, 7, 5)], [t % runner.vocab_size for t in (4, 3, 2)]
+    count = min(runner.max_width, runner.max_length - len(text)) - len(path)
+    if count < 1:
+        return True
+    # The siblings are children of the path's first token, and so is its second.
+    nodes, parents = [path[0], *path[:1] * count, *path[1:]], [-1, *[0] * (count + 1), count + 1]
+    runner.prefill(RowBatch([0], [0], [text]))
+    ours = runner.verify(RowBatch([0], [len(text)], [nodes], [parents])).logits[0, -2:]
+    theirs = runner.verify(RowBatch([0], [len(text)], [path])).logits[0, -2:]
+    return _similarity(ours, theirs) > _least_similarity(runner)
 
 
 @contextmanager
@@ -138,6 +162,14 @@ def _failure(name: str, error: Exception) -> str:
         f"The engine cannot run {name}: its forward fails on the engine's cache, or its config.json says what does not "
         f"fit ({detail[:200]}). Use transformers or a TGI server for it."
     )
+
+
+def _similarity(ours: Tensor, theirs: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1).min())
+
+
+def _least_similarity(runner: ModelRunner) -> float:
+    return 0.9999 if runner.model.dtype == torch.float32 else 0.98
 
 
 def _refuse(model_type: str, reason: str) -> NoReturn:

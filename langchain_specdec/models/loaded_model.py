@@ -20,7 +20,7 @@ class LoadedModel:
     """A model that is ready to run, with its tokenizer.
 
     Attributes:
-        model: Causal language model; in eval mode where it is owned.
+        model: Causal language model; one that was loaded elsewhere may be in training mode.
         tokenizer: Its tokenizer, which its owner may use and change.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.

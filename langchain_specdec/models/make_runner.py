@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.compatibility import check_cached_forward, fitting
+from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.progress import Progress
@@ -18,7 +18,6 @@ from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapp
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-from langchain_specdec.runner.evaluation import evaluating
 from langchain_specdec.runner.model_inputs import num_key_value_heads
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
@@ -82,8 +81,8 @@ def make_runner(
             max_length = _default_max_length(loaded, num_slots)
         runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-            with evaluating(list(loaded.model.modules())):
-                check_cached_forward(runner, loaded.name)
+            check_cached_forward(runner, loaded.name)
+            runner.takes_trees = takes_trees(runner)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:

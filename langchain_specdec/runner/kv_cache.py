@@ -121,6 +121,11 @@ class _SlotLayer(CacheLayerMixin):
         assert shape is not None, "SlotCache.begin comes before the forward"  # noqa: S101
         return shape.store(self.keys, key_states), shape.store(self.values, value_states)
 
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Keys and values; none before the first forward, and none where the layer reads another one's (Gemma 3n)."""
+        return (self.keys, self.values) if self.is_initialized else ()  # type: ignore[return-value]
+
     def get_seq_length(self, *args: object) -> int:
         """0: positions come with every forward, so transformers must not infer them."""
         return 0
@@ -197,19 +202,29 @@ class SlotCache(Cache):
         if is_gapless(offsets):
             return
         for layer in self._slot_layers:
-            buffers: tuple[Any, Any] = layer.keys, layer.values
-            for buffer in buffers:
+            for buffer in layer.buffers:
                 source = torch.tensor(offsets, device=buffer.device) if index is None else index.to(buffer.device)
                 buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, start + source]
+
+    @torch.inference_mode()
+    def wipe(self, slot: int, start: int = 0) -> None:
+        """Write zeros over what is in a slot from a position on.
+
+        What is masked counts as 0 times its value, and so does no harm unless it is NaN or infinite.
+        """
+        for layer in self._slot_layers:
+            for buffer in layer.buffers:
+                buffer[slot, :, start:] = 0
 
     def release(self) -> None:
         """Let go of all buffers."""
         for layer in self._slot_layers:
             layer.keys = layer.values = None
             layer.is_initialized = False
+        # Where older versions of transformers keep what layers share.
+        vars(self).pop("shared_layers", None)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all buffers that exist, in bytes."""
-        buffers = [b for layer in self._slot_layers for b in (layer.keys, layer.values) if b is not None]
-        return sum(int(b.nbytes) for b in buffers)
+        return sum(int(b.nbytes) for layer in self._slot_layers for b in layer.buffers)

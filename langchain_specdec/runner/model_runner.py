@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
-from langchain_specdec.runner.evaluation import evaluating
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
+from langchain_specdec.runner.model_state import WeightsState, evaluating
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
-from langchain_specdec.runner.verify import Verification, pick_and_accept
+from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
 
 PickDraft = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Picks draft tokens, int64 `[rows, 1]`, by logits `[rows, 1, vocab]`, the positions that the tokens will have
@@ -51,8 +51,13 @@ class ModelRunner:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
         self.num_forwards = 0
+        self.takes_trees = True
+        """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)
+        self._dtype: torch.dtype = model.dtype
         self._modules = list(model.modules())
+        self.weights = WeightsState.of(self._modules)
+        """What `note_weights` saw last."""
 
     @property
     def graphs(self) -> frozenset[Any]:
@@ -75,6 +80,26 @@ class ModelRunner:
         """Make all graphs that drafting for certain texts is likely to use; here there are none."""
 
     clock = staticmethod(step_clock)
+
+    def note_weights(self) -> bool:
+        """Whether weights have changed since this was last asked."""
+        # Modules too may have come since, adapters for example.
+        self._modules = list(self.model.modules())
+        before, self.weights = self.weights, WeightsState.of(self._modules)
+        return self.weights != before
+
+    @property
+    def why_unfit(self) -> str | None:
+        """Why the model can run no more here: it was moved, and its slots were not. None where it can."""
+        weight = self.model.get_input_embeddings().weight if self.model is not None else None
+        if weight is None or (weight.device == self.device and self.model.dtype == self._dtype):
+            return None
+        was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, self.model.dtype))
+        return f"it was {was} on {self.device} when it was given its slots, and is {now} on {weight.device} now"
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Has the model in eval mode within; see `model_state.evaluating`."""
+        return evaluating(self.model, self._modules)
 
     @property
     def is_width_free(self) -> bool:
@@ -117,6 +142,9 @@ class ModelRunner:
             steps: Tokens to decode, one forward each.
             vocab_size: Tokens that may be picked: so many of the first.
             pick: Picks where that takes more than noise.
+
+        Returns:
+            The tokens, by row; none for a row where the scores were not sound, as with NaN.
         """
         inputs = RowInputs.from_batch(batch, self.device)
         starts, lengths = list(batch.starts), [len(tokens) for tokens in batch.tokens]
@@ -133,7 +161,8 @@ class ModelRunner:
             starts = [start + length for start, length in zip(starts, lengths, strict=True)]
             lengths = [1] * len(starts)
             inputs = inputs.following(picked)
-        return chains.tolist()
+        # Whatever is not sound stays in the slot, so that it shows in the last scores too.
+        return sound_chains(chains, logits, picked)
 
     @torch.inference_mode()
     def last_logits(self, batch: RowBatch) -> Tensor:
@@ -150,7 +179,7 @@ class ModelRunner:
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         self.cache.begin(shape)
-        with evaluating(self._modules), pinned_backends(self.device):
+        with pinned_backends(self.device), self.evaluating():
             logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
         return logits
 
@@ -177,9 +206,13 @@ class ModelRunner:
         self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs, *, is_prompt: bool = False
     ) -> Any:
         shape, arguments = self._begin(self.cache, slots, starts, inputs, is_prompt=is_prompt)
+        with self.evaluating():
+            return self._call(module, shape, arguments)
+
+    def _call(self, module: Any, shape: ForwardShape, arguments: dict[str, Any]) -> Any:
         compiled = self.compiled
         if compiled is None:
-            with evaluating(self._modules), pinned_backends(self.device):
+            with pinned_backends(self.device):
                 return module(**arguments)
         # The first forward allocates the cache's buffers, which compiled layers are given.
         if self.cache.is_initialized and compiled.is_ready(shape):

@@ -12,6 +12,9 @@ from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.top_tokens import top_tokens
 
+UNSOUND = -1
+"""Stands for a pick where a model's scores are NaN or infinite, or all minus infinity, so that none can be picked."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -34,8 +37,9 @@ class Verdict:
 
     Attributes:
         nodes: The tokens that were verified: the last one of the text and the draft.
-        picks: The target's pick after each node.
-        paths: The nodes that stand, in order; the first is 0. The pick after the last one is new (the bonus token).
+        picks: The target's pick after each node; `UNSOUND` where it has none.
+        paths: The nodes that stand and have a pick, in order; the first is 0, and there is none where that has no pick.
+            The pick after the last one is new (the bonus token).
         logits: The target's after each node, `[rows, width, vocab]`.
         order: The nodes on the device, those that stand first, int64 `[rows, width]`; None where no path has gaps.
         ranked: The target's best tokens after each node, by rank, row and node; none where nobody asked for them.
@@ -51,6 +55,10 @@ class Verdict:
     def tokens(self, row: int) -> list[int]:
         """What the text of a row goes on with: the target's picks along the path."""
         return [self.picks[row][node] for node in self.paths[row]]
+
+    def has_unsound(self, row: int) -> bool:
+        """Whether a node of a row has no sound scores, and so left nothing sound in its slot."""
+        return min(self.picks[row]) < 0
 
     def candidates(self, row: int, node: int) -> list[int]:
         """The target's best tokens after a node of a row, best first."""
@@ -97,22 +105,50 @@ def pick_and_accept(logits: Tensor, inputs: RowInputs, *, is_sampled: bool, num_
         See `accept_picks`.
     """
     picks = inputs.pick(logits, inputs.next_positions, is_sampled=is_sampled)
-    return accept_picks(picks, logits, inputs, num_candidates)
+    return accept_picks(picks, score_of(logits, picks), logits, inputs, num_candidates)
 
 
-def accept_picks(picks: Tensor, logits: Tensor, inputs: RowInputs, num_candidates: int) -> Tensor:
+def score_of(logits: Tensor, picks: Tensor) -> Tensor:
+    """The logit of each pick, `[rows, width]`: not finite where noise alone picked among logits that are not sound."""
+    return logits.gather(-1, picks[..., None])[..., 0]
+
+
+def sound_picks(picks: Tensor, best: Tensor) -> Tensor:
+    """The picks, with `UNSOUND` where the best logit is not finite; so the host learns of it without another copy."""
+    # What is not finite does not become 0.
+    return picks.masked_fill((best - best) != 0, UNSOUND)
+
+
+def sound_chains(chains: Tensor, logits: Tensor, picked: Tensor) -> list[list[int]]:
+    """Drafted tokens on the host, in one copy.
+
+    Args:
+        chains: int64 `[rows, count]`.
+        logits: By which the last ones were picked, `[rows, 1, vocab]`.
+        picked: The last ones, int64 `[rows, 1]`.
+
+    Returns:
+        The tokens, by row; none for a row whose scores are not sound.
+    """
+    checked = torch.cat([chains, sound_picks(picked, score_of(logits, picked))], 1)
+    return [row[:-1] if row[-1] >= 0 else [] for row in checked.tolist()]
+
+
+def accept_picks(picks: Tensor, best: Tensor, logits: Tensor, inputs: RowInputs, num_candidates: int) -> Tensor:
     """The verdict: all that the host wants to know of a forward, in one tensor for one copy.
 
     Args:
         picks: The target's pick after every node, int64 `[rows, width]`.
+        best: The best of its logits there, or that of the pick where it is as good a sign, `[rows, width]`.
         logits: The target's, `[rows, width, vocab]`.
         inputs: The nodes.
         num_candidates: See `RowBatch`.
 
     Returns:
-        int64 `[2 + num_candidates, rows, width]`: the picks, 1 for each node that stands by them, and the best tokens
-        after each node by rank.
+        int64 `[2 + num_candidates, rows, width]`: the picks or `UNSOUND`, 1 for each node that stands by them, and
+        the best tokens after each node by rank.
     """
+    picks = sound_picks(picks, best)
     stands = accept(inputs.tokens, inputs.parents, inputs.ancestors, inputs.num_nodes, picks)
     verdict = torch.stack([picks, stands.to(picks.dtype)])
     if not num_candidates:

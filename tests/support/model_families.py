@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import dynamic_rope_update
 from transformers.utils import logging
 
@@ -45,6 +45,16 @@ GPT2: dict[str, Any] = {
     "bos_token_id": 257,
     "eos_token_id": tiny.EOS,
     "tie_word_embeddings": False,
+}
+# The last two layers read the keys and values of the first two.
+SHARED_LAYERS = {
+    "head_dim": 8,
+    "sliding_window": WINDOW,
+    **ALTERNATING,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": tiny.VOCAB,
+    "hidden_size_per_layer_input": 8,
+    "activation_sparsity_pattern": [0.0] * 4,
 }
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
@@ -91,8 +101,13 @@ OTHER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
     "cohere": ("cohere", {}),
     "stablelm": ("stablelm", {}),
+    "gemma3n": ("gemma3n_text", {**SHARED_LAYERS, "laurel_rank": 4, "altup_num_inputs": 2, "altup_active_idx": 0}),
 }
+if "gemma4_text" in CONFIG_MAPPING:
+    OTHER_FAMILIES["gemma4"] = ("gemma4_text", SHARED_LAYERS)
 ALL_FAMILIES = FAMILIES | OTHER_FAMILIES
+# Families with ALiBi, which take a token's place in its slot for its position.
+WITHOUT_TREES: dict[str, tuple[str, dict[str, Any]]] = {"mpt": ("mpt", {"max_seq_len": POSITIONS})}
 # What these do to their scores, transformers' sdpa does not.
 WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling")
 # Their frequencies depend on the largest position, which transformers looks up on the host in each forward; those of
@@ -114,7 +129,7 @@ def make_config(name: str) -> Any:
 
 
 def _make_config(name: str) -> Any:
-    model_type, differences = ALL_FAMILIES[name]
+    model_type, differences = (ALL_FAMILIES | WITHOUT_TREES)[name]
     if model_type == "gpt2":
         return AutoConfig.for_model("gpt2", **GPT2 | differences)
     if model_type == "gemma3":
@@ -128,7 +143,7 @@ def _make_config(name: str) -> Any:
             tie_word_embeddings=False,
         )
     sizes = dict(SIZES)
-    if model_type == "gpt_neox":
+    if model_type in ("gpt_neox", "mpt"):
         del sizes["num_key_value_heads"]
     return AutoConfig.for_model(model_type, **sizes | differences)
 
@@ -159,7 +174,9 @@ def reference_logits(name: str, device: str, tokens: Sequence[int]) -> Any:
 def _reference_logits(name: str, device: str, tokens: tuple[int, ...]) -> Any:
     with torch.inference_mode():
         ids = torch.tensor([tokens], device=device)
-        return make_reference(name, device)(input_ids=ids, use_cache=False).logits[0]
+        # Without a cache, layers that share keys and values compute their own on transformers 4.
+        shares = "num_kv_shared_layers" in (ALL_FAMILIES | WITHOUT_TREES)[name][1]
+        return make_reference(name, device)(input_ids=ids, use_cache=shares).logits[0]
 
 
 @functools.cache

@@ -11,7 +11,6 @@ and is used if it is right and faster. On disk torch keeps what it compiled, so 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts, GraphKey
+from langchain_specdec.runner.cpu.compile_thread import CompileThread
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
@@ -168,8 +169,7 @@ class CompiledLayers(Shortcut):
         if self._mode == "auto" and self._spent[key] * saving < seconds_needed:
             return
         self._tried.add(key)
-        self._thread = threading.Thread(target=self._make, args=(key, trial), name="specdec-compile", daemon=True)
-        _threads.add(self._thread)
+        self._thread = CompileThread(partial(self._make, key, trial), self.stop)
         self._thread.start()
 
     def _make(self, key: GraphKey, trial: Trial) -> None:
@@ -336,13 +336,3 @@ def _mark_dynamic(tensors: Sequence[Tensor], buffers: Sequence[tuple[Tensor, Ten
         for buffer in pair:
             mark(buffer, 0)
             mark(buffer, 2)
-
-
-# Threads that may be compiling. The interpreter must not end under one of them: it would stop inside the model.
-_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_threads() -> None:
-    for thread in list(_threads):
-        thread.join(30.0)

@@ -21,6 +21,8 @@ from langchain_specdec.runner.cpu.onednn_linear import OneDNNWeight, can_use_one
 
 # Names of sibling layers that Hugging Face models call one after the other on the same input.
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Smaller layers gain nothing, and some models read or write the weights of their smallest ones (Gemma 3n).
+_MIN_WEIGHTS = 256
 
 
 class PackedLinear(nn.Module):
@@ -148,13 +150,17 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
 def _groups(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Where linear layers hang, and under which names; those of one input together."""
     for parent in model.modules():
-        names = [name for name, child in parent.named_children() if type(child) is nn.Linear]
+        names = [name for name, child in parent.named_children() if type(child) is nn.Linear and _pays(child)]
         for group in _SHARED_INPUT:
             if set(group) <= set(names) and len({getattr(parent, name).in_features for name in group}) == 1:
                 names = [name for name in names if name not in group]
                 yield parent, group
         for name in names:
             yield parent, (name,)
+
+
+def _pays(linear: nn.Linear) -> bool:
+    return linear.weight.numel() >= _MIN_WEIGHTS
 
 
 def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:

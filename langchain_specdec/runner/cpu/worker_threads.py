@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import functools
+import os
 from collections.abc import Callable
 
 _SOFT = 1  # omp_pause_soft of the OpenMP specification, 5.0 and later
+_known: list[Callable[[int], int]] = []
 
 
 def release_workers() -> None:
@@ -21,11 +22,17 @@ def release_workers() -> None:
         pause(_SOFT)
 
 
-@functools.cache
 def _pause() -> Callable[[int], int] | None:
-    try:
-        # Of the OpenMP library that PyTorch has loaded; none on some systems.
-        function: Callable[[int], int] = ctypes.CDLL(None).omp_pause_resource_all
-    except (AttributeError, OSError, TypeError):
-        return None
-    return function
+    if not _known:
+        try:
+            # Of the OpenMP library that PyTorch has loaded; none on some systems, and none before PyTorch is loaded.
+            _known.append(ctypes.CDLL(None).omp_pause_resource_all)
+        except (AttributeError, OSError, TypeError):
+            return None
+    return _known[0]
+
+
+# Workers do not live on in a forked child, but the thread that forked would wait for them there, for ever, at its next
+# parallel operator. Without them it starts new ones, in parent and child.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=release_workers)

@@ -25,7 +25,7 @@ from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
-from langchain_specdec.runner.verify import Verification, pick_and_accept
+from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
@@ -50,6 +50,7 @@ class CapturedRunner:
         self.vocab_size = uncaptured.vocab_size
         self.max_length = uncaptured.max_length
         self.max_width = uncaptured.max_width
+        self.takes_trees = uncaptured.takes_trees
         self.store = GraphStore(capture, mode, progress)
         is_exact = mode == "max-autotune"
         self._buckets = Buckets(self.cache.num_slots, self.max_width, self.cache.max_length, is_exact=is_exact)
@@ -84,6 +85,21 @@ class CapturedRunner:
         return not (self._is_complete or self.store.is_stopped or self.store.is_frozen)
 
     clock = staticmethod(step_clock)
+
+    def note_weights(self) -> bool:
+        """See `ModelRunner.note_weights`. Graphs read weights where they were, and go when those have moved."""
+        places = self.uncaptured.weights.places
+        has_changed = self.uncaptured.note_weights()
+        if self.uncaptured.weights.places != places:
+            self.store.forget()
+            self._settled.clear()
+            self._is_complete = False
+        return has_changed
+
+    @property
+    def why_unfit(self) -> str | None:
+        """See `ModelRunner.why_unfit`."""
+        return self.uncaptured.why_unfit
 
     def begin_turn(self, *, may_capture: bool = True) -> None:
         """Say that a turn of the engine begins. At most one graph is captured in it, and none unless it may be."""
@@ -131,7 +147,7 @@ class CapturedRunner:
         if buckets and self.store.is_due(buckets[0]):
             self._make_draft(buckets[0], batch, vocab_size)
         chains = self.uncaptured.chain(batch, steps, vocab_size, pick)
-        if len(buckets) > 1 and self.store.is_due(buckets[1]):
+        if len(buckets) > 1 and all(chains) and self.store.is_due(buckets[1]):
             self._make_draft(buckets[1], _after(batch, chains), vocab_size)
         return chains
 
@@ -272,7 +288,7 @@ class CapturedRunner:
                 picked = pick(logits[:rows, None], inputs.starts[:rows, None], chains)
                 inputs.tokens[:rows, :1].copy_(picked)
             chains = torch.cat([chains, picked], 1)
-        return chains.tolist()
+        return sound_chains(chains, logits[:rows, None], picked)
 
     def _make_verify(self, bucket: Bucket, batch: RowBatch, expected: Verification) -> None:
         inputs = self._place(bucket.rows, bucket.width, has_tree=True)

@@ -188,6 +188,12 @@ class GraphStore(Shortcut):
             _logger.exception("The progress callback failed; it is not called any more")
             self._progress = None
 
+    def forget(self) -> None:
+        """Begin anew, with graphs and with what was learnt of shapes."""
+        self._graphs.clear()
+        self._seen.clear()
+        self.rejected.clear()
+
     def stop(self) -> None:
         """Make and use no more graphs, and let go of those that there are."""
         super().stop()

@@ -246,3 +246,17 @@ def test_a_free_slot_waits_for_no_text_that_goes_on_and_where_no_queue_is() -> N
     running[1].token_ids.extend([77] * 3)
     finish(scheduler, requests[2])
     assert scheduler.admit() == [requests[3]]
+
+
+def test_what_is_forgotten_is_not_reused_and_neither_is_what_ran_meanwhile() -> None:
+    prompt = list(range(20))
+    scheduler = Scheduler(2, 100)
+    rested, running = admitted(scheduler, [make_request(0, prompt), make_request(1, prompt)])
+    finish(scheduler, rested)
+    scheduler.forget()
+    finish(scheduler, running)
+    new = admitted(scheduler, [make_request(2, prompt), make_request(3, prompt)])
+    assert [request.num_reused for request in new] == [0, 0]
+    finish(scheduler, new[0])
+    (last,) = admitted(scheduler, [make_request(4, prompt)])
+    assert last.num_reused == 19

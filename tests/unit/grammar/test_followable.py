@@ -256,6 +256,6 @@ def test_what_is_no_schema_is_refused(compiler: GrammarCompiler, schema: Any) ->
 
 
 def test_a_regular_expression_that_is_no_text_is_refused(compiler: GrammarCompiler) -> None:
-    for regex in ("\ud800", "(", "(?!a)b"):
+    for regex in ("(", "(?!a)b"):
         with pytest.raises(InvalidParameterError, match="regular expression cannot be followed"):
             compiler.compile(Grammar(regex=regex), 99)

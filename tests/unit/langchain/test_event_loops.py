@@ -60,9 +60,9 @@ def test_grammars_are_compiled_in_a_thread() -> None:
 def test_long_messages_are_rendered_and_encoded_in_a_thread(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encode, seen = ChatTemplate.token_ids, []
 
-    def noting(self: ChatTemplate, *args: Any) -> list[int]:
+    def noting(self: ChatTemplate, *args: Any, **options: Any) -> list[int]:
         seen.append(threading.current_thread() is threading.main_thread())
-        return encode(self, *args)
+        return encode(self, *args, **options)
 
     chat = ChatSpeculative(backend=Threads())
     monkeypatch.setattr(ChatTemplate, "token_ids", noting)

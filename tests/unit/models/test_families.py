@@ -3,14 +3,18 @@
 import copy
 import dataclasses
 import random
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
@@ -19,6 +23,7 @@ from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
+from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
@@ -31,6 +36,7 @@ from tests.support.model_families import (
     SIZES,
     WINDOW,
     WITHOUT_SDPA,
+    WITHOUT_TREES,
     load,
     make_model,
     reference_logits,
@@ -39,6 +45,8 @@ from tests.support.model_families import (
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records"), pytest.mark.slow]
+
+needs_mpt = pytest.mark.skipif(transformers.__version__ < "5", reason="MPT takes no such masks there")
 
 
 def assert_close(logits, expected):
@@ -168,6 +176,8 @@ PROMPT_LENGTHS = (POSITIONS - NUM_TOKENS, 33, 9)
 def make_drafter(kind, target, device, name):
     if kind == "lookup":
         return PromptLookupDrafter(3)
+    if kind == "tree":
+        return LookupTreeDrafter(3)
     if kind == "itself":
         draft = load(name, device)
         runner = make_runner(draft, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
@@ -211,6 +221,69 @@ def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, dev
             assert decode(engine, prompts, NUM_TOKENS) == expected, kind
         finally:
             engine.close()
+
+
+@pytest.mark.parametrize("name", ["llama", *OTHER_FAMILIES, pytest.param("mpt", marks=needs_mpt)])
+def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatch):
+    batches, verify = [], ModelRunner.verify
+
+    def watched(self, batch):
+        batches.append(batch)
+        return verify(self, batch)
+
+    monkeypatch.setattr(ModelRunner, "verify", watched)
+    prompts = prompts_for(name)
+    expected = [reference_text(name, "cpu", prompt, NUM_TOKENS) for prompt in prompts]
+    target = load(name, "cpu")
+    runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+    batches.clear()
+    engine = Engine(
+        runner,
+        make_drafter("tree", target, "cpu", name),
+        target.tokenizer,
+        target.eos_token_ids,
+        max_draft_tokens=MAX_WIDTH - 1,
+        max_tree_nodes=MAX_WIDTH - 1,
+        step_cost=StepCost.flat(),
+    )
+    try:
+        # The second time what followed is known, and so is what else might have.
+        for _ in range(2):
+            assert decode(engine, prompts, NUM_TOKENS) == expected
+    finally:
+        engine.close()
+    assert any(not batch.is_chain for batch in batches) == (name not in WITHOUT_TREES)
+
+
+@needs_mpt
+def test_that_drafts_do_not_branch_is_told(caplog):
+    tokenizer = tiny.byte_tokenizer()
+    with closing(LocalBackend(make_model("mpt"), tokenizer, max_length=POSITIONS)):
+        assert "MptForCausalLM takes a token's place in memory for its position" in caplog.text
+    caplog.clear()
+    with closing(LocalBackend(make_model("mpt"), tokenizer, max_length=POSITIONS, max_tree_nodes=0)):
+        assert caplog.text == ""
+
+
+class PlaceForPosition(LlamaForCausalLM):
+    """Takes a token's place in its slot for its position, whatever it is told."""
+
+    def forward(self, input_ids, position_ids=None, **kwargs):
+        if position_ids is not None:
+            position_ids = position_ids[:, :1] + torch.arange(position_ids.shape[1])
+        return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_are_right_for_chains_only_are_found(dtype):
+    for model_class in (PlaceForPosition, LlamaForCausalLM):
+        torch.manual_seed(0)
+        config = OddConfig(**SIZES)
+        config.initializer_range = 0.2
+        model = model_class(config).eval().to(dtype)
+        target = load_model(model, tiny.byte_tokenizer())
+        runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=33)
+        assert runner.takes_trees == (model_class is LlamaForCausalLM)
 
 
 def generate(model):

@@ -130,6 +130,7 @@ def test_take_a_loaded_model_and_tokenizer():
     assert loaded.model is model
     assert loaded.tokenizer is tokenizer
     assert loaded.name == "LlamaForCausalLM"
+    assert model.training, "it is the caller's"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neo"])

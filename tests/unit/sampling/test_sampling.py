@@ -550,7 +550,7 @@ def test_half_precision_logits_are_processed_in_float32() -> None:
     [
         (lambda: SamplingParams(stop=["a", "b\udcff"]), r"A stop string .*U\+DCFF at character 1"),
         (lambda: Grammar(regex="\ud800"), "regex"),
-        (lambda: Grammar(schema={"enum": ["\ud800"]}), "schema"),
+        (lambda: Grammar(schema={"enum": ["\ud800"]}), "JSON schema"),
         (lambda: Grammar(schema={"properties": {"\ud800": {}}}), "schema"),
     ],
 )

@@ -69,9 +69,10 @@ def test_special_layers_stay_as_they_are() -> None:
     class Quantised(nn.Linear):
         pass
 
-    model = nn.Sequential(Quantised(4, 4), nn.Linear(4, 4))
+    model = nn.Sequential(Quantised(16, 16), nn.Linear(16, 16), nn.Linear(4, 4))
     assert pack_linears(model) == 1
     assert type(model[0]) is Quantised
+    assert type(model[2]) is nn.Linear, "it is too small to gain, and its model may write its weight"
 
 
 def test_what_cannot_be_packed_is_told() -> None:
@@ -86,8 +87,8 @@ def test_layers_of_one_input_are_computed_together(product: str, biases: tuple[b
     sizes = (12, 4, 4)
     block: Any = nn.Module()
     for name, size, bias in zip(("q_proj", "k_proj", "v_proj"), sizes, biases, strict=True):
-        setattr(block, name, nn.Linear(8, size, bias=bias))
-    inputs, other = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+        setattr(block, name, nn.Linear(64, size, bias=bias))
+    inputs, other = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
     with torch.inference_mode():
         expected = [block.q_proj(inputs), block.k_proj(inputs), block.v_proj(inputs)]
         expected_other = block.v_proj(other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -87,3 +89,47 @@ def test_other_threads_go_on() -> None:
 def test_a_system_without_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_threads, "_pause", lambda: None)
     release_workers()
+
+
+FORK = """
+import os, signal, sys, torch
+import langchain_specdec.backends.local
+from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.errors import EngineClosedError
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support.tiny_models import make_engine, tiny_model
+
+def write(engine):
+    return [t.id for event in engine.submit([1, 2, 3], params) for t in getattr(event, "tokens", ())]
+
+torch.set_num_threads(2)
+params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+parents = make_engine(tiny_model(), Drafter())
+if "engine" in sys.argv:
+    expected = write(parents)
+if "running" in sys.argv:
+    parents.submit([5], SamplingParams(max_new_tokens=200, ignore_eos=True))
+torch.ones(1 << 21).sum()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    assert float(torch.ones(1 << 21).sum()) == 1 << 21
+    try:
+        write(parents)
+    except EngineClosedError as error:
+        assert "in another process" in str(error)
+    written = write(make_engine(tiny_model(), Drafter()))
+    assert len(written) == 8
+    assert "engine" not in sys.argv or written == expected
+    parents.close()
+    sys.exit(7)  # by all that is registered to run at the end
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert float(torch.ones(1 << 21).sum()) == 1 << 21
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.parametrize("used", [[], ["engine", "running"]], ids=str)
+def test_a_forked_child_loads_and_runs_a_model_of_its_own(used: list[str]) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK, *used], check=True, timeout=300)  # noqa: S603

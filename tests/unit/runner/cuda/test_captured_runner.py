@@ -115,6 +115,23 @@ def decode(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[Sa
 # --- Same text -------------------------------------------------------------------------------------------------------
 
 
+def test_graphs_go_when_weights_have_moved(make: Any, references: References) -> None:
+    other = perturbed(tiny_model(), 0.5)
+    model = tiny_model()
+    engine = make(captured_runner(model), PromptLookupDrafter(5))
+    assert decode(engine, PROMPTS, [GREEDY] * len(PROMPTS)) == [references(prompt, GREEDY) for prompt in PROMPTS]
+    num_made = captured(engine.runner).store.num_made
+    assert num_made > 0
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.0)
+    decode(engine, PROMPTS[:1], [GREEDY])
+    assert captured(engine.runner).store.graphs, "they read what was written in place"
+    model.load_state_dict(other.state_dict(), assign=True)
+    after = References(other)
+    assert decode(engine, PROMPTS, [GREEDY] * len(PROMPTS)) == [after(prompt, GREEDY) for prompt in PROMPTS]
+    assert captured(engine.runner).store.num_made > num_made
+
+
 @pytest.mark.parametrize("mode", ["auto", "reduce-overhead", "max-autotune"])
 def test_texts_are_those_of_plain_decoding(mode: str, make: Any, references: References) -> None:
     # More requests than slots, of all kinds, which join and leave, in three rounds that find their prefixes again.

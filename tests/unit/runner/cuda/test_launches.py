@@ -11,15 +11,16 @@ from tests.support.fake_cuda import FakeCuda
 from tests.support.launches import count_launches
 
 # Launches of a decoder layer, attention among them, and outside of layers: at most so many.
+# Four of a verification find scores that are NaN or infinite, in the copy that brings the picks.
 # Where heads share keys (llama-8b), the queries of a group are laid beside each other.
 BUDGETS: dict[tuple[str, Any, int, bool], tuple[int, int]] = {
-    ("qwen1.5-1.8b", "verify", 1, False): (42, 42),
-    ("qwen1.5-1.8b", "verify", 8, False): (43, 53),
-    ("qwen1.5-1.8b", "verify", 8, True): (43, 142),
+    ("qwen1.5-1.8b", "verify", 1, False): (42, 46),
+    ("qwen1.5-1.8b", "verify", 8, False): (43, 57),
+    ("qwen1.5-1.8b", "verify", 8, True): (43, 146),
     ("qwen1.5-1.8b", "draft", 1, False): (42, 35),
-    ("llama-8b", "verify", 1, False): (42, 42),
-    ("llama-8b", "verify", 8, False): (44, 53),
-    ("llama-8b", "verify", 8, True): (44, 142),
+    ("llama-8b", "verify", 1, False): (42, 46),
+    ("llama-8b", "verify", 8, False): (44, 57),
+    ("llama-8b", "verify", 8, True): (44, 146),
     ("llama-8b", "draft", 1, False): (42, 35),
 }
 # As the default drafter asks for.

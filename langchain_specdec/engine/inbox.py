@@ -1,0 +1,81 @@
+"""What reaches an engine's thread from outside, and the end of such threads with the interpreter."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+
+from langchain_specdec.engine.request import Request
+
+
+class Inbox:
+    """What reaches the engine's thread from outside. It outlives neither the engine nor its thread."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.submitted: list[Request] = []
+        self.cancelled: list[Request] = []
+        self.is_closed = False
+        self.is_reset = False
+
+    def wait(self) -> None:
+        """Block until there is something to take."""
+        with self.changed:
+            while not (self.submitted or self.cancelled or self.is_closed):
+                self.changed.wait()
+
+    def cancel(self, request: Request) -> None:
+        """Ask for a request to be dropped."""
+        with self.changed:
+            self.cancelled.append(request)
+            self.changed.notify_all()
+
+    def reset(self) -> None:
+        """Ask for all that was kept of earlier requests to be forgotten before another one starts."""
+        with self.changed:
+            self.is_reset = True
+
+    def close(self) -> None:
+        """Ask the thread to end."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
+
+    def end(self) -> list[Request]:
+        """Take no more; what was not taken up yet, and never will be."""
+        with self.changed:
+            self.is_closed = True
+            left, self.submitted = self.submitted, []
+        return left
+
+
+# All engine threads that may still run, also those whose engine is gone. A thread ends once its inbox is closed.
+_threads: weakref.WeakKeyDictionary[threading.Thread, Inbox] = weakref.WeakKeyDictionary()
+
+
+def keep_until_exit(thread: threading.Thread, inbox: Inbox) -> None:
+    """Have an engine's thread end before the interpreter does."""
+    _threads[thread] = inbox
+
+
+def _let_go_after_fork() -> None:
+    """Leave the parent's engines to the parent: their threads, which may have held their locks, are not in a child."""
+    for inbox in _threads.values():
+        inbox.changed = threading.Condition()
+    _threads.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End all engines before the interpreter does: it would stop their threads inside the model, and crash."""
+    threads = list(_threads.items())
+    for _, inbox in threads:
+        inbox.close()
+    for thread, _ in threads:
+        thread.join(30.0)

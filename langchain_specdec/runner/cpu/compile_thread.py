@@ -1,0 +1,75 @@
+"""A thread that compiles, and its end with the program: at once, whatever it is doing.
+
+The interpreter must not end under such a thread, which may be inside the model, and compiling takes up to a minute. So
+it is stopped: an exception is raised in it, and the compiler that it waits for is killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+# Longest wait at the program's end: a stopped thread ends where it next runs a line of Python.
+_MAX_SECONDS = 30.0
+
+
+class CompileThread(threading.Thread):
+    """Runs an action in the background, and stops it when the program ends.
+
+    Args:
+        action: What to run.
+        stopped: Called before the action is stopped, so that it can tell that from a failure.
+    """
+
+    def __init__(self, action: Callable[[], None], stopped: Callable[[], None]) -> None:
+        super().__init__(target=action, name="specdec-compile", daemon=True)
+        self._stopped = stopped
+        _threads.add(self)
+
+    def end(self) -> None:
+        """Stop the action, and wait until nothing of it runs any more."""
+        self._stopped()
+        deadline = time.monotonic() + _MAX_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            # Again and again: it may be caught, and another compiler started.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit))
+            for process in self._children():
+                with contextlib.suppress(psutil.Error, OSError):
+                    _kill(process)
+            self.join(0.05)
+
+    def _children(self) -> Iterator[psutil.Process]:
+        """Processes that this thread has started, and theirs; only Linux tells them from other threads'."""
+        with contextlib.suppress(OSError, psutil.Error):
+            for pid in Path(f"/proc/self/task/{self.native_id}/children").read_text(encoding="ascii").split():
+                process = psutil.Process(int(pid))
+                # The compiler's own first: it writes to the pipe that the thread reads.
+                yield from process.children(recursive=True)
+                yield process
+
+
+def _kill(process: psutil.Process) -> None:
+    """End a compiler, and remove what it was writing: half a library would be loaded by the next program."""
+    arguments = process.cmdline()
+    process.kill()
+    for option, value in itertools.pairwise(arguments):
+        if option == "-o" and Path(value).is_absolute():
+            Path(value).unlink(missing_ok=True)
+
+
+_threads: weakref.WeakSet[CompileThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    for thread in list(_threads):
+        thread.end()

@@ -1,0 +1,108 @@
+"""What others may change of a model that runs here: its weights, and whether it is in training mode."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_num_fused_steps = 0
+
+
+def _note_step(optimizer: Any, *_: object) -> None:
+    """Count steps of fused optimizers, of any model: they write weights without PyTorch's counting it."""
+    global _num_fused_steps
+    if any(group.get("fused") for group in optimizer.param_groups):
+        _num_fused_steps += 1
+
+
+register_optimizer_step_post_hook(_note_step)
+
+
+@dataclass(frozen=True)
+class WeightsState:
+    """Differs before and after a change of weights, unless they were written through `.data`, which leaves no trace.
+
+    Attributes:
+        places: Where each weight is, and whether it is trained: switching adapters of PEFT changes no more than that.
+        versions: How often PyTorch saw each being written.
+        num_fused_steps: Steps that fused optimizers have taken.
+    """
+
+    places: tuple[tuple[int, bool], ...]
+    versions: tuple[int, ...]
+    num_fused_steps: int
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> WeightsState:
+        """The state of all parameters and buffers; nothing is read of what they hold."""
+        tensors = [
+            tensor
+            for module in modules
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        ]
+        return cls(
+            tuple((_place(tensor), tensor.requires_grad) for tensor in tensors),
+            # Tensors made in inference mode cannot be written outside of it, and count nothing.
+            tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors),
+            _num_fused_steps,
+        )
+
+
+def _place(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        # Tensors that wrap others, as quantised weights may, have no place of their own.
+        return id(tensor)
+
+
+@dataclass
+class _Held:
+    """A model whose forwards are under way: how many, and which of its modules are in training mode otherwise."""
+
+    count: int = 0
+    trained: list[nn.Module] = field(default_factory=list)
+
+
+_lock = threading.Lock()
+_held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Have a model in eval mode within, and afterwards in the mode that it was in: dropout would change a text.
+
+    Forwards of engines that share a model may overlap: the last one restores.
+
+    Args:
+        model: The model.
+        modules: All its modules.
+    """
+    with _lock:
+        held = _held.setdefault(model, _Held())
+        held.count += 1
+        trained = [module for module in modules if module.training]
+        _set_training(trained, is_training=False)
+        held.trained += trained
+    try:
+        yield
+    finally:
+        with _lock:
+            held.count -= 1
+            if not held.count:
+                _set_training(held.trained, is_training=True)
+                del _held[model]
+
+
+def _set_training(modules: Sequence[nn.Module], *, is_training: bool) -> None:
+    """Without what modules do besides when they are told to train or not, and without their slow way to set things."""
+    for module in modules:
+        object.__setattr__(module, "training", is_training)
