@@ -123,7 +123,7 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
         raise UnsupportedModelError(msg)
     from peft import PeftConfig, PeftModel
 
-    hub = {"token": token, "revision": parts.adapter_revision}
+    hub: dict[str, Any] = {"token": token, "revision": parts.adapter_revision}
     hub = {key: value for key, value in hub.items() if value is not None}
     with explained(f"the adapter {adapter}", adapter):
         config = PeftConfig.from_pretrained(adapter, **hub)

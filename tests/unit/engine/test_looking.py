@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def make_planner(monkeypatch: pytest.MonkeyPatch, drafter: Drafter, cost: StepCost, *, is_given: bool) -> DraftPlanner:
     monkeypatch.setattr(draft_planner, "measure_step_cost", lambda *_: cost)
-    runner: Any = SimpleNamespace(is_width_free=False, graphs=None, begin_turn=lambda **_: None)
+    runner: Any = SimpleNamespace(is_width_free=False, takes_trees=True, graphs=None, begin_turn=lambda **_: None)
     runner.make_next_graph = lambda _: None
     return DraftPlanner(runner, drafter, 10, 0, "auto", cost if is_given else None)
 

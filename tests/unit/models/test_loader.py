@@ -125,7 +125,7 @@ def test_decode_from_a_local_folder(folder, device):
 
 
 def test_take_a_loaded_model_and_tokenizer():
-    model, tokenizer = tiny.tiny_model(), tiny.byte_tokenizer()
+    model, tokenizer = tiny.tiny_model().train(), tiny.byte_tokenizer()
     loaded = load_model(model, tokenizer)
     assert loaded.model is model
     assert loaded.tokenizer is tokenizer
