@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,7 +249,7 @@ class _Builder:
         engine = Engine(
             runner,
             drafter,
-            copy.deepcopy(loaded.tokenizer),
+            loaded.private_tokenizer,
             loaded.eos_token_ids,
             max_draft_tokens=longest_draft,
             draft_length="auto" if spec.setting is None else longest_draft,

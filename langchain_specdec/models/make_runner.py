@@ -108,9 +108,9 @@ def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
     # A model may be spread over several GPUs; the one with the least room for its layers decides.
     counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
     free = {device: free_memory(device) for device in counts}
-    fitting = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
+    affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
-    length: int = max(min(wanted, fitting), 1)
+    length: int = max(min(wanted, affordable), 1)
     if length < wanted:
         _logger.warning(
             "max_length is %d positions (prompt and new tokens together), not %d: %d slots of so many fit into half "

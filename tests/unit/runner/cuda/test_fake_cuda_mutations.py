@@ -79,7 +79,7 @@ FAULTS = {
     ),
     "bias": Fault(
         SamplingTable.__init__, "dtype=torch.float32, device=device", "dtype=torch.float32",
-        turns("penalised"), rf"sampling/choice\.py:\d+: {MIXED_DEVICES}",
+        turns("penalised"), r"sampling/choice\.py:\d+: RuntimeError: Mismatching",
     ),
     # Waits that nobody sees.
     "a number of what stands": Fault(
