@@ -13,13 +13,15 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 # Longest wait at the program's end: a stopped thread ends where it next runs a line of Python.
 _MAX_SECONDS = 30.0
+# Longest wait for compilers that were killed; the system takes a moment.
+_KILL_SECONDS = 1.0
 
 
 class CompileThread(threading.Thread):
@@ -42,9 +44,7 @@ class CompileThread(threading.Thread):
         while self.is_alive() and time.monotonic() < deadline:
             # Again and again: it may be caught, and another compiler started.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit))
-            for process in self._children():
-                with contextlib.suppress(psutil.Error, OSError):
-                    _kill(process)
+            _kill(list(self._children()))
             self.join(0.05)
 
     def _children(self) -> Iterator[psutil.Process]:
@@ -57,13 +57,37 @@ class CompileThread(threading.Thread):
                 yield process
 
 
-def _kill(process: psutil.Process) -> None:
-    """End a compiler, and remove what it was writing: half a library would be loaded by the next program."""
-    arguments = process.cmdline()
-    process.kill()
-    for option, value in itertools.pairwise(arguments):
-        if option == "-o" and Path(value).is_absolute():
-            Path(value).unlink(missing_ok=True)
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """End compilers, and remove what they were writing: half a library would be loaded by the next program."""
+    # Asked first of all: one that loses its child may be gone before it is its turn.
+    outputs = [path for process in processes for path in _outputs(process)]
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    deadline = time.monotonic() + _KILL_SECONDS
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for path in outputs:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _outputs(process: psutil.Process) -> list[Path]:
+    with contextlib.suppress(psutil.Error):
+        return [
+            Path(value)
+            for option, value in itertools.pairwise(process.cmdline())
+            if option == "-o" and Path(value).is_absolute()
+        ]
+    return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it may still write. It is not waited for: whoever started it is told by its exit code."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 _threads: weakref.WeakSet[CompileThread] = weakref.WeakSet()
