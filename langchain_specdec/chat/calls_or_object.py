@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_specdec.chat.structured_output import OutputForm, form_of_calls
 from langchain_specdec.chat.tool_calls import Piece, ToolCallParser
-from langchain_specdec.grammar.calls_or_object import CallsOrObject
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.call_grammar import CallsOrObject
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import closed
+from langchain_specdec.grammar.json_schema import resolved
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class CallsOrObjectForm(OutputForm):
         """What constrains the whole answer, the marks of calls included."""
         calls = self.calls
         return CallsOrObject(
-            call=closed(calls.schema),
-            object=closed(self.schema),
+            call=calls.schema,
+            object=self.schema,
             begin=calls.begin,
             separator=self.separator,
             end=calls.end,
@@ -41,9 +42,30 @@ class CallsOrObjectForm(OutputForm):
 def form_of_calls_or_object(
     response: OutputForm, tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser]
 ) -> CallsOrObjectForm:
-    """The form of an answer that is calls of these tools, as the parser reads them, or the object."""
+    """The form of an answer that is calls of these tools, as the parser reads them, or the object.
+
+    Raises:
+        InvalidParameterError: The object can look like a call of this family, which has no mark.
+    """
+    keys = {"name", parser.arguments_key}
+    if not parser.call_begin and _may_have_just(keys, dict(response.schema), response.schema):
+        msg = (
+            f"The response format can have just the properties 'name' and {parser.arguments_key!r}, as the calls of "
+            f"this model have, and nobody could tell them apart. Rename one, or add another that is required."
+        )
+        raise InvalidParameterError(msg)
     calls = form_of_calls(tools, parser)
     return CallsOrObjectForm(response.schema, calls=calls, separator=parser.call_separator)
+
+
+def _may_have_just(keys: Collection[str], schema: Any, root: Mapping[str, Any], depth: int = 20) -> bool:
+    """Whether an object with these properties and no others fits a schema that names them."""
+    if not isinstance(schema, dict) or depth == 0:
+        return False
+    schema = resolved(root, schema)
+    members = [member for keyword in ("anyOf", "oneOf", "allOf") for member in schema.get(keyword, ())]
+    is_named = set(keys) <= set(schema.get("properties", ())) and set(keys) >= set(schema.get("required", ()))
+    return is_named or any(_may_have_just(keys, member, root, depth - 1) for member in members)
 
 
 class CallsFirst:
@@ -55,6 +77,7 @@ class CallsFirst:
 
     def __init__(self, parser: ToolCallParser) -> None:
         self._parser = parser
+        parser.expect_grammar()
         # What came before it was known whether the answer is calls; None once it is.
         self._undecided: str | None = ""
         self._is_text = False

@@ -5,19 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
-from types import UnionType
-from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from langchain_core.tools import BaseTool, Tool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, Field, create_model
-from pydantic.fields import FieldInfo
-from typing_extensions import NotRequired, Required, is_typeddict
+from typing_extensions import is_typeddict
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.json_schema import checked_schema, map_references, map_schemas, resolved
 from langchain_specdec.grammar.pydantic_schema import schema_of_type
+from langchain_specdec.grammar.typed_dicts import Descriptions, TypedDicts, docstring_of
 
 _TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
 # What tells that a dictionary is a JSON schema.
@@ -116,7 +114,7 @@ def named_schema(given: Any) -> NamedSchema:
     if isinstance(given, BaseTool):
         return _of_tool(given)
     if is_typeddict(given):
-        return _of_class(_TypedDicts().model(given), given)
+        return _of_class(TypedDicts(_descriptions).model(given), given)
     if isinstance(given, type) and (is_basemodel_subclass(given) or is_dataclass(given)):
         return _of_class(given, given)
     if callable(given) and not isinstance(given, type):
@@ -163,14 +161,16 @@ def _of_dictionary(given: Mapping[str, Any]) -> NamedSchema:
     if isinstance(given.get("toolSpec"), Mapping):
         spec = given["toolSpec"]
         schema = spec.get("inputSchema")
-        return _described(spec, schema.get("json") if isinstance(schema, Mapping) else None)
+        return _described(spec, _parameters(schema.get("json")) if isinstance(schema, Mapping) else None)
     is_schema = (isinstance(kind, str) and kind in _TYPES) or isinstance(kind, list) or bool(_KEYWORDS & given.keys())
     if not is_schema and isinstance(given.get("name"), str):
-        for key in ("schema", "parameters", "input_schema"):
+        if isinstance(given.get("schema"), Mapping):
+            return _described(given, given["schema"])
+        for key in ("parameters", "input_schema"):
             if isinstance(given.get(key), Mapping):
-                return _described(given, given[key])
+                return _described(given, _parameters(given[key]))
         if not given.keys() - {"name", "description", "strict", "parameters"}:
-            return _described(given, {"type": "object", "properties": {}})
+            return _described(given, _parameters({}))
     if not is_schema:
         msg = (
             "A dictionary that describes a form or a tool must be a JSON schema, {'name': ..., 'schema': {...}}, "
@@ -186,6 +186,18 @@ def _of_dictionary(given: Mapping[str, Any]) -> NamedSchema:
         schema,
         is_named=isinstance(name, str) and bool(name),
     )
+
+
+def _parameters(schema: Any) -> Any:
+    """The schema of what a tool takes, which is an object also where nobody said so."""
+    if not isinstance(schema, Mapping):
+        return schema
+    kind = schema.get("type")
+    if isinstance(kind, (list, tuple)) and "object" in kind:
+        return {**schema, "type": "object"}
+    if kind is None and not schema.keys() & (_KEYWORDS - {"$schema", "$defs"}):
+        return {**schema, "type": "object", "properties": {}}
+    return schema
 
 
 def _described(given: Mapping[str, Any], schema: Any) -> NamedSchema:
@@ -242,88 +254,16 @@ def _of_tool(tool: BaseTool) -> NamedSchema:
         # It takes one text, and LangChain knows under which name.
         return _of_dictionary(convert_to_openai_function(tool))
     schema: Any = tool.tool_call_schema
-    described = _of_dictionary(schema) if isinstance(schema, Mapping) else _of_class(schema, schema)
+    described = _of_dictionary(_parameters(schema)) if isinstance(schema, Mapping) else _of_class(schema, schema)
     return NamedSchema(tool.name, tool.description, described.schema)
 
 
-class _TypedDicts:
-    """Typed dictionaries as Pydantic classes, also where they hold each other.
-
-    Pydantic takes `typing.TypedDict` from Python 3.12 on only, and does not know LangChain's way to describe a key:
-    `Annotated[kind, default, "description"]`, where `...` is no default.
-    """
-
-    def __init__(self) -> None:
-        self._names: dict[Any, str] = {}
-        self._models: dict[str, type[BaseModel]] = {}
-
-    def model(self, typed_dict: Any) -> type[BaseModel]:
-        """The class of a typed dictionary, complete."""
-        name = self._name(typed_dict)
-        for model in self._models.values():
-            model.model_rebuild(_types_namespace=self._models)
-        return self._models[name]
-
-    def _name(self, typed_dict: Any) -> str:
-        """The name of its class, which is made where it is new."""
-        if typed_dict in self._names:
-            return self._names[typed_dict]
-        taken = set(self._names.values())
-        name: str = typed_dict.__name__
-        while name in taken:
-            name += "_"
-        self._names[typed_dict] = name
-        try:
-            hints = get_type_hints(typed_dict, include_extras=True)
-        except (NameError, TypeError) as error:
-            msg = f"The types of {typed_dict.__name__} cannot be read: {error}"
-            raise InvalidParameterError(msg) from error
-        doc, described = self._descriptions(typed_dict)
-        fields: dict[str, Any] = {}
-        for key, hint in hints.items():
-            is_required = key in typed_dict.__required_keys__
-            while get_origin(hint) in (Required, NotRequired):
-                (hint,) = get_args(hint)
-            default: Any = ... if is_required else None
-            description = described.get(key)
-            if get_origin(hint) is Annotated:
-                kind, *notes = get_args(hint)
-                if notes and not isinstance(notes[0], FieldInfo) and (notes[0] is ... or len(notes) == 2):
-                    hint, default = kind, notes[0] if is_required else None
-                    description = description or (notes[1] if len(notes) > 1 else None)
-                elif len(notes) == 1 and isinstance(notes[0], str):
-                    hint, description = kind, description or notes[0]
-            extra: dict[str, Any] = {"description": description} if isinstance(description, str) else {}
-            extra |= {"default_factory": lambda: None} if default is None else {"default": default}
-            # Names that Pydantic keeps for itself are keys all the same.
-            fields[f"key{len(fields)}"] = (self._replaced(hint), Field(alias=key, **extra))
-        self._models[name] = create_model(name, __doc__=doc, **fields)
-        return name
-
-    def _replaced(self, hint: Any) -> Any:
-        """A type in which typed dictionaries are names of their classes."""
-        if is_typeddict(hint):
-            return ForwardRef(self._name(hint))
-        arguments = get_args(hint)
-        if not arguments or not any(self._holds(argument) for argument in arguments):
-            return hint
-        origin: Any = get_origin(hint)
-        replaced = tuple(self._replaced(argument) for argument in arguments)
-        if origin is Annotated:
-            return Annotated[(replaced[0], *arguments[1:])]
-        if origin in (Union, UnionType):
-            return Union[replaced]  # noqa: UP007 - of names
-        return hint.copy_with(replaced) if hasattr(hint, "copy_with") else origin[replaced]
-
-    def _holds(self, hint: Any) -> bool:
-        return is_typeddict(hint) or any(self._holds(argument) for argument in get_args(hint))
-
-    def _descriptions(self, typed_dict: Any) -> tuple[str | None, dict[str, str]]:
-        """What the docstring says, of the whole and of keys, as LangChain reads it."""
-        try:
-            function = convert_to_openai_function(typed_dict)
-        except Exception:
-            return typed_dict.__doc__ and inspect.cleandoc(typed_dict.__doc__).partition("\n\nArgs:")[0], {}
-        found = function.get("parameters", {}).get("properties", {})
-        keys = {key: value["description"] for key, value in found.items() if value.get("description")}
-        return function.get("description") or None, keys
+def _descriptions(typed_dict: Any) -> Descriptions:
+    """What the docstring says, of the whole and of keys, as LangChain reads it."""
+    try:
+        function = convert_to_openai_function(typed_dict)
+    except Exception:
+        return docstring_of(typed_dict)
+    found = function.get("parameters", {}).get("properties", {})
+    keys = {key: value["description"] for key, value in found.items() if value.get("description")}
+    return function.get("description") or None, keys

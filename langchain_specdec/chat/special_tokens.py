@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, encode_within
+from langchain_specdec.text_patterns import one_of
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _PRIVATE_CHARACTERS = re.compile("[\ue000-\uf8ff]")
@@ -39,10 +40,9 @@ class Specials:
     """
 
     def __init__(self, contents: Iterable[str]) -> None:
+        self.contents = sorted(contents)
         # Longest first, as tokenizers match.
-        self.contents = sorted(contents, key=lambda content: (-len(content), content))
-        # An empty alternation would match everywhere.
-        self.pattern = re.compile("|".join(map(re.escape, self.contents)) or r"(?!)")
+        self.pattern = re.compile(one_of(self.contents))
         self._beginnings = {content[:length] for content in self.contents for length in range(1, len(content))}
         self._longest = max(map(len, self._beginnings), default=0)
 

@@ -7,14 +7,15 @@ import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import add, itemgetter
+from operator import add
 from typing import Annotated, Any
 
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, BaseMessageChunk
 from langchain_core.output_parsers import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator
+from langchain_core.runnables.utils import AddableDict
 from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import SkipValidation
@@ -23,7 +24,7 @@ from langchain_specdec.chat.schemas import NamedSchema, speaks_of_objects
 from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import checked_schema, closed, map_references, references_of
+from langchain_specdec.grammar.json_schema import checked_schema, map_references, references_of
 
 _ANY = ("any", "required", True)
 
@@ -47,8 +48,8 @@ class OutputForm:
 
     @property
     def grammar(self) -> Grammar:
-        """What constrains the middle part. Objects have no properties but those that the schema names."""
-        return Grammar(schema=closed(self.schema))
+        """What constrains the middle part."""
+        return Grammar(schema=self.schema)
 
 
 def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]] | None:
@@ -163,12 +164,12 @@ def with_schema_prompt(
     return [{"role": "system", "content": prompt}, *messages]
 
 
-def parser_of_calls(schema: Any, described: NamedSchema) -> Runnable[Any, Any]:
+def parser_of_calls(schema: Any, described: NamedSchema) -> _StrictJsonParser:
     """Reads a message that calls the schema as a tool: an object of the class, or the arguments."""
     return _CallParser(target=schema if _is_class(schema) else None, described=described)
 
 
-def parser_of_json(schema: Any) -> Runnable[Any, Any]:
+def parser_of_json(schema: Any) -> _StrictJsonParser:
     """Reads a message whose text is JSON: an object of the class, or a dictionary."""
     return _StrictJsonParser(target=schema if _is_class(schema) else None)
 
@@ -274,11 +275,16 @@ class _CallParser(_StrictJsonParser):
         message: Any = generation.message if isinstance(generation, ChatGeneration) else AIMessage(generation.text)
         for call in message.tool_calls:
             if call["name"] == self.described.name:
-                value = self.described.unwrap(call["args"])
+                try:
+                    value = self.described.unwrap(call["args"])
+                except KeyError as error:
+                    msg = f"The call of {self.described.name} lacks {error}: {json.dumps(call['args'])}"
+                    raise OutputParserException(msg, llm_output=message.text) from error
                 return self._as_target(value, json.dumps(value))
         if partial:
             return None
-        broken = "; ".join(str(call.get("error")) for call in message.invalid_tool_calls)
+        # In a stream LangChain does not say what is wrong with a call.
+        broken = "; ".join(call["error"] for call in message.invalid_tool_calls if call.get("error"))
         msg = f"The answer holds no whole call of {self.described.name}{f' ({broken})' if broken else ''}."
         if message.response_metadata.get("finish_reason") == "length":
             msg += " It was cut at max_new_tokens: raise them."
@@ -309,9 +315,49 @@ def strict_json(text: str) -> Any:
         raise ValueError(msg) from error
 
 
-def with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+def with_raw(llm: Runnable[Any, Any], parser: _StrictJsonParser) -> Runnable[Any, Any]:
     """The message as `raw`, and what was read from it, or why it could not be, as `parsed` and `parsing_error`."""
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+
+    def read(chunks: Iterator[BaseMessage]) -> Iterator[AddableDict]:
+        reading = _RawReading(parser)
+        for chunk in chunks:
+            yield from reading.feed(chunk)
+        yield reading.close()
+
+    async def aread(chunks: AsyncIterator[BaseMessage]) -> AsyncIterator[AddableDict]:
+        reading = _RawReading(parser)
+        async for chunk in chunks:
+            for read in reading.feed(chunk):
+                yield read
+        yield reading.close()
+
     # The model comes first, because LangChain passes the options of a call to the first of a sequence only.
-    return llm | RunnableMap(raw=RunnablePassthrough()) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+    return llm | RunnableGenerator(read, aread, name="RawAndParsed")
+
+
+class _RawReading:
+    """Reads one message as it comes."""
+
+    def __init__(self, parser: _StrictJsonParser) -> None:
+        self._parser = parser
+        self._whole: Any = None
+        self._parsed: Any = None
+
+    def feed(self, chunk: Any) -> Iterator[AddableDict]:
+        """A chunk, and the dictionary that can be read so far, where that is more than before."""
+        yield AddableDict(raw=chunk)
+        self._whole = chunk if self._whole is None else self._whole + chunk
+        if self._parser.target is not None or not isinstance(chunk, BaseMessageChunk):
+            return
+        parsed = self._parser.parse_result([ChatGeneration(message=self._whole)], partial=True)
+        if isinstance(parsed, dict) and parsed != self._parsed:
+            self._parsed = parsed
+            yield AddableDict(parsed=parsed)
+
+    def close(self) -> AddableDict:
+        """What was read, or why nothing was."""
+        try:
+            parsed = self._parser.parse_result([ChatGeneration(message=self._whole)])
+        except Exception as error:  # a validator of the class may raise anything
+            return AddableDict(parsed=None, parsing_error=error)
+        return AddableDict(parsed=parsed, parsing_error=None)

@@ -11,16 +11,23 @@ from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.formats import PATTERNS, UNHELD, dates_between
-from langchain_specdec.grammar.json_schema import FORMATS, map_schemas, resolved
+from langchain_specdec.grammar.json_schema import FORMATS, map_schemas, resolved, visit_schemas
 
 # Arrays of so many known items without a repetition are listed one by one.
 _MAX_UNIQUE = 5
 # The largest number below 2**63 that a float can be.
 _MAX_INT = 2**63 - 1024
 # What the keywords that are read here have to be; llguidance checks the others.
-_LISTS = ("allOf", "anyOf", "oneOf", "required", "enum")
-_COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength")
-_OBJECTS = ("properties", "patternProperties")
+_KINDS: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] = (
+    (("allOf", "anyOf", "oneOf", "required", "enum"), list, "a list"),
+    (("minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"), int, "a count"),
+    (("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float), "a number"),
+    (("properties", "patternProperties"), dict, "an object"),
+)
+# What decides about names of properties, beside their type.
+_OF_NAMES = frozenset(
+    {"enum", "const", "pattern", "minLength", "maxLength", "format", "allOf", "anyOf", "oneOf", "not"}
+)
 # Bounds, those that are excluded, and where the numbers lie that they allow.
 _BOUNDS = (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1))
 
@@ -35,11 +42,6 @@ def followable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     root: dict[str, Any] = json.loads(json.dumps(schema))
 
-    def tag(inner: dict[str, Any]) -> dict[str, Any]:
-        _check_kinds(inner)
-        _require_tags(root, inner)
-        return inner
-
     def change(inner: dict[str, Any]) -> dict[str, Any]:
         _write_format(inner)
         _write_names(root, inner)
@@ -49,7 +51,8 @@ def followable(schema: Mapping[str, Any]) -> dict[str, Any]:
             _write_bounds(inner)
         return inner
 
-    map_schemas(root, tag)
+    visit_schemas(root, _check_kinds)
+    visit_schemas(root, lambda inner: _require_tags(root, inner))
     changed: dict[str, Any] = map_schemas(root, change)
     return changed
 
@@ -59,10 +62,14 @@ def _refusal(reason: str) -> InvalidParameterError:
 
 
 def _check_kinds(inner: dict[str, Any]) -> None:
-    for keywords, kind, name in ((_LISTS, list, "a list"), (_COUNTS, int, "a count"), (_OBJECTS, dict, "an object")):
-        for keyword in keywords:
-            if keyword in inner and not isinstance(inner[keyword], kind):
+    for keywords, kind, name in _KINDS:
+        for keyword in inner.keys() & set(keywords):
+            # Older drafts had booleans, as for exclusiveMinimum, and a boolean is an int.
+            if not isinstance(inner[keyword], kind) or isinstance(inner[keyword], bool):
                 raise _refusal(f"{keyword} has to be {name}, got {str(inner[keyword])[:80]!r}.")
+    for name in inner.get("required", ()):
+        if not isinstance(name, str):
+            raise _refusal(f"required has to be a list of names, got {str(name)[:80]!r} in it.")
 
 
 def _write_format(inner: dict[str, Any]) -> None:
@@ -105,12 +112,12 @@ def _write_names(root: dict[str, Any], inner: dict[str, Any]) -> None:
     names = resolved(root, names)
     values = inner.get("additionalProperties", True)
     known = _known_values(names)
-    lengths = names.keys() & {"minLength", "maxLength"}
-    if known is not None and all(isinstance(name, str) for name in known):
-        inner["properties"] = dict.fromkeys(known, values)
-    elif isinstance(names.get("pattern"), str) and not lengths and "allOf" not in names:
+    said = names.keys() & _OF_NAMES
+    if known is not None and (said <= {"enum"} or said == {"const"}):
+        inner["properties"] = dict.fromkeys((name for name in known if isinstance(name, str)), values)
+    elif said == {"pattern"} and isinstance(names["pattern"], str):
         inner["patternProperties"] = {names["pattern"]: values}
-    elif lengths and not names.keys() & {"pattern", "allOf"}:
+    elif said and said <= {"minLength", "maxLength"}:
         most = names.get("maxLength", "")
         inner["patternProperties"] = {rf"^[\s\S]{{{names.get('minLength', 0)},{most}}}$": values}
     else:
@@ -122,11 +129,28 @@ def _write_names(root: dict[str, Any], inner: dict[str, Any]) -> None:
 
 
 def _known_values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema lists, each once; None where it lists none."""
     if isinstance(schema.get("enum"), list):
-        return list(schema["enum"])
-    if "const" in schema:
-        return [schema["const"]]
-    return [True, False] if schema.get("type") == "boolean" else None
+        values = schema["enum"]
+    elif "const" in schema:
+        values = [schema["const"]]
+    elif schema.get("type") == "boolean":
+        values = [True, False]
+    else:
+        return None
+    different: dict[str, Any] = {}
+    for value in values:
+        different.setdefault(_as_equal(value), value)
+    return list(different.values())
+
+
+def _as_equal(value: Any) -> str:
+    """A text that is the same for values that JSON Schema takes for equal, as 1 and 1.0."""
+
+    def number(digits: str) -> float:
+        return int(float(digits)) if float(digits).is_integer() else float(digits)
+
+    return json.dumps(json.loads(json.dumps(value), parse_float=number), sort_keys=True)
 
 
 def _write_unique_items(root: dict[str, Any], inner: dict[str, Any]) -> None:
@@ -146,8 +170,10 @@ def _write_unique_items(root: dict[str, Any], inner: dict[str, Any]) -> None:
             f"or a set in a Pydantic class without min_length, which takes repeated items."
         )
     counts = range(least, int(min(most, len(known))) + 1)
-    inner["enum"] = [list(some) for count in counts for some in permutations(known, count)]
-    for keyword in ("uniqueItems", "items", "minItems", "maxItems"):
+    arrays = [list(some) for count in counts for some in permutations(known, count)]
+    # What else is said of the array and its items holds, too.
+    inner["allOf"] = [*inner.get("allOf", ()), {"enum": arrays}]
+    for keyword in ("uniqueItems", "minItems", "maxItems"):
         inner.pop(keyword, None)
 
 
@@ -163,15 +189,18 @@ def _check_property_count(inner: dict[str, Any]) -> None:
 
 
 def _write_bounds(inner: dict[str, Any]) -> None:
-    """Bounds of integers that floats hold, and no wider than they were."""
+    """Bounds of integers as integers that floats hold, and no wider than they were."""
     for included, excluded, inward in _BOUNDS:
-        bounds = [inner[included]] if included in inner else []
-        if isinstance(inner.get(excluded), int) and not isinstance(inner[excluded], bool):
-            bounds.append(inner.pop(excluded) + inward)
+        given = [inner[keyword] for keyword in (included, excluded) if keyword in inner]
         # What is wrong or too large is for llguidance to refuse.
-        if bounds and all(isinstance(bound, int) for bound in bounds):
-            bound = max(-_MAX_INT, *(inward * bound for bound in bounds))
-            inner[included] = inward * (bound if bound > _MAX_INT else _float_from(bound))
+        if not given or any(isinstance(bound, bool) or not isinstance(bound, (int, float)) for bound in given):
+            continue
+        bound = -_MAX_INT
+        if included in inner:
+            bound = max(bound, math.ceil(inward * inner[included]))
+        if excluded in inner:
+            bound = max(bound, math.floor(inward * inner.pop(excluded)) + 1)
+        inner[included] = inward * (bound if bound > _MAX_INT else _float_from(bound))
 
 
 def _float_from(bound: int) -> int:
@@ -183,10 +212,14 @@ def _float_from(bound: int) -> int:
 def _require_tags(root: dict[str, Any], inner: dict[str, Any]) -> None:
     """The property that tells the members of a union apart, in each of them."""
     discriminator = inner.get("discriminator")
-    name = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+    if not isinstance(discriminator, dict) or "propertyName" not in discriminator:
+        return
+    name = discriminator["propertyName"]
+    if not isinstance(name, str):
+        raise _refusal(f"propertyName of a discriminator has to be a name, got {str(name)[:80]!r}.")
     for keyword in ("oneOf", "anyOf"):
-        members = inner.get(keyword)
-        for member in members if name is not None and isinstance(members, list) else ():
+        for member in inner.get(keyword, ()):
             target = resolved(root, member) if isinstance(member, dict) else {}
-            if name in target.get("properties", {}):
-                target["required"] = sorted({*target.get("required", ()), name}, key=list(target["properties"]).index)
+            required = target.get("required", [])
+            if name in target.get("properties", {}) and name not in required:
+                target["required"] = [*required, name]

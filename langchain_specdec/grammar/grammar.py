@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.json_schema import checked_schema
+from langchain_specdec.grammar.json_schema import checked_schema, closed
 from langchain_specdec.grammar.pydantic_schema import schema_of_type
 from langchain_specdec.options import check_unicode
 
@@ -19,7 +19,7 @@ class Grammar:
     """The form of a whole answer. Give one of the two.
 
     JSON is written on one line, with a space after each colon and comma, and the properties of an object in the order
-    in which the schema lists them.
+    in which the schema lists them, and no others unless it speaks of them (`additionalProperties`).
 
     Attributes:
         schema: A JSON schema (draft 2020-12), or a Pydantic class, dataclass or `TypedDict`, whose schema is taken.
@@ -48,7 +48,7 @@ class Grammar:
         if not isinstance(schema, Mapping):
             msg = f"schema must be a JSON schema as a dictionary, or a Pydantic class, got {self.schema!r}."
             raise InvalidParameterError(msg)
-        object.__setattr__(self, "schema", checked_schema(schema))
+        object.__setattr__(self, "schema", closed(checked_schema(schema)))
 
     def __hash__(self) -> int:
         return hash(self.identity)

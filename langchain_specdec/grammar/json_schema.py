@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import check_unicode
 
-# Keywords that hold schemas by name, and keywords that hold data.
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+# Keywords that hold schemas by name, and those that hold one or several.
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
+_SCHEMAS = frozenset(
+    {"items", "additionalItems", "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties"}
+    | {"propertyNames", "not", "if", "then", "else", "allOf", "anyOf", "oneOf", "prefixItems", "contentSchema"}
+)
 _DATA = frozenset({"const", "enum", "default", "examples"})
 # Keywords of schemas that speak of objects, or may.
 _OF_OBJECTS = frozenset({"$ref", "properties", "required", "anyOf", "oneOf", "allOf", "additionalProperties"})
@@ -64,8 +68,7 @@ def resolved(root: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
             return schema
         place: Any = root
-        for step in reference[2:].split("/") if reference != "#" else ():
-            key = unquote(step).replace("~1", "/").replace("~0", "~")
+        for key in _steps(reference) if reference != "#" else ():
             if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
                 place = place[int(key)]
             else:
@@ -113,19 +116,60 @@ def map_schemas(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]])
         schema: A JSON schema. What is none, such as True, stays as it is.
         change: Takes a schema that it may change, and returns what stands in its place.
     """
-    if not isinstance(schema, Mapping):
-        return schema
+    steps = _steps_of_references(schema)
+
+    def changed(inner: Any) -> Any:
+        return change(_with_inner(inner, changed, steps)) if isinstance(inner, Mapping) else inner
+
+    return changed(schema)
+
+
+def visit_schemas(schema: Any, act: Callable[[dict[str, Any]], None]) -> None:
+    """Do something with each schema within one, itself first: not with copies, so that it can be changed in place."""
+    steps = _steps_of_references(schema)
+
+    def visited(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            act(inner)
+            _with_inner(inner, visited, steps)
+        return inner
+
+    visited(schema)
+
+
+def _with_inner(schema: Mapping[str, Any], change: Callable[[Any], Any], steps: Collection[str]) -> dict[str, Any]:
+    """A copy of a schema in which those right below it are changed."""
     changed: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in _DATA:
+        if key in _NAMED and isinstance(value, Mapping):
+            changed[key] = {name: change(inner) for name, inner in value.items()}
+        elif key not in _SCHEMAS and (key in _DATA or key not in steps):
             changed[key] = value
-        elif key in _NAMED and isinstance(value, Mapping):
-            changed[key] = {name: map_schemas(inner, change) for name, inner in value.items()}
         elif isinstance(value, (list, tuple)):
-            changed[key] = [map_schemas(inner, change) for inner in value]
+            changed[key] = [change(inner) for inner in value]
         else:
-            changed[key] = map_schemas(value, change)
-    return change(changed)
+            changed[key] = change(value)
+    return changed
+
+
+def _steps_of_references(schema: Any) -> set[str]:
+    """Keywords that references lead through. Others that nobody knows hold data, such as an `example`."""
+    steps: set[str] = set()
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            if isinstance(reference := part.get("$ref"), str) and reference.startswith("#/"):
+                steps.update(_steps(reference))
+            parts += part.values()
+        elif isinstance(part, (list, tuple)):
+            parts += part
+    return steps
+
+
+def _steps(reference: str) -> list[str]:
+    """The keys on the way to what `#/...` refers to."""
+    return [unquote(step).replace("~1", "/").replace("~0", "~") for step in reference[2:].split("/")]
 
 
 def closed(schema: Any) -> Any:
@@ -136,7 +180,7 @@ def closed(schema: Any) -> Any:
     """
     joins_objects = False
 
-    def look(inner: dict[str, Any]) -> dict[str, Any]:
+    def look(inner: dict[str, Any]) -> None:
         nonlocal joins_objects
         if isinstance(members := inner.get("allOf"), list):
             objects = [inner, *members] if "properties" in inner or "$ref" in inner else members
@@ -144,7 +188,6 @@ def closed(schema: Any) -> Any:
             joins_objects = joins_objects or len(speaking) > 1
         elif "$ref" in inner and "properties" in inner:
             joins_objects = True
-        return inner
 
     def change(inner: dict[str, Any]) -> dict[str, Any]:
         is_open = not {"additionalProperties", "unevaluatedProperties"} & inner.keys()
@@ -152,5 +195,5 @@ def closed(schema: Any) -> Any:
             inner["additionalProperties"] = False
         return inner
 
-    map_schemas(schema, look)
+    visit_schemas(schema, look)
     return schema if joins_objects else map_schemas(schema, change)

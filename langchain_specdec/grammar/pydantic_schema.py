@@ -10,12 +10,18 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
+from typing_extensions import is_typeddict
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.typed_dicts import TypedDicts
 
 _NUMBER_KEYS = {"integer": r"^-?(?:0|[1-9]\d{0,17})$", "number": r"^-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?$"}
 _COMPLEX = r"^-?\d{1,15}(?:\.\d{1,15})?[+-]\d{1,15}(?:\.\d{1,15})?j$"
 _MAX_DECIMAL = 1e15
+# What Pydantic raises where a type has no schema, and Python where its bounds are beyond what it can count.
+_CAUSES = (
+    *(PydanticUserError, ArithmeticError, AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
+)
 _FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s", re.MULTILINE: "m", re.VERBOSE: "x"}
 
 
@@ -32,6 +38,8 @@ def schema_of_type(kind: Any) -> dict[str, Any]:
     """
     name = getattr(kind, "__name__", str(kind))
     try:
+        if is_typeddict(kind):
+            kind = TypedDicts().model(kind)
         if isinstance(kind, type) and hasattr(kind, "model_json_schema"):
             _refuse_imports(TypeAdapter(kind).core_schema)
             schema: dict[str, Any] = kind.model_json_schema(schema_generator=_ClassSchema)
@@ -44,7 +52,16 @@ def schema_of_type(kind: Any) -> dict[str, Any]:
     except InvalidParameterError as error:
         msg = f"{name} has no JSON schema that can be followed: {error}"
         raise InvalidParameterError(msg) from error
-    except (PydanticUserError, RecursionError, TypeError, NameError, AttributeError, KeyError, ValueError) as error:
+    except (
+        PydanticUserError,
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        NameError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).partition("For further information")[0].split())
         msg = f"{name} has no JSON schema: {reason or type(error).__name__}"
         raise InvalidParameterError(msg) from error
@@ -158,8 +175,12 @@ class _ClassSchema(_ValueSchema):
     def date_schema(self, schema: Any) -> dict[str, Any]:
         """A date within its bounds, or before or after today."""
         written = super().date_schema(schema)
-        first = [schema[key] + timedelta(days=day) for key, day in (("ge", 0), ("gt", 1)) if schema.get(key)]
-        last = [schema[key] - timedelta(days=day) for key, day in (("le", 0), ("lt", 1)) if schema.get(key)]
+        try:
+            first = [schema[key] + timedelta(days=day) for key, day in (("ge", 0), ("gt", 1)) if schema.get(key)]
+            last = [schema[key] - timedelta(days=day) for key, day in (("le", 0), ("lt", 1)) if schema.get(key)]
+        except OverflowError as error:
+            msg = f"no date lies after {date.max} or before {date.min}."
+            raise InvalidParameterError(msg) from error
         # Today is another date elsewhere.
         today = {date.today(), datetime.now(timezone.utc).date()}
         if schema.get("now_op") == "past":

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.formats import PATTERNS
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import FORMATS, map_schemas
 from langchain_specdec.options import check_unicode
 from langchain_specdec.sampling.params import SamplingParams
+
+# What may follow in a string of JSON that has no escapes.
+_REST = r'[^"\\\x00-\x1f]*'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,28 @@ class GenerateParameters:
 def _grammar(grammar: Grammar) -> dict[str, Any]:
     if grammar.regex is not None:
         return {"type": "regex", "value": grammar.regex}
-    return {"type": "json", "value": grammar.schema}
+    return {"type": "json", "value": map_schemas(grammar.schema, _as_served)}
+
+
+def _as_served(inner: dict[str, Any]) -> dict[str, Any]:
+    """A schema in words that the server's grammars (outlines-core) know; it ignores other keywords, but no formats."""
+    for keyword in ("formatMinimum", "formatMaximum", "propertyNames"):
+        inner.pop(keyword, None)
+    pattern, members = inner.get("pattern"), inner.get("allOf", ())
+    if isinstance(pattern, str) and all(isinstance(part, dict) and part.keys() == {"pattern"} for part in members):
+        # Patterns are not intersected there, but put one after the other.
+        inner.pop("allOf", None)
+    name = inner.get("format")
+    if name not in FORMATS or name in PATTERNS or isinstance(pattern, str):
+        inner.pop("format", None)
+    if isinstance(pattern, str):
+        if pattern.startswith("^") and not pattern.endswith("$"):
+            # A pattern is taken for the whole string there, without its anchors where it has both.
+            inner["pattern"] = rf"^(?:{pattern[1:]}){_REST}$"
+    elif name in PATTERNS:
+        # Digits of other scripts are digits to that library.
+        inner["pattern"] = f"^(?:{PATTERNS[name]})$".replace(r"\d", "[0-9]")
+    return inner
 
 
 def _changes_logprobs(params: SamplingParams) -> bool:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import ClassVar
 
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, ToolCall, calls_in, name_in
+from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, ToolCall, calls_in, load_json, name_in
 from langchain_specdec.completions.stop_strings import overlap
 
 Piece = str | ToolCall | BrokenToolCall
@@ -57,6 +57,15 @@ class ToolCallParser(ABC):
         self._is_marked: bool | None = None
         self._start = 0
         self._extent = JsonExtent()
+        self._takes_bare_json = self.takes_bare_json
+        # The keys that bare JSON has to have; None where its name alone decides.
+        self._bare_keys: frozenset[str] | None = None
+
+    def expect_grammar(self) -> None:
+        """Expect calls in just the form that a grammar gave them: what only looks like one is text."""
+        # Where a grammar writes marks, JSON without one is no call.
+        self._takes_bare_json = self.takes_bare_json and not self.call_begin
+        self._bare_keys = frozenset({"name", self.arguments_key})
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""
@@ -115,7 +124,7 @@ class ToolCallParser(ABC):
     def _read_text(self, pieces: list[Piece], *, is_end: bool) -> bool:
         """Release text up to a call; whether one begins."""
         marked = self._buffer.find(self.mark)
-        bare = self._find_bare(_BARE) if self.takes_bare_json else None
+        bare = self._find_bare(_BARE) if self._takes_bare_json else None
         if marked < 0 and bare is None:
             keep = 0 if is_end else self._num_held()
             self._add_text(self._consume(len(self._buffer) - keep), pieces)
@@ -139,7 +148,7 @@ class ToolCallParser(ABC):
     def _num_held(self) -> int:
         """How many characters at the end may be the beginning of a mark."""
         held = overlap(self._buffer, self.mark)
-        if self.takes_bare_json and (begun := self._find_bare(_BARE_BEGUN)):
+        if self._takes_bare_json and (begun := self._find_bare(_BARE_BEGUN)):
             held = max(held, len(self._buffer) - begun.start())
         return held
 
@@ -160,11 +169,13 @@ class ToolCallParser(ABC):
             if not is_end:
                 return None
             name = name_in(self._buffer)
-            if name not in self._names:
+            if name not in self._names or not self._is_expected(self._buffer[self._start :]):
                 return [self._consume(self._start + 1)]
             text = self._consume(len(self._buffer))[self._start :]
             return [BrokenToolCall(self.mark + text, "The text ended within the call.", name)]
         end = self._extent.end
+        if not self._is_expected(self._buffer[self._start : end]):
+            return [self._consume(end)]
         if self._extent.is_broken:
             name = name_in(self._buffer[:end])
             if name not in self._names:
@@ -186,6 +197,16 @@ class ToolCallParser(ABC):
             return None
         self._consume(end)
         return list(calls)
+
+    def _is_expected(self, text: str) -> bool:
+        """Whether bare JSON can be a call, where it has to be just as a grammar writes it."""
+        if self._bare_keys is None:
+            return True
+        try:
+            value = load_json(text)
+        except ValueError:
+            return f'"{self.arguments_key}"' in text
+        return isinstance(value, dict) and value.keys() == self._bare_keys
 
     def _read_json(self, start: int, *, is_end: bool, is_separated: bool = False) -> list[Piece] | None:
         """Read the calls of the JSON that begins at `start`, and where it is separated from the next, up to that."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from datetime import date
+from typing import Annotated, Any
+from uuid import UUID
 
 import jsonschema
 import pytest
 import torch
 from langchain_core.tools import tool
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, HttpUrl, NaiveDatetime, SecretStr, StringConstraints, create_model
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM, TGIBackend
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.json_schema import closed
 from tests.standin.clients import CLIENTS
 from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
@@ -115,6 +119,39 @@ def test_greedy_requests_carry_nothing_but_the_grammar(remote: TGIBackend) -> No
 
     params = SamplingParams(grammar=Grammar(schema=SCHEMA))
     sent = GenerateParameters.from_params(params, 1, None)
-    assert sent.grammar == {"type": "json", "value": SCHEMA}
+    assert sent.grammar == {"type": "json", "value": closed(SCHEMA)}
     assert not sent.do_sample
     assert GenerateParameters.from_params(SamplingParams(), 1, None).grammar is None
+
+
+def test_schemas_are_sent_in_words_that_tgi_knows() -> None:
+    from langchain_specdec.backends.tgi.parameters import GenerateParameters
+
+    def sent(**fields: Any) -> Any:
+        params = SamplingParams(grammar=Grammar(schema=create_model("M", **fields)))
+        grammar = GenerateParameters.from_params(params, 1, None).grammar
+        assert grammar is not None
+        return grammar["value"]["properties"]
+
+    words = sent(
+        naive=(NaiveDatetime, ...),
+        day=(Annotated[date, Field(ge=date(2020, 1, 1))], ...),
+        by_number=(dict[int, str], ...),
+        site=(HttpUrl, ...),
+        secret=(SecretStr, ...),
+        id=(UUID, ...),
+        stripped=(Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, pattern="^[a-z ]*$")], ...),
+    )
+    for name, right, wrong in (
+        ("naive", "2024-02-29T10:00:00", "2024-02-29T10:00:00Z"),
+        ("day", "2024-02-29", "2023-02-29"),
+        ("site", "https://example.org/x", "gopher://example.org"),
+    ):
+        assert re.fullmatch(words[name]["pattern"], right)
+        assert not re.fullmatch(words[name]["pattern"], wrong)
+        # To the library of the servers that would be digits of any script.
+        assert r"\d" not in words[name]["pattern"]
+    assert words["id"]["format"] == "uuid"
+    used = {keyword for schema in words.values() for keyword in schema}
+    assert not used & {"formatMinimum", "formatMaximum", "propertyNames", "allOf"}
+    assert [name for name in words if "format" in words[name]] == ["id"]

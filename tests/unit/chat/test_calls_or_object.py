@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
@@ -135,6 +135,39 @@ def test_strings_of_the_object_are_never_calls() -> None:
                 assert "".join(str(piece) for piece in pieces) == text
     reader = CallsFirst(HermesParser(["add"]))
     assert [type(piece) for piece in reader.feed(CALLS["qwen"] * 2) + reader.close()] == [ToolCall, ToolCall]
+
+
+class Step(BaseModel):
+    name: Literal["weather"]
+    degrees: Literal[7]
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_an_object_with_the_name_of_a_tool_is_no_call(backend: LocalBackend, family: str) -> None:
+    begin = BEGINS.get(family, "p")
+    bias = {backend.tokenizer(begin, add_special_tokens=False).input_ids[0]: -100.0}
+    model = ChatSpeculative(backend=backend, chat_template=TEMPLATES[family], max_new_tokens=120, logit_bias=bias)
+    answer = model.with_structured_output(Step, tools=[weather], include_raw=True).invoke("x")
+    assert answer["parsed"] == Step(name="weather", degrees=7)
+    assert answer["raw"].tool_calls == []
+    for text in ('{"name": "add", "degrees": 7}', '{"name": "add", "parameters": {}, "degrees": 7}', '{"name": "add"'):
+        for width in (1, 1000):
+            model = scripted(text, template=TEMPLATES[family], width=width)
+            message = merged(model.bind_tools([add], response_format=FORM))
+            assert (message.text, message.tool_call_chunks) == (text, [])
+
+
+def test_a_format_like_a_call_is_refused_where_calls_have_no_mark() -> None:
+    call = {"type": "object", "properties": {"name": {}, "parameters": {}, "x": {}}, "required": ["name"]}
+    for schema in (call, {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/C"}], "$defs": {"C": call}}):
+        for family, template in TEMPLATES.items():
+            model: Any = scripted(CALLS[family], template=template)
+            model = model.bind_tools([add], response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+            if family == "llama":
+                with pytest.raises(InvalidParameterError, match="just the properties 'name' and 'parameters'"):
+                    model.invoke("x")
+            else:
+                assert model.invoke("x").tool_calls
 
 
 @pytest.mark.parametrize("family", BEGINS)

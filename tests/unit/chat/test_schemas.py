@@ -9,10 +9,10 @@ from typing import Annotated, Any, Optional, TypedDict
 
 import pytest
 from langchain_core.exceptions import OutputParserException
-from langchain_core.tools import Tool, tool
+from langchain_core.tools import StructuredTool, Tool, tool
 from pydantic import BaseModel, Field, RootModel
 from pydantic.v1 import BaseModel as OldModel
-from typing_extensions import NotRequired
+from typing_extensions import NotRequired, ReadOnly, Required
 
 from langchain_specdec import ChatSpeculative, Grammar
 from langchain_specdec.chat.schemas import as_tool, named_schema
@@ -296,3 +296,79 @@ def test_json_is_read_strictly() -> None:
     for text in ("", "{", "[1,", "NaN", "-Infinity", "1e999", "{} {}", "'a'", "[" * 100_000):
         with pytest.raises(ValueError, match=r"\w"):
             strict_json(text)
+
+
+class Parcel(TypedDict, total=False):
+    """A parcel."""
+
+    weight: Annotated[int, ..., "In grams."]
+    sender: Required[str]
+    note: ReadOnly[NotRequired[str]]
+
+
+def test_keys_of_typed_dictionaries_are_required_as_they_say() -> None:
+    # Annotations are texts in this file, of which Python itself reads no `Required`.
+    assert named_schema(Parcel).schema["required"] == ["sender"]
+    assert named_schema(Leaf).schema["$defs"]["Leaf"]["required"] == ["size"]
+
+
+def test_a_grammar_takes_typed_dictionaries_on_every_python() -> None:
+    schema: Any = Grammar(schema=Parcel).schema  # type: ignore[arg-type]
+    assert schema["required"] == ["sender"]
+    assert schema["properties"]["weight"]["description"] == "In grams."
+
+
+@pytest.mark.parametrize(
+    "schema", [{}, {"$schema": "x"}, {"type": ["object", "null"]}, {"description": "None."}], ids=str
+)
+def test_a_tool_without_properties_takes_an_object(schema: dict[str, Any]) -> None:
+    for given in (
+        {"type": "function", "function": {"name": "now", "parameters": schema}},
+        {"name": "now", "input_schema": schema},
+        {"toolSpec": {"name": "now", "inputSchema": {"json": schema}}},
+        StructuredTool(name="now", description="The time.", args_schema=schema, func=lambda: ""),
+    ):
+        assert as_tool(given)["function"]["parameters"]["type"] == "object"
+
+
+WANTED = {"title": "Parcel", **VALUES}
+
+
+class Values(BaseModel):
+    a: int
+
+
+@pytest.mark.parametrize("schema", [WANTED, Values], ids=["dictionary", "class"])
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("json_schema", '{"a": 1'), ("function_calling", '<tool_call>{"name": "Parcel", "arguments"')],
+)
+async def test_a_stream_with_the_message_gives_its_parsing_error(schema: Any, method: Any, answer: str) -> None:
+    model = scripted(answer, template=QWEN).with_structured_output(schema, method=method, include_raw=True)
+    streams = [list(model.stream("x")), [chunk async for chunk in model.astream("x")]]
+    for chunks in (*streams, [model.invoke("x")], [await model.ainvoke("x")]):
+        assert chunks[-1]["parsed"] is None
+        assert isinstance(chunks[-1]["parsing_error"], OutputParserException)
+        assert "None" not in str(chunks[-1]["parsing_error"])
+        assert any("raw" in chunk for chunk in chunks)
+
+
+def test_a_stream_with_the_message_ends_with_what_was_read() -> None:
+    numbers = {"title": "L", "type": "array", "items": {"type": "integer"}}
+    cases: list[tuple[Any, str, Any]] = [
+        (WANTED, '{"a": 1}', {"a": 1}), (Values, '{"a": 1}', Values(a=1)), (numbers, "[1, 2]", [1, 2])
+    ]  # fmt: skip
+    for schema, answer, whole in cases:
+        model = scripted(answer).with_structured_output(schema, include_raw=True)
+        read: dict[str, Any] = {}
+        for chunk in model.stream("x"):
+            read |= chunk
+        assert (read["parsed"], read["parsing_error"]) == (whole, None)
+        assert model.invoke("x")["parsed"] == whole
+
+
+def test_a_call_without_the_value_is_a_parsing_error() -> None:
+    schema = {"title": "L", "type": "array", "items": {"type": "integer"}}
+    model = scripted('<tool_call>{"name": "L", "arguments": {}}</tool_call>', template=QWEN)
+    with pytest.raises(OutputParserException, match="lacks 'value'"):
+        model.with_structured_output(schema, method="function_calling").invoke("x")

@@ -244,7 +244,10 @@ def test_nothing_usual_is_lost(compiler: GrammarCompiler) -> None:
         {"propertyNames": 5}, {"uniqueItems": True, "items": 5, "minItems": "x"}, {"minProperties": "x"},
         {"discriminator": 5, "oneOf": 5}, {"required": 5, "minProperties": 3}, {"format": "date", "formatMinimum": 5},
         {"type": "array", "uniqueItems": True, "maxItems": "x"}, {"allOf": 5, "pattern": "a", "format": "date"},
-        {"type": "integer", "minimum": float("inf")},
+        {"type": "integer", "minimum": float("inf")}, {"type": "integer", "minimum": 3, "exclusiveMinimum": True},
+        {"oneOf": [{"properties": {"k": {}}}], "discriminator": {"propertyName": ["k"]}},
+        {"oneOf": [{"properties": {"k": {}}, "required": [["k"]]}], "discriminator": {"propertyName": "k"}},
+        {"propertyNames": {"enum": ["a", "b"], "pattern": "^a"}},
     ],
     ids=str,
 )  # fmt: skip
@@ -253,6 +256,58 @@ def test_what_is_no_schema_is_refused(compiler: GrammarCompiler, schema: Any) ->
         compiler.compile(Grammar(schema=schema), 99)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+UNION: dict[str, Any] = {
+    "oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}, "additionalProperties": False}],
+    "discriminator": {"propertyName": "k"},
+}
+UNNAMED = {"oneOf": [{"properties": {"k": {"const": "a"}}, "required": ["x"], "additionalProperties": True}]}
+UNIQUE = {"type": "array", "uniqueItems": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "integer", "minimum": 0.5, "exclusiveMinimum": 3}, "4", "3"),
+        ({"type": "integer", "maximum": 7.5, "exclusiveMaximum": 7}, "6", "7"),
+        ({"type": "integer", "minimum": -1.5, "exclusiveMaximum": 2.5}, "-1", "-2"),
+        ({"type": "integer", "exclusiveMinimum": 0.5, "exclusiveMaximum": 1.5}, "1", "2"),
+        (UNION, '{"k": "a"}', "{}"),
+        ({**UNION, **UNNAMED}, '{"k": "a", "x": 1}', '{"k": "a"}'),
+        ({**UNIQUE, "items": {"enum": [1, 1]}}, "[1]", "[1, 1]"),
+        ({**UNIQUE, "items": {"enum": [1, 1.0]}}, "[1]", "[1, 1.0]"),
+        ({**UNIQUE, "items": {"enum": [1, True]}}, "[true, 1]", "[1, 1]"),
+        ({**UNIQUE, "items": {"enum": [{"a": 1}, {"a": 1.0}]}}, "[]", '[{"a": 1}, {"a": 1.0}]'),
+        ({**UNIQUE, "items": {"enum": [1, 2], "minimum": 2}}, "[2]", "[1]"),
+        ({**UNIQUE, "items": {"enum": [1, 2]}, "enum": [[1]]}, "[1]", "[2]"),
+        ({"type": "integer", "example": {"required": True}, "x-ui": [{"enum": 5}]}, "1", '"1"'),
+        ({"$ref": "#/x/y", "x": {"y": {"type": "integer", "minimum": 0.5, "exclusiveMinimum": 3}}}, "4", "3"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_part_of_a_schema_is_lost(compiler: GrammarCompiler, schema: dict[str, Any], right: str, wrong: str) -> None:
+    constraint = compiler.compile(Grammar(schema=schema), 150)
+    assert can_write(constraint, right)
+    assert not can_write(constraint, wrong)
+
+
+def test_no_properties_are_written_but_those_that_are_named(compiler: GrammarCompiler) -> None:
+    kind: Any = Cat
+    constraint = compiler.compile(Grammar(schema=kind), 99)
+    assert can_write(constraint, '{"kind": "cat"}')
+    assert not can_write(constraint, '{"kind": "cat", "other": [1]}')
+
+
+def test_bounds_beyond_what_can_be_counted_are_refused() -> None:
+    model: Any
+    for bound in (Field(gt=date.max), Field(lt=date.min)):
+        model = create_model("Model", at=(Annotated[date, bound], ...))
+        with pytest.raises(InvalidParameterError, match="no date lies after 9999-12-31 or before 0001-01-01"):
+            Grammar(schema=model)
+    model = create_model("Model", at=(Annotated[Decimal, Field(ge=10**400)], ...))
+    with pytest.raises(InvalidParameterError, match="too large"):
+        Grammar(schema=model)
 
 
 def test_a_regular_expression_that_is_no_text_is_refused(compiler: GrammarCompiler) -> None:

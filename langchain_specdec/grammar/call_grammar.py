@@ -10,11 +10,15 @@ from functools import cached_property
 from typing import Any
 
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import closed
+from langchain_specdec.text_patterns import one_of
 
 
 @dataclass(frozen=True)
 class CallsOrObject(Grammar):
     """Calls, or an object. It has neither `schema` nor `regex`: what follows only those refuses it.
+
+    The parts are schemas that were checked. As of every grammar, objects have the properties that they name.
 
     Attributes:
         call: JSON schema of one call.
@@ -31,7 +35,8 @@ class CallsOrObject(Grammar):
     end: str = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """The parts come from this package, and are right."""
+        object.__setattr__(self, "call", closed(self.call))
+        object.__setattr__(self, "object", closed(self.object))
 
     def __hash__(self) -> int:
         return hash(self.identity)
@@ -59,7 +64,5 @@ class CallsOrObject(Grammar):
 
 def _fixed(text: str, special_ids: Mapping[str, int]) -> str:
     """Fixed text as Lark writes it; empty where there is none."""
-    # An empty alternation would match everywhere.
-    pattern = "|".join(re.escape(special) for special in sorted(special_ids, key=len, reverse=True)) or r"(?!)"
-    pieces = re.split(f"({pattern})", text)
+    pieces = re.split(f"({one_of(special_ids)})", text)
     return " ".join(f"<[{special_ids[p]}]>" if p in special_ids else json.dumps(p) for p in pieces if p)
