@@ -6,6 +6,7 @@ import builtins
 import sys
 import threading
 
+import huggingface_hub
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.output_parsers import StrOutputParser
@@ -254,12 +255,11 @@ def test_a_client_that_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_offline_mode_stops_only_one_client_and_says_so(make_backend, monkeypatch, server, client):  # noqa: F811
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     close_shared_session()
     backend = make_backend(server.url, client=client)
-    if client == "text-generation":
+    # Before 1.0, the asynchronous client of huggingface_hub takes no notice of it either.
+    if client == "text-generation" or not hasattr(huggingface_hub, "get_async_session"):
         assert SpeculativeLLM(backend=backend).invoke("Hello", max_tokens=1) == "G"
         return
     with pytest.raises(BackendUnavailableError, match=r"HF_HUB_OFFLINE.*client='text-generation'"):
