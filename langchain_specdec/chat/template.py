@@ -124,7 +124,7 @@ class ChatTemplate:
 
     @cached_property
     def mark_texts(self) -> dict[int, str]:
-        """Special tokens that mark tool calls, by id. Decoding leaves special tokens out, so their text is put back."""
+        """Special tokens that mark tool calls, by id, with their texts, which an answer has to show."""
         marks = {self.parser.mark, *self.parser.inner_marks}
         return {index: text for index, text in self._private.special_texts.items() if text in marks}
 
