@@ -60,7 +60,7 @@ class ChatTemplate:
         self, tokenizer: Any, model_name: str, template: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         self._private = PrivateTokenizer.of(tokenizer)
-        self._tokenizer = tokenizer = self._private.original
+        self._tokenizer = tokenizer = self._private.copied
         own = getattr(tokenizer, "chat_template", None)
         if template is None and not own:
             msg = (
