@@ -60,7 +60,7 @@ def test_grammars_are_compiled_in_a_thread() -> None:
 @pytest.fixture
 def rendered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of every prompt, whether it was rendered in the main thread."""
-    encode, seen = ChatTemplate.token_ids, []  # type: ignore[var-annotated]
+    encode, seen = ChatTemplate.token_ids, []
 
     def noting(self: ChatTemplate, *args: Any, **options: Any) -> list[int]:
         seen.append(threading.current_thread() is threading.main_thread())
