@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
-from langchain_specdec.chat.messages import check_continued, to_template_messages
+from langchain_specdec.chat.messages import continues_message, size_of, to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import (
@@ -31,7 +31,6 @@ from langchain_specdec.chat.structured_output import (
     with_schema_prompt,
 )
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
@@ -320,37 +319,26 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
                 raise InvalidParameterError(msg)
             params = replace(params, grammar=form.grammar)
-        goes_on = bool(options["continue_final_message"])
-        if goes_on:
-            if form is not None:
-                msg = (
-                    "continue_final_message and a form of the answer (response_format, a schema, or a tool_choice that "
-                    "forces a call) contradict each other: the form is that of a whole answer. Give one of them."
-                )
-                raise InvalidParameterError(msg)
-            check_continued(rows, template.parser.mark if shown else None)
+        parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+        goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
         begin = form.begin if form is not None else ""
         if self.backend.takes_token_ids:
             limit = self.backend.max_length
             prompt: str | list[int] = template.token_ids(rows, shown, begin, limit, goes_on=goes_on)
         else:
             prompt = template.text(rows, shown, begin, goes_on=goes_on)
-        parser: ToolCallParser | CallsFirst | None = None
-        if shown:
-            parser = template.parser([tool["function"]["name"] for tool in shown])
-            if isinstance(form, CallsOrObjectForm):
-                parser = CallsFirst(parser)
-        reader = ReplyReader(self.backend.model_name, parser, template.mark_texts if shown else {}, form)
+        in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
+        reader = ReplyReader(self.backend.model_name, in_order, form)
         # Of a grammar's text, and of a text that is gone on with, no space may be left out.
         continues_prompt = bool(begin) or goes_on or params.grammar is not None
-        return _Call(CompletionRequest(prompt, params, continues_prompt), reader, timeout)
+        marks = template.mark_texts if parser else {}
+        return _Call(CompletionRequest(prompt, params, continues_prompt, marks), reader, timeout)
 
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> _Call:
-        """The same for an event loop, which long messages would block."""
-        size = sum(len(m.content if isinstance(m.content, str) else repr(m.content)) for m in messages)
-        if size <= SHORT_TEXT:
+        """The same for an event loop, which long messages and tools would block."""
+        if size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT:
             return self._prepare(messages, stop, kwargs)
         return await asyncio.to_thread(self._prepare, messages, stop, kwargs)
 

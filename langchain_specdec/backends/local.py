@@ -181,7 +181,10 @@ class LocalBackend(Backend):
             EngineClosedError: The backend was closed.
         """
         return self.engine.submit_all(
-            [(self._encode(r.prompt), self._defaults.applied(r.params), r.continues_prompt) for r in requests]
+            [
+                (self._encode(r.prompt), self._defaults.applied(r.params), r.continues_prompt, r.shown_specials)
+                for r in requests
+            ]
         )
 
     def token_ids(self, text: str) -> list[int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import string
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from langchain_core.messages import (
@@ -21,6 +23,7 @@ from langchain_core.messages import (
 from pydantic_core import to_jsonable_python
 
 from langchain_specdec.chat.template import Message
+from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 
 # Blocks whose text a message shows, and the key that it stands under.
@@ -116,30 +119,61 @@ def _as_json(value: Any) -> Any:
         raise InvalidParameterError(msg) from error
 
 
-def check_continued(messages: Sequence[Message], mark: str | None) -> None:
-    """Refuse to go on with a last message that is no beginning of an answer.
+def size_of(messages: Sequence[BaseMessage], *others: Any) -> float:
+    """Roughly how many characters messages and other data become; infinite where it cannot be told."""
+    data = [
+        (m.content, m.additional_kwargs, m.tool_calls, m.invalid_tool_calls)
+        if isinstance(m, AIMessage)
+        else (m.content,)
+        for m in messages
+    ]
+    try:
+        return sum(len(part if isinstance(part, str) else repr(part)) for part in (*chain(*data), *others))
+    except Exception:  # it may be nested too deeply, and what is no data may raise anything
+        return math.inf
+
+
+def continues_message(
+    option: Any, messages: Sequence[Message], parser: ToolCallParser | None, *, has_form: bool
+) -> bool:
+    """Whether the answer goes on with the last message, which the parser then knows of.
 
     Args:
+        option: `continue_final_message` as it was given.
         messages: As `to_template_messages` gives them.
-        mark: What begins a tool call, where there may be one.
+        parser: What will find calls in the answer, where there may be any.
+        has_form: Whether the answer is to have a form.
 
     Raises:
-        InvalidParameterError: The last message is not the assistant's, or is no text, or calls a tool.
+        InvalidParameterError: It is to go on, and cannot: the last message is not the assistant's, or has no text, or
+            calls a tool. Or the option is neither True nor False.
     """
+    if option is not None and not isinstance(option, bool):
+        msg = f"continue_final_message must be True or False, got {option!r}."
+        raise InvalidParameterError(msg)
+    if not option:
+        return False
+    if has_form:
+        msg = (
+            "continue_final_message and a form of the answer (response_format, a schema, or a tool_choice that "
+            "forces a call) contradict each other: the form is that of a whole answer. Give one of them."
+        )
+        raise InvalidParameterError(msg)
     last = messages[-1] if messages else {"role": "none"}
     reason = ""
     if last["role"] != "assistant":
         reason = f"is of role {last['role']!r}"
-    elif last.get("tool_calls") or (mark is not None and mark in last["content"]):
-        reason = "calls a tool"
-    elif not last["content"].strip():
+    elif not last["content"].strip() and not last.get("tool_calls"):
         reason = "has no text"
+    elif last.get("tool_calls") or (parser is not None and not parser.skip(last["content"])):
+        reason = "calls a tool, or begins to"
     if reason:
         msg = (
             f"continue_final_message goes on with the text of an assistant message at the end, and the last message "
             f"{reason}. End with an AIMessage that holds the beginning of the answer, or leave the option out."
         )
         raise InvalidParameterError(msg)
+    return True
 
 
 def short_id(call_id: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -44,7 +44,6 @@ class ReplyReader:
     Args:
         model_name: For `response_metadata`.
         parser: Finds tool calls; None where no tools are bound, and all is text.
-        mark_texts: Special tokens whose text the parser has to see, by id.
         form: The form that the answer has; its fixed parts are not in the events.
     """
 
@@ -52,12 +51,10 @@ class ReplyReader:
         self,
         model_name: str,
         parser: ToolCallParser | CallsFirst | None,
-        mark_texts: Mapping[int, str],
         form: OutputForm | None = None,
     ) -> None:
         self._model_name = model_name
         self._parser = parser
-        self._mark_texts = mark_texts if parser is not None else {}
         self._begin, self._end = (form.begin, form.end) if form is not None else ("", "")
         self._tokens: list[Token] = []
         self._num_calls = 0
@@ -104,7 +101,7 @@ class ReplyReader:
         text = ""
         if isinstance(event, TokenEvent):
             self._tokens.extend(event.tokens)
-            text = "".join(token.text + self._mark_texts.get(token.id, "") for token in event.tokens)
+            text = event.text
         elif event.finish_reason == "eos_token":
             # An answer that was cut lacks its fixed end, too.
             text = self._end

@@ -60,7 +60,7 @@ class ChatTemplate:
         self, tokenizer: Any, model_name: str, template: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         self._private = PrivateTokenizer.of(tokenizer)
-        self._tokenizer = tokenizer = self._private.original
+        self._tokenizer = tokenizer = self._private.copied
         own = getattr(tokenizer, "chat_template", None)
         if template is None and not own:
             msg = (
@@ -124,7 +124,7 @@ class ChatTemplate:
 
     @cached_property
     def mark_texts(self) -> dict[int, str]:
-        """Special tokens that mark tool calls, by id. Decoding leaves special tokens out, so their text is put back."""
+        """Special tokens that mark tool calls, by id, with their texts, which an answer has to show."""
         marks = {self.parser.mark, *self.parser.inner_marks}
         return {index: text for index, text in self._private.special_texts.items() if text in marks}
 

@@ -30,11 +30,27 @@ def read_text() -> str:
     Raises:
         InvalidParameterError: It is not UTF-8, or too long for any model.
     """
+    told = "Reading standard input to its end. If there is none to read, add: < /dev/null"
+    return _read(told, is_line=False).removesuffix("\n").removesuffix("\r")
+
+
+def read_line() -> str | None:
+    """The next line of standard input, with its line break; None at the end, and where there is no standard input.
+
+    Raises:
+        InvalidParameterError: It is not UTF-8, or too long for any model.
+    """
+    return _read("Reading messages from standard input, one a line.", is_line=True) or None
+
+
+def _read(told: str, *, is_line: bool) -> str:
+    """The next line, or all, of standard input; `told` says on stderr what is waited for."""
     if sys.stdin is None:  # closed before Python started
         return ""
     try:
-        with _told("Reading standard input to its end. If there is none to read, add: < /dev/null"):
-            data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        with _told(told):
+            read = sys.stdin.buffer.readline if is_line else sys.stdin.buffer.read
+            data = read(_MOST_BYTES + 1)
     except OSError as error:
         # Open for writing only, as `nohup` leaves it: nothing can be there.
         if error.errno == errno.EBADF:
@@ -43,20 +59,7 @@ def read_text() -> str:
     if len(data) > _MOST_BYTES:
         msg = f"Standard input has more than {_MOST_BYTES >> 20} MB, which is more than any model reads. Shorten it."
         raise InvalidParameterError(msg)
-    return _decoded(data).removesuffix("\n").removesuffix("\r")
-
-
-def read_line() -> str | None:
-    """The next line of standard input, with its line break; None at the end.
-
-    Raises:
-        InvalidParameterError: It is not UTF-8.
-    """
-    if sys.stdin is None:
-        return None
-    with _told("Reading messages from standard input, one a line."):
-        data = sys.stdin.buffer.readline()
-    return _decoded(data) if data else None
+    return _decoded(data)
 
 
 def _decoded(data: bytes) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_specdec.completions.events import Event, FinishEvent, Token
@@ -19,11 +19,14 @@ class CompletionRequest:
         params: What to generate.
         continues_prompt: Whether the text goes on where the prompt ends, with the space between both, as a completion
             does; or is a text of its own, as a chat's answer is, without the space that some tokenizers begin it with.
+        shown_specials: Special tokens that are part of the text, by id, with what they are in it, such as those that
+            mark a tool call. All others are left out.
     """
 
     prompt: str | Sequence[int]
     params: SamplingParams
     continues_prompt: bool = True
+    shown_specials: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from langchain_specdec.completions.stream import CompletionStream
@@ -117,8 +118,8 @@ class Engine:
         """Queue several completions. All are checked before the first starts, so a bad one costs nobody anything.
 
         Args:
-            completions: Prompt tokens and parameters of each, as in `submit`, and whether the text goes on where the
-                prompt ends (see `CompletionRequest.continues_prompt`), which it does where that is left out.
+            completions: Prompt tokens and parameters of each, as in `submit`, and, where they differ from the defaults,
+                `continues_prompt` and `shown_specials` of `CompletionRequest`.
 
         Returns:
             Their streams, in the same order. Read each to the end or close it.
@@ -140,12 +141,17 @@ class Engine:
         return [request.stream for request in requests]
 
     def _make_request(
-        self, prompt_ids: Sequence[int], params: SamplingParams, continues_prompt: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        continues_prompt: bool = True,
+        shown_specials: Mapping[int, str] = MappingProxyType({}),
     ) -> Request:
         """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
         seed = params.seed if params.seed is not None else secrets.randbelow(_DRAWN_SEED_LIMIT)
-        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, prompt_ids if continues_prompt else ())
+        context = prompt_ids if continues_prompt else ()
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials)
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from langchain_specdec.completions.stats import SpeculationStats
@@ -15,8 +15,13 @@ from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.choice import SparseBias, TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
 
-Submission = tuple[Sequence[int], SamplingParams] | tuple[Sequence[int], SamplingParams, bool]
-"""Prompt tokens, parameters, and whether the text goes on where the prompt ends; it does where that is left out."""
+Submission = (
+    tuple[Sequence[int], SamplingParams]
+    | tuple[Sequence[int], SamplingParams, bool]
+    | tuple[Sequence[int], SamplingParams, bool, Mapping[int, str]]
+)
+"""Prompt tokens, parameters, whether the text goes on where the prompt ends (it does where that is left out), and the
+special tokens that are part of it (none where that is left out)."""
 
 
 @dataclass(eq=False)
@@ -99,7 +104,11 @@ class Request:
 
 
 def make_stopper(
-    tokenizer: PrivateTokenizer, eos_token_ids: Collection[int], params: SamplingParams, context: Sequence[int]
+    tokenizer: PrivateTokenizer,
+    eos_token_ids: Collection[int],
+    params: SamplingParams,
+    context: Sequence[int],
+    shown_specials: Mapping[int, str],
 ) -> StopChecker:
     """What decides where a text ends, and what of it may be released.
 
@@ -108,7 +117,8 @@ def make_stopper(
         eos_token_ids: Tokens that end a text.
         params: The limits.
         context: Tokens that the text goes on from.
+        shown_specials: Special tokens that are part of the text, by id, with what they are in it.
     """
     eos = () if params.ignore_eos else eos_token_ids
     detokenizer = Detokenizer(tokenizer, context)
-    return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts)
+    return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts, shown_specials)

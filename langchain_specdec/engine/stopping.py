@@ -27,6 +27,7 @@ class StopChecker:
         stop: Stop strings.
         eos_token_ids: Tokens that end the text; they have no text of their own. Empty to go on after them.
         special_texts: What special tokens are called, by id. They are no part of the text, but may be of a stop string.
+        shown_specials: Special tokens that are part of the text, by id, with what they are in it.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class StopChecker:
         stop: Sequence[str],
         eos_token_ids: Collection[int],
         special_texts: Mapping[int, str],
+        shown_specials: Mapping[int, str],
     ) -> None:
         self._detokenizer = detokenizer
         self._max_new_tokens = max_new_tokens
         self._stop_text = StopText(stop)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._special_texts = special_texts
+        self._shown_specials = shown_specials
         self._num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -52,7 +55,9 @@ class StopChecker:
         if token in self._eos_token_ids:
             self.finish_reason = "eos_token"
             return self._end("", special or "")
-        if special is not None:
+        if token in self._shown_specials:
+            text = self._stop_text.add(self._detokenizer.flush() + self._shown_specials[token])
+        elif special is not None:
             text = self._stop_text.add_special(special)
         else:
             text = self._stop_text.add(self._detokenizer.add(token))

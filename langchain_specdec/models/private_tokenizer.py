@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from typing_extensions import Self
 
-from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
 
 # Characters for each token that may be: texts of more are encoded from their beginning, piece by piece, first.
 _CHARACTERS_PER_TOKEN = 16
@@ -23,20 +23,32 @@ class PrivateTokenizer:
 
     A tokenizer may carry truncation and padding, from its file or from its user's last call, and every call with
     `truncation=True` changes it for whoever else uses it meanwhile. So the caller's own is read once, here, and neither
-    used nor changed afterwards; what it is given later, such as further tokens, does not reach the copy.
+    used nor changed afterwards; what it is given later, such as further tokens or a chat template, does not reach the
+    copy.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
 
+    Raises:
+        UnsupportedModelError: It cannot be copied.
+
     Attributes:
-        original: The tokenizer that was copied.
+        original: The tokenizer that was copied, to hand back to whoever asks for it.
         copied: The copy, to read from. Nothing may change it.
         backend: What runs in it, where it is a fast one; None where it is written in Python.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.original = tokenizer
-        self.copied = copy.deepcopy(tokenizer)
+        try:
+            self.copied = copy.deepcopy(tokenizer)
+        except Exception as error:  # whatever its attributes raise
+            reason = " ".join(str(error).split()).rstrip(".")
+            msg = (
+                f"The tokenizer ({type(tokenizer).__name__}) cannot be copied, and only a copy is safe from its other "
+                f"users: {reason}. Give one as AutoTokenizer loads it, without locks, open files and the like."
+            )
+            raise UnsupportedModelError(msg) from error
         self.backend: Tokenizer | None = getattr(self.copied, "backend_tokenizer", None)
         if self.backend is not None:
             self.backend.no_truncation()

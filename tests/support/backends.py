@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
@@ -17,6 +18,7 @@ from langchain_specdec.completions.events import Event, FinishEvent, FinishReaso
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.request import make_stopper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
@@ -147,6 +149,10 @@ class EchoBackend(Backend):
         self.is_closed = True
 
 
+# The token that ends a scripted answer; it is no tokenizer's.
+_END = -1
+
+
 class ScriptedBackend(Backend):
     """A model that answers what it was told to, token by token, whatever it is asked.
 
@@ -191,16 +197,20 @@ class ScriptedBackend(Backend):
     def _start(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        ids = self.tokenizer(answer, add_special_tokens=False).input_ids[: request.params.max_new_tokens]
-        # As the engine does: special tokens have no text, and a character comes with its last byte.
-        tokens, done = [], ""
+        ids = self.tokenizer(answer, add_special_tokens=False).input_ids
+        # Text comes as from the engine. The end of an answer has no token of its own here.
+        stopper = make_stopper(self.private_tokenizer, [_END], request.params, (), request.shown_specials)
+        tokens: list[Token] = []
         for index, token in enumerate(ids):
-            text = self.tokenizer.decode(ids[: index + 1], skip_special_tokens=True)
-            released = text[len(done) :] if not text.endswith("\ufffd") else ""
-            done += released
-            tokens.append(Token(token, released, drafted=index % 2 == 1))
+            tokens.append(Token(token, stopper.add(token), drafted=index % 2 == 1))
+            if stopper.finish_reason is not None:
+                break
+        else:
+            rest = stopper.add(_END)
+            tokens[-1:] = [replace(token, text=token.text + rest) for token in tokens[-1:]]
+        reason = "stop_sequence" if stopper.finish_reason == "stop_sequence" else self.finish_reason
         steps = [tuple(tokens[start : start + self.width]) for start in range(0, len(tokens), self.width)]
-        finish = FinishEvent(self.finish_reason, len(request.prompt), len(ids), 7, SpeculationStats(), cached_tokens=3)
+        finish = FinishEvent(reason, len(request.prompt), len(tokens), 7, SpeculationStats(), cached_tokens=3)
         self.streams.append(told(*map(TokenEvent, steps), finish))
         return self.streams[-1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from langchain_specdec.backends.tgi.client import Frame
 from langchain_specdec.completions.events import FinishReason, Token
 from langchain_specdec.completions.stop_strings import StopText
@@ -9,9 +11,15 @@ from langchain_specdec.sampling.params import SamplingParams
 
 
 class Answer:
-    """The text of an answer as it comes: special tokens left out, cut at the first stop string and at the limit."""
+    """The text of an answer as it comes: special tokens left out, cut at the first stop string and at the limit.
 
-    def __init__(self, params: SamplingParams) -> None:
+    Args:
+        params: The limits.
+        shown_specials: Special tokens that are part of the text, by id, with what they are in it.
+    """
+
+    def __init__(self, params: SamplingParams, shown_specials: Mapping[int, str]) -> None:
+        self._shown_specials = shown_specials
         self._max_new_tokens = params.max_new_tokens
         self._stop_text = StopText(tuple(params.stop))
         self._logprobs = params.logprobs
@@ -26,8 +34,10 @@ class Answer:
         if frame.end is not None:
             text = self._last_text(text, frame.end.text, frame.end.finish_reason)
         self._length += len(text)
-        text = self._stop_text.add(text)
-        if frame.is_special and not self._stop_text.is_found:
+        is_end_token = frame.end is not None and frame.end.finish_reason == "eos_token"
+        shown = None if is_end_token else self._shown_specials.get(frame.token_id)
+        text = self._stop_text.add(text + (shown or ""))
+        if frame.is_special and shown is None and not self._stop_text.is_found:
             text += self._stop_text.add_special(frame.text)
         if self._stop_text.is_found:
             # The server sees a stop string only where a token ends with it, and goes on past any other.

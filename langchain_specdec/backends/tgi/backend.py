@@ -272,7 +272,7 @@ class TGIBackend(Backend):
                     if permits is None:
                         permits = self._semaphore(info)
                         await permits.acquire()
-                    async with aclosing(self._attempt(prompt, request.params, seed, info)) as events:
+                    async with aclosing(self._attempt(request, prompt, seed, info)) as events:
                         async for event in events:
                             is_started = True
                             yield event
@@ -292,12 +292,13 @@ class TGIBackend(Backend):
                 permits.release()
 
     async def _attempt(
-        self, prompt: str, params: SamplingParams, seed: int, info: ServerInfo
+        self, request: CompletionRequest, prompt: str, seed: int, info: ServerInfo
     ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
-        """One request: its tokens, and how it ended."""
+        """One attempt at a request: its tokens, and how it ended."""
+        params = request.params
         prompt_tokens = await self._count(prompt, params, info)
         parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences)
-        answer = Answer(params)
+        answer = Answer(params, request.shown_specials)
         started = None
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
             while answer.finish_reason is None:

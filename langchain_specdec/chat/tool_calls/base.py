@@ -81,6 +81,17 @@ class ToolCallParser(ABC):
         self._space = ""
         return pieces
 
+    def skip(self, text: str) -> bool:
+        """Take the text that the answer goes on with, before any other. Nothing of it is given back.
+
+        Returns:
+            Whether it is text to its end; False where a call stands in it, or may have begun.
+        """
+        is_text = all(isinstance(piece, str) for piece in self.feed(text)) and self._is_marked is None
+        self._buffer = self._space = ""
+        self._is_line_start = not text.rpartition("\n")[2].strip(" \t")
+        return is_text
+
     @classmethod
     def is_taught_by(cls, template: str) -> bool:
         """Whether a chat template teaches its model to write calls so."""

@@ -113,12 +113,39 @@ def frames(*texts: str) -> list[Frame]:
     ],
 )
 def test_special_tokens_in_stop_strings_that_a_server_did_not_see(stop: str, text: str, reason: str) -> None:
-    answer, released = Answer(SamplingParams(stop=[stop])), ""
+    answer, released = Answer(SamplingParams(stop=[stop]), {}), ""
     for frame in frames("Hello", ".", "<user>", "Hi", "</s>"):
         released += answer.add(frame).text
         if answer.finish_reason is not None:
             break
     assert (released, answer.finish_reason) == (text, reason)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "reason"),
+    [
+        (".x", "Hello.[CALL]Hi", "eos_token"),
+        ("[CALL]", "Hello.", "stop_sequence"),
+        (".[", "Hello", "stop_sequence"),
+        (".Hi", "Hello.[CALL]Hi", "eos_token"),
+    ],
+)
+def test_special_tokens_that_are_shown_stand_at_their_place(stop: str, text: str, reason: str) -> None:
+    answer, released = Answer(SamplingParams(stop=[stop]), {2: "[CALL]", 4: "[END]"}), ""
+    for frame in frames("Hello", ".", "<call>", "Hi", "</s>"):
+        released += answer.add(frame).text
+        if answer.finish_reason is not None:
+            break
+    assert (released, answer.finish_reason) == (text, reason)
+
+
+def test_a_special_token_that_is_shown_may_be_the_last() -> None:
+    end = FrameEnd("length", "Hi", 3)
+    answer = Answer(SamplingParams(max_new_tokens=2), {1: "[CALL]"})
+    texts = [
+        answer.add(Frame(i, text, i == 1, None, (), end if i else None)).text for i, text in enumerate(["Hi", "x"])
+    ]
+    assert (texts, answer.finish_reason) == (["Hi", "[CALL]"], "length")
 
 
 def test_tokens_that_a_server_puts_around_a_text_are_not_counted() -> None:

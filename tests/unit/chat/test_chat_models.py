@@ -203,6 +203,26 @@ def test_no_answer_raises_and_streams_agree(template: str, answer: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "stop", "text", "calls"),
+    [
+        # A stop string that holds a call's name back leaves it where it stands.
+        ('[TOOL_CALLS]weather[ARGS]{"place": "Ulm"}', ["weather!"], "", ["weather"]),
+        ('Sure.\n[TOOL_CALLS]weather[ARGS]{"place": "Ulm"}', ["\nUser:", "}\n"], "Sure.", ["weather"]),
+        # One that cuts a mark leaves no call.
+        ('Sure.[TOOL_CALLS]weather[ARGS]{"place": "Ulm"}', ["[TOOL_CALLS]"], "Sure.", []),
+        ('Sure.[TOOL_CALLS]weather[ARGS]{"place": "Ulm"}', [".["], "Sure", []),
+        ('Sure.[TOOL_CALLS]weather[ARGS]{"place": "Ulm"}', ["CALLS"], "Sure.[TOOL_", []),
+    ],
+)
+def test_marks_of_calls_are_text_to_stop_strings(answer: str, stop: list[str], text: str, calls: list[str]) -> None:
+    model = scripted(answer, template=MISTRAL).bind_tools([weather, add])
+    for message in (model.invoke("?", stop=stop), merged(model, "?", stop=stop)):
+        assert message.text == text
+        assert [call["name"] for call in message.tool_calls] == calls
+        assert not message.invalid_tool_calls
+
+
 def test_marks_are_text_where_no_tools_are_bound() -> None:
     assert scripted("<tool_call>{}</tool_call>").invoke("x").content == "<tool_call>{}</tool_call>"
     model: Any = scripted("<tool_call>{}</tool_call>", template=QWEN).bind_tools([add], tool_choice="none")

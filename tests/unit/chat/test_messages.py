@@ -264,6 +264,8 @@ def test_only_the_text_of_an_assistant_is_gone_on_with() -> None:
     ):
         with pytest.raises(InvalidParameterError, match=f"the last message {reason}"):
             model.invoke([HumanMessage("x"), last], continue_final_message=True)
+    with pytest.raises(InvalidParameterError, match="must be True or False, got 'no'"):
+        model.invoke([HumanMessage("x"), AIMessage("y")], continue_final_message="no")
     begun = [HumanMessage("x"), AIMessage('<tool_call>\n{"name"')]
     with pytest.raises(InvalidParameterError, match="calls a tool"):
         model.bind_tools([add]).invoke(begun, continue_final_message=True)
@@ -278,6 +280,34 @@ def test_only_the_text_of_an_assistant_is_gone_on_with() -> None:
             chain.invoke(begun, continue_final_message=True)
     # A grammar of the caller's own is that of what is new.
     assert model.invoke(begun, continue_final_message=True, grammar=Grammar(regex="x")).text == "x"
+
+
+@pytest.mark.parametrize("text", ['{"name": "add"', "{", 'So:\n{"na', '<|python_tag|>{"name": "add"', "<|python_tag|>"])
+def test_a_call_that_has_begun_is_not_gone_on_with(text: str) -> None:
+    model = scripted("x", template=TEMPLATES["llama"])
+    begun = [HumanMessage("x"), AIMessage(text)]
+    with pytest.raises(InvalidParameterError, match="the last message calls a tool, or begins to"):
+        model.bind_tools([add]).invoke(begun, continue_final_message=True)
+    assert model.invoke(begun, continue_final_message=True).text == "x"
+
+
+@pytest.mark.parametrize(
+    ("begun", "is_call"),
+    [
+        ("An example of a call is ", False),
+        ("An example is", False),
+        ('{"size": 1} and ', False),
+        ("if a <", False),
+        ("I look.\n", True),
+        ("I look.\n  ", True),
+    ],
+)
+def test_json_is_a_call_where_it_begins_a_line_of_the_whole_message(begun: str, is_call: bool) -> None:
+    call = '{"name": "add", "parameters": {"a": 1, "b": 2}}'
+    model = scripted(call + "\nx", template=TEMPLATES["llama"]).bind_tools([add])
+    answer = model.invoke([HumanMessage("x"), AIMessage(begun)], continue_final_message=True)
+    assert answer.text == ("\nx" if is_call else call + "\nx")
+    assert len(answer.tool_calls) == is_call
 
 
 def test_a_template_that_drops_the_beginning_is_told() -> None:

@@ -85,9 +85,13 @@ def test_what_is_no_text_is_refused(arguments: list[str]) -> None:
     expect_error(generate(*arguments, stdin="Grüße".encode("utf-16")), "Standard input is not UTF-8 text")
 
 
+@pytest.mark.usefixtures("model")
 def test_more_than_any_model_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standard_input, "_MOST_BYTES", 2**20)
     expect_error(generate("Summarise:", stdin="x" * (2**20 + 1)), "Standard input has more than 1 MB")
+    line = CliRunner().invoke(app, ["chat"], input="one\n" + "x" * (2**20 + 1))
+    assert (line.exit_code, line.stdout) == (2, "Yes.\n")
+    assert "Standard input has more than 1 MB" in line.stderr
 
 
 @pytest.mark.parametrize(("arguments", "stdin"), [([], ""), ([], "\n"), (["-"], ""), ([""], ""), ([""], None)])
@@ -109,7 +113,9 @@ def test_standard_input_that_cannot_be_read_is_none(model: ScriptedBackend, monk
     with os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8", closefd=True) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         app(["generate", "--raw", "Summarise:"], standalone_mode=False)
-    assert model.prompt == "Summarise:"
+        assert model.prompt == "Summarise:"
+        assert not app(["chat"], standalone_mode=False)
+    assert len(model.requests) == 1
 
 
 def test_a_terminal_is_read_only_where_asked_for(model: ScriptedBackend, terminal: int, capsys: Any) -> None:

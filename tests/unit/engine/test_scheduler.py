@@ -20,7 +20,7 @@ from langchain_specdec.sampling.params import SamplingParams
 
 def make_request(request_id: int, prompt: Sequence[int]) -> Request:
     no_text: Any = None
-    stopper = StopChecker(no_text, 5, (), (), {})
+    stopper = StopChecker(no_text, 5, (), (), {}, {})
     stream = CompletionStream(on_close=lambda: None)
     return Request(request_id, tuple(prompt), SamplingParams(max_new_tokens=5), 0, stopper, stream, AcceptanceRates())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
 from langchain_specdec.backends.base import SHORT_TEXT
@@ -56,19 +57,52 @@ def test_grammars_are_compiled_in_a_thread() -> None:
     assert backend.threads == [False]
 
 
-@pytest.mark.parametrize("prompt", ["short", LONG])
-def test_long_messages_are_rendered_and_encoded_in_a_thread(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def rendered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every prompt, whether it was rendered in the main thread."""
     encode, seen = ChatTemplate.token_ids, []
 
     def noting(self: ChatTemplate, *args: Any, **options: Any) -> list[int]:
         seen.append(threading.current_thread() is threading.main_thread())
         return encode(self, *args, **options)
 
-    chat = ChatSpeculative(backend=Threads())
     monkeypatch.setattr(ChatTemplate, "token_ids", noting)
+    return seen
+
+
+@pytest.mark.parametrize("prompt", ["short", LONG])
+def test_long_messages_are_rendered_and_encoded_in_a_thread(prompt: str, rendered_at_once: list[bool]) -> None:
+    chat = ChatSpeculative(backend=Threads())
     assert asyncio.run(chat.ainvoke(prompt)).text == "Yes."
     assert asyncio.run(streamed(chat, prompt)) == "Yes."
-    assert seen == [prompt == "short"] * 2
+    assert rendered_at_once == [prompt == "short"] * 2
+
+
+@pytest.mark.parametrize("text", ["short", LONG])
+def test_so_are_long_calls_tools_and_schemas(text: str, rendered_at_once: list[bool]) -> None:
+    chat: Any = ChatSpeculative(backend=Threads())
+    call = AIMessage("", tool_calls=[{"name": "f", "args": {"x": text}, "id": "1"}])
+    broken = AIMessage("", invalid_tool_calls=[{"name": "f", "args": text, "id": "1", "error": "cut"}])
+    tool = {"title": "F", "description": text, "type": "object", "properties": {}}
+    form = {"type": "json_schema", "json_schema": {"name": "F", "schema": tool}}
+    for messages, options in (
+        ([HumanMessage("x"), call, ToolMessage("y", tool_call_id="1")], {}),
+        ([HumanMessage("x"), broken, HumanMessage("y")], {}),
+        ([HumanMessage([{"type": "text", "text": text}])], {}),
+        ([HumanMessage("x")], {"tools": [tool]}),
+        ([HumanMessage("x")], {"response_format": form}),
+    ):
+        assert asyncio.run(chat.ainvoke(messages, **options)).text == "Yes."
+    assert rendered_at_once == [text == "short"] * 5
+
+
+def test_arguments_that_are_nested_too_deeply_are_refused_in_an_event_loop_too() -> None:
+    nested: Any = []
+    for _ in range(5000):
+        nested = [nested]
+    call = AIMessage("").model_copy(update={"tool_calls": [{"name": "f", "args": {"x": nested}, "id": "1"}]})
+    with pytest.raises(InvalidParameterError):
+        asyncio.run(ChatSpeculative(backend=Threads()).ainvoke([call, ToolMessage("y", tool_call_id="1")]))
 
 
 def test_what_is_wrong_with_a_long_prompt_is_raised_as_with_a_short_one() -> None:

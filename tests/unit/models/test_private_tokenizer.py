@@ -7,14 +7,16 @@ import threading
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM
-from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
+from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM, TGIBackend
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
 from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, encode_within
+from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.tiny_models import byte_tokenizer, loaded, tiny_model
 
@@ -210,6 +212,30 @@ def test_backend_and_chat_refuse_a_huge_prompt_by_its_beginning(monkeypatch: pyt
     with pytest.raises(InvalidParameterError, match="not valid Unicode"):
         SpeculativeLLM(backend=backend).invoke("a\udc80" * 2000)
     backend.close()
+
+
+def test_a_chat_is_rendered_by_the_copy() -> None:
+    own = chat_tokenizer()
+    backend = LocalBackend(tiny_model(vocab_size=len(own)), own, max_length=64, num_slots=1)
+    chats = [ChatSpeculative(backend=backend), ChatSpeculative(backend=backend, tokenizer=own)]
+    counts = [chat.get_num_tokens_from_messages([HumanMessage("Hi")]) for chat in chats]
+    own.chat_template = "x"
+    chats.append(ChatSpeculative(backend=backend))
+    own.apply_chat_template = None
+    assert [chat.get_num_tokens_from_messages([HumanMessage("Hi")]) for chat in chats] == [*counts, counts[0]]
+    backend.close()
+
+
+def test_a_tokenizer_that_cannot_be_copied_is_refused() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.lock = threading.Lock()
+    message = r"The tokenizer \(\w+\) cannot be copied, .*: cannot pickle '_thread.lock' object\. Give one as"
+    with pytest.raises(UnsupportedModelError, match=message):
+        LocalBackend(tiny_model(vocab_size=len(tokenizer)), tokenizer)
+    with pytest.raises(UnsupportedModelError, match=message):
+        ChatSpeculative(backend=ScriptedBackend("x"), tokenizer=tokenizer)
+    with pytest.raises(UnsupportedModelError, match=message):
+        TGIBackend("http://127.0.0.1:1", tokenizer=tokenizer)
 
 
 def test_copies_are_not_needed_twice() -> None:

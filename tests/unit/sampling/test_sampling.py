@@ -589,6 +589,10 @@ def test_a_bias_is_made_once_and_placed_at_once() -> None:
     expected[2, 0, 0], expected[2, 0, 5] = -1.0, 2.0
     assert table.bias is not None
     torch.testing.assert_close(table.bias, expected)
-    # Not one for each token.
-    assert len(calls) < 60
     assert cache.table(rows, 1000, torch.device("cpu")) is table
+    # As many operations as for a bias of few tokens.
+    num_calls = len(calls)
+    rows[1] = FakeRequest(2, [1], params=SamplingParams(logit_bias={2: 1.0, 5: 2.0}))
+    with Counting():
+        TableCache().table(rows, 1000, torch.device("cpu"))
+    assert len(calls) == 2 * num_calls
