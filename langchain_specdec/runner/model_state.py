@@ -36,7 +36,7 @@ class WeightsState:
 
     Attributes:
         places: Where each weight is, and whether it is trained.
-        switches: Of each module what else decides what it computes: its hooks, and the adapters in use.
+        switches: What else decides what modules compute: their hooks, and the adapters in use.
         versions: How often PyTorch saw each weight being written.
         num_fused_steps: Steps that fused optimizers have taken.
     """
@@ -57,20 +57,23 @@ class WeightsState:
         ]
         return cls(
             tuple((_place(tensor), tensor.requires_grad) for tensor in tensors),
-            tuple(map(_switches, modules)),
+            tuple(_switches(module) for module in modules if _has_switches(module)),
             # Tensors made in inference mode cannot be written outside of it, and count nothing.
             tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors),
             _num_fused_steps,
         )
 
 
+def _has_switches(module: nn.Module) -> bool:
+    """Whether a module has hooks, or is one of PEFT's layers."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(type(module), "adapter_layer_names"))
+
+
 def _switches(module: nn.Module) -> tuple[object, ...]:
-    # Each hook has a number of its own.
+    """The numbers of its hooks, each of which has one of its own, and its adapters' settings, as they are now."""
+    settings = vars(module)
     hooks = (*module._forward_pre_hooks, *module._forward_hooks)
-    if not hasattr(type(module), "adapter_layer_names"):
-        return hooks
-    # A copy of each value: they are changed in place.
-    return (*hooks, *(repr(module.__dict__.get(name)) for name in _ADAPTER_SETTINGS))
+    return (id(module), *hooks, *(repr(settings.get(name)) for name in _ADAPTER_SETTINGS))
 
 
 def _place(tensor: Tensor) -> int:
