@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing_extensions import Self
 
 from langchain_specdec.completions.events import Event, TokenEvent
-from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError
+from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, InvalidParameterError
 
 
 def checked_timeout(value: object) -> float | None:
@@ -49,6 +50,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         self._deadline: float | None = None
         self._is_ended = False
         self.is_closed = False
+        self._pid = os.getpid()
 
     def put(self, event: Event | BaseException) -> None:
         """Hand an event, or the error that ends the completion, to the reader. Called by the backend."""
@@ -67,6 +69,10 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     def close(self) -> None:
         """Stop reading. The backend drops the request as soon as it can. Closing twice does nothing."""
+        if os.getpid() != self._pid:
+            # It goes on in the process that forked this one, whose lock may never be let go of here.
+            self.is_closed = True
+            return
         with self._changed:
             if self.is_closed:
                 return
@@ -80,12 +86,14 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         self.close()
 
     def __next__(self) -> Event:
+        self._check_process()
         with self._changed:
             while not self._has_news:
                 self._changed.wait(self._seconds_left)
         return self._take(StopIteration())
 
     async def __anext__(self) -> Event:
+        self._check_process()
         loop, flag = asyncio.get_running_loop(), asyncio.Event()
         while True:
             with self._changed:
@@ -108,6 +116,11 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            msg = "This completion runs in the process that started it, and can be read there only (no fork)."
+            raise EngineClosedError(msg)
 
     def _wake(self) -> None:
         self._changed.notify_all()

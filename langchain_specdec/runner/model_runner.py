@@ -48,7 +48,9 @@ class ModelRunner:
         self.compiled = compiled
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        embeddings = model.get_input_embeddings().weight
+        self._num_embeddings = len(embeddings)
+        self.device: torch.device = embeddings.device
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
         self.num_forwards = 0
         self.takes_trees = True
@@ -90,12 +92,16 @@ class ModelRunner:
 
     @property
     def why_unfit(self) -> str | None:
-        """Why the model can run no more here: it was moved, and its slots were not. None where it can."""
-        weight = self.model.get_input_embeddings().weight if self.model is not None else None
-        if weight is None or (weight.device == self.device and self.model.dtype == self._dtype):
+        """Why the model can run no more here: it was moved or resized, and its slots were not. None where it can."""
+        if self.model is None:
             return None
-        was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, self.model.dtype))
-        return f"it was {was} on {self.device} when it was given its slots, and is {now} on {weight.device} now"
+        weight = self.model.get_input_embeddings().weight
+        if weight.device != self.device or self.model.dtype != self._dtype:
+            was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, self.model.dtype))
+            return f"it was {was} on {self.device} when it was given its slots, and is {now} on {weight.device} now"
+        if len(weight) != self._num_embeddings:
+            return f"it had {self._num_embeddings} tokens when it was given its slots, and has {len(weight)} now"
+        return None
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Has the model in eval mode within; see `model_state.evaluating`."""

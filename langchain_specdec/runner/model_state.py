@@ -1,7 +1,8 @@
-"""What others may change of a model that runs here: its weights, and whether it is in training mode."""
+"""What others may change of a model that runs here: weights, adapters, hooks, and whether it is in training mode."""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# What PEFT's layers keep of the adapters in use and their share. Of adapters that are not trained, switching one leaves
+# no other trace.
+_ADAPTER_SETTINGS = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
 
 _num_fused_steps = 0
 
@@ -30,18 +35,20 @@ class WeightsState:
     """Differs before and after a change of weights, unless they were written through `.data`, which leaves no trace.
 
     Attributes:
-        places: Where each weight is, and whether it is trained: switching adapters of PEFT changes no more than that.
-        versions: How often PyTorch saw each being written.
+        places: Where each weight is, and whether it is trained.
+        switches: What else decides what modules compute: their hooks, and the adapters in use.
+        versions: How often PyTorch saw each weight being written.
         num_fused_steps: Steps that fused optimizers have taken.
     """
 
     places: tuple[tuple[int, bool], ...]
+    switches: tuple[tuple[object, ...], ...]
     versions: tuple[int, ...]
     num_fused_steps: int
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> WeightsState:
-        """The state of all parameters and buffers; nothing is read of what they hold."""
+        """The state of modules with their parameters and buffers; nothing is read of what these hold."""
         tensors = [
             tensor
             for module in modules
@@ -50,10 +57,23 @@ class WeightsState:
         ]
         return cls(
             tuple((_place(tensor), tensor.requires_grad) for tensor in tensors),
+            tuple(_switches(module) for module in modules if _has_switches(module)),
             # Tensors made in inference mode cannot be written outside of it, and count nothing.
             tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors),
             _num_fused_steps,
         )
+
+
+def _has_switches(module: nn.Module) -> bool:
+    """Whether a module has hooks, or is one of PEFT's layers."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(type(module), "adapter_layer_names"))
+
+
+def _switches(module: nn.Module) -> tuple[object, ...]:
+    """The numbers of its hooks, each of which has one of its own, and its adapters' settings, as they are now."""
+    settings = vars(module)
+    hooks = (*module._forward_pre_hooks, *module._forward_hooks)
+    return (id(module), *hooks, *(repr(settings.get(name)) for name in _ADAPTER_SETTINGS))
 
 
 def _place(tensor: Tensor) -> int:
@@ -74,6 +94,19 @@ class _Held:
 
 _lock = threading.Lock()
 _held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
+
+
+def _let_go_after_fork() -> None:
+    """Leave forwards that were under way to the parent: no thread of a child will end them, or unlock."""
+    global _lock
+    _lock = threading.Lock()
+    for held in _held.values():
+        _set_training(held.trained, is_training=True)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 @contextmanager
@@ -99,7 +132,7 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]
             held.count -= 1
             if not held.count:
                 _set_training(held.trained, is_training=True)
-                del _held[model]
+                _held.pop(model, None)
 
 
 def _set_training(modules: Sequence[nn.Module], *, is_training: bool) -> None:

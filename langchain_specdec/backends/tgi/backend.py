@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 import uuid
@@ -129,7 +128,6 @@ class TGIBackend(Backend):
         self._permits: tuple[int, asyncio.Semaphore] | None = None
         # A name of its own, until the model is known: no answer in a cache may match before.
         self._unknown = f"not known yet ({uuid.uuid4()})"
-        self._pid = os.getpid()
         weakref.finalize(self, LoopThread.close, self._loop)
 
     @property
@@ -220,9 +218,6 @@ class TGIBackend(Backend):
     # -- in the caller's thread
 
     def _check(self, request: CompletionRequest) -> None:
-        if os.getpid() != self._pid:
-            msg = "This backend was made in another process. Make one in the process that uses it (no fork)."
-            raise EngineClosedError(msg)
         check_text(request.prompt)
         if not request.prompt:
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,7 @@ else:
 
 T = TypeVar("T")
 _CLOSED = "The connection to the TGI server was closed. Make a new backend."
+_OTHER_PROCESS = "This backend was made in another process. Make one in the process that uses it (no fork)."
 _THREAD_NAME = "specdec-tgi"
 
 
@@ -38,13 +40,17 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._is_closed = False
+        self._pid = os.getpid()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine; cancelling the future cancels it.
 
         Raises:
-            EngineClosedError: The thread was closed.
+            EngineClosedError: The thread was closed, or did not come along into a forked child.
         """
+        if os.getpid() != self._pid:
+            coroutine.close()
+            raise EngineClosedError(_OTHER_PROCESS)
         with self._lock:
             if self._is_closed:
                 coroutine.close()
@@ -64,7 +70,9 @@ class LoopThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Cancel what runs and end the thread. Closing twice does nothing."""
+        """Cancel what runs and end the thread. Closing twice does nothing, nor does closing in a forked child."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._is_closed = True
             loop, thread, self._loop = self._loop, self._thread, None

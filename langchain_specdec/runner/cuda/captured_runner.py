@@ -87,10 +87,11 @@ class CapturedRunner:
     clock = staticmethod(step_clock)
 
     def note_weights(self) -> bool:
-        """See `ModelRunner.note_weights`. Graphs read weights where they were, and go when those have moved."""
-        places = self.uncaptured.weights.places
+        """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""
+        before = self.uncaptured.weights
         has_changed = self.uncaptured.note_weights()
-        if self.uncaptured.weights.places != places:
+        now = self.uncaptured.weights
+        if (now.places, now.switches) != (before.places, before.switches):
             self.store.forget()
             self._settled.clear()
             self._is_complete = False

@@ -16,6 +16,7 @@ from pydantic import SecretStr, ValidationError
 from langchain_specdec import SpeculativeLLM, TGIBackend
 from langchain_specdec.errors import (
     BackendUnavailableError,
+    EngineClosedError,
     InvalidParameterError,
     MissingDependencyError,
     ModelLoadError,
@@ -55,6 +56,17 @@ def test_it_invokes_streams_and_batches(llm):
     assert llm.batch(["a", "b", "c"]) == [TEXT] * 3
     assert llm.batch(["a", "b"], stop=["ü"]) == ["Gr", "Gr"]
     assert llm.invoke("Hello", max_tokens=3) == TEXT[:2] + "\ufffd"
+
+
+def test_a_forked_child_has_to_make_one_of_its_own(llm):
+    backend = llm.backend
+    backend._loop._pid -= 1  # As after a fork: the thread did not come along.
+    for use in (llm.invoke, llm.get_num_tokens, lambda text: next(llm.stream(text))):
+        with pytest.raises(EngineClosedError, match="process"):
+            use("Hello")
+    llm.close()  # leaves the parent's alone
+    backend._loop._pid += 1
+    assert llm.invoke("Hello") == TEXT
 
 
 async def test_it_does_so_in_an_event_loop(llm):

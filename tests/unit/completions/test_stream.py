@@ -12,7 +12,7 @@ import pytest
 
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream, checked_timeout
-from langchain_specdec.errors import CompletionTimeoutError, InvalidParameterError
+from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, InvalidParameterError
 
 EVENT = TokenEvent((Token(1, "a", drafted=False),))
 FINISH = FinishEvent("length", 1, 1, 0)
@@ -118,6 +118,20 @@ async def test_leaving_a_generator_over_a_stream_closes_the_source() -> None:
     await anext(generator)
     await generator.aclose()  # type: ignore[attr-defined]
     assert source.num_closes == 1
+
+
+async def test_a_forked_child_can_neither_read_nor_end_it() -> None:
+    source = Source()
+    source.stream.put(EVENT)
+    source.stream._pid -= 1  # As after a fork, while another thread held the lock.
+    with source.stream._changed:
+        for read in (source.stream.__next__, source.stream.__anext__):
+            with pytest.raises(EngineClosedError, match="process"):
+                event = read()
+                assert not isinstance(event, TokenEvent)
+                await event
+        source.stream.close()
+    assert source.num_closes == 0
 
 
 def test_an_error_is_raised_where_it_is_read() -> None:

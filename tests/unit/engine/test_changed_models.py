@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -18,6 +20,7 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.loader import load_model
+from langchain_specdec.runner import model_state
 from langchain_specdec.runner.model_state import evaluating
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
@@ -70,6 +73,10 @@ def replace_layer(model: Any) -> None:
     layer.up_proj = nn.Sequential(layer.up_proj, nn.Linear(64, 64))
 
 
+def hook(model: Any) -> None:
+    model.model.layers[0].register_forward_hook(lambda module, arguments, output: output * -1.0)
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "training": train,
     "training, one by one": lambda model: train(model, foreach=False),
@@ -80,6 +87,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "in place": scale,
     "in inference mode": scale_in_inference_mode,
     "another layer": replace_layer,
+    "a hook": hook,
 }
 
 
@@ -119,6 +127,38 @@ def test_the_identity_follows_the_weights(change: Callable[[Any], object]) -> No
         after = backend.identity
         assert after != before
         assert backend.identity == after
+
+
+def rescale(tuned: Any) -> None:
+    for module in tuned.modules():
+        if hasattr(module, "lora_A"):
+            module.set_scale("one", 5.0)
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda tuned: tuned.base_model.disable_adapter_layers(),
+        lambda tuned: tuned.set_adapter("two", inference_mode=True),
+        rescale,
+    ],
+    ids=["none", "another", "more of it"],
+)
+def test_texts_and_identity_follow_adapters_that_are_not_trained(switch: Callable[[Any], object]) -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    with closing(LocalBackend(model, byte_tokenizer(), max_length=64)) as backend:
+        config = peft.LoraConfig(target_modules=["v_proj", "down_proj"], init_lora_weights=False)
+        tuned = peft.PeftModel(model, config, "one")
+        tuned.add_adapter("two", config)
+        tuned.set_adapter("one", inference_mode=True)
+        before = write(backend.engine)[0], backend.identity
+        assert before == (plain_reference(model, PROMPT, PARAMS), backend.identity)
+        switch(tuned)
+        assert write(backend.engine) == (plain_reference(model, PROMPT, PARAMS), 0)
+        assert backend.identity != before[1]
+        assert not any(parameter.requires_grad for parameter in tuned.parameters())
 
 
 def test_what_leaves_no_trace_takes_a_reset() -> None:
@@ -205,6 +245,25 @@ def test_forwards_that_overlap_restore_the_mode_at_the_end_of_the_last() -> None
     assert all(modes(model))
 
 
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_forked_during_a_forward_is_not_held_up_by_it() -> None:
+    model = tiny_model()
+    model.train()
+    modules = list(model.modules())
+    with evaluating(model, modules), model_state._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            was_restored = all(modes(model))
+            with evaluating(model, modules):
+                is_evaluating = not any(modes(model))
+            os._exit(0 if was_restored and is_evaluating and all(modes(model)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert all(modes(model))
+
+
 def test_a_failing_forward_restores_the_mode(engines: MakeEngine) -> None:
     model = tiny_model()
     engine = engines(model)
@@ -227,6 +286,16 @@ def test_a_model_of_another_type_than_its_slots_is_refused(engines: MakeEngine) 
         engine.submit(PROMPT, PARAMS)
     nn.Module.float(moved)
     assert write(engine)[0] == written
+
+
+@pytest.mark.parametrize("count", [200, 300])
+def test_a_model_of_another_size_than_when_it_got_its_slots_is_refused(engines: MakeEngine, count: int) -> None:
+    model = tiny_model()
+    engine = engines(model, Drafter())
+    write(engine)
+    model.resize_token_embeddings(count)
+    with pytest.raises(UnsupportedModelError, match=rf"had 258 tokens when .* has {count} now"):
+        engine.submit(PROMPT, PARAMS)
 
 
 def test_copies_of_a_model_are_other_models(engines: MakeEngine) -> None:
