@@ -122,7 +122,7 @@ def model_path(*, progress: Progress | None = None) -> Path:
     if not _is_whole(folder):
         # As on file systems where every file is everybody's to change.
         _logger.warning(
-            "The embedded model was prepared in %s, but by its owner and mode others may change it there, so it will be "
+            "The embedded model was prepared in %s, but by its owner and mode others may change it there, so it is "
             "prepared anew each time. Set XDG_CACHE_HOME to a folder with 600 MB to spare on a file system that keeps "
             "owners and modes.",
             folder,

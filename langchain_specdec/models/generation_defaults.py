@@ -101,7 +101,7 @@ def read_generation_defaults(config: Any, vocab_size: int, name: str) -> Generat
 
 def read_plain(config: Any, name: str) -> Any:
     """A setting of a configuration, None where it has none. Tensors and arrays come as plain values."""
-    value = getattr(config, name, None)
+    value: Any = getattr(config, name, None)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -159,7 +159,8 @@ def test_identity_on_the_model_of_another_backend(tmp_path, is_tied):
         model = tiny_model(tie_word_embeddings=is_tied)
         # One matrix, as an adapter changes it. Others are packed with it, or beside it.
         name = "model.embed_tokens" if is_tied else "model.layers.1.mlp.up_proj"
-        model.get_submodule(name).weight.data.mul_(factor)
+        with torch.no_grad():
+            model.get_parameter(f"{name}.weight").mul_(factor)
         model.save_pretrained(tmp_path)
         byte_tokenizer().save_pretrained(tmp_path)
         first = LocalBackend(tmp_path, num_slots=1, max_length=64, device="cpu", compile="off")
