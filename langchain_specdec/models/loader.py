@@ -14,6 +14,7 @@ from langchain_specdec.models.adapters import Parts, check_without_adapters, fin
 from langchain_specdec.models.checkpoint import explained, is_missing_folder, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import resolve_device
+from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -57,7 +58,7 @@ def load_model(
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
         InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
         ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
-        MissingDependencyError: An adapter is to be merged, and PEFT is not installed.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
     """
     attention.register()
     _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
@@ -228,7 +229,7 @@ def _set_attention(model: Any, implementation: str | None) -> None:
 def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     token_ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
-    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+    for value in (read_plain(generation, "eos_token_id"), tokenizer.eos_token_id):
         if value is not None:
             token_ids.update(value if isinstance(value, (list, tuple)) else [value])
     return tuple(sorted(token_ids))

