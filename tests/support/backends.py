@@ -199,7 +199,8 @@ class ScriptedBackend(Backend):
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids
         # Text comes as from the engine. The end of an answer has no token of its own here.
-        stopper = make_stopper(self.private_tokenizer, [_END], request.params, (), request.shown_specials)
+        params = replace(request.params, ignore_eos=False)
+        stopper = make_stopper(self.private_tokenizer, [_END], params, (), request.shown_specials)
         tokens: list[Token] = []
         for index, token in enumerate(ids):
             tokens.append(Token(token, stopper.add(token), drafted=index % 2 == 1))
