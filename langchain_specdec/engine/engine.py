@@ -242,10 +242,11 @@ class Engine:
             cancelled, self._inbox.cancelled = self._inbox.cancelled, []
             is_closed = self._inbox.is_closed
             is_reset, self._inbox.is_reset = self._inbox.is_reset, False
-        if submitted or is_reset:
-            self._follow_weights(is_reset=is_reset)
+        # First of all: whatever fails from here on, it is known who waits.
         for request in submitted:
             self._scheduler.add(request)
+        if submitted or is_reset:
+            self._follow_weights(is_reset=is_reset)
         for request in cancelled:
             # The request may have ended since its reader closed it.
             if request in self._scheduler.requests:
@@ -254,7 +255,7 @@ class Engine:
 
     def _follow_weights(self, *, is_reset: bool) -> None:
         """Keep nothing that other weights computed; earlier answers still make good drafts."""
-        have_changed = [runner.note_weights() for runner in (self.runner, *self.drafter.runners)]
+        have_changed = [_have_changed(runner) for runner in (self.runner, *self.drafter.runners)]
         if have_changed[0] or is_reset:
             self._scheduler.forget()
         if any(have_changed[1:]) or is_reset:
@@ -357,6 +358,15 @@ class Engine:
     @property
     def _is_idle(self) -> bool:
         return not self._scheduler.requests
+
+
+def _have_changed(runner: Runner) -> bool:
+    try:
+        return runner.note_weights()
+    except Exception:
+        # Reusing nothing is right whatever they are.
+        _logger.warning("Whether the model's weights have changed cannot be told; nothing is reused.", exc_info=True)
+        return True
 
 
 def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,18 @@ class WeightsState:
         )
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once, also while another thread adds some, which `model.modules()` fails on."""
+    found, left = {model: None}, [model]
+    while left:
+        # Copying a dictionary is one step to other threads, and going through it is not.
+        for module in list(left.pop()._modules.values()):
+            if module is not None and module not in found:
+                found[module] = None
+                left.append(module)
+    return list(found)
+
+
 def _place(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
@@ -90,8 +103,9 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]
         held = _held.setdefault(model, _Held())
         held.count += 1
         trained = [module for module in modules if module.training]
-        _set_training(trained, is_training=False)
+        # In this order: a fork between them knows what to restore.
         held.trained += trained
+        _set_training(trained, is_training=False)
     try:
         yield
     finally:
@@ -100,6 +114,19 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]
             if not held.count:
                 _set_training(held.trained, is_training=True)
                 del _held[model]
+
+
+def _let_go_after_fork() -> None:
+    """Leave forwards that were under way to the parent; a child's copies of their models get their modes back."""
+    global _lock
+    _lock = threading.Lock()
+    for held in _held.values():
+        _set_training(held.trained, is_training=True)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 def _set_training(modules: Sequence[nn.Module], *, is_training: bool) -> None:
