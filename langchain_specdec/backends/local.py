@@ -29,7 +29,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
-from langchain_specdec.runner.model_state import WeightsState, modules_of
+from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
 from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class LocalBackend(Backend):
         if model is None:
             msg = f"This backend was closed, and has let go of its model ({self.model_name}). Make a new one."
             raise EngineClosedError(msg)
+        share(model)
         return model
 
     @property
@@ -158,7 +159,7 @@ class LocalBackend(Backend):
         How it drafts is left out: the text does not depend on it.
         """
         model = self._target.model  # another thread may close the backend meanwhile
-        if model is not None:
+        if model is not None and not is_private(model):
             weights = WeightsState.of(modules_of(model))
             if weights != self._weights:
                 self._weights = weights

@@ -14,7 +14,7 @@ from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
-from langchain_specdec.runner.model_state import WeightsState, evaluating, modules_of
+from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -84,7 +84,7 @@ class ModelRunner:
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked."""
         model = self.model  # another thread may release it meanwhile
-        if model is None:
+        if model is None or is_private(model):
             return False
         # Modules too may have come since, adapters for example.
         self._modules = modules_of(model)
@@ -105,7 +105,7 @@ class ModelRunner:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Has the model in eval mode within; see `model_state.evaluating`."""
-        return evaluating(self.model, self._modules)
+        return nullcontext() if is_private(self.model) else evaluating(self.model, self._modules)
 
     @property
     def is_width_free(self) -> bool:

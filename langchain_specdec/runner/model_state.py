@@ -57,6 +57,25 @@ class WeightsState:
         )
 
 
+_private: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def keep_private(model: nn.Module) -> None:
+    """Have a model run without being watched, in eval mode: nobody else has it, so that nobody changes it."""
+    _set_training([module for module in modules_of(model) if module.training], is_training=False)
+    _private.add(model)
+
+
+def share(model: nn.Module) -> None:
+    """Have a model watched from now on, because it is handed out."""
+    _private.discard(model)
+
+
+def is_private(model: nn.Module) -> bool:
+    """Whether nobody else has a model."""
+    return model in _private
+
+
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, each once, also while another thread adds some, which `model.modules()` fails on."""
     found, left = {model: None}, [model]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,9 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.loader import load_model
+from langchain_specdec.runner import model_runner
 from langchain_specdec.runner.model_runner import ModelRunner
-from langchain_specdec.runner.model_state import evaluating, modules_of
+from langchain_specdec.runner.model_state import WeightsState, evaluating, modules_of
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     byte_tokenizer,
@@ -195,6 +197,36 @@ def test_all_modules_are_found_once() -> None:
     assert set(modules_of(model)) == set(model.modules())
 
 
+def test_a_model_that_nobody_else_has_is_watched_from_when_it_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def watched(name: str, look: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any) -> Any:
+            looks.append(name)
+            return look(*args)
+
+        return counting
+
+    monkeypatch.setattr(WeightsState, "of", watched("weights", WeightsState.of))
+    monkeypatch.setattr(model_runner, "evaluating", watched("mode", evaluating))
+    tiny_model(attention_dropout=0.5).save_pretrained(tmp_path)
+    with closing(LocalBackend(str(tmp_path), byte_tokenizer(), max_length=64)) as backend:
+        looks.clear()
+        before, identity = write(backend.engine)[0], backend.identity
+        assert looks == []
+        model = backend.model
+        model.train()
+        assert (write(backend.engine)[0], backend.identity) == (before, identity)
+        assert set(looks) == {"weights", "mode"}
+        assert all(modes(model))
+        with torch.no_grad():
+            model.model.norm.weight.mul_(-1.0)
+        assert write(backend.engine)[0] != before
+        assert backend.identity != identity
+
+
 # Mode
 
 
@@ -350,6 +382,8 @@ def test_what_steps_cost_is_measured_without_a_draft_model_of_another_type(engin
 def test_a_closed_backend_says_so_to_threads_that_look_at_the_model_meanwhile() -> None:
     class ClosesMeanwhile(ModelRunner):
         """Its model is released right after it was looked at."""
+
+        held: Any
 
         @property
         def model(self) -> Any:
