@@ -29,7 +29,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
-from langchain_specdec.runner.model_state import WeightsState
+from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
 from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LocalBackend(Backend):
         )
         if max_tree_nodes and not runner.takes_trees:
             _logger.warning(_NO_TREES, self.model_name)
-        self._weights = WeightsState.of(list(self._target.model.modules()))
+        self._weights = WeightsState.of(modules_of(self._target.model))
         self._runners = [runner]
         if chosen["draft_model"] is not None:
             self._runners.append(_make_draft_runner(self._target, runner, chosen))
@@ -130,10 +130,12 @@ class LocalBackend(Backend):
         Raises:
             EngineClosedError: The backend was closed, and has let go of its model.
         """
-        if self._target.model is None:
+        model = self._target.model
+        if model is None:
             msg = f"This backend was closed, and has let go of its model ({self.model_name}). Make a new one."
             raise EngineClosedError(msg)
-        return self._target.model
+        share(model)
+        return model
 
     @property
     def tokenizer(self) -> Any:
@@ -156,8 +158,9 @@ class LocalBackend(Backend):
 
         How it drafts is left out: the text does not depend on it.
         """
-        if self._target.model is not None:
-            weights = WeightsState.of(list(self._target.model.modules()))
+        model = self._target.model  # another thread may close the backend meanwhile
+        if model is not None and not is_private(model):
+            weights = WeightsState.of(modules_of(model))
             if weights != self._weights:
                 self._weights = weights
                 self._identity["weights"] = uuid4().hex

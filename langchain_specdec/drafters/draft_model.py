@@ -56,6 +56,7 @@ class DraftModelDrafter(Drafter):
         self._tables = TableCache()
         # Requests that the draft model computes nothing usable for.
         self._given_up: set[int] = set()
+        self._is_told_unfit = False
 
     @property
     def num_forwards(self) -> int:
@@ -73,11 +74,12 @@ class DraftModelDrafter(Drafter):
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the draft model over the same chunk as the target."""
-        self._catch_up(requests, stops)
+        if self._can_run():
+            self._catch_up(requests, stops)
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
-        if request.request_id in self._given_up:
+        if request.request_id in self._given_up or not self._can_run():
             return []
         reaches = request.rates.chain(model_kinds(limits.max_depth))
         return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
@@ -105,7 +107,9 @@ class DraftModelDrafter(Drafter):
         self._given_up.discard(request.request_id)
 
     def measure_step(self, request: DraftingRequest) -> float:
-        """Time one forward of width 1."""
+        """Time one forward of width 1; 0 where the model cannot run, and offers no drafts either."""
+        if not self._can_run():
+            return 0.0
         held = self._roll_back(request)
         # As drafts of this request will run: they may have a graph, which other kinds may not.
         noise = Noise.of([request.params], [request.seed])
@@ -114,6 +118,14 @@ class DraftModelDrafter(Drafter):
         started = self._runner.clock()
         self._runner.chain(batch, 1, self._vocab_size)
         return self._runner.clock() - started
+
+    def _can_run(self) -> bool:
+        """Whether the draft model is still where and what it was: texts go on without it where it was moved."""
+        reason = self._runner.why_unfit
+        if reason is not None and not self._is_told_unfit:
+            _logger.warning("The draft model cannot run here any more: %s. Texts go on without its drafts.", reason)
+        self._is_told_unfit = reason is not None
+        return reason is None
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:
         """Forget what the slot holds beyond the request's text; rollback is finding a length.

@@ -19,15 +19,13 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
-from langchain_specdec.engine.request import Request, Submission, make_stopper
+from langchain_specdec.engine.request import Request, Submission, check_prompt, make_stopper
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import (
     EngineClosedError,
     GenerationError,
-    InvalidParameterError,
-    PromptTooLongError,
     UnsupportedModelError,
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
@@ -168,22 +166,7 @@ class Engine:
         if (reason := self.runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
-        if not prompt_ids:
-            msg = "The prompt is empty: it has no tokens. Give at least one character of text."
-            raise InvalidParameterError(msg)
-        vocab = self.runner.vocab_size
-        unknown = next((t for t in (*prompt_ids, *(params.logit_bias or ())) if not 0 <= t < vocab), None)
-        if unknown is not None:
-            msg = f"Token id {unknown} is not in the model's vocabulary (0 to {vocab - 1})."
-            raise InvalidParameterError(msg)
-        limit = self.runner.max_length
-        if len(prompt_ids) + params.max_new_tokens > limit:
-            msg = (
-                f"The prompt has {len(prompt_ids)} tokens and max_new_tokens is {params.max_new_tokens}, together "
-                f"more than the {limit} positions of a slot. Shorten the prompt, lower max_new_tokens, or load the "
-                f"model with a larger max_length."
-            )
-            raise PromptTooLongError(msg)
+        check_prompt(prompt_ids, params, self.runner.vocab_size, self.runner.max_length)
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)
@@ -248,10 +231,11 @@ class Engine:
             cancelled, self._inbox.cancelled = self._inbox.cancelled, []
             is_closed = self._inbox.is_closed
             is_reset, self._inbox.is_reset = self._inbox.is_reset, False
-        if submitted or is_reset:
-            self._follow_weights(is_reset=is_reset)
+        # First of all: whatever fails from here on, it is known who waits.
         for request in submitted:
             self._scheduler.add(request)
+        if submitted or is_reset:
+            self._follow_weights(is_reset=is_reset)
         for request in cancelled:
             # The request may have ended since its reader closed it.
             if request in self._scheduler.requests:
@@ -260,7 +244,7 @@ class Engine:
 
     def _follow_weights(self, *, is_reset: bool) -> None:
         """Keep nothing that other weights computed; earlier answers still make good drafts."""
-        have_changed = [runner.note_weights() for runner in (self.runner, *self.drafter.runners)]
+        have_changed = [_have_changed(runner) for runner in (self.runner, *self.drafter.runners)]
         if have_changed[0] or is_reset:
             self._scheduler.forget()
         if any(have_changed[1:]) or is_reset:
@@ -363,6 +347,15 @@ class Engine:
     @property
     def _is_idle(self) -> bool:
         return not self._scheduler.requests
+
+
+def _have_changed(runner: Runner) -> bool:
+    try:
+        return runner.note_weights()
+    except Exception:
+        # Reusing nothing is right whatever they are.
+        _logger.warning("Whether the model's weights have changed cannot be told; nothing is reused.", exc_info=True)
+        return True
 
 
 def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:

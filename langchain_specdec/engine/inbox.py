@@ -8,6 +8,7 @@ import threading
 import weakref
 
 from langchain_specdec.engine.request import Request
+from langchain_specdec.runner.cpu.compile_thread import end_compile_threads
 
 
 class Inbox:
@@ -79,3 +80,5 @@ def _end_threads() -> None:
         inbox.close()
     for thread, _ in threads:
         thread.join(30.0)
+    # After the engines, which start to compile: both would else end in the order in which they were imported.
+    end_compile_threads()

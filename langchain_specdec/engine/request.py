@@ -10,6 +10,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.stopping import StopChecker
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
 from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.choice import SparseBias, TokenHistory
@@ -122,3 +123,32 @@ def make_stopper(
     eos = () if params.ignore_eos else eos_token_ids
     detokenizer = Detokenizer(tokenizer, context)
     return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts, shown_specials)
+
+
+def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_size: int, max_length: int) -> None:
+    """Refuse a prompt that cannot be run.
+
+    Args:
+        prompt_ids: Its tokens.
+        params: How it is to go on.
+        vocab_size: Number of the model's tokens.
+        max_length: Positions of a slot.
+
+    Raises:
+        InvalidParameterError: It is empty, or a token of it or of `logit_bias` is unknown.
+        PromptTooLongError: It does not fit into a slot with its new tokens.
+    """
+    if not prompt_ids:
+        msg = "The prompt is empty: it has no tokens. Give at least one character of text."
+        raise InvalidParameterError(msg)
+    unknown = next((t for t in (*prompt_ids, *(params.logit_bias or ())) if not 0 <= t < vocab_size), None)
+    if unknown is not None:
+        msg = f"Token id {unknown} is not in the model's vocabulary (0 to {vocab_size - 1})."
+        raise InvalidParameterError(msg)
+    if len(prompt_ids) + params.max_new_tokens > max_length:
+        msg = (
+            f"The prompt has {len(prompt_ids)} tokens and max_new_tokens is {params.max_new_tokens}, together "
+            f"more than the {max_length} positions of a slot. Shorten the prompt, lower max_new_tokens, or load the "
+            f"model with a larger max_length."
+        )
+        raise PromptTooLongError(msg)

@@ -23,6 +23,8 @@ _PROBE_TEXTS = (
     " leading and trailing spaces  ",
 )
 _NUM_PROBED_ENTRIES = 4000
+# Most tokens of the draft that `takes_trees` tries.
+_PROBED_WIDTH = 33
 
 
 def check_supported(config: Any, model_class: type | None) -> None:
@@ -128,15 +130,15 @@ def takes_trees(runner: ModelRunner) -> bool:
     """Whether a forward over a draft that branches gives the logits of each path; not so for ALiBi models such as MPT.
 
     A node stands in its slot after its siblings, and in the text right after its parent. A model that takes the first
-    for its position, whatever it is told, is right for drafts that do not branch. As many siblings as fit are put in
-    between, so that it shows in any numeric type.
+    for its position, whatever it is told, is right for drafts that do not branch. Many siblings are put in between,
+    more than drafts may have, so that it shows in any numeric type. Where a slot has no room for one, the answer is no.
     """
     if "position_ids" not in inspect.signature(runner.model.base_model.forward).parameters:
         return False
     text, path = [t % runner.vocab_size for t in (11, 7, 5)], [t % runner.vocab_size for t in (4, 3, 2)]
-    count = min(runner.max_width, runner.max_length - len(text)) - len(path)
+    count = min(_PROBED_WIDTH, runner.max_length - len(text)) - len(path)
     if count < 1:
-        return True
+        return False
     # The siblings are children of the path's first token, and so is its second.
     nodes, parents = [path[0], *path[:1] * count, *path[1:]], [-1, *[0] * (count + 1), count + 1]
     runner.prefill(RowBatch([0], [0], [text]))

@@ -20,6 +20,7 @@ from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_inputs import num_key_value_heads
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
@@ -71,6 +72,7 @@ def make_runner(
         msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
         raise InvalidParameterError(msg)
     if loaded.is_owned:
+        keep_private(loaded.model)
         mapped = MappedWeights()
         if can_pack(loaded.model):
             pack_linears(loaded.model, mapped.drop)

@@ -14,7 +14,7 @@ from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import ModelInputs
-from langchain_specdec.runner.model_state import WeightsState, evaluating
+from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -57,7 +57,7 @@ class ModelRunner:
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)
         self._dtype: torch.dtype = model.dtype
-        self._modules = list(model.modules())
+        self._modules = modules_of(model)
         self.weights = WeightsState.of(self._modules)
         """What `note_weights` saw last."""
 
@@ -85,19 +85,23 @@ class ModelRunner:
 
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked."""
+        model = self.model  # another thread may release it meanwhile
+        if model is None or is_private(model):
+            return False
         # Modules too may have come since, adapters for example.
-        self._modules = list(self.model.modules())
+        self._modules = modules_of(model)
         before, self.weights = self.weights, WeightsState.of(self._modules)
         return self.weights != before
 
     @property
     def why_unfit(self) -> str | None:
         """Why the model can run no more here: it was moved or resized, and its slots were not. None where it can."""
-        if self.model is None:
+        model = self.model  # another thread may release it meanwhile
+        if model is None:
             return None
-        weight = self.model.get_input_embeddings().weight
-        if weight.device != self.device or self.model.dtype != self._dtype:
-            was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, self.model.dtype))
+        weight, dtype = model.get_input_embeddings().weight, model.dtype
+        if weight.device != self.device or dtype != self._dtype:
+            was, now = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, dtype))
             return f"it was {was} on {self.device} when it was given its slots, and is {now} on {weight.device} now"
         if len(weight) != self._num_embeddings:
             return f"it had {self._num_embeddings} tokens when it was given its slots, and has {len(weight)} now"
@@ -105,7 +109,7 @@ class ModelRunner:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Has the model in eval mode within; see `model_state.evaluating`."""
-        return evaluating(self.model, self._modules)
+        return nullcontext() if is_private(self.model) else evaluating(self.model, self._modules)
 
     @property
     def is_width_free(self) -> bool:

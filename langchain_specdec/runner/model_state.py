@@ -76,6 +76,37 @@ def _switches(module: nn.Module) -> tuple[object, ...]:
     return (id(module), *hooks, *(repr(settings.get(name)) for name in _ADAPTER_SETTINGS))
 
 
+_private: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def keep_private(model: nn.Module) -> None:
+    """Have a model run without being watched, in eval mode: nobody else has it, so that nobody changes it."""
+    _set_training([module for module in modules_of(model) if module.training], is_training=False)
+    _private.add(model)
+
+
+def share(model: nn.Module) -> None:
+    """Have a model watched from now on, because it is handed out."""
+    _private.discard(model)
+
+
+def is_private(model: nn.Module) -> bool:
+    """Whether nobody else has a model."""
+    return model in _private
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once, also while another thread adds some, which `model.modules()` fails on."""
+    found, left = {model: None}, [model]
+    while left:
+        # Copying a dictionary is one step to other threads, and going through it is not.
+        for module in list(left.pop()._modules.values()):
+            if module is not None and module not in found:
+                found[module] = None
+                left.append(module)
+    return list(found)
+
+
 def _place(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
@@ -123,8 +154,9 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]
         held = _held.setdefault(model, _Held())
         held.count += 1
         trained = [module for module in modules if module.training]
-        _set_training(trained, is_training=False)
+        # In this order: a fork between them knows what to restore.
         held.trained += trained
+        _set_training(trained, is_training=False)
     try:
         yield
     finally:

@@ -94,6 +94,7 @@ _threads: weakref.WeakSet[CompileThread] = weakref.WeakSet()
 
 
 @atexit.register
-def _end_threads() -> None:
+def end_compile_threads() -> None:
+    """Stop everything that compiles."""
     for thread in list(_threads):
         thread.end()

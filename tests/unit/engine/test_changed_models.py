@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,16 @@ from torch import nn
 
 from langchain_specdec import LocalBackend
 from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
+from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.loader import load_model
-from langchain_specdec.runner import model_state
-from langchain_specdec.runner.model_state import evaluating
+from langchain_specdec.runner import model_runner
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.model_state import WeightsState, evaluating, modules_of
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     byte_tokenizer,
@@ -186,6 +192,78 @@ def test_a_draft_model_whose_weights_change_drafts_by_the_new_ones(engines: Make
     assert finish.speculation.accepted_tokens == finish.speculation.drafted_tokens > 0
 
 
+def test_what_fails_to_tell_of_changes_fails_no_request(
+    engines: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    engine = engines(model, num_slots=1)
+    expected = plain_reference(model, PROMPT, PARAMS)
+    assert write(engine) == (expected, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "note_weights", lambda: 1 / 0)
+        assert write(engine) == (expected, 0)
+    assert "nothing is reused" in caplog.text
+    assert write(engine) == (expected, len(PROMPT) - 1)
+
+
+def test_modules_that_another_thread_adds_meanwhile_harm_nobody() -> None:
+    class Children(dict[str, nn.Module]):
+        """Gets another one while somebody goes through them."""
+
+        def items(self) -> Any:
+            for item in super().items():
+                self["added"] = nn.Linear(2, 2)
+                yield item
+
+    model = tiny_model()
+    with closing(LocalBackend(model, byte_tokenizer(), max_length=64)) as backend:
+        layer = model.model.layers[0]
+        layer.__dict__["_modules"] = Children(layer._modules)
+        with pytest.raises(RuntimeError, match="changed size"):
+            list(model.modules())
+        del layer._modules["added"]
+        before = backend.identity
+        assert write(backend.engine)[0] == plain_reference(model, PROMPT, PARAMS)
+        assert backend.identity == before
+
+
+def test_all_modules_are_found_once() -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    model.again = model.model.layers[0]
+    assert len(modules_of(model)) == len(list(model.modules()))
+    assert set(modules_of(model)) == set(model.modules())
+
+
+def test_a_model_that_nobody_else_has_is_watched_from_when_it_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def watched(name: str, look: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any) -> Any:
+            looks.append(name)
+            return look(*args)
+
+        return counting
+
+    monkeypatch.setattr(WeightsState, "of", watched("weights", WeightsState.of))
+    monkeypatch.setattr(model_runner, "evaluating", watched("mode", evaluating))
+    tiny_model(attention_dropout=0.5).save_pretrained(tmp_path)
+    with closing(LocalBackend(str(tmp_path), byte_tokenizer(), max_length=64)) as backend:
+        looks.clear()
+        before, identity = write(backend.engine)[0], backend.identity
+        assert looks == []
+        model = backend.model
+        model.train()
+        assert (write(backend.engine)[0], backend.identity) == (before, identity)
+        assert set(looks) == {"weights", "mode"}
+        assert all(modes(model))
+        with torch.no_grad():
+            model.model.norm.weight.mul_(-1.0)
+        assert write(backend.engine)[0] != before
+        assert backend.identity != identity
+
+
 # Mode
 
 
@@ -245,25 +323,6 @@ def test_forwards_that_overlap_restore_the_mode_at_the_end_of_the_last() -> None
     assert all(modes(model))
 
 
-@pytest.mark.process
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_forked_during_a_forward_is_not_held_up_by_it() -> None:
-    model = tiny_model()
-    model.train()
-    modules = list(model.modules())
-    with evaluating(model, modules), model_state._lock:
-        child = os.fork()
-        if not child:
-            signal.alarm(20)
-            was_restored = all(modes(model))
-            with evaluating(model, modules):
-                is_evaluating = not any(modes(model))
-            os._exit(0 if was_restored and is_evaluating and all(modes(model)) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert all(modes(model))
-
-
 def test_a_failing_forward_restores_the_mode(engines: MakeEngine) -> None:
     model = tiny_model()
     engine = engines(model)
@@ -272,6 +331,43 @@ def test_a_failing_forward_restores_the_mode(engines: MakeEngine) -> None:
     with pytest.raises(RuntimeError):
         read(engine.submit(PROMPT, PARAMS))
     assert all(modes(model))
+
+
+FORK = """
+import os, signal, sys
+import torch
+from langchain_specdec.runner.model_state import evaluating
+from tests.support.tiny_models import tiny_model
+
+model = tiny_model().train()
+model.lm_head.eval()
+modules = list(model.modules())
+before = [module.training for module in modules]
+
+def modes():
+    return [module.training for module in modules]
+
+with evaluating(model, modules):
+    child = os.fork()
+    if not child:
+        # As for any other thread: this one's forward is the parent's.
+        signal.alarm(60)
+        restored = modes() == before
+        model.train()
+        with evaluating(model, modules):
+            is_eval = not any(modes())
+        os._exit(0 if restored and is_eval and all(modes()) else 1)
+    status = os.waitpid(child, 0)[1]
+    assert not any(modes())
+assert modes() == before
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_during_a_forward_has_the_model_in_its_own_mode() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=120)  # noqa: S603
 
 
 # Place and type
@@ -296,6 +392,63 @@ def test_a_model_of_another_size_than_when_it_got_its_slots_is_refused(engines: 
     model.resize_token_embeddings(count)
     with pytest.raises(UnsupportedModelError, match=rf"had 258 tokens when .* has {count} now"):
         engine.submit(PROMPT, PARAMS)
+
+
+@pytest.mark.parametrize("draft_length", [3, "auto"])
+def test_texts_go_on_without_a_draft_model_of_another_type(
+    engines: MakeEngine, caplog: pytest.LogCaptureFixture, draft_length: Any
+) -> None:
+    model = tiny_model()
+    draft = perturbed(model, 0.01)
+    engine = engines(model, make_draft_drafter(draft), draft_length=draft_length, step_cost=StepCost.flat())
+    expected = plain_reference(model, PROMPT, PARAMS)
+    num_drafted = []
+    for moved in (draft.double, draft.double, draft.float):
+        moved()
+        tokens, finish = read(engine.submit(PROMPT, PARAMS))
+        assert token_ids(tokens) == expected
+        num_drafted.append(finish.speculation.drafted_tokens)
+    assert num_drafted[:2] == [0, 0]
+    assert num_drafted[2] > 0
+    assert caplog.text.count("was float32 on cpu when it was given its slots, and is float64 on cpu now") == 1
+
+
+def test_what_steps_cost_is_measured_without_a_draft_model_of_another_type(engines: MakeEngine) -> None:
+    model = tiny_model()
+    draft = perturbed(model, 0.01)
+    drafter = CombinedDrafter([PromptLookupDrafter(5), make_draft_drafter(draft)])
+    engine = engines(model, drafter, step_cost=None)
+    prompt = PROMPT[:6] * 3
+    # Draft slots of float32, and nothing measured yet.
+    read(engine.submit(prompt, SamplingParams(max_new_tokens=1)))
+    draft.double()
+    tokens, _ = read(engine.submit(prompt, PARAMS))
+    assert token_ids(tokens) == plain_reference(model, prompt, PARAMS)
+
+
+def test_a_closed_backend_says_so_to_threads_that_look_at_the_model_meanwhile() -> None:
+    class ClosesMeanwhile(ModelRunner):
+        """Its model is released right after it was looked at."""
+
+        held: Any
+
+        @property
+        def model(self) -> Any:
+            model, self.held = self.held, None
+            return model
+
+        @model.setter
+        def model(self, model: Any) -> None:
+            self.held = model
+
+    runner = ModelRunner(tiny_model(), 1, 64, 4)
+    held = runner.__dict__.pop("model")
+    runner.__class__ = ClosesMeanwhile
+    for look in (lambda: runner.why_unfit, runner.note_weights):
+        runner.model = held
+        assert not look()
+        assert runner.model is None
+        assert not look()
 
 
 def test_copies_of_a_model_are_other_models(engines: MakeEngine) -> None:

@@ -274,15 +274,16 @@ class PlaceForPosition(LlamaForCausalLM):
         return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
 
 
+@pytest.mark.parametrize("width", [3, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_that_are_right_for_chains_only_are_found(dtype):
+def test_models_that_are_right_for_chains_only_are_found(dtype, width):
     for model_class in (PlaceForPosition, LlamaForCausalLM):
         torch.manual_seed(0)
         config = OddConfig(**SIZES)
         config.initializer_range = 0.2
         model = model_class(config).eval().to(dtype)
         target = load_model(model, tiny.byte_tokenizer())
-        runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=33)
+        runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=width)
         assert runner.takes_trees == (model_class is LlamaForCausalLM)
 
 

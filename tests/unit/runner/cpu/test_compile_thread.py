@@ -42,6 +42,27 @@ print("graphs:", backend.engine.runner.compiled.graphs)
 sys.exit(7)
 """
 
+ENDS = """
+import threading
+from langchain_specdec.engine.inbox import Inbox, keep_until_exit
+from langchain_specdec.runner.cpu.compile_thread import CompileThread
+
+class Compiles(CompileThread):
+    def end(self):
+        print("compiler")
+
+inbox, compiler = Inbox(), Compiles(lambda: None, lambda: None)
+engine = threading.Thread(target=lambda: (inbox.wait(), print("engine")), daemon=True)
+engine.start()
+keep_until_exit(engine, inbox)
+"""
+
+
+@pytest.mark.process
+def test_engines_end_before_what_compiles_for_them_whatever_was_imported_first() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    assert done.stdout.split()[:2] == ["engine", "compiler"], done.stderr
+
 
 def is_running(pid: int) -> bool:
     try:
