@@ -35,7 +35,7 @@ FLOORS = (
     ("grammar",),
     ("options",),
     ("options",),
-    ("errors", "parameter_names", "paths", "progress", "_version"),
+    ("errors", "parameter_names", "paths", "progress", "token_names", "_version"),
 )
 
 
