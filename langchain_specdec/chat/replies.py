@@ -104,7 +104,7 @@ class ReplyReader:
         text = ""
         if isinstance(event, TokenEvent):
             self._tokens.extend(event.tokens)
-            text = "".join(token.text + self._mark_texts.get(token.id, "") for token in event.tokens)
+            text = "".join(token.text + self._mark_of(token) for token in event.tokens)
         elif event.finish_reason == "eos_token":
             # An answer that was cut lacks its fixed end, too.
             text = self._end
@@ -113,6 +113,11 @@ class ReplyReader:
             return [text]
         pieces = self._parser.feed(text)
         return pieces if isinstance(event, TokenEvent) else [*pieces, *self._parser.close()]
+
+    def _mark_of(self, token: Token) -> str:
+        """The text of a mark that decoding has left out. Servers leave out some special tokens only."""
+        mark = self._mark_texts.get(token.id, "")
+        return "" if mark in token.text else mark
 
     def _call_chunk(self, piece: ToolCall | BrokenToolCall) -> Any:
         index = self._num_calls
