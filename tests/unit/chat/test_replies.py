@@ -33,7 +33,7 @@ def test_marks_count_once(family: str, skip_special_tokens: bool) -> None:
         TokenEvent((Token(token, text, None),)) for token, text in zip(ids, texts, strict=True)
     ]
     events.append(FinishEvent("eos_token", 1, len(ids), 0, SpeculationStats()))
-    message = ReplyReader(family, template.parser(["add"]), template.mark_texts).generation(events).message
+    message: Any = ReplyReader(family, template.parser(["add"]), template.mark_texts).generation(events).message
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("add", {"a": 1})]
     assert not message.invalid_tool_calls
     assert not message.text
