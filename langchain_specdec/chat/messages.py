@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -27,7 +28,9 @@ from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 
 # Blocks whose text a message shows, and the key that it stands under.
-_TEXT_KEYS = {"text": "text", "text-plain": "text", "refusal": "refusal"}
+_TEXT_KEYS = dict.fromkeys(("text", "text-plain", "input_text", "output_text"), "text") | {"refusal": "refusal"}
+# Blocks that are calls, and the keys of their ids and arguments.
+_CALL_KEYS = {"tool_use": ("id", "input"), "tool_call": ("id", "args"), "function_call": ("call_id", "arguments")}
 # Blocks that hold what a model would have to see or hear.
 _MEDIA = frozenset(
     {
@@ -46,7 +49,7 @@ def to_template_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     Raises:
         InvalidParameterError: A message holds something other than text, or is of an unknown kind.
     """
-    names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls}
+    names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in _calls(m)}
     return [_message(message, names) for message in messages]
 
 
@@ -58,14 +61,14 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
         # A broken call is text that the model wrote.
         content += "".join(call["args"] or "" for call in message.invalid_tool_calls)
         converted: Message = {"role": "assistant", "content": content}
-        if message.tool_calls:
+        if calls := _calls(message):
             converted["tool_calls"] = [
                 {
                     "type": "function",
                     "id": short_id(call["id"]),
                     "function": {"name": call["name"], "arguments": _as_json(call["args"])},
                 }
-                for call in message.tool_calls
+                for call in calls
             ]
         return converted
     if isinstance(message, ToolMessage):
@@ -84,6 +87,26 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
     raise InvalidParameterError(msg)
 
 
+def _calls(message: AIMessage) -> Sequence[Mapping[str, Any]]:
+    """The calls of an answer, also where they stand among its content only, or as OpenAI's first interface had them."""
+    if message.tool_calls or message.invalid_tool_calls:
+        return message.tool_calls
+    blocks = [block for block in message.content if isinstance(block, Mapping)]
+    if isinstance(legacy := message.additional_kwargs.get("function_call"), Mapping):
+        # Its result tells the name only.
+        blocks.append({**legacy, "type": "function_call", "call_id": legacy.get("name")})
+    calls = []
+    for block in blocks:
+        id_key, key = _CALL_KEYS.get(str(block.get("type")), ("", ""))
+        if key in block and isinstance(block.get("name"), str):
+            arguments = block[key]
+            if isinstance(arguments, str):
+                with contextlib.suppress(ValueError):
+                    arguments = json.loads(arguments)
+            calls.append({"id": block.get(id_key), "name": block["name"], "args": arguments})
+    return calls
+
+
 def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
@@ -93,7 +116,7 @@ def _text(message: BaseMessage) -> str:
 def _block_text(block: Any, message: BaseMessage) -> str:
     if isinstance(block, str):
         return block
-    kind = block.get("type")
+    kind = block.get("type", "text")
     text = block.get(_TEXT_KEYS.get(str(kind), ""))
     if isinstance(text, str):
         return text

@@ -8,9 +8,7 @@ private-use character in its place, and put back afterwards in a way that the to
 from __future__ import annotations
 
 import bisect
-import json
 import re
-import secrets
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -21,12 +19,10 @@ from tokenizers import Tokenizer
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, encode_within
 from langchain_specdec.text_patterns import one_of
+from langchain_specdec.token_names import renamed_json, secret_names
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _PRIVATE_CHARACTERS = re.compile("[\ue000-\uf8ff]")
-# Private-use characters of another plane, for the names that special tokens bear while hostile text is encoded.
-_ALIAS_BASE = 0xF0000
-_ALIAS_LENGTH = 12
 _ZERO_WIDTH_SPACE = "\u200b"
 # Some tokenizers drop the first, or the first two.
 _BREAKERS = (_ZERO_WIDTH_SPACE, " ", "\u00b7", "_")
@@ -238,9 +234,7 @@ class ProtectedEncoder:
     def _aliased_tokenizer(self) -> Tokenizer | None:
         with self._lock:
             if not self._aliases:
-                secret = "".join(chr(_ALIAS_BASE + secrets.randbelow(0xFFFD)) for _ in range(_ALIAS_LENGTH))
-                names = enumerate(self.specials.contents)
-                self._aliases = {content: f"{secret}{chr(_ALIAS_BASE + index)}" for index, content in names}
+                self._aliases = secret_names(self.specials.contents)
                 backend = self._tokenizer.backend
                 self._aliased = _renamed(backend, self._aliases) if backend is not None else None
             return self._aliased
@@ -264,32 +258,12 @@ def _normalization(backend: Tokenizer | None) -> Callable[[str], str]:
 
 def _renamed(backend: Tokenizer, names: Mapping[str, str]) -> Tokenizer | None:
     """A copy of a tokenizer whose added tokens bear other names; None where it cannot be made."""
-    state = json.loads(backend.to_str())
-    for token in state["added_tokens"]:
-        if token["content"] in names:
-            token["content"] = names[token["content"]]
-            token["normalized"] = False
-    model = state["model"]
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        model["vocab"] = {names.get(name, name): index for name, index in vocab.items()}
-    elif isinstance(vocab, list):
-        model["vocab"] = [[names.get(name, name), score] for name, score in vocab]
-    if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if not _makes_any(merge, names)]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
     try:
-        renamed = Tokenizer.from_str(json.dumps(state))
+        renamed = Tokenizer.from_str(renamed_json(backend, names))
     except Exception:  # the library raises nothing more specific
         return None
     is_same = all(renamed.token_to_id(new) == backend.token_to_id(old) for old, new in names.items())
     return renamed if is_same else None
-
-
-def _makes_any(merge: Any, names: Mapping[str, str]) -> bool:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left in names or right in names or left + right in names
 
 
 def _strings(value: Any) -> Iterable[str]:

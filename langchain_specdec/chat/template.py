@@ -42,7 +42,8 @@ class ChatTemplate:
 
     A template that refuses the messages as they are (roles that do not alternate, a system message that is not the
     first), or leaves one out, gets them with neighbours of one role joined and system messages in front; where it
-    knows no system messages, their text goes before the first user message.
+    knows no system messages, their text goes before the first user message; where the assistant may not be the first to
+    speak, an empty user message stands before it.
 
     Args:
         tokenizer: The model's tokenizer, or the private copy that its backend works with.
@@ -188,7 +189,7 @@ class ChatTemplate:
         data = [self._sealed(message, sealed) for message in messages]
         shown = sealed.seal(list(tools))
         reason = ""
-        for arranged in (data, _merged(data), _without_system(data)):
+        for arranged in (data, _merged(data), _without_system(data), _with_question(data)):
             rendered, refusal = self._try(arranged, shown, source, goes_on=goes_on)
             if not refusal and (missing := _first_missing(arranged, rendered)):
                 refusal = f"it leaves out the {missing} message"
@@ -258,6 +259,11 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
     if others and others[0]["role"] == "user":
         return [{**others[0], "content": _joined(first["content"], others[0]["content"])}, *others[1:]]
     return [{"role": "user", "content": first["content"]}, *others]
+
+
+def _with_question(messages: Sequence[Message]) -> list[Message]:
+    merged = _without_system(messages)
+    return [{"role": "user", "content": ""}, *merged] if merged[0]["role"] == "assistant" else merged
 
 
 def _joined(*texts: str) -> str:

@@ -22,6 +22,7 @@ from langchain_specdec.grammar.call_grammar import CallsOrObject
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.pattern_samples import PatternSamples
 from langchain_specdec.grammar.state import GrammarState, one_line
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
 from langchain_specdec.grammar.vocabulary import Vocabulary
@@ -252,7 +253,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
-        self._matchers: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str], tuple[llguidance.LLMatcher, PatternSamples]] = OrderedDict()
         # Held for moments only: the engine copies matchers, too, and does not wait for another grammar to be compiled.
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -274,14 +275,15 @@ class GrammarCompiler:
         """
         vocabulary, closers = self._vocabulary()
         with self._lock:
-            matcher = self._matchers.get(grammar.identity)
-        if matcher is None:
-            matcher = _compiled(grammar, vocabulary)
+            compiled = self._compiled.get(grammar.identity)
+        if compiled is None:
+            compiled = _compiled(grammar, vocabulary), PatternSamples(grammar, vocabulary, closers)
         with self._lock:
-            self._matchers[grammar.identity] = matcher
-            self._matchers.move_to_end(grammar.identity)
-            if len(self._matchers) > _MAX_GRAMMARS:
-                self._matchers.popitem(last=False)
+            self._compiled[grammar.identity] = compiled
+            self._compiled.move_to_end(grammar.identity)
+            if len(self._compiled) > _MAX_GRAMMARS:
+                self._compiled.popitem(last=False)
+        matcher, samples = compiled
 
         def start() -> llguidance.LLMatcher:
             with self._lock:
@@ -289,7 +291,9 @@ class GrammarCompiler:
 
         endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
         state = GrammarState(start, vocabulary)
-        endings = EndingSearch(state, vocabulary, closers, is_json=grammar.regex is None)
+        endings = EndingSearch(
+            state, vocabulary, closers, is_json=grammar.regex is None, fillings=lambda: samples.endings
+        )
         constraint = Constraint(state, vocabulary, endings, endgame)
         if constraint.shortest(max_new_tokens) is None:
             # A dead end that the search met says nothing of other ways.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,13 +97,23 @@ class EndingSearch:
         vocabulary: The tokens.
         closers: The same by how soon they end an answer.
         is_json: Whether the answer is JSON, whose structure tells what closes it.
+        fillings: Gives texts after which a string that holds to a pattern may end, the shortest first.
     """
 
-    def __init__(self, state: GrammarState, vocabulary: Vocabulary, closers: Closers, *, is_json: bool) -> None:
+    def __init__(
+        self,
+        state: GrammarState,
+        vocabulary: Vocabulary,
+        closers: Closers,
+        *,
+        is_json: bool,
+        fillings: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._state = state
         self._vocabulary = vocabulary
         self._closers = closers
         self._is_json = is_json
+        self._fillings = fillings
         self._place = _JsonPlace()
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -114,7 +124,8 @@ class EndingSearch:
         """A short way to the end of the answer, of at most `limit` tokens; None where none is found.
 
         Not the shortest of all: what closes most is taken at each place. Where nothing closes, as in the middle of a
-        pattern, long tokens make most headway; if that leads nowhere, or far, single characters are taken in turn.
+        pattern, a text that holds to it is tried, and then long tokens make most headway; if that leads nowhere, or
+        far, single characters are taken in turn.
 
         Args:
             path: Tokens after the answer so far.
@@ -145,17 +156,36 @@ class EndingSearch:
                 if mask is None:
                     return None
                 closing = next((t for t in self._preferred(place) if has_token(mask, t)), None)
-                if closing is None:
-                    closing = self._next_fair(mask, taken) if is_fair else self._longest(mask)
-                    taken.append(closing)
-                else:
+                if closing is not None:
+                    following = [closing]
                     taken.clear()
-                following = [closing]
+                elif taken or not (following := self._filled([*path, *ending], place)[: limit - len(ending)]):
+                    following = [self._next_fair(mask, taken) if is_fair else self._longest(mask)]
+                    taken += following
             if not self._state.push(following):
                 return None
             ending += following
             self._read(place, following)
         return None
+
+    def _filled(self, path: Sequence[int], place: _JsonPlace) -> list[int]:
+        """Tokens after which the string may end, or the text where it is no JSON; empty where none are known."""
+        if self._is_json and (place.is_escaped or not place.in_string):
+            return []
+        found: list[int] = []
+        for text in self._fillings():
+            tokens = list(self._vocabulary.tokens.greedy_tokenize(text))
+            if self._state.move([*path, *tokens]) and self._may_close():
+                found = tokens
+                break
+        self._state.move(path)
+        return found
+
+    def _may_close(self) -> bool:
+        if not self._is_json:
+            return self._state.may_end
+        mask = self._state.mask()
+        return mask is not None and any(has_token(mask, token) for token in self._closers.in_string)
 
     def _read(self, place: _JsonPlace, tokens: Sequence[int]) -> None:
         # Quotes have no meaning in a regular expression's text.

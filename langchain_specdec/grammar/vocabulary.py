@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import llguidance
-import llguidance.hf
 import llguidance.numpy
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.token_masks import TokenMask, only_token, tokens_mask
+from langchain_specdec.token_names import renamed_json, secret_names
 
 
 class Vocabulary:
@@ -33,7 +33,7 @@ class Vocabulary:
         try:
             # Some tokenizers have tokens beyond the logits; they can never be picked.
             size = max(vocab_size, len(tokenizer))
-            self.tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(eos_token_ids))
+            self.tokens = _read(tokenizer, size, eos_token_ids)
         except Exception as error:
             msg = (
                 f"The grammar of an answer can only be followed with a fast Hugging Face tokenizer, and "
@@ -77,3 +77,15 @@ class Vocabulary:
         llguidance.numpy.fill_next_token_bitmask(matcher, masks)
         mask: TokenMask = masks[0]
         return mask
+
+
+def _read(tokenizer: Any, size: int, eos_token_ids: Sequence[int]) -> llguidance.LLTokenizer:
+    """What llguidance makes of a tokenizer, with names for its special tokens that stand in no text.
+
+    It encodes what a grammar forces, and would take the text of a special token for that token, which spells nothing.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    # To it, tags are special, whatever the tokenizer says.
+    special = [t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))]
+    source = renamed_json(tokenizer.backend_tokenizer, secret_names(special))
+    return llguidance.LLTokenizer(source, n_vocab=size, eos_token=list(eos_token_ids))

@@ -14,7 +14,7 @@ __all__ = ["can_write", "random_answer", "random_schema"]
 _NAMES = ("name", "age", "city", "tags", "größe", "x y", "id", "price", 'quote"d', "名前", "notes", "kind")
 _FORMATS = ("date", "time", "date-time", "uuid", "email", "ipv4", "hostname", "duration")
 _CONSTANTS = ("red", "green", 'say "hi"', "naïve ☕", "", 0, 7, -3.5, True, None)
-_PATTERNS = (r"^[A-Z]{2}-\d{3}$", r"^(yes|no|maybe)$", r"^#[0-9a-f]{6}$", r"^\w+ \w+$")
+_PATTERNS = (r"^[A-Z]{2}-\d{3}$", r"^(yes|no|maybe)$", r"^#[0-9a-f]{6}$", r"^\w+ \w+$", r"\.pdf$", "[^ ]@[^ ]")
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:

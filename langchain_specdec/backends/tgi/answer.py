@@ -36,7 +36,8 @@ class Answer:
         self._length += len(text)
         is_end_token = frame.end is not None and frame.end.finish_reason == "eos_token"
         shown = None if is_end_token else self._shown_specials.get(frame.token_id)
-        text = self._stop_text.add(text + (shown or ""))
+        # Servers leave out some special tokens only.
+        text = self._stop_text.add(text if shown is None or shown in text else text + shown)
         if frame.is_special and shown is None and not self._stop_text.is_found:
             text += self._stop_text.add_special(frame.text)
         if self._stop_text.is_found:

@@ -162,6 +162,25 @@ def test_roles_that_a_template_refuses_are_joined() -> None:
     assert text == "<bos>[INST] S\n\na\n\nb[/INST]"
 
 
+def test_an_answer_may_begin_the_talk_where_a_template_wants_a_question_first() -> None:
+    alternating = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.role[0] + ':' + m.content + '|' }}{% endfor %}"
+    )
+    tokenizer = chat_tokenizer(alternating)
+    chat = ChatTemplate(tokenizer, "alternating")
+    for messages, text in (
+        ([assistant("Hi!"), user("q")], "u:|a:Hi!|u:q|"),
+        ([assistant("a part of a talk, as it is counted")], "u:|a:a part of a talk, as it is counted|"),
+        ([{"role": "system", "content": "S"}, assistant("Hi!"), user("q")], "u:S|a:Hi!|u:q|"),
+    ):
+        assert tokenizer.decode(chat.token_ids(messages)) == text
+    # Others get it as it is.
+    assert "<|im_start|>user\n<|im_end|>" not in TOKENIZERS["chatml"].decode(
+        CHATS["chatml"].token_ids([assistant("Hi!")])
+    )
+
+
 def test_a_system_message_that_a_template_would_drop_moves_to_the_front() -> None:
     dropping = "{% for m in messages %}{% if m.role != 'system' or loop.first %}{{ m.content }}|{% endif %}{% endfor %}"
     tokenizer = chat_tokenizer(dropping)

@@ -66,6 +66,7 @@ FOREIGN: list[tuple[list[str | dict[str, Any]], str]] = [
     ([{"type": "server_tool_call", "name": "x"}, {"type": "server_tool_result", "output": 1}], ""),
     ([{"type": "code_interpreter_call", "id": "c"}, {"type": "executable_code", "code": "1"}], ""),
     ([{"type": "non_standard", "value": {}}, {"type": "tool_use", "id": "t", "name": "f", "input": {}}], ""),
+    ([{"type": "output_text", "text": "a", "annotations": []}, {"text": "b"}], "ab"),
     ([], ""),
 ]
 
@@ -84,6 +85,50 @@ def test_what_other_providers_models_wrote_is_read(blocks: list[str | dict[str, 
 def test_a_refusal_beside_the_content_is_read() -> None:
     assert content_of(AIMessage("", additional_kwargs={"refusal": "No."})) == "No."
     assert content_of(AIMessage("Yes.", additional_kwargs={"refusal": None})) == "Yes."
+
+
+CALL = {"name": "add", "arguments": {"a": 1, "b": 2}}
+# A call of that, as histories hold it that were not made by LangChain's own models.
+CALLING = {
+    "anthropic": AIMessage(
+        [{"type": "text", "text": "x"}, {"type": "tool_use", "id": "1", "name": "add", "input": CALL["arguments"]}]
+    ),
+    "langchain": AIMessage([{"type": "tool_call", "id": "1", "name": "add", "args": CALL["arguments"]}]),
+    "responses": AIMessage(
+        [{"type": "function_call", "call_id": "1", "id": "f", "name": "add", "arguments": '{"a": 1, "b": 2}'}]
+    ),
+    "functions": AIMessage("", additional_kwargs={"function_call": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}),
+}
+
+
+@pytest.mark.parametrize("kind", CALLING)
+def test_calls_are_read_wherever_they_stand(kind: str) -> None:
+    result = FunctionMessage(content="3", name="add") if kind == "functions" else ToolMessage("3", tool_call_id="1")
+    calling, answered = to_template_messages([CALLING[kind], result])
+    assert [call["function"] for call in calling["tool_calls"]] == [CALL]
+    assert answered["tool_call_id"] == calling["tool_calls"][0]["id"]
+    assert answered["name"] == "add"
+    model = scripted("ok", template=QWEN)
+    model.bind_tools([add]).invoke([HumanMessage("a"), CALLING[kind], result])
+    assert '{"name": "add", "arguments": {"a": 1, "b": 2}}' in scripted_backend(model).prompt
+
+
+def test_what_is_no_whole_call_stays_as_it_is() -> None:
+    cut = AIMessage("", additional_kwargs={"function_call": {"name": "add", "arguments": '{"a": '}})
+    assert to_template_messages([cut])[0]["tool_calls"][0]["function"]["arguments"] == '{"a": '
+    for block in ({"type": "tool_use", "name": "add"}, {"type": "server_tool_use", "name": "add", "input": {}}):
+        assert "tool_calls" not in to_template_messages([AIMessage([block])])[0]
+    # LangChain has taken the call out of the content.
+    twice = AIMessage(
+        [{"type": "tool_use", "id": "1", "name": "add", "input": {}}],
+        tool_calls=[{"name": "add", "args": {}, "id": "1"}],
+    )
+    assert len(to_template_messages([twice])[0]["tool_calls"]) == 1
+
+
+def test_texts_of_a_person_are_read_in_every_form() -> None:
+    parts: list[str | dict[str, Any]] = [{"type": "input_text", "text": "a"}, {"text": "b"}, "c"]
+    assert content_of(HumanMessage(parts)) == "abc"
 
 
 @pytest.mark.parametrize("kind", ["image", "image_url", "input_audio", "audio", "video", "file", "document", "media"])

@@ -1,0 +1,84 @@
+"""Short texts that hold to the patterns of a grammar: what a string lacks that may not end yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import llguidance
+
+from langchain_specdec.grammar.calls_or_object import CallsOrObject
+from langchain_specdec.grammar.ending_search import Closers, EndingSearch
+from langchain_specdec.grammar.followable import followable
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import map_schemas
+from langchain_specdec.grammar.state import GrammarState
+from langchain_specdec.grammar.vocabulary import Vocabulary
+
+# Characters that a sample may have, tried in turn. Under such a limit every step leads towards the end.
+_LENGTHS = (*range(9), 12, 16, 24, 32, 48, 64, 96, 128)
+_OF_STRINGS = ("pattern", "minLength", "maxLength", "format", "allOf")
+
+
+class PatternSamples:
+    """A short text for each pattern of a grammar. They are looked for when the first is asked for.
+
+    Args:
+        grammar: The grammar.
+        vocabulary: The tokens.
+        closers: The same by how soon they end an answer.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, closers: Closers) -> None:
+        self._grammar = grammar
+        self._vocabulary = vocabulary
+        self._closers = closers
+
+    @cached_property
+    def endings(self) -> list[str]:
+        """The texts, and what they end with, as the answer has them; the shortest first."""
+        samples = {text for schema in self._strings() if (text := self._sample(schema))}
+        ends = {sample[start:] for sample in samples for start in range(len(sample))}
+        if self._grammar.regex is None:
+            ends = {json.dumps(end, ensure_ascii=False)[1:-1] for end in ends}
+        return sorted(ends, key=lambda end: (len(end), end))
+
+    def _strings(self) -> Iterator[dict[str, Any]]:
+        """The schemas of all strings that hold to a pattern."""
+        grammar = self._grammar
+        if grammar.regex is not None:
+            yield {"pattern": f"^(?:{grammar.regex})$"}
+            return
+        found: list[dict[str, Any]] = []
+
+        def look(inner: dict[str, Any]) -> dict[str, Any]:
+            parts = [inner, *inner.get("allOf", ())]
+            if any(isinstance(part, dict) and "pattern" in part for part in parts):
+                found.append({key: inner[key] for key in _OF_STRINGS if key in inner})
+            found.extend({"pattern": pattern} for pattern in inner.get("patternProperties", ()))
+            return inner
+
+        schemas = (grammar.call, grammar.object) if isinstance(grammar, CallsOrObject) else (grammar.schema or {},)
+        for schema in schemas:
+            map_schemas(followable(schema), look)
+        yield from found
+
+    def _sample(self, schema: Mapping[str, Any]) -> str | None:
+        """A string that fits a schema; None where none of a few characters is found."""
+        longest = schema.get("maxLength", _LENGTHS[-1])
+        for length in (length for length in _LENGTHS if length <= longest):
+            limited = json.dumps({**schema, "type": "string", "maxLength": length})
+            matcher = llguidance.LLMatcher(
+                self._vocabulary.tokens, llguidance.LLMatcher.grammar_from_json_schema(limited), log_level=0
+            )
+            if matcher.is_error():
+                continue
+            search = EndingSearch(
+                GrammarState(matcher.deep_copy, self._vocabulary), self._vocabulary, self._closers, is_json=True
+            )
+            if (tokens := search.find((), 8 * length + 8)) is not None:
+                sample: str = json.loads(b"".join(self._vocabulary.spellings[token] for token in tokens[:-1]))
+                return sample
+        return None

@@ -1,0 +1,39 @@
+"""Calls are read whether or not decoding leaves their marks in the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from langchain_specdec.chat.replies import ReplyReader
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.stats import SpeculationStats
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+
+pytestmark = pytest.mark.transformers
+
+ANSWERS = {
+    "llama": '<|python_tag|>{"name": "add", "parameters": {"a": 1}}',
+    "mistral": '[TOOL_CALLS]add[ARGS]{"a": 1}',
+    "qwen": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
+}
+
+
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+@pytest.mark.parametrize("family", ANSWERS)
+def test_marks_count_once(family: str, skip_special_tokens: bool) -> None:
+    """Servers write out special tokens that their tokenizer lists among the added ones only."""
+    tokenizer: Any = chat_tokenizer(TEMPLATES[family])
+    template = ChatTemplate(tokenizer, family)
+    ids = tokenizer(ANSWERS[family], add_special_tokens=False).input_ids
+    texts = [tokenizer.decode([token], skip_special_tokens=skip_special_tokens) for token in ids]
+    events: list[TokenEvent | FinishEvent] = [
+        TokenEvent((Token(token, text, None),)) for token, text in zip(ids, texts, strict=True)
+    ]
+    events.append(FinishEvent("eos_token", 1, len(ids), 0, SpeculationStats()))
+    message: Any = ReplyReader(family, template.parser(["add"]), template.mark_texts).generation(events).message
+    assert [(call["name"], call["args"]) for call in message.tool_calls] == [("add", {"a": 1})]
+    assert not message.invalid_tool_calls
+    assert not message.text
