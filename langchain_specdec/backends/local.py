@@ -87,7 +87,8 @@ class LocalBackend(Backend):
         self._defaults = read_generation_defaults(
             getattr(self._target.model, "generation_config", None), config.vocab_size, self._target.name
         )
-        self._identity |= self._defaults.identity
+        # Under a name of their own: in a cache's key a request's parameters would take their place.
+        self._identity["generation_defaults"] = self._defaults.identity
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
         max_tree_nodes = chosen["max_tree_nodes"] if has_trees else 0

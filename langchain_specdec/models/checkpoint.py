@@ -45,6 +45,10 @@ def read_weights(source: str, name: str, **options: Any) -> Any:
         ModelLoadError: The files cannot be read, lack weights that the model has, or hold others of its modules.
     """
     with explained(name, source):
+        # transformers goes on without it where it cannot be read: the text would not end, or be another one.
+        if (path := Path(source, "generation_config.json")).is_file() and (found := _fault(path)):
+            msg = f"Cannot load {name}: {path.name} {found}"
+            raise ModelLoadError(msg)
         # Sizes that differ are reported below, with more than transformers says.
         read: Any = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **options

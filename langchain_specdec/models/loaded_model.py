@@ -66,14 +66,13 @@ class LoadedModel:
             identity["quantization"] = str(quantization)
         if not is_own_tokenizer:
             identity["tokenizer"] = _digest([sorted(self.private_tokenizer.copied.get_vocab().items())])
-        # A loaded model has no name to rely on, and a folder may hold another model tomorrow.
-        is_folder = not isinstance(source, torch.nn.Module) and Path(str(source)).exists()
-        if is_folder:
+        if not isinstance(source, torch.nn.Module) and Path(str(source)).exists():
             identity["model"] = str(Path(str(source)).resolve())
         if self.adapter is not None:
             identity["adapter"] = self.adapter
-        if is_folder or self.adapter is not None or isinstance(source, torch.nn.Module):
-            identity["fingerprint"] = _fingerprint(self.model)
+        # A loaded model has no name to rely on, a folder may hold another model tomorrow, and an id of the hub the next
+        # revision: transformers 5 does not tell which one it read.
+        identity["fingerprint"] = _fingerprint(self.model)
         return identity
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,9 +164,11 @@ def _check_embeddings(model: Any, name: str) -> None:
 def _check_folder(source: object, content: str) -> None:
     """Say it where a folder is meant that is not there."""
     if isinstance(source, (str, os.PathLike)) and is_missing_folder(source):
+        is_file = Path(source).is_file()
         msg = (
-            f"There is no folder {str(source)!r}. Give the folder that holds {content}, or an id on the Hugging Face "
-            f"Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' for a model."
+            f"{f'{str(source)!r} is a file' if is_file else f'There is no folder {str(source)!r}'}. Give the folder "
+            f"that holds {content}, or an id on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' "
+            f"for a model."
         )
         raise ModelLoadError(msg)
 

@@ -26,7 +26,7 @@ from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, 
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.grammar.grammar import Grammar
 from tests.support.backends import PROMPTS, lasting, make_backend, make_drafting_backend
-from tests.support.tiny_models import EOS, byte_tokenizer, tiny_model
+from tests.support.tiny_models import EOS, byte_tokenizer, loaded, tiny_model
 
 CALLS: list[tuple[str, dict[str, Any]]] = [
     (f"{prompt} {i}", {"temperature": 1.0, "seed": i} if i % 2 else {}) for i, prompt in enumerate(PROMPTS * 2)
@@ -150,6 +150,11 @@ def test_identity_tells_models_apart(tmp_path):
     assert first != LocalBackend(model, other_tokenizer, max_length=64).identity
     model.generation_config.eos_token_id = [EOS, 65]
     assert first != LocalBackend(model, tokenizer, max_length=64).identity
+
+
+def test_identity_of_a_model_id_follows_the_revision_that_was_read():
+    identities = [loaded(tiny_model(seed)).identity("some/model", None, is_own_tokenizer=True) for seed in (0, 0, 1)]
+    assert identities[0] == identities[1] != identities[2]
 
 
 @pytest.mark.transformers

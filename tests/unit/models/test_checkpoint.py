@@ -131,6 +131,8 @@ CODE = b"cos\nsystem\n(S'echo ran > ran'\ntR."
         (write("config.json", "[]"), "config.json holds no JSON object"),
         (write("config.json", "[" * 100_000), "config.json is damaged"),
         (write("config.json", b"\xff\xfe\x00"), "config.json is damaged"),
+        (write("generation_config.json", "{"), "generation_config.json is damaged"),
+        (write("generation_config.json", ""), "generation_config.json is empty"),
         (write("tokenizer.json", POINTER), "tokenizer.json is only a pointer"),
         (write("tokenizer.json", ""), "tokenizer.json is empty"),
         (write("tokenizer.json", "{}"), "the tokenizer of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from langchain_core.caches import InMemoryCache
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from langchain_specdec import LocalBackend, SpeculativeLLM
@@ -94,8 +96,20 @@ def test_they_are_part_of_the_identity(tmp_path: Path) -> None:
         identities.append({key: value for key, value in backend.identity.items() if key != "model"})
         backend.close()
     assert identities[0] == identities[3], "settings of sampling are not taken"
-    assert identities[1]["repetition_penalty"] == 1.7
-    assert identities[2]["suppressed"] == (5,)
+    assert identities[1]["generation_defaults"] == {"repetition_penalty": 1.7}
+    assert identities[2]["generation_defaults"] == {"suppressed": (5,)}
+
+
+def test_a_cache_tells_models_apart_by_them() -> None:
+    model = tiny.tiny_model()
+    cache, texts, prompt = InMemoryCache(), [], "abc abc abd abc "
+    for penalty in (1.7, None):
+        model.generation_config.repetition_penalty = penalty
+        with closing(LocalBackend(model, tiny.byte_tokenizer(), num_slots=1, max_length=64)) as backend:
+            llm = SpeculativeLLM(backend=backend, max_new_tokens=COUNT, cache=cache)
+            texts.append(llm.invoke(prompt))
+            assert texts[-1] == SpeculativeLLM(backend=backend, max_new_tokens=COUNT).invoke(prompt)
+    assert texts[0] != texts[1]
 
 
 def test_what_is_not_taken_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -194,6 +194,11 @@ def test_a_missing_path_is_a_folder_whatever_its_name(tmp_path):
         load_model(tmp_path / "missing")
 
 
+def test_a_file_in_place_of_its_folder(folder):
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors' is a file\. Give the folder that holds"):
+        load_model(folder / "model.safetensors")
+
+
 @pytest.mark.parametrize("is_offline", [True, False])
 def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
     def from_pretrained(*args, **kwargs):
