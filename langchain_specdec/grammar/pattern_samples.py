@@ -9,7 +9,7 @@ from typing import Any
 
 import llguidance
 
-from langchain_specdec.grammar.calls_or_object import CallsOrObject
+from langchain_specdec.grammar.call_grammar import CallsOrObject
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar

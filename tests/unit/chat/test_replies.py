@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from langchain_specdec.backends.tgi.answer import Answer
+from langchain_specdec.backends.tgi.client import Frame
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.sampling.params import SamplingParams
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -28,12 +31,14 @@ def test_marks_count_once(family: str, skip_special_tokens: bool) -> None:
     tokenizer: Any = chat_tokenizer(TEMPLATES[family])
     template = ChatTemplate(tokenizer, family)
     ids = tokenizer(ANSWERS[family], add_special_tokens=False).input_ids
-    texts = [tokenizer.decode([token], skip_special_tokens=skip_special_tokens) for token in ids]
-    events: list[TokenEvent | FinishEvent] = [
-        TokenEvent((Token(token, text, None),)) for token, text in zip(ids, texts, strict=True)
-    ]
+    answer = Answer(SamplingParams(max_new_tokens=len(ids) + 1), template.mark_texts)
+    events: list[TokenEvent | FinishEvent] = []
+    for token in ids:
+        text = tokenizer.decode([token], skip_special_tokens=skip_special_tokens)
+        frame = Frame(token, text, token in tokenizer.all_special_ids and skip_special_tokens, None, (), None)
+        events.append(TokenEvent((answer.add(frame),)))
     events.append(FinishEvent("eos_token", 1, len(ids), 0, SpeculationStats()))
-    message: Any = ReplyReader(family, template.parser(["add"]), template.mark_texts).generation(events).message
+    message: Any = ReplyReader(family, template.parser(["add"])).generation(events).message
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("add", {"a": 1})]
     assert not message.invalid_tool_calls
     assert not message.text
