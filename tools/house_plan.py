@@ -35,7 +35,7 @@ FLOORS = (
     ("grammar",),
     ("options",),
     ("options",),
-    ("errors", "parameter_names", "paths", "progress", "text_patterns", "token_names", "_version"),
+    ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.text_patterns import one_of
+from langchain_specdec.grammar.token_names import renamed_json, secret_names
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, encode_within
-from langchain_specdec.text_patterns import one_of
-from langchain_specdec.token_names import renamed_json, secret_names
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _PRIVATE_CHARACTERS = re.compile("[\ue000-\uf8ff]")

@@ -11,7 +11,7 @@ from typing import Any
 
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import closed
-from langchain_specdec.text_patterns import one_of
+from langchain_specdec.grammar.text_patterns import one_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import llguidance.numpy
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.token_masks import TokenMask, only_token, tokens_mask
-from langchain_specdec.token_names import renamed_json, secret_names
+from langchain_specdec.grammar.token_names import renamed_json, secret_names
 
 
 class Vocabulary:
