@@ -55,6 +55,7 @@ class Plan:
         plain_seconds: Cost of a step without drafts; 0 where it is not known.
         offers: All that could be drafted for each row.
         proposals: What each row's draft is taken from.
+        num_candidates: How many of the target's best tokens after each token are to be learned from.
     """
 
     lengths: tuple[int, ...]
@@ -63,6 +64,7 @@ class Plan:
     plain_seconds: float
     offers: Sequence[Sequence[Proposal]] = ()
     proposals: Sequence[Proposal] = ()
+    num_candidates: int = 0
 
 
 class DraftPlanner:
@@ -133,10 +135,14 @@ class DraftPlanner:
             self._make_next_graph(requests[0])
         self._runner.begin_turn(may_capture=may_prepare)
         started = time.perf_counter()
-        offers = self._consider(requests)
+        may_look = self._may_look(len(requests))
+        offers = self._consider(requests, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
-        plan = self._choose(requests, offers)
+        # Ranking a vocabulary for each row takes time, so a step in which nothing is looked for tells nothing either.
+        # Where steps are captured it costs next to none, and their graphs are made for it.
+        is_told = may_look or self._runner.is_width_free
+        plan = replace(self._choose(requests, offers), num_candidates=self.num_candidates if is_told else 0)
         for request in requests:
             request.decode_started = request.decode_started or started
             request.plain_token_seconds = 0.0 if self._is_cost_given else plan.plain_seconds
@@ -156,7 +162,7 @@ class DraftPlanner:
             self._cost.observe(rows, max(map(len, verdict.picks)), ended - self._verify_started)
             forwards = max(len(d) * p.steps_per_token for d, p in zip(drafts, plan.proposals, strict=True))
             self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
-        if self._is_adaptive:
+        if self._is_adaptive and plan.num_candidates == self.num_candidates:
             try:
                 self._drafter.observe(requests, verdict)
             except Exception:
@@ -183,10 +189,9 @@ class DraftPlanner:
             batch = RowBatch([request.slot], [request.num_cached], last, None, noise, self.num_candidates)
             self._runner.make_next_graph(batch)
 
-    def _consider(self, requests: Sequence[Request]) -> list[Sequence[Proposal]]:
+    def _consider(self, requests: Sequence[Request], *, may_look: bool) -> list[Sequence[Proposal]]:
         """All that could be drafted for each row; nothing where looking for it would cost more than noise."""
         rows = len(requests)
-        may_look = self._may_look(rows)
         started, offers = time.perf_counter(), []
         for request in requests:
             # The target always adds one token of its own, so the last one need not be drafted.

@@ -30,7 +30,7 @@ class Stepper:
         self._runner = runner
         self._drafter = drafter
         self._planner = planner
-        self._verifier = Verifier(runner, planner.num_candidates)
+        self._verifier = Verifier(runner)
         self._emitter = Emitter(runner.cache)
         self._history: TokenHistory | None = None
         self.num_prefill_tokens = 0
@@ -64,7 +64,7 @@ class Stepper:
         """
         plan = self._planner.plan(requests)
         drafts = self._planner.propose(requests, plan)
-        verdict = self._verifier.verify(requests, drafts)
+        verdict = self._verifier.verify(requests, drafts, plan.num_candidates)
         self._planner.learn(requests, plan, drafts, verdict)
         return self._emitter.emit(requests, drafts, verdict)
 
@@ -77,7 +77,7 @@ class Stepper:
             GenerationError: They are not sound without a draft either.
         """
         self._runner.cache.wipe(request.slot, request.num_cached)
-        verdict = self._verifier.verify([request], [EMPTY_DRAFT])
+        verdict = self._verifier.verify([request], [EMPTY_DRAFT], 0)
         if not verdict.paths[0]:
             raise unsound_error(self._runner.model.dtype)
         for _, error in self._emitter.emit([request], [EMPTY_DRAFT], verdict):

@@ -24,28 +24,26 @@ class Verifier:
 
     Args:
         runner: The target model.
-        num_candidates: How many of the target's best tokens a verdict tells besides its picks.
     """
 
-    def __init__(self, runner: Runner, num_candidates: int) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._num_candidates = num_candidates
         self._tables = TableCache()
 
-    def verify(self, requests: Sequence[Request], drafts: Sequence[Draft]) -> Verdict:
-        """The target's verdict on each request's draft."""
+    def verify(self, requests: Sequence[Request], drafts: Sequence[Draft], num_candidates: int) -> Verdict:
+        """The target's verdict on each request's draft, with so many of its best tokens besides its picks."""
         batch = RowBatch(
             [r.slot for r in requests],
             [r.num_cached for r in requests],
             [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)],
             [[-1, *(p + 1 for p in d.parents)] for d in drafts],
             Noise.of([r.params for r in requests], [r.seed for r in requests]),
-            self._num_candidates,
+            num_candidates,
         )
         verification = self._runner.verify(batch)
         verdict = verification.verdict
         if verdict is None:
-            verdict = self._pick(requests, drafts, verification)
+            verdict = self._pick(requests, drafts, verification, num_candidates)
         # The only wait for the device in a step.
         picks, stands, *ranked = verdict.tolist()
         paths = [_path(*row) for row in zip(picks, stands, strict=True)]
@@ -56,7 +54,9 @@ class Verifier:
         order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
         return Verdict(batch.tokens, picks, paths, verification.logits, order, ranked)
 
-    def _pick(self, requests: Sequence[Request], drafts: Sequence[Draft], verification: Verification) -> Tensor:
+    def _pick(
+        self, requests: Sequence[Request], drafts: Sequence[Draft], verification: Verification, num_candidates: int
+    ) -> Tensor:
         """The picks and which nodes stand, where they take more than logits and noise: penalties, grammars, top-p."""
         logits, inputs = verification.logits.tensor, verification.inputs
         masks = [
@@ -69,7 +69,7 @@ class Verifier:
         table = self._tables.table(requests, logits.shape[2], logits.device)
         picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
         # Masks hide scores that are not sound, so the model's own are asked.
-        return accept_picks(picks, logits.amax(-1), logits, inputs, self._num_candidates)
+        return accept_picks(picks, logits.amax(-1), logits, inputs, num_candidates)
 
 
 def _path(picks: Sequence[int], stands: Sequence[int]) -> list[int]:
