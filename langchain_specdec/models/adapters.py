@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -182,7 +183,11 @@ def _kind(config: Any) -> str:
 def _adapter_config(source: str, name: str, revision: str | None, token: str | bool | None) -> dict[str, Any] | None:
     """What stands in an adapter's adapter_config.json; None where there is none."""
     with explained(name, source):
-        path = find_adapter_config_file(source, revision=revision, token=token)
+        # A model that was downloaded is none, and a hub out of reach would be asked for half a minute.
+        is_model = not Path(source).is_dir() and isinstance(
+            try_to_load_from_cache(source, "config.json", revision=revision), str
+        )
+        path = find_adapter_config_file(source, revision=revision, token=token, local_files_only=is_model)
         if path is None:
             return None
         config = json.loads(Path(path).read_bytes())

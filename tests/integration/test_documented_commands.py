@@ -31,7 +31,9 @@ ANSWERS = {"--regex": r"(yes|no)\n", "--schema": r'\{"name": "Mary Ann", "age": 
 def test_the_commands_are_found():
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert len(COMMANDS) >= 10
-    assert len([c for c in COMMANDS if "specdec generate" in c]) == len(re.findall(r"specdec generate +[-\"]", pages))
+    # A loop's is none by itself: its line comes from a variable.
+    shown = re.findall(r"specdec generate +(?:-|\"(?!\$))", pages)
+    assert len([c for c in COMMANDS if "specdec generate" in c]) == len(shown)
 
 
 @pytest.mark.embedded

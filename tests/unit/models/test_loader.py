@@ -23,6 +23,7 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
+from langchain_specdec.models import adapters
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
@@ -199,6 +200,22 @@ def test_a_file_in_place_of_its_folder(folder):
         load_model(folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("is_downloaded", [True, False])
+def test_the_hub_is_not_asked_whether_a_downloaded_model_is_an_adapter(monkeypatch, tmp_path, is_downloaded):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    if is_downloaded:
+        repository = tmp_path / "models--somebody--something"
+        snapshot = repository / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+    asked = []
+    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **options: asked.append(options))
+    assert adapters.find_parts("somebody/something", "something", None, None, None).adapter is None
+    assert [options["local_files_only"] for options in asked] == [is_downloaded]
+
+
 @pytest.mark.parametrize("is_offline", [True, False])
 def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
     def from_pretrained(*args, **kwargs):
@@ -206,6 +223,8 @@ def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+    # It asks the hub too.
+    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
     with pytest.raises(ModelLoadError) as caught:
         load_model("somebody/something")
     message = str(caught.value)
