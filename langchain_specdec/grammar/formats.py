@@ -81,6 +81,10 @@ def _uuid(version: str) -> str:
     return rf"[0-9a-fA-F]{{8}}-[0-9a-fA-F]{{4}}-{version}[0-9a-fA-F]{{3}}-[89abAB][0-9a-fA-F]{{3}}-[0-9a-fA-F]{{12}}"
 
 
+_IPV4_INTERFACE = rf"{_IPV4}(?:/(?:[12]?\d|3[0-2]))?"
+_IPV4_NETWORK = _ipv4_network()
+_IPV6_INTERFACE = rf"{_IPV6}(?:/(?:[1-9]?\d|1[01]\d|12[0-8]))?"
+_IPV6_NETWORK = _ipv6_network()
 PATTERNS: dict[str, str] = {
     "date": _DATE,
     "time": _TIME + _OFFSET,
@@ -90,14 +94,14 @@ PATTERNS: dict[str, str] = {
     "email": _EMAIL,
     "name-email": _EMAIL,
     "ipv4": _IPV4,
-    "ipv4interface": rf"{_IPV4}(?:/(?:[12]?\d|3[0-2]))?",
-    "ipv4network": _ipv4_network(),
+    "ipv4interface": _IPV4_INTERFACE,
+    "ipv4network": _IPV4_NETWORK,
     "ipv6": _IPV6,
-    "ipv6interface": rf"{_IPV6}(?:/(?:[1-9]?\d|1[01]\d|12[0-8]))?",
-    "ipv6network": _ipv6_network(),
+    "ipv6interface": _IPV6_INTERFACE,
+    "ipv6network": _IPV6_NETWORK,
     "ipvanyaddress": f"(?:{_IPV4}|{_IPV6})",
-    "ipvanyinterface": rf"(?:{_IPV4}(?:/(?:[12]?\d|3[0-2]))?|{_IPV6}(?:/(?:[1-9]?\d|1[01]\d|12[0-8]))?)",
-    "ipvanynetwork": f"(?:{_ipv4_network()}|{_ipv6_network()})",
+    "ipvanyinterface": f"(?:{_IPV4_INTERFACE}|{_IPV6_INTERFACE})",
+    "ipvanynetwork": f"(?:{_IPV4_NETWORK}|{_IPV6_NETWORK})",
     "uri": _URI,
     "multi-host-uri": rf"{_SCHEME}://{_USER}{_HOST}(?:,{_HOST})*(?:/{_PATH_CHARACTER}+)?",
     "uuid1": _uuid("1"),

@@ -13,7 +13,7 @@ from langchain_specdec.grammar.call_grammar import CallsOrObject
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import map_schemas
+from langchain_specdec.grammar.json_schema import visit_schemas
 from langchain_specdec.grammar.state import GrammarState
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
@@ -53,16 +53,15 @@ class PatternSamples:
             return
         found: list[dict[str, Any]] = []
 
-        def look(inner: dict[str, Any]) -> dict[str, Any]:
+        def look(inner: dict[str, Any]) -> None:
             parts = [inner, *inner.get("allOf", ())]
             if any(isinstance(part, dict) and "pattern" in part for part in parts):
                 found.append({key: inner[key] for key in _OF_STRINGS if key in inner})
             found.extend({"pattern": pattern} for pattern in inner.get("patternProperties", ()))
-            return inner
 
         schemas = (grammar.call, grammar.object) if isinstance(grammar, CallsOrObject) else (grammar.schema or {},)
         for schema in schemas:
-            map_schemas(followable(schema), look)
+            visit_schemas(followable(schema), look)
         yield from found
 
     def _sample(self, schema: Mapping[str, Any]) -> str | None:

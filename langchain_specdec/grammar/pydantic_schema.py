@@ -20,8 +20,8 @@ _COMPLEX = r"^-?\d{1,15}(?:\.\d{1,15})?[+-]\d{1,15}(?:\.\d{1,15})?j$"
 _MAX_DECIMAL = 1e15
 # What Pydantic raises where a type has no schema, and Python where its bounds are beyond what it can count.
 _CAUSES = (
-    *(PydanticUserError, ArithmeticError, AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError),
-)
+    PydanticUserError, ArithmeticError, AttributeError, KeyError, NameError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 _FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s", re.MULTILINE: "m", re.VERBOSE: "x"}
 
 
@@ -52,16 +52,7 @@ def schema_of_type(kind: Any) -> dict[str, Any]:
     except InvalidParameterError as error:
         msg = f"{name} has no JSON schema that can be followed: {error}"
         raise InvalidParameterError(msg) from error
-    except (
-        PydanticUserError,
-        ArithmeticError,
-        AttributeError,
-        KeyError,
-        NameError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _CAUSES as error:
         reason = " ".join(str(error).partition("For further information")[0].split())
         msg = f"{name} has no JSON schema: {reason or type(error).__name__}"
         raise InvalidParameterError(msg) from error

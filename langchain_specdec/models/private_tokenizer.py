@@ -12,7 +12,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from typing_extensions import Self
 
-from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
+from langchain_specdec.errors import PromptTooLongError, UnsupportedModelError
+from langchain_specdec.options import check_unicode
 
 # Characters for each token that may be: texts of more are encoded from their beginning, piece by piece, first.
 _CHARACTERS_PER_TOKEN = 16
@@ -132,12 +133,7 @@ def encode_within(encode: Callable[[str], list[int]], text: str, what: str, limi
         InvalidParameterError: It is no valid Unicode text.
         PromptTooLongError: It has more than `limit` tokens, and so many that this was seen before its end.
     """
-    try:
-        text.encode()
-    except UnicodeError as error:
-        # Half of a surrogate pair, as from JSON or files read with errors="surrogateescape".
-        msg = f"The {what} is not valid Unicode text, so it has no tokens: {error}"
-        raise InvalidParameterError(msg) from error
+    check_unicode(f"The {what}", text)
     size = len(text) if limit is None else (limit + 1) * _CHARACTERS_PER_TOKEN
     while size < len(text):
         if len(encode(text[:size])) > 2 * (limit or 0):

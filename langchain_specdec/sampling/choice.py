@@ -11,24 +11,18 @@ noise is shared (see `sampling.noise`), the text depends on neither the drafter 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from langchain_specdec.sampling.noise import gumbel_noise
+from langchain_specdec.sampling.noise import gumbel_noise, seed_halves
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.sampling.top_tokens import best_token
-
-if TYPE_CHECKING:
-    from langchain_specdec.sampling.params import SamplingParams
-
-import math
-
-from langchain_specdec.sampling.noise import seed_halves
 
 
 class TokenHistory:
