@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import itertools
+import sys
 import threading
 import time
 import weakref
@@ -41,11 +42,28 @@ class CompileThread(threading.Thread):
         """Stop the action, and wait until nothing of it runs any more."""
         self._stopped()
         deadline = time.monotonic() + _MAX_SECONDS
-        while self.is_alive() and time.monotonic() < deadline:
-            # Again and again: it may be caught, and another compiler started.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit))
-            _kill(list(self._children()))
-            self.join(0.05)
+        with self._unreported():
+            while self.is_alive() and time.monotonic() < deadline:
+                # Again and again: it may be caught, and another compiler started.
+                exception = ctypes.py_object(SystemExit)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), exception)
+                _kill(list(self._children()))
+                self.join(0.05)
+
+    @contextlib.contextmanager
+    def _unreported(self) -> Iterator[None]:
+        """Print no traceback of the exception that stops: a finalizer or a weak reference's callback reports it."""
+        hook = sys.unraisablehook
+
+        def report(unraisable: sys.UnraisableHookArgs) -> None:
+            if unraisable.exc_type is not SystemExit or threading.current_thread() is not self:
+                hook(unraisable)
+
+        sys.unraisablehook = report
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
 
     def _children(self) -> Iterator[psutil.Process]:
         """Processes that this thread has started, and theirs; only Linux tells them from other threads'."""

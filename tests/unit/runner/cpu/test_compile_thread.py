@@ -117,3 +117,22 @@ def test_an_action_that_goes_on_in_spite_of_it_is_stopped_again() -> None:
     assert not thread.is_alive()
     assert stopped.is_set()
     assert caught == [SystemExit] * 3
+
+
+def test_a_finalizer_that_is_interrupted_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    started = threading.Event()
+
+    class Endless:
+        def __del__(self) -> None:
+            started.set()
+            while True:
+                pass
+
+    thread = CompileThread(lambda: Endless() and None, lambda: None)
+    thread.start()
+    assert started.wait(20.0)
+    thread.end()
+    assert not thread.is_alive()
+    assert reported == []
