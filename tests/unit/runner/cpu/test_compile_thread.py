@@ -130,7 +130,10 @@ def test_a_finalizer_that_is_interrupted_prints_nothing(monkeypatch: pytest.Monk
             while True:
                 pass
 
-    thread = CompileThread(lambda: Endless() and None, lambda: None)
+    def end_one() -> None:
+        Endless()
+
+    thread = CompileThread(end_one, lambda: None)
     thread.start()
     assert started.wait(20.0)
     thread.end()
