@@ -134,6 +134,7 @@ def _finite(digits: str) -> float:
 
 def _plainly(part: str) -> str:
     if part.startswith('"'):
-        return json.dumps(json.loads(part), ensure_ascii=False)
+        # The grammar library takes this one character as an escape only.
+        return json.dumps(json.loads(part), ensure_ascii=False).replace("\x7f", "\\u007f")
     # Of a float, since the digits of what an exponent alone says may fill the memory.
     return "0" if part == "-0" else format(Decimal(repr(_finite(part))), "f")

@@ -49,8 +49,8 @@ class GrammarCheck:
         return (
             f"{self._what(fit, text)}: the TGI server at {self._url} broke its grammar. Such servers do that most of "
             f"the time where they speculate, and never hold the bounds of numbers. Use a server started with "
-            f"speculate=0, a second one beside it for answers of a given form, or LocalBackend, which holds grammars "
-            f"while it speculates."
+            f"speculate=0, also as a second one for answers of a given form; or LocalBackend, which speculates and "
+            f"holds grammars, bounds included."
         )
 
     def _what(self, fit: Fit, text: str) -> str:

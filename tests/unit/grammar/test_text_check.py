@@ -11,8 +11,10 @@ import pytest
 
 from langchain_specdec import Grammar
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.constraint import GrammarCompiler
 from langchain_specdec.grammar.text_check import TextCheck, text_check
-from tests.support.json_schemas import random_schema
+from tests.support.json_schemas import random_answer, random_schema
+from tests.support.tiny_models import EOS, VOCAB, byte_tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -21,6 +23,7 @@ SCHEMA = {
         "share": {"type": "number", "minimum": 0, "exclusiveMaximum": 1000},
         "code": {"type": "string", "pattern": "^[a-z/é]+$", "maxLength": 4},
         "day": {"type": "string", "format": "date"},
+        "free": {"type": "string"},
     },
 }
 
@@ -42,6 +45,7 @@ def check() -> TextCheck:
         '{"share": 1E-300}',
         '{"code": "a\\/b"}',
         '{"code": "\\u00e9"}',
+        '{"free": "\x7f\\ud83d\\ude00"}',
         '{"day": "2024-02-29"}',
     ],
 )
@@ -110,6 +114,22 @@ def test_it_agrees_with_a_validator_on_random_values() -> None:
         for value in (None, True, 0, 7, -3, 2.5, "", "abc", [], [1], ["a", "b"], {}, {"a": 1}, {"b": [True]}):
             if check.fit(json.dumps(value)).is_whole:
                 jsonschema.validate(value, closed)
+
+
+def test_whatever_the_engine_writes_fits_and_so_does_each_beginning() -> None:
+    rng = random.Random(5)
+    compiler = GrammarCompiler(byte_tokenizer(), VOCAB, (EOS,))
+    for _ in range(25):
+        grammar = Grammar(schema=random_schema(rng))
+        text = random_answer(compiler.compile(grammar, 200), rng)
+        check = TextCheck(grammar)
+        assert check.fit(text).is_whole, (text, grammar.schema)
+        spaced = json.dumps(json.loads(text), indent=1, ensure_ascii=False)
+        # A number beyond what a float holds is none in JSON when it is written again.
+        assert check.fit(spaced).is_whole or "Infinity" in spaced, (spaced, grammar.schema)
+        for end in (1, len(text) // 2, len(text) - 1):
+            fit = check.fit(text[:end])
+            assert fit.is_begun or fit.is_whole, (text[:end], grammar.schema)
 
 
 def test_a_grammar_that_cannot_be_followed_is_refused() -> None:
