@@ -17,6 +17,7 @@ from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import SHORT_TEXT
+from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import continues_message, size_of, to_template_messages
 from langchain_specdec.chat.replies import ReplyReader
@@ -25,9 +26,6 @@ from langchain_specdec.chat.structured_output import (
     forced_tools,
     form_of_calls,
     form_of_response,
-    parser_of_calls,
-    parser_of_json,
-    with_raw,
     with_schema_prompt,
 )
 from langchain_specdec.chat.template import ChatTemplate
@@ -41,7 +39,10 @@ if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 # What a call may be given beside sampling parameters.
-_CALL_OPTIONS = frozenset({"tools", "tool_choice", "response_format", "timeout", "stream", "continue_final_message"})
+# `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
+_CALL_OPTIONS = frozenset(
+    {"tools", "tool_choice", "response_format", "keep_malformed", "timeout", "stream", "continue_final_message"}
+)
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -100,7 +101,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
     `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
     `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`,
-    `decode_seconds`), and `logprobs` where asked for.
+    `decode_seconds`), `logprobs` where asked for, and `form_error`: what is wrong with the form of an answer, or of a
+    call in it.
 
     One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
     `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
@@ -266,6 +268,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": form["json_schema"]["schema"]}
         if strict is not None:
             traced["kwargs"]["strict"] = strict
+        if include_raw:
+            kwargs["keep_malformed"] = True
         parser = parser_of_json(schema)
         if method == "function_calling":
             tool = described.wrapped().as_tool(strict)
@@ -328,7 +332,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         else:
             prompt = template.text(rows, shown, begin, goes_on=goes_on)
         in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
-        reader = ReplyReader(self.backend.model_name, in_order, form)
+        how = {"must_call": forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
+        reader = ReplyReader(self.backend.model_name, in_order, form, params, **how)
         # Of a grammar's text, and of a text that is gone on with, no space may be left out.
         continues_prompt = bool(begin) or goes_on or params.grammar is not None
         marks = template.mark_texts if parser else {}

@@ -11,6 +11,7 @@ __all__ = [
     "EngineClosedError",
     "GenerationError",
     "InvalidParameterError",
+    "MalformedAnswerError",
     "MissingDependencyError",
     "ModelLoadError",
     "OverloadedError",
@@ -47,6 +48,10 @@ class MissingDependencyError(SpecDecError, ImportError):
 
 class GenerationError(SpecDecError, RuntimeError):
     """One request failed while it ran. Other requests of the same backend are not affected."""
+
+
+class MalformedAnswerError(GenerationError):
+    """An answer does not have the form that was asked for: it was cut at a limit, or a server broke its grammar."""
 
 
 class CompletionTimeoutError(GenerationError, TimeoutError):

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, Token
+from langchain_specdec.errors import MalformedAnswerError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.parameter_names import join_stops, named_parameters
 
@@ -66,6 +67,10 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     `stop_sequence` or `eos_token`), `prompt_tokens`, `completion_tokens`, `seed`, `speculation` (`drafted_tokens`,
     `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`, `decode_seconds`), and `logprobs` where asked
     for. `llm_output["token_usage"]` sums a batch.
+
+    With `grammar`, a text whose `finish_reason` is `length` is the beginning of one that fits: a server cuts it there,
+    and the engine in this process ends it before. What a server wrote against the grammar raises a
+    `MalformedAnswerError`, at the end of a stream too.
 
     One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
     `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
@@ -165,7 +170,14 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
 
 
 def _generation(completion: Completion) -> Generation:
+    _check_form(completion.finish)
     return Generation(text=completion.text, generation_info=completion.info())
+
+
+def _check_form(finish: FinishEvent) -> None:
+    """Raise where a server broke the grammar asked for: what it wrote is no answer."""
+    if finish.grammar_error is not None:
+        raise MalformedAnswerError(finish.grammar_error)
 
 
 def _join(chunks: Sequence[GenerationChunk]) -> Generation:
@@ -176,6 +188,7 @@ def _join(chunks: Sequence[GenerationChunk]) -> Generation:
 def _chunk(tokens: list[Token], event: Event) -> GenerationChunk | None:
     """The chunk of an event; None where a step released no text. `tokens` collects those of the whole text."""
     if isinstance(event, FinishEvent):
+        _check_form(event)
         # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
         return SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())
     tokens.extend(event.tokens)

@@ -55,6 +55,8 @@ class FinishEvent:
         speculation: What speculation did for this request.
         cached_tokens: Prompt tokens that needed no prefill because a resting slot already held them. None where a
             server does not tell.
+        grammar_error: Why the text, by the doing of a server, does not fit the grammar asked for, in whole sentences.
+            None where it fits, where it was cut and fits so far, and where no grammar was asked for.
     """
 
     finish_reason: FinishReason
@@ -63,6 +65,7 @@ class FinishEvent:
     seed: int
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     cached_tokens: int | None = 0
+    grammar_error: str | None = None
 
 
 Event = TokenEvent | FinishEvent

@@ -9,10 +9,9 @@ Everything is a function of the text so far, so that plain and speculative decod
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import llguidance
@@ -20,15 +19,13 @@ import llguidance
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.call_grammar import CallsOrObject
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
-from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.matching import JSON_AS_WRITTEN, matcher_of, refusal, source_of
 from langchain_specdec.grammar.pattern_samples import PatternSamples
-from langchain_specdec.grammar.state import GrammarState, one_line
+from langchain_specdec.grammar.state import GrammarState
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
-# JSON on one line with fixed spaces, as models write it: fixed text is forced, and costs no step.
-_JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Grammars that are kept compiled.
 _MAX_GRAMMARS = 128
 # Tokens before the limit from which on each choice is checked for whether the answer can still end in time; and how
@@ -298,7 +295,7 @@ class GrammarCompiler:
         if constraint.shortest(max_new_tokens) is None:
             # A dead end that the search met says nothing of other ways.
             if state.failure and not state.failure.startswith("NoExtension"):
-                raise _refusal(grammar, state.failure)
+                raise refusal(grammar, state.failure)
             msg = (
                 f"The grammar has no answer that fits into {max_new_tokens} tokens, as far as a short search can tell. "
                 f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
@@ -318,28 +315,4 @@ class GrammarCompiler:
 
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
-    try:
-        if isinstance(grammar, CallsOrObject):
-            source = llguidance.LLMatcher.grammar_from_lark(grammar.lark(_schema_text, vocabulary.special_ids))
-        elif grammar.regex is not None:
-            source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)
-        else:
-            schema = json.dumps(followable(grammar.schema or {}))
-            source = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
-    except InvalidParameterError:
-        raise
-    except ValueError as error:
-        raise _refusal(grammar, str(error)) from error
-    matcher = llguidance.LLMatcher(vocabulary.tokens, source, log_level=0)
-    if matcher.is_error():
-        raise _refusal(grammar, one_line(matcher.get_error()))
-    return matcher
-
-
-def _schema_text(schema: Mapping[str, Any]) -> str:
-    return json.dumps({**followable(schema), "x-guidance": _JSON_OPTIONS})
-
-
-def _refusal(grammar: Grammar, reason: str) -> InvalidParameterError:
-    what = "regular expression" if grammar.regex is not None else "JSON schema"
-    return InvalidParameterError(f"The {what} cannot be followed: {reason}. Change that part of it, or leave it out.")
+    return matcher_of(grammar, source_of(grammar, JSON_AS_WRITTEN, vocabulary.special_ids), vocabulary.tokens)

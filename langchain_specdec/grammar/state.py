@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import llguidance
 
+from langchain_specdec.grammar.matching import one_line
 from langchain_specdec.grammar.token_masks import TokenMask
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
@@ -90,8 +91,3 @@ class GrammarState:
         self._matcher.consume_tokens(self._text)
         self._path.clear()
         return False
-
-
-def one_line(error: str) -> str:
-    """What llguidance says is wrong, without its inner state."""
-    return " ".join(error.partition("<state>")[0].split())

@@ -21,6 +21,7 @@ REQUEST_FAULTS = {
     "overloaded": "429, or an error frame",
     "garbage": "a frame that is no JSON after `after` tokens",
     "split-bytes": "every byte of the answer travels alone, so characters are split",
+    "break-grammar": "from the token behind `after` on, the grammar is not looked at, as under TGI's speculation",
     "slow": "waits `seconds` (default 0.05) before each token",
     "bad-gateway": "502 with a page of HTML, as from a proxy",
     "unavailable": "503 with a page of HTML, as from a proxy",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.standin.grammars import BrokenRegex, UnknownGrammar, compile_grammar, deserialization_problem
@@ -267,15 +268,43 @@ class _Text:
         return after[len(before) :]
 
 
-async def generate(model: Model, request: ValidRequest) -> AsyncIterator[Frame]:
+async def _breaking(
+    model: Model, prompt: Sequence[int], sampling: Sampling, held: int
+) -> AsyncIterator[list[GeneratedToken]]:
+    """The steps of an answer whose grammar is looked at for so many tokens only."""
+    so_far = list(prompt)
+    if held:
+        async with aclosing(model.steps(prompt, sampling)) as steps:  # type: ignore[type-var]
+            async for step in steps:
+                step = step[: held + len(prompt) - len(so_far)]
+                so_far += [token.id for token in step]
+                yield step
+                if len(so_far) - len(prompt) >= held or so_far[-1] in model.eos_token_ids:
+                    break
+    if so_far[-1] in model.eos_token_ids and held:
+        return
+    rest = replace(sampling, grammar=None, max_new_tokens=sampling.max_new_tokens - (len(so_far) - len(prompt)))
+    async for step in model.steps(so_far, rest):
+        yield step
+
+
+async def generate(model: Model, request: ValidRequest, held: int | None = None) -> AsyncIterator[Frame]:
     """The frames of an answer, token by token, with TGI's stop rules.
 
     A stop string counts only where it stands at the end of the text after a token, and stays in the text.
+
+    Args:
+        model: Where the tokens come from.
+        request: What to answer.
+        held: Tokens after which the grammar is not looked at; None for never.
     """
     text = _Text(model, list(request.prompt))
     output = ""
     index = 0
-    async for step in model.steps(request.prompt, request.sampling):
+    steps = model.steps(request.prompt, request.sampling)
+    if held is not None:
+        steps = _breaking(model, request.prompt, request.sampling, held)
+    async for step in steps:
         delivered: list[Frame] = []
         for token in step:
             index += 1

@@ -1,7 +1,8 @@
 """The parameter `grammar` as TGI's router reads it, with its words: router/src/lib.rs and validation.rs of TGI 3.3.
 
-TGI with speculation constrains all positions of a step by the state before it, so its text may break the grammar; the
-engine behind the stand-in keeps to it.
+TGI with speculation constrains all positions of a step by the state before it, so its text breaks the grammar most of
+the time; the engine behind the stand-in keeps to it, unless the fault `break-grammar` asks for that. Bounds of numbers
+are left out, as they are by TGI, speculation or not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _KINDS = ("json", "json_object", "regex", "json_schema")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
@@ -67,9 +69,24 @@ def compile_grammar(grammar: Mapping[str, Any], make: Callable[..., Any]) -> Any
     if not isinstance(schema, dict) or "properties" not in schema:
         raise UnknownGrammar("grammar is not valid: Grammar must have a 'properties' field")
     try:
-        return make(schema=schema)
+        return make(schema=_without_bounds(schema))
     except ValueError as error:
         raise UnknownGrammar(f"cannot compile regex from schema: {error}") from error
+
+
+def _without_bounds(schema: Any) -> Any:
+    """The schema as outlines-core reads it, to which bounds of numbers are unknown words."""
+    if isinstance(schema, list):
+        return [_without_bounds(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: _without_bounds(inner) for name, inner in value.items()}
+        if key in ("properties", "$defs", "definitions") and isinstance(value, dict)
+        else _without_bounds(value)
+        for key, value in schema.items()
+        if key not in _BOUNDS or isinstance(value, dict)
+    }
 
 
 class UnknownGrammar(Exception):  # noqa: N818

@@ -58,17 +58,24 @@ class Model(Protocol):
 
 
 class FakeModel:
-    """One token per byte; every prompt gets the same answer. Needs no library and starts at once."""
+    """One token per byte; every prompt gets the same answer. Needs no library and starts at once.
+
+    Args:
+        speculate: Tokens that a pass yields beside the first.
+        answer: The answer; None is `ANSWER`.
+        takes_grammars: Whether it takes grammars, and answers as ever.
+    """
 
     ANSWER = "Grüße aus dem Hafen! 🚢"
     EOS = 256
 
-    def __init__(self, speculate: int = 0) -> None:
+    def __init__(self, speculate: int = 0, *, answer: str | None = None, takes_grammars: bool = False) -> None:
+        self.answer = self.ANSWER if answer is None else answer
         self.model_id = "fake"
         self.max_positions = 2048
         self.eos_token_ids = frozenset({self.EOS})
         self.special_ids = frozenset({self.EOS})
-        self.takes_grammars = False  # its answer is always the same
+        self.takes_grammars = takes_grammars
         self._width = 1 + speculate
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -82,10 +89,10 @@ class FakeModel:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
     def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
-        raise NotImplementedError
+        return schema or regex
 
     async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
-        ids = [*self.ANSWER.encode(), self.EOS][: sampling.max_new_tokens]
+        ids = [*self.answer.encode(), self.EOS][: sampling.max_new_tokens]
         tokens = [GeneratedToken(token, -0.5, {token: -0.5}) for token in ids]
         # The first token comes from prefill, which never speculates.
         for start in (0, *range(1, len(ids), self._width)):
@@ -150,8 +157,10 @@ class EngineModel:
         from langchain_specdec.completions.events import FinishEvent
         from langchain_specdec.sampling.params import SamplingParams
 
+        # TGI ends no answer in time: it is cut by who reads this.
+        room = self.max_positions - len(prompt)
         params = SamplingParams(
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens if sampling.grammar is None else room,
             temperature=sampling.temperature or 0.0,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -333,7 +333,8 @@ class StandIn:
 
     async def _run(self, valid: ValidRequest, faults: dict[str, Fault]) -> AsyncIterator[Frame]:
         self.counts["tgi_request_count"] += 1
-        async with aclosing(generate(self.model, valid)) as frames:  # type: ignore[type-var]
+        broken = faults.get("break-grammar")
+        async with aclosing(generate(self.model, valid, None if broken is None else broken.after)) as frames:  # type: ignore[type-var]
             async for frame in frames:
                 await self._hit(faults, frame.index - 1)
                 if frame.pass_tokens:

@@ -173,6 +173,7 @@ class ScriptedBackend(Backend):
         self.tokenizer = chat_tokenizer(template)
         self.width = width
         self.finish_reason: FinishReason = "eos_token"
+        self.grammar_error: str | None = None
         self.requests: list[CompletionRequest] = []
         self.streams: list[CompletionStream] = []
         self.is_closed = False
@@ -211,7 +212,8 @@ class ScriptedBackend(Backend):
             tokens[-1:] = [replace(token, text=token.text + rest) for token in tokens[-1:]]
         reason = "stop_sequence" if stopper.finish_reason == "stop_sequence" else self.finish_reason
         steps = [tuple(tokens[start : start + self.width]) for start in range(0, len(tokens), self.width)]
-        finish = FinishEvent(reason, len(request.prompt), len(tokens), 7, SpeculationStats(), cached_tokens=3)
+        counts = len(request.prompt), len(tokens)
+        finish = FinishEvent(reason, *counts, 7, SpeculationStats(), cached_tokens=3, grammar_error=self.grammar_error)
         self.streams.append(told(*map(TokenEvent, steps), finish))
         return self.streams[-1]
 

@@ -24,6 +24,7 @@ class Answer:
         self._stop_text = StopText(tuple(params.stop))
         self._logprobs = params.logprobs
         self._length = 0
+        self._released: list[str] = []
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -50,10 +51,16 @@ class Answer:
             # The server goes on past what it was asked for.
             self.finish_reason = "length"
             text += self._stop_text.flush()
+        self._released.append(text)
         if self._logprobs is None:
             return Token(frame.token_id, text, drafted=None)
         top = dict(frame.top[: self._logprobs])
         return Token(frame.token_id, text, None, frame.logprob, top)
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(self._released)
 
     def _last_text(self, text: str, whole: str, reason: FinishReason) -> str:
         """Text that the last token releases: with it goes what was held back of an incomplete character."""

@@ -18,6 +18,7 @@ from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
@@ -121,6 +122,7 @@ class TGIBackend(Backend):
         self._server = server
         self._tokenizer = LocalTokenizer.load(tokenizer)
         self._failures = Failures(self._url, key, self._timeout)
+        self._grammars = GrammarCheck(self._url, key)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._info: ServerInfo | None = None
@@ -223,6 +225,7 @@ class TGIBackend(Backend):
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
             raise InvalidParameterError(msg)
         check_honoured(request.params)
+        self._grammars.prepare(request.params.grammar)
 
     def _start(self, request: CompletionRequest) -> CompletionStream:
         future: Any = None
@@ -313,7 +316,13 @@ class TGIBackend(Backend):
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )
-            yield FinishEvent(answer.finish_reason, prompt_tokens, answer.num_tokens, seed, stats, cached_tokens=None)
+            reason = answer.finish_reason
+            broken = None
+            if (grammar := params.grammar) is not None:
+                # Beside the loop, which the other answers need.
+                broken = await self._loop.run_blocking(lambda: self._grammars.error(grammar, answer.text, reason))
+            counts = prompt_tokens, answer.num_tokens
+            yield FinishEvent(reason, *counts, seed, stats, cached_tokens=None, grammar_error=broken)
             if frame.end is not None:
                 # A connection whose answer is read to its end can serve another.
                 with suppress(Exception):

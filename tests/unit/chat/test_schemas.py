@@ -15,8 +15,9 @@ from pydantic.v1 import BaseModel as OldModel
 from typing_extensions import NotRequired, ReadOnly, Required
 
 from langchain_specdec import ChatSpeculative, Grammar
+from langchain_specdec.chat.answer_parsers import strict_json
 from langchain_specdec.chat.schemas import as_tool, named_schema
-from langchain_specdec.chat.structured_output import form_of_calls, form_of_response, strict_json
+from langchain_specdec.chat.structured_output import form_of_calls, form_of_response
 from langchain_specdec.chat.tool_calls import HermesParser
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.constraint import GrammarCompiler
