@@ -12,17 +12,17 @@ from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
-from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.tgi.errors import Failures
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
-from langchain_specdec.backends.tgi.short_request import ShortRequest
+from langchain_specdec.backends.tgi.server_facts import ServerFacts
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
@@ -36,7 +36,7 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
-from tgi_launcher.endpoints import ServerInfo, problems
+from tgi_launcher.endpoints import ServerInfo
 
 _DRAWN_SEED_LIMIT = 2**53
 # Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
@@ -45,24 +45,6 @@ _RANDOM = random.SystemRandom()
 _CHECKED_BY_SERVER = 1024
 _FIRST_DELAY = 0.5
 _DRAIN_SECONDS = 5.0
-# /info costs no model time.
-_INFO_SECONDS = 10.0
-_INFO_BYTES = 2**20
-# Of an answer to /tokenize, for each byte of the text: a token has four fields, and each byte may be a token.
-_TOKEN_BYTES = 256
-
-
-class _ServerToken(BaseModel):
-    """A token as `/tokenize` gives it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: int = Field(ge=0, strict=True)
-    start: int = Field(default=0, strict=True)
-    stop: int = Field(default=0, strict=True)
-
-
-_server_tokens = TypeAdapter(list[_ServerToken])
 
 
 class OwnedServer(Protocol):
@@ -123,8 +105,7 @@ class TGIBackend(Backend):
         self._failures = Failures(self._url, key, self._timeout)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
-        self._info: ServerInfo | None = None
-        self._info_lock: asyncio.Lock | None = None
+        self._facts = ServerFacts(self._client, self._failures, self._timeout)
         self._permits: tuple[int, asyncio.Semaphore] | None = None
         # A name of its own, until the model is known: no answer in a cache may match before.
         self._unknown = f"not known yet ({uuid.uuid4()})"
@@ -143,7 +124,7 @@ class TGIBackend(Backend):
     @property
     def model_name(self) -> str:
         """Model id of the server; its address until the first completion has asked for it."""
-        return self._info.model_id if self._info else self._url
+        return self._facts.info.model_id if self._facts.info else self._url
 
     @property
     def tokenizer(self) -> Any:
@@ -158,12 +139,12 @@ class TGIBackend(Backend):
     @property
     def max_length(self) -> int | None:
         """Most tokens of a prompt and its completion together; None until the server has told."""
-        return self._info.max_total_tokens if self._info else None
+        return self._facts.info.max_total_tokens if self._facts.info else None
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """The server and its model. Before the first completion the model is unknown, and caches do not apply."""
-        info = self._info
+        info = self._facts.info
         return {
             "backend": "tgi",
             "base_url": self._url,
@@ -198,7 +179,7 @@ class TGIBackend(Backend):
         if not text:
             return []
         try:
-            return _without_added(self._loop.submit(self._ask_tokens(text)).result())
+            return self._loop.submit(self._facts.token_ids(text)).result()
         except CancelledError:
             error: SpecDecError = EngineClosedError("The backend was closed before the tokens were counted.")
         except Exception as problem:
@@ -263,7 +244,7 @@ class TGIBackend(Backend):
         try:
             while True:
                 try:
-                    info = await self._ask_info()
+                    info = await self._facts.ask_info()
                     if permits is None:
                         permits = self._semaphore(info)
                         await permits.acquire()
@@ -276,8 +257,7 @@ class TGIBackend(Backend):
                     failure = self._failures.of(error)
                 # Outside of `except`, for the client's exception holds the key.
                 if isinstance(failure.error, BackendUnavailableError):
-                    # Another server may answer at this address next.
-                    self._info = None
+                    self._facts.forget()
                 if is_started or not failure.is_transient or attempt >= self._max_retries:
                     raise failure.error
                 await asyncio.sleep(_FIRST_DELAY * 2**attempt * _RANDOM.uniform(0.8, 1.2))
@@ -343,34 +323,8 @@ class TGIBackend(Backend):
     async def _tokenize(self, text: str) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
-            return [token.id for token in await self._ask_tokens(text)]
+            return await self._facts.prompt_ids(text)
         return await self._loop.run_blocking(lambda: tokenizer.prompt_ids(text))
-
-    async def _ask_tokens(self, text: str) -> list[_ServerToken]:
-        max_bytes = _INFO_BYTES + _TOKEN_BYTES * len(text.encode())
-        request = ShortRequest("/tokenize", self._timeout, max_bytes, {"inputs": text})
-        answer = await self._client.fetch(request, self._failures)
-        try:
-            return _server_tokens.validate_json(answer)
-        except ValidationError as error:
-            failure = self._unreadable("/tokenize", error)
-        raise failure
-
-    async def _ask_info(self) -> ServerInfo:
-        if self._info_lock is None:
-            self._info_lock = asyncio.Lock()
-        async with self._info_lock:
-            if self._info is None:
-                answer = await self._client.fetch(ShortRequest("/info", _INFO_SECONDS, _INFO_BYTES), self._failures)
-                try:
-                    self._info = ServerInfo.model_validate_json(answer)
-                except ValidationError as error:
-                    failure = self._unreadable("/info", error)
-                    raise failure from None
-            return self._info
-
-    def _unreadable(self, path: str, error: ValidationError) -> Failure:
-        return self._failures.unreadable(path, f"is not TGI's: {problems(error)}")
 
     def _semaphore(self, info: ServerInfo) -> asyncio.Semaphore:
         """Permits for as many requests as the server takes; new ones where its limit has changed."""
@@ -379,11 +333,3 @@ class TGIBackend(Backend):
         if self._permits is None or self._permits[0] != size:
             self._permits = (size, asyncio.Semaphore(size))
         return self._permits[1]
-
-
-def _without_added(tokens: Sequence[_ServerToken]) -> list[int]:
-    """The tokens of a text, without those around it that stand for none of its characters, such as BOS."""
-    covering = [index for index, token in enumerate(tokens) if token.start < token.stop]
-    # A server may tell of no places at all.
-    shown = tokens[covering[0] : covering[-1] + 1] if covering else tokens
-    return [token.id for token in shown]

@@ -59,6 +59,10 @@ class Failure(Exception):  # noqa: N818
         self.error = error
         self.is_transient = is_transient
 
+    def copy(self) -> Failure:
+        """The same with an error of its own."""
+        return Failure(type(self.error)(*self.error.args), is_transient=self.is_transient)
+
 
 class Failures:
     """Makes failures of what clients raise and servers answer, the key masked wherever a server repeats it.
