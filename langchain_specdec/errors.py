@@ -17,6 +17,7 @@ __all__ = [
     "PromptTooLongError",
     "RequestTimeoutError",
     "SpecDecError",
+    "SpeculatingServerWarning",
     "UnsupportedModelError",
 ]
 
@@ -71,3 +72,7 @@ class OverloadedError(SpecDecError, RuntimeError):
 
 class RequestTimeoutError(SpecDecError, TimeoutError):
     """The server was silent for longer than the time-out."""
+
+
+class SpeculatingServerWarning(UserWarning):
+    """A TGI server that speculates is asked for an answer of a given form. It often breaks the form then."""

@@ -1,18 +1,33 @@
-"""What a server tells of itself: its model and limits, and the tokens of a text."""
+"""What a server tells of itself: its model and limits, the tokens of a text, its health, its drafts."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from langchain_specdec.backends.tgi.client import TGIClient
 from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.tgi.loop_thread import LoopThread
 from langchain_specdec.backends.tgi.short_request import ShortRequest
+from langchain_specdec.errors import SpecDecError
 from tgi_launcher.endpoints import ServerInfo, problems
+from tgi_launcher.metrics import parse_metrics
 
 _INFO_BYTES = 2**20
+_METRICS_BYTES = 4 * 2**20
+# How long a caller waits for what it can do without, and how long a server is left alone that did not answer.
+_KNOWN_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 30.0
+# Nobody's answer waits for these two for longer.
+_HEALTH_SECONDS = 5.0
+_METRICS_SECONDS = 5.0
 # Of an answer to /tokenize, for each byte of the text: a token has four fields, and each byte may be a token.
 _TOKEN_BYTES = 256
 
@@ -36,14 +51,16 @@ class ServerFacts:
     Args:
         client: Sends the requests.
         failures: Makes the errors.
+        loop: Where that happens.
         read_timeout: Most seconds until the last byte of an answer.
 
     Attributes:
         info: What `/info` told; None until it was asked for.
     """
 
-    def __init__(self, client: TGIClient, failures: Failures, read_timeout: float) -> None:
+    def __init__(self, client: TGIClient, failures: Failures, loop: LoopThread, read_timeout: float) -> None:
         self._client = client
+        self._loop = loop
         self._failures = failures
         self._timeout = read_timeout
         self._asking: asyncio.Task[ServerInfo | Failure] | None = None
@@ -83,6 +100,28 @@ class ServerFacts:
         finally:
             self._asking = None
 
+    async def is_healthy(self) -> bool:
+        """Whether the server and its model answer."""
+        try:
+            await self._client.fetch(
+                ShortRequest("/health", min(self._timeout, _HEALTH_SECONDS), 2**16), self._failures
+            )
+        except Exception:
+            return False
+        return True
+
+    async def skipped_tokens(self) -> float:
+        """How many tokens needed no pass of their own, by `/metrics`: more than 0 is a server that speculates.
+
+        A server that does not tell counts as one that does not speculate.
+        """
+        request = ShortRequest("/metrics", min(self._timeout, _METRICS_SECONDS), _METRICS_BYTES)
+        try:
+            text = (await self._client.fetch(request, self._failures)).decode("utf-8", "replace")
+            return (await self._loop.run_blocking(lambda: parse_metrics(text, time=0.0))).skipped_sum
+        except Exception:
+            return 0.0
+
     async def prompt_ids(self, text: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front.
 
@@ -113,6 +152,49 @@ class ServerFacts:
 
     def _unreadable(self, path: str, error: ValidationError) -> Failure:
         return self._failures.unreadable(path, f"is not TGI's: {problems(error)}")
+
+
+class SoonKnown:
+    """What `/info` tells, for callers that can do without: it is asked for once in a while, and never for long.
+
+    Args:
+        loop: Where the server is asked.
+        facts: Asks it.
+    """
+
+    def __init__(self, loop: LoopThread, facts: ServerFacts) -> None:
+        self._loop = loop
+        self._facts = facts
+        self._lock = threading.Lock()
+        self._asked: Future[ServerInfo] | None = None
+        self._wait_until = self._ask_again_at = -math.inf
+
+    def get(self) -> ServerInfo | None:
+        """What it tells, or None. Waits a few seconds at most; in an event loop not at all. Raises nothing."""
+        if self._facts.info is not None:
+            return self._facts.info
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._ask_again_at:
+                self._ask_again_at, self._wait_until = now + _ASK_AGAIN_SECONDS, now + _KNOWN_SECONDS
+                try:
+                    self._asked = self._loop.submit(self._facts.ask_info())
+                except SpecDecError:  # closed
+                    return None
+            asked, seconds = self._asked, self._wait_until - now
+        if asked is not None and not _is_in_event_loop():
+            # Its error is that of a request too, which tells it.
+            with suppress(Exception, CancelledError):
+                asked.exception(max(0.0, seconds))
+        return self._facts.info
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _without_added(tokens: Sequence[_ServerToken]) -> list[int]:
