@@ -121,6 +121,7 @@ class StandIn:
         return await handler(request)  # type: ignore[no-any-return]
 
     async def _health(self, request: web.Request) -> web.Response:
+        self.counts["health"] += 1
         if self.faults.has("unhealthy") or self.faults.has("dead-shard"):
             return web.json_response({"error": "unhealthy", "error_type": "healthcheck"}, status=503)
         return web.Response()

@@ -15,6 +15,7 @@ from tgi_launcher.state import ServerExit, State
 # A router goes on for about ten seconds after the death of its model's process.
 _NOTICE_SECONDS = 15.0
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 0.5
 
 
 class OwnedServer(Protocol):
@@ -45,6 +46,9 @@ class OwnedServerWatch:
     def __init__(self, server: OwnedServer, is_healthy: Callable[[], Awaitable[bool]]) -> None:
         self._server = server
         self._is_healthy = is_healthy
+        self._looking = asyncio.Lock()
+        self._looked_at = 0.0
+        self._is_well = False
 
     @property
     def last_exit(self) -> ServerExit | None:
@@ -67,19 +71,28 @@ class OwnedServerWatch:
         msg = f"{failure.error} The server, which was started from here, has ended: {end.summary}{then}"
         return Failure(BackendUnavailableError(msg), is_transient=end.restart_in is not None)
 
-    async def wait_for_restart(self, seconds: float) -> None:
-        """Wait until a restart has come to its end, however that is, but not for longer than that."""
-        deadline = time.monotonic() + seconds
+    async def wait_for_restart(self, deadline: float) -> None:
+        """Wait until a restart has come to its end, however that is, or until a time of `time.monotonic`."""
         while self._server.state is State.RESTARTING and time.monotonic() < deadline:  # noqa: ASYNC110  # tells nobody
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _end_since(self, earlier: ServerExit | None) -> ServerExit | None:
-        deadline = time.monotonic() + _NOTICE_SECONDS
+        failed_at = time.monotonic()
         while True:
             end = self._server.last_exit
             state = self._server.state
             if end is not None and (end is not earlier or state in (State.FAILED, State.RESTARTING)):
                 return end
-            if state is not State.READY or time.monotonic() > deadline or await self._is_healthy():
+            is_late = time.monotonic() - failed_at > _NOTICE_SECONDS
+            if state is not State.READY or is_late or await self._was_well_after(failed_at):
                 return None
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _was_well_after(self, failed_at: float) -> bool:
+        """Whether the server was seen to be well after that time. All requests that failed share each look."""
+        async with self._looking:
+            now = time.monotonic()
+            if self._looked_at < max(failed_at, now - _LOOK_SECONDS):
+                self._is_well = await self._is_healthy()
+                self._looked_at = now
+            return self._is_well

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 from langchain_specdec.backends.tgi.errors import Failure
 from langchain_specdec.backends.tgi.owned_server import OwnedServerWatch
@@ -21,7 +22,7 @@ class Retries:
 
     Args:
         max_retries: How often it may be sent again.
-        read_timeout: Most seconds to wait for the restart of an own server.
+        read_timeout: Most seconds to wait for the restart of an own server, from the first failure on.
         watch: Looks after the own server, where there is one.
     """
 
@@ -30,6 +31,7 @@ class Retries:
         self._read_timeout = read_timeout
         self._watch = watch
         self._last_exit = None if watch is None else watch.last_exit
+        self._deadline: float | None = None
         self._num_failed = 0
 
     async def wait_or_raise(self, failure: Failure, *, is_started: bool = False) -> None:
@@ -48,5 +50,6 @@ class Retries:
         if is_started or not failure.is_transient or self._num_failed > limit:
             raise failure.error
         if self._watch is not None:
-            await self._watch.wait_for_restart(self._read_timeout)
+            self._deadline = self._deadline or time.monotonic() + self._read_timeout
+            await self._watch.wait_for_restart(self._deadline)
         await asyncio.sleep(_FIRST_DELAY * 2 ** (self._num_failed - 1) * _RANDOM.uniform(0.8, 1.2))

@@ -512,6 +512,18 @@ def test_a_request_waits_for_the_restart_of_an_own_server(server, client, make_b
     again.join()
 
 
+def test_all_requests_of_an_own_server_share_its_restart(server, client, make_backend, own):  # noqa: F811
+    backend = make_backend(server.url, client=client, server=own, max_retries=1, read_timeout=20.0)
+    server.set_faults("dead-shard")
+    streams = backend.start([ask()] * 30)
+    ended = later(0.5, lambda: own.end(restart_in=1.0))
+    again = later(1.5, server.set_faults, lambda: setattr(own, "state", State.READY))
+    assert ["".join(event.text for event in list(stream)[:-1]) for stream in streams] == [TEXT] * 30
+    ended.join()
+    again.join()
+    assert server.standin.counts["health"] < 10
+
+
 def test_what_has_begun_is_not_sent_again_after_a_restart(server, client, make_backend, own):  # noqa: F811
     backend = make_backend(server.url, client=client, server=own)
     server.set_faults("dead-shard:after=2")
