@@ -54,7 +54,7 @@ _DRAIN_SECONDS = 5.0
 class TGIBackend(Backend):
     """A connection to a Text Generation Inference server.
 
-    Nothing is sent before the first completion, so a server may come up later. All completions run in one thread with
+    Nothing is sent when it is made, so a server may come up later. All completions run in one thread with
     an event loop, whether they are asked for from threads or from event loops; more than the server takes at a time
     wait here.
 
@@ -171,7 +171,7 @@ class TGIBackend(Backend):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The server and its model. Before the first completion the model is unknown, and caches do not apply."""
+        """The server and its model. Before the server was asked, the model is unknown, and caches do not apply."""
         info = self._facts.info
         return {
             "backend": "tgi",
