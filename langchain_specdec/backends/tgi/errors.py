@@ -183,8 +183,8 @@ class Failures:
         if not any(words in said for words in _MODEL_GONE):
             return Failure(GenerationError(failed), is_transient=is_transient)
         msg = (
-            f"{failed} So the process that runs its model has ended. If the server is started again, max_retries=6 "
-            f"waits half a minute for it, and each one more twice as long."
+            f"{failed.rstrip('.')}. So the process that runs its model has ended. If the server is started again, "
+            f"max_retries=6 waits half a minute for it, and each one more twice as long."
         )
         return Failure(BackendUnavailableError(msg), is_transient=True)
 
