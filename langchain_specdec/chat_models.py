@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,6 +21,7 @@ from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import continues_message, size_of, to_template_messages
+from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import (
@@ -120,7 +122,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     api_key: SecretStr | None = Field(default=None, exclude=True)
     """Accepted as by other chat models. A model in this process asks for none."""
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
-    """A loaded Hugging Face tokenizer with the chat template. None is the backend's, which a server does not have."""
+    """A loaded Hugging Face tokenizer with the chat template. None is the backend's."""
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -134,27 +136,35 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             super().__init__(**values)
             checked_timeout(self.timeout)
             # The template is made at once, so that a model without one is refused before it is used.
-            _ = self._template
+            if not self._must_ask:
+                _ = self._template
+
+    @property
+    def _must_ask(self) -> bool:
+        """Whether a server has to be asked for the model whose template it is."""
+        is_known = self.tokenizer is not None or self.backend.private_tokenizer is not None
+        return self.backend.is_remote and not is_known
 
     @property
     def _template(self) -> ChatTemplate:
+        own = self.backend.load_tokenizer() if self.tokenizer is None else self.tokenizer
         # A copy with other values of these fields carries this template along, so they are compared.
-        key = (self.backend, self.tokenizer, self.chat_template, repr(self.chat_template_kwargs))
+        key = (own, self.chat_template, repr(self.chat_template_kwargs))
         cached = self._cached_template
         if cached is None or any(a is not b and a != b for a, b in zip(cached[0], key, strict=True)):
-            self._cached_template = cached = key, self._make_template()
+            self._cached_template = cached = key, self._make_template(own)
         return cached[1]
 
-    def _make_template(self) -> ChatTemplate:
-        own = self.backend.private_tokenizer or self.backend.tokenizer
-        tokenizer = self.tokenizer if self.tokenizer is not None else own
+    def _make_template(self, tokenizer: Any) -> ChatTemplate:
         if tokenizer is None:
             msg = (
                 f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
                 f"serves: {type(self).__name__}(backend=..., tokenizer=AutoTokenizer.from_pretrained(model_id))."
             )
             raise InvalidParameterError(msg)
-        return ChatTemplate(tokenizer, self.backend.model_name, self.chat_template, self.chat_template_kwargs)
+        # A server is not asked for a name that only errors show.
+        name = "The server's model" if self.backend.is_remote else self.backend.model_name
+        return ChatTemplate(tokenizer, name, self.chat_template, self.chat_template_kwargs)
 
     @property
     def model_name(self) -> str:
@@ -167,27 +177,12 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {**self._text_identity(), "chat_template": self._template.identity}
+        # No answer in a cache may match before the template is known.
+        template = f"not known yet ({uuid.uuid4()})" if self._must_ask else self._template.identity
+        return {**self._text_identity(), "chat_template": template}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        profile: ModelProfile = {
-            "name": self.backend.model_name,
-            "text_inputs": True,
-            "text_outputs": True,
-            "image_inputs": False,
-            "audio_inputs": False,
-            "video_inputs": False,
-            "tool_calling": True,
-            "tool_choice": True,
-            # Agents take it for a response format beside tools; without it they make a tool of the format.
-            "structured_output": self.backend.takes_calls_or_object,
-            "temperature": True,
-            "open_weights": True,
-        }
-        if (limit := self.backend.max_length) is not None:
-            profile["max_input_tokens"] = limit
-            profile["max_output_tokens"] = limit
-        return profile
+        return profile_of(self.backend)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that these messages and tools become, template included; 0 without messages."""
@@ -342,8 +337,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> _Call:
-        """The same for an event loop, which long messages and tools would block."""
-        if size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT:
+        """The same for an event loop, which long messages and tools would block, or a question to a server."""
+        is_short = size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT
+        if is_short and not self._must_ask:
             return self._prepare(messages, stop, kwargs)
         return await asyncio.to_thread(self._prepare, messages, stop, kwargs)
 

@@ -18,6 +18,7 @@ __all__ = [
     "PromptTooLongError",
     "RequestTimeoutError",
     "SpecDecError",
+    "SpeculatingServerWarning",
     "UnsupportedModelError",
 ]
 
@@ -76,3 +77,7 @@ class OverloadedError(SpecDecError, RuntimeError):
 
 class RequestTimeoutError(SpecDecError, TimeoutError):
     """The server was silent for longer than the time-out."""
+
+
+class SpeculatingServerWarning(UserWarning):
+    """A TGI server that speculates is asked for an answer of a given form. It often breaks the form then."""

@@ -145,7 +145,11 @@ class SpeculativeBase(BaseModel):
         max_retries: int = 2,
         **kwargs: Any,
     ) -> Self:
-        """Use a Text Generation Inference server. Nothing is sent to it before the first completion.
+        """Use a Text Generation Inference server. Nothing is sent to it before the first call.
+
+        A chat needs the tokenizer of the server's model, for its chat template. Without `tokenizer=` the first call
+        asks the server which model that is, and reads the tokenizer from the model's folder, where the server is on
+        this machine, or takes it from the Hugging Face Hub or its cache.
 
         Args:
             base_url: Root address of the server, such as `"http://127.0.0.1:8080"`.
@@ -160,7 +164,8 @@ class SpeculativeBase(BaseModel):
         """
         from langchain_specdec.backends.tgi.backend import TGIBackend
 
-        fields, options = cls._split(kwargs)
+        # A tokenizer is the backend's, which counts by it too.
+        fields, options = cls._split(kwargs, {"tokenizer"})
         named: dict[str, Any] = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
         refuse_unknown(options, cls._accepted(TGIBackend, named) - {"base_url", "server"})
         return cls._over(TGIBackend(base_url, **named, **options), fields)
@@ -178,10 +183,14 @@ class SpeculativeBase(BaseModel):
     ) -> Self:
         """Start a Text Generation Inference server on this machine and use it; `close` ends it.
 
+        While TGI speculates, it breaks most grammars. Where answers have to be of a given form (structured output,
+        forced tool calls, `grammar=`), take one of: `speculate=0`; a second server with `speculate=0` for them; or the
+        engine in this process (`from_model_id`), which holds grammars and speculates.
+
         Args:
             model_id: Model id of the Hugging Face Hub, or a local folder.
             speculate: Tokens to draft per step, by n-grams or by the heads of a Medusa or MLP-speculator model; 0 for
-                none, None for TGI's own choice.
+                none, as answers of a given form need it; None for TGI's own choice.
             api_key: Key that the server is to ask for.
             read_timeout: Most seconds to wait for the next token, the first included.
             max_retries: How often a request is sent again that failed before its first token.
@@ -196,7 +205,7 @@ class SpeculativeBase(BaseModel):
         """
         from langchain_specdec.backends.tgi.launch import launch_backend
 
-        fields, options = cls._split(kwargs)
+        fields, options = cls._split(kwargs, {"tokenizer"})
         named = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
         return cls._over(launch_backend(model_id, speculate=speculate, **named, **options), fields)
 

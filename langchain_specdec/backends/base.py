@@ -30,6 +30,8 @@ class Backend(ABC):
     """Whether a grammar may be `CallsOrObject`, which is neither one schema nor a regular expression."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
+    is_remote: bool = False
+    """Whether a server knows what there is to know of the model, and is asked when that is first needed."""
 
     @property
     @abstractmethod
@@ -50,6 +52,10 @@ class Backend(ABC):
     def private_tokenizer(self) -> PrivateTokenizer | None:
         """The copy of the tokenizer that the backend itself works with; None where it keeps none."""
         return None
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer that chats are rendered with, loaded if it has to be; None where there is none."""
+        return self.private_tokenizer or self.tokenizer
 
     @property
     def max_length(self) -> int | None:

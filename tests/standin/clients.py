@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from langchain_specdec import TGIBackend
-from langchain_specdec.backends.tgi import backend as tgi
+from langchain_specdec.backends.tgi import retries
 
 CLIENTS = [
     pytest.param(
@@ -58,7 +58,7 @@ def assert_in_time(condition: Callable[[], bool], message: str, seconds: float =
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tgi, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.01)
 
 
 @pytest.fixture

@@ -23,15 +23,19 @@ REQUEST_FAULTS = {
     "split-bytes": "every byte of the answer travels alone, so characters are split",
     "break-grammar": "from the token behind `after` on, the grammar is not looked at, as under TGI's speculation",
     "slow": "waits `seconds` (default 0.05) before each token",
+    "one-packet": "the tokens of a forward pass travel in one packet, as they mostly do",
+    "dead-shard": "the model's process is gone and the router is not: 424, or an error frame, after `after` tokens",
     "bad-gateway": "502 with a page of HTML, as from a proxy",
     "unavailable": "503 with a page of HTML, as from a proxy",
     "plain-text": "422 in plain text, as for a body of the wrong types",
     "unhealthy": "503 from /health",
     "no-info": "404 from /info, as from a server of another kind",
+    "slow-info": "waits `seconds` (default 1) before it answers /info",
+    "no-metrics": "500 from /metrics",
     "no-tokenize": "500 from /tokenize",
 }
 # These concern a route of their own and stay until they are taken back.
-ROUTE_FAULTS = {"unhealthy", "no-info", "no-tokenize"}
+ROUTE_FAULTS = {"unhealthy", "no-info", "slow-info", "no-metrics", "no-tokenize"}
 
 
 @dataclass

@@ -43,6 +43,7 @@ from tests.standin.generation import (
 from tests.standin.models import EngineModel, FakeModel, Model
 
 PAYLOAD_LIMIT = 2_000_000
+DEAD_SHARD = "Request failed during generation: Server error: transport error"
 _CHAT_REASONS = {"eos_token": "stop", "length": "length", "stop_sequence": "stop_sequence"}
 
 
@@ -120,11 +121,15 @@ class StandIn:
         return await handler(request)  # type: ignore[no-any-return]
 
     async def _health(self, request: web.Request) -> web.Response:
-        if self.faults.has("unhealthy"):
+        self.counts["health"] += 1
+        if self.faults.has("unhealthy") or self.faults.has("dead-shard"):
             return web.json_response({"error": "unhealthy", "error_type": "healthcheck"}, status=503)
         return web.Response()
 
     async def _info(self, request: web.Request) -> web.Response:
+        self.counts["info"] += 1
+        if slow := self.faults.of_start("slow-info"):
+            await asyncio.sleep(slow.seconds or 1.0)
         if self.faults.has("no-info"):
             return web.Response(status=404)
         limits = {f.name: getattr(self.limits, f.name) for f in fields(self.limits) if f.name != "max_top_n_tokens"}
@@ -147,6 +152,9 @@ class StandIn:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        self.counts["metrics"] += 1
+        if self.faults.has("no-metrics"):
+            return web.Response(status=500)
         lines = []
         for name in ("tgi_request_count", "tgi_request_success"):
             if self.counts[name]:
@@ -164,6 +172,7 @@ class StandIn:
                     "",
                 ]
         lines += ["# TYPE tgi_queue_size gauge", "tgi_queue_size 0", ""]
+        lines += ["# TYPE tgi_batch_current_size gauge", f"tgi_batch_current_size {self.num_running}", ""]
         return web.Response(text="\n".join(lines))
 
     async def _set_faults(self, request: web.Request) -> web.Response:
@@ -364,6 +373,8 @@ class StandIn:
         if "generation" in due:
             message = "Request failed during generation: Server error: CUDA out of memory"
             raise Refusal(424, "generation", message)
+        if "dead-shard" in due:
+            raise Refusal(424, "generation", DEAD_SHARD)
         if "incomplete" in due:
             raise Refusal(500, "incomplete_generation", "Incomplete generation")
 
@@ -404,13 +415,19 @@ class StandIn:
             for piece in [data[i : i + 1] for i in range(len(data))] if "split-bytes" in faults else [data]:
                 await response.write(piece)
 
+        num_left = 0
         try:
             with self._permit(faults):
                 valid = check()
                 async with aclosing(self._run(valid, faults)) as frames:  # type: ignore[type-var]
+                    packet: list[str] = []
                     async for frame in frames:
-                        for event in events(valid, frame):
-                            await write(_compact(event))
+                        num_left = frame.pass_tokens or num_left
+                        num_left -= 1
+                        packet += [_compact(event) for event in events(valid, frame)]
+                        if "one-packet" not in faults or not num_left:
+                            await write("\n\ndata:".join(packet))
+                            packet = []
         except Refusal as refusal:
             error = refusal.body
             if refusal.kind == "incomplete_generation":

@@ -7,12 +7,12 @@ import random
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
@@ -21,9 +21,12 @@ from langchain_specdec.backends.tgi.errors import Failure, Failures
 from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
+from langchain_specdec.backends.tgi.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
-from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
-from langchain_specdec.backends.tgi.short_request import ShortRequest
+from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer, TokenizerInUse
+from langchain_specdec.backends.tgi.retries import Retries
+from langchain_specdec.backends.tgi.server_facts import ServerFacts, SoonKnown
+from langchain_specdec.backends.tgi.speculation_warner import SpeculationWarner
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
@@ -34,49 +37,25 @@ from langchain_specdec.errors import (
     InvalidParameterError,
     PromptTooLongError,
     SpecDecError,
+    SpeculatingServerWarning,
 )
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
-from tgi_launcher.endpoints import ServerInfo, problems
+from tgi_launcher.endpoints import ServerInfo
 
+T = TypeVar("T")
 _DRAWN_SEED_LIMIT = 2**53
 # Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
 _RANDOM = random.SystemRandom()
 # A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024
-_FIRST_DELAY = 0.5
 _DRAIN_SECONDS = 5.0
-# /info costs no model time.
-_INFO_SECONDS = 10.0
-_INFO_BYTES = 2**20
-# Of an answer to /tokenize, for each byte of the text: a token has four fields, and each byte may be a token.
-_TOKEN_BYTES = 256
-
-
-class _ServerToken(BaseModel):
-    """A token as `/tokenize` gives it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: int = Field(ge=0, strict=True)
-    start: int = Field(default=0, strict=True)
-    stop: int = Field(default=0, strict=True)
-
-
-_server_tokens = TypeAdapter(list[_ServerToken])
-
-
-class OwnedServer(Protocol):
-    """A server that ends with its backend, such as `tgi_launcher.TGIServer`."""
-
-    def stop(self) -> object:
-        """End it."""
 
 
 class TGIBackend(Backend):
     """A connection to a Text Generation Inference server.
 
-    Nothing is sent before the first completion, so a server may come up later. All completions run in one thread with
+    Nothing is sent when it is made, so a server may come up later. All completions run in one thread with
     an event loop, whether they are asked for from threads or from event loops; more than the server takes at a time
     wait here.
 
@@ -87,11 +66,14 @@ class TGIBackend(Backend):
         client: `"text-generation"`, `"huggingface-hub"`, or `"auto"`: the first where it is installed, else the other.
         read_timeout: Most seconds to wait for the next token, the first included.
         max_retries: How often a request is sent again where the server is overloaded, not ready or not reachable, or
-            breaks the connection; never after the first token of the answer.
+            breaks the connection, after 0.5 seconds and then twice as long each time; never after the first token of
+            the answer. Where the model fails (424) it is sent again twice at most.
         max_concurrency: Most requests at a time. None is the server's own limit, which is the highest in any case.
         tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
-            than by asking the server, and has the template that chats need.
-        server: A server that ends with this backend.
+            than by asking the server, and has the template that chats need. None is that of the model that the
+            server names, loaded when a chat needs it; the code of a tokenizer is never run.
+        server: A server that ends with this backend. Where it is started again after a crash, requests that have no
+            token yet wait for it, `read_timeout` at most, and errors tell why it ended.
 
     Raises:
         InvalidParameterError: A parameter is out of its range.
@@ -100,6 +82,7 @@ class TGIBackend(Backend):
     """
 
     needs_properties = True
+    is_remote = True
 
     def __init__(
         self,
@@ -119,14 +102,16 @@ class TGIBackend(Backend):
         self._timeout = float(read_timeout)
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
-        self._server = server
-        self._tokenizer = LocalTokenizer.load(tokenizer)
+        self._tokenizers = TokenizerInUse(LocalTokenizer.load(tokenizer), self._url)
         self._failures = Failures(self._url, key, self._timeout)
         self._grammars = GrammarCheck(self._url, key)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
-        self._info: ServerInfo | None = None
-        self._info_lock: asyncio.Lock | None = None
+        self._facts = ServerFacts(self._client, self._failures, self._loop, self._timeout)
+        self._name = SoonKnown(self._loop, self._facts)
+        self._warner = SpeculationWarner(self._facts, self._url, server)
+        self._server = server
+        self._watch = None if server is None else OwnedServerWatch(server, self._facts.is_healthy)
         self._permits: tuple[int, asyncio.Semaphore] | None = None
         # A name of its own, until the model is known: no answer in a cache may match before.
         self._unknown = f"not known yet ({uuid.uuid4()})"
@@ -144,12 +129,17 @@ class TGIBackend(Backend):
 
     @property
     def model_name(self) -> str:
-        """Model id of the server; its address until the first completion has asked for it."""
-        return self._info.model_id if self._info else self._url
+        """Model id of the server, which is asked for it; its address where it does not tell, or not yet.
+
+        A server that does not answer is waited for a few seconds, and not asked again for a while. In an event loop
+        there is no waiting at all.
+        """
+        info = self._name.get()
+        return info.model_id if info else self._url
 
     @property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer that it was given, or None."""
+        """The Hugging Face tokenizer that it was given or has loaded, or None."""
         return self._tokenizer.private.original if self._tokenizer else None
 
     @property
@@ -158,14 +148,33 @@ class TGIBackend(Backend):
         return self._tokenizer.private if self._tokenizer else None
 
     @property
+    def _tokenizer(self) -> LocalTokenizer | None:
+        return self._tokenizers.current(self._facts.info)
+
+    def load_tokenizer(self) -> PrivateTokenizer:
+        """The tokenizer that it was given, or that of the model which the server names.
+
+        That is read from the model's folder, where the server is on this machine, or comes from the Hugging Face Hub
+        or its cache.
+
+        Raises:
+            BackendUnavailableError: The server does not answer, or is of another kind.
+            ModelLoadError: The tokenizer cannot be found or read.
+        """
+        known = self._tokenizer
+        if known is None:
+            known = self._tokenizers.load(self._wait_for(self._ask_info(), "its model was known"))
+        return known.private
+
+    @property
     def max_length(self) -> int | None:
         """Most tokens of a prompt and its completion together; None until the server has told."""
-        return self._info.max_total_tokens if self._info else None
+        return self._facts.info.max_total_tokens if self._facts.info else None
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The server and its model. Before the first completion the model is unknown, and caches do not apply."""
-        info = self._info
+        """The server and its model. Before the server was asked, the model is unknown, and caches do not apply."""
+        info = self._facts.info
         return {
             "backend": "tgi",
             "base_url": self._url,
@@ -199,14 +208,7 @@ class TGIBackend(Backend):
             return self._tokenizer.private.encode(text, add_special_tokens=False)
         if not text:
             return []
-        try:
-            return _without_added(self._loop.submit(self._ask_tokens(text)).result())
-        except CancelledError:
-            error: SpecDecError = EngineClosedError("The backend was closed before the tokens were counted.")
-        except Exception as problem:
-            error = self._failures.of(problem).error
-        # Outside of `except`, for the client's exception holds the key.
-        raise error
+        return self._wait_for(self._ask_tokens(text), "the tokens were counted")
 
     def close(self) -> None:
         """Break what runs, with an `EngineClosedError`, and stop the server if it is this backend's own."""
@@ -241,6 +243,17 @@ class TGIBackend(Backend):
         )
         return stream
 
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
+        """What comes of a question to the server."""
+        try:
+            return self._loop.submit(coroutine).result()
+        except CancelledError:
+            error: SpecDecError = EngineClosedError(f"The backend was closed before {what}.")
+        except Exception as problem:
+            error = self._failures.of(problem).error
+        # Outside of `except`, for the client's exception holds the key.
+        raise error
+
     # -- in the loop's thread
 
     async def _serve(self, request: CompletionRequest, stream: CompletionStream) -> None:
@@ -261,33 +274,56 @@ class TGIBackend(Backend):
         if self._tokenizer:
             prompt = self._tokenizer.without_bos(prompt)
         permits: asyncio.Semaphore | None = None
-        attempt = 0
+        retries = self._retries()
         is_started = False
         try:
             while True:
                 try:
-                    info = await self._ask_info()
+                    info = await self._facts.ask_info()
                     if permits is None:
                         permits = self._semaphore(info)
                         await permits.acquire()
+                    if request.params.grammar is not None:
+                        await self._warner.warn_once()
                     async with aclosing(self._attempt(request, prompt, seed, info)) as events:
                         async for event in events:
                             is_started = True
                             yield event
                     return
+                except SpeculatingServerWarning:
+                    # Warnings are errors here.
+                    raise
                 except Exception as error:
                     failure = self._failures.of(error)
                 # Outside of `except`, for the client's exception holds the key.
                 if isinstance(failure.error, BackendUnavailableError):
-                    # Another server may answer at this address next.
-                    self._info = None
-                if is_started or not failure.is_transient or attempt >= self._max_retries:
-                    raise failure.error
-                await asyncio.sleep(_FIRST_DELAY * 2**attempt * _RANDOM.uniform(0.8, 1.2))
-                attempt += 1
+                    self._facts.forget()
+                await retries.wait_or_raise(failure, is_started=is_started)
         finally:
             if permits is not None:
                 permits.release()
+
+    async def _ask_info(self) -> ServerInfo:
+        """What `/info` tells, after as many attempts as it may take."""
+        retries = self._retries()
+        while True:
+            try:
+                return await self._facts.ask_info()
+            except Failure as error:
+                failure = error
+            await retries.wait_or_raise(failure)
+
+    async def _ask_tokens(self, text: str) -> list[int]:
+        retries = self._retries(0)
+        try:
+            return await self._facts.token_ids(text)
+        except Exception as error:
+            failure = self._failures.of(error)
+        await retries.wait_or_raise(failure)
+        raise failure
+
+    def _retries(self, max_retries: int | None = None) -> Retries:
+        return Retries(self._max_retries if max_retries is None else max_retries, self._timeout, self._watch)
 
     async def _attempt(
         self, request: CompletionRequest, prompt: str, seed: int, info: ServerInfo
@@ -352,34 +388,8 @@ class TGIBackend(Backend):
     async def _tokenize(self, text: str) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
-            return [token.id for token in await self._ask_tokens(text)]
+            return await self._facts.prompt_ids(text)
         return await self._loop.run_blocking(lambda: tokenizer.prompt_ids(text))
-
-    async def _ask_tokens(self, text: str) -> list[_ServerToken]:
-        max_bytes = _INFO_BYTES + _TOKEN_BYTES * len(text.encode())
-        request = ShortRequest("/tokenize", self._timeout, max_bytes, {"inputs": text})
-        answer = await self._client.fetch(request, self._failures)
-        try:
-            return _server_tokens.validate_json(answer)
-        except ValidationError as error:
-            failure = self._unreadable("/tokenize", error)
-        raise failure
-
-    async def _ask_info(self) -> ServerInfo:
-        if self._info_lock is None:
-            self._info_lock = asyncio.Lock()
-        async with self._info_lock:
-            if self._info is None:
-                answer = await self._client.fetch(ShortRequest("/info", _INFO_SECONDS, _INFO_BYTES), self._failures)
-                try:
-                    self._info = ServerInfo.model_validate_json(answer)
-                except ValidationError as error:
-                    failure = self._unreadable("/info", error)
-                    raise failure from None
-            return self._info
-
-    def _unreadable(self, path: str, error: ValidationError) -> Failure:
-        return self._failures.unreadable(path, f"is not TGI's: {problems(error)}")
 
     def _semaphore(self, info: ServerInfo) -> asyncio.Semaphore:
         """Permits for as many requests as the server takes; new ones where its limit has changed."""
@@ -388,11 +398,3 @@ class TGIBackend(Backend):
         if self._permits is None or self._permits[0] != size:
             self._permits = (size, asyncio.Semaphore(size))
         return self._permits[1]
-
-
-def _without_added(tokens: Sequence[_ServerToken]) -> list[int]:
-    """The tokens of a text, without those around it that stand for none of its characters, such as BOS."""
-    covering = [index for index, token in enumerate(tokens) if token.start < token.stop]
-    # A server may tell of no places at all.
-    shown = tokens[covering[0] : covering[-1] + 1] if covering else tokens
-    return [token.id for token in shown]

@@ -14,6 +14,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -33,6 +34,15 @@ from tgi_launcher.logs import Redactor
 # Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
 _REFUSAL = "Input validation error: "
 _TOO_LONG = ("`inputs` tokens + `max_new_tokens` must be", "`inputs` must have less than")
+# A router's words, those of its gRPC library, where it does not reach the process with the model; see ClientError in
+# TGI's backends/client/src/lib.rs.
+_MODEL_GONE = (
+    "Could not connect to Text Generation server: ",
+    "Server error: transport error",
+    "Server error: error trying to connect",
+    "Server error: h2 protocol error",
+    "Server error: tcp connect error",
+)
 # The clients' names for TGI's error_type, and for a status where there is no error_type.
 _REFUSED = ("ValidationError", "BadRequestError")
 _FAILED = ("GenerationError", "IncompleteGenerationError", "UnknownError")
@@ -58,6 +68,10 @@ class Failure(Exception):  # noqa: N818
         super().__init__(str(error))
         self.error = error
         self.is_transient = is_transient
+
+    def copy(self) -> Failure:
+        """The same with an error of its own."""
+        return Failure(type(self.error)(*self.error.args), is_transient=self.is_transient)
 
 
 class Failures:
@@ -92,7 +106,7 @@ class Failures:
             return self.by_status(_STATUS[name], str(error))
         if is_clients and name in _FAILED:
             message = f"The TGI server at {self._url} failed to complete the request: {self._quote(str(error), 200)}"
-            return Failure(GenerationError(message))
+            return self._failed(message, str(error), is_transient=name == "GenerationError")
         if name == "OfflineModeIsEnabled":
             msg = (
                 f"huggingface_hub refuses to reach {self._url}: it refuses every address while HF_HUB_OFFLINE is set. "
@@ -154,8 +168,25 @@ class Failures:
             msg = f"The server at {url} is not ready (HTTP {status}).{detail}{_proxy_hint(url)}"
             return Failure(BackendUnavailableError(msg), is_transient=True)
         if status >= 500 or status == 424:
-            return Failure(GenerationError(f"The server at {url} failed (HTTP {status}).{detail}"))
+            failed = f"The server at {url} failed (HTTP {status}).{detail}"
+            return self._failed(failed, message, is_transient=status == 424)
         return Failure(self._refused(message or f"HTTP {status}, for a reason that the client does not pass on."))
+
+    def _failed(self, failed: str, said: str, *, is_transient: bool) -> Failure:
+        """The failure of a request that the model did not complete, or of the model itself.
+
+        Args:
+            failed: What to tell.
+            said: What the server says.
+            is_transient: Whether the same request may succeed a moment later.
+        """
+        if not any(words in said for words in _MODEL_GONE):
+            return Failure(GenerationError(failed), is_transient=is_transient)
+        msg = (
+            f"{failed.rstrip('.')}. So the process that runs its model has ended. If the server is started again, "
+            f"max_retries=6 waits half a minute for it, and each one more twice as long."
+        )
+        return Failure(BackendUnavailableError(msg), is_transient=True)
 
     def lost(self) -> Failure:
         """The failure of an answer that just ends."""
@@ -191,10 +222,13 @@ def error_text(body: str) -> str:
         return "" if "<html" in body.lower() else body
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     """Whether an address is one of this machine itself."""
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # the name of a host, which may begin like a number
+        return False
 
 
 def _is_a(error: BaseException | None, names: tuple[str, ...]) -> bool:
@@ -217,7 +251,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _proxy_hint(url: str) -> str:
-    if not _is_loopback(url) or not getproxies() or proxy_bypass(urlsplit(url).hostname or ""):
+    if not is_loopback(url) or not getproxies() or proxy_bypass(urlsplit(url).hostname or ""):
         return ""
     return " A proxy is set in the environment; if requests go there, set NO_PROXY=127.0.0.1,localhost."
 

@@ -24,7 +24,8 @@ def launch_backend(
 
     Args:
         model_id: Model id or local folder.
-        speculate: Tokens to draft per step; None is TGI's own choice.
+        speculate: Tokens to draft per step; None is TGI's own choice. Answers of a given form need 0: while TGI
+            speculates, it breaks most grammars. A second server or the engine in this process are other ways.
         api_key: Key that the server is to ask for.
         tokenizer: See `TGIBackend`.
         options: Parameters of `TGIBackend`, fields of `tgi_launcher.TGIConfig`, and parameters of

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self
 
+from langchain_specdec.backends.tgi.errors import is_loopback
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from tgi_launcher.endpoints import ServerInfo
+
+_LONGEST_REASON = 500
 
 
 class LocalTokenizer:
@@ -36,17 +42,35 @@ class LocalTokenizer:
         if isinstance(tokenizer, PrivateTokenizer):
             return cls(tokenizer)
         if isinstance(tokenizer, str):
-            from transformers import AutoTokenizer
-
-            try:
-                return cls(AutoTokenizer.from_pretrained(tokenizer))
-            except Exception as error:
-                msg = f"The tokenizer of {tokenizer} cannot be loaded: {error}"
-                raise ModelLoadError(msg) from error
+            loaded, why = _from_pretrained(tokenizer)
+            if loaded is None:
+                msg = f"The tokenizer of {tokenizer} cannot be loaded: {why}"
+                raise ModelLoadError(msg)
+            return cls(loaded)
         if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
             msg = f"tokenizer must be a Hugging Face tokenizer, a model id or a folder, got {tokenizer!r}."
             raise InvalidParameterError(msg)
         return cls(tokenizer)
+
+    @classmethod
+    def of_server(cls, info: ServerInfo, url: str) -> Self:
+        """The tokenizer of the model that a server names, from its folder if that is of this machine, or the Hub.
+
+        Raises:
+            ModelLoadError: It cannot be found or read.
+        """
+        name = info.model_id
+        is_path = _is_path(name)
+        loaded, why = None, "that is a path here, and a server on another machine does not choose what is opened here."
+        if is_loopback(url) or not is_path:
+            loaded, why = _from_pretrained(name, None if is_path else info.model_sha)
+        if loaded is None:
+            msg = (
+                f"The tokenizer of {name!r}, the model of the TGI server at {url}, cannot be loaded: {why} Give the "
+                f"tokenizer of that model, its id, or a folder with it: tokenizer=."
+            )
+            raise ModelLoadError(msg)
+        return cls(loaded)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front."""
@@ -62,3 +86,59 @@ class LocalTokenizer:
             return text
         # Two more characters tell; the tokens of the whole may be many.
         return text.removeprefix(bos) if self.prompt_ids(text[: len(bos) + 2])[:2] == [bos_id, bos_id] else text
+
+
+class TokenizerInUse:
+    """The tokenizer that a user gave, or that of the model which the server names.
+
+    Args:
+        given: What the user gave.
+        url: Address of the server.
+    """
+
+    def __init__(self, given: LocalTokenizer | None, url: str) -> None:
+        self._given = given
+        self._url = url
+        self._lock = threading.Lock()
+        self._learned: tuple[str, LocalTokenizer] | None = None
+
+    def current(self, info: ServerInfo | None) -> LocalTokenizer | None:
+        """The one for the model that the server has now, if there is one already."""
+        if self._given is not None or self._learned is None:
+            return self._given
+        name, tokenizer = self._learned
+        return tokenizer if info is None or info.model_id == name else None
+
+    def load(self, info: ServerInfo) -> LocalTokenizer:
+        """The same, loaded where that was not done yet.
+
+        Raises:
+            ModelLoadError: It cannot be found or read.
+        """
+        with self._lock:
+            known = self.current(info)
+            if known is None:
+                known = LocalTokenizer.of_server(info, self._url)
+                self._learned = info.model_id, known
+            return known
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # none that a file could have
+        return False
+
+
+def _from_pretrained(name: str, revision: str | None = None) -> tuple[Any, str]:
+    """A tokenizer by its id or folder, or None and why not. Code that comes with it is not run."""
+    from transformers import AutoTokenizer
+
+    options = {} if revision is None else {"revision": revision}
+    try:
+        # With None in place of False, it would ask at the terminal.
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options), ""
+    except Exception as error:
+        # The Hub's exceptions hold the request with the user's token, so none is handed on.
+        why = " ".join(str(error).split())
+        return None, why if len(why) <= _LONGEST_REASON else f"{why[:_LONGEST_REASON]}…"

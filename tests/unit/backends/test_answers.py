@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM
 from langchain_specdec.backends.tgi.answer import Answer
-from langchain_specdec.backends.tgi.backend import _ServerToken, _without_added
 from langchain_specdec.backends.tgi.client import Frame, FrameEnd
+from langchain_specdec.backends.tgi.server_facts import _ServerToken, _without_added
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.tiny_models import scripted_model
 

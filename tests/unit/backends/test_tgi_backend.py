@@ -277,6 +277,8 @@ def assert_works_again(server, backend):
         ("crash:after=2:times=1", BackendUnavailableError, "broke the connection"),
         ("generation", GenerationError, "CUDA out of memory"),
         ("generation:after=2", GenerationError, "CUDA out of memory"),
+        ("dead-shard", BackendUnavailableError, "process that runs its model has ended.*max_retries=6"),
+        ("dead-shard:after=2", BackendUnavailableError, "process that runs its model has ended"),
         ("incomplete:after=2", GenerationError, "Incomplete generation"),
         ("garbage:after=1", GenerationError, "not TGI's"),
         ("overloaded", OverloadedError, "more requests than it takes"),
@@ -307,21 +309,31 @@ def test_silence_ends_with_a_time_out(server, client, make_backend):  # noqa: F8
 
 
 def test_a_slow_stream_may_take_longer_than_the_time_out(server, client, make_backend):  # noqa: F811
-    backend = make_backend(server.url, client=client, read_timeout=0.4)
-    server.set_faults("slow:seconds=0.06")
+    backend = make_backend(server.url, client=client, read_timeout=2.0)
+    server.set_faults("slow:seconds=0.25")
     assert text_of(backend, max_new_tokens=12) == TEXT.encode()[:12].decode()
 
 
-@pytest.mark.parametrize("fault", ["overloaded", "unavailable", "drop", "cut"])
+@pytest.mark.parametrize("fault", ["overloaded", "unavailable", "drop", "cut", "generation", "dead-shard"])
 def test_what_has_not_begun_is_tried_again(server, backend, fault):
     server.set_faults(f"{fault}:times=2")
     assert text_of(backend) == TEXT
     server.set_faults(f"{fault}:times=3")
-    with pytest.raises((OverloadedError, BackendUnavailableError)):
+    with pytest.raises((OverloadedError, BackendUnavailableError, GenerationError)):
         backend.complete([ask()])
 
 
-@pytest.mark.parametrize("fault", ["drop:after=1:times=1", "generation:times=1", "plain-text:times=1"])
+@pytest.mark.parametrize(("fault", "num_sent"), [("generation", 3), ("dead-shard", 6)])
+def test_a_model_that_fails_is_asked_three_times_at_most(server, client, make_backend, fault, num_sent):  # noqa: F811
+    """The request may be why; not so where the model's process is gone."""
+    backend = make_backend(server.url, client=client, max_retries=5)
+    server.set_faults(fault)
+    with pytest.raises((BackendUnavailableError, GenerationError)):
+        backend.complete([ask()])
+    assert len([r for r in server.standin.requests if "parameters" in r.get("body", {})]) == num_sent
+
+
+@pytest.mark.parametrize("fault", ["drop:after=1:times=1", "incomplete:times=1", "plain-text:times=1"])
 def test_what_has_begun_or_failed_for_good_is_not(server, backend, fault):
     server.set_faults(fault)
     with pytest.raises((GenerationError, BackendUnavailableError, InvalidParameterError)):

@@ -172,6 +172,23 @@ def test_an_unhealthy_server_says_503(server):
     assert (status, json.loads(text)) == (503, {"error": "unhealthy", "error_type": "healthcheck"})
 
 
+def test_a_router_without_its_shard_says_so(server):
+    server.set_faults("dead-shard")
+    answers = [generate(server), ask(server, "/health"), ask(server, "/info")]
+    server.set_faults()
+    assert [status for status, _ in answers] == [424, 503, 200]
+    assert json.loads(answers[0][1])["error"] == "Request failed during generation: Server error: transport error"
+
+
+def test_tokens_of_a_pass_can_travel_together():
+    with ServerThread(FakeModel(speculate=2), LIMITS) as server:
+        _, apart = generate(server, "/generate_stream", details=True, max_new_tokens=9)
+        server.set_faults("one-packet")
+        _, together = generate(server, "/generate_stream", details=True, max_new_tokens=9)
+        assert together == apart
+        assert "tgi_batch_current_size 0" in ask(server, "/metrics")[1]
+
+
 # Grammars
 
 

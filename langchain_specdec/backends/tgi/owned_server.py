@@ -1,0 +1,98 @@
+"""A server of this process's own: how it fares, and what an error of it says of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from langchain_specdec.backends.tgi.errors import Failure
+from langchain_specdec.errors import BackendUnavailableError, GenerationError
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.state import ServerExit, State
+
+# A router goes on for about ten seconds after the death of its model's process.
+_NOTICE_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 0.5
+
+
+class OwnedServer(Protocol):
+    """A server that ends with its backend, such as `tgi_launcher.TGIServer`."""
+
+    config: TGIConfig
+
+    @property
+    def state(self) -> State:
+        """What it is doing."""
+
+    @property
+    def last_exit(self) -> ServerExit | None:
+        """The latest end that nobody asked for."""
+
+    def stop(self) -> object:
+        """End it."""
+
+
+class OwnedServerWatch:
+    """Looks after what becomes of an own server when a request to it fails. For the connection's loop.
+
+    Args:
+        server: The server.
+        is_healthy: Whether it and its model answer now.
+    """
+
+    def __init__(self, server: OwnedServer, is_healthy: Callable[[], Awaitable[bool]]) -> None:
+        self._server = server
+        self._is_healthy = is_healthy
+        self._looking = asyncio.Lock()
+        self._looked_at = 0.0
+        self._is_well = False
+
+    @property
+    def last_exit(self) -> ServerExit | None:
+        """The latest end that nobody asked for."""
+        return self._server.last_exit
+
+    async def explain(self, failure: Failure, earlier: ServerExit | None) -> Failure:
+        """A failure with the reason of the server's end, if it has ended; that may take a while to be known.
+
+        Args:
+            failure: What came of a request.
+            earlier: The server's last end before the request.
+        """
+        if not isinstance(failure.error, (BackendUnavailableError, GenerationError)):
+            return failure
+        end = await self._end_since(earlier)
+        if end is None:
+            return failure
+        then = "" if end.restart_in is None else " It is started again."
+        msg = f"{failure.error} The server, which was started from here, has ended: {end.summary}{then}"
+        return Failure(BackendUnavailableError(msg), is_transient=end.restart_in is not None)
+
+    async def wait_for_restart(self, deadline: float) -> None:
+        """Wait until a restart has come to its end, however that is, or until a time of `time.monotonic`."""
+        while self._server.state is State.RESTARTING and time.monotonic() < deadline:  # noqa: ASYNC110  # tells nobody
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _end_since(self, earlier: ServerExit | None) -> ServerExit | None:
+        failed_at = time.monotonic()
+        while True:
+            end = self._server.last_exit
+            state = self._server.state
+            if end is not None and (end is not earlier or state in (State.FAILED, State.RESTARTING)):
+                return end
+            is_late = time.monotonic() - failed_at > _NOTICE_SECONDS
+            if state is not State.READY or is_late or await self._was_well_after(failed_at):
+                return None
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _was_well_after(self, failed_at: float) -> bool:
+        """Whether the server was seen to be well after that time. All requests that failed share each look."""
+        async with self._looking:
+            now = time.monotonic()
+            if self._looked_at < max(failed_at, now - _LOOK_SECONDS):
+                self._is_well = await self._is_healthy()
+                self._looked_at = now
+            return self._is_well
