@@ -111,8 +111,8 @@ def config(fault=None, **options):
     return TGIConfig(**{"model_id": "fake", "graceful_termination_timeout": 2, "env": env, **options})
 
 
-def generate(server, *, timeout=10.0):
-    body = json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 30}}).encode()
+def generate(server, *, timeout=10.0, text="Hello"):
+    body = json.dumps({"inputs": text, "parameters": {"max_new_tokens": 30}}).encode()
     headers = {"Content-Type": "application/json"}
     if server.api_key is not None:
         headers["Authorization"] = f"Bearer {server.api_key.get_secret_value()}"
@@ -171,7 +171,7 @@ def test_a_server_starts_serves_and_ends():
     assert state_of(server) is State.STOPPED
     expect_gone(server)
     stages = list(dict.fromkeys(step.stage for step in steps))
-    assert stages == [Stage.LAUNCH, Stage.DOWNLOAD, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
+    assert stages == [Stage.LAUNCH, Stage.CHECK, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
     assert any("shard terminated" in line for line in lines), "it was ended gently"
     assert "[shard 1]" in "".join(lines)
 
@@ -260,10 +260,10 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("no-router", Reason.INCOMPLETE_INSTALLATION, "text-generation-router"),
         ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
         ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
-        ("killed-while-loading", Reason.KILLED, "signal 9"),
+        ("killed-while-loading", Reason.KILLED, "SIGKILL"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
-        ("crash-loading", Reason.OUT_OF_MEMORY, "memory"),
+        ("crash-loading", Reason.WEBSERVER_FAILED, "router ended"),
         ("launcher-dies-loading", Reason.KILLED, "SIGKILL"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_port_taken_while_the_model_loads_is_told_of():
         thief = socket.socket()
 
         def steal(progress):
-            if progress.stage is Stage.DOWNLOAD:
+            if progress.stage is Stage.CHECK:
                 with contextlib.suppress(OSError):
                     thief.bind(("127.0.0.1", port))
                     thief.listen()
@@ -408,6 +408,18 @@ def test_it_is_started_again_where_it_was_and_works():
         assert server.pid != pid
         assert generate(server)
     expect_gone(server)
+
+
+def test_the_words_of_a_request_in_the_log_do_not_hinder_a_restart():
+    ends: list[ServerExit] = []
+    lines: list[str] = []
+    options: dict[str, Any] = {"restart": "on-failure", "backoff": Backoff(first_seconds=0.05)}
+    with TGIServer(config("quoted"), on_exit=ends.append, on_log=lines.append, **options) as server:
+        generate(server, text="GatedRepoError: gated repo")
+        await_true(lambda: any("GatedRepoError" in line for line in lines))
+        next(p for p in processes_of(server) if "tests.standin.router" in p.cmdline()).kill()
+        await_true(lambda: ends and server.is_ready)
+        assert (ends[0].reason, ends[0].restart_in) == (Reason.WEBSERVER_FAILED, 0.05)
 
 
 def test_200_requests_with_a_crash_in_between(monkeypatch):
@@ -519,6 +531,7 @@ def test_a_killed_supervisor_leaves_nothing_either():
     process_of(server)._process.kill()
     await_true(lambda: ends)
     expect_gone(server)
+    assert (ends[0].reason, "process that watches over TGI was killed" in ends[0].summary) == (Reason.KILLED, True)
 
 
 def test_a_supervisor_that_hangs_is_got_rid_of(monkeypatch):

@@ -27,6 +27,7 @@ REQUEST_FAULTS = {
     "plain-text": "422 in plain text, as for a body of the wrong types",
     "unhealthy": "503 from /health",
     "no-info": "404 from /info, as from a server of another kind",
+    "quoted": "the log quotes the request, as in the traceback of a regex that does not compile",
     "no-tokenize": "500 from /tokenize",
 }
 # These concern a route of their own and stay until they are taken back.

@@ -18,9 +18,10 @@ from tgi_launcher.command import Addresses, Command
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.diagnosis import Evidence, diagnose
 from tgi_launcher.launcher_process import LauncherProcess
-from tgi_launcher.logs import LogRecord, Redactor, parse_line, read_lines, shortened, stage_of
+from tgi_launcher.logs import LogRecord, parse_line, read_lines, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.redaction import Redactor
 from tgi_launcher.server_run import ServerRun
 
 TIME = "2026-01-08T15:02:49.123456Z"

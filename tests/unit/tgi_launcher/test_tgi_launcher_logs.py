@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tgi_launcher import NotRunningError, Reason, Stage
 from tgi_launcher.diagnosis import Evidence, diagnose
-from tgi_launcher.logs import LogRecord, Redactor, parse_line, stage_of
+from tgi_launcher.logs import LogRecord, parse_line, stage_of
 from tgi_launcher.metrics import Metrics, parse_metrics
+from tgi_launcher.redaction import Redactor
 
 TIME = "2026-01-08T15:02:49.123456Z"
 
@@ -207,9 +208,14 @@ def shard_error(text):
             "`validation_workers` must be > 0",
         ),
         (
-            [f"{TIME} ERROR t: Shard process was signaled to shutdown with signal 9", "Error: ShardFailed"],
+            [
+                f"{TIME} ERROR shard-manager: text_generation_launcher: "
+                "Shard process was signaled to shutdown with signal 9 rank=1",
+                f"{TIME} ERROR text_generation_launcher: Shard 1 failed to start",
+                "Error: ShardCannotStart",
+            ],
             Reason.KILLED,
-            "signal 9",
+            "SIGKILL",
         ),
         (
             [shard_error("Traceback\nValueError: Unsupported model type flubber"), "Error: ShardCannotStart"],
@@ -237,7 +243,7 @@ def test_the_cause_is_told_in_one_sentence(lines, reason, words):
         (0, Reason.STOPPED, "somebody stopped it"),
         (-9, Reason.KILLED, "SIGKILL"),
         (-99, Reason.KILLED, "signal 99"),
-        (None, Reason.KILLED, "had to be killed"),
+        (None, Reason.KILLED, "The process that watches over TGI was killed"),
     ],
 )
 def test_without_words_the_exit_code_counts(returncode, reason, words):
