@@ -51,6 +51,8 @@ _SECRET_NAME = re.compile(
 )
 # An address with a password in it, whatever the name.
 _SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+# Typer would draw the tracebacks of TGI's server in boxes of 80 columns, which cut sentences and secrets in two.
+PLAIN_TRACEBACKS = {"_TYPER_STANDARD_TRACEBACK": "1"}
 # A shorter value is no secret, and masking it everywhere would make a log unreadable.
 _MIN_SECRET = 6
 # People set it for all Hugging Face libraries, so the server gets it although it is an option of the launcher.
@@ -136,7 +138,7 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     if config.devices is not None:
         # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
-    env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
+    env = {**clean_environment(config), **PLAIN_TRACEBACKS, **shown, "LOG_LEVEL": config.log_level, **secrets}
     known = ("API_KEY", *TOKEN_VARIABLES)
     return Command(
         argv=(launcher, *launcher_flags(config, **asdict(addresses))),

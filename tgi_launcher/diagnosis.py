@@ -136,8 +136,9 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
         ),
         (
             Reason.MODEL_NOT_FOUND,
-            r"No \.\w+ weights found for model (\S+)",
-            "{0} on the Hub holds no weights that TGI could load: it needs *.safetensors, or *.bin to convert.",
+            r"^(?:[\w.]+\.)?EntryNotFoundError: No \.\w+ weights found for model (\S+)",
+            "TGI finds no weights of {0} that it could load (*.safetensors, or *.bin to convert), neither in the local cache "
+            "nor, unless HF_HUB_OFFLINE is set, on the Hub.",
         ),
         (
             Reason.MODEL_NOT_FOUND,

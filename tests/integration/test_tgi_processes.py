@@ -717,6 +717,20 @@ def test_a_failed_start_does_not_show_the_key():
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_key_that_a_traceback_cuts_in_two_is_masked(is_plain):
+    key = "".join(f"{i:03}k" for i in range(40))
+    lines: list[str] = []
+    env = {"STANDIN_FAULT": "boxed-key", **({} if is_plain else {"_TYPER_STANDARD_TRACEBACK": ""})}
+    with pytest.raises(StartError) as caught:
+        TGIServer(config(api_key=key, env=env), on_log=lines.append).start()
+    seen = "".join([*lines, str(caught.value)])
+    assert ("│" in seen) is not is_plain
+    assert not [i for i in range(len(key) - 8) if key[i : i + 8] in seen]
+    if is_plain:
+        assert caught.value.summary.endswith("ValueError: *** is no key.")
+
+
 # Speculation as it is
 
 

@@ -265,6 +265,11 @@ def test_stray_variables_that_tgi_would_read_are_kept_out(monkeypatch):
     assert env["LOG_LEVEL"] == "info"
 
 
+def test_tracebacks_are_plain_unless_somebody_wants_boxes():
+    assert binary().env["_TYPER_STANDARD_TRACEBACK"] == "1"
+    assert binary(env={"_TYPER_STANDARD_TRACEBACK": ""}).env["_TYPER_STANDARD_TRACEBACK"] == ""
+
+
 def test_every_variable_of_tgi_is_known():
     environ = {name.upper(): "stray" for name in TGI_FLAGS - {"huggingface_hub_cache"}}
     assert clean_environment(config(), environ) == {}
@@ -326,7 +331,7 @@ def test_docker_command(monkeypatch):
     assert command.argv == (
         "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "48",
         "--gpus", "all", "--shm-size", "1g", "-p", "127.0.0.1:8081:80", "-v", "/cache/hf:/data",
-        "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
+        "-e", "_TYPER_STANDARD_TRACEBACK=1", "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
         "ghcr.io/huggingface/text-generation-inference:3.3.5", "--model-id", "owner/name", "--speculate", "4",
         "--num-shard", "2", "--hostname", "0.0.0.0", "--port", "80", "--usage-stats", "off",  # noqa: S104
         "--graceful-termination-timeout", "20", "--json-output",
