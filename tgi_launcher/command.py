@@ -112,10 +112,15 @@ def require_launcher(config: TGIConfig) -> str:
     """Path of the installed launcher.
 
     Raises:
-        StartError: There is none.
+        StartError: There is none, or none that can be run.
     """
     launcher = find_launcher(config)
     if launcher is None:
+        if found := _not_executable(config):
+            what = (
+                "a folder, not a program" if found.is_dir() else "not executable: run chmod +x on it, or reinstall it"
+            )
+            raise StartError(Reason.LAUNCHER_NOT_FOUND, f"{found} is {what}.")
         where = f"at {config.launcher_path}" if config.launcher_path else "on PATH"
         msg = (
             f"There is no {LAUNCHER} {where}: install Text Generation Inference, "
@@ -123,6 +128,13 @@ def require_launcher(config: TGIConfig) -> str:
         )
         raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
     return launcher
+
+
+def _not_executable(config: TGIConfig) -> Path | None:
+    """What is there in place of a launcher that could be run."""
+    folders = [""] if config.launcher_path else os.get_exec_path()
+    paths = (Path(folder, config.launcher_path or LAUNCHER).expanduser() for folder in folders)
+    return next((path for path in paths if path.exists() and (config.launcher_path or path.is_file())), None)
 
 
 def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Command:

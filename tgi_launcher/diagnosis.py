@@ -137,8 +137,8 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
         (
             Reason.MODEL_NOT_FOUND,
             r"^(?:[\w.]+\.)?EntryNotFoundError: No \.\w+ weights found for model (\S+)",
-            "TGI finds no weights of {0} that it could load (*.safetensors, or *.bin to convert), neither in the local cache "
-            "nor, unless HF_HUB_OFFLINE is set, on the Hub.",
+            "TGI finds no weights of {0} that it could load (*.safetensors, or *.bin to convert), neither in the local "
+            "cache nor, unless HF_HUB_OFFLINE is set, on the Hub.",
         ),
         (
             Reason.MODEL_NOT_FOUND,
@@ -234,7 +234,7 @@ _CANNOT_BIND = re.compile(r"(?:\S+: )?Failed to bind to \S+: .*")
 # Lines of a traceback that quote the program: it names errors that did not happen.
 _CODE = re.compile(r"\s{2}|\s*[│╭╰❱]")
 # The last line of a Python traceback, or a Rust panic's message.
-_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception): .+$", re.MULTILINE)
+_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception|Timeout): .+$", re.MULTILINE)
 _PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
 
 

@@ -127,6 +127,17 @@ def shard_error(text):
     )
 
 
+def download_error(text, head="Download encountered an error: "):
+    span = {"name": "download"}
+    return json.dumps({"level": "ERROR", "fields": {"message": f"{head}\n{text}"}, "target": "t", "span": span})
+
+
+def signaled(number):
+    message = f"Shard process was signaled to shutdown with signal {number}"
+    span = {"name": "shard-manager", "rank": 0}
+    return json.dumps({"level": "ERROR", "fields": {"message": message}, "target": "t", "span": span})
+
+
 @pytest.mark.parametrize(
     ("lines", "reason", "words"),
     [
@@ -221,6 +232,94 @@ def shard_error(text):
             [shard_error("Traceback\nValueError: Unsupported model type flubber"), "Error: ShardCannotStart"],
             Reason.SHARD_CANNOT_START,
             "Unsupported model type flubber",
+        ),
+        (
+            ["memory allocation of 8589934592 bytes failed", "Error: WebserverFailed"],
+            Reason.OUT_OF_MEMORY,
+            "main memory does not hold",
+        ),
+        (
+            [shard_error("terminate called after throwing an instance of 'std::bad_alloc'"), "Error: ShardCannotStart"],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [shard_error("OSError: [Errno 12] Cannot allocate memory"), "Error: ShardCannotStart"],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [shard_error("RuntimeError: [enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory")],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [
+                download_error(
+                    "  File \"x.py\", line 1, in weight_files\n    except LocalEntryNotFoundError:\n"
+                    "FileNotFoundError: No local weights found in /models/x with extension .bin"
+                ),
+                "Error: DownloadError",
+            ],
+            Reason.MODEL_NOT_FOUND,
+            "The folder /models/x holds no weights",
+        ),
+        (
+            [
+                download_error(
+                    "huggingface_hub.errors.EntryNotFoundError: No .bin weights found for model a/b and revision None."
+                )
+            ],
+            Reason.MODEL_NOT_FOUND,
+            "no weights of a/b that it could load",
+        ),
+        *(
+            ([download_error(text), "Error: DownloadError"], Reason.DOWNLOAD_FAILED, "The Hub cannot be reached")
+            for text in (
+                "requests.exceptions.ConnectionError: (MaxRetryError('HTTPSConnectionPool(host=\'huggingface.co\', "
+                "port=443): Max retries exceeded with url: /api/models/a/b'), '(Request ID: 1)')",
+                "requests.exceptions.ProxyError: (MaxRetryError('x'))",
+                "httpx.ConnectError: [Errno -2] Name or service not known",
+                "requests.exceptions.ReadTimeout: (ReadTimeoutError('Read timed out.'))",
+            )
+        ),
+        (
+            [shard_error("Traceback\nModuleNotFoundError: No module named 'sentencepiece'"), "Error: ShardCannotStart"],
+            Reason.INCOMPLETE_INSTALLATION,
+            "has no module sentencepiece",
+        ),
+        (
+            [shard_error("ModuleNotFoundError: No module named 'mamba'\nValueError: x"), "Error: ShardCannotStart"],
+            Reason.SHARD_CANNOT_START,
+            "ValueError: x",
+        ),
+        (
+            [f"{TIME} ERROR text_generation_launcher: Exec format error (os error 8)", "Error: ShardCannotStart"],
+            Reason.INCOMPLETE_INSTALLATION,
+            "another kind of processor",
+        ),
+        *(
+            (
+                [
+                    signaled(number),
+                    json.dumps({"level": "ERROR", "fields": {"message": "Shard 0 failed to start"}, "target": "t"}),
+                    "Error: ShardCannotStart",
+                ],
+                Reason.KILLED,
+                words,
+            )
+            for number, words in (
+                (11, "A shard crashed (SIGSEGV"), (4, "another processor"), (7, "shared memory"),
+                (6, "gave up (SIGABRT)"), (9, "main memory"), (15, "somebody stopped it"), (40, "ended by signal 40"),
+            )
+        ),
+        (
+            [
+                download_error("", head="Download process was signaled to shutdown with signal 9: "),
+                "Error: DownloadError",
+            ],
+            Reason.KILLED,
+            "The download was killed by SIGKILL",
         ),
         (["Error: ShardFailed"], Reason.SHARD_FAILED, "died while serving"),
         (["Error: WebserverCannotStart"], Reason.WEBSERVER_FAILED, "WebserverCannotStart"),
