@@ -748,16 +748,58 @@ def test_speculation_is_measured():
         assert report.is_active
 
 
-def test_speculation_that_does_nothing_is_warned_of_once(monkeypatch):
-    # The stand-in is told of no speculation, as a model of TGI that ignores it.
-    server = TGIServer(config(speculate=0))
-    with server:
+def test_speculation_that_does_nothing_is_warned_of_once():
+    with TGIServer(config("no-flash", speculate=4)) as server:
         for _ in range(4):
             generate(server)
-        server.config = config(speculate=4)
-        with pytest.warns(SpeculationInactiveWarning, match="speculate=4 is set"):
+        with pytest.warns(SpeculationInactiveWarning, match="^fake: 4 tokens are to be drafted"):
             server.speculation()
         assert not server.speculation().is_active
+
+
+WATCHED = """
+import sys, threading, urllib.request
+from tgi_launcher import TGIConfig, TGIServer, server as module
+module._WATCH_SECONDS = 0.1
+if __name__ == "__main__":
+    config = TGIConfig(model_id="fake", speculate=4, graceful_termination_timeout=2, env={"STANDIN_FAULT": "no-flash"})
+    with TGIServer(config) as server:
+        for _ in range(4):
+            body = b'{"inputs": "Hello", "parameters": {"max_new_tokens": 30}}'
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(server.base_url + "/generate", body, headers)
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).read()
+        threading.Event().wait(1.5)
+        print(server.state.value)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-W", "error"]])
+def test_who_never_asks_is_told_on_standard_error_that_speculation_does_nothing(options):
+    command = [sys.executable, *options, "-c", WATCHED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout.strip()) == (0, "ready"), done.stderr
+    # As an error it would end the watching, and is left for a call of `speculation`.
+    assert done.stderr.count("SpeculationInactiveWarning: fake: 4 tokens") == (0 if options else 1)
+
+
+def test_tgi_launch_says_once_that_speculation_does_nothing(tmp_path):
+    environ = {**os.environ, "STANDIN_FAULT": "no-flash"}
+    command = [*CLI, "--speculate", "4"]
+    with (tmp_path / "out").open("w") as out:
+        launch = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ)  # noqa: S603
+    try:
+        await_true(lambda: "Ready: http" in (tmp_path / "out").read_text())
+        url = re.findall(r"Ready: (\S+)", (tmp_path / "out").read_text())[0]
+        for _ in range(4):
+            body = json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 30}}).encode()
+            request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})  # noqa: S310
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).read()
+        await_true(lambda: "warning: 4 tokens" in (tmp_path / "out").read_text())
+    finally:
+        launch.send_signal(signal.SIGTERM)
+        launch.wait(BOUND)
+    assert (tmp_path / "out").read_text().count("4 tokens are to be drafted") == 1
 
 
 # Docker

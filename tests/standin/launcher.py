@@ -40,6 +40,7 @@ FAULTS = {
     "warm-up-out-of-memory": "the router fails because memory does not suffice",
     "no-router": "text-generation-router is not on PATH",
     "launcher-dies-loading": "the launcher is killed while its shards load",
+    "no-flash": "the model runs without flash attention, so that --speculate does nothing, without a word",
     "ignore-sigterm": "nobody but the router reacts to SIGTERM",
     "boxed-key": "a shard fails with the API key in a traceback, in a box of 80 columns unless plain ones are set",
     "debug-key": "the API key is logged a few more times, in other forms",
@@ -315,6 +316,8 @@ class Launcher:
             if getattr(options, name) is not None
             for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
         ]
+        if "no-flash" in self.faults and "--speculate" in arguments:
+            del arguments[(at := arguments.index("--speculate")) : at + 2]
         if options.disable_grammar_support:
             arguments.append("--disable-grammar-support")
         for name, values in self.faults.items():

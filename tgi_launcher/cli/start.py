@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from tgi_launcher.cli.options import FAILED, INTERRUPTED
 from tgi_launcher.cli.status import make_status
 from tgi_launcher.config import Group, TGIConfig
-from tgi_launcher.errors import NotRunningError, StopError, TGIError
+from tgi_launcher.errors import NotRunningError, SpeculationInactiveWarning, StopError, TGIError
 from tgi_launcher.logs import Stage
 from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.restart import Backoff
@@ -73,6 +74,8 @@ class _Foreground:
 
     def run(self) -> None:
         """Until the server has ended, however that comes about."""
+        # `_figures` says it, in one line.
+        warnings.simplefilter("ignore", SpeculationInactiveWarning)
         for number in (signal.SIGINT, signal.SIGTERM, *([] if self._outlives_parent else [signal.SIGHUP])):
             signal.signal(number, self._on_signal)
         # The start has a thread of its own, so that the main thread stays free for signals.
@@ -179,7 +182,7 @@ class _Foreground:
         before, self._last = self._last, now
         tokens = self._server.config.num_speculative_tokens
         report: SpeculationReport = now.report(before or now, tokens)
-        total = now.report(Metrics(time=now.time), tokens)
+        total = now.report(Metrics(time=now.time), tokens, self._server.config.model_info)
         if total.warning and not self._warned:
             self._warned = True
             self._status.say(f"warning: {total.warning}")

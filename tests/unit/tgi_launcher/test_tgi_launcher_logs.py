@@ -12,6 +12,7 @@ from tgi_launcher import NotRunningError, Reason, Stage
 from tgi_launcher.diagnosis import Evidence, diagnose
 from tgi_launcher.logs import LogRecord, parse_line, stage_of
 from tgi_launcher.metrics import Metrics, parse_metrics
+from tgi_launcher.model_info import ModelInfo
 from tgi_launcher.redaction import Redactor
 
 TIME = "2026-01-08T15:02:49.123456Z"
@@ -457,7 +458,26 @@ def test_speculation_that_never_skips_is_warned_of(speculate, passes, skipped, w
     metrics = parse_metrics(exposition(passes, tokens_over=[skipped], requests=1), time=1.0)
     warning = metrics.report(Metrics(time=0.0), speculate).warning
     assert (warning is not None) is warns
-    assert not warns or re.search(r"speculate=4 .* 99 decode steps", warning or "")
+    assert not warns or re.search(r"^4 tokens are to be drafted .* 99 decode steps", warning or "")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelInfo(), "drafted per step, but.* without flash attention"),
+        (ModelInfo(is_known=True, model_type="llama"), "by n-grams, but.* without flash attention"),
+        (ModelInfo(True, "Medusa", 3, "owner/base"), "by Medusa heads, but.* trained for owner/base"),
+        (ModelInfo(True, "MLP-speculator", 3), "by MLP-speculator heads, but.* trained for the model"),
+        (ModelInfo(True, "Medusa", 3, warning="TGI does not load them"), "The reason: TGI does not load them"),
+    ],
+)
+def test_the_warning_is_of_the_speculator_in_use(model, words):
+    metrics = parse_metrics(exposition(100, tokens_over=[0], requests=1), time=1.0)
+    warning = metrics.report(Metrics(time=0.0), 3, model).warning
+    assert warning is not None
+    assert re.search(words, warning)
+    assert ("n-gram" in warning) is (model.speculator is None)
+    assert warning.endswith("With speculate=0 nothing would be lost.")
 
 
 def test_metrics_of_something_else_are_refused():
