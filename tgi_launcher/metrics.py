@@ -92,8 +92,8 @@ class SpeculationReport:
         by = f" by {kind} heads" if kind else " by n-grams" if self.model.is_known else ""
         return (
             f"{self.num_speculative_tokens} tokens are to be drafted per step{by}, but none of "
-            f"{self.num_decode_passes} decode steps yielded more than one token. {self._why_inactive()} With speculate=0 "
-            "nothing would be lost."
+            f"{self.num_decode_passes} decode steps yielded more than one token. {self._why_inactive()} With "
+            "speculate=0 nothing would be lost."
         )
 
     def _why_inactive(self) -> str:

@@ -678,7 +678,10 @@ def test_tgi_launch_tells_why_it_failed():
     done = subprocess.run(CLI, capture_output=True, text=True, env=environ, timeout=BOUND, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: The GPU's memory does not hold fake")
-    assert "Traceback" not in done.stderr.replace("  | Traceback", "")
+    assert "Traceback" not in re.sub(r"\| +Traceback", "", done.stderr)
+    assert "standard error output: torch.OutOfMemoryError: CUDA out of memory." in done.stdout
+    assert "… looking for the weights\n… loading the model\n" in done.stdout
+    assert "downloading" not in done.stdout
 
 
 # Secrets
