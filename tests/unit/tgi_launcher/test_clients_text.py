@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgi_launcher import Backoff, Reason, Stage
-from tgi_launcher.command import Command
+from tgi_launcher.command import Addresses, Command
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.launcher_process import ProcessExit
-from tgi_launcher.plan import Addresses, LaunchPlan
+from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import RestartPolicy
 from tgi_launcher.server_run import Progress, ServerRun

@@ -89,6 +89,18 @@ def test_the_level_of_a_broken_record_is_kept():
     assert read('{"level":"INFO","message":"Error: ' + DEEP).level == "INFO"
 
 
+@pytest.mark.parametrize("sign", ["\x1b[2J", "\r", "\x9b", "\u202e", "\u2066", "\u200f", "\u061c", "\ud800"])
+def test_nothing_that_a_terminal_would_obey_or_could_not_print_is_shown(sign):
+    for line in (f"a{sign}b", json.dumps({"level": "ERROR", "message": f"a{sign}b\n{sign}c"})):
+        shown = "\n".join(read(line).lines())
+        assert sign[0] not in shown
+        shown.encode()
+
+
+def test_further_lines_of_a_record_are_indented():
+    assert LogRecord("a\nb\n  c", "ERROR", rank=1).lines() == ["ERROR [shard 1] a", "    b", "      c"]
+
+
 class Long(io.RawIOBase):
     """64 MiB without an end of line, then a line."""
 

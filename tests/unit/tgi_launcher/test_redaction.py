@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgi_launcher.command import Command
+from tgi_launcher.command import Addresses, Command
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.launcher_process import ProcessExit
-from tgi_launcher.plan import Addresses, LaunchPlan
+from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.redaction import Redactor
 from tgi_launcher.server_run import Progress, ServerRun
@@ -43,16 +43,25 @@ def no_process(monkeypatch):
     monkeypatch.setattr("tgi_launcher.server_run.LauncherProcess", lambda *_, **__: None)
 
 
+class Collector(logging.Handler):
+    """Keeps records as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 def seen_of(secret: str, lines: list[str]) -> list[str]:
     """All that a run tells of these lines of TGI's log."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler = Collector()
     logger = logging.getLogger("tgi_launcher")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
-        return _seen_of(secret, lines, records)
+        return _seen_of(secret, lines, handler.records)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
