@@ -11,7 +11,6 @@ from typing import IO, Any
 
 # Colours, and titles and links of a terminal.
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-# What else a terminal would obey, would show in another order, or cannot show at all.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(?P<level>TRACE|DEBUG|INFO|WARN|ERROR)\s+(?P<rest>.*)$", re.DOTALL
@@ -64,8 +63,13 @@ class LogRecord:
     def _split(self) -> list[str]:
         if self.message.startswith("Args {"):
             return ["Args { … }"]  # all its options, sixty lines of them
-        lines = [_CONTROLS.sub("", line) for line in self.message.splitlines()]
+        lines = [printable(line) for line in self.message.splitlines()]
         return [line for line in lines if line.strip()] or [""]
+
+
+def printable(line: str) -> str:
+    """The line without what a terminal would obey, would show in another order, or cannot show."""
+    return _CONTROLS.sub("", line)
 
 
 def read_lines(output: IO[bytes]) -> Iterator[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from tgi_launcher.diagnosis import Diagnosis, Evidence, diagnose
 from tgi_launcher.endpoints import is_healthy
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
-from tgi_launcher.logs import LogRecord, Stage, parse_line, shortened, stage_of
+from tgi_launcher.logs import LogRecord, Stage, parse_line, printable, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.redaction import Redactor
@@ -157,7 +157,7 @@ class ServerRun:
         raise self._start_error(Diagnosis(Reason.TIMEOUT, msg), None)
 
     def _start_error(self, diagnosis: Diagnosis, returncode: int | None) -> StartError:
-        summary = self._redact(diagnosis.summary)
+        summary = self._redact(printable(diagnosis.summary))
         return StartError(diagnosis.reason, summary, log_tail=self.log_tail(), returncode=returncode)
 
     def _read_line(self, line: str, is_cut: bool) -> None:

@@ -175,6 +175,16 @@ def test_the_start_that_failed_is_still_read():
     assert run.why_ended(ProcessExit(1, was_stopped=False)).reason is Reason.MODEL_ACCESS_DENIED
 
 
+def test_a_sentence_holds_nothing_that_a_terminal_would_obey():
+    command = Command(("x",), env={})
+    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    run = ServerRun(TGIConfig(model_id="m"), plan, PortLocks())
+    for line in ["ValueError: a\x1b]0;title\x9b2J\u202eb\ud800", "Error: ShardCannotStart"]:
+        run._read_line(line, is_cut=False)
+    summary = run.why_ended(ProcessExit(1, was_stopped=False)).summary
+    assert summary.endswith("ValueError: a]0;title2Jb.")
+
+
 def test_nothing_is_a_stage_any_more_when_it_serves():
     stages = ended([record("Starting shard", rank=0), *ENDS["router"]], 1, was_ready=False)[2]
     assert stages[-1] is Stage.ROUTER
