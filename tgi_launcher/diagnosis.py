@@ -234,7 +234,7 @@ _CANNOT_BIND = re.compile(r"(?:\S+: )?Failed to bind to \S+: .*")
 # Lines of a traceback that quote the program: it names errors that did not happen.
 _CODE = re.compile(r"\s{2}|\s*[│╭╰❱]")
 # The last line of a Python traceback, or a Rust panic's message.
-_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception|Timeout): .+$", re.MULTILINE)
+_EXCEPTION = re.compile(r"^(?:[\w.]+(?:Error|Exception|Timeout)|(?:\w+\.)+[A-Z]\w*): .+$", re.MULTILINE)
 _PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
 
 

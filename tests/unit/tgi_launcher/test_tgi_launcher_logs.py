@@ -322,6 +322,14 @@ def signaled(number):
             Reason.KILLED,
             "The download was killed by SIGKILL",
         ),
+        (
+            [
+                download_error("requests.exceptions.InvalidSchema: No connection adapters were found for 'x'"),
+                "Error: DownloadError",
+            ],
+            Reason.DOWNLOAD_FAILED,
+            "InvalidSchema: No connection adapters were found",
+        ),
         (["Error: ShardFailed"], Reason.SHARD_FAILED, "died while serving"),
         (["Error: WebserverCannotStart"], Reason.WEBSERVER_FAILED, "WebserverCannotStart"),
         ([], Reason.EXITED, "exit code 1"),
