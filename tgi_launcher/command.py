@@ -51,6 +51,8 @@ _SECRET_NAME = re.compile(
 )
 # An address with a password in it, whatever the name.
 _SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+# Typer would draw the tracebacks of TGI's server in boxes of 80 columns, which cut sentences and secrets in two.
+PLAIN_TRACEBACKS = {"_TYPER_STANDARD_TRACEBACK": "1"}
 # A shorter value is no secret, and masking it everywhere would make a log unreadable.
 _MIN_SECRET = 6
 # People set it for all Hugging Face libraries, so the server gets it although it is an option of the launcher.
@@ -110,10 +112,15 @@ def require_launcher(config: TGIConfig) -> str:
     """Path of the installed launcher.
 
     Raises:
-        StartError: There is none.
+        StartError: There is none, or none that can be run.
     """
     launcher = find_launcher(config)
     if launcher is None:
+        if found := _not_executable(config):
+            what = (
+                "a folder, not a program" if found.is_dir() else "not executable: run chmod +x on it, or reinstall it"
+            )
+            raise StartError(Reason.LAUNCHER_NOT_FOUND, f"{found} is {what}.")
         where = f"at {config.launcher_path}" if config.launcher_path else "on PATH"
         msg = (
             f"There is no {LAUNCHER} {where}: install Text Generation Inference, "
@@ -121,6 +128,13 @@ def require_launcher(config: TGIConfig) -> str:
         )
         raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
     return launcher
+
+
+def _not_executable(config: TGIConfig) -> Path | None:
+    """What is there in place of a launcher that could be run."""
+    folders = [""] if config.launcher_path else os.get_exec_path()
+    paths = (Path(folder, config.launcher_path or LAUNCHER).expanduser() for folder in folders)
+    return next((path for path in paths if path.exists() and (config.launcher_path or path.is_file())), None)
 
 
 def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Command:
@@ -136,7 +150,7 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     if config.devices is not None:
         # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
-    env = {**clean_environment(config), **shown, "LOG_LEVEL": config.log_level, **secrets}
+    env = {**clean_environment(config), **PLAIN_TRACEBACKS, **shown, "LOG_LEVEL": config.log_level, **secrets}
     known = ("API_KEY", *TOKEN_VARIABLES)
     return Command(
         argv=(launcher, *launcher_flags(config, **asdict(addresses))),

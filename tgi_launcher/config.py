@@ -30,6 +30,8 @@ _OLD_NAMES = {
     "image": "docker_image",
     "sharded": "num_shard",
 }
+# Files that somebody may take for a model.
+_WEIGHT_FILES = {".gguf", ".ggml", ".safetensors", ".bin", ".pt", ".pth"}
 
 
 class Group(str, Enum):
@@ -215,7 +217,17 @@ class TGIConfig(BaseModel):
         path = Path(value).expanduser()
         if path.is_dir():
             return str(path.absolute()) if "/" in value or not re.fullmatch(r"[\w.-]+", value) else value
-        if value.startswith(("/", "~", "./", "../")) or value.count("/") > 1:
+        is_path = value.startswith(("/", "~", "./", "../")) or value.count("/") > 1
+        # A model of the Hub may be named like a file that happens to be here.
+        if path.is_file() and (is_path or path.suffix.lower() in _WEIGHT_FILES):
+            msg = (
+                f"{value} is a file, and TGI takes a folder with config.json, tokenizer and *.safetensors, or a model "
+                "id of the Hub."
+            )
+            if path.suffix.lower() == ".gguf":
+                msg += " It does not read GGUF files: give the model that this one was made from."
+            raise ValueError(msg)
+        if is_path:
             msg = f"There is no folder {value}."
             raise ValueError(msg)
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):

@@ -3,13 +3,16 @@
 TGI's exit codes do not say: any failure is 1. What does is the `Error: …` line on standard error and the records of
 level ERROR before it. The texts are those of TGI 3.3 (launcher/src/main.rs, router/src/server.rs,
 server/text_generation_server) and of the libraries that it stands on.
+
+Once the router has opened its port, shards and router may log what a client sent. From then on only the launcher's own
+lines and its exit code count: no request can decide what a server is said to have died of, or whether it is restarted.
 """
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tgi_launcher.errors import Reason
@@ -21,6 +24,7 @@ _DOCKER_ITSELF = 125
 # Characters of a line, and of all of them, that are looked at.
 _MAX_LINE = 2000
 _MAX_TEXT = 2**19
+_MAX_CAUSE = 300
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Evidence:
         model_id: Model of the server.
         port: Port of the server.
         is_docker: Whether Docker ran it.
+        was_ready: Whether it ever answered.
     """
 
     records: Iterable[LogRecord]
@@ -48,9 +53,22 @@ class Evidence:
     model_id: str
     port: int
     is_docker: bool = False
+    was_ready: bool = False
 
 
 _Tell = Callable[[re.Match[str], Evidence], str]
+
+_PORT_TAKEN = "A port is taken (port {port}, or that of the metrics exporter): somebody else bound it in the meantime."
+# What a signal mostly means, as the rest of "TGI's launcher …".
+_SIGNALS = {
+    signal.SIGKILL: "was killed by SIGKILL: by the system, if main memory ran out, or by somebody.",
+    signal.SIGSEGV: "crashed (SIGSEGV, a wrong access to memory): a fault in TGI, in PyTorch or in a driver.",
+    signal.SIGILL: "crashed (SIGILL, an unknown instruction): it was built for another processor than this.",
+    signal.SIGBUS: "crashed (SIGBUS): mostly shared memory, /dev/shm, is full; with Docker, set a larger shm_size.",
+    signal.SIGFPE: "crashed (SIGFPE, an impossible computation): a fault in TGI, in PyTorch or in a driver.",
+    signal.SIGABRT: "gave up (SIGABRT): it met a state that it could not go on from.",
+    signal.SIGTERM: "was ended by SIGTERM: somebody stopped it.",
+}
 
 
 def _says(text: str) -> _Tell:
@@ -103,13 +121,24 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
             Reason.PORT_TAKEN,
             r"(?:port is already allocated|Failed to bind to|failed to build prometheus recorder"
             r"|Bind for \S+ failed)",
-            "A port is taken (port {port}, or that of the metrics exporter): somebody else bound it in the meantime.",
+            _PORT_TAKEN,
         ),
         (
             Reason.PORT_TAKEN,
             r"(?:EADDRINUSE|address already in use|server socket has failed to listen|DistNetworkError)",
             "The port that the shards meet at is taken, maybe by shards of an earlier server: choose another "
             "master_port.",
+        ),
+        (
+            Reason.MODEL_NOT_FOUND,
+            r"No local weights found in (.+?) with extension",
+            "The folder {0} holds no weights that TGI could load: it needs *.safetensors, or *.bin or *.pt to convert.",
+        ),
+        (
+            Reason.MODEL_NOT_FOUND,
+            r"^(?:[\w.]+\.)?EntryNotFoundError: No \.\w+ weights found for model (\S+)",
+            "TGI finds no weights of {0} that it could load (*.safetensors, or *.bin to convert), neither in the local "
+            "cache nor, unless HF_HUB_OFFLINE is set, on the Hub.",
         ),
         (
             Reason.MODEL_NOT_FOUND,
@@ -147,6 +176,13 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
         ),
         (
             Reason.OUT_OF_MEMORY,
+            r"(?:^memory allocation of \d+ bytes failed|std::bad_alloc|Cannot allocate memory|DefaultCPUAllocator"
+            r"|CPU out of memory|^MemoryError\b|failed to map memory|unable to mmap)",
+            "This machine's main memory does not hold {model}: use a smaller model or smaller limits, or free memory "
+            "(with Docker, a container's limit counts).",
+        ),
+        (
+            Reason.OUT_OF_MEMORY,
             r"(?:OutOfMemoryError|(?:CUDA|HIP) out of memory|out of memory)",
             "The GPU's memory does not hold {model}: use more GPUs (num_shard), quantize, or smaller limits.",
         ),
@@ -167,9 +203,9 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
             "The launcher does not take an option that it was given, so it may be of another version:{0}",
         ),
         (
-            Reason.KILLED,
-            r"process was signaled to shutdown with signal (\d+)",
-            "A process of TGI was killed by signal {0}: with 9 it is mostly the system, out of main memory.",
+            Reason.INCOMPLETE_INSTALLATION,
+            r"(?:Exec format error|cannot execute binary file)",
+            "A program of TGI cannot be run: it was built for another kind of processor or system.",
         ),
     )
 )
@@ -183,50 +219,119 @@ _KINDS = {
     "WebserverCannotStart": (Reason.WEBSERVER_FAILED, "The router could not be started (WebserverCannotStart)"),
     "WebserverFailed": (Reason.WEBSERVER_FAILED, "The router ended (WebserverFailed)"),
 }
+_UNREACHABLE = re.compile(
+    r"Max retries exceeded|Failed to establish a new connection|Name or service not known|Connection refused"
+    r"|Network is unreachable|name resolution|(?:Connect\w*|Timeout|Proxy|SSL)Error|(?:Connect|Read|Pool)Timeout"
+)
+_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'.*")
+# Those that a server can have which has served.
+_KINDS_OF_SERVING = ("ShardFailed", "WebserverFailed")
 _ERROR_LINE = re.compile(r"^Error: (\w+)", re.MULTILINE)
+# The launcher's own words. It says the first of a shard right after that has ended, and then the second.
+_SIGNALED = re.compile(r"(?:Shard|Download) process was signaled to shutdown with signal (\d{1,3})\b.*", re.DOTALL)
+_CRASHED = re.compile(r"Shard (\d+) (?:crashed|failed to start)")
+_CANNOT_BIND = re.compile(r"(?:\S+: )?Failed to bind to \S+: .*")
+# Lines of a traceback that quote the program: it names errors that did not happen.
+_CODE = re.compile(r"\s{2}|\s*[│╭╰❱]")
 # The last line of a Python traceback, or a Rust panic's message.
-_EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception): .+$", re.MULTILINE)
+_EXCEPTION = re.compile(r"^(?:[\w.]+(?:Error|Exception|Timeout)|(?:\w+\.)+[A-Z]\w*): .+$", re.MULTILINE)
 _PANIC = re.compile(r"panicked at .*?(?:,\s*|:\n)(.+)")
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Say why a launcher ended, or failed to come up."""
     code = evidence.returncode
-    if code is not None and code <= 0:
+    if code is None or code <= 0:
         # The code alone is the cause: 0 is an end that was asked for, and below 0 it is a signal.
         return _by_exit_code(evidence, "")
+    records = list(evidence.records)
+    served = [record for record in records if record.while_serving]
+    if evidence.was_ready or served:
+        return _while_serving(evidence, served)
     # Other records are left out: they may quote anything, and TGI goes on after a warning.
-    messages = (record.message for record in evidence.records if record.level in ("ERROR", ""))
+    messages = (record.message for record in records if record.level in ("ERROR", ""))
     # Some rules take time that grows with the square of a line's length.
-    lines = (line[:_MAX_LINE] for message in messages for line in message.splitlines())
+    lines = (line[:_MAX_LINE] for message in messages for line in message.splitlines() if not _CODE.match(line))
     text = shortened("\n".join(lines), _MAX_TEXT)
-    kinds = _ERROR_LINE.findall(text)
     for reason, pattern, tell in _RULES:
         if match := pattern.search(text):
             return Diagnosis(reason, tell(match, evidence))
+    if killed := _killed_process(records):
+        return killed
+    kinds = _ERROR_LINE.findall(text)
+    exceptions = _EXCEPTION.findall(text)
+    if exceptions and (module := _MISSING_MODULE.fullmatch(exceptions[-1])):
+        sentence = f"The installation of Text Generation Inference is incomplete: its Python has no module {module[1]}."
+        return Diagnosis(Reason.INCOMPLETE_INSTALLATION, sentence)
+    if kinds[-1:] == ["DownloadError"] and exceptions and _UNREACHABLE.search(exceptions[-1]):
+        sentence = (
+            f"The Hub cannot be reached, and {evidence.model_id} is not in the local cache: check the network, the "
+            "proxies and HF_ENDPOINT, or give the folder of a model."
+        )
+        return Diagnosis(Reason.DOWNLOAD_FAILED, sentence)
     if kinds and kinds[-1] in _KINDS:
         reason, sentence = _KINDS[kinds[-1]]
         return Diagnosis(reason, sentence.format(model=evidence.model_id) + _cause(text))
     return _by_exit_code(evidence, text)
 
 
+def _while_serving(evidence: Evidence, records: Sequence[LogRecord]) -> Diagnosis:
+    """Why it ended after it had opened its port, from nothing that a client could have written."""
+    of_router = (record for record in records if record.target.startswith("text_generation_router"))
+    if not evidence.was_ready and (first := next(of_router, None)) and _CANNOT_BIND.fullmatch(first.message):
+        # It did not get its port, so nobody was heard.
+        return Diagnosis(Reason.PORT_TAKEN, _PORT_TAKEN.format(port=evidence.port))
+    plain = (_ERROR_LINE.fullmatch(record.message) for record in records if not record.level)
+    # The launcher's own is the last that is printed, whatever a router prints in its panic.
+    kinds = [match[1] for match in plain if match and match[1] in _KINDS_OF_SERVING]
+    if not kinds or evidence.returncode != 1:
+        return _by_exit_code(evidence, "")
+    if kinds[-1] == "ShardFailed" and (killed := _killed_process(records)):
+        return killed
+    reason, sentence = _KINDS[kinds[-1]]
+    return Diagnosis(reason, f"{sentence}; the log says more.")
+
+
+def _killed_process(records: Sequence[LogRecord]) -> Diagnosis | None:
+    """Whether it was a signal that ended a process, which the launcher says last of it: what was before is gone by."""
+    last: dict[int | None, LogRecord] = {}
+    for record in records:
+        if record.rank is None and (match := _CRASHED.fullmatch(record.message)):
+            rank = int(match[1])
+            signaled = _SIGNALED.fullmatch(last[rank].message) if rank in last else None
+            return Diagnosis(Reason.KILLED, f"A shard {_by_signal(int(signaled[1]))}") if signaled else None
+        if record.level == "ERROR":
+            last[record.rank] = record
+    # A download has no rank.
+    signaled = _SIGNALED.fullmatch(last[None].message) if None in last else None
+    return Diagnosis(Reason.KILLED, f"The download {_by_signal(int(signaled[1]))}") if signaled else None
+
+
 def _cause(text: str) -> str:
     causes = _EXCEPTION.findall(text)[-1:] or _PANIC.findall(text)[-1:]
-    return f": {causes[0].strip().rstrip('.')[:300]}." if causes else "; the log says more."
+    return f": {_whole_words(causes[0].strip().rstrip('.'))}." if causes else "; the log says more."
+
+
+def _whole_words(text: str) -> str:
+    return text if len(text) <= _MAX_CAUSE else f"{text[:_MAX_CAUSE].rsplit(None, 1)[0]} …"
 
 
 def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
     code = evidence.returncode
     if code is None:
-        return Diagnosis(Reason.KILLED, "TGI had to be killed.")
+        return Diagnosis(
+            Reason.KILLED,
+            "The process that watches over TGI was killed, by somebody or by the system if main memory ran out, so TGI "
+            "was ended too.",
+        )
     if code < 0:
-        return Diagnosis(Reason.KILLED, f"TGI's launcher was killed by {_signal_name(-code)}.")
+        return Diagnosis(Reason.KILLED, f"TGI's launcher {_by_signal(-code)}")
     if code == 0:
         return Diagnosis(Reason.STOPPED, "TGI's launcher ended without an error: somebody stopped it.")
     if evidence.is_docker and code == _DOCKER_ITSELF:
         return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{_cause(text)}")
     if evidence.is_docker and code > 128:
-        return Diagnosis(Reason.KILLED, f"The container was ended by {_signal_name(code - 128)}.")
+        return Diagnosis(Reason.KILLED, f"The container {_by_signal(code - 128)}")
     if code == _CLAP_USAGE:
         return Diagnosis(Reason.INVALID_ARGUMENTS, "The launcher does not understand its options (exit code 2).")
     if code == _RUST_PANIC:
@@ -234,8 +339,9 @@ def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
     return Diagnosis(Reason.EXITED, f"TGI's launcher ended with exit code {code}{_cause(text)}")
 
 
-def _signal_name(number: int) -> str:
+def _by_signal(number: int) -> str:
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(number)
     except ValueError:
-        return f"signal {number}"
+        return f"was ended by signal {number}."
+    return _SIGNALS.get(name, f"was ended by {name.name}.")

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tgi_launcher.command import MASK, TOKEN_VARIABLES, Command, given_secrets, launcher_flags
+from tgi_launcher.command import MASK, PLAIN_TRACEBACKS, TOKEN_VARIABLES, Command, given_secrets, launcher_flags
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
 
@@ -62,7 +62,7 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> C
     # The image starts its launcher with an unquoted $@, which would split values with spaces: these go by environment.
     flags, by_environment = _without_spaces(_inner_flags(config, argv))
     given = {name: text for name, text in config.env.items() if name not in secrets}
-    settings = {**given, "LOG_LEVEL": config.log_level, **by_environment}
+    settings = {**PLAIN_TRACEBACKS, **given, "LOG_LEVEL": config.log_level, **by_environment}
     for variable in settings:
         argv += ["-e", f"{variable}={settings[variable]}"]
     for variable in secrets:

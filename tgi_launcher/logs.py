@@ -1,30 +1,26 @@
-"""Reads TGI's log: records out of lines, the stage of a start out of records, and nothing secret."""
+"""Reads TGI's log: records out of lines, and the stage of a start out of records."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import IO, Any
-from urllib.parse import quote
-
-from tgi_launcher.command import MASK
 
 # Colours, and titles and links of a terminal.
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-# What else a terminal would obey, or would show in another order.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(
     r"^(?P<time>\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(?P<level>TRACE|DEBUG|INFO|WARN|ERROR)\s+(?P<rest>.*)$", re.DOTALL
 )
 _TARGET = re.compile(
     r"^(?P<spans>(?:[\w-]+(?:\{[^}]*\})?:\s?)*?)(?P<target>text_generation_\w+(?:::\w+)*|\w+(?:::\w+)+):\s"
 )
-# The launcher prints its arguments when it starts, the key too, in the form of Rust's Debug.
-_KEY_IN_DUMP = re.compile(r'(api_key:\s*Some\(\s*)"(?:\\.|[^"\\])*"', re.DOTALL)
+_CONNECTED = re.compile(r"(?:^|: )Connected$")
+# Of the further lines of a record.
+INDENT = "    "
 _LEVEL_NAME = re.compile(r"[A-Za-z]{1,9}")
 # The level of a record of JSON that cannot be read as a whole.
 _LEVEL = re.compile(r'"level"\s*:\s*"(TRACE|DEBUG|INFO|WARN|ERROR)"')
@@ -43,24 +39,37 @@ class LogRecord:
         level: `INFO`, `WARN`, `ERROR` and so on; empty where a line is no record, such as one of a traceback.
         target: Who wrote it, such as `text_generation_launcher`.
         rank: Shard that it is about.
+        while_serving: Whether clients could be heard when it was written, so that it may hold any text of theirs.
     """
 
     message: str
     level: str = ""
     target: str = ""
     rank: int | None = None
+    while_serving: bool = False
+
+    @property
+    def begins_serving(self) -> bool:
+        """Whether the router opens its port next."""
+        return self.target.startswith("text_generation_router") and _CONNECTED.search(self.message) is not None
 
     def lines(self) -> list[str]:
-        """The record for a person, one entry a line."""
+        """The record for a person, one entry a line; all but the first are indented."""
         rank = f" [shard {self.rank}]" if self.rank is not None else ""
         head = f"{self.level}{rank} " if self.level else ""
-        return [head + line[:_MAX_LINE] if i == 0 else line[:_MAX_LINE] for i, line in enumerate(self._split())]
+        first, *others = self._split()
+        return [head + first[:_MAX_LINE], *(INDENT + line[:_MAX_LINE] for line in others)]
 
     def _split(self) -> list[str]:
         if self.message.startswith("Args {"):
             return ["Args { … }"]  # all its options, sixty lines of them
-        lines = [_CONTROLS.sub("", line) for line in self.message.splitlines()]
+        lines = [printable(line) for line in self.message.splitlines()]
         return [line for line in lines if line.strip()] or [""]
+
+
+def printable(line: str) -> str:
+    """The line without what a terminal would obey, would show in another order, or cannot show."""
+    return _CONTROLS.sub("", line)
 
 
 def read_lines(output: IO[bytes]) -> Iterator[tuple[str, bool]]:
@@ -125,43 +134,14 @@ def shortened(message: str, limit: int = _MAX_MESSAGE) -> str:
     return f"{message[:half]}\n… ({len(message) - 2 * half} characters) …\n{message[-half:]}"
 
 
-class Redactor:
-    """Replaces secrets in text, in every form in which TGI's log may write them.
-
-    Args:
-        secrets: Texts that must not show.
-    """
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        forms: set[str] = set()
-        for secret in filter(None, secrets):
-            slashes = secret.replace("\\", "\\\\")
-            debug = slashes.replace('"', '\\"')
-            forms |= {secret, slashes, debug, json.dumps(secret)[1:-1], json.dumps(debug)[1:-1]}
-            forms |= {html.escape(secret), html.escape(secret, quote=False), quote(secret), quote(secret, safe="")}
-        # A form may contain another, so the longest is replaced first.
-        self._forms = sorted(forms, key=len, reverse=True)
-
-    def __call__(self, text: str, *, is_cut: bool = False) -> str:
-        """The text with `***` for each secret.
-
-        Args:
-            text: Any text.
-            is_cut: Whether it may end within a secret. So much of its end is left out that it does not.
-        """
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        text = _KEY_IN_DUMP.sub(rf'\1"{MASK}"', text)
-        # Of a secret that is cut in two, the first part would not be recognised.
-        return text[: 1 - len(self._forms[0])] if is_cut and self._forms and len(self._forms[0]) > 1 else text
-
-
 class Stage(str, Enum):
     """How far a start has come, in order."""
 
     PULL = "pulling the image"
     LAUNCH = "starting the launcher"
+    CHECK = "looking for the weights"
     DOWNLOAD = "downloading the weights"
+    CONVERT = "converting the weights"
     SHARDS = "loading the model"
     WARM_UP = "warming up"
     ROUTER = "starting the router"
@@ -177,7 +157,9 @@ class Stage(str, Enum):
 _STAGES = (
     (re.compile(r"^Unable to find image|: Pulling from |^Status: Downloaded newer image"), Stage.PULL),
     (re.compile(r"^Args \{|^Using attention|^Sharding model on"), Stage.LAUNCH),
-    (re.compile(r"^Starting check and download process|^Download file: |^Downloaded "), Stage.DOWNLOAD),
+    (re.compile(r"^Starting check and download process|^Files are already present"), Stage.CHECK),
+    (re.compile(r"^Download file: |^Downloaded |^Downloading "), Stage.DOWNLOAD),
+    (re.compile(r"^No safetensors weights found.*Converting |^Convert: "), Stage.CONVERT),
     (re.compile(r"^Starting shard|^Successfully downloaded weights|^Waiting for shard|^Shard ready"), Stage.SHARDS),
     (re.compile(r"^Starting Webserver|^Warming up model"), Stage.WARM_UP),
     (re.compile(r"^Setting max batch total tokens|^Using backend|^Connected$"), Stage.ROUTER),

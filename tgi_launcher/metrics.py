@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tgi_launcher.errors import NotRunningError
+from tgi_launcher.model_info import ModelInfo
 
 # So many decode passes of one token each are no bad luck: speculation is off, or useless.
 _MIN_PASSES_TO_JUDGE = 64
@@ -28,6 +29,7 @@ _COUNTERS = (
     "tgi_batch_current_size",
 )
 _LARGEST = 2.0**53
+_UNKNOWN = ModelInfo()
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class SpeculationReport:
         num_requests: Requests that began.
         num_skipped: Tokens that needed no pass of their own.
         seconds: Length of the window.
+        model: What is known of the model, so of what it drafts with.
     """
 
     num_speculative_tokens: int
@@ -49,6 +52,7 @@ class SpeculationReport:
     num_requests: int
     num_skipped: int
     seconds: float
+    model: ModelInfo = _UNKNOWN
 
     @property
     def num_decode_passes(self) -> int:
@@ -84,10 +88,23 @@ class SpeculationReport:
         """What to say if the server was asked to speculate and does not; else None."""
         if not self.num_speculative_tokens or self.is_active is not False:
             return None
+        kind = self.model.speculator
+        by = f" by {kind} heads" if kind else " by n-grams" if self.model.is_known else ""
         return (
-            f"speculate={self.num_speculative_tokens} is set, but none of {self.num_decode_passes} decode steps "
-            "yielded more than one token. TGI ignores n-gram speculation, without a word, on models that it runs "
-            "without flash attention; or no draft was ever right."
+            f"{self.num_speculative_tokens} tokens are to be drafted per step{by}, but none of "
+            f"{self.num_decode_passes} decode steps yielded more than one token. {self._why_inactive()} With "
+            "speculate=0 nothing would be lost."
+        )
+
+    def _why_inactive(self) -> str:
+        if self.model.warning:
+            return f"The reason: {self.model.warning}."
+        if self.model.speculator:
+            base = f"{self.model.base_model}" if self.model.base_model else "the model that they are used with"
+            return f"The heads may not have been trained for {base}, or not enough: check where they come from."
+        return (
+            "TGI ignores n-grams, without a word, on models that it runs without flash attention: its log of the start "
+            "tells whether that could be loaded. Or the texts hold nothing that repeats itself."
         )
 
 
@@ -119,12 +136,13 @@ class Metrics:
     batch_size: float = 0.0
     values: dict[str, float] = field(default_factory=dict, repr=False)
 
-    def report(self, since: Metrics, num_speculative_tokens: int) -> SpeculationReport:
+    def report(self, since: Metrics, num_speculative_tokens: int, model: ModelInfo = _UNKNOWN) -> SpeculationReport:
         """What speculation did since an earlier reading.
 
         Args:
             since: The earlier reading. If the server was restarted in between, the window is its life so far.
             num_speculative_tokens: Tokens that it was asked to draft per step.
+            model: What is known of the model.
         """
         if self.skipped_count < since.skipped_count or self.num_requests < since.num_requests:
             since = Metrics(time=since.time)
@@ -137,6 +155,7 @@ class Metrics:
             num_requests=round(self.num_requests - since.num_requests),
             num_skipped=round(skipped),
             seconds=self.time - since.time,
+            model=model,
         )
 
 

@@ -49,7 +49,8 @@ class PortLocks:
             The port.
 
         Raises:
-            StartError: It is taken, none is free, or the folder of the locks is not this user's alone.
+            StartError: It is taken, none is free, hostname is no address of this machine, or the folder of the locks is
+                not this user's alone.
         """
         for port in (wanted,) if wanted else range(first, min(first + _SEARCH_LENGTH, 65536)):
             if port not in self._locks and _can_bind(hostname, port) and self._lock(port):
@@ -132,16 +133,33 @@ def _unusable(why: str) -> StartError:
 
 
 def _can_bind(hostname: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
-    with socket.socket(family) as probe:
-        # TGI sets the same: a port counts as free while its last connections are still closing.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    """Whether nobody else has the port.
+
+    Raises:
+        StartError: Nobody could bind it: it is no port of this machine, or not for this user.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in hostname else socket.AF_INET) as probe:
+            # TGI sets the same: a port counts as free while its last connections are still closing.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((hostname, port))
             probe.listen(1)
-        except OSError:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             return False
+        raise StartError(Reason.INVALID_ARGUMENTS, _why_unbindable(hostname, port, error)) from error
     return True
+
+
+def _why_unbindable(hostname: str, port: int, error: OSError) -> str:
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL):
+        return (
+            f"hostname={hostname} is no address of this machine: give one of its own, 127.0.0.1 for this machine "
+            "alone, or 0.0.0.0 for all of its addresses."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"This user may not bind port {port}: choose one of 1024 or more."
+    return f"Port {port} on {hostname} cannot be bound: {error.strerror}."
 
 
 def _by_whom(port: int) -> str:

@@ -238,7 +238,7 @@ class TGIServer:
         report = self._report(since)
         if report.warning and not self._has_warned:
             self._has_warned = True
-            warnings.warn(report.warning, SpeculationInactiveWarning, stacklevel=2)
+            warnings.warn(f"{self.config.model_id}: {report.warning}", SpeculationInactiveWarning, stacklevel=2)
         return report
 
     # The same for event loops
@@ -359,21 +359,21 @@ class TGIServer:
 
     def _report(self, since: Metrics | None) -> SpeculationReport:
         begin = since or Metrics(time=self._any_run().ready_at or time.monotonic())
-        return self.metrics().report(begin, self.config.num_speculative_tokens)
+        return self.metrics().report(begin, self.config.num_speculative_tokens, self.config.model_info)
 
     def _check_speculation(self) -> None:
         if self._has_warned or not self.config.num_speculative_tokens:
             return
         try:
-            report = self._report(None)
+            # It warns, and Python shows that on standard error whatever the thread.
+            self.speculation()
         except NotRunningError:
             return
+        except SpeculationInactiveWarning:
+            # The user has made an error of it, which belongs into a call of theirs.
+            self._has_warned = False
         except Exception:  # an error that left this thread would end the watching
             _logger.exception("What speculation does could not be read")
-            return
-        if report.warning:
-            self._has_warned = True
-            _logger.warning("%s: %s", self.config.model_id, report.warning)
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:

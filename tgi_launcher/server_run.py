@@ -15,9 +15,10 @@ from tgi_launcher.diagnosis import Diagnosis, Evidence, diagnose
 from tgi_launcher.endpoints import is_healthy
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
-from tgi_launcher.logs import LogRecord, Redactor, Stage, parse_line, shortened, stage_of
+from tgi_launcher.logs import LogRecord, Stage, parse_line, printable, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.redaction import Redactor
 
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
@@ -74,6 +75,9 @@ class ServerRun:
         self._on_progress = on_progress
         self._on_log = on_log
         self._redact = Redactor(plan.command.secrets)
+        self._before = ""
+        # From here on a client's text may be in the log.
+        self._is_serving = False
         self._records: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._stage: Stage | None = None
         self._started_at = time.monotonic()
@@ -119,6 +123,7 @@ class ServerRun:
                 raise
             raise
         self.ready_at = time.monotonic()
+        self._is_serving = True
         self._advance(Stage.READY, f"Ready at {self.base_url}")
 
     def why_ended(self, exit_: ProcessExit) -> StartError:
@@ -129,6 +134,7 @@ class ServerRun:
             model_id=self._config.model_id,
             port=self.plan.addresses.port,
             is_docker=self.plan.is_docker,
+            was_ready=self.ready_at is not None,
         )
         return self._start_error(diagnose(evidence), exit_.returncode)
 
@@ -151,13 +157,17 @@ class ServerRun:
         raise self._start_error(Diagnosis(Reason.TIMEOUT, msg), None)
 
     def _start_error(self, diagnosis: Diagnosis, returncode: int | None) -> StartError:
-        summary = self._redact(diagnosis.summary)
+        summary = self._redact(printable(diagnosis.summary))
         return StartError(diagnosis.reason, summary, log_tail=self.log_tail(), returncode=returncode)
 
     def _read_line(self, line: str, is_cut: bool) -> None:
-        record = parse_line(self._redact(line, is_cut=is_cut))
-        # JSON may have hidden a secret by escapes.
-        record = replace(record, message=shortened(self._redact(record.message)))
+        record = parse_line(line)
+        # A record is whole, but what is none of TGI's, such as a traceback, comes line by line.
+        before = "" if record.level else self._before
+        message = self._redact(record.message, is_cut=is_cut, before=before)
+        if not record.level:
+            self._before = self._redact.tail(record.message, before)
+        record = replace(record, message=shortened(message), while_serving=self._is_serving)
         if not record.message.strip():
             return
         self._records.append(record)
@@ -167,8 +177,9 @@ class ServerRun:
             if self._on_log is not None:
                 self._call(self._on_log, shown)
         stage = stage_of(record)
-        if stage is not None and self.ready_at is None:
+        if stage is not None and not self._is_serving:
             self._advance(stage, self._redact(record.lines()[0]))
+        self._is_serving = self._is_serving or record.begins_serving
 
     def _advance(self, stage: Stage, message: str) -> None:
         if self._stage is not None and stage.position < self._stage.position:

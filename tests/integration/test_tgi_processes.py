@@ -111,8 +111,8 @@ def config(fault=None, **options):
     return TGIConfig(**{"model_id": "fake", "graceful_termination_timeout": 2, "env": env, **options})
 
 
-def generate(server, *, timeout=10.0):
-    body = json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 30}}).encode()
+def generate(server, *, timeout=10.0, text="Hello"):
+    body = json.dumps({"inputs": text, "parameters": {"max_new_tokens": 30}}).encode()
     headers = {"Content-Type": "application/json"}
     if server.api_key is not None:
         headers["Authorization"] = f"Bearer {server.api_key.get_secret_value()}"
@@ -171,7 +171,7 @@ def test_a_server_starts_serves_and_ends():
     assert state_of(server) is State.STOPPED
     expect_gone(server)
     stages = list(dict.fromkeys(step.stage for step in steps))
-    assert stages == [Stage.LAUNCH, Stage.DOWNLOAD, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
+    assert stages == [Stage.LAUNCH, Stage.CHECK, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
     assert any("shard terminated" in line for line in lines), "it was ended gently"
     assert "[shard 1]" in "".join(lines)
 
@@ -260,10 +260,10 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("no-router", Reason.INCOMPLETE_INSTALLATION, "text-generation-router"),
         ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
         ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
-        ("killed-while-loading", Reason.KILLED, "signal 9"),
+        ("killed-while-loading", Reason.KILLED, "SIGKILL"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
-        ("crash-loading", Reason.OUT_OF_MEMORY, "memory"),
+        ("crash-loading", Reason.WEBSERVER_FAILED, "router ended"),
         ("launcher-dies-loading", Reason.KILLED, "SIGKILL"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_port_taken_while_the_model_loads_is_told_of():
         thief = socket.socket()
 
         def steal(progress):
-            if progress.stage is Stage.DOWNLOAD:
+            if progress.stage is Stage.CHECK:
                 with contextlib.suppress(OSError):
                     thief.bind(("127.0.0.1", port))
                     thief.listen()
@@ -408,6 +408,18 @@ def test_it_is_started_again_where_it_was_and_works():
         assert server.pid != pid
         assert generate(server)
     expect_gone(server)
+
+
+def test_the_words_of_a_request_in_the_log_do_not_hinder_a_restart():
+    ends: list[ServerExit] = []
+    lines: list[str] = []
+    options: dict[str, Any] = {"restart": "on-failure", "backoff": Backoff(first_seconds=0.05)}
+    with TGIServer(config("quoted"), on_exit=ends.append, on_log=lines.append, **options) as server:
+        generate(server, text="GatedRepoError: gated repo")
+        await_true(lambda: any("GatedRepoError" in line for line in lines))
+        next(p for p in processes_of(server) if "tests.standin.router" in p.cmdline()).kill()
+        await_true(lambda: ends and server.is_ready)
+        assert (ends[0].reason, ends[0].restart_in) == (Reason.WEBSERVER_FAILED, 0.05)
 
 
 def test_200_requests_with_a_crash_in_between(monkeypatch):
@@ -519,6 +531,7 @@ def test_a_killed_supervisor_leaves_nothing_either():
     process_of(server)._process.kill()
     await_true(lambda: ends)
     expect_gone(server)
+    assert (ends[0].reason, "process that watches over TGI was killed" in ends[0].summary) == (Reason.KILLED, True)
 
 
 def test_a_supervisor_that_hangs_is_got_rid_of(monkeypatch):
@@ -665,7 +678,10 @@ def test_tgi_launch_tells_why_it_failed():
     done = subprocess.run(CLI, capture_output=True, text=True, env=environ, timeout=BOUND, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: The GPU's memory does not hold fake")
-    assert "Traceback" not in done.stderr.replace("  | Traceback", "")
+    assert "Traceback" not in re.sub(r"\| +Traceback", "", done.stderr)
+    assert "standard error output: torch.OutOfMemoryError: CUDA out of memory." in done.stdout
+    assert "… looking for the weights\n… loading the model\n" in done.stdout
+    assert "downloading" not in done.stdout
 
 
 # Secrets
@@ -704,6 +720,20 @@ def test_a_failed_start_does_not_show_the_key():
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_key_that_a_traceback_cuts_in_two_is_masked(is_plain):
+    key = "".join(f"{i:03}k" for i in range(40))
+    lines: list[str] = []
+    env = {"STANDIN_FAULT": "boxed-key", **({} if is_plain else {"_TYPER_STANDARD_TRACEBACK": ""})}
+    with pytest.raises(StartError) as caught:
+        TGIServer(config(api_key=key, env=env), on_log=lines.append).start()
+    seen = "".join([*lines, str(caught.value)])
+    assert ("│" in seen) is not is_plain
+    assert not [i for i in range(len(key) - 8) if key[i : i + 8] in seen]
+    if is_plain:
+        assert caught.value.summary.endswith("ValueError: *** is no key.")
+
+
 # Speculation as it is
 
 
@@ -721,16 +751,58 @@ def test_speculation_is_measured():
         assert report.is_active
 
 
-def test_speculation_that_does_nothing_is_warned_of_once(monkeypatch):
-    # The stand-in is told of no speculation, as a model of TGI that ignores it.
-    server = TGIServer(config(speculate=0))
-    with server:
+def test_speculation_that_does_nothing_is_warned_of_once():
+    with TGIServer(config("no-flash", speculate=4)) as server:
         for _ in range(4):
             generate(server)
-        server.config = config(speculate=4)
-        with pytest.warns(SpeculationInactiveWarning, match="speculate=4 is set"):
+        with pytest.warns(SpeculationInactiveWarning, match="^fake: 4 tokens are to be drafted"):
             server.speculation()
         assert not server.speculation().is_active
+
+
+WATCHED = """
+import sys, threading, urllib.request
+from tgi_launcher import TGIConfig, TGIServer, server as module
+module._WATCH_SECONDS = 0.1
+if __name__ == "__main__":
+    config = TGIConfig(model_id="fake", speculate=4, graceful_termination_timeout=2, env={"STANDIN_FAULT": "no-flash"})
+    with TGIServer(config) as server:
+        for _ in range(4):
+            body = b'{"inputs": "Hello", "parameters": {"max_new_tokens": 30}}'
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(server.base_url + "/generate", body, headers)
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).read()
+        threading.Event().wait(1.5)
+        print(server.state.value)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-W", "error"]])
+def test_who_never_asks_is_told_on_standard_error_that_speculation_does_nothing(options):
+    command = [sys.executable, *options, "-c", WATCHED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout.strip()) == (0, "ready"), done.stderr
+    # As an error it would end the watching, and is left for a call of `speculation`.
+    assert done.stderr.count("SpeculationInactiveWarning: fake: 4 tokens") == (0 if options else 1)
+
+
+def test_tgi_launch_says_once_that_speculation_does_nothing(tmp_path):
+    environ = {**os.environ, "STANDIN_FAULT": "no-flash"}
+    command = [*CLI, "--speculate", "4"]
+    with (tmp_path / "out").open("w") as out:
+        launch = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ)  # noqa: S603
+    try:
+        await_true(lambda: "Ready: http" in (tmp_path / "out").read_text())
+        url = re.findall(r"Ready: (\S+)", (tmp_path / "out").read_text())[0]
+        for _ in range(4):
+            body = json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 30}}).encode()
+            request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})  # noqa: S310
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).read()
+        await_true(lambda: "warning: 4 tokens" in (tmp_path / "out").read_text())
+    finally:
+        launch.send_signal(signal.SIGTERM)
+        launch.wait(BOUND)
+    assert (tmp_path / "out").read_text().count("4 tokens are to be drafted") == 1
 
 
 # Docker

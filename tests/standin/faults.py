@@ -32,6 +32,7 @@ REQUEST_FAULTS = {
     "no-info": "404 from /info, as from a server of another kind",
     "slow-info": "waits `seconds` (default 1) before it answers /info",
     "no-metrics": "500 from /metrics",
+    "quoted": "the log quotes the request, as in the traceback of a regex that does not compile",
     "no-tokenize": "500 from /tokenize",
 }
 # These concern a route of their own and stay until they are taken back.

@@ -40,7 +40,9 @@ FAULTS = {
     "warm-up-out-of-memory": "the router fails because memory does not suffice",
     "no-router": "text-generation-router is not on PATH",
     "launcher-dies-loading": "the launcher is killed while its shards load",
+    "no-flash": "the model runs without flash attention, so that --speculate does nothing, without a word",
     "ignore-sigterm": "nobody but the router reacts to SIGTERM",
+    "boxed-key": "a shard fails with the API key in a traceback, in a box of 80 columns unless plain ones are set",
     "debug-key": "the API key is logged a few more times, in other forms",
 }
 _DOWNLOAD_ERRORS = {
@@ -103,6 +105,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 class LauncherError(Exception):
     """Ends the launcher with exit code 1; the text is what Rust's Debug makes of the original."""
+
+
+def _traceback(text: str) -> str:
+    """As typer draws it: without a terminal, in a box of 80 columns, and the exception below cut to them too."""
+    if os.environ.get("_TYPER_STANDARD_TRACEBACK"):
+        return f"Traceback (most recent call last):\n  File ...\n{text}"
+    inner = [text[i : i + 76] for i in range(0, len(text), 76)]
+    outer = [text[i : i + 80] for i in range(0, len(text), 80)]
+    box = [f"╭{' Traceback (most recent call last) ':─^78}╮", *(f"│ {line:76} │" for line in inner), f"╰{'─' * 78}╯"]
+    return "\n".join([*box, *outer])
 
 
 class Launcher:
@@ -243,6 +255,8 @@ class Launcher:
         for fault, text in _SHARD_ERRORS.items():
             if fault in self.faults:
                 arguments += ["--fail", f"Traceback (most recent call last):\n  File ...\n{text}"]
+        if "boxed-key" in self.faults:
+            arguments += ["--fail", _traceback(f"ValueError: {self.options.api_key} is no key")]
         heads = int(self.faults.get("heads", {}).get("heads", "3"))
         if "heads" in self.faults and (self.options.speculate or 0) > heads:
             arguments += ["--fail", "RuntimeError: " + _HEADS.format(n=self.options.speculate, heads=heads)]
@@ -302,6 +316,8 @@ class Launcher:
             if getattr(options, name) is not None
             for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
         ]
+        if "no-flash" in self.faults and "--speculate" in arguments:
+            del arguments[(at := arguments.index("--speculate")) : at + 2]
         if options.disable_grammar_support:
             arguments.append("--disable-grammar-support")
         for name, values in self.faults.items():

@@ -40,6 +40,7 @@ from tests.standin.generation import (
     generate,
     validate,
 )
+from tests.standin.launcher_log import Log
 from tests.standin.models import EngineModel, FakeModel, Model
 
 PAYLOAD_LIMIT = 2_000_000
@@ -241,6 +242,8 @@ class StandIn:
     ) -> web.StreamResponse:
         self.requests[-1]["body"] = body
         faults = self.faults.take()
+        if "quoted" in faults:
+            Log(is_json=True, target="text_generation_router", is_router=True)(f"Traceback …\n{body}", "ERROR")
         if answer := _framework_answer(faults):
             return answer
         try:

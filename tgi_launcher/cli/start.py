@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 import time
+import warnings
 from typing import Annotated
 
 import typer
 
+from tgi_launcher.cli.brief_log import BriefLog
 from tgi_launcher.cli.options import FAILED, INTERRUPTED
 from tgi_launcher.cli.status import make_status
 from tgi_launcher.config import Group, TGIConfig
-from tgi_launcher.errors import NotRunningError, StopError, TGIError
+from tgi_launcher.errors import NotRunningError, SpeculationInactiveWarning, StopError, TGIError
 from tgi_launcher.logs import Stage
 from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.restart import Backoff
@@ -52,7 +54,7 @@ class _Foreground:
 
     def __init__(self, config: TGIConfig, restart: str, backoff: Backoff, *, logs: bool) -> None:
         self._status = make_status()
-        self._shows_all = logs
+        self._brief = None if logs else BriefLog(self._status.log)
         self._server = TGIServer(
             config,
             restart=restart,  # type: ignore[arg-type]
@@ -73,6 +75,8 @@ class _Foreground:
 
     def run(self) -> None:
         """Until the server has ended, however that comes about."""
+        # `_figures` says it, in one line.
+        warnings.simplefilter("ignore", SpeculationInactiveWarning)
         for number in (signal.SIGINT, signal.SIGTERM, *([] if self._outlives_parent else [signal.SIGHUP])):
             signal.signal(number, self._on_signal)
         # The start has a thread of its own, so that the main thread stays free for signals.
@@ -83,6 +87,8 @@ class _Foreground:
         finally:
             self._stop()
             starting.join()
+            if self._brief is not None:
+                self._brief.flush(is_over=True)
             self._status.close()
         if self._num_signals:
             # One signal is the normal way to end a server, two are an interruption.
@@ -119,6 +125,8 @@ class _Foreground:
             if os.getppid() != self._parent and not self._outlives_parent:
                 # A shell that is killed sends no SIGHUP, and nobody is left to press Ctrl-C.
                 self._num_signals += 1
+            if self._brief is not None:
+                self._brief.flush()
             time.sleep(_TICK_SECONDS)
 
     def _stop(self) -> None:
@@ -151,8 +159,10 @@ class _Foreground:
         self._stage = progress.stage.value
 
     def _on_log(self, line: str) -> None:
-        if self._shows_all or line.startswith(("WARN", "ERROR")):
+        if self._brief is None:
             self._status.log(line)
+        else:
+            self._brief.add(line)
 
     def _on_exit(self, end: ServerExit) -> None:
         after = "" if end.restart_in is None else f" Starting again in {end.restart_in:g} s."
@@ -179,7 +189,7 @@ class _Foreground:
         before, self._last = self._last, now
         tokens = self._server.config.num_speculative_tokens
         report: SpeculationReport = now.report(before or now, tokens)
-        total = now.report(Metrics(time=now.time), tokens)
+        total = now.report(Metrics(time=now.time), tokens, self._server.config.model_info)
         if total.warning and not self._warned:
             self._warned = True
             self._status.say(f"warning: {total.warning}")

@@ -29,7 +29,7 @@ from langchain_specdec.errors import (
     RequestTimeoutError,
     SpecDecError,
 )
-from tgi_launcher.logs import Redactor
+from tgi_launcher.redaction import Redactor
 
 # Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
 _REFUSAL = "Input validation error: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.text_check import Fit, text_check
-from tgi_launcher.logs import Redactor
+from tgi_launcher.redaction import Redactor
 
 # Characters shown before and after the place from which on an answer does not fit.
 _SHOWN = 30

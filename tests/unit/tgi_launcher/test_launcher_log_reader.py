@@ -18,9 +18,10 @@ from tgi_launcher.command import Addresses, Command
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.diagnosis import Evidence, diagnose
 from tgi_launcher.launcher_process import LauncherProcess
-from tgi_launcher.logs import LogRecord, Redactor, parse_line, read_lines, shortened, stage_of
+from tgi_launcher.logs import LogRecord, parse_line, read_lines, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.redaction import Redactor
 from tgi_launcher.server_run import ServerRun
 
 TIME = "2026-01-08T15:02:49.123456Z"
@@ -86,6 +87,18 @@ def test_any_bytes_are_read(data):
 
 def test_the_level_of_a_broken_record_is_kept():
     assert read('{"level":"INFO","message":"Error: ' + DEEP).level == "INFO"
+
+
+@pytest.mark.parametrize("sign", ["\x1b[2J", "\r", "\x9b", "\u202e", "\u2066", "\u200f", "\u061c", "\ud800"])
+def test_nothing_that_a_terminal_would_obey_or_could_not_print_is_shown(sign):
+    for line in (f"a{sign}b", json.dumps({"level": "ERROR", "message": f"a{sign}b\n{sign}c"})):
+        shown = "\n".join(read(line).lines())
+        assert sign[0] not in shown
+        shown.encode()
+
+
+def test_further_lines_of_a_record_are_indented():
+    assert LogRecord("a\nb\n  c", "ERROR", rank=1).lines() == ["ERROR [shard 1] a", "    b", "      c"]
 
 
 class Long(io.RawIOBase):

@@ -1,6 +1,8 @@
 """What tgi_launcher decides before anything runs: options, commands, environment, ports, restarts."""
 
+import errno
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -265,6 +267,11 @@ def test_stray_variables_that_tgi_would_read_are_kept_out(monkeypatch):
     assert env["LOG_LEVEL"] == "info"
 
 
+def test_tracebacks_are_plain_unless_somebody_wants_boxes():
+    assert binary().env["_TYPER_STANDARD_TRACEBACK"] == "1"
+    assert binary(env={"_TYPER_STANDARD_TRACEBACK": ""}).env["_TYPER_STANDARD_TRACEBACK"] == ""
+
+
 def test_every_variable_of_tgi_is_known():
     environ = {name.upper(): "stray" for name in TGI_FLAGS - {"huggingface_hub_cache"}}
     assert clean_environment(config(), environ) == {}
@@ -326,7 +333,7 @@ def test_docker_command(monkeypatch):
     assert command.argv == (
         "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "48",
         "--gpus", "all", "--shm-size", "1g", "-p", "127.0.0.1:8081:80", "-v", "/cache/hf:/data",
-        "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
+        "-e", "_TYPER_STANDARD_TRACEBACK=1", "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
         "ghcr.io/huggingface/text-generation-inference:3.3.5", "--model-id", "owner/name", "--speculate", "4",
         "--num-shard", "2", "--hostname", "0.0.0.0", "--port", "80", "--usage-stats", "off",  # noqa: S104
         "--graceful-termination-timeout", "20", "--json-output",
@@ -375,6 +382,34 @@ def test_a_runtime_that_is_missing_is_said(runtime, reason):
     assert "\n" not in caught.value.summary
 
 
+@pytest.mark.parametrize("is_on_path", [True, False])
+def test_a_launcher_that_cannot_be_run_is_not_called_absent(tmp_path, is_on_path):
+    launcher = tmp_path / "text-generation-launcher"
+    launcher.write_text("")
+    options = {} if is_on_path else {"launcher_path": str(launcher)}
+    with PortLocks() as locks, pytest.raises(StartError, match=f"^{launcher} is not executable: run chmod") as caught:
+        make_plan(config(runtime="binary", **options), locks)
+    assert caught.value.reason is Reason.LAUNCHER_NOT_FOUND
+
+
+def test_a_folder_is_no_launcher(tmp_path):
+    with PortLocks() as locks, pytest.raises(StartError, match="is a folder, not a program"):
+        make_plan(config(runtime="binary", launcher_path=str(tmp_path)), locks)
+
+
+@pytest.mark.parametrize(("name", "words"), [("x.gguf", "does not read GGUF"), ("model.safetensors", "is a file")])
+def test_a_file_is_no_model(tmp_path, monkeypatch, name, words):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for model_id in (str(tmp_path / "models" / name), f"models/{name}", f"./models/{name}"):
+        with pytest.raises(ValidationError, match=words):
+            config(model_id=model_id)
+    # A file beside it that is named like a model of the Hub is none of ours.
+    (tmp_path / "gpt2").touch()
+    assert config(model_id="gpt2").model_id == "gpt2"
+
+
 def test_preview_needs_nothing_installed():
     command = str(preview_command(config(speculate=4)))
     assert command.startswith("text-generation-launcher --model-id owner/name --speculate 4")
@@ -408,6 +443,27 @@ def test_two_servers_get_different_ports():
         assert caught.value.reason is Reason.PORT_TAKEN
     with PortLocks() as three:
         assert three.take("127.0.0.1", ports[0], first=1, what="Port") == ports[0], "released with their owner"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("hostname", ["192.0.2.7", "2001:db8::7"])
+def test_an_address_of_another_machine_is_no_taken_port(hostname):
+    with PortLocks() as locks, pytest.raises(StartError, match="is no address of this machine") as caught:
+        locks.take(hostname, 8080, first=8080, what="Port")
+    assert caught.value.reason is Reason.INVALID_ARGUMENTS
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EACCES, "may not bind port 80"), (errno.ENOBUFS, "cannot be bound: No buffer space")]
+)
+def test_a_port_that_nobody_may_bind_is_no_taken_port(monkeypatch, number, words):
+    def bind(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"bind": bind}))
+    with PortLocks() as locks, pytest.raises(StartError, match=words):
+        locks.take("127.0.0.1", 80, first=8080, what="Port")
 
 
 @pytest.mark.server

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from tgi_launcher import TGIConfig
 from tgi_launcher.cli.app import _with_command, app
+from tgi_launcher.cli.brief_log import BriefLog
 from tgi_launcher.cli.status import make_status
+from tgi_launcher.logs import LogRecord
 
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
 
@@ -93,7 +95,8 @@ def test_docker(monkeypatch):
     command = printed("owner/name", "--runtime", "docker", "--speculate", 4, "--devices", "1", "--port", 8085)
     assert command == (
         "HF_TOKEN=*** docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
-        "--gpus '\"device=1\"' --shm-size 1g -p 127.0.0.1:8085:80 -v /cache:/data -e LOG_LEVEL=info -e HF_TOKEN "
+        "--gpus '\"device=1\"' --shm-size 1g -p 127.0.0.1:8085:80 -v /cache:/data "
+        "-e _TYPER_STANDARD_TRACEBACK=1 -e LOG_LEVEL=info -e HF_TOKEN "
         "ghcr.io/huggingface/text-generation-inference:3.3.5 --model-id owner/name --speculate 4 --hostname 0.0.0.0 "
         "--port 80 --usage-stats off --graceful-termination-timeout 90 --json-output"
     )
@@ -245,3 +248,50 @@ def test_names_and_log_lines_are_shown_as_they_are(monkeypatch):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     for text in texts:
         assert text in plain
+
+
+def brief(*records):
+    """What is shown of these records, given as (level, message)."""
+    shown: list[str] = []
+    log = BriefLog(shown.append)
+    for level, message in records:
+        for line in LogRecord(message, level).lines():
+            log.add(line)
+    log.flush(is_over=True)
+    return shown
+
+
+def test_an_error_is_shown_with_what_it_comes_to():
+    traceback = (
+        'Download encountered an error: \nTraceback (most recent call last):\n  File "x.py", line 1, in f\n    f()\n'
+        "OSError: inner\n\nDuring handling of the above exception, another exception occurred:\n"
+        "ConnectionError: outer\n  it says more"
+    )
+    records = [("INFO", "Starting"), ("ERROR", traceback), ("", "Error: DownloadError"), ("ERROR", "Shard 0 crashed")]
+    assert brief(*records) == ["ERROR Download encountered an error: ConnectionError: outer", "ERROR Shard 0 crashed"]
+    assert brief(("ERROR", "Headline.\nno exception\nlast words")) == ["ERROR Headline: last words"]
+    assert brief(("INFO", "Args\nx"), ("WARN", "Odd tokenizer detected")) == ["WARN Odd tokenizer detected"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Cannot determine GPU compute capability: ModuleNotFoundError: No module named 'torch'",
+        "Could not import Mamba: No module named 'mamba_ssm'",
+        "Prefill chunking does not support speculation yet. Prefill chunking will be turned off",
+        'Tokenizer_config None - Some("/models/x/tokenizer_config.json")',
+        "no pipeline tag found for model /models/x",
+    ],
+)
+def test_warnings_that_mean_nothing_are_not_shown(message):
+    assert brief(("WARN", message)) == []
+
+
+def test_an_error_is_shown_before_the_next_line_comes(monkeypatch):
+    monkeypatch.setattr("tgi_launcher.cli.brief_log._RECORD_SECONDS", -1)
+    shown: list[str] = []
+    log = BriefLog(shown.append)
+    log.add("ERROR it")
+    log.flush()
+    log.flush()
+    assert shown == ["ERROR it"]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from tgi_launcher import NotRunningError, Reason, Stage
 from tgi_launcher.diagnosis import Evidence, diagnose
-from tgi_launcher.logs import LogRecord, Redactor, parse_line, stage_of
+from tgi_launcher.logs import LogRecord, parse_line, stage_of
 from tgi_launcher.metrics import Metrics, parse_metrics
+from tgi_launcher.model_info import ModelInfo
+from tgi_launcher.redaction import Redactor
 
 TIME = "2026-01-08T15:02:49.123456Z"
 
@@ -126,6 +128,17 @@ def shard_error(text):
     )
 
 
+def download_error(text, head="Download encountered an error: "):
+    span = {"name": "download"}
+    return json.dumps({"level": "ERROR", "fields": {"message": f"{head}\n{text}"}, "target": "t", "span": span})
+
+
+def signaled(number):
+    message = f"Shard process was signaled to shutdown with signal {number}"
+    span = {"name": "shard-manager", "rank": 0}
+    return json.dumps({"level": "ERROR", "fields": {"message": message}, "target": "t", "span": span})
+
+
 @pytest.mark.parametrize(
     ("lines", "reason", "words"),
     [
@@ -207,14 +220,115 @@ def shard_error(text):
             "`validation_workers` must be > 0",
         ),
         (
-            [f"{TIME} ERROR t: Shard process was signaled to shutdown with signal 9", "Error: ShardFailed"],
+            [
+                f"{TIME} ERROR shard-manager: text_generation_launcher: "
+                "Shard process was signaled to shutdown with signal 9 rank=1",
+                f"{TIME} ERROR text_generation_launcher: Shard 1 failed to start",
+                "Error: ShardCannotStart",
+            ],
             Reason.KILLED,
-            "signal 9",
+            "SIGKILL",
         ),
         (
             [shard_error("Traceback\nValueError: Unsupported model type flubber"), "Error: ShardCannotStart"],
             Reason.SHARD_CANNOT_START,
             "Unsupported model type flubber",
+        ),
+        (
+            ["memory allocation of 8589934592 bytes failed", "Error: WebserverFailed"],
+            Reason.OUT_OF_MEMORY,
+            "main memory does not hold",
+        ),
+        (
+            [shard_error("terminate called after throwing an instance of 'std::bad_alloc'"), "Error: ShardCannotStart"],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [shard_error("OSError: [Errno 12] Cannot allocate memory"), "Error: ShardCannotStart"],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [shard_error("RuntimeError: [enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory")],
+            Reason.OUT_OF_MEMORY,
+            "main memory",
+        ),
+        (
+            [
+                download_error(
+                    "  File \"x.py\", line 1, in weight_files\n    except LocalEntryNotFoundError:\n"
+                    "FileNotFoundError: No local weights found in /models/x with extension .bin"
+                ),
+                "Error: DownloadError",
+            ],
+            Reason.MODEL_NOT_FOUND,
+            "The folder /models/x holds no weights",
+        ),
+        (
+            [
+                download_error(
+                    "huggingface_hub.errors.EntryNotFoundError: No .bin weights found for model a/b and revision None."
+                )
+            ],
+            Reason.MODEL_NOT_FOUND,
+            "no weights of a/b that it could load",
+        ),
+        *(
+            ([download_error(text), "Error: DownloadError"], Reason.DOWNLOAD_FAILED, "The Hub cannot be reached")
+            for text in (
+                "requests.exceptions.ConnectionError: (MaxRetryError('HTTPSConnectionPool(host=\'huggingface.co\', "
+                "port=443): Max retries exceeded with url: /api/models/a/b'), '(Request ID: 1)')",
+                "requests.exceptions.ProxyError: (MaxRetryError('x'))",
+                "httpx.ConnectError: [Errno -2] Name or service not known",
+                "requests.exceptions.ReadTimeout: (ReadTimeoutError('Read timed out.'))",
+            )
+        ),
+        (
+            [shard_error("Traceback\nModuleNotFoundError: No module named 'sentencepiece'"), "Error: ShardCannotStart"],
+            Reason.INCOMPLETE_INSTALLATION,
+            "has no module sentencepiece",
+        ),
+        (
+            [shard_error("ModuleNotFoundError: No module named 'mamba'\nValueError: x"), "Error: ShardCannotStart"],
+            Reason.SHARD_CANNOT_START,
+            "ValueError: x",
+        ),
+        (
+            [f"{TIME} ERROR text_generation_launcher: Exec format error (os error 8)", "Error: ShardCannotStart"],
+            Reason.INCOMPLETE_INSTALLATION,
+            "another kind of processor",
+        ),
+        *(
+            (
+                [
+                    signaled(number),
+                    json.dumps({"level": "ERROR", "fields": {"message": "Shard 0 failed to start"}, "target": "t"}),
+                    "Error: ShardCannotStart",
+                ],
+                Reason.KILLED,
+                words,
+            )
+            for number, words in (
+                (11, "A shard crashed (SIGSEGV"), (4, "another processor"), (7, "shared memory"),
+                (6, "gave up (SIGABRT)"), (9, "main memory"), (15, "somebody stopped it"), (40, "ended by signal 40"),
+            )
+        ),
+        (
+            [
+                download_error("", head="Download process was signaled to shutdown with signal 9: "),
+                "Error: DownloadError",
+            ],
+            Reason.KILLED,
+            "The download was killed by SIGKILL",
+        ),
+        (
+            [
+                download_error("requests.exceptions.InvalidSchema: No connection adapters were found for 'x'"),
+                "Error: DownloadError",
+            ],
+            Reason.DOWNLOAD_FAILED,
+            "InvalidSchema: No connection adapters were found",
         ),
         (["Error: ShardFailed"], Reason.SHARD_FAILED, "died while serving"),
         (["Error: WebserverCannotStart"], Reason.WEBSERVER_FAILED, "WebserverCannotStart"),
@@ -237,7 +351,7 @@ def test_the_cause_is_told_in_one_sentence(lines, reason, words):
         (0, Reason.STOPPED, "somebody stopped it"),
         (-9, Reason.KILLED, "SIGKILL"),
         (-99, Reason.KILLED, "signal 99"),
-        (None, Reason.KILLED, "had to be killed"),
+        (None, Reason.KILLED, "The process that watches over TGI was killed"),
     ],
 )
 def test_without_words_the_exit_code_counts(returncode, reason, words):
@@ -352,7 +466,26 @@ def test_speculation_that_never_skips_is_warned_of(speculate, passes, skipped, w
     metrics = parse_metrics(exposition(passes, tokens_over=[skipped], requests=1), time=1.0)
     warning = metrics.report(Metrics(time=0.0), speculate).warning
     assert (warning is not None) is warns
-    assert not warns or re.search(r"speculate=4 .* 99 decode steps", warning or "")
+    assert not warns or re.search(r"^4 tokens are to be drafted .* 99 decode steps", warning or "")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelInfo(), "drafted per step, but.* without flash attention"),
+        (ModelInfo(is_known=True, model_type="llama"), "by n-grams, but.* without flash attention"),
+        (ModelInfo(True, "Medusa", 3, "owner/base"), "by Medusa heads, but.* trained for owner/base"),
+        (ModelInfo(True, "MLP-speculator", 3), "by MLP-speculator heads, but.* trained for the model"),
+        (ModelInfo(True, "Medusa", 3, warning="TGI does not load them"), "The reason: TGI does not load them"),
+    ],
+)
+def test_the_warning_is_of_the_speculator_in_use(model, words):
+    metrics = parse_metrics(exposition(100, tokens_over=[0], requests=1), time=1.0)
+    warning = metrics.report(Metrics(time=0.0), 3, model).warning
+    assert warning is not None
+    assert re.search(words, warning)
+    assert ("n-gram" in warning) is (model.speculator is None)
+    assert warning.endswith("With speculate=0 nothing would be lost.")
 
 
 def test_metrics_of_something_else_are_refused():

@@ -1,0 +1,123 @@
+"""A secret shows nowhere, however TGI's log lays it out: whole, cut, in boxes, over lines, record by record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tgi_launcher.command import Addresses, Command
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.launcher_process import ProcessExit
+from tgi_launcher.plan import LaunchPlan
+from tgi_launcher.ports import PortLocks
+from tgi_launcher.redaction import Redactor
+from tgi_launcher.server_run import Progress, ServerRun
+
+# Parts shorter than this may show: they are in ordinary words too.
+PIECE = 8
+secrets = st.text(string.ascii_letters + string.digits + "_-.+/=!#%&", min_size=8, max_size=200)
+widths = st.integers(1, 120)
+
+
+def parts(secret: str) -> set[str]:
+    return {secret[i : i + PIECE] for i in range(len(secret) - PIECE + 1)}
+
+
+def shown_of(secret: str, text: str) -> list[str]:
+    """The parts of the secret that a reader could put together from the text, across borders and line breaks."""
+    bare = "".join(sign for sign in text if not sign.isspace() and sign not in "│|╭╮╰╯─'\"")
+    return [part for part in parts(secret) if part in bare]
+
+
+def in_box(text: str, width: int, border: str) -> list[str]:
+    return [f"{border} {text[i : i + width]:{width}} {border}" for i in range(0, len(text), width)]
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch):
+    monkeypatch.setattr("tgi_launcher.server_run.LauncherProcess", lambda *_, **__: None)
+
+
+class Collector(logging.Handler):
+    """Keeps records as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def seen_of(secret: str, lines: list[str]) -> list[str]:
+    """All that a run tells of these lines of TGI's log."""
+    handler = Collector()
+    logger = logging.getLogger("tgi_launcher")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        return _seen_of(secret, lines, handler.records)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+def _seen_of(secret: str, lines: list[str], records: list[logging.LogRecord]) -> list[str]:
+    seen: list[str] = []
+    steps: list[Progress] = []
+    plan = LaunchPlan(Command(("x",), {}, secrets=(secret,)), Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    run = ServerRun(TGIConfig(model_id="m"), plan, PortLocks(), on_log=seen.append, on_progress=steps.append)
+    for line in lines:
+        run._read_line(line, is_cut=False)
+    error = run.why_ended(ProcessExit(1, was_stopped=False))
+    formatter = logging.Formatter()
+    logged = [formatter.format(record) for record in records]
+    texts = ["\n".join(seen), "\n".join(run.log_tail(1000)), str(error), error.summary, "\n".join(logged)]
+    return [*texts, *(step.message for step in steps)]
+
+
+@given(
+    secret=secrets, width=widths, border=st.sampled_from(["", "│", "|", "│ │"]), before=st.sampled_from(["", "key = '"])
+)
+def test_a_secret_in_a_box_of_any_width_is_masked(secret, width, border, before):
+    text = "\n".join(in_box(f"{before}{secret}' x", width, border))
+    shown = Redactor([secret])(text)
+    assert "***" in shown
+    assert shown_of(secret, shown) == []
+
+
+@given(secret=secrets, width=widths, border=st.sampled_from(["", "│"]))
+def test_no_error_log_or_callback_shows_a_secret_that_a_record_cuts(secret, width, border):
+    message = "Shard complete standard error output:\n" + "\n".join(in_box(f"ValueError: {secret}", width, border))
+    line = json.dumps({"level": "ERROR", "fields": {"message": message}, "target": "text_generation_launcher"})
+    for text in seen_of(secret, [line, "Error: ShardCannotStart"]):
+        assert shown_of(secret, text) == []
+
+
+@given(secret=secrets, width=widths, border=st.sampled_from(["", "│"]))
+def test_a_secret_over_lines_that_are_no_records_is_masked(secret, width, border):
+    for text in seen_of(secret, [*in_box(f"key={secret}", width, border), "Error: ShardCannotStart"]):
+        # Of the first line there may be a part that was shown before the next came.
+        assert len(shown_of(secret, text)) == 0
+
+
+@given(secret=secrets, start=st.integers(0, 60), length=st.integers(PIECE, 60))
+def test_a_part_of_a_secret_is_masked_too(secret, start, length):
+    part = secret[start : start + length]
+    assert shown_of(secret, Redactor([secret])(f"key = '{part}'+40")) == []
+
+
+@given(st.text(alphabet=string.ascii_lowercase + " \n", max_size=300))
+def test_a_text_without_the_secret_stays_as_it_is(text):
+    assert Redactor(["0123-4567-89AB-CDEF"])(text) == text
+
+
+def test_the_text_around_a_secret_is_kept():
+    secret = "hf_" + "aBcDeFgH" * 8
+    assert Redactor([secret])(f"begin │ {secret[:40]} │\n│ {secret[40:]} │ end") == "begin │ *** │ end"
+    assert Redactor([secret])("hf_transfer aBcDe") == "hf_transfer aBcDe"
