@@ -137,14 +137,15 @@ def test_the_stand_in_ignores_bounds_and_does_not_end_in_time() -> None:
 
 
 def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
-    with answering("x") as backend:
+    model = FakeModel(answer="x", takes_grammars=True)
+    with ServerThread(model, Limits()) as server, lasting(TGIBackend(server.url)) as backend:
         for grammar in (
             Grammar(regex="a(?=b)"),
             Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}),
         ):
             with pytest.raises(InvalidParameterError, match="cannot be followed"):
                 SpeculativeLLM(backend=backend, grammar=grammar).invoke("x")
-        assert backend.max_length is None  # it was not even asked for its limits
+        assert server.standin.requests == []
 
 
 def test_no_error_shows_the_key() -> None:
