@@ -6,6 +6,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from langchain_specdec.backends.tgi.parameters import VocabularySize
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
@@ -47,6 +48,12 @@ class LocalTokenizer:
             msg = f"tokenizer must be a Hugging Face tokenizer, a model id or a folder, got {tokenizer!r}."
             raise InvalidParameterError(msg)
         return cls(tokenizer)
+
+    @property
+    def vocabulary(self) -> VocabularySize:
+        """How many tokens the model has."""
+        known = len(self.private.copied)
+        return VocabularySize(min(getattr(self.private.copied, "vocab_size", known), known), known)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front."""

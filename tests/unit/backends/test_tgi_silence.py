@@ -55,7 +55,7 @@ def test_failed_requests_of_many_threads_are_silent(server, client, make_backend
         for prompt in ("x" * 99, "Hello") if index % 2 else ("Hello", "x" * 99):
             try:
                 backend.complete([CompletionRequest(prompt, SamplingParams(max_new_tokens=9))])
-            except SpecDecError as error:
+            except SpecDecError as error:  # noqa: PERF203
                 failed.append(type(error))
 
     of_many_threads(act)
