@@ -50,10 +50,12 @@ class LocalTokenizer:
         return cls(tokenizer)
 
     @property
-    def vocabulary(self) -> VocabularySize:
-        """How many tokens the model has."""
-        known = len(self.private.copied)
-        return VocabularySize(min(getattr(self.private.copied, "vocab_size", known), known), known)
+    def vocabulary(self) -> VocabularySize | None:
+        """How many tokens the model has; None where the tokenizer does not tell."""
+        tokenizer = self.private.copied
+        if not hasattr(tokenizer, "__len__"):
+            return None
+        return VocabularySize(min(getattr(tokenizer, "vocab_size", len(tokenizer)), len(tokenizer)), len(tokenizer))
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front."""
