@@ -298,7 +298,7 @@ def _source_of(answer: AsyncIterator[Any]) -> AsyncIterator[Any]:
     The generator ends at an error without closing it, and then the garbage collector would, in tasks that fail.
     """
     frame = getattr(answer, "ag_frame", None)
-    return answer if frame is None else frame.f_locals[frame.f_code.co_varnames[0]]  # type: ignore[no-any-return]
+    return answer if frame is None else frame.f_locals[frame.f_code.co_varnames[0]]
 
 
 async def _break_off(lines: AsyncIterator[Any]) -> None:

@@ -140,6 +140,7 @@ def test_a_chat_that_overshoots_is_cut_and_counted_exactly(server, client):
         assert message.text == TEXT.encode()[:6].decode()
         assert message.response_metadata["finish_reason"] == "length"
         usage = message.usage_metadata
+        assert usage is not None
         assert usage["output_tokens"] == 6
         assert usage["total_tokens"] == usage["input_tokens"] + 6
 

@@ -143,6 +143,10 @@ def refusal(grammar: Grammar) -> str:
     return str(caught.value)
 
 
+def of_type(kind: Any) -> Grammar:
+    return Grammar(schema=kind)
+
+
 def of(*properties: Any, **more: Any) -> Grammar:
     names = [f"p{index}" for index in range(len(properties))]
     schema = {"type": "object", "properties": dict(zip(names, properties, strict=True)), "required": names}
@@ -152,10 +156,10 @@ def of(*properties: Any, **more: Any) -> Grammar:
 @pytest.mark.parametrize(
     ("grammar", "name"),
     [
-        (Grammar(schema=Node), "Node"),
-        (Grammar(schema=Left), "Left"),
-        (Grammar(schema=Right), "Right"),
-        (Grammar(schema=create_model("Top", a=(Leaf, ...), b=(Node, ...))), "Node"),
+        (of_type(Node), "Node"),
+        (of_type(Left), "Left"),
+        (of_type(Right), "Right"),
+        (of_type(create_model("Top", a=(Leaf, ...), b=(Node, ...))), "Node"),
         (of({"$ref": "#"}), "the whole of it"),
         (of({"$ref": "#"}, title="List"), "List"),
         (of({"anyOf": [{"type": "null"}, {"$ref": "#/properties/p0"}]}), "p0"),
@@ -170,9 +174,7 @@ def test_recursion_is_refused_by_its_name(grammar: Grammar, name: str) -> None:
 
 
 def test_references_without_recursion_are_taken() -> None:
-    check_grammar(
-        Grammar(schema=create_model("M", a=(Leaf, ...), b=(list[Leaf], ...), c=(dict[str, Leaf] | None, ...)))
-    )
+    check_grammar(of_type(create_model("M", a=(Leaf, ...), b=(list[Leaf], ...), c=(dict[str, Leaf] | None, ...))))
     unused = {"Used": {"type": "null"}, "Loop": {"items": {"$ref": "#/$defs/Loop"}}}
     check_grammar(of({"$ref": "#/$defs/Used"}, {"$ref": "#/properties/p0"}, **{"$defs": unused}))
     # Data is no schema.
@@ -208,7 +210,7 @@ def test_what_is_nested_too_deep_is_refused(grammar: Grammar) -> None:
         of({"type": "array", "items": {"type": "string", "maxLength": 50}, "maxItems": 50}),
         of({}, {}),
         Grammar(schema={"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(10)}}),
-        Grammar(schema=create_model("Deep", x=(eval("list[" * 11 + "str" + "]" * 11), ...))),  # noqa: S307
+        of_type(create_model("Deep", x=(eval("list[" * 11 + "str" + "]" * 11), ...))),  # noqa: S307
     ],
 )
 def test_what_takes_the_server_minutes_is_refused(grammar: Grammar) -> None:

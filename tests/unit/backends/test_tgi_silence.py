@@ -30,7 +30,7 @@ def server():
 @pytest.fixture
 def complaints(caplog, monkeypatch):
     """What asyncio logs, and what exceptions in finalizers and threads would print."""
-    told = []
+    told: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     monkeypatch.setattr(threading, "excepthook", told.append)
     yield lambda: [*told, *(record.getMessage() for record in caplog.records if record.name == "asyncio")]
