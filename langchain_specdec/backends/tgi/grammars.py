@@ -39,6 +39,10 @@ class _Extent(NamedTuple):
 
 # What may follow in a string of JSON that has no escapes.
 _REST = r'[^"\\\x00-\x1f]*'
+# Digits of other scripts are digits to the library.
+_FORMAT_PATTERNS = {name: f"^(?:{pattern})$".replace(r"\d", "[0-9]") for name, pattern in PATTERNS.items()}
+# Their alternatives differ early, so that their tables are small.
+_FORMAT_SIZE = 4_000
 _CLASS_SIZE = 20
 # Of what outlines-core writes around a value, or for a number.
 _VALUE_SIZE = 20
@@ -78,8 +82,7 @@ def _schema_as_served(inner: dict[str, Any]) -> dict[str, Any]:
             # A pattern is taken for the whole string there, without its anchors where it has both.
             inner["pattern"] = rf"^(?:{pattern[1:]}){_REST}$"
     elif name in PATTERNS:
-        # Digits of other scripts are digits to that library.
-        inner["pattern"] = f"^(?:{PATTERNS[name]})$".replace(r"\d", "[0-9]")
+        inner["pattern"] = _FORMAT_PATTERNS[name]
     return inner
 
 
@@ -91,7 +94,7 @@ def check_grammar(grammar: Grammar) -> None:
     """
     if grammar.regex is not None:
         what = "The regular expression"
-        _refuse_syntax(grammar.regex)
+        _refuse_syntax(grammar.regex, what)
         extent = _of_regex(grammar.regex)
     else:
         what = "The JSON schema"
@@ -125,7 +128,7 @@ def check_grammar(grammar: Grammar) -> None:
         raise InvalidParameterError(msg)
 
 
-def _refuse_syntax(regex: str) -> None:
+def _refuse_syntax(regex: str, what: str) -> None:
     """Refuse what the server would: each refusal takes with it the requests that it begins together with."""
     try:
         re.compile(regex)
@@ -133,17 +136,16 @@ def _refuse_syntax(regex: str) -> None:
         # Told by its depth.
         return
     except (re.error, OverflowError) as error:
-        msg = f"The regular expression is none: {error}. Correct it."
+        msg = f"{what} is not valid: {error}. Correct it."
         raise InvalidParameterError(msg) from None
     for part in _PARTS.finditer(regex):
-        text = part[0]
-        what = {"^": "the anchor ^", "$": "the anchor $", "(?<": "lookbehind"}.get(text)
+        unknown = {"^": "the anchor ^", "$": "the anchor $", "(?<": "lookbehind"}.get(part[0])
         if part["escape"] is not None and part["escape"] in _UNKNOWN_ESCAPES:
-            what = f"the escape {text}"
-        if what is not None:
+            unknown = f"the escape {part[0]}"
+        if unknown is not None:
             msg = (
-                f"The regular expression has {what}, which TGI's grammars do not know. Write it without (the whole "
-                f"answer matches it, so that it needs no anchors), or use a LocalBackend."
+                f"{what} has {unknown}, which TGI's grammars do not know. Write it without (all of the text has to "
+                f"match it, so that it needs no anchors), or use a LocalBackend."
             )
             raise InvalidParameterError(msg)
 
@@ -208,6 +210,13 @@ class _SchemaExtent:
             )
         if kind == "string":
             if isinstance(pattern := schema.get("pattern"), str):
+                if pattern in _FORMAT_PATTERNS.values():
+                    size, depth = _of_regex(pattern)
+                    return _Extent(min(size, _FORMAT_SIZE), depth)
+                # Taken for the whole string, without its anchors where it has both.
+                is_anchored = pattern.startswith("^") and pattern.endswith("$")
+                pattern = pattern[1:-1] if is_anchored else pattern
+                _refuse_syntax(pattern, "A pattern of the JSON schema")
                 return _of_regex(pattern)
             length = max(_number(schema, "maxLength"), _number(schema, "minLength"), 2)
             return _Extent(_CLASS_SIZE * length, 1)

@@ -15,6 +15,7 @@ from langchain_specdec.backends.tgi.grammars import MAX_DEPTH, MAX_SIZE, check_g
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, VocabularySize, check_honoured
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
+from langchain_specdec.grammar.formats import PATTERNS
 from tests.standin.clients import CLIENTS, make_backend, quick_retries  # noqa: F401
 from tests.standin.models import FakeModel
 from tests.standin.raw_server import EVENTS, RawServer, answer, raw
@@ -223,6 +224,8 @@ def test_grammars_of_ordinary_size_are_taken() -> None:
     check_grammar(of(*[{"type": "string", "maxLength": 60}] * 9, {"type": "array", "items": {"type": "number"}}))
     check_grammar(of({}, *[{"type": "string"}] * 20))
     check_grammar(of({"type": "object"}, {"type": "array"}))
+    for name in PATTERNS:
+        check_grammar(of(*[{"type": "string", "format": name}] * 5))
     check_grammar(of(*[{"anyOf": [{"type": "string"}, {"type": "null"}]}] * 40))
 
 
@@ -243,8 +246,11 @@ def test_grammars_of_ordinary_size_are_taken() -> None:
     ],
 )
 def test_expressions_that_tgi_does_not_know_are_found_before(regex: str, words: str) -> None:
-    with pytest.raises(InvalidParameterError, match=f"regular expression (is none|has).*{words}"):
+    with pytest.raises(InvalidParameterError, match=f"The regular expression (is not valid|has).*{words}"):
         check_honoured(params(grammar=Grammar(regex=regex)))
+    if regex != "^ab$":
+        with pytest.raises(InvalidParameterError, match=f"A pattern of the JSON schema (is not valid|has).*{words}"):
+            check_grammar(of({"type": "string", "pattern": f"^{regex}$"}))
 
 
 @pytest.mark.server
