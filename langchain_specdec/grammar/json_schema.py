@@ -64,19 +64,58 @@ def checked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 def resolved(root: Mapping[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The schema that a reference to a place in `root` stands for; itself where it is none, or leads nowhere."""
     for _ in range(_MAX_DEPTH):
-        reference = schema.get("$ref")
-        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
-            return schema
-        place: Any = root
-        for key in _steps(reference) if reference != "#" else ():
-            if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-                place = place[int(key)]
-            else:
-                place = place.get(key) if isinstance(place, Mapping) else None
-        if not isinstance(place, dict):
+        place = _place(root, schema)
+        if place is None:
             return schema
         schema = place
     return schema
+
+
+def _place(root: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the reference of a schema refers to in `root`; None where it is no reference, or leads nowhere."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
+        return None
+    place: Any = root
+    for key in _steps(reference) if reference != "#" else ():
+        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            place = place.get(key) if isinstance(place, Mapping) else None
+    return place if isinstance(place, dict) else None
+
+
+def recursive_definition(root: Mapping[str, Any]) -> str | None:
+    """The name of a definition that holds itself, by references to places in the schema; None where none does.
+
+    Definitions that nothing refers to do not count.
+    """
+    steps = _steps_of_references(root)
+    open_ids: set[int] = set()
+    done_ids: set[int] = set()
+
+    def name_below(schema: Any) -> str | None:
+        if not isinstance(schema, Mapping) or id(schema) in done_ids:
+            return None
+        open_ids.add(id(schema))
+        found: list[str] = []
+
+        def note(inner: Any) -> Any:
+            found.extend([name] if not found and (name := name_below(inner)) else [])
+            return inner
+
+        _with_inner({k: v for k, v in schema.items() if k not in ("$defs", "definitions")}, note, steps)
+        target = _place(root, schema)
+        if not found and target is not None:
+            if id(target) in open_ids:
+                found.append(_steps(schema["$ref"])[-1] or str(root.get("title", "the whole of it")))
+            else:
+                note(target)
+        open_ids.discard(id(schema))
+        done_ids.add(id(schema))
+        return found[0] if found else None
+
+    return name_below(root)
 
 
 def map_references(schema: Any, change: Callable[[str], str]) -> Any:

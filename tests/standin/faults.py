@@ -18,6 +18,7 @@ REQUEST_FAULTS = {
     "silence": "nothing more is sent after `after` tokens",
     "generation": "the model fails after `after` tokens: 424, or an error frame",
     "incomplete": "the model stops after `after` tokens without having finished: 500, or an error frame",
+    "overshoot": "`after` tokens more than `max_new_tokens`, as where TGI makes long texts in pieces",
     "overloaded": "429, or an error frame",
     "garbage": "a frame that is no JSON after `after` tokens",
     "split-bytes": "every byte of the answer travels alone, so characters are split",

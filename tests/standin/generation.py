@@ -7,6 +7,7 @@ apart from this project's own code for the same things, which it serves to test.
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "grammar": (dict,),
     "adapter_id": (str,),
 }
+_ROUNDED = {"top_p", "typical_p"}
 _UNSIGNED = {"seed", "best_of", "max_new_tokens", "truncate", "top_n_tokens"}
 
 
@@ -112,6 +114,10 @@ def check_grammar_shape(grammar: Any, where: str) -> None:
         raise NotDeserializable(msg)
 
 
+def _rounded(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
 def _invalid(message: str) -> Refusal:
     return Refusal(422, "validation", f"Input validation error: {message}")
 
@@ -128,6 +134,8 @@ def validate(
     takes_grammars: bool = True,
 ) -> ValidRequest:
     """The checks of TGI's router, in its order and words."""
+    # It computes in 32 bits, where numbers close to 0 and 1 are 0 and 1.
+    parameters = {name: _rounded(value) if name in _ROUNDED else value for name, value in parameters.items()}
     best_of = parameters.get("best_of", 1)
     if best_of > limits.max_best_of or best_of < 1:
         raise _invalid(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")

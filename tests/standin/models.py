@@ -38,6 +38,7 @@ class Model(Protocol):
 
     model_id: str
     max_positions: int
+    vocab_size: int
     eos_token_ids: frozenset[int]
     special_ids: frozenset[int]
     takes_grammars: bool
@@ -73,6 +74,7 @@ class FakeModel:
         self.answer = self.ANSWER if answer is None else answer
         self.model_id = "fake"
         self.max_positions = 2048
+        self.vocab_size = 257
         self.eos_token_ids = frozenset({self.EOS})
         self.special_ids = frozenset({self.EOS})
         self.takes_grammars = takes_grammars
@@ -127,6 +129,7 @@ class EngineModel:
         self._tokenizer = copy.deepcopy(backend.tokenizer)
         self.model_id = model_id
         self.max_positions = backend.engine.runner.max_length
+        self.vocab_size = len(self._tokenizer)
         self.eos_token_ids = frozenset(backend.identity["eos_token_ids"])
         self.special_ids = frozenset(self._tokenizer.all_special_ids)
         self.takes_grammars = True

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from aiohttp import web
@@ -40,6 +40,7 @@ from tests.standin.generation import (
     generate,
     validate,
 )
+from tests.standin.killers import DEAD, deadly
 from tests.standin.launcher_log import Log
 from tests.standin.models import EngineModel, FakeModel, Model
 
@@ -77,6 +78,7 @@ class StandIn:
         self.requests: list[dict[str, Any]] = []  # headers and bodies, for tests to look at
         self.num_running = 0
         self.max_running = 0
+        self.is_model_dead = False
         self._api_key = api_key
         self._takes_grammars = not disable_grammar_support
         self._on_crash = on_crash or (lambda: os._exit(1))
@@ -252,7 +254,10 @@ class StandIn:
             return web.Response(status=422, text=str(error))
 
         def check() -> ValidRequest:
-            return validate(
+            if (last_words := deadly(parameters, self.model.vocab_size)) and not self.is_model_dead:
+                self.is_model_dead = True
+                raise Refusal(424, "generation", last_words)
+            valid = validate(
                 self.model,
                 self.limits,
                 inputs,
@@ -261,6 +266,9 @@ class StandIn:
                 is_full_text=is_full_text,
                 takes_grammars=self._takes_grammars,
             )
+            extra = faults["overshoot"].after if "overshoot" in faults else 0
+            sampling = replace(valid.sampling, max_new_tokens=valid.sampling.max_new_tokens + extra)
+            return replace(valid, sampling=sampling)
 
         if is_stream:
             return await self._stream(request, check, faults, lambda valid, frame: [frame.as_json(valid)])
@@ -349,6 +357,8 @@ class StandIn:
         async with aclosing(generate(self.model, valid, None if broken is None else broken.after)) as frames:  # type: ignore[type-var]
             async for frame in frames:
                 await self._hit(faults, frame.index - 1)
+                if self.is_model_dead:
+                    raise Refusal(424, "generation", DEAD)
                 if frame.pass_tokens:
                     self.counts["tgi_request_skipped_tokens_sum"] += frame.pass_tokens - 1
                     self.counts["tgi_request_skipped_tokens_count"] += 1

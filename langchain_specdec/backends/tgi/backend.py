@@ -226,7 +226,7 @@ class TGIBackend(Backend):
         if not request.prompt:
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
             raise InvalidParameterError(msg)
-        check_honoured(request.params)
+        check_honoured(request.params, self._tokenizer.vocabulary if self._tokenizer else None)
         self._grammars.prepare(request.params.grammar)
 
     def _start(self, request: CompletionRequest) -> CompletionStream:
@@ -294,7 +294,7 @@ class TGIBackend(Backend):
                     # Warnings are errors here.
                     raise
                 except Exception as error:
-                    failure = self._failures.of(error)
+                    failure = self._failures.of(error, request.params.grammar)
                 # Outside of `except`, for the client's exception holds the key.
                 if isinstance(failure.error, BackendUnavailableError):
                     self._facts.forget()
@@ -331,7 +331,8 @@ class TGIBackend(Backend):
         """One attempt at a request: its tokens, and how it ended."""
         params = request.params
         prompt_tokens = await self._count(prompt, params, info)
-        parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences)
+        vocabulary = self._tokenizer.vocabulary if self._tokenizer else None
+        parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences, vocabulary)
         answer = Answer(params, request.shown_specials)
         started = None
         async with aclosing(self._client.stream(prompt, parameters)) as frames:

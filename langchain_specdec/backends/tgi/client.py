@@ -231,6 +231,7 @@ class HubClient(TGIClient):
             answer = await shared.client.text_generation(
                 prompt, details=True, stream=True, return_full_text=False, **options
             )
+            lines = _source_of(answer)
             try:
                 async for output in answer:
                     end = None
@@ -238,8 +239,8 @@ class HubClient(TGIClient):
                         length = output.details.input_length
                         end = FrameEnd(output.details.finish_reason, output.generated_text or "", length)
                     yield _frame(output.token, output.top_tokens, end)
-            except GeneratorExit:
-                await _break_off(answer)
+            except (GeneratorExit, Exception):
+                await _break_off(lines)
                 raise
         except Exception:
             # The client may hold a connection that nobody reads any more.
@@ -291,18 +292,28 @@ class HubClient(TGIClient):
         return self._session
 
 
-async def _break_off(answer: AsyncIterator[Any]) -> None:
+def _source_of(answer: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """What the generator of an answer reads its lines from: its first argument.
+
+    The generator ends at an error without closing it, and then the garbage collector would, in tasks that fail.
+    """
+    frame = getattr(answer, "ag_frame", None)
+    return answer if frame is None else frame.f_locals[frame.f_code.co_varnames[0]]
+
+
+async def _break_off(lines: AsyncIterator[Any]) -> None:
     """Close the connection of one answer among those of a client: a read that is cancelled does."""
 
     async def read_on() -> None:
-        async for _ in answer:
+        async for _ in lines:
             pass
 
     reading = asyncio.ensure_future(read_on())
     # What has arrived already is taken without waiting, and only a read that waits can be cancelled.
     await asyncio.sleep(0)
     reading.cancel()
-    await asyncio.wait([reading])
+    # How it ends is of no matter any more, but nobody else asks for its exception.
+    await asyncio.gather(reading, return_exceptions=True)
 
 
 def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:

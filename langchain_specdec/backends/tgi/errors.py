@@ -29,6 +29,7 @@ from langchain_specdec.errors import (
     RequestTimeoutError,
     SpecDecError,
 )
+from langchain_specdec.grammar.grammar import Grammar
 from tgi_launcher.redaction import Redactor
 
 # Every refusal's message begins so; see InferError in TGI's router/src/infer/mod.rs.
@@ -42,6 +43,17 @@ _MODEL_GONE = (
     "Server error: error trying to connect",
     "Server error: h2 protocol error",
     "Server error: tcp connect error",
+)
+# What follows are an exception's words in the process of the model.
+_FAILURE = "Request failed during generation: Server error: "
+# All of those by which interegular 0.3 and outlines-core 0.1, which TGI 3.3 makes grammars with, refuse one. A syntax
+# error has none.
+_GRAMMAR_WORDS = (
+    *("is not implemented", "are not implemented", "Invalid Character-range: ", "Unknown group-extension: "),
+    *("regex module unicode properties are not supported", "Can't multiply an FSM by ", "REFlags.", "'^'", "'$'"),
+    *("lookbacks have to have fixed length", "Group can not have lookbacks/lookaheads", "attribute 'simplify'"),
+    *("The vocabulary does not allow us to build a sequence", "maximum recursion depth exceeded"),
+    *("max() arg is an empty sequence", "int too large"),
 )
 # The clients' names for TGI's error_type, and for a status where there is no error_type.
 _REFUSED = ("ValidationError", "BadRequestError")
@@ -88,8 +100,20 @@ class Failures:
         self._redact = Redactor([api_key or ""])
         self._timeout = read_timeout
 
-    def of(self, error: BaseException) -> Failure:
-        """The failure behind an exception."""
+    def of(self, error: BaseException, grammar: Grammar | None = None) -> Failure:
+        """The failure behind an exception; `grammar` is that of the request, if it has one."""
+        failure = self._of(error)
+        # Typed errors of the clients say what the server says; others may hold its answer.
+        said = _body(error) or str(error)
+        if grammar is None or type(failure.error) is not GenerationError or not _refuses_grammar(said):
+            return failure
+        what = "regular expression" if grammar.regex is not None else "JSON schema"
+        reason = said.removeprefix(_FAILURE).strip()
+        why = f"It says: {self._quote(reason)}" if reason else "It does not say why; most often it is no valid one."
+        msg = f"The TGI server refuses the {what} of the request. {why}"
+        return Failure(InvalidParameterError(msg), is_transient=failure.is_transient)
+
+    def _of(self, error: BaseException) -> Failure:
         if isinstance(error, Failure):
             return error
         if isinstance(error, SpecDecError):
@@ -212,6 +236,12 @@ class Failures:
         # Masked first: half a key would not be recognised.
         message = " ".join(self._redact(message).split())
         return message if len(message) <= limit else f"{message[:limit]}…"
+
+
+def _refuses_grammar(said: str) -> bool:
+    """Whether a failure of the model is a grammar that cannot be made."""
+    reason = said.removeprefix(_FAILURE.rstrip()).strip()
+    return said.startswith(_FAILURE.rstrip()) and (not reason or any(words in reason for words in _GRAMMAR_WORDS))
 
 
 def error_text(body: str) -> str:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from langchain_specdec.backends.tgi.grammars import as_served, check_grammar
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.formats import PATTERNS
-from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import FORMATS, map_schemas
 from langchain_specdec.options import check_unicode
 from langchain_specdec.sampling.params import SamplingParams
 
-# What may follow in a string of JSON that has no escapes.
-_REST = r'[^"\\\x00-\x1f]*'
+LEAST_TEMPERATURE = 0.01
+"""Below it, scores may exceed the numbers that a server computes in, and its answer is noise."""
+LEAST_PENALTY = 0.01
+"""Least `repetition_penalty`, for the same reason."""
+SAFE_TOP_K = 256
+"""Most `top_k` where the vocabulary is not known: no tokenizer of text has fewer tokens."""
+_LEAST_TOP_P = 1e-9
+
+
+class VocabularySize(NamedTuple):
+    """How many tokens a model has, at least and at most: tokens added to a tokenizer may be unknown to its model."""
+
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,9 @@ class GenerateParameters:
     grammar: dict[str, Any] | None = None
 
     @classmethod
-    def from_params(cls, params: SamplingParams, seed: int, max_stop_sequences: int | None) -> GenerateParameters:
+    def from_params(
+        cls, params: SamplingParams, seed: int, max_stop_sequences: int | None, vocabulary: VocabularySize | None = None
+    ) -> GenerateParameters:
         """What to send.
 
         Args:
@@ -45,13 +57,13 @@ class GenerateParameters:
             seed: The seed in force.
             max_stop_sequences: Stop strings that the server takes. The first so many are sent, to end the text there;
                 all of them are looked for here as well.
+            vocabulary: Of the model, where it is known.
         """
         sampled: dict[str, Any] = {
             "do_sample": True,
             "temperature": params.temperature,
-            "top_k": params.top_k or None,
-            # 1 keeps every token, and TGI refuses it.
-            "top_p": None if params.top_p == 1.0 else params.top_p,
+            "top_k": None if vocabulary and (params.top_k or 0) >= vocabulary.most else params.top_k or None,
+            "top_p": _top_p(params.top_p),
             "seed": seed,
         }
         return cls(
@@ -59,36 +71,15 @@ class GenerateParameters:
             stop=tuple(params.stop)[:max_stop_sequences],
             repetition_penalty=None if params.repetition_penalty == 1.0 else params.repetition_penalty,
             top_n_tokens=params.logprobs or None,
-            grammar=None if params.grammar is None else _grammar(params.grammar),
+            grammar=None if params.grammar is None else as_served(params.grammar),
             **(sampled if params.temperature > 0.0 else {}),
         )
 
 
-def _grammar(grammar: Grammar) -> dict[str, Any]:
-    if grammar.regex is not None:
-        return {"type": "regex", "value": grammar.regex}
-    return {"type": "json", "value": map_schemas(grammar.schema, _as_served)}
-
-
-def _as_served(inner: dict[str, Any]) -> dict[str, Any]:
-    """A schema in words that the server's grammars (outlines-core) know; it ignores other keywords, but no formats."""
-    for keyword in ("formatMinimum", "formatMaximum", "propertyNames"):
-        inner.pop(keyword, None)
-    pattern, members = inner.get("pattern"), inner.get("allOf", ())
-    if isinstance(pattern, str) and all(isinstance(part, dict) and part.keys() == {"pattern"} for part in members):
-        # Patterns are not intersected there, but put one after the other.
-        inner.pop("allOf", None)
-    name = inner.get("format")
-    if name not in FORMATS or name in PATTERNS or isinstance(pattern, str):
-        inner.pop("format", None)
-    if isinstance(pattern, str):
-        if pattern.startswith("^") and not pattern.endswith("$"):
-            # A pattern is taken for the whole string there, without its anchors where it has both.
-            inner["pattern"] = rf"^(?:{pattern[1:]}){_REST}$"
-    elif name in PATTERNS:
-        # Digits of other scripts are digits to that library.
-        inner["pattern"] = f"^(?:{PATTERNS[name]})$".replace(r"\d", "[0-9]")
-    return inner
+def _top_p(top_p: float | None) -> float | None:
+    """What keeps the same tokens in TGI's 32 bits, where neither 0 nor 1 is allowed."""
+    # So close to 1 it keeps every token, and below one over any vocabulary the best one only.
+    return None if top_p is None or top_p > 1.0 - 2.0**-25 else max(top_p, _LEAST_TOP_P)
 
 
 def _changes_logprobs(params: SamplingParams) -> bool:
@@ -107,9 +98,14 @@ _REFUSALS: tuple[tuple[str, Callable[[SamplingParams], bool], str], ...] = (
     ),
     ("logit_bias", lambda p: bool(p.logit_bias), "TGI has no such parameter for completions"),
     (
-        "grammar",
-        lambda p: p.grammar is not None and p.grammar.regex is None and "properties" not in (p.grammar.schema or {}),
-        "TGI takes a schema only of an object, with 'properties'",
+        "temperature",
+        lambda p: 0.0 < p.temperature < LEAST_TEMPERATURE,
+        f"below {LEAST_TEMPERATURE:g} a server may run out of numbers and answer noise; 0 is greedy",
+    ),
+    (
+        "repetition_penalty",
+        lambda p: p.repetition_penalty is not None and p.repetition_penalty < LEAST_PENALTY,
+        f"below {LEAST_PENALTY:g} a server may run out of numbers and answer noise",
     ),
     ("ignore_eos", lambda p: p.ignore_eos, "TGI has no such parameter"),
     (
@@ -121,8 +117,12 @@ _REFUSALS: tuple[tuple[str, Callable[[SamplingParams], bool], str], ...] = (
 )
 
 
-def check_honoured(params: SamplingParams) -> None:
-    """Refuse what TGI would ignore or do otherwise.
+def check_honoured(params: SamplingParams, vocabulary: VocabularySize | None = None) -> None:
+    """Refuse what TGI would ignore or do otherwise, and what would end the server or hold it up.
+
+    Args:
+        params: What is asked for.
+        vocabulary: Of the model, where it is known.
 
     Raises:
         InvalidParameterError: A parameter asks for what TGI cannot do.
@@ -131,8 +131,32 @@ def check_honoured(params: SamplingParams) -> None:
         if is_asked(params):
             msg = f"{name} cannot be honoured by a TGI server ({reason}). Leave it out, or use a LocalBackend."
             raise InvalidParameterError(msg)
+    _check_top_k(params, vocabulary)
     for stop in params.stop:
         check_text(stop, "A stop string")
+    if params.grammar is not None:
+        check_grammar(params.grammar)
+
+
+def _check_top_k(params: SamplingParams, vocabulary: VocabularySize | None) -> None:
+    """Refuse a `top_k` that may be more than the vocabulary: one such request ends the whole server."""
+    top_k = params.top_k if params.temperature > 0.0 else None
+    if not top_k or (vocabulary and (top_k <= vocabulary.least or top_k >= vocabulary.most)):
+        return
+    if vocabulary:
+        msg = (
+            f"top_k={top_k} may be more than the vocabulary of the TGI server's model, which would end the server: it "
+            f"has {vocabulary.least} tokens, and some of those added to its tokenizer. Give at most "
+            f"{vocabulary.least}, or leave top_k out for all tokens."
+        )
+        raise InvalidParameterError(msg)
+    if top_k > SAFE_TOP_K:
+        msg = (
+            f"top_k={top_k} may be more than the vocabulary of the TGI server's model, which would end the server, and "
+            f"the vocabulary is not known here. Give at most {SAFE_TOP_K}, leave top_k out for all tokens, or give the "
+            f"model's tokenizer: tokenizer=."
+        )
+        raise InvalidParameterError(msg)
 
 
 def check_text(text: object, what: str = "A prompt") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from langchain_specdec.backends.tgi.errors import is_loopback
+from langchain_specdec.backends.tgi.parameters import VocabularySize
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from tgi_launcher.endpoints import ServerInfo
@@ -71,6 +72,14 @@ class LocalTokenizer:
             )
             raise ModelLoadError(msg)
         return cls(loaded)
+
+    @property
+    def vocabulary(self) -> VocabularySize | None:
+        """How many tokens the model has; None where the tokenizer does not tell."""
+        tokenizer = self.private.copied
+        if not hasattr(tokenizer, "__len__"):
+            return None
+        return VocabularySize(min(getattr(tokenizer, "vocab_size", len(tokenizer)), len(tokenizer)), len(tokenizer))
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingPa
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import Frame, FrameEnd
 from langchain_specdec.backends.tgi.server_facts import _ServerToken, _without_added
+from langchain_specdec.completions.events import FinishReason
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.tiny_models import scripted_model
 
@@ -146,6 +148,75 @@ def test_a_special_token_that_is_shown_may_be_the_last() -> None:
         answer.add(Frame(i, text, i == 1, None, (), end if i else None)).text for i, text in enumerate(["Hi", "x"])
     ]
     assert (texts, answer.finish_reason) == (["Hi", "[CALL]"], "length")
+
+
+def read(params: SamplingParams, answer_frames: list[Frame]) -> tuple[str, str | None, int]:
+    """The text of an answer, why it ended, and its tokens."""
+    answer, released = Answer(params, {}), ""
+    for frame in answer_frames:
+        released += answer.add(frame).text
+        if answer.finish_reason is not None:
+            break
+    return released, answer.finish_reason, answer.num_tokens
+
+
+def ended_with(whole: str, reason: FinishReason, *texts: str) -> list[Frame]:
+    """An answer whose last frame says that of the whole."""
+    last = len(texts) - 1
+    end = FrameEnd(reason, whole, 3)
+    return [Frame(i, text, False, None, (), end if i == last else None) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("whole", ["", "Hel", "Hello \ufffd", "Hello "])
+@pytest.mark.parametrize("reason", ["length", "eos_token", "stop_sequence"])
+def test_what_was_streamed_stands_whatever_the_end_says(whole: str, reason: FinishReason) -> None:
+    # The last token is half a character, which has no text yet.
+    released = read(SamplingParams(max_new_tokens=9), ended_with(whole, reason, "Hel", "lo ", ""))
+    assert released == ("Hello \ufffd" if whole.endswith("\ufffd") else "Hello ", reason, 3)
+
+
+@pytest.mark.parametrize("whole", ["", "Hel"])
+def test_the_last_token_is_kept_where_the_end_says_less(whole: str) -> None:
+    assert read(SamplingParams(), ended_with(whole, "length", "Hel", "lo"))[0] == "Hello"
+    # An end-of-sequence token has no text of its own.
+    assert read(SamplingParams(), ended_with(whole, "eos_token", "Hel", "lo", "</s>"))[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "text"),
+    [
+        ("abcdef", ["c", "bcd"], "ab"),  # complete first, though the other begins before it
+        ("abcdef", ["bcd", "c"], "ab"),
+        (["abc", "def"], ["bcd", "c"], "ab"),
+        ("abcdef", ["abcx", "bc"], "a"),
+        ("abcdef", ["bcde", "bcd"], "a"),
+        ("abcdef", ["bcd", "cd"], "a"),  # complete with the same token: the one that begins first
+        (["ab", "cd", "ef"], ["c", "bcd"], "a"),
+        (["abcdef"], ["cd", "bcd"], "a"),
+    ],
+)
+def test_of_overlapping_stop_strings_the_first_that_is_complete_wins(
+    pieces: Sequence[str], stop: list[str], text: str
+) -> None:
+    answer = ended_with("abcdef", "eos_token", *pieces, "</s>")
+    assert read(SamplingParams(stop=stop), answer)[:2] == (text, "stop_sequence")
+
+
+@pytest.mark.parametrize(
+    ("limit", "stop", "expected"),
+    [
+        (3, [], ("abc", "length", 3)),
+        (4, [], ("abc", "eos_token", 4)),  # the limit's own token ends it by itself
+        (3, ["c"], ("ab", "stop_sequence", 3)),  # at the limit
+        (3, ["d"], ("abc", "length", 3)),  # past it
+        (3, ["cd"], ("abc", "length", 3)),  # begun before it
+        (3, ["bcd", "c"], ("ab", "stop_sequence", 3)),
+    ],
+)
+def test_nothing_past_the_limit_counts(limit: int, stop: list[str], expected: tuple[str, str, int]) -> None:
+    params = SamplingParams(max_new_tokens=limit, stop=stop)
+    last, whole = ("d", "abcd") if limit == 3 else ("</s>", "abc")
+    assert read(params, ended_with(whole, "eos_token", "a", "b", "c", last)) == expected
 
 
 def test_tokens_that_a_server_puts_around_a_text_are_not_counted() -> None:

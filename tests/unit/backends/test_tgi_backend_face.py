@@ -13,7 +13,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from pydantic import SecretStr, ValidationError
 
-from langchain_specdec import SpeculativeLLM, TGIBackend
+from langchain_specdec import ChatSpeculative, SpeculativeLLM, TGIBackend
 from langchain_specdec.errors import (
     BackendUnavailableError,
     EngineClosedError,
@@ -21,7 +21,7 @@ from langchain_specdec.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
-from tests.standin.clients import CLIENTS, close_shared_session, make_backend, no_leaks, quick_retries  # noqa: F401
+from tests.standin.clients import CLIENTS, assert_in_time, close_shared_session, make_backend, no_leaks, quick_retries  # noqa: F401
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
@@ -99,6 +99,50 @@ def test_one_failing_input_of_a_batch_fails_alone(llm, server):
     outcomes = llm.batch(["a", "b", "c"], return_exceptions=True)
     assert sum(isinstance(outcome, Exception) for outcome in outcomes) == 1
     assert [outcome for outcome in outcomes if isinstance(outcome, str)] == [TEXT] * 2
+
+
+@pytest.mark.parametrize("after", [1, 5, 1000])
+def test_a_server_that_overshoots_is_cut_and_counted_exactly(llm, server, after):
+    server.set_faults(f"overshoot:after={after}")
+    expected = TEXT.encode()
+    for limit, stop in ((1, []), (7, []), (len(expected) - 1, []), (7, ["e"]), (7, [TEXT[5:9]])):
+        result = llm.generate(["Hello"], max_tokens=limit, stop=stop)
+        generation = result.generations[0][0]
+        # Only the end of an answer tells of half a character.
+        text, reason = expected[:limit].decode(errors="ignore"), "length"
+        if stop and stop[0] in text:
+            text, reason = text.partition(stop[0])[0], "stop_sequence"
+        count = len(text.encode()) + 1 if reason == "stop_sequence" else limit
+        assert generation.text == text == "".join(llm.stream("Hello", max_tokens=limit, stop=stop))
+        info = generation.generation_info
+        assert (info["finish_reason"], info["completion_tokens"], info["prompt_tokens"]) == (reason, count, 5)
+        assert result.llm_output["token_usage"] == {
+            "prompt_tokens": 5, "completion_tokens": count, "total_tokens": 5 + count,
+        }  # fmt: skip
+    # Where the answer ends by itself at the limit, that is why it ends.
+    result = llm.generate(["Hello"], max_tokens=len(expected) + 1)
+    assert (result.generations[0][0].text, result.llm_output["token_usage"]["completion_tokens"]) == (TEXT, 28)
+    assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_chat_that_overshoots_is_cut_and_counted_exactly(server, client):
+    server.set_faults("overshoot:after=9")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with ChatSpeculative.from_tgi(server.url, client=client, tokenizer=tokenizer, max_tokens=6) as chat:
+        answer = chat.invoke("Hello")
+        streamed = [*chat.stream("Hello")]
+        whole = streamed[0]
+        for chunk in streamed[1:]:
+            whole += chunk
+    for message in (answer, whole):
+        assert message.text == TEXT.encode()[:6].decode()
+        assert message.response_metadata["finish_reason"] == "length"
+        usage = message.usage_metadata
+        assert usage is not None
+        assert usage["output_tokens"] == 6
+        assert usage["total_tokens"] == usage["input_tokens"] + 6
 
 
 def test_a_cache_answers_once_the_model_is_known(llm, server):

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -287,6 +288,102 @@ ECHOES = [
     raw(EVENTS.replace(b"Connection: close", b"Transfer-Encoding: chunked") + KEY.encode() + b"\r\n"),
     raw(b""),
 ]
+
+
+_HTTP_MODULES = ("httpx", "httpcore", "aiohttp", "huggingface_hub", "text_generation", "multidict", "yarl")
+
+
+def secrets_behind(error: BaseException) -> list[str]:
+    """Where the key is found from an error, as by a debugger: in causes, contexts, attributes and frames' variables.
+
+    The objects of this package hold it to work with, so of those only what they show is looked at.
+    """
+    found: list[str] = []
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("error", error)]
+    while pending:
+        where, value = pending.pop()
+        if id(value) in seen or where.count(".") > 25:
+            continue
+        seen.add(id(value))
+        if isinstance(value, (str, bytes)):
+            if b"0123456789" in (value if isinstance(value, bytes) else value.encode("utf-8", "replace")):
+                found.append(where)
+            continue
+        if "0123456789" in repr(value):
+            found.append(f"{where} (shown)")
+        if isinstance(value, BaseException):
+            names = ("__cause__", "__context__", "args", "__dict__", "__notes__")
+            pending += [(f"{where}.{name}", getattr(value, name, None)) for name in names]
+            trace = value.__traceback__
+            while trace is not None:
+                place = f"{where}.{trace.tb_frame.f_code.co_name}"
+                is_test = trace.tb_frame.f_code.co_filename == __file__
+                pending += [] if is_test else [(f"{place}.{k}", v) for k, v in trace.tb_frame.f_locals.items()]
+                trace = trace.tb_next
+        elif isinstance(value, Mapping):
+            pending += [(f"{where}.{key}", inner) for key, inner in list(value.items())]
+        elif isinstance(value, (list, tuple, set)):
+            pending += [(f"{where}.{index}", inner) for index, inner in enumerate(value)]
+        elif type(value).__module__.startswith(_HTTP_MODULES):
+            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            pending += [(f"{where}.{name}", getattr(value, name, None)) for name in [*slots, "__dict__"]]
+    return found
+
+
+def test_the_search_finds_what_a_client_keeps():
+    from huggingface_hub import AsyncInferenceClient
+
+    async def ask(url):
+        client = AsyncInferenceClient(url, token="unused", headers={"authorization": KEY})
+        try:
+            await client.text_generation("Hello")
+        finally:
+            await client.close()
+
+    with RawServer({"/": answer({"error": "no"}, "401 Oh")}) as server:
+        with pytest.raises(Exception, match="401") as caught:
+            asyncio.run(ask(server.url))
+        assert secrets_behind(caught.value)
+        with pytest.raises(InvalidParameterError) as hidden:
+            raise InvalidParameterError("Hidden.") from caught.value
+        assert secrets_behind(hidden.value)
+
+
+@pytest.mark.parametrize("path", ["/", "/info", "/tokenize"])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        answer({"error": "no"}, "401 Oh"),
+        answer({"error": "no", "error_type": "validation"}, "422 Oh"),
+        answer({"error": "no", "error_type": "generation"}, "424 Oh"),
+        answer({"error": "no"}, "429 Oh"),
+        answer("<html>", "502 Oh"),
+        answer("<html>"),
+        answer("", "307 Oh", Location="http://127.0.0.1:9/x"),
+        answer(gzip.compress(b" " * 2**16), **GZIPPED),
+        endless(b" " * 65536, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"),
+        trickle(b" ", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"),
+        raw(EVENTS + b'data: {"error": "no", "error_type": "generation"}\n\n'),
+        raw(EVENTS + frame(text=["a"])),
+        raw(EVENTS + frame()),
+        raw(b"HTTP/1.1 abc\r\n\r\n"),
+        raw(b""),
+    ],
+)
+def test_no_header_is_reachable_from_an_error(client, make_backend, handler, path):  # noqa: F811
+    with RawServer({path: handler}) as server:
+        backend = make_backend(server.url, client=client, max_retries=0, api_key=KEY, read_timeout=0.5)
+        request = CompletionRequest("Hello", SamplingParams(max_new_tokens=5))
+        errors: list[BaseException] = []
+        for act in (lambda: list(backend.stream(request)), lambda: backend.token_ids("Hello")):
+            try:
+                act()
+            except Exception as error:  # noqa: PERF203
+                errors.append(error)
+    assert errors
+    assert [type(error) for error in errors if not isinstance(error, SpecDecError)] == []
+    assert [place for error in errors for place in secrets_behind(error)] == []
 
 
 @pytest.mark.parametrize("path", ["/", "/info"])

@@ -1,0 +1,297 @@
+"""What is sent to a TGI server: what would end it, hold it up or make noise is refused, or sent as something safe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, create_model
+
+from langchain_specdec import Grammar, SamplingParams
+from langchain_specdec.backends.tgi.grammars import MAX_DEPTH, MAX_SIZE, check_grammar
+from langchain_specdec.backends.tgi.parameters import GenerateParameters, VocabularySize, check_honoured
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
+from langchain_specdec.grammar.formats import PATTERNS
+from tests.standin.clients import CLIENTS, make_backend, quick_retries  # noqa: F401
+from tests.standin.models import FakeModel
+from tests.standin.raw_server import EVENTS, RawServer, answer, raw
+from tests.standin.server import ServerThread
+from tests.support.tiny_models import byte_tokenizer
+
+JSON = {"Content-Type": "application/json"}
+
+
+def params(**given: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, **given})
+
+
+def sent(given: SamplingParams, vocabulary: VocabularySize | None = None) -> GenerateParameters:
+    check_honoured(given, vocabulary)
+    return GenerateParameters.from_params(given, 1, None, vocabulary)
+
+
+# top_k
+
+
+@pytest.mark.parametrize("top_k", [257, 49153, 1_000_000, 2**31 - 1, 2**31])
+def test_top_k_above_what_any_vocabulary_has_is_refused(top_k: int) -> None:
+    with pytest.raises(InvalidParameterError, match=rf"top_k={top_k} .* at most 256.* tokenizer="):
+        check_honoured(params(top_k=top_k))
+
+
+def test_top_k_is_sent_up_to_the_vocabulary_and_means_all_above() -> None:
+    vocabulary = VocabularySize(1000, 1010)
+    assert [sent(params(top_k=k), vocabulary).top_k for k in (1, 999, 1000, 1010, 2**31)] == [1, 999, 1000, None, None]
+    with pytest.raises(InvalidParameterError, match=r"top_k=1001 .* at most 1000"):
+        check_honoured(params(top_k=1001), vocabulary)
+    assert [sent(params(top_k=k)).top_k for k in (None, 0, 1, 256)] == [None, None, 1, 256]
+    # Greedy requests send none.
+    assert sent(params(top_k=10**6, temperature=0.0)).top_k is None
+
+
+# Numbers in 32 and in 16 bits
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+@pytest.mark.parametrize("value", [5e-324, 1e-40, 1e-10, 0.0099])
+def test_numbers_too_small_to_divide_by_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InvalidParameterError, match=rf"{name} cannot be honoured by a TGI server \(below 0\.01 "):
+        check_honoured(params(**{name: value}))
+    check_honoured(params(**{name: 0.01}))
+
+
+@pytest.mark.server
+@pytest.mark.transformers
+@pytest.mark.parametrize("client", CLIENTS)
+def test_top_p_close_to_0_and_to_1_are_taken(client, make_backend) -> None:  # noqa: F811
+    with ServerThread(FakeModel()) as server:
+        backend = make_backend(server.url, client=client)
+        for top_p in (5e-324, 1e-50, 1 - 1e-9, 1 - 2**-53):
+            assert backend.complete([CompletionRequest("Hi", params(top_p=top_p, max_new_tokens=2))])
+
+
+# What ends a server
+
+
+@pytest.mark.server
+@pytest.mark.transformers
+@pytest.mark.parametrize("client", CLIENTS)
+def test_no_parameters_of_a_user_end_the_server(client, make_backend) -> None:  # noqa: F811
+    with ServerThread(FakeModel()) as server:
+        backends = [make_backend(server.url, client=client, tokenizer=t) for t in (None, byte_tokenizer())]
+        for backend in backends:
+            for given in (
+                {"top_k": 258},
+                {"top_k": 10**6},
+                {"grammar": Grammar(regex="(" * 100 + "a" + ")" * 100)},
+                {"grammar": Grammar(regex="(?:" * 3000 + "a" + ")" * 3000)},
+            ):
+                with contextlib.suppress(InvalidParameterError):
+                    backend.complete([CompletionRequest("Hi", params(**given))])
+            assert backend.complete([CompletionRequest("Hi", SamplingParams(max_new_tokens=2))])
+        assert not server.standin.is_model_dead
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("deadly", [{"top_k": 258}, {"grammar": {"type": "regex", "value": "(" * 90 + "a" + ")" * 90}}])
+def test_the_stand_in_ends_as_tgi_does(deadly: dict[str, Any]) -> None:
+    def ask(server: ServerThread, **given: Any) -> str:
+        body = json.dumps({"inputs": "Hi", "parameters": {"max_new_tokens": 2, **given}}).encode()
+        request = urllib.request.Request(f"{server.url}/generate_stream", body, JSON)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            return str(response.read().decode())
+
+    with ServerThread(FakeModel()) as server:
+        assert "error" not in ask(server, top_k=257)
+        assert '"error_type":"generation"' in ask(server, **deadly)
+        assert "error trying to connect" in ask(server)
+
+
+# Grammars
+
+
+class Leaf(BaseModel):
+    """Nothing below."""
+
+    value: int
+
+
+class Node(BaseModel):
+    """Itself below."""
+
+    below: list[Node]
+
+
+class Left(BaseModel):
+    """One of two that hold each other."""
+
+    right: Right | None
+
+
+class Right(BaseModel):
+    """The other."""
+
+    left: dict[str, Left]
+
+
+def refusal(grammar: Grammar) -> str:
+    with pytest.raises(InvalidParameterError) as caught:
+        check_grammar(grammar)
+    return str(caught.value)
+
+
+def of_type(kind: Any) -> Grammar:
+    return Grammar(schema=kind)
+
+
+def of(*properties: Any, **more: Any) -> Grammar:
+    names = [f"p{index}" for index in range(len(properties))]
+    schema = {"type": "object", "properties": dict(zip(names, properties, strict=True)), "required": names}
+    return Grammar(schema={**schema, **more})
+
+
+@pytest.mark.parametrize(
+    ("grammar", "name"),
+    [
+        (of_type(Node), "Node"),
+        (of_type(Left), "Left"),
+        (of_type(Right), "Right"),
+        (of_type(create_model("Top", a=(Leaf, ...), b=(Node, ...))), "Node"),
+        (of({"$ref": "#"}), "the whole of it"),
+        (of({"$ref": "#"}, title="List"), "List"),
+        (of({"anyOf": [{"type": "null"}, {"$ref": "#/properties/p0"}]}), "p0"),
+        (of({"$ref": "#/$defs/A"}, **{"$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}}), "A"),
+        (of({"$ref": "#/definitions/A"}, definitions={"A": {"items": {"$ref": "#/definitions/A"}}}), "A"),
+        (of({"$ref": "#/$defs/A"}, **{"$defs": {"A": {"$ref": "#/$defs/A"}}}), "A"),
+    ],
+)
+def test_recursion_is_refused_by_its_name(grammar: Grammar, name: str) -> None:
+    assert f"recursive ({name} holds itself)" in refusal(grammar)
+    assert "LocalBackend" in refusal(grammar)
+
+
+def test_references_without_recursion_are_taken() -> None:
+    check_grammar(of_type(create_model("M", a=(Leaf, ...), b=(list[Leaf], ...), c=(dict[str, Leaf] | None, ...))))
+    unused = {"Used": {"type": "null"}, "Loop": {"items": {"$ref": "#/$defs/Loop"}}}
+    check_grammar(of({"$ref": "#/$defs/Used"}, {"$ref": "#/properties/p0"}, **{"$defs": unused}))
+    # Data is no schema.
+    check_grammar(of({"const": {"$ref": "#"}}, {"enum": [{"$ref": "#"}]}))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(regex="(?:" * (MAX_DEPTH + 1) + "a" + ")" * (MAX_DEPTH + 1)),
+        Grammar(regex="(a|" * 9000 + "a" + ")" * 9000),
+        of({"type": "string", "pattern": "(a" * 90 + ")?" * 90}),
+        Grammar(
+            schema={
+                **dict(of({"$ref": "#/$defs/d0"}).schema or {}),
+                "$defs": {f"d{i}": {"properties": {"x": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(60)}
+                | {"d60": {"type": "null"}},
+            }
+        ),
+    ],
+)
+def test_what_is_nested_too_deep_is_refused(grammar: Grammar) -> None:
+    assert f"more than {MAX_DEPTH} may end a TGI server" in refusal(grammar)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(regex=".{0,2000}"),
+        Grammar(regex="(?:(?:ab{99}){99}){99}"),
+        of({"type": "string", "maxLength": 5000}),
+        of(*[{"type": "string", "maxLength": 400}] * 5),
+        of({"type": "array", "items": {"type": "string", "maxLength": 50}, "maxItems": 50}),
+        of({}, {}),
+        Grammar(schema={"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(10)}}),
+        of_type(create_model("Deep", x=(eval("list[" * 11 + "str" + "]" * 11), ...))),  # noqa: S307
+    ],
+)
+def test_what_takes_the_server_minutes_is_refused(grammar: Grammar) -> None:
+    assert f"at most {MAX_SIZE}" in refusal(grammar)
+
+
+def test_grammars_of_ordinary_size_are_taken() -> None:
+    for regex in ("[a-z]{200}", "(left|right) [0-9]{2}", r"\([(]{3}\)", "(a{2}){3}|b{,4}", "(" * 40 + "a" + ")" * 40):
+        check_grammar(Grammar(regex=regex))
+    check_grammar(of(*[{"type": "string", "maxLength": 60}] * 9, {"type": "array", "items": {"type": "number"}}))
+    check_grammar(of({}, *[{"type": "string"}] * 20))
+    check_grammar(of({"type": "object"}, {"type": "array"}))
+    for name in PATTERNS:
+        check_grammar(of(*[{"type": "string", "format": name}] * 5))
+    check_grammar(of(*[{"anyOf": [{"type": "string"}, {"type": "null"}]}] * 40))
+
+
+@pytest.mark.parametrize(
+    ("regex", "words"),
+    [
+        ("(", "unterminated"),
+        ("[a", "unterminated"),
+        ("*", "nothing to repeat"),
+        ("a{3,1}", "min repeat"),
+        ("[z-a]", "bad character range"),
+        ("^ab$", r"the anchor \^"),
+        (r"a\b", r"the escape \\b"),
+        (r"(a)\1", r"the escape \\1"),
+        (r"\u0041", r"the escape \\u"),
+        ("(?<=a)b", "lookbehind"),
+        ("(?<!a)b", "lookbehind"),
+    ],
+)
+def test_expressions_that_tgi_does_not_know_are_found_before(regex: str, words: str) -> None:
+    with pytest.raises(InvalidParameterError, match=f"The regular expression (is not valid|has).*{words}"):
+        check_honoured(params(grammar=Grammar(regex=regex)))
+    if regex != "^ab$":
+        with pytest.raises(InvalidParameterError, match=f"A pattern of the JSON schema (is not valid|has).*{words}"):
+            check_grammar(of({"type": "string", "pattern": f"^{regex}$"}))
+
+
+@pytest.mark.server
+@pytest.mark.transformers
+@pytest.mark.parametrize("is_in_stream", [True, False])
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", "does not say why"),
+        ("The vocabulary does not allow us to build a sequence that matches the input", "It says: The vocabulary"),
+        ("Flag a is not implemented", "It says: Flag a is not"),
+    ],
+)
+def test_a_grammar_that_the_server_refuses_is_a_wrong_parameter(
+    client: str,
+    make_backend: Any,  # noqa: F811
+    said: str,
+    words: str,
+    is_in_stream: bool,
+) -> None:
+    body = {"error": f"Request failed during generation: Server error: {said}", "error_type": "generation"}
+    data = f"data: {json.dumps(body)}\n\n".encode()
+    with RawServer({"/": raw(EVENTS + data) if is_in_stream else answer(body, "424 Oh")}) as server:
+        backend = make_backend(server.url, client=client, max_retries=0)
+        for grammar, what in ((Grammar(regex="(?a)b"), "regular expression"), (of({"type": "null"}), "JSON schema")):
+            with pytest.raises(InvalidParameterError, match=f"refuses the {what} of the request. .*{words}"):
+                backend.complete([CompletionRequest("Hi", SamplingParams(grammar=grammar))])
+        # It is another's that began together with it.
+        with pytest.raises(GenerationError):
+            backend.complete([CompletionRequest("Hi", SamplingParams())])
+
+
+@pytest.mark.server
+@pytest.mark.transformers
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("said", ["CUDA out of memory", "transport error", "CANCELLED", "index 5 is out of bounds"])
+def test_a_model_that_fails_is_no_wrong_grammar(client: str, make_backend: Any, said: str) -> None:  # noqa: F811
+    body = {"error": f"Request failed during generation: Server error: {said}", "error_type": "generation"}
+    with RawServer({"/": raw(EVENTS + f"data: {json.dumps(body)}\n\n".encode())}) as server:
+        backend = make_backend(server.url, client=client, max_retries=0)
+        with pytest.raises(SpecDecError) as caught:
+            backend.complete([CompletionRequest("Hi", SamplingParams(grammar=Grammar(regex="ab")))])
+        assert not isinstance(caught.value, InvalidParameterError)
