@@ -9,10 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from tgi_launcher.model_info import ModelInfo, find_model_info
+from tgi_launcher.paths import absolute, absolute_adapters, absolute_program
 
 DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
 
@@ -186,9 +187,7 @@ class TGIConfig(BaseModel):
     @property
     def model_info(self) -> ModelInfo:
         """What is known of the model without the network: its speculation heads, if it has any."""
-        cache = self.huggingface_hub_cache or (
-            str(Path(self.docker_cache).expanduser() / "hub") if self.docker_cache else None
-        )
+        cache = self.huggingface_hub_cache or (str(Path(self.docker_cache) / "hub") if self.docker_cache else None)
         return find_model_info(self.model_id, revision=self.revision, cache=cache)
 
     @property
@@ -214,7 +213,7 @@ class TGIConfig(BaseModel):
             raise ValueError(msg)
         path = Path(value).expanduser()
         if path.is_dir():
-            return str(path.absolute()) if "/" in value or not re.fullmatch(r"[\w.-]+", value) else value
+            return absolute(value)
         if value.startswith(("/", "~", "./", "../")) or value.count("/") > 1:
             msg = f"There is no folder {value}."
             raise ValueError(msg)
@@ -222,6 +221,23 @@ class TGIConfig(BaseModel):
             msg = f"{value!r} is neither a folder nor a model id of the form owner/name."
             raise ValueError(msg)
         return value
+
+    @field_validator(
+        "tokenizer_config_path", "huggingface_hub_cache", "weights_cache_override", "shard_uds_path", "docker_cache",
+        "launcher_path", "lora_adapters",
+    )  # fmt: skip
+    @classmethod
+    def _check_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # TGI runs in a folder of its own.
+        if value is None:
+            return None
+        if not value.strip():
+            msg = f"{info.field_name} must not be empty: leave it out."
+            raise ValueError(msg)
+        make = {"launcher_path": absolute_program, "lora_adapters": absolute_adapters}.get(
+            str(info.field_name), absolute
+        )
+        return make(value)
 
     @field_validator("hostname")
     @classmethod

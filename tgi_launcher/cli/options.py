@@ -45,7 +45,7 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        with _reported():
+        with reported():
             config = _make_config(given, names) if given["model"] is not None else None
             command(config, **{parameter.name: given[parameter.name] for parameter in own})
 
@@ -130,7 +130,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _reported() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Turn errors into a line on standard error and an exit code."""
     try:
         yield

@@ -165,7 +165,12 @@ def test_a_fork_can_neither_release_nor_lose_what_is_not_its_own(folder: Path) -
     locks = PortLocks()
     port = locks.take("127.0.0.1", None, first=20080, what="Port")
     other = PortLocks()
-    pid = fork(lambda: (locks.release(), other.take("127.0.0.1", None, first=20080, what="Port")))
+
+    def child() -> None:
+        locks.release()
+        other.take("127.0.0.1", None, first=20080, what="Port")
+
+    pid = fork(child)
     try:
         with pytest.raises(StartError):
             take(port)

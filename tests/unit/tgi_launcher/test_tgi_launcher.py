@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from tgi_launcher import Backoff, Reason, ServerInfo, StartError, TGIConfig, TGIServer
-from tgi_launcher.command import Addresses, binary_command, clean_environment, launcher_flags
+from tgi_launcher.command import Addresses, binary_command, find_launcher, launcher_flags
 from tgi_launcher.config import FLAGS
 from tgi_launcher.docker import docker_command
+from tgi_launcher.environment import clean_environment
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.plan import choose_runtime, make_plan, preview_command
 from tgi_launcher.ports import PortLocks
@@ -38,7 +40,9 @@ TGI_FLAGS = {
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch, tmp_path):
-    for name in ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "HF_HUB_CACHE"):
+    for name in ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "HF_HUB_CACHE",
+                 "ATTENTION", "PREFIX_CACHING", "CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "HOSTNAME",
+                 "LOG_LEVEL"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -257,17 +261,82 @@ def test_stray_variables_that_tgi_would_read_are_kept_out(monkeypatch):
     for name in ("PORT", "API_KEY", "DTYPE", "REVISION", "MASTER_PORT", "HOSTNAME", "SHARDED", "NGROK", "LOG_LEVEL"):
         monkeypatch.setenv(name, "stray")
     for name in ("PATH", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, "meant")
+        monkeypatch.setenv(name, "/meant")
     env = binary().env
     assert "stray" not in env.values()
     for name in ("PATH", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
-        assert env[name] == "meant"
+        assert env[name] == "/meant"
     assert env["LOG_LEVEL"] == "info"
 
 
+def test_what_an_image_sets_for_its_machine_is_passed_on_and_shown(monkeypatch):
+    image = {"ATTENTION": "flashdecoding-ipex", "PREFIX_CACHING": "1", "PREFILL_CHUNKING": "1", "CUDA_GRAPHS": "0"}
+    for name, text in {**image, "PORT": "80"}.items():
+        monkeypatch.setenv(name, text)
+    command = binary()
+    assert {name: command.env.get(name) for name in (*image, "PORT")} == {**image, "PORT": None}
+    shown = str(command)
+    assert shown.startswith(
+        "env -u PORT ATTENTION=flashdecoding-ipex CUDA_GRAPHS=0 PREFILL_CHUNKING=1 PREFIX_CACHING=1"
+    )
+    command = binary(cuda_graphs=(1, 2), env={"ATTENTION": "paged"})
+    assert value_of(command.argv, "--cuda-graphs") == "1,2"
+    assert (command.env["ATTENTION"], command.env.get("CUDA_GRAPHS")) == ("paged", None)
+    assert str(command).startswith("env -u CUDA_GRAPHS -u PORT ATTENTION=paged PREFILL_CHUNKING=1 ")
+
+
+def test_paths_mean_the_same_where_tgi_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "adapter", "bin"):
+        Path(name).mkdir()
+    Path("template.json").touch()
+    Path("bin/launcher").write_text("#!/bin/sh")
+    Path("bin/launcher").chmod(0o755)
+    monkeypatch.setenv("PATH", "bin:/usr/bin:")
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":lib")
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so:./mine.so")
+    monkeypatch.setenv("HF_HOME", "../cache")
+    options = {
+        "model_id": "model", "tokenizer_config_path": "template.json", "shard_uds_path": "sockets/s",
+        "huggingface_hub_cache": "~/hub", "weights_cache_override": "./weights", "launcher_path": "bin/launcher",
+        "lora_adapters": "owner/one, two=adapter@main,adapter",
+    }  # fmt: skip
+    made = config(**options, env={"TORCH_HOME": "torch", "NAME": "./kept"})
+    monkeypatch.chdir("/")
+    argv, env = binary_command(made, ADDRESSES, "/bin/tgl").argv, binary_command(made, ADDRESSES, "/bin/tgl").env
+    assert value_of(argv, "--model-id") == f"{tmp_path}/model"
+    assert value_of(argv, "--tokenizer-config-path") == f"{tmp_path}/template.json"
+    assert value_of(argv, "--huggingface-hub-cache") == str(Path("~/hub").expanduser())
+    assert value_of(argv, "--weights-cache-override") == f"{tmp_path}/weights"
+    adapters = f"owner/one,two={tmp_path}/adapter@main,adapter={tmp_path}/adapter"
+    assert value_of(argv, "--lora-adapters") == adapters
+    assert (made.shard_uds_path, made.launcher_path) == (f"{tmp_path}/sockets/s", f"{tmp_path}/bin/launcher")
+    monkeypatch.chdir(tmp_path)
+    env = binary_command(made, ADDRESSES, "/bin/tgl").env
+    assert env["PATH"] == f"{tmp_path}/bin:/usr/bin:"
+    assert env["LD_LIBRARY_PATH"] == f":{tmp_path}/lib"
+    assert env["LD_PRELOAD"] == f"libtcmalloc.so:{tmp_path}/mine.so"
+    assert env["HF_HOME"] == str(tmp_path.parent / "cache")
+    assert (env["TORCH_HOME"], env["NAME"]) == (f"{tmp_path}/torch", "./kept")
+    assert find_launcher(config(launcher_path="launcher")) == f"{tmp_path}/bin/launcher"
+    with pytest.raises(ValidationError, match="docker_cache must not be empty"):
+        config(docker_cache=" ")
+
+
+def test_docker_sees_adapters_by_mounts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("my adapter").mkdir()
+    command = docker(lora_adapters="owner/one,two=my adapter@main")
+    assert value_of(command.argv, "--lora-adapters") == "owner/one,two=/adapters/1-my_adapter@main"
+    assert f"{tmp_path}/my adapter:/adapters/1-my_adapter:ro" in command.argv
+
+
 def test_every_variable_of_tgi_is_known():
-    environ = {name.upper(): "stray" for name in TGI_FLAGS - {"huggingface_hub_cache"}}
-    assert clean_environment(config(), environ) == {}
+    machine = {"huggingface_hub_cache", "cuda_graphs", "cuda_memory_fraction", "disable_custom_kernels"}
+    environ = {name.upper(): "stray" for name in TGI_FLAGS}
+    assert clean_environment(config(), environ).keys() == {name.upper() for name in machine}
+    chosen = config(cuda_graphs=(0,), cuda_memory_fraction=0.5, disable_custom_kernels=True, huggingface_hub_cache="/c")
+    assert clean_environment(chosen, environ) == {}, "a field wins"
 
 
 def test_a_given_token_wins_over_every_other(monkeypatch):
@@ -346,11 +415,11 @@ def test_docker_sees_a_local_model_by_a_mount(model_folder):
 
 
 def test_docker_gets_devices_and_values_with_spaces_whole():
-    command = docker(devices=(1, 3), lora_adapters="a, b", hostname="::1", docker_gpus=True)
+    command = docker(devices=(1, 3), otlp_service_name="a b", hostname="::1", docker_gpus=True)
     assert value_of(command.argv, "--gpus") == '"device=1,3"'
     assert "[::1]:8081:80" in command.argv
-    assert "--lora-adapters" not in command.argv, "the image would split the value at its space"
-    assert "LORA_ADAPTERS=a, b" in command.argv
+    assert "--otlp-service-name" not in command.argv, "the image would split the value at its space"
+    assert "OTLP_SERVICE_NAME=a b" in command.argv
     assert "--gpus" not in docker(docker_gpus=False).argv
 
 
@@ -428,12 +497,16 @@ def test_everything_that_two_servers_could_share_differs(tmp_path):
     launcher.write_text("#!/bin/sh\n")
     launcher.chmod(0o755)
     with PortLocks() as one, PortLocks() as two:
-        first, second = (make_plan(config(), locks).addresses for locks in (one, two))
+        plans = [make_plan(config(), locks) for locks in (one, two)]
+    first, second = (plan.addresses for plan in plans)
     different = {"port", "prometheus_port", "master_port", "shard_uds_path"}
     assert {name for name in different if getattr(first, name) != getattr(second, name)} == different
-    for addresses in (first, second):
-        assert len(addresses.shard_uds_path) < 100
-        Path(addresses.shard_uds_path).parent.rmdir()
+    assert plans[0].command.env["TMPDIR"] != plans[1].command.env["TMPDIR"]
+    assert plans[0].command.folder != plans[1].command.folder
+    for plan in plans:
+        assert len(str(plan.addresses.shard_uds_path)) < 100
+        plan.folder.lock.release()
+        shutil.rmtree(plan.folder.path)
 
 
 # Restarts
