@@ -116,6 +116,9 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     if config.devices is not None:
         # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
+    if config.cpu:
+        # TGI would take a GPU that it sees.
+        shown["CUDA_VISIBLE_DEVICES"] = ""
     inherited = clean_environment(config, os.environ)
     if "LOG_LEVEL" in os.environ:
         shown["LOG_LEVEL"] = config.log_level

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
+from tgi_launcher.cpu import cpu_conflict, with_cpu_settings
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.paths import absolute, absolute_adapters, absolute_program
 
-DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -115,6 +116,13 @@ class TGIConfig(BaseModel):
     validation_workers: Positive | None = _option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
 
     num_shard: Positive | None = _option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
+    cpu: bool = _option(
+        False,
+        "Run on a CPU: sets ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0; with Docker, takes the image for "
+        "CPUs.",
+        Group.HARDWARE,
+        is_flag=False,
+    )
     devices: tuple[Count, ...] | None = _option(
         None, "Numbers of the GPUs to use, as nvidia-smi lists them.", Group.HARDWARE, is_flag=False
     )
@@ -203,6 +211,8 @@ class TGIConfig(BaseModel):
                 if name in _OLD_NAMES:
                     msg = f"There is no option {name}: use {_OLD_NAMES[name]}."
                     raise ValueError(msg)
+            if data.get("cpu") is True:
+                return with_cpu_settings(data, DEFAULT_IMAGE)
         return data
 
     @field_validator("model_id")
@@ -306,6 +316,8 @@ class TGIConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_hardware(self) -> Self:
+        if self.cpu and (conflict := cpu_conflict(self)):
+            raise ValueError(conflict)
         if self.quantize == "exl2" and (self.num_shard or 1) > 1:
             msg = "TGI cannot split a model with exl2 weights over several GPUs: num_shard must be 1."
             raise ValueError(msg)
@@ -331,6 +343,9 @@ class TGIConfig(BaseModel):
     @model_validator(mode="after")
     def _check_speculate(self) -> Self:
         info = self.model_info
+        if info.problem:
+            msg = f"TGI cannot load {self.model_id}: {info.problem}."
+            raise ValueError(msg)
         if self.speculate and info.num_heads and self.speculate > info.num_heads:
             msg = (
                 f"speculate={self.speculate}, but {self.model_id} has {info.num_heads} {info.speculator} heads: "

@@ -67,6 +67,9 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str, labe
     flags, by_environment = _without_spaces(_inner_flags(config, argv))
     given = {name: text for name, text in config.env.items() if name not in secrets}
     settings = {**given, "LOG_LEVEL": config.log_level, **by_environment}
+    if config.cpu:
+        # This image has the Hub's cache at /data itself, and the others below it.
+        settings.setdefault("HUGGINGFACE_HUB_CACHE", "/data/hub")
     for variable in settings:
         argv += ["-e", f"{variable}={settings[variable]}"]
     for variable in secrets:

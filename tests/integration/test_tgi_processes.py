@@ -295,6 +295,7 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
         ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
         ("killed-while-loading", Reason.KILLED, "signal 9"),
+        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True (tgi-launch --cpu)"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
         ("crash-loading", Reason.OUT_OF_MEMORY, "memory"),
@@ -310,6 +311,14 @@ def test_a_failed_start_says_why_and_leaves_nothing(fault, reason, words):
     assert "\n" not in caught.value.summary
     assert caught.value.log_tail
     expect_gone(server)
+
+
+def test_cpu_starts_where_there_is_no_gpu():
+    with TGIServer(config("no-gpu", cpu=True, speculate=3)) as server:
+        assert generate(server)
+    with pytest.raises(StartError) as caught:
+        TGIServer(config("no-gpu", env={"STANDIN_FAULT": "no-gpu", "ATTENTION": "paged"})).start()
+    assert caught.value.reason is Reason.NOT_ENOUGH_GPUS
 
 
 # The last is up by then, and says it is not ready.

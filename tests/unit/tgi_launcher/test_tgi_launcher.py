@@ -23,6 +23,9 @@ from tgi_launcher.restart import RestartPolicy
 
 ADDRESSES = Addresses(port=8081, prometheus_port=9001, master_port=29501, shard_uds_path="/run/x/shard")
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
+# An MLP speculator that TGI can load.
+MLP = {"model_type": "mlp_speculator", "n_predict": 3, "architectures": ["MLPSpeculatorPreTrainedModel"],
+       "tie_weights": True}  # fmt: skip
 
 # Every option of `text-generation-launcher` 3.3 (launcher/src/main.rs) that a field may stand for.
 TGI_FLAGS = {
@@ -187,7 +190,7 @@ def test_secrets_do_not_show_in_the_config():
     ("file", "kind", "heads"),
     [
         ({"medusa_num_heads": 3, "base_model_name_or_path": "b"}, "Medusa", 3),
-        ({"model_type": "mlp_speculator", "n_predict": 4}, "MLP-speculator", 4),
+        ({**MLP, "n_predict": 4}, "MLP-speculator", 4),
     ],
 )
 def test_heads_are_picked_up_from_the_model(model_folder, file, kind, heads):
@@ -200,12 +203,75 @@ def test_heads_are_picked_up_from_the_model(model_folder, file, kind, heads):
         TGIConfig(model_id=folder, speculate=heads + 1)
 
 
-def test_heads_that_tgi_would_silently_leave_out_are_told_of(model_folder):
-    info = find_model_info(model_folder(medusa_num_heads=3, architectures=["LlamaForCausalLM"]))
-    assert "does not load the heads" in (info.warning or "")
-    assert find_model_info(model_folder(model_type="mlp_speculator", n_predict=3, architectures=["X"])).warning
-    good = ["MLPSpeculatorPreTrainedModel"]
-    assert not find_model_info(model_folder(model_type="mlp_speculator", n_predict=3, architectures=good)).warning
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ({**MLP, "tie_weights": False}, "weights that are not tied"),
+        ({**MLP, "n_predict": 1, "tie_weights": None}, "weights that are not tied"),
+        ({"model_type": "mlp_speculator", "n_predict": 3, "architectures": MLP["architectures"]}, "are not tied"),
+        ({**MLP, "architectures": ["LlamaForCausalLM"]}, "does not say `architectures"),
+        ({**MLP, "architectures": []}, "does not say `architectures"),
+        ({"model_type": "mlp_speculator", "n_predict": 3, "tie_weights": True}, "does not say `architectures"),
+        ({"medusa_num_heads": 3, "architectures": ["LlamaForCausalLM"]}, "may not have `architectures`"),
+        ({"medusa_num_heads": 3, "architectures": None}, "may not have `architectures`"),
+    ],
+)
+@pytest.mark.parametrize("speculate", [None, 0])
+def test_heads_that_tgi_cannot_load_are_refused(model_folder, file, words, speculate):
+    folder = model_folder(**file)
+    with pytest.raises(ValidationError) as caught:
+        TGIConfig(model_id=folder, speculate=speculate)
+    (problem,) = caught.value.errors()
+    assert problem["msg"].startswith(f"Value error, TGI cannot load {folder}: ")
+    assert words in problem["msg"]
+
+
+# CPUs
+
+
+def test_cpu_sets_what_tgi_needs_there(monkeypatch):
+    monkeypatch.setenv("ATTENTION", "flashdecoding-ipex")  # as Intel's image, which crashes with speculation
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    command = binary(cpu=True, speculate=3)
+    assert {name: command.env.get(name) for name in ("ATTENTION", "PREFIX_CACHING", "CUDA_VISIBLE_DEVICES")} == {
+        "ATTENTION": "paged", "PREFIX_CACHING": "0", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    assert (value_of(command.argv, "--cuda-graphs"), value_of(command.argv, "--num-shard")) == ("0", "1")
+    assert str(command).startswith("ATTENTION=paged CUDA_VISIBLE_DEVICES='' PREFIX_CACHING=0 /bin/tgl ")
+    command = docker(cpu=True, speculate=3)
+    assert "ghcr.io/huggingface/text-generation-inference:3.3.7-intel-cpu" in command.argv
+    assert "--gpus" not in command.argv
+    for setting in ("ATTENTION=paged", "PREFIX_CACHING=0", "HUGGINGFACE_HUB_CACHE=/data/hub"):
+        assert setting in command.argv
+    argv = docker(cpu=True, docker_image="mine").argv
+    assert argv[argv.index("--model-id") - 1] == "mine"
+
+
+def test_cpu_survives_another_look():
+    made = config(cpu=True, env={"ATTENTION": "paged", "A": "b"}, cuda_graphs=(0,), num_shard=1, quantize="gptq")
+    again = TGIConfig.model_validate({**dict(made), "runtime": "docker"})
+    assert again.env == made.env == {"ATTENTION": "paged", "PREFIX_CACHING": "0", "A": "b"}
+    assert dict(config()) == dict(config(cpu=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devices": (0,)}, "devices are GPUs"),
+        ({"num_shard": 2}, "num_shard must be 1, got 2"),
+        ({"cuda_graphs": (1, 2)}, "cuda_graphs must be 0"),
+        ({"cuda_memory_fraction": 0.5}, "cuda_memory_fraction is of GPUs"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype='fp8_e5m2' needs a GPU"),
+        ({"quantize": "bitsandbytes"}, "quantize='bitsandbytes' needs a GPU: only awq and gptq"),
+        ({"docker_gpus": True}, "docker_gpus must be off"),
+        ({"env": {"ATTENTION": "flashinfer"}}, "env may not set ATTENTION to 'flashinfer': it has to be paged"),
+        ({"env": {"PREFIX_CACHING": "1"}}, "env may not set PREFIX_CACHING"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused(options, words):
+    with pytest.raises(ValidationError) as caught:
+        config(cpu=True, **options)
+    assert f"With cpu, {words}" in str(caught.value)
 
 
 def test_a_model_in_the_cache_is_found_by_its_id(tmp_path, monkeypatch):
@@ -396,7 +462,7 @@ def test_docker_command(monkeypatch):
         "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "48",
         "--gpus", "all", "--shm-size", "1g", "-p", "127.0.0.1:8081:80", "-v", "/cache/hf:/data",
         "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
-        "ghcr.io/huggingface/text-generation-inference:3.3.5", "--model-id", "owner/name", "--speculate", "4",
+        "ghcr.io/huggingface/text-generation-inference:3.3.7", "--model-id", "owner/name", "--speculate", "4",
         "--num-shard", "2", "--hostname", "0.0.0.0", "--port", "80", "--usage-stats", "off",  # noqa: S104
         "--graceful-termination-timeout", "20", "--json-output",
     )  # fmt: skip
