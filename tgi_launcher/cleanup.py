@@ -51,9 +51,10 @@ def clean_up() -> list[Remains]:
     Raises:
         StartError: The folder of this user's servers is not this user's alone.
     """
+    known = server_folders()
     processes = _marked_processes()
     containers = _containers()
-    folders = {*server_folders(), *processes, *(folder for folder in containers if folder.is_dir())}
+    folders = {*known, *processes, *(folder for folder in containers if folder.is_dir())}
     return [_clean(folder, processes[folder], containers[folder]) for folder in sorted(folders)]
 
 

@@ -127,7 +127,7 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     return Command(
         argv=(launcher, *launcher_flags(config, **asdict(addresses))),
         env=env,
-        shown_env={**machine_settings(inherited), **shown, **dict.fromkeys(secrets, MASK)},
+        shown_env={**machine_settings(inherited), **shown, **masked(secrets)},
         dropped=tuple(sorted(os.environ.keys() - env.keys())),
         secrets=tuple(dict.fromkeys([*secrets.values(), *(env[name] for name in known if env.get(name))])),
     )
@@ -142,6 +142,11 @@ def given_secrets(config: TGIConfig) -> dict[str, str]:
         if len(text) >= _MIN_SECRET and (_SECRET_NAME.search(name) or _SECRET_VALUE.search(text))
     }
     return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
+
+
+def masked(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Secrets as they are shown. Those that a shell like this process's has already are left out."""
+    return {name: MASK for name, text in secrets.items() if os.environ.get(name) != text}
 
 
 def launcher_flags(config: TGIConfig, **instead: Any) -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tgi_launcher.command import MASK, TOKEN_VARIABLES, Command, given_secrets, launcher_flags
+from tgi_launcher.command import TOKEN_VARIABLES, Command, given_secrets, launcher_flags, masked
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.paths import split_adapters
@@ -79,7 +79,7 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str, labe
         env={**os.environ, **secrets},
         stop=(docker, "stop", "-t", str(drain), name),
         remove=(docker, "rm", "-f", name),
-        shown_env=dict.fromkeys(secrets, MASK),
+        shown_env=masked(secrets),
         secrets=tuple(secrets.values()),
     )
 

@@ -43,8 +43,12 @@ class FileLock:
                 os.close(descriptor)
 
 
-def take_lock(open_file: Callable[[], int]) -> FileLock | None:
+def take_lock(open_file: Callable[[], int], path: Path) -> FileLock | None:
     """Lock what `open_file` opens; None if another process has it.
+
+    Args:
+        open_file: Gives the descriptor.
+        path: The folder to name if it cannot be locked.
 
     Raises:
         StartError: It cannot be locked.
@@ -59,7 +63,7 @@ def take_lock(open_file: Callable[[], int]) -> FileLock | None:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 return None
-            raise unusable(f"holds files that cannot be locked ({error.strerror})") from error
+            raise unusable(f"holds files that cannot be locked ({error.strerror})", path) from error
         return FileLock(descriptor)
 
 
@@ -98,7 +102,7 @@ def open_own_folder(path: Path, *, make: bool = True) -> int:
             path.mkdir(mode=0o700)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        check_owner(folder)
+        check_owner(folder, path)
         # Older releases left it readable for others.
         os.fchmod(folder, 0o700)
     except BaseException:
@@ -107,28 +111,33 @@ def open_own_folder(path: Path, *, make: bool = True) -> int:
     return folder
 
 
-def check_owner(descriptor: int, *, is_file: bool = False) -> None:
+def check_owner(descriptor: int, path: Path, *, is_file: bool = False) -> None:
     """See to it that an open file or folder is this user's.
+
+    Args:
+        descriptor: What is open.
+        path: The folder to name if it is not.
+        is_file: Whether it has to be a plain file.
 
     Raises:
         StartError: It is not.
     """
     found = os.fstat(descriptor)
     if found.st_uid != os.geteuid():
-        raise unusable("belongs to another user")
+        raise unusable("belongs to another user", path)
     if is_file and (not stat.S_ISREG(found.st_mode) or found.st_nlink != 1):
-        raise unusable("holds what is no plain file of this package")
+        raise unusable("holds what is no plain file of this package", path)
 
 
-def why_unusable(error: OSError) -> StartError:
+def why_unusable(error: OSError, path: Path) -> StartError:
     """What to tell of a folder that cannot be opened, or of a file in it."""
     # Which of these it is for a link depends on the system.
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
-        return unusable("is a link, or holds one, or is no folder: somebody may have put it there")
-    return unusable(f"cannot be used ({error.strerror})")
+        return unusable("is a link, or holds one, or is no folder: somebody may have put it there", path)
+    return unusable(f"cannot be used ({error.strerror})", path)
 
 
-def unusable(why: str) -> StartError:
+def unusable(why: str, path: Path) -> StartError:
     """What to tell of a folder that is not as it should be."""
-    msg = f"The folder for locks on ports, {own_folder()}, {why}. Remove it, or set TMPDIR to a folder of your own."
+    msg = f"The folder for locks on ports, {path}, {why}. Remove it, or set TMPDIR to a folder of your own."
     return StartError(Reason.LOCKS_UNUSABLE, msg)

@@ -68,7 +68,7 @@ class PortLocks:
         self.release()
 
     def _lock(self, port: int) -> bool:
-        lock = take_lock(lambda: _open_lock(port))
+        lock = take_lock(lambda: _open_lock(port), own_folder())
         if lock is not None:
             self._locks[port] = lock
         return lock is not None
@@ -76,17 +76,18 @@ class PortLocks:
 
 def _open_lock(port: int) -> int:
     """Open the file of a port, in the folder that all servers of this user share."""
+    path = own_folder()
     try:
-        folder = open_own_folder(own_folder())
+        folder = open_own_folder(path)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(f"port-{port}", flags, 0o600, dir_fd=folder)
         finally:
             os.close(folder)
     except OSError as error:
-        raise why_unusable(error) from error
+        raise why_unusable(error, path) from error
     try:
-        check_owner(descriptor, is_file=True)
+        check_owner(descriptor, path, is_file=True)
     except BaseException:
         os.close(descriptor)
         raise

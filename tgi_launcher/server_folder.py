@@ -63,7 +63,7 @@ def make_server_folder() -> ServerFolder:
         for inner in (folder.work, folder.temporary):
             Path(inner).mkdir(mode=0o700)
     except OSError as error:
-        raise why_unusable(error) from error
+        raise why_unusable(error, parent) from error
     return folder
 
 
@@ -94,7 +94,7 @@ def lock_server_folder(path: Path) -> FileLock | None:
         finally:
             os.close(parent)
 
-    return take_lock(open_folder)
+    return take_lock(open_folder, path.parent)
 
 
 def is_server_folder(path: Path) -> bool:
@@ -110,7 +110,7 @@ def server_folders() -> list[Path]:
             os.close(open_own_folder(parent, make=False))
         except OSError as error:
             if error.errno != errno.ENOENT:
-                raise why_unusable(error) from error
+                raise why_unusable(error, parent) from error
             continue
         with contextlib.suppress(OSError):
             found += [path for path in parent.iterdir() if path.name.startswith(_PREFIX) and not path.is_symlink()]

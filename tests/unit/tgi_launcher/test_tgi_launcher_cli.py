@@ -94,7 +94,7 @@ def test_docker(monkeypatch):
     monkeypatch.setenv("HF_HOME", "/cache")
     command = printed("owner/name", "--runtime", "docker", "--speculate", 4, "--devices", "1", "--port", 8085)
     assert command == (
-        "HF_TOKEN=*** docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
+        "docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
         "--gpus '\"device=1\"' --shm-size 1g -p 127.0.0.1:8085:80 -v /cache:/data -e LOG_LEVEL=info -e HF_TOKEN "
         "ghcr.io/huggingface/text-generation-inference:3.3.7 --model-id owner/name --speculate 4 --hostname 0.0.0.0 "
         "--port 80 --usage-stats off --graceful-termination-timeout 90 --json-output"
