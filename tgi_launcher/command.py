@@ -8,41 +8,18 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tgi_launcher.config import FLAGS, TGIConfig
+from tgi_launcher.environment import clean_environment, machine_settings
 from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.paths import absolute, absolute_variables
 
 LAUNCHER = "text-generation-launcher"
 MASK = "***"
 # Where TGI and the Hugging Face libraries look for the Hub's token.
 TOKEN_VARIABLES = ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
-# What the launcher, its router and its shards read as options, beside the fields of TGIConfig. A variable of this name
-# that happens to be around would change the server.
-_MORE_FLAG_VARIABLES = {
-    "API_KEY",
-    "DISABLE_CRASH_REPORTS",
-    "DISABLE_USAGE_STATS",
-    "JSON_OUTPUT",
-    "LOG_LEVEL",
-    "MASTER_ADDR",
-    "MASTER_SHARD_UDS_PATH",
-    "MAX_IMAGE_FETCH_SIZE",
-    "MAX_INPUT_LENGTH",
-    "MESSAGES_API_ENABLED",
-    "NGROK",
-    "NGROK_AUTHTOKEN",
-    "NGROK_EDGE",
-    "RANK",
-    "REQUEST_LOGPROBS",
-    "SHARDED",
-    "TOKENIZER_NAME",
-    "WATERMARK_DELTA",
-    "WATERMARK_GAMMA",
-    "WORLD_SIZE",
-}
 # Names of variables whose values are taken for secrets, among those that a caller adds.
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|[A-Z]*KEY|SECRET|PASS(?:CODE|PHRASE|WD|WORD)?|PWD|CREDENTIALS?|AUTH(?:ORIZATION|TOKEN)?|COOKIE|DSN)"
@@ -55,9 +32,6 @@ _SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 PLAIN_TRACEBACKS = {"_TYPER_STANDARD_TRACEBACK": "1"}
 # A shorter value is no secret, and masking it everywhere would make a log unreadable.
 _MIN_SECRET = 6
-# People set it for all Hugging Face libraries, so the server gets it although it is an option of the launcher.
-_KEPT = {"HUGGINGFACE_HUB_CACHE"}
-_FLAG_VARIABLES = ({name.upper() for name in FLAGS} | _MORE_FLAG_VARIABLES) - _KEPT
 
 
 @dataclass(frozen=True)
@@ -68,13 +42,13 @@ class Addresses:
         port: Of the HTTP API.
         prometheus_port: Of the router's metrics exporter.
         master_port: Where shards meet.
-        shard_uds_path: Start of the shards' socket paths.
+        shard_uds_path: Start of the shards' socket paths; None leaves it to TGI, whose own is the same for all.
     """
 
     port: int
     prometheus_port: int
     master_port: int
-    shard_uds_path: str
+    shard_uds_path: str | None
 
 
 @dataclass(frozen=True)
@@ -84,28 +58,34 @@ class Command:
     Attributes:
         argv: Program and arguments. Holds no secret.
         env: The whole environment.
+        folder: Where to run it; None is where this process runs.
         stop: Command that ends it gently, instead of SIGTERM to the process.
         remove: Command that removes what may be left when the process is gone.
         shown_env: Variables worth showing to a person, of those in `env`; secrets masked.
+        dropped: Variables of this process that it does not get.
         secrets: Texts that must not reach a log.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
+    folder: str | None = None
     stop: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     shown_env: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         """One line to paste into a shell, each secret as `***`."""
         settings = [f"{name}={MASK if value == MASK else shlex.quote(value)}" for name, value in self.shown_env.items()]
-        return " ".join([*settings, shlex.join(self.argv)])
+        without = ["env", *(part for name in self.dropped for part in ("-u", name))] if self.dropped else []
+        return " ".join([*without, *settings, shlex.join(self.argv)])
 
 
 def find_launcher(config: TGIConfig) -> str | None:
     """Path of the installed launcher, None if there is none."""
-    return shutil.which(str(Path(config.launcher_path or LAUNCHER).expanduser()))
+    launcher = shutil.which(config.launcher_path or LAUNCHER)
+    return absolute(launcher) if launcher else None
 
 
 def require_launcher(config: TGIConfig) -> str:
@@ -150,12 +130,19 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     if config.devices is not None:
         # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
-    env = {**clean_environment(config), **PLAIN_TRACEBACKS, **shown, "LOG_LEVEL": config.log_level, **secrets}
+    if config.cpu:
+        # TGI would take a GPU that it sees.
+        shown["CUDA_VISIBLE_DEVICES"] = ""
+    inherited = clean_environment(config, os.environ)
+    if "LOG_LEVEL" in os.environ:
+        shown["LOG_LEVEL"] = config.log_level
+    env = absolute_variables({**inherited, **PLAIN_TRACEBACKS, **shown, "LOG_LEVEL": config.log_level, **secrets})
     known = ("API_KEY", *TOKEN_VARIABLES)
     return Command(
         argv=(launcher, *launcher_flags(config, **asdict(addresses))),
         env=env,
-        shown_env={**shown, **dict.fromkeys(secrets, MASK)},
+        shown_env={**machine_settings(inherited), **shown, **masked(secrets)},
+        dropped=tuple(sorted(os.environ.keys() - env.keys())),
         secrets=tuple(dict.fromkeys([*secrets.values(), *(env[name] for name in known if env.get(name))])),
     )
 
@@ -171,19 +158,9 @@ def given_secrets(config: TGIConfig) -> dict[str, str]:
     return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
 
 
-def clean_environment(config: TGIConfig, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without what TGI would read as options.
-
-    Args:
-        config: The server.
-        environ: Environment to start from; None is that of this process.
-    """
-    environ = os.environ if environ is None else environ
-    env = {name: value for name, value in environ.items() if name not in _FLAG_VARIABLES}
-    if config.hf_token is not None:
-        # TGI would prefer this older name to HF_TOKEN.
-        env.pop("HF_API_TOKEN", None)
-    return env
+def masked(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Secrets as they are shown. Those that a shell like this process's has already are left out."""
+    return {name: MASK for name, text in secrets.items() if os.environ.get(name) != text}
 
 
 def launcher_flags(config: TGIConfig, **instead: Any) -> list[str]:

@@ -9,12 +9,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
+from tgi_launcher.cpu import cpu_conflict, with_cpu_settings
 from tgi_launcher.model_info import ModelInfo, find_model_info
+from tgi_launcher.paths import absolute, absolute_adapters, absolute_program
 
-DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -116,6 +118,13 @@ class TGIConfig(BaseModel):
     validation_workers: Positive | None = _option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
 
     num_shard: Positive | None = _option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
+    cpu: bool = _option(
+        False,
+        "Run on a CPU: sets ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0; with Docker, takes the image for "
+        "CPUs.",
+        Group.HARDWARE,
+        is_flag=False,
+    )
     devices: tuple[Count, ...] | None = _option(
         None, "Numbers of the GPUs to use, as nvidia-smi lists them.", Group.HARDWARE, is_flag=False
     )
@@ -188,9 +197,7 @@ class TGIConfig(BaseModel):
     @property
     def model_info(self) -> ModelInfo:
         """What is known of the model without the network: its speculation heads, if it has any."""
-        cache = self.huggingface_hub_cache or (
-            str(Path(self.docker_cache).expanduser() / "hub") if self.docker_cache else None
-        )
+        cache = self.huggingface_hub_cache or (str(Path(self.docker_cache) / "hub") if self.docker_cache else None)
         return find_model_info(self.model_id, revision=self.revision, cache=cache)
 
     @property
@@ -206,6 +213,8 @@ class TGIConfig(BaseModel):
                 if name in _OLD_NAMES:
                     msg = f"There is no option {name}: use {_OLD_NAMES[name]}."
                     raise ValueError(msg)
+            if data.get("cpu") is True:
+                return with_cpu_settings(data, DEFAULT_IMAGE)
         return data
 
     @field_validator("model_id")
@@ -216,7 +225,7 @@ class TGIConfig(BaseModel):
             raise ValueError(msg)
         path = Path(value).expanduser()
         if path.is_dir():
-            return str(path.absolute()) if "/" in value or not re.fullmatch(r"[\w.-]+", value) else value
+            return absolute(value)
         is_path = value.startswith(("/", "~", "./", "../")) or value.count("/") > 1
         # A model of the Hub may be named like a file that happens to be here.
         if path.is_file() and (is_path or path.suffix.lower() in _WEIGHT_FILES):
@@ -234,6 +243,23 @@ class TGIConfig(BaseModel):
             msg = f"{value!r} is neither a folder nor a model id of the form owner/name."
             raise ValueError(msg)
         return value
+
+    @field_validator(
+        "tokenizer_config_path", "huggingface_hub_cache", "weights_cache_override", "shard_uds_path", "docker_cache",
+        "launcher_path", "lora_adapters",
+    )  # fmt: skip
+    @classmethod
+    def _check_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # TGI runs in a folder of its own.
+        if value is None:
+            return None
+        if not value.strip():
+            msg = f"{info.field_name} must not be empty: leave it out."
+            raise ValueError(msg)
+        make = {"launcher_path": absolute_program, "lora_adapters": absolute_adapters}.get(
+            str(info.field_name), absolute
+        )
+        return make(value)
 
     @field_validator("hostname")
     @classmethod
@@ -302,6 +328,8 @@ class TGIConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_hardware(self) -> Self:
+        if self.cpu and (conflict := cpu_conflict(self)):
+            raise ValueError(conflict)
         if self.quantize == "exl2" and (self.num_shard or 1) > 1:
             msg = "TGI cannot split a model with exl2 weights over several GPUs: num_shard must be 1."
             raise ValueError(msg)
@@ -327,6 +355,9 @@ class TGIConfig(BaseModel):
     @model_validator(mode="after")
     def _check_speculate(self) -> Self:
         info = self.model_info
+        if info.problem:
+            msg = f"TGI cannot load {self.model_id}: {info.problem}."
+            raise ValueError(msg)
         if self.speculate and info.num_heads and self.speculate > info.num_heads:
             msg = (
                 f"speculate={self.speculate}, but {self.model_id} has {info.num_heads} {info.speculator} heads: "

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from tgi_launcher.cpu import HINT
 from tgi_launcher.errors import Reason
 from tgi_launcher.logs import LogRecord, shortened
 
@@ -185,6 +186,11 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
             Reason.OUT_OF_MEMORY,
             r"(?:OutOfMemoryError|(?:CUDA|HIP) out of memory|out of memory)",
             "The GPU's memory does not hold {model}: use more GPUs (num_shard), quantize, or smaller limits.",
+        ),
+        (
+            Reason.NOT_ENOUGH_GPUS,
+            r"(?:No module named '(?:flashinfer|flash_attn\w*)'|CUDA driver version is insufficient)",
+            f"TGI found no GPU that it can use; {HINT}.",
         ),
         (
             Reason.NOT_ENOUGH_GPUS,

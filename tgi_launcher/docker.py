@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from tgi_launcher.command import MASK, PLAIN_TRACEBACKS, TOKEN_VARIABLES, Command, given_secrets, launcher_flags
+from tgi_launcher.command import PLAIN_TRACEBACKS, TOKEN_VARIABLES, Command, given_secrets, launcher_flags, masked
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.paths import split_adapters
 
 LABEL = "tgi-launcher"
 
@@ -16,6 +18,7 @@ LABEL = "tgi-launcher"
 _INNER_PORT = 80
 _MODEL_FOLDER = "/model"
 _CONFIG_FILE = "/tokenizer-config"
+_ADAPTER_FOLDER = "/adapters"
 # Docker gets so many seconds less than the supervisor, so that Docker kills the container and not the supervisor.
 _KILL_MARGIN = 2
 
@@ -40,7 +43,7 @@ def require_docker() -> str:
     return docker
 
 
-def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> Command:
+def docker_command(config: TGIConfig, port: int, docker: str, *, name: str, label: str = "") -> Command:
     """The command that runs the official image.
 
     Secrets go by the client's environment: `-e HF_TOKEN` without a value.
@@ -50,9 +53,10 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> C
         port: Where the container listens on this machine.
         docker: Path of Docker's client.
         name: Of the container.
+        label: Folder of the server, by which a clean-up finds out whether it is in use.
     """
     drain = max(1, int(config.drain_seconds) - _KILL_MARGIN)
-    argv = [docker, "run", "--rm", "--name", name, "--label", f"{LABEL}={name}", "--stop-timeout", str(drain)]
+    argv = [docker, "run", "--rm", "--name", name, "--label", f"{LABEL}={label or name}", "--stop-timeout", str(drain)]
     if config.docker_gpus:
         argv += ["--gpus", f'"device={",".join(map(str, config.devices))}"' if config.devices is not None else "all"]
     argv += ["--shm-size", config.shm_size]
@@ -63,6 +67,9 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> C
     flags, by_environment = _without_spaces(_inner_flags(config, argv))
     given = {name: text for name, text in config.env.items() if name not in secrets}
     settings = {**PLAIN_TRACEBACKS, **given, "LOG_LEVEL": config.log_level, **by_environment}
+    if config.cpu:
+        # This image has the Hub's cache at /data itself, and the others below it.
+        settings.setdefault("HUGGINGFACE_HUB_CACHE", "/data/hub")
     for variable in settings:
         argv += ["-e", f"{variable}={settings[variable]}"]
     for variable in secrets:
@@ -72,7 +79,7 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str) -> C
         env={**os.environ, **secrets},
         stop=(docker, "stop", "-t", str(drain), name),
         remove=(docker, "rm", "-f", name),
-        shown_env=dict.fromkeys(secrets, MASK),
+        shown_env=masked(secrets),
         secrets=tuple(secrets.values()),
     )
 
@@ -85,19 +92,30 @@ def _inner_flags(config: TGIConfig, argv: list[str]) -> list[str]:
         "master_port": None,
         "shard_uds_path": None,
     }
-    folder = Path(config.model_id).expanduser()
-    if folder.is_dir():
+    folder = Path(config.model_id)
+    if folder.is_absolute():
         # TGI converts weights that are no safetensors, and writes the result into the folder.
         mode = ":ro" if any(folder.glob("*.safetensors")) else ""
-        target = f"{_MODEL_FOLDER}/{_plain_name(folder.absolute().name)}"
-        argv += ["-v", f"{folder.absolute()}:{target}{mode}"]
+        target = f"{_MODEL_FOLDER}/{_plain_name(folder.name)}"
+        argv += ["-v", f"{folder}:{target}{mode}"]
         inside["model_id"] = target
-    if config.tokenizer_config_path and Path(config.tokenizer_config_path).expanduser().exists():
-        path = Path(config.tokenizer_config_path).expanduser().absolute()
+    if config.lora_adapters:
+        inside["lora_adapters"] = ",".join(_mounted_adapters(config.lora_adapters, argv))
+    if config.tokenizer_config_path and (path := Path(config.tokenizer_config_path)).exists():
         target = f"{_CONFIG_FILE}/{_plain_name(path.name)}"
         argv += ["-v", f"{path}:{target}:ro"]
         inside["tokenizer_config_path"] = target
     return launcher_flags(config, **inside)
+
+
+def _mounted_adapters(adapters: str, argv: list[str]) -> Iterator[str]:
+    for number, (name, path, revision) in enumerate(split_adapters(adapters)):
+        if path is None:
+            yield name + revision
+            continue
+        target = f"{_ADAPTER_FOLDER}/{number}-{_plain_name(Path(path).name)}"
+        argv += ["-v", f"{path}:{target}:ro"]
+        yield f"{name}={target}{revision}"
 
 
 def _plain_name(name: str) -> str:

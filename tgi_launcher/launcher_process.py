@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tgi_launcher import supervisor
 from tgi_launcher.command import Command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.logs import read_lines
+from tgi_launcher.server_folder import ServerFolder
 
 _logger = logging.getLogger("tgi_launcher")
 
@@ -54,10 +54,10 @@ class LauncherProcess:
 
     Args:
         command: What to run.
+        folder: Its own, which is removed at the end. Its lock is handed on to the supervisor.
         on_line: Called with each line that it prints, and whether its end is missing, in a thread of its own.
         drain_seconds: How long it may take to end when this process has died.
         keep_open: File descriptors to keep open as long as the supervisor lives.
-        folders: Folders to remove at the end, with the sockets in them.
 
     Raises:
         StartError: It cannot be run at all.
@@ -66,15 +66,14 @@ class LauncherProcess:
     def __init__(
         self,
         command: Command,
+        folder: ServerFolder,
         on_line: Callable[[str, bool], None],
         *,
         drain_seconds: float,
         keep_open: Sequence[int] = (),
-        folders: Sequence[str] = (),
     ) -> None:
-        self.marker = uuid.uuid4().hex
+        self.marker = str(folder.path)
         self._command = command
-        self._folders = list(folders)
         self._on_line = on_line
         self._exit: ProcessExit | None = None
         self._ended = threading.Event()
@@ -87,14 +86,16 @@ class LauncherProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**command.env, supervisor.MARKER: self.marker},
-                pass_fds=(report_to, *keep_open),
+                pass_fds=(report_to, cast("int", folder.lock.descriptor), *keep_open),
                 start_new_session=True,
             )
         except OSError as error:
             os.close(reports)
+            supervisor.remove_leftovers((), self.marker)
             raise StartError(Reason.EXITED, f"Python itself cannot be started: {error}.") from error
         finally:
             os.close(report_to)
+            folder.lock.release()
         self._reports = os.fdopen(reports, encoding="utf-8")
         spec = {
             "argv": command.argv,
@@ -104,7 +105,7 @@ class LauncherProcess:
             "parent": os.getpid(),
             "drain_seconds": drain_seconds,
             "orphan_grace_seconds": _ORPHAN_GRACE_SECONDS,
-            "folders": self._folders,
+            "folder": command.folder,
         }
         self._send(json.dumps(spec))
         first = self._first_report()
@@ -187,7 +188,7 @@ class LauncherProcess:
         else:
             # The supervisor was killed, so its work falls to this process.
             left = supervisor.end_processes(self.marker, grace_seconds=_ORPHAN_GRACE_SECONDS)
-            supervisor.remove_leftovers(self._command.remove, self._folders)
+            supervisor.remove_leftovers(self._command.remove, self.marker)
             exit_ = ProcessExit(None, was_stopped=False, left=tuple(left))
         self._reader.join(_LOG_SECONDS)
         self._exit = exit_

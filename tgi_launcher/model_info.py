@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+_MLP_SPECULATOR = "MLPSpeculatorPreTrainedModel"
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -18,7 +20,7 @@ class ModelInfo:
         num_heads: How many tokens they can draft per step.
         base_model: Model that the heads belong to.
         model_type: As in config.json.
-        warning: Why TGI may not use the heads, in one sentence.
+        problem: Why TGI cannot load it at all, in a part of a sentence.
     """
 
     is_known: bool = False
@@ -26,7 +28,7 @@ class ModelInfo:
     num_heads: int | None = None
     base_model: str | None = None
     model_type: str | None = None
-    warning: str | None = None
+    problem: str | None = None
 
 
 def find_model_info(model_id: str, *, revision: str | None = None, cache: str | None = None) -> ModelInfo:
@@ -53,14 +55,20 @@ def _read(config: dict[str, Any]) -> ModelInfo:
     architectures = config.get("architectures")
     base_model = config.get("base_model_name_or_path")
     if isinstance(heads := config.get("medusa_num_heads"), int):
-        # TGI loads the heads only if the file has no such key.
-        warning = "its config.json has `architectures`, so TGI does not load the heads" if architectures else None
-        return ModelInfo(True, "Medusa", heads, base_model, model_type, warning)
+        # By this key TGI takes it for another kind, and loads neither heads nor the model's own last layer.
+        problem = "the config.json of Medusa heads may not have `architectures`" if "architectures" in config else None
+        return ModelInfo(True, "Medusa", heads, base_model, model_type, problem)
     if model_type == "mlp_speculator":
         heads = heads if isinstance(heads := config.get("n_predict"), int) else None
-        is_foreign = architectures and architectures != ["MLPSpeculatorPreTrainedModel"]
-        warning = f"TGI does not load heads of the architecture {architectures}" if is_foreign else None
-        return ModelInfo(True, "MLP-speculator", heads, base_model, model_type, warning)
+        # TGI looks at the first architecture. With another one it loads neither heads nor the model's own last layer.
+        first = architectures[0] if isinstance(architectures, list) and architectures else None
+        if first != _MLP_SPECULATOR:
+            problem = f'its config.json does not say `architectures: ["{_MLP_SPECULATOR}"]`'
+        elif not config.get("tie_weights", False):
+            problem = "its MLP speculator has weights that are not tied (tie_weights), for which TGI 3.3 has a fault"
+        else:
+            problem = None
+        return ModelInfo(True, "MLP-speculator", heads, base_model, model_type, problem)
     return ModelInfo(is_known=True, model_type=model_type)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tgi_launcher.command import LAUNCHER, Addresses, Command, binary_command, find_launcher, require_launcher
@@ -14,11 +11,10 @@ from tgi_launcher.config import TGIConfig
 from tgi_launcher.docker import docker_command, find_docker, require_docker
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.server_folder import ServerFolder, make_server_folder
 
 # The ports of a server by their fields, and where the search for a free one begins.
 FIRST_PORTS = {"port": 8080, "prometheus_port": 9000, "master_port": 29500}
-# A path of a Unix socket may have 108 bytes on Linux and 104 on macOS; "shard-0" comes behind it.
-_MAX_FOLDER_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -29,13 +25,13 @@ class LaunchPlan:
         command: What to run.
         addresses: Where it will listen.
         is_docker: Whether Docker runs it.
-        folder: Folder made for the shards' sockets, to be removed at the end.
+        folder: Its own, to be removed at the end.
     """
 
     command: Command
     addresses: Addresses
     is_docker: bool
-    folder: str | None
+    folder: ServerFolder
 
 
 def choose_runtime(config: TGIConfig) -> Literal["binary", "docker"]:
@@ -89,9 +85,11 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
         return _plan_docker(config, locks, earlier)
     launcher = require_launcher(config)
     ports = {field: getattr(earlier, field) if earlier else take_port(config, locks, field) for field in FIRST_PORTS}
-    folder = None if config.shard_uds_path else _make_folder()
-    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or f"{folder}/shard")
-    return LaunchPlan(binary_command(config, addresses, launcher), addresses, is_docker=False, folder=folder)
+    folder = make_server_folder()
+    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or folder.sockets)
+    command = binary_command(config, addresses, launcher)
+    env = {**command.env, "TMPDIR": config.env.get("TMPDIR", folder.temporary)}
+    return LaunchPlan(replace(command, env=env, folder=folder.work), addresses, is_docker=False, folder=folder)
 
 
 def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
@@ -99,27 +97,24 @@ def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None)
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
     docker = require_docker()
     port = earlier.port if earlier else take_port(config, locks, "port")
-    command = docker_command(config, port, docker, name=f"tgi-{port}-{uuid.uuid4().hex[:8]}")
-    return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=None)
+    folder = make_server_folder()
+    name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
+    command = docker_command(config, port, docker, name=name, label=str(folder.path))
+    return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=folder)
 
 
 def preview_command(config: TGIConfig) -> Command:
-    """The command that `make_plan` would make, for reading: nothing is locked, and nothing need be installed."""
+    """The command that `make_plan` would make, to read or to paste. Nothing is made, locked, or need be installed.
+
+    What belongs to the folder that a server gets is left to TGI: the shards' sockets, and where the command runs.
+    """
     try:
         runtime = choose_runtime(config)
     except StartError:
         runtime = "binary"
     ports = {field: getattr(config, field) or first for field, first in FIRST_PORTS.items()}
-    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or f"{tempfile.gettempdir()}/tgi/shard")
+    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path)
     if runtime == "docker":
         config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
         return docker_command(config, addresses.port, "docker", name=f"tgi-{addresses.port}")
     return binary_command(config, addresses, config.launcher_path or LAUNCHER)
-
-
-def _make_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="tgi-")
-    if len(folder) > _MAX_FOLDER_LENGTH and Path("/tmp").is_dir():  # noqa: S108  # mkdtemp makes it private
-        shutil.rmtree(folder)
-        folder = tempfile.mkdtemp(prefix="tgi-", dir="/tmp")
-    return folder

@@ -2,24 +2,22 @@
 
 TGI binds its port only after the model is loaded, minutes after the port was chosen. In between, nothing of the
 operating system keeps another server from choosing the same one, so every port is backed by a lock on a file that all
-servers of this user look at. The lock goes away with the processes that hold it, however they end.
+servers of this user look at. The lock goes away with the processes that hold it, however they end: the one that took
+it and the supervisor of the server, and no fork of either.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
-import stat
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 from typing_extensions import Self
 
 from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.own_folder import FileLock, check_owner, open_own_folder, own_folder, take_lock, why_unusable
 
 # The search ends below the ports that operating systems give to outgoing connections.
 _SEARCH_LENGTH = 1000
@@ -29,12 +27,12 @@ class PortLocks:
     """Ports chosen for one server, and the locks that keep other servers from choosing them."""
 
     def __init__(self) -> None:
-        self._locks: dict[int, int] = {}
+        self._locks: dict[int, FileLock] = {}
 
     @property
     def file_descriptors(self) -> tuple[int, ...]:
         """The open locks; a child that inherits them keeps the ports locked as long as it lives."""
-        return tuple(self._locks.values())
+        return tuple(lock.descriptor for lock in self._locks.values() if lock.descriptor is not None)
 
     def take(self, hostname: str, wanted: int | None, *, first: int, what: str) -> int:
         """Choose and lock a port.
@@ -62,7 +60,7 @@ class PortLocks:
     def release(self) -> None:
         """Let go of all locks."""
         while self._locks:
-            os.close(self._locks.popitem()[1])
+            self._locks.popitem()[1].release()
 
     def __enter__(self) -> Self:
         return self
@@ -71,65 +69,30 @@ class PortLocks:
         self.release()
 
     def _lock(self, port: int) -> bool:
-        import fcntl  # Windows has none, and can do all but start servers
-
-        descriptor = _open_lock(port)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return False
-            raise _unusable(f"holds files that cannot be locked ({error.strerror})") from error
-        self._locks[port] = descriptor
-        return True
-
-
-def _lock_folder() -> Path:
-    # A user in a container may have a number only, and no name.
-    return Path(tempfile.gettempdir()) / f"tgi-launcher-{os.geteuid()}"
+        lock = take_lock(lambda: _open_lock(port), own_folder())
+        if lock is not None:
+            self._locks[port] = lock
+        return lock is not None
 
 
 def _open_lock(port: int) -> int:
-    """Open the file of a port, in a folder of this user's own. Everybody may make things where that folder is."""
-    path = _lock_folder()
+    """Open the file of a port, in the folder that all servers of this user share."""
+    path = own_folder()
     try:
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = open_own_folder(path)
         try:
-            _check_owner(folder)
-            # Older releases left it readable for others.
-            os.fchmod(folder, 0o700)
-            # The file is looked up in the folder that was checked, whatever is at its path by now.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(f"port-{port}", flags, 0o600, dir_fd=folder)
         finally:
             os.close(folder)
     except OSError as error:
-        # Which of the two it is for a link depends on the system.
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
-            raise _unusable("is a link, or holds one, or is no folder: somebody may have put it there") from error
-        raise _unusable(f"cannot be used ({error.strerror})") from error
+        raise why_unusable(error, path) from error
     try:
-        _check_owner(descriptor, is_file=True)
+        check_owner(descriptor, path, is_file=True)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _check_owner(descriptor: int, *, is_file: bool = False) -> None:
-    found = os.fstat(descriptor)
-    if found.st_uid != os.geteuid():
-        raise _unusable("belongs to another user")
-    if is_file and (not stat.S_ISREG(found.st_mode) or found.st_nlink != 1):
-        raise _unusable("holds what is no plain file of this package")
-
-
-def _unusable(why: str) -> StartError:
-    msg = f"The folder for locks on ports, {_lock_folder()}, {why}. Remove it, or set TMPDIR to a folder of your own."
-    return StartError(Reason.LOCKS_UNUSABLE, msg)
 
 
 def _can_bind(hostname: str, port: int) -> bool:

@@ -84,10 +84,10 @@ class ServerRun:
         _logger.info("Starting %s: %s", config.model_id, plan.command)
         self.process = LauncherProcess(
             plan.command,
+            plan.folder,
             self._read_line,
             drain_seconds=config.drain_seconds,
             keep_open=locks.file_descriptors,
-            folders=[plan.folder] if plan.folder else [],
         )
 
     @property

@@ -5,6 +5,9 @@ is killed, they stay, and the GPU's memory with them. So each launcher gets a su
 the launcher leaves behind (as a child subreaper, on Linux), and it holds one end of a pipe to our process: when that
 closes, whatever the cause, it stops the launcher, waits, and kills what is left.
 
+If it is the supervisor that is killed, our process does that. If both are, the launcher gets SIGTERM (on Linux), and
+ends its shards and its router itself.
+
 This file is run as a script, so that it starts fast and depends on psutil only. It reads a JSON object from standard
 input and then commands, one a line: `stop SECONDS`. What TGI prints goes to standard output. On the file descriptor
 given as argument it reports, as JSON lines, the launcher's process id and, at its end, how that ended.
@@ -17,18 +20,18 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-# Every process of a server has this variable in its environment, with a value that is the server's own.
+# Every process of a server has this variable in its environment. Its value is the server's folder.
 MARKER = "TGI_LAUNCHER_SERVER"
 
 _PR_SET_PDEATHSIG = 1
@@ -38,6 +41,8 @@ _POLL_SECONDS = 0.5
 _KILL_SECONDS = 10.0
 _COMMAND_SECONDS = 30.0
 _STEP_SECONDS = 0.05
+# What the launcher may print when nobody is left to read it. More, it waits for ever.
+_PIPE_BYTES = 2**20
 
 
 def server_processes(marker: str, *, adopted_by: int | None = None) -> list[psutil.Process]:
@@ -53,13 +58,19 @@ def server_processes(marker: str, *, adopted_by: int | None = None) -> list[psut
             processes = {process.pid: process for process in psutil.Process(adopted_by).children(recursive=True)}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in processes and process.environ().get(MARKER) == marker:
+            if process.pid not in processes and process.environ().get(MARKER) == marker and is_own(process):
                 processes[process.pid] = process
     skipped = {os.getpid(), adopted_by}
-    return [process for process in processes.values() if process.pid not in skipped and _is_alive(process)]
+    return [process for process in processes.values() if process.pid not in skipped and is_alive(process)]
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_own(process: psutil.Process) -> bool:
+    """Whether it is this user's. The administrator sees the environment of all."""
+    return process.uids().real == os.getuid()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs, and does not only wait to be collected by its parent."""
     try:
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
@@ -97,12 +108,12 @@ def end_processes(marker: str, *, grace_seconds: float, adopted_by: int | None =
     return []
 
 
-def remove_leftovers(remove: Sequence[str], folders: Sequence[str]) -> None:
+def remove_leftovers(remove: Sequence[str], folder: str) -> None:
     """Remove what is left of a server when its processes are gone.
 
     Args:
         remove: Command that removes its container; empty if it has none.
-        folders: Folders with sockets.
+        folder: Its own.
     """
     if remove:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -114,11 +125,8 @@ def remove_leftovers(remove: Sequence[str], folders: Sequence[str]) -> None:
                 timeout=_COMMAND_SECONDS,
                 check=False,
             )
-    for folder in map(Path, folders):
-        with contextlib.suppress(OSError):
-            for socket in folder.iterdir():
-                socket.unlink()
-            folder.rmdir()
+    # A link in its place is not followed.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reap() -> Iterator[tuple[int, int]]:
@@ -156,7 +164,7 @@ class _Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        logged, logs = os.pipe()
+        logged, logs = _pipe()
         try:
             # `preexec_fn` is safe here: there is no other thread yet.
             process = subprocess.Popen(  # noqa: S603
@@ -164,11 +172,15 @@ class _Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=logs,
                 stderr=logs,
+                cwd=self._spec["folder"],
+                # With an end to read from among its own files, its log outlives this process: the launcher fails when
+                # it cannot print, and then leaves its shards and its router behind.
+                pass_fds=[logged],
                 start_new_session=True,
                 preexec_fn=(lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)) if libc else None,
             )
         except OSError as error:
-            remove_leftovers([], self._spec["folders"])
+            remove_leftovers([], self._spec["marker"])
             self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
             return
         self._pid = process.pid
@@ -244,7 +256,7 @@ class _Supervisor:
             grace_seconds=0.0 if is_late else self._spec["orphan_grace_seconds"],
             adopted_by=os.getpid(),
         )
-        remove_leftovers(self._spec["remove"], self._spec["folders"])
+        remove_leftovers(self._spec["remove"], self._spec["marker"])
         return left
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -261,6 +273,16 @@ def _relay(source: int) -> None:
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(1, data) :]
+
+
+def _pipe() -> tuple[int, int]:
+    import fcntl  # Windows has none, and can do all but start servers
+
+    ends = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return ends
 
 
 def _libc() -> Any:

@@ -12,10 +12,13 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -49,6 +52,7 @@ from tgi_launcher import (
     supervisor,
 )
 from tgi_launcher import launcher_process as process
+from tgi_launcher.server_folder import ServerFolder, make_server_folder
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
 
@@ -137,6 +141,11 @@ def process_of(server: TGIServer) -> Any:
     return server._run.process
 
 
+def folder_of(server: TGIServer) -> ServerFolder:
+    assert server._run is not None
+    return server._run.plan.folder
+
+
 def processes_of(server):
     return supervisor.server_processes(process_of(server).marker)
 
@@ -148,7 +157,7 @@ def shards_of(server):
 def expect_gone(server):
     assert processes_of(server) == []
     assert server.pid is None
-    assert not Path(server._run.plan.addresses.shard_uds_path).parent.exists()
+    assert not folder_of(server).path.exists()
 
 
 # A life
@@ -174,6 +183,31 @@ def test_a_server_starts_serves_and_ends():
     assert stages == [Stage.LAUNCH, Stage.CHECK, Stage.SHARDS, Stage.WARM_UP, Stage.ROUTER, Stage.READY]
     assert any("shard terminated" in line for line in lines), "it was ended gently"
     assert "[shard 1]" in "".join(lines)
+
+
+def test_what_tgi_writes_where_it_runs_goes_with_it(monkeypatch, tmp_path):
+    """A copy of the tokenizer, and PyTorch's temporary files."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with TGIServer(config()) as server:
+        own = folder_of(server)
+        assert [path.name for path in Path(own.work).iterdir()] == ["out"]
+        assert len(list(Path(own.temporary).glob("torchinductor_*"))) == 1
+        process = psutil.Process(pid_of(server))
+        assert process.cwd() == own.work
+        assert stat.S_IMODE(own.path.stat().st_mode) == 0o700
+        shards_of(server)[0].kill()  # so that it cannot remove its own
+        assert server.wait(BOUND) is not None
+    expect_gone(server)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_cancelled_start_leaves_no_files():
+    server = TGIServer(config("endless-loading,ignore-sigterm", startup_timeout=1.0, stop_timeout=0.2))
+    with pytest.raises(StartError):
+        server.start()
+    expect_gone(server)
 
 
 def test_it_can_be_started_again_and_stopped_twice():
@@ -261,6 +295,7 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
         ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
         ("killed-while-loading", Reason.KILLED, "SIGKILL"),
+        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True (tgi-launch --cpu)"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
         ("crash-loading", Reason.WEBSERVER_FAILED, "router ended"),
@@ -276,6 +311,14 @@ def test_a_failed_start_says_why_and_leaves_nothing(fault, reason, words):
     assert "\n" not in caught.value.summary
     assert caught.value.log_tail
     expect_gone(server)
+
+
+def test_cpu_starts_where_there_is_no_gpu():
+    with TGIServer(config("no-gpu", cpu=True, speculate=3)) as server:
+        assert generate(server)
+    with pytest.raises(StartError) as caught:
+        TGIServer(config("no-gpu", env={"STANDIN_FAULT": "no-gpu", "ATTENTION": "paged"})).start()
+    assert caught.value.reason is Reason.NOT_ENOUGH_GPUS
 
 
 # The last is up by then, and says it is not ready.
@@ -569,9 +612,9 @@ print(server.base_url, flush=True)
 """
 
 
-def run_script(rest):
+def run_script(rest, script=SCRIPT):
     child = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", SCRIPT.format(rest=rest)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", script.format(rest=rest)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert child.stdout is not None
     assert child.stdout.readline().startswith("http")
@@ -585,6 +628,98 @@ def test_nothing_is_left_when_our_process_is_killed(number):
         child.send_signal(number)
         child.wait(BOUND)
     assert await_none(lambda: marked(os.environ["STANDIN_TEST"]), seconds=10) == []
+
+
+KILL_BOTH = """
+print(server._run.process._process.pid, server._run.plan.folder.path, flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def killed_with_its_supervisor(script=SCRIPT):
+    """The folder of a server whose owner and whose supervisor were both killed."""
+    with run_script(KILL_BOTH, script) as child:
+        assert child.stdout is not None
+        pid, folder = child.stdout.readline().split()
+        child.send_signal(signal.SIGSTOP)  # so that neither sees the other's end
+        os.kill(int(pid), signal.SIGKILL)
+        child.kill()
+        child.wait(BOUND)
+    yield Path(folder)
+
+
+def test_nothing_runs_on_when_our_process_and_the_supervisor_are_killed_together():
+    """The launcher ends it all, though nobody reads what it prints."""
+    with killed_with_its_supervisor():
+        assert await_none(lambda: marked(os.environ["STANDIN_TEST"]), seconds=10) == []
+
+
+def test_nothing_runs_on_when_both_are_killed_while_the_model_loads(monkeypatch):
+    monkeypatch.setenv("STANDIN_FAULT", "endless-loading")
+    loading = """
+import threading
+threading.Thread(target=server.start, daemon=True).start()
+while "Starting shard" not in str(server.log_tail()):
+    time.sleep(0.02)
+print("http", flush=True)
+"""
+    script = SCRIPT.replace("server.start()\nprint(server.base_url, flush=True)", loading)
+    with killed_with_its_supervisor(script):
+        assert await_none(lambda: marked(os.environ["STANDIN_TEST"]), seconds=10) == []
+
+
+def cleanup():
+    command = [*CLI[:3], "cleanup"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture
+def temporary(monkeypatch):
+    """A temporary folder of the test's own, near enough to the root for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_cleanup_ends_what_is_left_and_nothing_else(monkeypatch, temporary):
+    with TGIServer(config()) as server:
+        own = folder_of(server).path
+        assert own.is_relative_to(temporary)
+        assert str(own) not in cleanup()
+        monkeypatch.setenv("STANDIN_FAULT", "ignore-sigterm")
+        with killed_with_its_supervisor() as folder:
+            assert len(marked(os.environ["STANDIN_TEST"])) > len(processes_of(server)) + 3
+            (folder / "work/out/more").mkdir()
+            # From a shell with another temporary folder.
+            monkeypatch.setenv("TMPDIR", "/tmp")  # noqa: S108
+            said = cleanup()
+        pattern = rf"^A killed server: ended \d+ \([^)]+\), \d+ \(.*\); removed {folder}\.$"
+        assert re.search(pattern, said, re.MULTILINE), said
+        assert re.search(r"In use, and left alone: \d+ servers?\.$", said), said
+        assert not folder.exists()
+        assert {pid for pid, _ in marked(os.environ["STANDIN_TEST"])} == {p.pid for p in processes_of(server)}
+        assert generate(server)
+        # A server is in use while its supervisor lives, also where somebody has removed its folder.
+        shutil.rmtree(own)
+        assert str(own) not in cleanup()
+        assert generate(server)
+
+
+@pytest.mark.usefixtures("temporary")
+def test_cleanup_removes_containers_that_are_not_in_use(monkeypatch, docker):
+    left = make_server_folder()
+    left.lock.release()
+    used = make_server_folder()
+    monkeypatch.setenv("STANDIN_DOCKER_PS", f"one\t{left.path}\ntwo\t{used.path}\nthree\t/of/another/machine\n")
+    said = cleanup()
+    used.lock.release()
+    assert f"A killed server: removed container one; removed {left.path}.\n" in said
+    assert used.path.exists()
+    assert [call["arguments"] for call in docker() if call["arguments"][0] == "rm"] == [["rm", "-f", "one"]]
 
 
 def test_nothing_is_left_when_our_process_ends_without_a_stop():

@@ -1,7 +1,8 @@
 """A stand-in for Docker's client: writes down how it is called and runs the stand-in launcher as a container would.
 
 To be started under the name `docker`. STANDIN_DOCKER is a folder: `calls.jsonl` gets a line per call. What the
-container runs does not die with the client, as with Docker. STANDIN_DOCKER_FAIL is a text to fail with instead.
+container runs does not die with the client, as with Docker. STANDIN_DOCKER_FAIL is a text to fail with instead, and
+STANDIN_DOCKER_PS is what `docker ps` prints.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def main() -> None:
         if failure := os.environ.get("STANDIN_DOCKER_FAIL"):
             sys.exit(_fail(failure))
         sys.exit(_run(arguments))
+    if arguments[0] == "ps":
+        sys.stdout.write(os.environ.get("STANDIN_DOCKER_PS", ""))
+        return
     name = arguments[-1]
     pidfile = _FOLDER / name
     if not pidfile.exists():
@@ -55,7 +59,7 @@ def _run(arguments: list[str]) -> int:
     env = {key: value for key, value in os.environ.items() if key.startswith(("STANDIN", "PATH", "LANG"))}
     env |= {key: os.environ[key] for key in given if "=" not in key}
     env |= dict(text.split("=", 1) for text in given if "=" in text)
-    container = subprocess.Popen([str(_LAUNCHER), *flags], env=env, start_new_session=True)  # noqa: S603
+    container = subprocess.Popen([str(_LAUNCHER), *flags], env=env, cwd=_FOLDER, start_new_session=True)  # noqa: S603
     (_FOLDER / name).write_text(str(container.pid))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: container.send_signal(number))

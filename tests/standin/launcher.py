@@ -35,6 +35,7 @@ FAULTS = {
     "heads": "a shard fails because there are fewer than --speculate heads: `heads` (default 3)",
     "no-speculator": "a shard fails because its class cannot speculate",
     "killed-while-loading": "a shard is killed while it loads, as by the system out of memory",
+    "no-gpu": "a shard fails to load unless it is set for a CPU, as where there is no GPU",
     "crash-while-loading": "a shard fails to load with an exception that nobody knows",
     "endless-loading": "a shard never becomes ready",
     "warm-up-out-of-memory": "the router fails because memory does not suffice",
@@ -134,7 +135,9 @@ class Launcher:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self._dump_arguments()
-        self.log("Using attention flashinfer - Prefix caching true")
+        attention = os.environ.get("ATTENTION", "flashinfer")
+        prefix_caching = os.environ.get("PREFIX_CACHING", "0" if attention == "paged" else "true")
+        self.log(f"Using attention {attention} - Prefix caching {prefix_caching}")
         self._check_arguments()
         if self.num_shard > 1:
             self.log(f"Sharding model on {self.num_shard} processes")
@@ -260,6 +263,11 @@ class Launcher:
         heads = int(self.faults.get("heads", {}).get("heads", "3"))
         if "heads" in self.faults and (self.options.speculate or 0) > heads:
             arguments += ["--fail", "RuntimeError: " + _HEADS.format(n=self.options.speculate, heads=heads)]
+        if "no-gpu" in self.faults:
+            if os.environ.get("ATTENTION", "flashinfer") == "flashinfer":
+                arguments += ["--fail", "ModuleNotFoundError: No module named 'flashinfer'"]
+            elif self.options.cuda_graphs != "0":
+                arguments += ["--fail", "RuntimeError: CUDA driver version is insufficient for CUDA runtime version"]
         if "killed-while-loading" in self.faults:
             arguments += ["--uds-path", os.devnull + "/" + "x"]
         return arguments

@@ -11,6 +11,7 @@ import json
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,12 +44,15 @@ def main() -> None:
         sys.exit(options.fail)
     if not options.uds_path:
         return
+    # PyTorch makes some, and does not remove them when it is killed.
+    temporary = tempfile.mkdtemp(prefix="torchinductor_")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.uds_path)
     say(f"Server started at unix://{options.uds_path}")
     with contextlib.suppress(KeyboardInterrupt):
         time.sleep(_LONGEST_LIFE)
     Path(options.uds_path).unlink(missing_ok=True)
+    Path(temporary).rmdir()
 
 
 def say(text: str) -> None:

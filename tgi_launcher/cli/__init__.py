@@ -1,4 +1,4 @@
-"""The command line: `tgi-launch MODEL`, `tgi-launch check`, `tgi-launch print-command`."""
+"""The command line: `tgi-launch MODEL`, `tgi-launch check`, `tgi-launch print-command`, `tgi-launch cleanup`."""
 
 from __future__ import annotations
 

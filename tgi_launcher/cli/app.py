@@ -9,6 +9,7 @@ import sys
 import typer
 
 from tgi_launcher.cli.check import check
+from tgi_launcher.cli.cleanup import cleanup
 from tgi_launcher.cli.options import takes_config
 from tgi_launcher.cli.print_command import print_command
 from tgi_launcher.cli.start import start
@@ -17,6 +18,7 @@ _COMMANDS = {
     "start": takes_config(start),
     "check": takes_config(check, needs_model=False),
     "print-command": takes_config(print_command),
+    "cleanup": cleanup,
 }
 _HELP = ("-h", "--help")
 

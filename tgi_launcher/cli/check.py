@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from tgi_launcher.cli.options import FAILED
 from tgi_launcher.command import find_launcher
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.cpu import HINT, IMAGE_SUFFIX, VARIABLES
 from tgi_launcher.docker import find_docker
 from tgi_launcher.errors import StartError
 from tgi_launcher.plan import FIRST_PORTS, choose_runtime, preview_command, take_port
@@ -20,6 +22,8 @@ from tgi_launcher.ports import PortLocks
 
 _MARKS = {"ok": "✓", "note": "!", "missing": "✗", "info": " "}
 _COMMAND_SECONDS = 10.0
+# Device files of AMD's, Intel's and other makers' accelerators, and of NVIDIA's where its tool is missing.
+_ACCELERATORS = ("kfd", "dri/renderD*", "accel*", "nvidia[0-9]*", "dxg", "neuron*", "hl[0-9]*")
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,10 @@ class _Finding:
     status: Literal["ok", "note", "missing", "info"] = "ok"
 
 
-def check(config: TGIConfig | None) -> None:
+def check(config: TGIConfig, *, has_model: bool) -> None:
     """Show launcher, Docker, GPUs and ports, and for a MODEL what would happen. Starts nothing."""
-    general = config or TGIConfig(model_id="model")
-    findings = [*_programs(general), *_gpus(general), *_ports(general)]
-    if config is not None:
+    findings = [*_programs(config), *_gpus(config), *_ports(config)]
+    if has_model:
         findings += [*_model(config), _Finding("command", str(preview_command(config)), "info")]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
@@ -65,9 +68,19 @@ def _programs(config: TGIConfig) -> Iterator[_Finding]:
 
 
 def _gpus(config: TGIConfig) -> Iterator[_Finding]:
+    if config.cpu:
+        yield _Finding("CPU", f"{' '.join(f'{name}={text}' for name, text in VARIABLES.items())} --cuda-graphs 0")
+        return
     listing = _output("nvidia-smi", "--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader")
     if listing is None:
-        yield _Finding("GPUs", "none found by nvidia-smi", "note")
+        # Those of other makers are not listed by nvidia-smi.
+        devices = [str(device) for pattern in _ACCELERATORS for device in sorted(Path("/dev").glob(pattern))]
+        if devices:
+            yield _Finding("GPUs", f"none found by nvidia-smi, though there is {devices[0]}; {HINT}", "note")
+        elif _is_set_for_cpu(config):
+            yield _Finding("GPUs", "none found, and none needed as it is set", "note")
+        else:
+            yield _Finding("GPUs", f"none found; {HINT}", "missing")
         return
     gpus = listing.splitlines()
     for gpu in gpus:
@@ -76,6 +89,15 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
     wanted = config.num_shard or len(config.devices or ()) or 1
     if wanted > len(gpus):
         yield _Finding("num_shard", f"{wanted} GPUs are asked for, there are {len(gpus)}", "missing")
+
+
+def _is_set_for_cpu(config: TGIConfig) -> bool:
+    """Whether somebody has set what `cpu` sets, or takes an image that has it."""
+    command = preview_command(config)
+    if command.argv[:2] == ("docker", "run"):
+        return config.docker_image.endswith(IMAGE_SUFFIX)
+    is_paged = command.env.get("ATTENTION") in ("paged", "flashdecoding-ipex")
+    return is_paged and (config.cuda_graphs == (0,) or command.env.get("CUDA_GRAPHS") == "0")
 
 
 def _ports(config: TGIConfig) -> Iterator[_Finding]:
@@ -97,8 +119,6 @@ def _model(config: TGIConfig) -> Iterator[_Finding]:
     if info.speculator:
         base = f" for {info.base_model}" if info.base_model else ""
         yield _Finding("heads", f"{info.num_heads} {info.speculator} heads{base}")
-    if info.warning:
-        yield _Finding("heads", info.warning, "note")
     yield _speculation(config)
     if config.num_speculative_tokens and config.max_total_tokens is None:
         yield _Finding(

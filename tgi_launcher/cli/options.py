@@ -24,6 +24,8 @@ WRONG_USE = 2
 INTERRUPTED = 130
 
 KEY_VARIABLE = "TGI_API_KEY"
+# Stands for the model where there is none. No folder is like that.
+_ANY_MODEL = "any/model"
 # These have no option, since every user of the machine can read command lines.
 _SECRETS = ("api_key", "hf_token")
 _SECRETS_PANEL = "Secrets"
@@ -34,20 +36,27 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
 
     Args:
         command: Called with the config, and with the options that its own signature has behind it.
-        needs_model: Whether MODEL must be given; without it, the command gets None for the config.
+        needs_model: Whether MODEL must be given. Where it need not, the command is told by `has_model`; the config is
+            that of the other options then.
 
     Returns:
         A function with a signature that typer reads. Errors become one line and an exit code.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [_keyword(p.name, p.annotation, p.default) for p in list(signature.parameters.values())[1:]]
+    own = [
+        _keyword(p.name, p.annotation, p.default)
+        for p in list(signature.parameters.values())[1:]
+        if needs_model or p.name != "has_model"
+    ]
     names = [name for name in TGIConfig.model_fields if name != "model_id" and name not in _SECRETS]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        with _reported():
-            config = _make_config(given, names) if given["model"] is not None else None
-            command(config, **{parameter.name: given[parameter.name] for parameter in own})
+        with reported():
+            has_model = given["model"] is not None
+            config = _make_config(given if has_model else {**given, "model": _ANY_MODEL}, names)
+            told = {} if needs_model else {"has_model": has_model}
+            command(config, **told, **{parameter.name: given[parameter.name] for parameter in own})
 
     model = typer.Argument(help="Model id of the Hugging Face Hub, or a local folder.", metavar="MODEL")
     parameters = [_keyword("model", Annotated[str, model] if needs_model else Annotated[str | None, model],
@@ -73,7 +82,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _without_none(field.annotation)
     if kind is bool:
         flags = [flag, f"--no-{flag[2:]}"] if field.default else [flag]
-        return _keyword(name, Annotated[bool, typer.Option(*flags, **shown)], field.default)
+        # What is on by default may depend on other options.
+        default = None if field.default else False
+        return _keyword(name, Annotated[bool | None, typer.Option(*flags, **shown)], default)
     if name == "env":
         option = typer.Option("--env", metavar="NAME=VALUE", **shown)
         return _keyword(name, Annotated[list[str], option], [])
@@ -130,7 +141,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _reported() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Turn errors into a line on standard error and an exit code."""
     try:
         yield

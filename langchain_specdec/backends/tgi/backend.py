@@ -353,8 +353,7 @@ class TGIBackend(Backend):
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )
-            reason = answer.finish_reason
-            broken = None
+            reason, broken = answer.finish_reason, None
             if (grammar := params.grammar) is not None:
                 # Beside the loop, which the other answers need.
                 broken = await self._loop.run_blocking(lambda: self._grammars.error(grammar, answer.text, reason))

@@ -22,6 +22,7 @@ from tgi_launcher.logs import LogRecord, parse_line, read_lines, shortened, stag
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.redaction import Redactor
+from tgi_launcher.server_folder import make_server_folder
 from tgi_launcher.server_run import ServerRun
 
 TIME = "2026-01-08T15:02:49.123456Z"
@@ -153,7 +154,7 @@ def test_no_part_of_a_secret_is_left_where_a_line_is_cut(length):
 
 def run(program: str, on_line: Any) -> LauncherProcess:
     command = Command((sys.executable, "-c", program), env={})
-    return LauncherProcess(command, on_line, drain_seconds=5.0)
+    return LauncherProcess(command, make_server_folder(), on_line, drain_seconds=5.0)
 
 
 PRINT_AND_STAY = "import time\nprint('ready', flush=True)\ntime.sleep(60)"
@@ -171,7 +172,7 @@ def test_a_server_run_reads_whatever_is_printed(tmp_path):
     program = f"import sys\nsys.stdout.buffer.write(open({str(tmp_path / 'log')!r}, 'rb').read())"
     seen: list[str] = []
     command = Command((sys.executable, "-c", program), env={}, secrets=("k" * 20,))
-    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=make_server_folder())
     with PortLocks() as locks:
         server = ServerRun(TGIConfig(model_id="m"), plan, locks, on_log=seen.append)
         exit_ = server.process.wait(60)

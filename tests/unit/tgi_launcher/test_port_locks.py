@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,3 +121,104 @@ def test_a_temporary_folder_that_is_missing_is_named(monkeypatch: pytest.MonkeyP
 
 def test_a_restart_would_not_help() -> None:
     assert RestartPolicy("on-failure", Backoff()).next_wait(Reason.LOCKS_UNUSABLE, 0.0) is None
+
+
+# Forks
+
+
+def fork(child: Callable[[], object], *, again: bool = False) -> int:
+    """Run a function in a fork, or in a fork of a fork, which waits until it is killed; its id once it has run."""
+    told, tells = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if again and os.fork():
+            os._exit(0)
+        try:
+            child()
+            os.write(tells, str(os.getpid()).encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tells)
+    if again:
+        os.waitpid(pid, 0)
+    text = os.read(told, 100)
+    os.close(told)
+    return int(text)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_fork_does_not_keep_a_port_locked(folder: Path, again: bool) -> None:
+    locks = PortLocks()
+    port = locks.take("127.0.0.1", None, first=20080, what="Port")
+    pid = fork(lambda: None, again=again)
+    try:
+        with pytest.raises(StartError):
+            take(port)
+        locks.release()
+        assert take(port) == port
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_fork_can_neither_release_nor_lose_what_is_not_its_own(folder: Path) -> None:
+    locks = PortLocks()
+    port = locks.take("127.0.0.1", None, first=20080, what="Port")
+    other = PortLocks()
+
+    def child() -> None:
+        locks.release()
+        other.take("127.0.0.1", None, first=20080, what="Port")
+
+    pid = fork(child)
+    try:
+        with pytest.raises(StartError):
+            take(port)
+        assert other.file_descriptors == ()
+        # The fork's own one, the next, is held by the fork alone.
+        with pytest.raises(StartError):
+            take(port + 1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert take(port + 1) == port + 1
+    locks.release()
+
+
+def test_forks_while_ports_are_locked_and_released(folder: Path) -> None:
+    """Wherever the other thread is when it forks, the fork can lock, and has nothing of this process."""
+    done = threading.Event()
+
+    def lock_and_release() -> None:
+        while not done.is_set():
+            take()
+
+    thread = threading.Thread(target=lock_and_release)
+    thread.start()
+
+    def look() -> None:
+        links = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        assert not [link for link in links if "/port-" in link]
+        take(20090)
+
+    try:
+        for _ in range(20):
+            pid = fork(look)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.process
+def test_a_process_that_the_lock_is_handed_to_keeps_it(folder: Path) -> None:
+    locks = PortLocks()
+    port = locks.take("127.0.0.1", None, first=20080, what="Port")
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE,
+                          pass_fds=locks.file_descriptors) as supervisor:  # fmt: skip
+        locks.release()
+        with pytest.raises(StartError):
+            take(port)
+        supervisor.communicate(b"\n")
+    assert take(port) == port

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from tgi_launcher import Backoff, Reason, ServerInfo, StartError, TGIConfig, TGIServer
-from tgi_launcher.command import Addresses, binary_command, clean_environment, launcher_flags
+from tgi_launcher.command import Addresses, binary_command, find_launcher, launcher_flags
 from tgi_launcher.config import FLAGS
 from tgi_launcher.docker import docker_command
+from tgi_launcher.environment import clean_environment
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.plan import choose_runtime, make_plan, preview_command
 from tgi_launcher.ports import PortLocks
@@ -23,6 +25,9 @@ from tgi_launcher.restart import RestartPolicy
 
 ADDRESSES = Addresses(port=8081, prometheus_port=9001, master_port=29501, shard_uds_path="/run/x/shard")
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
+# An MLP speculator that TGI can load.
+MLP = {"model_type": "mlp_speculator", "n_predict": 3, "architectures": ["MLPSpeculatorPreTrainedModel"],
+       "tie_weights": True}  # fmt: skip
 
 # Every option of `text-generation-launcher` 3.3 (launcher/src/main.rs) that a field may stand for.
 TGI_FLAGS = {
@@ -40,7 +45,9 @@ TGI_FLAGS = {
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch, tmp_path):
-    for name in ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "HF_HUB_CACHE"):
+    for name in ("API_KEY", "HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "HF_HUB_CACHE",
+                 "ATTENTION", "PREFIX_CACHING", "CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "HOSTNAME",
+                 "LOG_LEVEL"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -185,7 +192,7 @@ def test_secrets_do_not_show_in_the_config():
     ("file", "kind", "heads"),
     [
         ({"medusa_num_heads": 3, "base_model_name_or_path": "b"}, "Medusa", 3),
-        ({"model_type": "mlp_speculator", "n_predict": 4}, "MLP-speculator", 4),
+        ({**MLP, "n_predict": 4}, "MLP-speculator", 4),
     ],
 )
 def test_heads_are_picked_up_from_the_model(model_folder, file, kind, heads):
@@ -198,12 +205,75 @@ def test_heads_are_picked_up_from_the_model(model_folder, file, kind, heads):
         TGIConfig(model_id=folder, speculate=heads + 1)
 
 
-def test_heads_that_tgi_would_silently_leave_out_are_told_of(model_folder):
-    info = find_model_info(model_folder(medusa_num_heads=3, architectures=["LlamaForCausalLM"]))
-    assert "does not load the heads" in (info.warning or "")
-    assert find_model_info(model_folder(model_type="mlp_speculator", n_predict=3, architectures=["X"])).warning
-    good = ["MLPSpeculatorPreTrainedModel"]
-    assert not find_model_info(model_folder(model_type="mlp_speculator", n_predict=3, architectures=good)).warning
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ({**MLP, "tie_weights": False}, "weights that are not tied"),
+        ({**MLP, "n_predict": 1, "tie_weights": None}, "weights that are not tied"),
+        ({"model_type": "mlp_speculator", "n_predict": 3, "architectures": MLP["architectures"]}, "are not tied"),
+        ({**MLP, "architectures": ["LlamaForCausalLM"]}, "does not say `architectures"),
+        ({**MLP, "architectures": []}, "does not say `architectures"),
+        ({"model_type": "mlp_speculator", "n_predict": 3, "tie_weights": True}, "does not say `architectures"),
+        ({"medusa_num_heads": 3, "architectures": ["LlamaForCausalLM"]}, "may not have `architectures`"),
+        ({"medusa_num_heads": 3, "architectures": None}, "may not have `architectures`"),
+    ],
+)
+@pytest.mark.parametrize("speculate", [None, 0])
+def test_heads_that_tgi_cannot_load_are_refused(model_folder, file, words, speculate):
+    folder = model_folder(**file)
+    with pytest.raises(ValidationError) as caught:
+        TGIConfig(model_id=folder, speculate=speculate)
+    (problem,) = caught.value.errors()
+    assert problem["msg"].startswith(f"Value error, TGI cannot load {folder}: ")
+    assert words in problem["msg"]
+
+
+# CPUs
+
+
+def test_cpu_sets_what_tgi_needs_there(monkeypatch):
+    monkeypatch.setenv("ATTENTION", "flashdecoding-ipex")  # as Intel's image, which crashes with speculation
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    command = binary(cpu=True, speculate=3)
+    assert {name: command.env.get(name) for name in ("ATTENTION", "PREFIX_CACHING", "CUDA_VISIBLE_DEVICES")} == {
+        "ATTENTION": "paged", "PREFIX_CACHING": "0", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    assert (value_of(command.argv, "--cuda-graphs"), value_of(command.argv, "--num-shard")) == ("0", "1")
+    assert str(command).startswith("ATTENTION=paged CUDA_VISIBLE_DEVICES='' PREFIX_CACHING=0 /bin/tgl ")
+    command = docker(cpu=True, speculate=3)
+    assert "ghcr.io/huggingface/text-generation-inference:3.3.7-intel-cpu" in command.argv
+    assert "--gpus" not in command.argv
+    for setting in ("ATTENTION=paged", "PREFIX_CACHING=0", "HUGGINGFACE_HUB_CACHE=/data/hub"):
+        assert setting in command.argv
+    argv = docker(cpu=True, docker_image="mine").argv
+    assert argv[argv.index("--model-id") - 1] == "mine"
+
+
+def test_cpu_survives_another_look():
+    made = config(cpu=True, env={"ATTENTION": "paged", "A": "b"}, cuda_graphs=(0,), num_shard=1, quantize="gptq")
+    again = TGIConfig.model_validate({**dict(made), "runtime": "docker"})
+    assert again.env == made.env == {"ATTENTION": "paged", "PREFIX_CACHING": "0", "A": "b"}
+    assert dict(config()) == dict(config(cpu=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devices": (0,)}, "devices are GPUs"),
+        ({"num_shard": 2}, "num_shard must be 1, got 2"),
+        ({"cuda_graphs": (1, 2)}, "cuda_graphs must be 0"),
+        ({"cuda_memory_fraction": 0.5}, "cuda_memory_fraction is of GPUs"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype='fp8_e5m2' needs a GPU"),
+        ({"quantize": "bitsandbytes"}, "quantize='bitsandbytes' needs a GPU: only awq and gptq"),
+        ({"docker_gpus": True}, "docker_gpus must be off"),
+        ({"env": {"ATTENTION": "flashinfer"}}, "env may not set ATTENTION to 'flashinfer': it has to be paged"),
+        ({"env": {"PREFIX_CACHING": "1"}}, "env may not set PREFIX_CACHING"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused(options, words):
+    with pytest.raises(ValidationError) as caught:
+        config(cpu=True, **options)
+    assert f"With cpu, {words}" in str(caught.value)
 
 
 def test_a_model_in_the_cache_is_found_by_its_id(tmp_path, monkeypatch):
@@ -259,11 +329,11 @@ def test_stray_variables_that_tgi_would_read_are_kept_out(monkeypatch):
     for name in ("PORT", "API_KEY", "DTYPE", "REVISION", "MASTER_PORT", "HOSTNAME", "SHARDED", "NGROK", "LOG_LEVEL"):
         monkeypatch.setenv(name, "stray")
     for name in ("PATH", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, "meant")
+        monkeypatch.setenv(name, "/meant")
     env = binary().env
     assert "stray" not in env.values()
     for name in ("PATH", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
-        assert env[name] == "meant"
+        assert env[name] == "/meant"
     assert env["LOG_LEVEL"] == "info"
 
 
@@ -272,9 +342,74 @@ def test_tracebacks_are_plain_unless_somebody_wants_boxes():
     assert binary(env={"_TYPER_STANDARD_TRACEBACK": ""}).env["_TYPER_STANDARD_TRACEBACK"] == ""
 
 
+def test_what_an_image_sets_for_its_machine_is_passed_on_and_shown(monkeypatch):
+    image = {"ATTENTION": "flashdecoding-ipex", "PREFIX_CACHING": "1", "PREFILL_CHUNKING": "1", "CUDA_GRAPHS": "0"}
+    for name, text in {**image, "PORT": "80"}.items():
+        monkeypatch.setenv(name, text)
+    command = binary()
+    assert {name: command.env.get(name) for name in (*image, "PORT")} == {**image, "PORT": None}
+    shown = str(command)
+    assert shown.startswith(
+        "env -u PORT ATTENTION=flashdecoding-ipex CUDA_GRAPHS=0 PREFILL_CHUNKING=1 PREFIX_CACHING=1"
+    )
+    command = binary(cuda_graphs=(1, 2), env={"ATTENTION": "paged"})
+    assert value_of(command.argv, "--cuda-graphs") == "1,2"
+    assert (command.env["ATTENTION"], command.env.get("CUDA_GRAPHS")) == ("paged", None)
+    assert str(command).startswith("env -u CUDA_GRAPHS -u PORT ATTENTION=paged PREFILL_CHUNKING=1 ")
+
+
+def test_paths_mean_the_same_where_tgi_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "adapter", "bin"):
+        Path(name).mkdir()
+    Path("template.json").touch()
+    Path("bin/launcher").write_text("#!/bin/sh")
+    Path("bin/launcher").chmod(0o755)
+    monkeypatch.setenv("PATH", "bin:/usr/bin:")
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":lib")
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so:./mine.so")
+    monkeypatch.setenv("HF_HOME", "../cache")
+    options = {
+        "model_id": "model", "tokenizer_config_path": "template.json", "shard_uds_path": "sockets/s",
+        "huggingface_hub_cache": "~/hub", "weights_cache_override": "./weights", "launcher_path": "bin/launcher",
+        "lora_adapters": "owner/one, two=adapter@main,adapter",
+    }  # fmt: skip
+    made = config(**options, env={"TORCH_HOME": "torch", "NAME": "./kept"})
+    monkeypatch.chdir("/")
+    argv, env = binary_command(made, ADDRESSES, "/bin/tgl").argv, binary_command(made, ADDRESSES, "/bin/tgl").env
+    assert value_of(argv, "--model-id") == f"{tmp_path}/model"
+    assert value_of(argv, "--tokenizer-config-path") == f"{tmp_path}/template.json"
+    assert value_of(argv, "--huggingface-hub-cache") == str(Path("~/hub").expanduser())
+    assert value_of(argv, "--weights-cache-override") == f"{tmp_path}/weights"
+    adapters = f"owner/one,two={tmp_path}/adapter@main,adapter={tmp_path}/adapter"
+    assert value_of(argv, "--lora-adapters") == adapters
+    assert (made.shard_uds_path, made.launcher_path) == (f"{tmp_path}/sockets/s", f"{tmp_path}/bin/launcher")
+    monkeypatch.chdir(tmp_path)
+    env = binary_command(made, ADDRESSES, "/bin/tgl").env
+    assert env["PATH"] == f"{tmp_path}/bin:/usr/bin:"
+    assert env["LD_LIBRARY_PATH"] == f":{tmp_path}/lib"
+    assert env["LD_PRELOAD"] == f"libtcmalloc.so:{tmp_path}/mine.so"
+    assert env["HF_HOME"] == str(tmp_path.parent / "cache")
+    assert (env["TORCH_HOME"], env["NAME"]) == (f"{tmp_path}/torch", "./kept")
+    assert find_launcher(config(launcher_path="launcher")) == f"{tmp_path}/bin/launcher"
+    with pytest.raises(ValidationError, match="docker_cache must not be empty"):
+        config(docker_cache=" ")
+
+
+def test_docker_sees_adapters_by_mounts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("my adapter").mkdir()
+    command = docker(lora_adapters="owner/one,two=my adapter@main")
+    assert value_of(command.argv, "--lora-adapters") == "owner/one,two=/adapters/1-my_adapter@main"
+    assert f"{tmp_path}/my adapter:/adapters/1-my_adapter:ro" in command.argv
+
+
 def test_every_variable_of_tgi_is_known():
-    environ = {name.upper(): "stray" for name in TGI_FLAGS - {"huggingface_hub_cache"}}
-    assert clean_environment(config(), environ) == {}
+    machine = {"huggingface_hub_cache", "cuda_graphs", "cuda_memory_fraction", "disable_custom_kernels"}
+    environ = {name.upper(): "stray" for name in TGI_FLAGS}
+    assert clean_environment(config(), environ).keys() == {name.upper() for name in machine}
+    chosen = config(cuda_graphs=(0,), cuda_memory_fraction=0.5, disable_custom_kernels=True, huggingface_hub_cache="/c")
+    assert clean_environment(chosen, environ) == {}, "a field wins"
 
 
 def test_a_given_token_wins_over_every_other(monkeypatch):
@@ -334,7 +469,7 @@ def test_docker_command(monkeypatch):
         "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "48",
         "--gpus", "all", "--shm-size", "1g", "-p", "127.0.0.1:8081:80", "-v", "/cache/hf:/data",
         "-e", "_TYPER_STANDARD_TRACEBACK=1", "-e", "ATTENTION=paged", "-e", "LOG_LEVEL=info", "-e", "HF_TOKEN",
-        "ghcr.io/huggingface/text-generation-inference:3.3.5", "--model-id", "owner/name", "--speculate", "4",
+        "ghcr.io/huggingface/text-generation-inference:3.3.7", "--model-id", "owner/name", "--speculate", "4",
         "--num-shard", "2", "--hostname", "0.0.0.0", "--port", "80", "--usage-stats", "off",  # noqa: S104
         "--graceful-termination-timeout", "20", "--json-output",
     )  # fmt: skip
@@ -353,11 +488,11 @@ def test_docker_sees_a_local_model_by_a_mount(model_folder):
 
 
 def test_docker_gets_devices_and_values_with_spaces_whole():
-    command = docker(devices=(1, 3), lora_adapters="a, b", hostname="::1", docker_gpus=True)
+    command = docker(devices=(1, 3), otlp_service_name="a b", hostname="::1", docker_gpus=True)
     assert value_of(command.argv, "--gpus") == '"device=1,3"'
     assert "[::1]:8081:80" in command.argv
-    assert "--lora-adapters" not in command.argv, "the image would split the value at its space"
-    assert "LORA_ADAPTERS=a, b" in command.argv
+    assert "--otlp-service-name" not in command.argv, "the image would split the value at its space"
+    assert "OTLP_SERVICE_NAME=a b" in command.argv
     assert "--gpus" not in docker(docker_gpus=False).argv
 
 
@@ -484,12 +619,16 @@ def test_everything_that_two_servers_could_share_differs(tmp_path):
     launcher.write_text("#!/bin/sh\n")
     launcher.chmod(0o755)
     with PortLocks() as one, PortLocks() as two:
-        first, second = (make_plan(config(), locks).addresses for locks in (one, two))
+        plans = [make_plan(config(), locks) for locks in (one, two)]
+    first, second = (plan.addresses for plan in plans)
     different = {"port", "prometheus_port", "master_port", "shard_uds_path"}
     assert {name for name in different if getattr(first, name) != getattr(second, name)} == different
-    for addresses in (first, second):
-        assert len(addresses.shard_uds_path) < 100
-        Path(addresses.shard_uds_path).parent.rmdir()
+    assert plans[0].command.env["TMPDIR"] != plans[1].command.env["TMPDIR"]
+    assert plans[0].command.folder != plans[1].command.folder
+    for plan in plans:
+        assert len(str(plan.addresses.shard_uds_path)) < 100
+        plan.folder.lock.release()
+        shutil.rmtree(plan.folder.path)
 
 
 # Restarts

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tgi_launcher import TGIConfig
+from tgi_launcher.cli import check
 from tgi_launcher.cli.app import _with_command, app
 from tgi_launcher.cli.brief_log import BriefLog
 from tgi_launcher.cli.status import make_status
@@ -21,7 +22,9 @@ SECRET = "correct-horse-battery"  # noqa: S105  # it is none
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch, tmp_path):
-    for name in ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "TGI_API_KEY", "FORCE_COLOR"):
+    for name in ("HF_TOKEN", "HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "TGI_API_KEY", "FORCE_COLOR",
+                 "ATTENTION", "PREFIX_CACHING", "CUDA_GRAPHS", "CUDA_VISIBLE_DEVICES", "HOSTNAME",
+                 "LOG_LEVEL"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -61,14 +64,13 @@ def printed(*arguments):
 
 NGRAM = (
     "text-generation-launcher --model-id mistralai/Mistral-7B-Instruct-v0.3 --speculate 4 --hostname 127.0.0.1 "
-    "--port 8080 --prometheus-port 9000 --master-port 29500 --shard-uds-path PATH --usage-stats off "
+    "--port 8080 --prometheus-port 9000 --master-port 29500 --usage-stats off "
     "--graceful-termination-timeout 90 --json-output"
 )
 
 
 def test_n_grams_for_a_7b():
-    command = printed("mistralai/Mistral-7B-Instruct-v0.3", "--speculate", "4")
-    assert re.sub(r"(?<=--shard-uds-path )\S+", "PATH", command) == NGRAM
+    assert printed("mistralai/Mistral-7B-Instruct-v0.3", "--speculate", "4") == NGRAM
 
 
 def test_medusa(medusa):
@@ -94,10 +96,10 @@ def test_docker(monkeypatch):
     monkeypatch.setenv("HF_HOME", "/cache")
     command = printed("owner/name", "--runtime", "docker", "--speculate", 4, "--devices", "1", "--port", 8085)
     assert command == (
-        "HF_TOKEN=*** docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
+        "docker run --rm --name tgi-8085 --label tgi-launcher=tgi-8085 --stop-timeout 188 "
         "--gpus '\"device=1\"' --shm-size 1g -p 127.0.0.1:8085:80 -v /cache:/data "
         "-e _TYPER_STANDARD_TRACEBACK=1 -e LOG_LEVEL=info -e HF_TOKEN "
-        "ghcr.io/huggingface/text-generation-inference:3.3.5 --model-id owner/name --speculate 4 --hostname 0.0.0.0 "
+        "ghcr.io/huggingface/text-generation-inference:3.3.7 --model-id owner/name --speculate 4 --hostname 0.0.0.0 "
         "--port 80 --usage-stats off --graceful-termination-timeout 90 --json-output"
     )
 
@@ -215,9 +217,74 @@ def test_check_says_what_would_happen(install, medusa):
 @pytest.mark.parametrize(("code", "exit_code", "words"), [(0, 0, "daemon 29.1"), (1, 1, "does not answer")])
 def test_check_asks_docker(install, code, exit_code, words):
     install("docker", "29.1", code)
-    result = run("check")
+    result = run("check", "--cpu")
     assert result.exit_code == exit_code
     assert words in result.stdout
+
+
+@pytest.fixture
+def no_devices(monkeypatch):
+    """As on a machine without any maker's device files."""
+    monkeypatch.setattr(check, "_ACCELERATORS", ("no-such-device",))
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("no_devices")
+@pytest.mark.parametrize("model", [[], ["owner/name", "--speculate", 3]])
+def test_check_says_what_a_cpu_needs(install, monkeypatch, model):
+    install("text-generation-launcher")
+    result = run("check", *model)
+    assert result.exit_code == 1
+    line = re.search(r"^✗ GPUs +(.*)$", result.stdout, re.MULTILINE)
+    assert line is not None
+    for part in ("none found", "ATTENTION=paged", "PREFIX_CACHING=0", "--cuda-graphs 0", "--cpu"):
+        assert part in line[1]
+    result = run("check", *model, "--cpu")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"✓ CPU +ATTENTION=paged PREFIX_CACHING=0 --cuda-graphs 0$", result.stdout, re.MULTILINE)
+    # Set by hand, in part or whole.
+    by_hand = ["check", *model, "--env", "ATTENTION=paged"]
+    assert run(*by_hand).exit_code == 1
+    result = run(*by_hand, "--cuda-graphs", "0")
+    assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CUDA_GRAPHS", "0")
+    assert run(*by_hand).exit_code == 0
+
+
+@pytest.mark.process
+def test_check_knows_that_there_are_other_makers(install, monkeypatch):
+    install("text-generation-launcher")
+    monkeypatch.setattr(check, "_ACCELERATORS", ("nul*",))
+    result = run("check")
+    assert result.exit_code == 0
+    assert re.search(r"! GPUs +none found by nvidia-smi, though there is /dev/null; on a CPU", result.stdout)
+
+
+def test_cpu_is_one_option():
+    command = printed("owner/name", "--cpu", "--speculate", 3)
+    for part in ("ATTENTION=paged", "PREFIX_CACHING=0", "--cuda-graphs 0", "--num-shard 1"):
+        assert part in command
+    command = printed("owner/name", "--cpu", "--runtime", "docker")
+    assert "--gpus" not in command
+    assert ":3.3.7-intel-cpu --model-id owner/name" in command
+    result = run("print-command", "owner/name", "--cpu", "--devices", "0")
+    assert result.exit_code == 2
+    assert result.stderr == "error: With cpu, devices are GPUs: leave them out.\n"
+
+
+def test_check_takes_options_without_a_model():
+    result = run("check", "--num-shard", 2, "--cpu")
+    assert result.exit_code == 2
+    assert "num_shard must be 1" in result.stderr
+
+
+def test_check_refuses_heads_that_tgi_cannot_load(tmp_path):
+    file = {"model_type": "mlp_speculator", "n_predict": 3, "architectures": ["MLPSpeculatorPreTrainedModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(file))
+    result = run("check", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "weights that are not tied" in result.stderr
 
 
 @pytest.mark.process
