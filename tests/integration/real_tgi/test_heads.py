@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from langchain_specdec import SpeculativeLLM
 from tests.support.real_tgi import MARKS, in_time, model_folder, real_config
@@ -21,9 +22,9 @@ pytestmark = MARKS
     [(write_medusa, "medusa"), (write_mlp_speculator, "mlp_speculator")],
     ids=["medusa", "mlp"],
 )
-def test_heads_draft_and_the_text_is_the_models_own(servers, local, expect_same_text, write, kind):
+def test_heads_draft_and_the_text_is_the_models_own(servers, expect_same_text, write, kind):
     servers.close()
-    output = local.model.get_output_embeddings().weight
+    output = AutoModelForCausalLM.from_pretrained(model_folder()).get_output_embeddings().weight
     # Heads have the size of the vocabulary: they are not kept, as pytest keeps its folders.
     with tempfile.TemporaryDirectory() as folder:
         heads = write(Path(folder) / kind, model_folder(), output)
