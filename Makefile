@@ -27,7 +27,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv .venv-transformers4 demo test test-fast test-transformers4 lint format docs rehearse \
+.PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint format docs rehearse \
   rehearse-transformers4 gpu-check clean
 
 help: ## Show this list
@@ -62,6 +62,9 @@ docs: $(STAMP) ## Build the documentation into site/
 .PHONY: plan
 plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-works.md
 	@$(PYTHON) tools/house_plan.py
+
+test-tgi: $(STAMP) ## Run the tests on a real TGI: TGI_LAUNCHER=PATH of text-generation-launcher, TGI_MODEL=FOLDER
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m real_tgi $(or $(TEST),tests/integration/real_tgi)
 
 .venv-transformers4: $(STAMP4)
 

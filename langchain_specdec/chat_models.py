@@ -89,7 +89,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         ```python
         model.with_structured_output(Person).invoke("Mary is 34 years old.")  # a Person
         ```
-        The answer is decoded under a grammar, so that it always fits; what the grammar forces costs next to nothing.
+        The answer is decoded under a grammar, so that it fits; one of a server that does not is an error, never data.
         Beside tools, `response_format` leaves the model the choice: a call, or the object.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
@@ -227,10 +227,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers as objects of a class, or as dictionaries that fit a schema; always, whatever the model.
+        """Answers as objects of a class, or as dictionaries that fit a schema, whatever the model.
 
         Only tokens that fit are ever chosen, and the answer ends before `max_new_tokens` do. Objects get no properties
-        but those that the schema names.
+        but those that the schema names. A server may break its grammar, or cut the answer: that is an error.
 
         Args:
             schema: Pydantic class, typed dictionary, dataclass, JSON schema, or a tool or response format as OpenAI

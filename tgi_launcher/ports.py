@@ -9,6 +9,7 @@ it and the supervisor of the server, and no fork of either.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator

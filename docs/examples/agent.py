@@ -1,14 +1,13 @@
 """An agent with two tools. Needs `pip install langchain` and a model that was trained to call tools.
 
-python docs/examples/agent.py [model id]
+python docs/examples/agent.py [--model-id ID] [--tgi URL]
 """
 
 # ruff: noqa: T201
 
 from __future__ import annotations
 
-import sys
-
+from example_options import make_parser, open_model
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
@@ -43,6 +42,6 @@ def main(model: ChatSpeculative) -> str:
 
 
 if __name__ == "__main__":
-    model_id = sys.argv[1] if len(sys.argv) > 1 else "Qwen/Qwen2.5-1.5B-Instruct"
-    with ChatSpeculative.from_model_id(model_id, max_tokens=200) as chat:
+    options = make_parser("Qwen/Qwen2.5-1.5B-Instruct").parse_args()
+    with open_model(ChatSpeculative, options, max_tokens=200) as chat:
         main(chat)

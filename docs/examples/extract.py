@@ -1,14 +1,13 @@
-"""Facts from a text as objects of a class. Needs a backend that constrains what it generates.
+"""Facts from a text as objects of a class. A TGI server has to be one that does not speculate.
 
-python docs/examples/extract.py [model id]
+python docs/examples/extract.py [--model-id ID] [--tgi URL]
 """
 
 # ruff: noqa: T201
 
 from __future__ import annotations
 
-import sys
-
+from example_options import make_parser, open_model
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative
@@ -33,6 +32,6 @@ def main(model: ChatSpeculative) -> Lighthouse:
 
 
 if __name__ == "__main__":
-    model_id = sys.argv[1] if len(sys.argv) > 1 else "embedded"
-    with ChatSpeculative.from_model_id(model_id, max_tokens=120, num_slots=1, max_length=1024) as chat:
+    engine = {"num_slots": 1, "max_length": 1024}
+    with open_model(ChatSpeculative, make_parser().parse_args(), engine, max_tokens=120) as chat:
         main(chat)

@@ -1,6 +1,6 @@
 """Questions about a document: the passages that share most words with a question go into the prompt.
 
-python docs/examples/rag.py [model id]
+python docs/examples/rag.py [--model-id ID] [--tgi URL]
 
 Answers repeat words of the passages, which prompt lookup drafts. A real store of embeddings takes the place of
 `passages_for` without any other change.
@@ -11,8 +11,8 @@ Answers repeat words of the passages, which prompt lookup drafts. A real store o
 from __future__ import annotations
 
 import re
-import sys
 
+from example_options import make_parser, open_model
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
@@ -60,6 +60,6 @@ def main(model: ChatSpeculative) -> list[str]:
 
 
 if __name__ == "__main__":
-    model_id = sys.argv[1] if len(sys.argv) > 1 else "embedded"
-    with ChatSpeculative.from_model_id(model_id, max_tokens=40, num_slots=2, max_length=1024) as chat:
+    engine = {"num_slots": 2, "max_length": 1024}
+    with open_model(ChatSpeculative, make_parser().parse_args(), engine, max_tokens=40) as chat:
         main(chat)

@@ -1,6 +1,7 @@
 """A summary by prompt lookup: the whole document in one prompt, or its parts first and then their summaries.
 
-python docs/examples/summarize.py [stuff | map-reduce] [--model-id ID] [--document FILE] [--max-new-tokens N]
+python docs/examples/summarize.py [stuff | map-reduce] [--document FILE] [--max-new-tokens N]
+    [--model-id ID] [--tgi URL]
 
 A summary repeats words of its document, and those are what prompt lookup drafts.
 """
@@ -9,9 +10,9 @@ A summary repeats words of its document, and those are what prompt lookup drafts
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from example_options import make_parser, open_model
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import LLMResult
@@ -41,13 +42,22 @@ class Counts(BaseCallbackHandler):
 
     def __init__(self) -> None:
         self.tokens = self.steps = 0
+        self.knows_steps = True
 
     def on_llm_end(self, response: LLMResult, **kwargs: object) -> None:
         """Called by LangChain at the end of a call."""
         for (generation,) in response.generations:
             message = generation.message
             self.tokens += message.usage_metadata["output_tokens"]
-            self.steps += message.response_metadata["speculation"]["num_steps"]
+            steps = message.response_metadata["speculation"]["num_steps"]
+            # A server does not tell it for each request.
+            self.knows_steps &= steps is not None
+            self.steps += steps or 0
+
+    def __str__(self) -> str:
+        if not self.knows_steps:
+            return f"{self.tokens} tokens"
+        return f"{self.tokens} tokens in {self.steps} steps: {self.tokens / self.steps:.2f} tokens per step"
 
 
 def stuff(model: ChatSpeculative, document: str, counts: Counts) -> str:
@@ -66,20 +76,18 @@ def map_reduce(model: ChatSpeculative, document: str, counts: Counts) -> str:
 
 def main() -> None:
     """Summarise, print, and tell what speculation was worth."""
-    parser = argparse.ArgumentParser()
+    parser = make_parser()
     parser.add_argument("way", nargs="?", choices=("stuff", "map-reduce"), default="stuff")
-    parser.add_argument("--model-id", default="embedded")
     parser.add_argument("--document", type=Path)
     parser.add_argument("--max-new-tokens", type=int, default=200)
     options = parser.parse_args()
     document = options.document.read_text(encoding="utf-8") if options.document else DOCUMENT
     summarize = stuff if options.way == "stuff" else map_reduce
     counts = Counts()
-    with ChatSpeculative.from_model_id(
-        options.model_id, drafter="prompt_lookup", max_new_tokens=options.max_new_tokens
-    ) as model:
+    engine = {"drafter": "prompt_lookup"}
+    with open_model(ChatSpeculative, options, engine, max_new_tokens=options.max_new_tokens) as model:
         print(f"summary: {summarize(model, document, counts)}")
-    print(f"{counts.tokens} tokens in {counts.steps} steps: {counts.tokens / counts.steps:.2f} tokens per step")
+    print(counts)
 
 
 if __name__ == "__main__":

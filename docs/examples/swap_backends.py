@@ -1,14 +1,13 @@
 """One chain on a model in this process, on a TGI server, and on whichever of the two is there.
 
-python docs/examples/swap_backends.py [server address] [model id]
+python docs/examples/swap_backends.py [--model-id ID] [--tgi URL]
 """
 
 # ruff: noqa: T201
 
 from __future__ import annotations
 
-import sys
-
+from example_options import make_parser
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
@@ -42,4 +41,5 @@ def main(base_url: str, model_id: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] + ["http://127.0.0.1:8080", "embedded"][len(sys.argv) - 1 :]))
+    options = make_parser().parse_args()
+    main(options.tgi or "http://127.0.0.1:8080", options.model_id or options.default_model_id)

@@ -1,4 +1,4 @@
-"""The programs in docs/examples, on the model that comes along, print text, and it is about their documents."""
+"""The programs in docs/examples, here and over a server, print text, and it is about their documents."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from langchain_specdec.models.embedded import is_available
+from langchain_specdec import SpeculativeLLM
+from langchain_specdec.models.embedded import is_available, model_path
+from tests.standin.generation import Limits
+from tests.standin.models import EngineModel
+from tests.standin.server import ServerThread
 
 pytestmark = [
     pytest.mark.embedded,
+    pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.skipif(not is_available(), reason="needs the embedded model"),
 ]
@@ -21,51 +26,104 @@ pytestmark = [
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs/examples"
 
 
-def run(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """What a program prints."""
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return capsys.readouterr().out
+@pytest.fixture(scope="module")
+def server():
+    """A server of the embedded model that drafts two tokens at a time."""
+    model = EngineModel("embedded", 2, num_slots=4, max_length=1024)
+    with ServerThread(model, Limits(max_input_tokens=1000, max_total_tokens=1024)) as server:
+        # Its engine's thread begins here, so that no test is to blame for it.
+        SpeculativeLLM.from_tgi(server.url).invoke("Hello", max_new_tokens=1)
+        yield server
+    model.close()
 
 
-def test_a_summary(capsys, monkeypatch):
-    out = run("summarize.py", capsys, monkeypatch, "stuff", "--max-new-tokens", "60")
+@pytest.fixture(params=["here", "tgi"])
+def place(request, server):
+    """Options of a program for a model in this process, or on a server."""
+    if request.param == "here":
+        return ["--model-id", "embedded"]
+    return ["--tgi", server.url, "--model-id", str(model_path())]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a program: what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return str(capsys.readouterr().out)
+
+    return run
+
+
+def expect_counts(line, place, tokens=r"\d+"):
+    """Steps are told by an engine in this process, and by no server."""
+    steps = "" if "--tgi" in place else r" in \d+ steps: \d+\.\d\d tokens per step"
+    assert re.fullmatch(rf"{tokens} tokens{steps}", line)
+
+
+def test_a_summary(run, place):
+    out = run("summarize.py", "stuff", "--max-new-tokens", "60", *place)
     summary, counts = out.strip().splitlines()
     assert summary.startswith("summary: ")
     assert "Eddystone Rocks" in summary
     assert len(summary.split()) > 20
-    assert re.fullmatch(r"60 tokens in \d+ steps: \d+\.\d\d tokens per step", counts)
+    expect_counts(counts, place, "60")
 
 
-def test_a_summary_of_summaries(capsys, monkeypatch):
-    out = run("summarize.py", capsys, monkeypatch, "map-reduce", "--max-new-tokens", "40")
+def test_a_summary_of_summaries(run, place):
+    out = run("summarize.py", "map-reduce", "--max-new-tokens", "40", *place)
     *lines, counts = out.strip().splitlines()
     for line, part in zip(lines, ("part 1: ", "part 2: ", "part 3: ", "summary: "), strict=True):
         assert line.startswith(part)
         assert len(line.split()) > 10
     for line, name in zip(lines, ("Winstanley", "Smeaton", "Fresnel", "Winstanley"), strict=True):
         assert name in line
-    assert counts.endswith("tokens per step")
+    expect_counts(counts, place)
 
 
-def test_answers_from_passages(capsys, monkeypatch):
-    lines = run("rag.py", capsys, monkeypatch).splitlines()
+def test_answers_from_passages(run, place):
+    lines = run("rag.py", *place).splitlines()
     assert lines[::2] == ["Who built the tower of granite?", "In which year did the new lens come to Cordouan?"]
     assert "John Smeaton" in lines[1]
     assert "1823" in lines[3]
 
 
-def test_facts_as_an_object(capsys, monkeypatch):
-    out = run("extract.py", capsys, monkeypatch)
+def test_facts_as_an_object(run, place):
+    out = run("extract.py", *place)
     assert json.loads(out) == {"builder": "John Smeaton", "place": "Eddystone Rocks", "year": 1759}
 
 
+def test_an_agent(run, place):
+    """One that calls its tools takes a larger model; tests/unit/chat/test_chat_models.py has one that pretends."""
+    pytest.importorskip("langchain")
+    out = run("agent.py", *place)
+    assert out.startswith("human: How many lenses are there")
+    assert len(out.partition("\nai: ")[2].split()) > 5
+
+
+def test_a_talk_with_a_server_that_runs(run, server, monkeypatch):
+    answers = iter(["What is the capital of France?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(answers))
+    assert "Paris" in run("launch_tgi.py", "--tgi", server.url)
+
+
+def test_a_server_or_a_model_to_start_one_with_has_to_be_named(run, capsys):
+    with pytest.raises(SystemExit):
+        run("launch_tgi.py")
+    assert "--model-id" in capsys.readouterr().err
+
+
+def test_one_chain_over_both(run, server):
+    """tests/integration/test_tgi_swap.py has a server that goes away."""
+    out = run("swap_backends.py", "--tgi", server.url)
+    lines = dict(line.split(": ", 1) for line in out.strip().splitlines() if ": " in line)
+    assert lines["local"] == lines["tgi"] == lines["tgi, or else local"]
+    assert len(lines["local"].split()) > 10
+
+
 def test_every_program_is_tried():
-    """By a real model here; agent.py, which takes a larger one, and the two for servers by their own tests."""
     here = Path(__file__).read_text(encoding="utf-8")
-    others = {"agent.py": "unit/chat/test_chat_models.py", "swap_backends.py": "integration/test_tgi_swap.py"}
-    others["launch_tgi.py"] = others["swap_backends.py"]
-    for path in EXAMPLES.glob("*.py"):
-        place = others.get(path.name)
-        text = (EXAMPLES.parents[1] / "tests" / place).read_text(encoding="utf-8") if place else here
-        assert f'"{path.name}"' in text or f'"{path.stem}"' in text
+    programs = {path.name for path in EXAMPLES.glob("*.py")} - {"example_options.py"}
+    assert {name for name in programs if f'run("{name}"' not in here} == set()

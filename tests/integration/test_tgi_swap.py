@@ -155,10 +155,10 @@ needs_embedded = pytest.mark.skipif(not is_available(), reason="the embedded mod
 @pytest.mark.embedded
 @needs_embedded
 def test_the_swap_example(capsys, monkeypatch, server):
-    out = run("swap_backends.py", capsys, server.url, monkeypatch=monkeypatch)
+    out = run("swap_backends.py", capsys, "--tgi", server.url, monkeypatch=monkeypatch)
     assert f"tgi: {TEXT}" in out
     server.close()
-    out = run("swap_backends.py", capsys, server.url, monkeypatch=monkeypatch)
+    out = run("swap_backends.py", capsys, "--tgi", server.url, monkeypatch=monkeypatch)
     lines = dict(line.split(": ", 1) for line in out.strip().splitlines() if ": " in line)
     assert lines["tgi, or else local"] == lines["local"]
     assert len(lines["local"].split()) > 10
@@ -168,6 +168,6 @@ def test_the_swap_example(capsys, monkeypatch, server):
 def test_the_launch_example(capsys, monkeypatch, launcher_on_path):
     answers = iter(["Hello", "And now?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(answers))
-    out = run("launch_tgi.py", capsys, "fake", "--speculate", "2", monkeypatch=monkeypatch)
+    out = run("launch_tgi.py", capsys, "--model-id", "fake", "--speculate", "2", monkeypatch=monkeypatch)
     assert out.count(TEXT) == 2
     assert "loading the model" in out
