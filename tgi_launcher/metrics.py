@@ -97,8 +97,6 @@ class SpeculationReport:
         )
 
     def _why_inactive(self) -> str:
-        if self.model.warning:
-            return f"The reason: {self.model.warning}."
         if self.model.speculator:
             base = f"{self.model.base_model}" if self.model.base_model else "the model that they are used with"
             return f"The heads may not have been trained for {base}, or not enough: check where they come from."

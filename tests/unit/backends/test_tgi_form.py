@@ -138,7 +138,8 @@ def test_the_stand_in_ignores_bounds_and_does_not_end_in_time() -> None:
 
 def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
     model = FakeModel(answer="x", takes_grammars=True)
-    with ServerThread(model, Limits()) as server, lasting(TGIBackend(server.url)) as backend:
+    with ServerThread(model, Limits()) as server:
+        backend = TGIBackend(server.url)
         for grammar in (
             Grammar(regex="a(?=b)"),
             Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}),
@@ -146,6 +147,7 @@ def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
             with pytest.raises(InvalidParameterError, match="cannot be followed"):
                 SpeculativeLLM(backend=backend, grammar=grammar).invoke("x")
         assert server.standin.requests == []
+        backend.close()
 
 
 def test_no_error_shows_the_key() -> None:

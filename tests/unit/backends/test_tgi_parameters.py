@@ -276,7 +276,7 @@ def test_a_grammar_that_the_server_refuses_is_a_wrong_parameter(
     data = f"data: {json.dumps(body)}\n\n".encode()
     with RawServer({"/": raw(EVENTS + data) if is_in_stream else answer(body, "424 Oh")}) as server:
         backend = make_backend(server.url, client=client, max_retries=0)
-        for grammar, what in ((Grammar(regex="(?a)b"), "regular expression"), (of({"type": "null"}), "JSON schema")):
+        for grammar, what in ((Grammar(regex="a|b"), "regular expression"), (of({"type": "null"}), "JSON schema")):
             with pytest.raises(InvalidParameterError, match=f"refuses the {what} of the request. .*{words}"):
                 backend.complete([CompletionRequest("Hi", SamplingParams(grammar=grammar))])
         # It is another's that began together with it.

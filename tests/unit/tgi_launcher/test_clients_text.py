@@ -19,6 +19,8 @@ from tgi_launcher.restart import RestartPolicy
 from tgi_launcher.server_run import Progress, ServerRun
 
 # What means something where the launcher says it, or a shard while it starts.
+# No process is started, so none needs a folder.
+NO_FOLDER: Any = None
 WORDS = [
     "gated repo",
     "GatedRepoError: 403 Client Error.",
@@ -103,7 +105,7 @@ def lines_of_requests(draw: st.DrawFn) -> list[str]:
 def ended(lines: list[str], returncode: int | None, *, was_ready: bool = True) -> Any:
     steps: list[Progress] = []
     command = Command(("x",), env={})
-    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=NO_FOLDER)
     run = ServerRun(TGIConfig(model_id="m"), plan, PortLocks(), on_progress=steps.append)
     for line in START:
         run._read_line(line, is_cut=False)
@@ -168,7 +170,9 @@ def test_the_start_that_failed_is_still_read():
     run_of_start = [record("Shard complete standard error output:\nGatedRepoError: 403 Client Error.", "ERROR", rank=0)]
     command = Command(("x",), env={})
     run = ServerRun(
-        TGIConfig(model_id="m"), LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=None), PortLocks()
+        TGIConfig(model_id="m"),
+        LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=NO_FOLDER),
+        PortLocks(),
     )
     for line in [START[0], *run_of_start, "Error: ShardCannotStart"]:
         run._read_line(line, is_cut=False)
@@ -177,7 +181,7 @@ def test_the_start_that_failed_is_still_read():
 
 def test_a_sentence_holds_nothing_that_a_terminal_would_obey():
     command = Command(("x",), env={})
-    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=NO_FOLDER)
     run = ServerRun(TGIConfig(model_id="m"), plan, PortLocks())
     for line in ["ValueError: a\x1b]0;title\x9b2J\u202eb\ud800", "Error: ShardCannotStart"]:
         run._read_line(line, is_cut=False)

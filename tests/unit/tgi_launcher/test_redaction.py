@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import string
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,8 @@ from tgi_launcher.server_run import Progress, ServerRun
 
 # Parts shorter than this may show: they are in ordinary words too.
 PIECE = 8
+# No process is started, so none needs a folder.
+NO_FOLDER: Any = None
 secrets = st.text(string.ascii_letters + string.digits + "_-.+/=!#%&", min_size=8, max_size=200)
 widths = st.integers(1, 120)
 
@@ -70,7 +73,7 @@ def seen_of(secret: str, lines: list[str]) -> list[str]:
 def _seen_of(secret: str, lines: list[str], records: list[logging.LogRecord]) -> list[str]:
     seen: list[str] = []
     steps: list[Progress] = []
-    plan = LaunchPlan(Command(("x",), {}, secrets=(secret,)), Addresses(1, 2, 3, ""), is_docker=False, folder=None)
+    plan = LaunchPlan(Command(("x",), {}, secrets=(secret,)), Addresses(1, 2, 3, ""), is_docker=False, folder=NO_FOLDER)
     run = ServerRun(TGIConfig(model_id="m"), plan, PortLocks(), on_log=seen.append, on_progress=steps.append)
     for line in lines:
         run._read_line(line, is_cut=False)

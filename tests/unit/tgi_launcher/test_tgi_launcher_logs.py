@@ -476,7 +476,6 @@ def test_speculation_that_never_skips_is_warned_of(speculate, passes, skipped, w
         (ModelInfo(is_known=True, model_type="llama"), "by n-grams, but.* without flash attention"),
         (ModelInfo(True, "Medusa", 3, "owner/base"), "by Medusa heads, but.* trained for owner/base"),
         (ModelInfo(True, "MLP-speculator", 3), "by MLP-speculator heads, but.* trained for the model"),
-        (ModelInfo(True, "Medusa", 3, warning="TGI does not load them"), "The reason: TGI does not load them"),
     ],
 )
 def test_the_warning_is_of_the_speculator_in_use(model, words):
