@@ -20,6 +20,7 @@ from tgi_launcher import supervisor
 from tgi_launcher.command import Command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.logs import read_lines
+from tgi_launcher.ports import listeners
 from tgi_launcher.server_folder import ServerFolder
 
 _logger = logging.getLogger("tgi_launcher")
@@ -123,6 +124,13 @@ class LauncherProcess:
     def exit(self) -> ProcessExit | None:
         """How it ended; None while it runs."""
         return self._exit
+
+    def listens(self, port: int) -> bool:
+        """Whether one of its processes listens at a port; True where this user may not look."""
+        pids = listeners(port)
+        return pids is None or not {process.pid for process in supervisor.server_processes(self.marker)}.isdisjoint(
+            pids
+        )
 
     def wait(self, timeout: float | None = None) -> ProcessExit | None:
         """Wait until nothing of it is left; None if that takes longer than `timeout` seconds."""

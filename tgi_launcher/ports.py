@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
 
 import psutil
 from typing_extensions import Self
@@ -55,7 +54,7 @@ class PortLocks:
             if port not in self._locks and _can_bind(hostname, port) and self._lock(port):
                 return port
         if wanted:
-            raise StartError(Reason.PORT_TAKEN, f"{what} {wanted} on {hostname} is taken{_by_whom(wanted)}.")
+            raise taken(what, hostname, wanted)
         raise StartError(Reason.PORT_TAKEN, f"No free port found from {first} on for the {what.lower()}.")
 
     def release(self) -> None:
@@ -126,23 +125,32 @@ def _why_unbindable(hostname: str, port: int, error: OSError) -> str:
     return f"Port {port} on {hostname} cannot be bound: {error.strerror}."
 
 
-def _by_whom(port: int) -> str:
-    for process in _listeners(port):
+def taken(what: str, hostname: str, port: int) -> StartError:
+    """The error of a port that somebody else has.
+
+    Args:
+        what: What it is for.
+        hostname: IP address it was to be bound at.
+        port: The port.
+    """
+    by_whom = ""
+    for pid in listeners(port) or ():
         with contextlib.suppress(psutil.Error):
-            return f" by process {process.pid} ({process.name()})"
-    return ""
+            by_whom = f" by process {pid} ({psutil.Process(pid).name()})"
+    return StartError(Reason.PORT_TAKEN, f"{what} {port} on {hostname} is taken{by_whom}.")
 
 
-def _listeners(port: int) -> Iterator[psutil.Process]:
+def listeners(port: int) -> list[int] | None:
+    """Ids of the processes that listen at a port, as far as this user may see them; None where it may see none."""
     try:
         connections = psutil.net_connections(kind="tcp")
-    except (psutil.Error, OSError):  # not every user may see the sockets of others
-        return
-    for connection in connections:
-        if (
-            connection.status == psutil.CONN_LISTEN
-            and connection.laddr
-            and connection.laddr.port == port
-            and connection.pid
-        ):
-            yield psutil.Process(connection.pid)
+    except (psutil.Error, OSError):
+        return None
+    return [
+        connection.pid
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
+        and connection.pid
+    ]

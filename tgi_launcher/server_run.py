@@ -17,7 +17,7 @@ from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
 from tgi_launcher.logs import LogRecord, Stage, parse_line, printable, shortened, stage_of
 from tgi_launcher.plan import LaunchPlan
-from tgi_launcher.ports import PortLocks
+from tgi_launcher.ports import PortLocks, taken
 from tgi_launcher.redaction import Redactor
 
 _logger = logging.getLogger("tgi_launcher")
@@ -148,7 +148,12 @@ class ServerRun:
                     continue
                 raise self.why_ended(exit_)
             if is_healthy(self.base_url, timeout=min(_HEALTH_SECONDS, max(_POLL_SECONDS, left))):
-                return
+                port = self.plan.addresses.port
+                # Docker binds the port before it starts anything.
+                if self.plan.is_docker or self.process.listens(port):
+                    return
+                error = taken("Port", self._config.hostname, port)
+                raise self._start_error(Diagnosis(error.reason, error.summary), None)
         stage = self._stage.value if self._stage is not None else "waiting for the first line of its log"
         msg = (
             f"The server was not ready within {self._config.startup_timeout:g} seconds (it was {stage}): "

@@ -24,6 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,33 @@ def test_a_port_taken_while_the_model_loads_is_told_of():
             TGIServer(config(port=port), on_progress=steal).start()
     assert caught.value.reason is Reason.PORT_TAKEN
     assert str(port) in caught.value.summary
+
+
+def test_a_stranger_who_answers_at_the_port_is_not_taken_for_the_server():
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    strangers: list[ThreadingHTTPServer] = []
+    with contextlib.ExitStack() as stack:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            port = other.getsockname()[1]
+
+        def come_first(progress):
+            if progress.stage is Stage.SHARDS and not strangers:
+                strangers.append(ThreadingHTTPServer(("127.0.0.1", port), Stranger))
+                threading.Thread(target=strangers[0].serve_forever, daemon=True).start()
+                stack.callback(strangers[0].server_close)
+                stack.callback(strangers[0].shutdown)
+
+        with pytest.raises(StartError, match=f"Port {port} on 127.0.0.1 is taken by process {os.getpid()} ") as caught:
+            TGIServer(config("endless-loading", port=port), on_progress=come_first).start()
+    assert caught.value.reason is Reason.PORT_TAKEN
 
 
 def test_a_launcher_that_does_not_know_our_options_is_said(tmp_path):
