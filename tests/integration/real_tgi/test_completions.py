@@ -146,7 +146,7 @@ def test_an_overloaded_server_says_so_and_is_asked_again(server):
         with SpeculativeLLM.from_tgi(server.base_url, client=client, max_retries=retries) as llm:
             outcomes.extend(llm.batch([COUNTING] * limit, return_exceptions=True, max_new_tokens=48))
 
-    for retries, expected in ((0, (str, OverloadedError)), (12, str)):
+    for retries, expected in ((0, (str, OverloadedError)), (10, str)):
         outcomes.clear()
         clients = [getattr(client, "values", (client,))[0] for client in CLIENTS]
         with ThreadPoolExecutor(2) as pool:
