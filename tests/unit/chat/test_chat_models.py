@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
-from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
@@ -259,31 +258,6 @@ def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
             chat.invoke([HumanMessage("x"), message], tools=model.kwargs["tools"])
             again = backend.tokenizer.decode(backend.requests[-1].prompt)
             assert template is MISTRAL or again.startswith(backend.tokenizer.decode(seen) + written + end)
-
-
-def test_a_forced_call_that_is_cut_is_invalid() -> None:
-    backend = ScriptedBackend('{"name": "add", "argum', template=QWEN)
-    backend.finish_reason = "length"
-    model = ChatSpeculative(backend=backend).bind_tools([add], tool_choice="add")
-    message = model.invoke("x")
-    assert message.tool_calls == []
-    assert [call["name"] for call in message.invalid_tool_calls] == ["add"]
-
-
-@pytest.mark.parametrize("include_raw", [False, True])
-def test_a_forced_call_that_is_cut_is_no_answer(include_raw: bool) -> None:
-    backend = ScriptedBackend('{"name": "Person", "argum', template=QWEN)
-    backend.finish_reason = "length"
-    model = ChatSpeculative(backend=backend)
-    structured = model.with_structured_output(Person, method="function_calling", include_raw=include_raw)
-    if include_raw:
-        found = structured.invoke("x")
-        assert found["parsed"] is None
-        assert "cut at max_new_tokens=256: raise it" in str(found["parsing_error"])
-        return
-    for read in (structured.invoke, lambda text: list(structured.stream(text))):
-        with pytest.raises(OutputParserException, match=r"cut at max_new_tokens=256: raise it"):
-            read("x")
 
 
 def test_tools_may_be_given_in_a_call() -> None:

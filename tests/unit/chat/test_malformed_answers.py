@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -13,11 +14,13 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.tools import tool
 from pydantic import BaseModel, RootModel
 
-from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
+from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SpeculativeLLM
 from langchain_specdec.chat.answer_parsers import is_whole
+from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import GenerationError, MalformedAnswerError, SpecDecError
-from tests.support.backends import ScriptedBackend
-from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN
+from tests.support.backends import ScriptedBackend, lasting
+from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
+from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.transformers
 
@@ -92,11 +95,11 @@ SCHEMAS: list[Any] = [City, CityDict, City.model_json_schema()]
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=["class", "typed_dict", "dict"])
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
-async def test_a_cut_answer_is_an_error_that_names_the_limit(schema: Any, method: Any) -> None:
-    answer = '{"city": "Berlin", "year": 1'
+@pytest.mark.parametrize("answer", ['{"city": "Berlin", "year": 1', ""])
+async def test_a_cut_answer_is_an_error_that_names_the_limit(schema: Any, method: Any, answer: str) -> None:
     if method == "function_calling":
         name = schema["title"] if isinstance(schema, dict) else schema.__name__
-        answer = f'{{"name": "{name}", "arguments": {answer}'
+        answer = f'{{"name": "{name}", "arguments": {answer}' if answer else f'{{"name": "{name}", "argum'
     model = cut(answer)
     for outcome in await outcomes(model.with_structured_output(schema, method=method)):
         assert isinstance(outcome, MalformedAnswerError)
@@ -171,6 +174,23 @@ def test_a_cut_call_is_invalid_and_names_the_limit(template: str, answer: str, n
         assert "cut at max_new_tokens=64: raise it" in message.response_metadata["form_error"]
         assert message.response_metadata["finish_reason"] == "length"
     assert "cut at max_new_tokens=64: raise it" in str(whole.invalid_tool_calls[0]["error"])
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+async def test_the_engine_in_this_process_gives_whole_answers_or_names_the_limit(method: Any) -> None:
+    tokenizer = chat_tokenizer(QWEN)
+    model = tiny_model(0, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    found: list[tuple[int, Any]] = []
+    with lasting(LocalBackend(model, tokenizer, num_slots=1, max_length=1024, step_cost=StepCost.flat())) as backend:
+        for limit in (1, 2, 5, 10, 20, 50, 80):
+            chat = ChatSpeculative(backend=backend, max_new_tokens=limit)
+            found += [(limit, outcome) for outcome in await outcomes(chat.with_structured_output(City, method=method))]
+    errors = [(limit, outcome) for limit, outcome in found if not isinstance(outcome, City)]
+    assert 0 < len(errors) < len(found)
+    for limit, error in errors:
+        assert isinstance(error, SpecDecError)
+        assert re.search(rf"\b{limit}\b.*[Rr]aise", str(error))
+        assert "max_new_tokens" in str(error)
 
 
 @pytest.mark.parametrize("template", [QWEN, CHATML, LLAMA, MISTRAL])
