@@ -57,6 +57,7 @@ def _run(arguments: list[str]) -> int:
     name = options[options.index("--name") + 1]
     given = {options[i + 1] for i, text in enumerate(options) if text == "-e"}
     env = {key: value for key, value in os.environ.items() if key.startswith(("STANDIN", "PATH", "LANG"))}
+    env["TMPDIR"] = str(_FOLDER)  # nor a file system of its own
     env |= {key: os.environ[key] for key in given if "=" not in key}
     env |= dict(text.split("=", 1) for text in given if "=" in text)
     container = subprocess.Popen([str(_LAUNCHER), *flags], env=env, cwd=_FOLDER, start_new_session=True)  # noqa: S603

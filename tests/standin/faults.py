@@ -24,6 +24,8 @@ REQUEST_FAULTS = {
     "split-bytes": "every byte of the answer travels alone, so characters are split",
     "break-grammar": "from the token behind `after` on, the grammar is not looked at, as under TGI's speculation",
     "slow": "waits `seconds` (default 0.05) before each token",
+    "batch-seeds": "a seed counts for nothing beside other requests, as in TGI's batches",
+    "empty-end": "the last frame has no text of the whole, as may be where its token is half a character",
     "one-packet": "the tokens of a forward pass travel in one packet, as they mostly do",
     "dead-shard": "the model's process is gone and the router is not: 424, or an error frame, after `after` tokens",
     "bad-gateway": "502 with a page of HTML, as from a proxy",

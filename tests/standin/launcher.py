@@ -27,18 +27,21 @@ _HEADS = "Speculate is set to `{n}` but this medusa models only has `{heads}` he
 FAULTS = {
     "model-not-found": "the download fails, as for a model that does not exist",
     "gated": "the download fails, as for a model whose licence was not accepted",
-    "offline": "the download fails, as without the Hub",
+    "offline": "the download fails, as with HF_HUB_OFFLINE",
+    "unreachable": "the download fails, as without a network",
+    "no-weights": "the download fails, as for a folder without weights",
     "disk-full": "the download fails for want of space",
     "endless-download": "the download never ends",
     "no-server": "text-generation-server is not on PATH",
     "out-of-memory": "a shard fails to load",
     "heads": "a shard fails because there are fewer than --speculate heads: `heads` (default 3)",
     "no-speculator": "a shard fails because its class cannot speculate",
-    "killed-while-loading": "a shard is killed while it loads, as by the system out of memory",
+    "killed-while-loading": "a shard is killed while it loads, as by the system out of memory: `signal` (default 9)",
     "no-gpu": "a shard fails to load unless it is set for a CPU, as where there is no GPU",
     "crash-while-loading": "a shard fails to load with an exception that nobody knows",
     "endless-loading": "a shard never becomes ready",
     "warm-up-out-of-memory": "the router fails because memory does not suffice",
+    "warm-up-malloc": "the router ends because main memory does not suffice",
     "no-router": "text-generation-router is not on PATH",
     "launcher-dies-loading": "the launcher is killed while its shards load",
     "no-flash": "the model runs without flash attention, so that --speculate does nothing, without a word",
@@ -50,6 +53,8 @@ _DOWNLOAD_ERRORS = {
     "model-not-found": "huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.\nRepository Not Found",
     "gated": "huggingface_hub.errors.GatedRepoError: 403 Client Error.\nAccess to model is restricted",
     "offline": "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find the requested files in the disk cache",
+    "unreachable": "requests.exceptions.ConnectionError: (MaxRetryError('HTTPSConnectionPool: Max retries exceeded'))",
+    "no-weights": "FileNotFoundError: No local weights found in /models/x with extension .bin",
     "disk-full": "OSError: [Errno 28] No space left on device",
 }
 _SHARD_ERRORS = {
@@ -247,6 +252,19 @@ class Launcher:
                 self.log("Waiting for shard to be ready...", name="shard-manager", rank=0)
             time.sleep(0.02)
 
+        self._warn_of_chunking()
+
+    def _warn_of_chunking(self) -> None:
+        # TGI says one of these at nearly every start, and nothing follows from it.
+        if self.options.speculate:
+            text = "Prefill chunking does not support speculation yet. Prefill chunking will be turned off"
+        elif os.environ.get("ATTENTION") == "paged":
+            kinds = "`flashinfer` or `flashdecoding` or `flashdecoding-ipex`"
+            text = f"Prefill chunking is only supported with {kinds} attention types."
+        else:
+            return
+        self.log(text, "WARN", name="shard-manager", rank=0)
+
     def _shard_arguments(self, rank: int, path: Path) -> list[Any]:
         arguments: list[Any] = [_FOREVER if "endless-loading" in self.faults else self.seconds, "--uds-path", path]
         if self.num_shard > 1 and rank == 0:
@@ -274,7 +292,7 @@ class Launcher:
 
     def _relay_shard(self, rank: int, shard: subprocess.Popen[bytes]) -> None:
         if "killed-while-loading" in self.faults and rank == 0:
-            shard.kill()
+            shard.send_signal(int(self.faults["killed-while-loading"].get("signal", "9")))
         assert shard.stdout is not None
         for line in shard.stdout:
             with contextlib.suppress(ValueError):
@@ -334,6 +352,8 @@ class Launcher:
         fail = (
             "Not enough memory to handle 4096 prefill tokens. You need to decrease `--max-batch-prefill-tokens`"
             if "warm-up-out-of-memory" in self.faults
+            else "memory allocation of 8589934592 bytes failed"
+            if "warm-up-malloc" in self.faults
             else ""
         )
         style = "json" if options.json_output else "plain"

@@ -29,12 +29,18 @@ def main() -> None:
         os._exit(101)
     log("Warming up model")
     time.sleep(float(seconds))
+    if fail.startswith("memory allocation"):
+        # As Rust ends where there is no memory.
+        sys.stderr.write(f"{fail}\n")
+        sys.stderr.flush()
+        os.abort()
     if fail:
         log(fail, "ERROR")
         sys.exit(1)
     # The tokenizer, as transformers saves it where the router runs.
     Path("out").mkdir(exist_ok=True)
     Path("out/tokenizer.json").write_text("{}")
+    log(f"no pipeline tag found for model {arguments[arguments.index('--model-id') + 1]}", "WARN")
     log("Setting max batch total tokens to 32768")
     log("Using backend V3")
     hostname, port = arguments[arguments.index("--hostname") + 1], int(arguments[arguments.index("--port") + 1])

@@ -354,9 +354,13 @@ class StandIn:
     async def _run(self, valid: ValidRequest, faults: dict[str, Fault]) -> AsyncIterator[Frame]:
         self.counts["tgi_request_count"] += 1
         broken = faults.get("break-grammar")
+        if "batch-seeds" in faults and self.num_running > 1:
+            valid = replace(valid, sampling=replace(valid.sampling, seed=valid.sampling.seed + self.num_running))
         async with aclosing(generate(self.model, valid, None if broken is None else broken.after)) as frames:  # type: ignore[type-var]
             async for frame in frames:
                 await self._hit(faults, frame.index - 1)
+                if "empty-end" in faults and frame.finish_reason is not None:
+                    frame.generated_text = ""
                 if self.is_model_dead:
                     raise Refusal(424, "generation", DEAD)
                 if frame.pass_tokens:

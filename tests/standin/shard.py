@@ -39,13 +39,13 @@ def main() -> None:
             sys.exit(
                 f"torch.distributed.DistNetworkError: The server socket has failed to listen: EADDRINUSE ({error})"
             )
+    # PyTorch makes some while it loads, and does not remove them when it is killed.
+    temporary = tempfile.mkdtemp(prefix="torchinductor_") if options.uds_path else ""
     time.sleep(options.seconds)
     if options.fail:
         sys.exit(options.fail)
     if not options.uds_path:
         return
-    # PyTorch makes some, and does not remove them when it is killed.
-    temporary = tempfile.mkdtemp(prefix="torchinductor_")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.uds_path)
     say(f"Server started at unix://{options.uds_path}")

@@ -161,6 +161,13 @@ def test_a_stop_string_inside_a_token_ends_the_text(make_backend, client, stop, 
         backend.close()
 
 
+@pytest.mark.parametrize(("limit", "text"), [(2, "Gr"), (3, "Gr"), (4, "Grü"), (5, "Grü"), (60, TEXT)])
+def test_what_was_streamed_stands_where_the_end_has_no_text(server, backend, limit, text):
+    server.set_faults("empty-end")
+    (completion,) = backend.complete([ask(max_new_tokens=limit)])
+    assert (completion.text, completion.finish.completion_tokens) == (text, min(limit, 28))
+
+
 def test_bytes_that_travel_alone_make_whole_characters(server, backend):
     server.set_faults("split-bytes")
     assert text_of(backend) == TEXT
@@ -252,10 +259,13 @@ def test_a_prompt_over_the_input_limit_is_refused(backend):
         backend.complete([ask("x" * 2001, max_new_tokens=1)])
 
 
-def test_tokens_are_counted_by_the_server(backend):
+def test_tokens_are_counted_by_the_server(server, backend):
     assert backend.token_ids("hé") == [104, 195, 169]
     with SpeculativeLLM(backend=backend) as llm:
         assert llm.get_num_tokens("héllo") == 6
+        server.set_faults("no-tokenize")
+        with pytest.raises(GenerationError, match="tokenizer error"):
+            llm.get_num_tokens("héllo")
 
 
 # Errors

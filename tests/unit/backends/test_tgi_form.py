@@ -140,12 +140,15 @@ def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
     model = FakeModel(answer="x", takes_grammars=True)
     with ServerThread(model, Limits()) as server:
         backend = TGIBackend(server.url)
-        for grammar in (
-            Grammar(regex="a(?=b)"),
-            Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}),
+        for grammar, words in (
+            (Grammar(regex="a(?=b)"), "cannot be followed"),
+            (Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}), "cannot be followed"),
+            (Grammar(schema={"properties": {"a": {"type": "array", "items": {"$ref": "#"}}}}), "recursive"),
         ):
-            with pytest.raises(InvalidParameterError, match="cannot be followed"):
-                SpeculativeLLM(backend=backend, grammar=grammar).invoke("x")
+            llm = SpeculativeLLM(backend=backend, grammar=grammar)
+            for ask in (lambda llm=llm: llm.invoke("x"), lambda llm=llm: next(llm.stream("x"))):
+                with pytest.raises(InvalidParameterError, match=words):
+                    ask()
         assert server.standin.requests == []
         backend.close()
 

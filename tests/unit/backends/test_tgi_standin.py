@@ -1,14 +1,19 @@
 """The stand-in for TGI itself: the shapes and words that the tests of the other side rely on, from TGI's sources."""
 
 import json
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from tests.standin.generation import Limits
+from tests.standin.faults import REQUEST_FAULTS, START_FAULTS, Fault
+from tests.standin.generation import Limits, validate
+from tests.standin.launcher import FAULTS, read_faults
 from tests.standin.models import FakeModel
-from tests.standin.server import ServerThread
+from tests.standin.server import ServerThread, StandIn
+from tgi_launcher.metrics import parse_metrics
 
 pytestmark = pytest.mark.server
 
@@ -16,6 +21,10 @@ TEXT = FakeModel.ANSWER
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=1100)
 NO_PROPERTIES = "grammar is not valid: Grammar must have a 'properties' field"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+# As TGI, it takes what it does not hold.
+RECURSIVE = {"type": "object", "properties": {"below": {"type": "array", "items": {"$ref": "#"}}}}
+BOUNDED = {"name": {"type": "integer", "minimum": 0, "maximum": 150}}
+UNBOUNDED = {"name": {"type": "integer"}}
 
 
 class GrammarModel(FakeModel):
@@ -98,6 +107,45 @@ def test_a_stream_has_a_frame_per_token(server):
     assert last["token"]["special"]
     assert last["generated_text"] == TEXT
     assert last["details"] == {"finish_reason": "eos_token", "generated_tokens": 28, "seed": None, "input_length": 2}
+
+
+def test_a_stop_string_stays_and_the_first_that_is_complete_wins(server):
+    for stop, text in ((["aus"], "Grüße aus"), (["aus dem", "u"], "Grüße au"), (["ß"], "Grüß")):
+        answer = json.loads(generate(server, stop=stop, max_new_tokens=60, details=True)[1])
+        assert (answer["generated_text"], answer["details"]["finish_reason"]) == (text, "stop_sequence")
+
+
+def test_the_whole_may_have_less_text_than_its_tokens(server):
+    server.set_faults("empty-end")
+    *others, last = frames(generate(server, "/generate_stream", details=True, max_new_tokens=5)[1])
+    server.set_faults()
+    assert "".join(frame["token"]["text"] for frame in others) == "Grü"
+    assert (last["generated_text"], last["details"]["finish_reason"]) == ("", "length")
+
+
+async def test_beside_others_a_seed_can_count_for_nothing():
+    class Seeds(GrammarModel):
+        def steps(self, prompt, sampling):
+            self.seen.append(sampling.seed)
+            return super().steps(prompt, sampling)
+
+    model = Seeds()
+    model.seen = seeds = []
+    valid = validate(model, LIMITS, "x", {"do_sample": True, "seed": 5, "max_new_tokens": 2}, is_stream=True)
+    standin = StandIn(model, LIMITS)
+    for fault in ({}, {"batch-seeds": Fault("batch-seeds")}):
+        for standin.num_running in (1, 2):
+            assert [frame.as_json(valid)["index"] async for frame in standin._run(valid, fault)] == [1, 2]
+    assert [seed for seed in seeds if seed is not None] == [5, 5, 5, 7]
+
+
+def test_every_switch_is_off_until_asked_for_and_has_a_test():
+    names = {*START_FAULTS, *REQUEST_FAULTS, *FAULTS}
+    assert not StandIn(FakeModel(), LIMITS).faults.take()
+    assert read_faults("") == {}
+    tests = Path(__file__).parents[2]
+    texts = [path.read_text() for part in ("unit", "integration") for path in (tests / part).rglob("test_tgi*.py")]
+    assert [name for name in names if not re.search(rf"[\"',]{name}[\"':,]", "\n".join(texts))] == []
 
 
 # Errors
@@ -186,6 +234,11 @@ def test_tokens_of_a_pass_can_travel_together():
         server.set_faults("one-packet")
         _, together = generate(server, "/generate_stream", details=True, max_new_tokens=9)
         assert together == apart
+        # A frame per token, and the passes and what they skipped make up their number.
+        assert [frame["index"] for frame in frames(together)] == list(range(1, 10))
+        metrics = parse_metrics(ask(server, "/metrics")[1], time=0.0)
+        passes, skipped = metrics.skipped_count, metrics.skipped_sum
+        assert (passes, passes + skipped) == (2 * 4, 2 * 9)
         assert "tgi_batch_current_size 0" in ask(server, "/metrics")[1]
 
 
@@ -200,6 +253,8 @@ def test_tokens_of_a_pass_can_travel_together():
         ({"type": "json", "value": json.dumps(SCHEMA)}, ("schema", SCHEMA)),
         ({"type": "json_schema", "value": {"name": "person", "schema": SCHEMA}}, ("schema", SCHEMA)),
         ({"type": "json_schema", "value": {"schema": SCHEMA}}, ("schema", SCHEMA)),
+        ({"type": "json", "value": RECURSIVE}, ("schema", RECURSIVE)),
+        ({"type": "json", "value": {**SCHEMA, "properties": BOUNDED}}, ("schema", {**SCHEMA, "properties": UNBOUNDED})),
         ({"type": "regex", "value": "[0-9]+"}, ("regex", "[0-9]+")),
         (None, None),
     ],
