@@ -207,11 +207,14 @@ def test_what_tgi_writes_where_it_runs_goes_with_it(monkeypatch, tmp_path):
 
 def test_a_cancelled_start_leaves_no_files():
     server = TGIServer(config("endless-loading"))
-    with pytest.raises(StartError) as caught, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(server.start)
-        await_true(lambda: server._run is not None and list(Path(folder_of(server).temporary).glob("torchinductor_*")))
-        server.stop()
-        starting.result(BOUND)
+        try:
+            await_true(lambda: server._run and list(Path(folder_of(server).temporary).glob("torchinductor_*")))
+        finally:
+            server.stop()
+        with pytest.raises(StartError) as caught:
+            starting.result(BOUND)
     assert caught.value.reason is Reason.CANCELLED
     expect_gone(server)
 
