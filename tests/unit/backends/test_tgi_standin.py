@@ -124,19 +124,20 @@ def test_the_whole_may_have_less_text_than_its_tokens(server):
 
 
 async def test_beside_others_a_seed_can_count_for_nothing():
-    class Seeds(GrammarModel):
+    seeds: list[int] = []
+
+    class Seeds(FakeModel):
         def steps(self, prompt, sampling):
-            self.seen.append(sampling.seed)
+            seeds.append(sampling.seed)
             return super().steps(prompt, sampling)
 
     model = Seeds()
-    model.seen = seeds = []
     valid = validate(model, LIMITS, "x", {"do_sample": True, "seed": 5, "max_new_tokens": 2}, is_stream=True)
     standin = StandIn(model, LIMITS)
     for fault in ({}, {"batch-seeds": Fault("batch-seeds")}):
         for standin.num_running in (1, 2):
             assert [frame.as_json(valid)["index"] async for frame in standin._run(valid, fault)] == [1, 2]
-    assert [seed for seed in seeds if seed is not None] == [5, 5, 5, 7]
+    assert seeds == [5, 5, 5, 7]
 
 
 def test_every_switch_is_off_until_asked_for_and_has_a_test():
