@@ -22,6 +22,9 @@ from pydantic import SkipValidation
 from langchain_specdec.chat.schemas import NamedSchema
 from langchain_specdec.errors import MalformedAnswerError
 
+# Told of an answer that a class does not take, and characters of each.
+_MAX_PROBLEMS = 3
+_MAX_SHOWN = 200
 FORM_ERROR = "form_error"
 """Key of `response_metadata`: what is wrong with the form of an answer, or of a call in it."""
 
@@ -72,7 +75,7 @@ class _StrictJsonParser(BaseCumulativeTransformOutputParser[Any]):
         try:
             value = strict_json(text)
         except ValueError as error:
-            msg = f"The answer is no whole JSON ({error}): {text}"
+            msg = f"The answer is no whole JSON ({error}). It is the error's llm_output."
             raise UnreadableAnswerError(msg, llm_output=text) from error
         return self._as_target(value, text)
 
@@ -107,8 +110,9 @@ class _StrictJsonParser(BaseCumulativeTransformOutputParser[Any]):
                 return self.target.model_validate_json(text)
             return self.target.parse_obj(value)
         except ValueError as error:
-            msg = f"The answer is no {self.target.__name__}: {error}"
-            raise UnreadableAnswerError(msg, llm_output=text) from error
+            msg = f"The answer is no {self.target.__name__} ({_problems(error)}). It is the error's llm_output."
+        # Outside of `except`, for Pydantic's error shows parts of the answer, which may hold anything.
+        raise UnreadableAnswerError(msg, llm_output=text)
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002 - LangChain's name
         whole: list[str | BaseMessage] = []
@@ -164,7 +168,7 @@ class _CallParser(_StrictJsonParser):
                 try:
                     value = self.described.unwrap(call["args"])
                 except KeyError as error:
-                    msg = f"The call of {self.described.name} lacks {error}: {json.dumps(call['args'])}"
+                    msg = f"The call of {self.described.name} lacks {error}. The answer is the error's llm_output."
                     raise UnreadableAnswerError(msg, llm_output=message.text) from error
                 return self._as_target(value, json.dumps(value))
         if partial:
@@ -173,6 +177,14 @@ class _CallParser(_StrictJsonParser):
         broken = "; ".join(call["error"] for call in message.invalid_tool_calls if call.get("error"))
         msg = f"The answer holds no whole call of {self.described.name}{f' ({broken})' if broken else ''}."
         raise UnreadableAnswerError(msg, llm_output=message.text)
+
+
+def _problems(error: ValueError) -> str:
+    """What a class does not take, by field and without the values: they may be anything, and long."""
+    # Both of Pydantic's versions have it.
+    problems: Any = getattr(error, "errors", list)
+    found = [f"{'.'.join(map(str, at['loc'])) or 'it'}: {at['msg']}"[:_MAX_SHOWN] for at in problems()]
+    return "; ".join([*found[:_MAX_PROBLEMS], *(["and more"] if len(found) > _MAX_PROBLEMS else [])])
 
 
 def _check_form(message: BaseMessage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 _YEAR = r"(?:000[1-9]|00[1-9]\d|0[1-9]\d{2}|[1-9]\d{3})"
@@ -38,6 +39,7 @@ _DOMAIN = rf"(?:{_LABEL}\.){{1,4}}[a-zA-Z]{{2,24}}"
 _EMAIL = rf"[a-zA-Z0-9_+-]{{1,30}}(?:\.[a-zA-Z0-9_+-]{{1,15}}){{0,2}}@{_DOMAIN}"
 _PORT = r"(?::(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
 _HOST = rf"(?:(?:{_LABEL}\.){{0,4}}[a-zA-Z](?:-?[a-zA-Z0-9]){{0,30}}|{_IPV4}|\[{_IPV6}\]){_PORT}"
+_NAMED_HOST = r"(?:[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*\.){0,3}[a-zA-Z][a-zA-Z0-9]*(?:-[a-zA-Z0-9]+)*(?::[1-9]\d{0,3})?"
 _USER = r"(?:[a-zA-Z0-9._~-]+(?::[a-zA-Z0-9._~-]+)?@)?"
 _PATH_CHARACTER = r"(?:[a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
 _TAIL = rf"(?:/{_PATH_CHARACTER}*)*(?:\?(?:{_PATH_CHARACTER}|[/?])*)?(?:\#(?:{_PATH_CHARACTER}|[/?])*)?"
@@ -118,6 +120,21 @@ UNHELD = {
     "directory-path": "that a folder exists",
 }
 """Formats of which only a part shows in the text, and what does not."""
+
+
+def addresses(name: str, schemes: str) -> str:
+    """A regular expression of addresses of a format (`uri` or `multi-host-uri`) that have one of these schemes.
+
+    Its table of states is small: hosts have names, and labels are not counted to their last character.
+
+    Args:
+        name: The format.
+        schemes: A regular expression of them, in brackets.
+    """
+    if re.fullmatch(schemes, "file"):
+        return rf"file://(?:/{_PATH_CHARACTER}+)+"
+    rest = f"{_NAMED_HOST}{_TAIL}" if name == "uri" else rf"{_NAMED_HOST}(?:,{_NAMED_HOST})*(?:/{_PATH_CHARACTER}+)?"
+    return f"{schemes}://{_USER}{rest}"
 
 
 def dates_between(first: date, last: date) -> str:

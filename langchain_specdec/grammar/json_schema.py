@@ -93,29 +93,32 @@ def recursive_definition(root: Mapping[str, Any]) -> str | None:
     steps = _steps_of_references(root)
     open_ids: set[int] = set()
     done_ids: set[int] = set()
-
-    def name_below(schema: Any) -> str | None:
-        if not isinstance(schema, Mapping) or id(schema) in done_ids:
-            return None
+    # No recursion: definitions may lead to one another any number of times.
+    to_do: list[tuple[Mapping[str, Any], bool]] = [(root, False)]
+    while to_do:
+        schema, is_left = to_do.pop()
+        if is_left:
+            open_ids.discard(id(schema))
+            done_ids.add(id(schema))
+            continue
+        if id(schema) in done_ids:
+            continue
         open_ids.add(id(schema))
-        found: list[str] = []
+        to_do.append((schema, True))
+        inner: list[Any] = []
 
-        def note(inner: Any) -> Any:
-            found.extend([name] if not found and (name := name_below(inner)) else [])
-            return inner
+        def note(part: Any, inner: list[Any] = inner) -> Any:
+            inner.append(part)
+            return part
 
-        _with_inner({k: v for k, v in schema.items() if k not in ("$defs", "definitions")}, note, steps)
         target = _place(root, schema)
-        if not found and target is not None:
+        if target is not None:
             if id(target) in open_ids:
-                found.append(_steps(schema["$ref"])[-1] or str(root.get("title", "the whole of it")))
-            else:
-                note(target)
-        open_ids.discard(id(schema))
-        done_ids.add(id(schema))
-        return found[0] if found else None
-
-    return name_below(root)
+                return _steps(schema["$ref"])[-1] or str(root.get("title", "the whole of it"))
+            inner.append(target)
+        _with_inner({k: v for k, v in schema.items() if k not in ("$defs", "definitions")}, note, steps)
+        to_do += [(part, False) for part in inner if isinstance(part, Mapping)]
+    return None
 
 
 def map_references(schema: Any, change: Callable[[str], str]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -15,8 +15,16 @@ import llguidance
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.matching import JSON_AS_READ, matcher_of, one_line, source_of
 
-# Parts of JSON that can be spelled in several ways: strings, numbers with an exponent, and a zero with a sign.
-_SPELLED = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?[eE][+-]?\d+|-0(?![.\d])')
+# Parts of JSON that can be spelled in several ways: strings, numbers with an exponent or zeros at the end of a fraction,
+# and a zero with a sign.
+_SPELLED = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?[eE][+-]?\d+|-?\d+\.\d*0(?![\d.eE])|-0(?![.\d])')
+# The same, and at the end of a text that was cut: a string with part of an escape after it, or part of an exponent.
+_SPELLED_OR_CUT = re.compile(
+    r'"(?P<string>(?:[^"\\]|\\(?:[^u]|u[0-9a-fA-F]{4}))*)(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z'
+    r"|(?P<number>-?\d[\d.]*)[eE][+-]?\Z|" + _SPELLED.pattern
+)
+_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+_SPACES = " \t\r\n"
 # Longer texts are not looked at: half a second's work.
 _MAX_BYTES = 2**20
 # Bytes that are matched at a time; other threads run in between.
@@ -61,14 +69,18 @@ class TextCheck:
 
     def fit(self, text: str) -> Fit:
         """How far a text fits. White space around JSON counts for nothing."""
-        if self._is_json:
-            text = text.strip(" \t\r\n")
-        found = self._matched(text)
-        if self._is_json and not (found.is_whole or found.is_begun or found.failure):
+        if not self._is_json:
+            return self._matched(text)
+        spaces = len(text) - len(text.lstrip(_SPACES))
+        found = self._matched(text.strip(_SPACES))
+        if not (found.is_whole or found.is_begun or found.failure):
             plain = _plain_json(text)
             if plain is not None and self._matched(plain).is_whole:
                 return Fit(is_whole=True, num_fitting=len(text))
-        return found
+            part = _plain_part(text) if plain is None else None
+            if part is not None and self._matched(part).is_begun:
+                return Fit(is_whole=False, is_begun=True, num_fitting=len(text))
+        return replace(found, num_fitting=found.num_fitting + spaces)
 
     def _start(self) -> llguidance.LLMatcher:
         return matcher_of(self._grammar, self._source, _bytes())
@@ -126,6 +138,22 @@ def _plain_json(text: str) -> str | None:
     return plain
 
 
+def _plain_part(text: str) -> str | None:
+    """The beginning of JSON in the plainest spelling; None where it is none that can be read surely."""
+
+    def plainly(match: re.Match[str]) -> str:
+        if (string := match["string"]) is not None:
+            return _plainly(f'"{_HALF.sub("", string)}"')[:-1]
+        return match["number"] or _plainly(match[0])
+
+    try:
+        plain = _SPELLED_OR_CUT.sub(plainly, text.strip(_SPACES))
+        plain.encode()  # raises where an escape stands for half a character
+    except ValueError:
+        return None
+    return plain
+
+
 def _finite(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise ValueError
@@ -136,5 +164,9 @@ def _plainly(part: str) -> str:
     if part.startswith('"'):
         # The grammar library takes this one character as an escape only.
         return json.dumps(json.loads(part), ensure_ascii=False).replace("\x7f", "\\u007f")
-    # Of a float, since the digits of what an exponent alone says may fill the memory.
-    return "0" if part == "-0" else format(Decimal(repr(_finite(part))), "f")
+    if "e" in part.lower():
+        # Of a float, since the digits of what an exponent alone says may fill the memory.
+        part = format(Decimal(repr(_finite(part))), "f")
+    if "." in part:
+        part = part.rstrip("0").rstrip(".")
+    return "0" if part == "-0" else part

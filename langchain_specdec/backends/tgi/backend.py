@@ -104,7 +104,7 @@ class TGIBackend(Backend):
         self._max_concurrency = max_concurrency
         self._tokenizers = TokenizerInUse(LocalTokenizer.load(tokenizer), self._url)
         self._failures = Failures(self._url, key, self._timeout)
-        self._grammars = GrammarCheck(self._url, key)
+        self._grammars = GrammarCheck(self._url, key, server)
         self._client: TGIClient = make_client(client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._facts = ServerFacts(self._client, self._failures, self._loop, self._timeout)
@@ -227,7 +227,6 @@ class TGIBackend(Backend):
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
             raise InvalidParameterError(msg)
         check_honoured(request.params, self._tokenizer.vocabulary if self._tokenizer else None)
-        self._grammars.prepare(request.params.grammar)
 
     def _start(self, request: CompletionRequest) -> CompletionStream:
         future: Any = None

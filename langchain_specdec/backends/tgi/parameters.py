@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from langchain_specdec.backends.tgi.grammars import as_served, check_grammar
+from langchain_specdec.backends.tgi.grammars import served
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import check_unicode
 from langchain_specdec.sampling.params import SamplingParams
@@ -71,7 +71,7 @@ class GenerateParameters:
             stop=tuple(params.stop)[:max_stop_sequences],
             repetition_penalty=None if params.repetition_penalty == 1.0 else params.repetition_penalty,
             top_n_tokens=params.logprobs or None,
-            grammar=None if params.grammar is None else as_served(params.grammar),
+            grammar=None if params.grammar is None else served(params.grammar),
             **(sampled if params.temperature > 0.0 else {}),
         )
 
@@ -135,7 +135,7 @@ def check_honoured(params: SamplingParams, vocabulary: VocabularySize | None = N
     for stop in params.stop:
         check_text(stop, "A stop string")
     if params.grammar is not None:
-        check_grammar(params.grammar)
+        served(params.grammar)
 
 
 def _check_top_k(params: SamplingParams, vocabulary: VocabularySize | None) -> None:

@@ -21,6 +21,8 @@ from tests.standin.models import EngineModel, FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import lasting, make_backend
 from tests.support.chat_templates import QWEN, chat_tokenizer
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.state import State
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
@@ -39,6 +41,18 @@ class Person(BaseModel):
 def greet(name: str, times: int) -> str:
     """Say hello."""
     return name * times
+
+
+class OwnServer:
+    """What a check needs to know of an own server."""
+
+    state, last_exit = State.READY, None
+
+    def __init__(self, speculate: int) -> None:
+        self.config = TGIConfig(model_id="some/model", speculate=speculate)
+
+    def stop(self) -> None:
+        """Nothing runs."""
 
 
 @contextmanager
@@ -141,8 +155,11 @@ def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
     with ServerThread(model, Limits()) as server:
         backend = TGIBackend(server.url)
         for grammar, words in (
-            (Grammar(regex="a(?=b)"), "cannot be followed"),
-            (Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}), "cannot be followed"),
+            (Grammar(regex="a(?=b)"), "could not be checked here"),
+            (
+                Grammar(schema={"properties": {"a": {"type": "array", "uniqueItems": True}}}),
+                "could not be checked here",
+            ),
             (Grammar(schema={"properties": {"a": {"type": "array", "items": {"$ref": "#"}}}}), "recursive"),
         ):
             llm = SpeculativeLLM(backend=backend, grammar=grammar)
@@ -151,6 +168,27 @@ def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
                     ask()
         assert server.standin.requests == []
         backend.close()
+
+
+@pytest.mark.parametrize(("speculate", "is_told"), [(None, True), (3, True), (0, False)])
+def test_speculation_is_named_where_the_server_may_speculate(speculate: int | None, is_told: bool) -> None:
+    own = None if speculate is None else OwnServer(speculate)
+    told = GrammarCheck(URL, None, own).error(TICKET, "no", "eos_token")
+    assert told is not None
+    assert "broke its grammar" in told
+    assert ("speculate=0" in told) is is_told
+    assert ("bounds and multiples" in told) is not is_told
+    assert "LocalBackend" in told
+
+
+def test_an_answer_that_was_not_checked_is_not_called_broken() -> None:
+    told = GrammarCheck(URL, None).error(
+        Grammar(schema=Person.model_json_schema()), '{"name": "' + "a" * 2**21, "length"
+    )
+    assert told is not None
+    assert "could not be checked against its grammar (it is longer than" in told
+    assert "broke" not in told
+    assert "speculate=0" not in told
 
 
 def test_no_error_shows_the_key() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import urllib.request
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, FileUrl, HttpUrl, PostgresDsn, TypeAdapter, create_model
 
 from langchain_specdec import Grammar, SamplingParams
-from langchain_specdec.backends.tgi.grammars import MAX_DEPTH, MAX_SIZE, check_grammar
+from langchain_specdec.backends.tgi import grammars
+from langchain_specdec.backends.tgi.grammars import MAX_DEPTH, MAX_SIZE, served
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, VocabularySize, check_honoured
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
 from langchain_specdec.grammar.formats import PATTERNS
+from langchain_specdec.grammar.text_check import text_check
 from tests.standin.clients import CLIENTS, make_backend, quick_retries  # noqa: F401
 from tests.standin.models import FakeModel
 from tests.standin.raw_server import EVENTS, RawServer, answer, raw
@@ -140,7 +143,7 @@ class Right(BaseModel):
 
 def refusal(grammar: Grammar) -> str:
     with pytest.raises(InvalidParameterError) as caught:
-        check_grammar(grammar)
+        served(grammar)
     return str(caught.value)
 
 
@@ -175,11 +178,11 @@ def test_recursion_is_refused_by_its_name(grammar: Grammar, name: str) -> None:
 
 
 def test_references_without_recursion_are_taken() -> None:
-    check_grammar(of_type(create_model("M", a=(Leaf, ...), b=(list[Leaf], ...), c=(dict[str, Leaf] | None, ...))))
+    served(of_type(create_model("M", a=(Leaf, ...), b=(list[Leaf], ...), c=(dict[str, Leaf] | None, ...))))
     unused = {"Used": {"type": "null"}, "Loop": {"items": {"$ref": "#/$defs/Loop"}}}
-    check_grammar(of({"$ref": "#/$defs/Used"}, {"$ref": "#/properties/p0"}, **{"$defs": unused}))
+    served(of({"$ref": "#/$defs/Used"}, {"$ref": "#/properties/p0"}, **{"$defs": unused}))
     # Data is no schema.
-    check_grammar(of({"const": {"$ref": "#"}}, {"enum": [{"$ref": "#"}]}))
+    served(of({"const": {"$ref": "#"}}, {"enum": [{"$ref": "#"}]}))
 
 
 @pytest.mark.parametrize(
@@ -188,12 +191,15 @@ def test_references_without_recursion_are_taken() -> None:
         Grammar(regex="(?:" * (MAX_DEPTH + 1) + "a" + ")" * (MAX_DEPTH + 1)),
         Grammar(regex="(a|" * 9000 + "a" + ")" * 9000),
         of({"type": "string", "pattern": "(a" * 90 + ")?" * 90}),
-        Grammar(
-            schema={
-                **dict(of({"$ref": "#/$defs/d0"}).schema or {}),
-                "$defs": {f"d{i}": {"properties": {"x": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(60)}
-                | {"d60": {"type": "null"}},
-            }
+        *(
+            Grammar(
+                schema={
+                    **dict(of({"$ref": "#/$defs/d0"}).schema or {}),
+                    "$defs": {f"d{i}": {"properties": {"x": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(depth)}
+                    | {f"d{depth}": {"type": "null"}},
+                }
+            )
+            for depth in (60, 2000)
         ),
     ],
 )
@@ -209,7 +215,7 @@ def test_what_is_nested_too_deep_is_refused(grammar: Grammar) -> None:
         of({"type": "string", "maxLength": 5000}),
         of(*[{"type": "string", "maxLength": 400}] * 5),
         of({"type": "array", "items": {"type": "string", "maxLength": 50}, "maxItems": 50}),
-        of({}, {}),
+        of({"type": "object"}, {"type": "object"}, {"type": "object"}, {"type": "object"}),
         Grammar(schema={"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(10)}}),
         of_type(create_model("Deep", x=(eval("list[" * 11 + "str" + "]" * 11), ...))),  # noqa: S307
     ],
@@ -219,14 +225,14 @@ def test_what_takes_the_server_minutes_is_refused(grammar: Grammar) -> None:
 
 
 def test_grammars_of_ordinary_size_are_taken() -> None:
-    for regex in ("[a-z]{200}", "(left|right) [0-9]{2}", r"\([(]{3}\)", "(a{2}){3}|b{,4}", "(" * 40 + "a" + ")" * 40):
-        check_grammar(Grammar(regex=regex))
-    check_grammar(of(*[{"type": "string", "maxLength": 60}] * 9, {"type": "array", "items": {"type": "number"}}))
-    check_grammar(of({}, *[{"type": "string"}] * 20))
-    check_grammar(of({"type": "object"}, {"type": "array"}))
+    for regex in ("[a-z]{200}", "(left|right) [0-9]{2}", r"\([(]{3}\)", "(a{2}){3}|b{0,4}", "(" * 40 + "a" + ")" * 40):
+        served(Grammar(regex=regex))
+    served(of(*[{"type": "string", "maxLength": 60}] * 9, {"type": "array", "items": {"type": "number"}}))
+    served(of({}, {}, *[{"type": "string"}] * 20))
+    served(of({"type": "object"}, {"type": "array"}))
     for name in PATTERNS:
-        check_grammar(of(*[{"type": "string", "format": name}] * 5))
-    check_grammar(of(*[{"anyOf": [{"type": "string"}, {"type": "null"}]}] * 40))
+        served(of(*[{"type": "string", "format": name}] * 5))
+    served(of(*[{"anyOf": [{"type": "string"}, {"type": "null"}]}] * 40))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,11 @@ def test_grammars_of_ordinary_size_are_taken() -> None:
         (r"\u0041", r"the escape \\u"),
         ("(?<=a)b", "lookbehind"),
         ("(?<!a)b", "lookbehind"),
+        ("(?m)a", r"the flags \(\?m\)"),
+        ("(?x:a)", r"the flags \(\?x:"),
+        (r"[\u00e9]", r"the escape \\u"),
+        (r"(?P<n>a)(?P=n)", r"the group \(\?P="),
+        ("a(?#b)", "a comment"),
     ],
 )
 def test_expressions_that_tgi_does_not_know_are_found_before(regex: str, words: str) -> None:
@@ -250,7 +261,138 @@ def test_expressions_that_tgi_does_not_know_are_found_before(regex: str, words: 
         check_honoured(params(grammar=Grammar(regex=regex)))
     if regex != "^ab$":
         with pytest.raises(InvalidParameterError, match=f"A pattern of the JSON schema (is not valid|has).*{words}"):
-            check_grammar(of({"type": "string", "pattern": f"^{regex}$"}))
+            served(of({"type": "string", "pattern": f"^{regex}$"}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("regex", "meant"),
+    [("[[a]+", r"[\[a]+"), ("[a&&b]", r"[a\&\&b]"), ("[a--b]", r"[a\-\-b]"), ("[]a]", r"[\]a]"), ("a{", r"a\{")],
+)
+def test_what_libraries_read_in_two_ways_has_to_be_spelled_clearly(regex: str, meant: str) -> None:
+    for grammar in (Grammar(regex=regex), of({"type": "string", "pattern": regex})):
+        assert "unclear" in refusal(grammar)
+    assert served(Grammar(regex=meant))["value"] == meant
+
+
+@pytest.mark.parametrize("regex", ["a(?=b)", "a{,3}", r"[\b]", r"\101"])
+def test_what_only_tgi_reads_is_told_as_not_checked(regex: str) -> None:
+    told = refusal(Grammar(regex=regex))
+    assert told.startswith("Answers could not be checked here against the regular expression")
+    assert "cannot be followed" not in told
+
+
+def test_each_grammar_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Grammar] = []
+    monkeypatch.setattr(grammars, "text_check", looks.append)
+    grammar = of({"type": "integer", "minimum": 4711})
+    for _ in range(3):
+        sent(params(grammar=grammar))
+    assert looks == [grammar]
+
+
+# Schemas in TGI's words
+
+
+def words(schema: Any) -> Any:
+    return served(of(schema))["value"]["properties"]["p0"]
+
+
+def pattern(regex: str, **more: Any) -> str:
+    return str(words({"type": "string", "pattern": regex, **more})["pattern"])
+
+
+@pytest.mark.parametrize(
+    ("regex", "right", "wrong"),
+    [
+        ("^a|b$", ["a", "b"], ["ax", "xb"]),
+        ("^a|b", ["a", "axx", "b"], []),
+        ("b$", ["b"], ["bx"]),
+        (r"^\d+ \$", ["1 $", "1 $ each"], ["1 ", "1 e"]),
+        (r"^\d+\\$", ["1" + "\\" * 2], ["1", "1\\", "1\\$"]),
+        ("^[^@]+@[^@]+$", ["a@b", "é@b"], ['a"@b', "a@\n", "a@b\\"]),
+        ('^say "[a-z]+"$', ['say \\"hi\\"'], ['say "hi"']),
+        ("^.+$", ["aé"], ['a"', "a\\", "\t"]),
+        (r"^\S+$", ["aé"], ['"', "a\u3000", "a\xa0"]),
+        (r"^\W$", ["-"], ["é", '"', "a"]),
+        (r"^[^\w-]$", [".", " "], ["é", "-", '"', "\x1f"]),
+        (r"^\s$", [" ", "\\n"], ["\n", "\xa0", "\\"]),
+        ("^[ -~]$", ["a", '\\"', "\\\\"], ['"', "\\", "é"]),
+        (r"^[\S]\D$", ["aé"], ['"a', "a1"]),
+        ("^(?i:ab)$", ["aB"], []),
+    ],
+)
+def test_a_pattern_holds_for_a_string_as_it_is_written(regex: str, right: list[str], wrong: list[str]) -> None:
+    written = pattern(regex)
+    assert written.startswith("^(?:")
+    assert written.endswith("$")
+    for text in right:
+        assert re.search(written, text)
+        assert re.search(regex, json.loads(f'"{text}"'))
+    for text in wrong:
+        assert not re.search(written, text)
+
+
+def test_a_pattern_that_no_string_can_hold_is_refused() -> None:
+    assert "no string of TGI's JSON can hold" in refusal(of({"type": "string", "pattern": r"^a\x00$"}))
+    assert "(?i:...)" in refusal(of({"type": "string", "pattern": "(?i)a"}))
+
+
+def test_texts_are_asked_for_in_words_that_are_read_alike() -> None:
+    for regex, right, wrong in ((r"\W", "-", "é"), (r"\S+", "é", "\u3000"), (r"[^\w]", "-", "é")):
+        value = served(Grammar(regex=regex))["value"]
+        assert re.fullmatch(value, right, re.ASCII)
+        assert not re.fullmatch(value, wrong, re.ASCII)
+    assert served(Grammar(regex=r"\\W[a\\S]\d"))["value"] == r"\\W[a\\S]\d"
+
+
+def test_a_length_never_stands_in_for_a_pattern() -> None:
+    for schema in (
+        {"type": "string", "pattern": "^a$", "maxLength": 200, "minLength": 1},
+        {"type": "string", "format": "date", "maxLength": 20},
+        {"type": "string", "format": "uuid", "minLength": 1},
+    ):
+        assert not words(schema).keys() & {"minLength", "maxLength"}
+    assert words({"type": "string", "maxLength": 3})["maxLength"] == 3
+    # It counts as what it is.
+    assert "too large" in refusal(of({"type": "string", "pattern": "^[a-z]{1500}$", "maxLength": 3}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (HttpUrl, ["https://example.org/x?y=1", "http://localhost:80"], ["http:", "https:// x", "ftp://example.org"]),
+        (FileUrl, ["file:///tmp/x"], ["file:", "http://example.org"]),
+        (PostgresDsn, ["postgresql://u:p@a,b/d"], ["postgresql:", "http://a"]),
+    ],
+)
+def test_addresses_with_some_schemes_are_whole(kind: Any, right: list[str], wrong: list[str]) -> None:
+    written = served(of_type(create_model("M", a=(kind, ...))))["value"]["properties"]["a"]
+    assert written.keys().isdisjoint({"minLength", "maxLength", "format"})
+    for text in right:
+        assert re.fullmatch(written["pattern"], text)
+        TypeAdapter(kind).validate_python(text)
+    for text in wrong:
+        assert not re.fullmatch(written["pattern"], text)
+
+
+@pytest.mark.parametrize("schema", [{}, True, {"description": "anything"}, {"minLength": 2}])
+def test_any_value_is_told_by_its_types(schema: Any) -> None:
+    kinds = [part["type"] for part in words(schema)["anyOf"]]
+    assert kinds == ["string", "number", "boolean", "null", "array", "object"]
+    assert words({"type": "array", "items": schema})["items"] == words(schema)
+    check = text_check(of(schema))
+    for value in ('"ab"', "0", "true", "null", "[1, [2]]", '{"a": {}}'):
+        assert check.fit(f'{{"p0": {value}}}').is_whole
+
+
+def test_types_in_a_list_are_told_one_by_one() -> None:
+    found = words({"type": ["string", "null"], "maxLength": 400})
+    assert [part["type"] for part in found["anyOf"]] == ["string", "null"]
+    assert "too large" in refusal(of({"type": ["string", "null"], "maxLength": 5000}))
+    assert words({"type": "object", "additionalProperties": False})["properties"] == {}
+    named = {"type": "object", "patternProperties": {"^a": {"type": "null"}}, "additionalProperties": False}
+    assert words(named)["additionalProperties"] == {"type": "null"}
 
 
 @pytest.mark.server

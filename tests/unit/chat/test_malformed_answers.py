@@ -293,3 +293,22 @@ async def test_completions_raise_at_their_end() -> None:
     info = llm.generate(["x"]).generations[0][0].generation_info
     assert info is not None
     assert info["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_no_error_repeats_an_answer_that_cannot_be_read(method: str) -> None:
+    secret = "sesame-" * 500
+    answers = [f'{{"city": "{secret}", "year": "{secret}"}}', f'{{"city": "{secret}", ', json.dumps({"town": secret})]
+    for text in answers:
+        answer = (
+            f'<tool_call>{{"name": "City", "arguments": {text}}}</tool_call>' if method == "function_calling" else text
+        )
+        model = ChatSpeculative(backend=ScriptedBackend(answer, template=QWEN), max_new_tokens=10_000)
+        with pytest.raises(MalformedAnswerError) as caught:
+            model.with_structured_output(City, method=method).invoke("x")  # type: ignore[arg-type]
+        assert "sesame" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+        if method != "function_calling":
+            assert getattr(caught.value, "llm_output", None) == text
+        shown = caught.value.__cause__ or caught.value.__context__
+        assert "sesame" not in str(shown)

@@ -91,6 +91,41 @@ def test_each_beginning_of_what_fits_is_one(check: TextCheck) -> None:
     assert dates.fit("222").num_fitting == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"age": -0, "code": "a',
+        '{"age": -0',
+        '{"share": 1e+1, "code": "a',
+        '{"share": 1e+1',
+        '{"share": 1e+',
+        '{"share": 2.5E',
+        '{"code": "a\\/b", "free": "a',
+        '{"code": "a\\/',
+        '{"code": "a\\',
+        '{"code": "\\u00e9\\u00',
+        '{"free": "\\ud83d',
+        '{"free": "\x7f',
+    ],
+)
+def test_other_spellings_at_the_beginning_of_what_fits_begin_it(check: TextCheck, text: str) -> None:
+    assert check.fit(text).is_begun
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"age": -1e', '{"share": 1e+9, "code": "a', '{"code": "A\\/', '{"free": "\\x', '{"code": "\\ud83d", "free"'],
+)
+def test_a_beginning_that_does_not_fit_is_none_in_any_spelling(check: TextCheck, text: str) -> None:
+    fit = check.fit(text)
+    assert not (fit.is_begun or fit.is_whole)
+
+
+def test_white_space_in_front_counts_in_places(check: TextCheck) -> None:
+    bare, spaced = check.fit('{"b": 1}'), check.fit(' \n   {"b": 1}')
+    assert spaced.num_fitting == bare.num_fitting + 5
+
+
 def test_texts_of_strangers_take_bounded_time_and_depth(check: TextCheck) -> None:
     free = TextCheck(Grammar(schema={"type": "object", "properties": {"any": {}}}))
     for text in ('{"any": ' + "[" * 100_000, "[" * 100_000, '{"any": "' + "a" * 2**21, '{"any": 1e-' + "9" * 9999):
@@ -136,3 +171,24 @@ def test_a_grammar_that_cannot_be_followed_is_refused() -> None:
     for grammar in (Grammar(regex="a(?=b)"), Grammar(regex="("), Grammar(schema={"not": {"type": "string"}})):
         with pytest.raises(InvalidParameterError, match="cannot be followed"):
             text_check(grammar)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {},
+        {"minimum": 0},
+        {"exclusiveMinimum": 0, "maximum": 1},
+        {"minimum": -180, "maximum": 180},
+        {"minimum": -273.15},
+        {"exclusiveMinimum": 1.5, "exclusiveMaximum": 2.5},
+    ],
+)
+def test_zeros_at_the_end_of_a_fraction_change_nothing(bounds: dict[str, float]) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "number", **bounds}}, "required": ["x"]}
+    check = TextCheck(Grammar(schema=schema))
+    numbers = ["0.80", "-0.10", "1.0", "1.00", "1.550", "0.0", "-0.0", "0.000", "19.990", "1.50e0", "15e-1", "2.500"]
+    fitting = [number for number in numbers if check.fit(f'{{"x": {number}}}').is_whole]
+    assert fitting == [
+        n for n in numbers if not list(jsonschema.Draft202012Validator(schema).iter_errors({"x": float(n)}))
+    ]
