@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -19,20 +19,13 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
-from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
-from langchain_specdec.chat.messages import continues_message, size_of, to_template_messages
+from langchain_specdec.chat.call import AskedCall, ReadyCall, render
+from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
-from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.schemas import as_tool, named_schema
-from langchain_specdec.chat.structured_output import (
-    forced_tools,
-    form_of_calls,
-    form_of_response,
-    with_schema_prompt,
-)
+from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.stream import checked_timeout
+from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.parameter_names import named_parameters
@@ -47,14 +40,6 @@ _CALL_OPTIONS = frozenset(
 )
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
-
-
-class _Call(NamedTuple):
-    """One call, ready to run."""
-
-    request: CompletionRequest
-    reader: ReplyReader
-    timeout: float | None
 
 
 class ChatSpeculative(SpeculativeBase, BaseChatModel):
@@ -137,17 +122,26 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             checked_timeout(self.timeout)
             # The template is made at once, so that a model without one is refused before it is used.
             if not self._must_ask:
-                _ = self._template
+                self._template_of(self._known_tokenizer)
+
+    @property
+    def _known_tokenizer(self) -> Any:
+        """The tokenizer with the template, as far as it is known without asking a server."""
+        return (self.backend.private_tokenizer or self.backend.tokenizer) if self.tokenizer is None else self.tokenizer
 
     @property
     def _must_ask(self) -> bool:
         """Whether a server has to be asked for the model whose template it is."""
-        is_known = self.tokenizer is not None or self.backend.private_tokenizer is not None
-        return self.backend.is_remote and not is_known
+        return self.backend.is_remote and self._known_tokenizer is None
 
     @property
     def _template(self) -> ChatTemplate:
-        own = self.backend.load_tokenizer() if self.tokenizer is None else self.tokenizer
+        return self._template_of(self._load_tokenizer())
+
+    def _load_tokenizer(self, limit: TimeLimit = NO_LIMIT) -> Any:
+        return self.backend.load_tokenizer(limit.seconds) if self.tokenizer is None else self.tokenizer
+
+    def _template_of(self, own: Any) -> ChatTemplate:
         # A copy with other values of these fields carries this template along, so they are compared.
         key = (own, self.chat_template, repr(self.chat_template_kwargs))
         cached = self._cached_template
@@ -178,8 +172,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         # No answer in a cache may match before the template is known.
-        template = f"not known yet ({uuid.uuid4()})" if self._must_ask else self._template.identity
-        return {**self._text_identity(), "chat_template": template}
+        unknown = f"not known yet ({uuid.uuid4()})"
+        identity = unknown if self._must_ask else self._template_of(self._known_tokenizer).identity
+        return {**self._text_identity(), "chat_template": identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
         return profile_of(self.backend)
@@ -290,73 +285,51 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         configs = self._checked_configs(config, len(inputs))
         return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
-    def _prepare(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]) -> _Call:
+    def _prepare(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> ReadyCall:
         """Everything that can be refused is refused here."""
-        named = named_parameters(kwargs, PARAMETERS | _CALL_OPTIONS)
-        options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
-        timeout = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
-        params = self._sampling_params(stop, named)
-        choice, tools = options["tool_choice"], [as_tool(tool) for tool in options["tools"] or ()]
-        forced = forced_tools(tools, choice)
-        # All tools are shown, also where one is forced: the prompt begins as in other calls and is cached.
-        shown = [] if choice == "none" else tools
-        rows = to_template_messages(messages)
-        template = self._template
-        form = form_of_response(options["response_format"])
-        if forced is not None:
-            if form is not None:
-                msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
-                raise InvalidParameterError(msg)
-            form = form_of_calls(forced, template.parser, needs_properties=self.backend.needs_properties)
-        elif form is not None:
-            rows = with_schema_prompt(rows, form, has_tools=bool(shown))
-            if shown:
-                self._check_calls_or_object()
-                form = form_of_calls_or_object(form, shown, template.parser)
-        if form is not None:
-            if params.grammar is not None:
-                msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
-                raise InvalidParameterError(msg)
-            params = replace(params, grammar=form.grammar)
-        parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
-        goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
-        begin = form.begin if form is not None else ""
-        if self.backend.takes_token_ids:
-            limit = self.backend.max_length
-            prompt: str | list[int] = template.token_ids(rows, shown, begin, limit, goes_on=goes_on)
-        else:
-            prompt = template.text(rows, shown, begin, goes_on=goes_on)
-        in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
-        how = {"must_call": forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
-        reader = ReplyReader(self.backend.model_name, in_order, form, params, **how)
-        # Of a grammar's text, and of a text that is gone on with, no space may be left out.
-        continues_prompt = bool(begin) or goes_on or params.grammar is not None
-        marks = template.mark_texts if parser else {}
-        return _Call(CompletionRequest(prompt, params, continues_prompt, marks), reader, timeout)
+        asked = self._check(messages, stop, kwargs)
+        return self._render(asked, self._load_tokenizer(asked.limit))
 
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
-    ) -> _Call:
+    ) -> ReadyCall:
         """The same for an event loop, which long messages and tools would block, or a question to a server."""
         is_short = size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT
-        if is_short and not self._must_ask:
-            return self._prepare(messages, stop, kwargs)
-        return await asyncio.to_thread(self._prepare, messages, stop, kwargs)
+        arguments = messages, stop, kwargs
+        asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
+        own = self.tokenizer
+        if own is None:
+            own = await self.backend.aload_tokenizer(asked.limit.seconds)
+        return self._render(asked, own) if is_short else await asyncio.to_thread(self._render, asked, own)
 
-    def _check_calls_or_object(self) -> None:
-        if not self.backend.takes_calls_or_object:
-            msg = (
-                f"response_format beside tools cannot be honoured by {type(self.backend).__name__}, whose grammars "
-                f"know no choice between a call and an object. Give an agent response_format=ToolStrategy(...), which "
-                f"makes a tool of it, or forbid calls with tool_choice='none'."
-            )
-            raise InvalidParameterError(msg)
+    def _check(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
+    ) -> AskedCall:
+        """What can be refused before a server is asked for its model."""
+        named = named_parameters(kwargs, PARAMETERS | _CALL_OPTIONS)
+        options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
+        seconds = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
+        limit = TimeLimit(seconds, time.monotonic())
+        params = self._sampling_params(stop, named)
+        tools = [as_tool(tool) for tool in options["tools"] or ()]
+        forced = forced_tools(tools, options["tool_choice"])
+        rows, form = to_template_messages(messages), form_of_response(options["response_format"])
+        asked = AskedCall(rows, params, options, tools, forced, form, limit)
+        asked.check(self.backend)
+        return asked
+
+    def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
+        """The prompt, by the tokenizer with the template."""
+        template_of = own if self.backend.is_remote and self.tokenizer is None else None
+        return render(asked, self._template_of(own), self.backend, template_of)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
-        with self._start(call.request, call.timeout) as stream:
+        with self._start(call.request, call.limit) as stream:
             return ChatResult(generations=[call.reader.generation(list(stream))])
 
     async def _agenerate(
@@ -367,14 +340,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = await self._aprepare(messages, stop, kwargs)
-        with await self._astart(call.request, call.timeout) as stream:
+        with await self._astart(call.request, call.limit) as stream:
             return ChatResult(generations=[call.reader.generation([event async for event in stream])])
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        return self._chunks(call.request, call.reader.chunk, run_manager, call.timeout)
+        return self._chunks(call.request, call.reader.chunk, run_manager, call.limit)
 
     async def _astream(
         self,
@@ -384,6 +357,6 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await self._aprepare(messages, stop, kwargs)
-        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.timeout)) as chunks:
+        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.limit)) as chunks:
             async for chunk in chunks:
                 yield chunk

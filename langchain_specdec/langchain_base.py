@@ -17,7 +17,7 @@ from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event
-from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.stream import NO_LIMIT, CompletionStream, TimeLimit
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import options_of
@@ -270,8 +270,11 @@ class SpeculativeBase(BaseModel):
         return self.backend.token_ids(text)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params: LangSmithParams = super()._get_ls_params(stop=stop, **kwargs)  # type: ignore[misc]
         named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        if (named.get("timeout") or getattr(self, "timeout", None)) is not None:
+            # The timeout of the call, which begins after this, is not for its trace.
+            self.backend.name_within(0.0)
+        params: LangSmithParams = super()._get_ls_params(stop=stop, **kwargs)  # type: ignore[misc]
         params["ls_provider"] = "specdec"
         params["ls_model_name"] = named.get("model") or self.backend.model_name
         params["ls_temperature"] = named.get("temperature", self.temperature)
@@ -280,14 +283,14 @@ class SpeculativeBase(BaseModel):
             params["ls_stop"] = stops
         return params
 
-    def _start(self, request: CompletionRequest, timeout: float | None) -> CompletionStream:
+    def _start(self, request: CompletionRequest, limit: TimeLimit) -> CompletionStream:
         stream = self.backend.stream(request)
-        stream.set_timeout(timeout)
+        stream.set_timeout(*limit)
         return stream
 
-    async def _astart(self, request: CompletionRequest, timeout: float | None) -> CompletionStream:
+    async def _astart(self, request: CompletionRequest, limit: TimeLimit) -> CompletionStream:
         stream = (await self.backend.astart([request]))[0]
-        stream.set_timeout(timeout)
+        stream.set_timeout(*limit)
         return stream
 
     def _chunks(
@@ -295,7 +298,7 @@ class SpeculativeBase(BaseModel):
         request: CompletionRequest,
         read: Callable[[Event], Chunk | None],
         run_manager: RunManager,
-        timeout: float | None = None,
+        limit: TimeLimit = NO_LIMIT,
     ) -> Iterator[Chunk]:
         """The chunks of a completion.
 
@@ -303,9 +306,9 @@ class SpeculativeBase(BaseModel):
             request: What to complete.
             read: Gives the chunk of an event, or None where a step released nothing.
             run_manager: Told of each chunk. LangChain does that itself, unless it was called past it.
-            timeout: Seconds that the completion may take.
+            limit: Of its time.
         """
-        with self._start(request, timeout) as stream:
+        with self._start(request, limit) as stream:
             for event in stream:
                 if (chunk := read(event)) is not None:
                     if run_manager is not None:
@@ -317,9 +320,9 @@ class SpeculativeBase(BaseModel):
         request: CompletionRequest,
         read: Callable[[Event], Chunk | None],
         run_manager: AsyncRunManager,
-        timeout: float | None = None,
+        limit: TimeLimit = NO_LIMIT,
     ) -> AsyncGenerator[Chunk, None]:
-        with await self._astart(request, timeout) as stream:
+        with await self._astart(request, limit) as stream:
             async for event in stream:
                 if (chunk := read(event)) is not None:
                     if run_manager is not None:

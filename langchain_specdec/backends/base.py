@@ -53,9 +53,21 @@ class Backend(ABC):
         """The copy of the tokenizer that the backend itself works with; None where it keeps none."""
         return None
 
-    def load_tokenizer(self) -> Any:
-        """The tokenizer that chats are rendered with, loaded if it has to be; None where there is none."""
+    def load_tokenizer(self, timeout: float | None = None) -> Any:
+        """The tokenizer that chats are rendered with, loaded if it has to be; None where there is none.
+
+        Args:
+            timeout: Most seconds that it may take, where a server has to be asked; None is without limit.
+        """
         return self.private_tokenizer or self.tokenizer
+
+    async def aload_tokenizer(self, timeout: float | None = None) -> Any:
+        """The same without blocking the running event loop; cancelling the task ends the wait."""
+        return self.load_tokenizer(timeout)
+
+    def name_within(self, seconds: float) -> str:
+        """`model_name`, waited for no longer than that, nor is it soon after; it may be the address of a server."""
+        return self.model_name
 
     @property
     def max_length(self) -> int | None:

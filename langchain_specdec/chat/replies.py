@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class ReplyReader:
     """Turns the events of one completion into chunks, or into one message.
 
     Args:
-        model_name: For `response_metadata`.
+        model_name: Tells it, for `response_metadata`: when an answer ends, a server has been asked.
         parser: Finds tool calls; None where no tools are bound, and all is text.
         form: The form that the answer has; its fixed parts are not in the events.
         params: What was asked for.
@@ -58,7 +58,7 @@ class ReplyReader:
 
     def __init__(
         self,
-        model_name: str,
+        model_name: Callable[[], str],
         parser: ToolCallParser | CallsFirst | None,
         form: OutputForm | None,
         params: SamplingParams,
@@ -197,7 +197,7 @@ class ReplyReader:
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
             info.pop(name, None)  # they are in usage_metadata
         form = {} if self._form_error is None else {FORM_ERROR: self._form_error}
-        return {"model_name": self._model_name, "model_provider": "specdec", **info, **form}
+        return {"model_name": self._model_name(), "model_provider": "specdec", **info, **form}
 
 
 def _usage(finish: FinishEvent) -> UsageMetadata:

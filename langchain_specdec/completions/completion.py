@@ -21,12 +21,15 @@ class CompletionRequest:
             does; or is a text of its own, as a chat's answer is, without the space that some tokenizers begin it with.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it, such as those that
             mark a tool call. All others are left out.
+        template_of: The tokenizer whose chat template the prompt was written by, where a server may have another model
+            by the time it is sent.
     """
 
     prompt: str | Sequence[int]
     params: SamplingParams
     continues_prompt: bool = True
     shown_specials: Mapping[int, str] = field(default_factory=dict)
+    template_of: Any = None
 
 
 @dataclass(frozen=True)

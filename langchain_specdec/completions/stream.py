@@ -9,11 +9,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from typing_extensions import Self
 
 from langchain_specdec.completions.events import Event, TokenEvent
 from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, InvalidParameterError
+
+
+class TimeLimit(NamedTuple):
+    """Seconds that a completion may take, as `checked_timeout` gives them, and since when, by `time.monotonic`."""
+
+    seconds: float | None
+    since: float | None = None
+
+
+NO_LIMIT = TimeLimit(None)
 
 
 def checked_timeout(value: object) -> float | None:
@@ -58,14 +69,16 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             self._events.append(event)
             self._wake()
 
-    def set_timeout(self, timeout: float | None) -> None:
+    def set_timeout(self, timeout: float | None, since: float | None = None) -> None:
         """Limit the time of the completion. A read after it closes the stream and raises `CompletionTimeoutError`.
 
         Args:
-            timeout: Seconds from now, as `checked_timeout` gives them; None is without limit.
+            timeout: Seconds, as `checked_timeout` gives them; None is without limit.
+            since: When they began, by `time.monotonic`; None is now.
         """
         self._timeout = timeout or 0.0
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        since = time.monotonic() if since is None else since
+        self._deadline = None if timeout is None else since + timeout
 
     def close(self) -> None:
         """Stop reading. The backend drops the request as soon as it can. Closing twice does nothing."""

@@ -7,23 +7,24 @@ import random
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from pydantic import SecretStr
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
-from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.tgi.errors import Failures
 from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
 from langchain_specdec.backends.tgi.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer, TokenizerInUse
+from langchain_specdec.backends.tgi.questions import Questions
 from langchain_specdec.backends.tgi.retries import Retries
 from langchain_specdec.backends.tgi.server_facts import ServerFacts, SoonKnown
 from langchain_specdec.backends.tgi.speculation_warner import SpeculationWarner
@@ -36,14 +37,12 @@ from langchain_specdec.errors import (
     EngineClosedError,
     InvalidParameterError,
     PromptTooLongError,
-    SpecDecError,
     SpeculatingServerWarning,
 )
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
 
-T = TypeVar("T")
 _DRAWN_SEED_LIMIT = 2**53
 # Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
 _RANDOM = random.SystemRandom()
@@ -100,7 +99,6 @@ class TGIBackend(Backend):
         key = checked_key(api_key, self._url)
         check_options(read_timeout, max_retries, max_concurrency)
         self._timeout = float(read_timeout)
-        self._max_retries = max_retries
         self._max_concurrency = max_concurrency
         self._tokenizers = TokenizerInUse(LocalTokenizer.load(tokenizer), self._url)
         self._failures = Failures(self._url, key, self._timeout)
@@ -111,7 +109,10 @@ class TGIBackend(Backend):
         self._name = SoonKnown(self._loop, self._facts)
         self._warner = SpeculationWarner(self._facts, self._url, server)
         self._server = server
-        self._watch = None if server is None else OwnedServerWatch(server, self._facts.is_healthy)
+        self._watch = None if server is None else OwnedServerWatch(server, self._facts.is_healthy, self._timeout)
+        # Not a method of this object, which would never be freed then.
+        self._new_retries = partial(Retries, max_retries, self._timeout, self._watch)
+        self._questions = Questions(self._loop, self._facts, self._failures, self._tokenizers, self._new_retries)
         self._permits: tuple[int, asyncio.Semaphore] | None = None
         # A name of its own, until the model is known: no answer in a cache may match before.
         self._unknown = f"not known yet ({uuid.uuid4()})"
@@ -132,9 +133,15 @@ class TGIBackend(Backend):
         """Model id of the server, which is asked for it; its address where it does not tell, or not yet.
 
         A server that does not answer is waited for a few seconds, and not asked again for a while. In an event loop
-        there is no waiting at all.
+        there is no waiting at all. After some seconds without requests it is asked again, for another may have taken
+        its place.
         """
         info = self._name.get()
+        return info.model_id if info else self._url
+
+    def name_within(self, seconds: float) -> str:
+        """`model_name`, waited for no longer than that, nor is it soon after; the address where it is not known."""
+        info = self._name.get(seconds)
         return info.model_id if info else self._url
 
     @property
@@ -151,20 +158,25 @@ class TGIBackend(Backend):
     def _tokenizer(self) -> LocalTokenizer | None:
         return self._tokenizers.current(self._facts.info)
 
-    def load_tokenizer(self) -> PrivateTokenizer:
+    def load_tokenizer(self, timeout: float | None = None) -> PrivateTokenizer:
         """The tokenizer that it was given, or that of the model which the server names.
 
         That is read from the model's folder, where the server is on this machine, or comes from the Hugging Face Hub
         or its cache.
 
+        Args:
+            timeout: Most seconds that it may take; None is without limit.
+
         Raises:
+            CompletionTimeoutError: It took longer.
             BackendUnavailableError: The server does not answer, or is of another kind.
             ModelLoadError: The tokenizer cannot be found or read.
         """
-        known = self._tokenizer
-        if known is None:
-            known = self._tokenizers.load(self._wait_for(self._ask_info(), "its model was known"))
-        return known.private
+        return self._questions.tokenizer(timeout).private
+
+    async def aload_tokenizer(self, timeout: float | None = None) -> PrivateTokenizer:
+        """The same without blocking the running event loop; cancelling the task ends the wait."""
+        return (await self._questions.atokenizer(timeout)).private
 
     @property
     def max_length(self) -> int | None:
@@ -208,7 +220,7 @@ class TGIBackend(Backend):
             return self._tokenizer.private.encode(text, add_special_tokens=False)
         if not text:
             return []
-        return self._wait_for(self._ask_tokens(text), "the tokens were counted")
+        return self._questions.token_ids(text)
 
     def close(self) -> None:
         """Break what runs, with an `EngineClosedError`, and stop the server if it is this backend's own."""
@@ -242,17 +254,6 @@ class TGIBackend(Backend):
         )
         return stream
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
-        """What comes of a question to the server."""
-        try:
-            return self._loop.submit(coroutine).result()
-        except CancelledError:
-            error: SpecDecError = EngineClosedError(f"The backend was closed before {what}.")
-        except Exception as problem:
-            error = self._failures.of(problem).error
-        # Outside of `except`, for the client's exception holds the key.
-        raise error
-
     # -- in the loop's thread
 
     async def _serve(self, request: CompletionRequest, stream: CompletionStream) -> None:
@@ -268,12 +269,8 @@ class TGIBackend(Backend):
         """The events of a completion, after as many attempts as it takes and may take."""
         seed = request.params.seed
         seed = _RANDOM.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
-        # `start` has checked that it is text.
-        prompt = str(request.prompt)
-        if self._tokenizer:
-            prompt = self._tokenizer.without_bos(prompt)
         permits: asyncio.Semaphore | None = None
-        retries = self._retries()
+        retries = self._new_retries()
         is_started = False
         try:
             while True:
@@ -282,9 +279,11 @@ class TGIBackend(Backend):
                     if permits is None:
                         permits = self._semaphore(info)
                         await permits.acquire()
+                        # Another server may have taken its place meanwhile.
+                        info = await self._facts.ask_info()
                     if request.params.grammar is not None:
                         await self._warner.warn_once()
-                    async with aclosing(self._attempt(request, prompt, seed, info)) as events:
+                    async with aclosing(self._attempt(request, seed, info)) as events:
                         async for event in events:
                             is_started = True
                             yield event
@@ -302,35 +301,24 @@ class TGIBackend(Backend):
             if permits is not None:
                 permits.release()
 
-    async def _ask_info(self) -> ServerInfo:
-        """What `/info` tells, after as many attempts as it may take."""
-        retries = self._retries()
-        while True:
-            try:
-                return await self._facts.ask_info()
-            except Failure as error:
-                failure = error
-            await retries.wait_or_raise(failure)
-
-    async def _ask_tokens(self, text: str) -> list[int]:
-        retries = self._retries(0)
-        try:
-            return await self._facts.token_ids(text)
-        except Exception as error:
-            failure = self._failures.of(error)
-        await retries.wait_or_raise(failure)
-        raise failure
-
-    def _retries(self, max_retries: int | None = None) -> Retries:
-        return Retries(self._max_retries if max_retries is None else max_retries, self._timeout, self._watch)
-
     async def _attempt(
-        self, request: CompletionRequest, prompt: str, seed: int, info: ServerInfo
+        self, request: CompletionRequest, seed: int, info: ServerInfo
     ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
         """One attempt at a request: its tokens, and how it ended."""
         params = request.params
+        tokenizer = self._tokenizers.current(info)
+        if request.template_of is not None and (tokenizer is None or tokenizer.private is not request.template_of):
+            msg = (
+                f"The TGI server at {self._url} has another model by now, {info.model_id!r}, and the prompt was "
+                f"written by the chat template of the one before. Call again: it is then written by the new one's."
+            )
+            raise BackendUnavailableError(msg)
+        # `start` has checked that it is text.
+        prompt = str(request.prompt)
+        if tokenizer is not None:
+            prompt = tokenizer.without_bos(prompt)
         prompt_tokens = await self._count(prompt, params, info)
-        vocabulary = self._tokenizer.vocabulary if self._tokenizer else None
+        vocabulary = tokenizer.vocabulary if tokenizer else None
         parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences, vocabulary)
         answer = Answer(params, request.shown_specials)
         started = None
@@ -343,12 +331,13 @@ class TGIBackend(Backend):
                     raise self._failures.lost() from None
                 now = time.perf_counter()
                 started = now if started is None else started
+                self._facts.heard()
                 yield TokenEvent((answer.add(frame),))
             if frame.end is not None and frame.end.prompt_tokens is not None:
                 prompt_tokens = frame.end.prompt_tokens
             elif not prompt_tokens:
                 # The answer was cut here, and only its last frame has the count.
-                prompt_tokens = len(await self._tokenize(prompt))
+                prompt_tokens = len(await self._tokenize(prompt, info))
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )
@@ -374,7 +363,7 @@ class TGIBackend(Backend):
         is_unchecked = limit is not None and params.max_new_tokens > _CHECKED_BY_SERVER
         if self._client.reports_prompt_tokens and not is_unchecked:
             return 0
-        count = len(await self._tokenize(prompt))
+        count = len(await self._tokenize(prompt, info))
         if limit is not None and is_unchecked and count + params.max_new_tokens > limit:
             msg = (
                 f"The prompt has {count} tokens and max_new_tokens is {params.max_new_tokens}, together more than the "
@@ -384,8 +373,8 @@ class TGIBackend(Backend):
             raise PromptTooLongError(msg)
         return count
 
-    async def _tokenize(self, text: str) -> list[int]:
-        tokenizer = self._tokenizer
+    async def _tokenize(self, text: str, info: ServerInfo) -> list[int]:
+        tokenizer = self._tokenizers.current(info)
         if tokenizer is None:
             return await self._facts.prompt_ids(text)
         return await self._loop.run_blocking(lambda: tokenizer.prompt_ids(text))

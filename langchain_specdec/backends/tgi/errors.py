@@ -74,16 +74,23 @@ _ENDED_EARLY = ("disconnected", "closed connection", "not enough data")
 
 
 class Failure(Exception):  # noqa: N818
-    """An error for the caller, and whether the same request may succeed a moment later. Never leaves the backend."""
+    """An error for the caller, and what may be done about it. Never leaves the backend.
 
-    def __init__(self, error: SpecDecError, *, is_transient: bool = False) -> None:
+    Args:
+        error: The error.
+        is_transient: Whether the same request may succeed a moment later.
+        is_of_model: Whether it is the model that failed, maybe by the request itself; so is every `GenerationError`.
+    """
+
+    def __init__(self, error: SpecDecError, *, is_transient: bool = False, is_of_model: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.is_transient = is_transient
+        self.is_of_model = is_of_model or isinstance(error, GenerationError)
 
     def copy(self) -> Failure:
         """The same with an error of its own."""
-        return Failure(type(self.error)(*self.error.args), is_transient=self.is_transient)
+        return Failure(type(self.error)(*self.error.args), is_transient=self.is_transient, is_of_model=self.is_of_model)
 
 
 class Failures:
@@ -111,7 +118,7 @@ class Failures:
         reason = said.removeprefix(_FAILURE).strip()
         why = f"It says: {self._quote(reason)}" if reason else "It does not say why; most often it is no valid one."
         msg = f"The TGI server refuses the {what} of the request. {why}"
-        return Failure(InvalidParameterError(msg), is_transient=failure.is_transient)
+        return Failure(InvalidParameterError(msg), is_transient=failure.is_transient, is_of_model=True)
 
     def _of(self, error: BaseException) -> Failure:
         if isinstance(error, Failure):

@@ -41,35 +41,41 @@ class OwnedServerWatch:
     Args:
         server: The server.
         is_healthy: Whether it and its model answer now.
+        read_timeout: Most seconds that it may take until the end of a server is known.
     """
 
-    def __init__(self, server: OwnedServer, is_healthy: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, server: OwnedServer, is_healthy: Callable[[], Awaitable[bool]], read_timeout: float) -> None:
         self._server = server
         self._is_healthy = is_healthy
+        self._notice_seconds = min(_NOTICE_SECONDS, read_timeout)
         self._looking = asyncio.Lock()
         self._looked_at = 0.0
-        self._is_well = False
+        self._is_well = True
+        self._unwell_since = 0.0
 
     @property
     def last_exit(self) -> ServerExit | None:
         """The latest end that nobody asked for."""
         return self._server.last_exit
 
-    async def explain(self, failure: Failure, earlier: ServerExit | None) -> Failure:
+    async def explain(self, failure: Failure, earlier: ServerExit | None) -> tuple[Failure, ServerExit | None]:
         """A failure with the reason of the server's end, if it has ended; that may take a while to be known.
 
         Args:
             failure: What came of a request.
-            earlier: The server's last end before the request.
+            earlier: The server's last end before the request, or the one that explained an earlier attempt.
+
+        Returns:
+            The failure, and the last end that explains nothing more.
         """
         if not isinstance(failure.error, (BackendUnavailableError, GenerationError)):
-            return failure
+            return failure, earlier
         end = await self._end_since(earlier)
         if end is None:
-            return failure
+            return failure, earlier
         then = "" if end.restart_in is None else " It is started again."
         msg = f"{failure.error} The server, which was started from here, has ended: {end.summary}{then}"
-        return Failure(BackendUnavailableError(msg), is_transient=end.restart_in is not None)
+        return Failure(BackendUnavailableError(msg), is_transient=end.restart_in is not None), end
 
     async def wait_for_restart(self, deadline: float) -> None:
         """Wait until a restart has come to its end, however that is, or until a time of `time.monotonic`."""
@@ -83,8 +89,10 @@ class OwnedServerWatch:
             state = self._server.state
             if end is not None and (end is not earlier or state in (State.FAILED, State.RESTARTING)):
                 return end
-            is_late = time.monotonic() - failed_at > _NOTICE_SECONDS
-            if state is not State.READY or is_late or await self._was_well_after(failed_at):
+            if state is not State.READY or await self._was_well_after(failed_at):
+                return None
+            # One that has been unwell for so long, and has not ended, is of no news to those who fail after.
+            if time.monotonic() - min(failed_at, self._unwell_since) > self._notice_seconds:
                 return None
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -93,6 +101,9 @@ class OwnedServerWatch:
         async with self._looking:
             now = time.monotonic()
             if self._looked_at < max(failed_at, now - _LOOK_SECONDS):
+                is_first = self._is_well or now - self._looked_at > self._notice_seconds
                 self._is_well = await self._is_healthy()
                 self._looked_at = now
+                if is_first:
+                    self._unwell_since = now
             return self._is_well

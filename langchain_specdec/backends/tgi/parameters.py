@@ -57,8 +57,12 @@ class GenerateParameters:
             seed: The seed in force.
             max_stop_sequences: Stop strings that the server takes. The first so many are sent, to end the text there;
                 all of them are looked for here as well.
-            vocabulary: Of the model, where it is known.
+            vocabulary: Of the model that the server has now, where it is known.
+
+        Raises:
+            InvalidParameterError: `top_k` may be more than that model takes.
         """
+        _check_top_k(params, vocabulary)
         sampled: dict[str, Any] = {
             "do_sample": True,
             "temperature": params.temperature,

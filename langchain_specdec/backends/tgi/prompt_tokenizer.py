@@ -111,6 +111,10 @@ class TokenizerInUse:
         self._lock = threading.Lock()
         self._learned: tuple[str, LocalTokenizer] | None = None
 
+    def certain(self, info: ServerInfo | None) -> LocalTokenizer | None:
+        """The same as `current`, but None where the server's model is not known."""
+        return self._given if info is None else self.current(info)
+
     def current(self, info: ServerInfo | None) -> LocalTokenizer | None:
         """The one for the model that the server has now, if there is one already."""
         if self._given is not None or self._learned is None:

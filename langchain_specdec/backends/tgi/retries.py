@@ -8,7 +8,6 @@ import time
 
 from langchain_specdec.backends.tgi.errors import Failure
 from langchain_specdec.backends.tgi.owned_server import OwnedServerWatch
-from langchain_specdec.errors import GenerationError
 
 _FIRST_DELAY = 0.5
 # A model that fails may do so because of the request itself.
@@ -42,10 +41,10 @@ class Retries:
             is_started: Whether a part of the answer was handed on.
         """
         if self._watch is not None:
-            failure = await self._watch.explain(failure, self._last_exit)
+            failure, self._last_exit = await self._watch.explain(failure, self._last_exit)
         self._num_failed += 1
         limit = self._max_retries
-        if isinstance(failure.error, GenerationError):
+        if failure.is_of_model:
             limit = min(limit, _MODEL_RETRIES)
         if is_started or not failure.is_transient or self._num_failed > limit:
             raise failure.error

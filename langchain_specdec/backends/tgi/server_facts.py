@@ -25,6 +25,8 @@ _METRICS_BYTES = 4 * 2**20
 # How long a caller waits for what it can do without, and how long a server is left alone that did not answer.
 _KNOWN_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 30.0
+# No server of a model starts in less, so that none has taken the place of one that was heard of so lately.
+_FRESH_SECONDS = 10.0
 # Nobody's answer waits for these two for longer.
 _HEALTH_SECONDS = 5.0
 _METRICS_SECONDS = 5.0
@@ -64,20 +66,30 @@ class ServerFacts:
         self._failures = failures
         self._timeout = read_timeout
         self._asking: asyncio.Task[ServerInfo | Failure] | None = None
+        self._heard_at = -math.inf
         self.info: ServerInfo | None = None
+
+    @property
+    def fresh(self) -> ServerInfo | None:
+        """What `/info` told; None once nothing came of the server for some seconds, for another may answer by now."""
+        return self.info if time.monotonic() - self._heard_at <= _FRESH_SECONDS else None
+
+    def heard(self) -> None:
+        """Note that the server answers."""
+        self._heard_at = time.monotonic()
 
     def forget(self) -> None:
         """Ask again: another server may answer at this address next."""
         self.info = None
 
     async def ask_info(self) -> ServerInfo:
-        """What `/info` tells, asked for once however many wait for it.
+        """What `/info` tells, asked for once however many wait for it, and again after some seconds of idling.
 
         Raises:
             Failure: There is no answer in time, or none that can be TGI's.
         """
-        if self.info is not None:
-            return self.info
+        if (info := self.fresh) is not None:
+            return info
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._fetch_info())
         # One who is cancelled leaves the question to the others.
@@ -91,6 +103,7 @@ class ServerFacts:
         try:
             answer = await self._client.fetch(ShortRequest("/info", self._timeout, _INFO_BYTES), self._failures)
             self.info = ServerInfo.model_validate_json(answer)
+            self.heard()
         except ValidationError as error:
             return self._unreadable("/info", error)
         except Exception as error:
@@ -169,10 +182,13 @@ class SoonKnown:
         self._asked: Future[ServerInfo] | None = None
         self._wait_until = self._ask_again_at = -math.inf
 
-    def get(self) -> ServerInfo | None:
-        """What it tells, or None. Waits a few seconds at most; in an event loop not at all. Raises nothing."""
-        if self._facts.info is not None:
-            return self._facts.info
+    def get(self, max_seconds: float = _KNOWN_SECONDS) -> ServerInfo | None:
+        """What it tells, or has told, or None. Waits so long at most; in an event loop not at all. Raises nothing.
+
+        What one caller cannot wait for, the next ones do not wait for either.
+        """
+        if (info := self._facts.fresh) is not None:
+            return info
         with self._lock:
             now = time.monotonic()
             if now >= self._ask_again_at:
@@ -181,6 +197,7 @@ class SoonKnown:
                     self._asked = self._loop.submit(self._facts.ask_info())
                 except SpecDecError:  # closed
                     return None
+            self._wait_until = min(self._wait_until, now + max_seconds)
             asked, seconds = self._asked, self._wait_until - now
         if asked is not None and not _is_in_event_loop():
             # Its error is that of a request too, which tells it.

@@ -429,6 +429,23 @@ def test_a_grammar_that_the_server_refuses_is_a_wrong_parameter(
 @pytest.mark.server
 @pytest.mark.transformers
 @pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("grammar", [None, Grammar(regex="a|b")])
+def test_what_the_model_fails_at_is_sent_again_twice_at_most(
+    client: str,
+    make_backend: Any,  # noqa: F811
+    grammar: Grammar | None,
+) -> None:
+    body = {"error": "Request failed during generation: Server error: ", "error_type": "generation"}
+    with RawServer({"/": answer(body, "424 Oh")}) as server:
+        backend = make_backend(server.url, client=client, max_retries=8)
+        with pytest.raises(SpecDecError):
+            backend.complete([CompletionRequest("Hi", SamplingParams(grammar=grammar))])
+        assert len([request for request in server.requests if request.startswith(b"POST / ")]) == 3
+
+
+@pytest.mark.server
+@pytest.mark.transformers
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("said", ["CUDA out of memory", "transport error", "CANCELLED", "index 5 is out of bounds"])
 def test_a_model_that_fails_is_no_wrong_grammar(client: str, make_backend: Any, said: str) -> None:  # noqa: F811
     body = {"error": f"Request failed during generation: Server error: {said}", "error_type": "generation"}

@@ -15,8 +15,8 @@ from langchain_core.messages import HumanMessage
 from transformers import AutoTokenizer
 
 from langchain_specdec import ChatSpeculative, Grammar, SamplingParams, SpeculativeLLM
-from langchain_specdec.backends.tgi import owned_server, server_facts, speculation_warner
-from langchain_specdec.backends.tgi.errors import is_loopback
+from langchain_specdec.backends.tgi import owned_server, retries, server_facts, speculation_warner
+from langchain_specdec.backends.tgi.errors import Failure, is_loopback
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import (
     BackendUnavailableError,
@@ -551,3 +551,79 @@ def test_an_earlier_end_explains_nothing(server, client, make_backend, own):  # 
     with pytest.raises(GenerationError) as caught:
         backend.complete([ask()])
     assert "killed" not in str(caught.value)
+
+
+async def test_an_end_explains_one_failure_of_a_request(own, monkeypatch):
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.0)
+
+    async def is_healthy() -> bool:
+        return True
+
+    attempts = retries.Retries(3, 5.0, owned_server.OwnedServerWatch(own, is_healthy, 5.0))
+    own.end(restart_in=0.1)
+    own.state = State.READY
+    await attempts.wait_or_raise(Failure(BackendUnavailableError("The connection broke."), is_transient=True))
+    with pytest.raises(GenerationError) as caught:
+        await attempts.wait_or_raise(Failure(GenerationError("It failed.")))
+    assert str(caught.value) == "It failed."
+    # The next end explains the next.
+    own.end()
+    with pytest.raises(BackendUnavailableError, match="killed by signal 9"):
+        await attempts.wait_or_raise(Failure(GenerationError("It failed."), is_transient=True))
+
+
+class Unwell:
+    """The health of a server that is not well, and does not end."""
+
+    def __init__(self) -> None:
+        self.num_looks = 0
+
+    async def is_healthy(self) -> bool:
+        self.num_looks += 1
+        return False
+
+
+async def test_a_server_that_stays_unwell_is_waited_for_once(own, monkeypatch):
+    monkeypatch.setattr(owned_server, "_NOTICE_SECONDS", 0.5)
+    monkeypatch.setattr(owned_server, "_LOOK_SECONDS", 0.0)
+    unwell = Unwell()
+    watch = owned_server.OwnedServerWatch(own, unwell.is_healthy, 5.0)
+    failure = Failure(GenerationError("It failed."))
+    assert await watch.explain(failure, None) == (failure, None)
+    assert unwell.num_looks > 1
+    before = unwell.num_looks
+    for _ in range(3):
+        assert await watch.explain(failure, None) == (failure, None)
+    assert unwell.num_looks - before == 3
+    own.end()
+    explained, end = await watch.explain(failure, None)
+    assert end is own.last_exit
+    assert "killed by signal 9" in str(explained)
+
+
+async def test_no_server_is_waited_for_longer_than_a_token(own, monkeypatch):
+    monkeypatch.setattr(owned_server, "_NOTICE_SECONDS", 3600.0)
+    watch = owned_server.OwnedServerWatch(own, Unwell().is_healthy, 0.2)
+    failure = Failure(GenerationError("It failed."))
+    assert await asyncio.wait_for(watch.explain(failure, None), 20.0) == (failure, None)
+
+
+def test_counting_waits_for_the_restart_of_an_own_server(server, client, make_backend, own):  # noqa: F811
+    backend = make_backend(server.url, client=client, server=own, max_retries=1, read_timeout=20.0)
+    server.close()
+    own.end(restart_in=1.0)
+    port = int(server.url.rpartition(":")[2])
+    again = []
+
+    def start() -> None:
+        again.append(ServerThread(FakeModel(), LIMITS, port=port))
+        own.state = State.READY
+
+    # On a busy machine a client takes a while to be made.
+    timer = later(1.5, start)
+    try:
+        assert len(backend.token_ids("Hello")) == 5
+    finally:
+        timer.join()
+        backend.close()
+        again[0].close()

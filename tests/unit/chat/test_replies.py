@@ -38,7 +38,9 @@ def test_marks_count_once(family: str, skip_special_tokens: bool) -> None:
         frame = Frame(token, text, token in tokenizer.all_special_ids and skip_special_tokens, None, (), None)
         events.append(TokenEvent((answer.add(frame),)))
     events.append(FinishEvent("eos_token", 1, len(ids), 0, SpeculationStats()))
-    message: Any = ReplyReader(family, template.parser(["add"]), None, SamplingParams()).generation(events).message
+    message: Any = (
+        ReplyReader(lambda: family, template.parser(["add"]), None, SamplingParams()).generation(events).message
+    )
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("add", {"a": 1})]
     assert not message.invalid_tool_calls
     assert not message.text

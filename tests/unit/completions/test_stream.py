@@ -54,6 +54,14 @@ async def test_a_read_past_the_time_limit_closes_the_source_in_an_event_loop() -
     assert [event async for event in source.stream] == []
 
 
+def test_a_time_limit_may_have_begun_before_the_stream() -> None:
+    source = Source()
+    source.stream.set_timeout(60.0, since=time.monotonic() - 61.0)
+    source.stream.put(EVENT)
+    with pytest.raises(CompletionTimeoutError, match="timeout=60 seconds"):
+        next(source.stream)
+
+
 def test_events_that_came_too_late_are_not_given() -> None:
     source = Source()
     source.stream.set_timeout(0.001)

@@ -1,0 +1,110 @@
+"""One call of a chat model: what is asked for, and the prompt that a chat template makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
+from langchain_specdec.chat.messages import continues_message
+from langchain_specdec.chat.replies import ReplyReader
+from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, with_schema_prompt
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.stream import TimeLimit
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.sampling.params import SamplingParams
+
+
+class AskedCall(NamedTuple):
+    """What is asked for, checked as far as it can be without the template.
+
+    Attributes:
+        rows: Messages, as templates take them.
+        params: What to generate.
+        options: What was given beside: `tool_choice`, `keep_malformed`, `continue_final_message`.
+        tools: All tools.
+        forced: Those of which the answer has to be a call; None where it may be text.
+        form: The form asked for by `response_format`.
+        limit: Of the time of the call.
+    """
+
+    rows: list[dict[str, Any]]
+    params: SamplingParams
+    options: Mapping[str, Any]
+    tools: list[dict[str, Any]]
+    forced: Sequence[Mapping[str, Any]] | None
+    form: OutputForm | None
+    limit: TimeLimit
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """The tools that the model is told about: all, also where one is forced, so that the prompt begins alike."""
+        return [] if self.options["tool_choice"] == "none" else self.tools
+
+    def check(self, backend: Backend) -> None:
+        """Refuse what contradicts itself, or is beyond the backend.
+
+        Raises:
+            InvalidParameterError: It is such a call.
+        """
+        if self.forced is not None and self.form is not None:
+            msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
+            raise InvalidParameterError(msg)
+        if self.form is not None and self.shown and not backend.takes_calls_or_object:
+            msg = (
+                f"response_format beside tools cannot be honoured by {type(backend).__name__}, whose grammars know no "
+                f"choice between a call and an object. Give an agent response_format=ToolStrategy(...), which makes a "
+                f"tool of it, or forbid calls with tool_choice='none'."
+            )
+            raise InvalidParameterError(msg)
+        if self.params.grammar is not None and (self.forced is not None or self.form is not None):
+            msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
+            raise InvalidParameterError(msg)
+
+
+class ReadyCall(NamedTuple):
+    """One call, ready to run."""
+
+    request: CompletionRequest
+    reader: ReplyReader
+    limit: TimeLimit
+
+
+def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_of: Any) -> ReadyCall:
+    """The prompt of a call, and how its answer is read.
+
+    Args:
+        asked: The call.
+        template: Writes the prompt.
+        backend: Where it will run.
+        template_of: The tokenizer of the template, where the backend's model may be another by then; else None.
+
+    Raises:
+        InvalidParameterError: The template cannot render it.
+    """
+    rows, params, options, shown, form = asked.rows, asked.params, asked.options, asked.shown, asked.form
+    if asked.forced is not None:
+        form = form_of_calls(asked.forced, template.parser, needs_properties=backend.needs_properties)
+    elif form is not None:
+        rows = with_schema_prompt(rows, form, has_tools=bool(shown))
+        if shown:
+            form = form_of_calls_or_object(form, shown, template.parser)
+    if form is not None:
+        params = replace(params, grammar=form.grammar)
+    parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+    goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
+    begin = form.begin if form is not None else ""
+    if backend.takes_token_ids:
+        prompt: str | list[int] = template.token_ids(rows, shown, begin, backend.max_length, goes_on=goes_on)
+    else:
+        prompt = template.text(rows, shown, begin, goes_on=goes_on)
+    in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
+    how = {"must_call": asked.forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
+    reader = ReplyReader(lambda: backend.model_name, in_order, form, params, **how)
+    # Of a grammar's text, and of a text that is gone on with, no space may be left out.
+    continues_prompt = bool(begin) or goes_on or params.grammar is not None
+    marks = template.mark_texts if parser else {}
+    return ReadyCall(CompletionRequest(prompt, params, continues_prompt, marks, template_of), reader, asked.limit)
