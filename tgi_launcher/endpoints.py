@@ -46,7 +46,7 @@ class ServerInfo(BaseModel):
 def problems(error: ValidationError) -> str:
     """What is wrong, by field and without the values: they may be anything, and long."""
     found = error.errors(include_input=False, include_context=False, include_url=False)
-    shown = [f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}" for problem in found[:3]]
+    shown = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ") for problem in found[:3]]
     return "; ".join([*shown, *(["and more"] if len(found) > len(shown) else [])])
 
 

@@ -15,8 +15,8 @@ import llguidance
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.matching import JSON_AS_READ, matcher_of, one_line, source_of
 
-# Parts of JSON that can be spelled in several ways: strings, numbers with an exponent or zeros at the end of a fraction,
-# and a zero with a sign.
+# Parts of JSON that can be spelled in several ways: strings, numbers with an exponent or with zeros at the end of a
+# fraction, and a zero with a sign.
 _SPELLED = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?[eE][+-]?\d+|-?\d+\.\d*0(?![\d.eE])|-0(?![.\d])')
 # The same, and at the end of a text that was cut: a string with part of an escape after it, or part of an exponent.
 _SPELLED_OR_CUT = re.compile(

@@ -12,7 +12,7 @@ from tgi_launcher.logs import INDENT
 # TGI 3.3 says these at every start of an ordinary model, and nothing follows from them.
 _HARMLESS = re.compile(
     r"WARN (?:\[shard \d+\] )?(?:Cannot determine GPU compute capability|Could not import Mamba|Tokenizer_config "
-    r"|no pipeline tag found for model|Prefill chunking does not support speculation yet"
+    r"|no pipeline tag found for model|Prefill chunking (?:does not support speculation yet|is only supported with)"
     r"|Offline mode active using cache defaults|Could not retrieve model info from the Hugging Face hub)"
 )
 _EXCEPTION = re.compile(rf"{INDENT}[\w.]+(?:Error|Exception|Timeout|Interrupt)\b")

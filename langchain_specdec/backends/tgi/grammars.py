@@ -150,8 +150,8 @@ def _refuse_schema(schema: Mapping[str, Any]) -> None:
         raise InvalidParameterError(msg)
     if "properties" not in schema:
         msg = (
-            "grammar cannot be honoured by a TGI server (TGI takes a schema only of an object, with 'properties'). "
-            "Leave it out, or use a LocalBackend."
+            "A TGI server takes JSON schemas of objects with 'properties' only. Make it one, which in a chat "
+            "method='function_calling' does, or use a LocalBackend."
         )
         raise InvalidParameterError(msg)
 
