@@ -762,6 +762,15 @@ if os.fork() == 0:
     sys.exit()          # a child that ends as a script does
 time.sleep(0.2)
 print(server.info().model_id, flush=True)
+fork = os.fork()
+if fork == 0:
+    import signal
+    signal.alarm(20)    # far less than a stop may take
+    server.begin_stop()
+    server.stop()
+    server.wait()
+    os._exit(7 if server.is_ready else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), server.info().model_id, flush=True)
 if os.fork() == 0:
     time.sleep(15)      # a child that outlives us
     os._exit(0)
@@ -770,6 +779,7 @@ os._exit(0)
     with run_script(rest) as child:
         assert child.stdout is not None
         assert child.stdout.readline().strip() == "fake"
+        assert child.stdout.readline().strip() == "7 fake"
         child.wait(BOUND)
         await_true(lambda: len(marked(os.environ["STANDIN_TEST"])) <= 1, seconds=10)
         for pid, _ in marked(os.environ["STANDIN_TEST"]):
