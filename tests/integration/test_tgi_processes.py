@@ -296,7 +296,7 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("out-of-memory", Reason.OUT_OF_MEMORY, "memory"),
         ("heads", Reason.SPECULATE_EXCEEDS_HEADS, "only 3 medusa heads"),
         ("killed-while-loading", Reason.KILLED, "SIGKILL"),
-        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True (tgi-launch --cpu)"),
+        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True sets them"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
         ("crash-loading", Reason.WEBSERVER_FAILED, "router ended"),
@@ -855,6 +855,39 @@ def test_tgi_launch_tells_why_it_failed():
     assert "standard error output: torch.OutOfMemoryError: CUDA out of memory." in done.stdout
     assert "… looking for the weights\n… loading the model\n" in done.stdout
     assert "downloading" not in done.stdout
+    shown = (done.stdout + done.stderr).splitlines()
+    assert len([line for line in shown if "ERROR" in line and "complete standard error output" in line]) == 1
+    assert "  | Error: ShardCannotStart" in shown, "what was not shown while it ran is shown at the end"
+    done = subprocess.run([*CLI, "--logs"], capture_output=True, text=True, env=environ, timeout=BOUND, check=False)  # noqa: S603
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.count("Error: ShardCannotStart") == 1
+
+
+def test_tgi_launch_shows_what_was_logged_when_its_router_dies():
+    with subprocess.Popen(CLI, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        for line in child.stdout or ():
+            if line.startswith("  fake"):
+                break
+        for pid, line in marked(os.environ["STANDIN_TEST"]):
+            if "tests.standin.router" in line:
+                os.kill(pid, signal.SIGKILL)
+        text = child.stdout.read() if child.stdout else ""
+        assert child.wait(BOUND) == 1
+    assert "  | Error: WebserverFailed\n" in text
+    assert text.splitlines()[-1] == "error: The router ended (WebserverFailed); --logs shows more of the log."
+
+
+def test_tgi_launch_ends_where_nobody_reads_what_it_prints():
+    with subprocess.Popen(CLI, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:  # noqa: S603
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        said = child.stderr.read()
+        assert child.wait(BOUND) == 1
+        assert marked(os.environ["STANDIN_TEST"]) == []
+    assert said.startswith("error: Nobody reads standard output any more, so the server was stopped.")
+    assert said.count("\n") == 1
 
 
 # Secrets
