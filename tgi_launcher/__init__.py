@@ -8,24 +8,29 @@
 Needs neither PyTorch nor LangChain.
 """
 
-import logging
+from __future__ import annotations
 
-from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
-from tgi_launcher.endpoints import ServerInfo
-from tgi_launcher.errors import (
-    NotRunningError,
-    Reason,
-    SpeculationInactiveWarning,
-    StartError,
-    StopError,
-    TGIError,
-)
-from tgi_launcher.logs import Stage
-from tgi_launcher.metrics import Metrics, SpeculationReport
-from tgi_launcher.restart import Backoff
-from tgi_launcher.server import TGIServer
-from tgi_launcher.server_run import Progress
-from tgi_launcher.state import ServerExit, State
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tgi_launcher.config import DEFAULT_IMAGE, TGIConfig
+    from tgi_launcher.endpoints import ServerInfo
+    from tgi_launcher.errors import (
+        NotRunningError,
+        Reason,
+        SpeculationInactiveWarning,
+        StartError,
+        StopError,
+        TGIError,
+    )
+    from tgi_launcher.logs import Stage
+    from tgi_launcher.metrics import Metrics, SpeculationReport
+    from tgi_launcher.restart import Backoff
+    from tgi_launcher.server import TGIServer
+    from tgi_launcher.server_run import Progress
+    from tgi_launcher.state import ServerExit, State
 
 __all__ = [
     "DEFAULT_IMAGE",
@@ -47,5 +52,37 @@ __all__ = [
     "TGIServer",
 ]
 
+# Imported on first use: they take half a second, in which Ctrl-C would show a traceback of `tgi-launch`.
+_HOMES = {
+    "DEFAULT_IMAGE": "tgi_launcher.config",
+    "Backoff": "tgi_launcher.restart",
+    "Metrics": "tgi_launcher.metrics",
+    "NotRunningError": "tgi_launcher.errors",
+    "Progress": "tgi_launcher.server_run",
+    "Reason": "tgi_launcher.errors",
+    "ServerExit": "tgi_launcher.state",
+    "ServerInfo": "tgi_launcher.endpoints",
+    "SpeculationInactiveWarning": "tgi_launcher.errors",
+    "SpeculationReport": "tgi_launcher.metrics",
+    "Stage": "tgi_launcher.logs",
+    "StartError": "tgi_launcher.errors",
+    "State": "tgi_launcher.state",
+    "StopError": "tgi_launcher.errors",
+    "TGIConfig": "tgi_launcher.config",
+    "TGIError": "tgi_launcher.errors",
+    "TGIServer": "tgi_launcher.server",
+}
+
 # A library prints nothing of its log unless its user configures logging.
 logging.getLogger("tgi_launcher").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

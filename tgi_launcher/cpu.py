@@ -12,7 +12,7 @@ _CUDA_GRAPHS = (0,)
 IMAGE_SUFFIX = "-intel-cpu"
 # A kernel for CPUs is there for these only.
 _QUANTIZATIONS = (None, "awq", "gptq")
-HINT = "on a CPU TGI needs ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0: cpu=True (tgi-launch --cpu) sets them"
+HINT = "on a CPU TGI needs ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0: cpu=True sets them"
 
 
 def with_cpu_settings(given: dict[str, Any], default_image: str) -> dict[str, Any]:
@@ -42,6 +42,10 @@ def cpu_conflict(config: Any) -> str | None:
             f"quantize={config.quantize!r} needs a GPU: only awq and gptq run on a CPU",
         ),
         (config.docker_gpus, "docker_gpus must be off, or left out"),
+        (
+            bool(config.env.get("CUDA_VISIBLE_DEVICES")),
+            "env may not set CUDA_VISIBLE_DEVICES, since TGI would take a GPU that it sees: leave it out",
+        ),
         *(
             (config.env.get(name) != value, f"env may not set {name} to {config.env.get(name)!r}: it has to be {value}")
             for name, value in VARIABLES.items()

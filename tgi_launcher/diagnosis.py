@@ -333,7 +333,10 @@ def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
     if code < 0:
         return Diagnosis(Reason.KILLED, f"TGI's launcher {_by_signal(-code)}")
     if code == 0:
-        return Diagnosis(Reason.STOPPED, "TGI's launcher ended without an error: somebody stopped it.")
+        guess = "somebody stopped it"
+        if not evidence.was_ready:
+            guess += ", or it is another program than text-generation-launcher"
+        return Diagnosis(Reason.STOPPED, f"TGI's launcher ended without an error: {guess}.")
     if evidence.is_docker and code == _DOCKER_ITSELF:
         return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{_cause(text)}")
     if evidence.is_docker and code > 128:

@@ -104,17 +104,26 @@ def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None)
 
 
 def preview_command(config: TGIConfig) -> Command:
-    """The command that `make_plan` would make, to read or to paste. Nothing is made, locked, or need be installed.
+    """The command that `make_plan` would make now, to read or to paste. Nothing is kept locked, or need be installed.
 
     What belongs to the folder that a server gets is left to TGI: the shards' sockets, and where the command runs.
+    Ports that are given are not looked at.
     """
     try:
         runtime = choose_runtime(config)
     except StartError:
         runtime = "binary"
-    ports = {field: getattr(config, field) or first for field, first in FIRST_PORTS.items()}
+    with PortLocks() as locks:
+        ports = {field: getattr(config, field) or _likely_port(config, locks, field) for field in FIRST_PORTS}
     addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path)
     if runtime == "docker":
         config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
         return docker_command(config, addresses.port, "docker", name=f"tgi-{addresses.port}")
     return binary_command(config, addresses, config.launcher_path or LAUNCHER)
+
+
+def _likely_port(config: TGIConfig, locks: PortLocks, field: str) -> int:
+    try:
+        return take_port(config, locks, field)
+    except StartError:  # a start says why
+        return FIRST_PORTS[field]

@@ -77,6 +77,8 @@ class TGIServer:
         self._state = State.STOPPED
         self._locks = PortLocks()
         self._run: ServerRun | None = None
+        # A fork of this process has a server that is not its own.
+        self._is_ours = True
         self._watcher: threading.Thread | None = None
         self._has_warned = False
         self._last_exit: ServerExit | None = None
@@ -158,7 +160,7 @@ class TGIServer:
             return self
 
     def stop(self, timeout: float | None = None) -> None:
-        """End it, gently: requests that run are finished first. Does nothing if it is not running.
+        """End it, gently: requests that run are finished first. Does nothing if it is not running, nor in a fork.
 
         Args:
             timeout: Seconds until everything is killed; None takes the config's, 0 kills at once.
@@ -166,6 +168,8 @@ class TGIServer:
         Raises:
             StopError: Processes are left that even SIGKILL did not end.
         """
+        if not self._is_ours:
+            return
         self.begin_stop(timeout)  # a running start holds the lock until it is cancelled by this
         with self._lifecycle:
             left: tuple[int, ...] = ()
@@ -195,13 +199,18 @@ class TGIServer:
 
     def begin_stop(self, timeout: float | None = None) -> None:
         """As `stop`, without waiting for the end. Asked again with less time, it has less."""
+        if not self._is_ours:
+            return
         self._cancelled.set()
         if (run := self._run) is not None:
             run.process.begin_stop(self._drain_seconds(timeout))
 
     def forget(self) -> None:
         """In a fork of the process that started it: it is not the fork's to stop, nor to keep alive."""
-        self._cancelled.set()
+        self._is_ours = False
+        # Nobody watches it here, so nothing may wait for its end.
+        self._finished = threading.Event()
+        self._finished.set()
         if self._run is not None:
             self._run.process.forget()
 

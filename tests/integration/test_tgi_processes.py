@@ -310,7 +310,7 @@ def test_a_start_is_given_up_by_a_stop_from_another_thread():
         ("no-speculator", Reason.SPECULATION_UNSUPPORTED, "a fallback that cannot speculate"),
         ("killed-while-loading", Reason.KILLED, "SIGKILL"),
         ("killed-while-loading:signal=11", Reason.KILLED, "crashed (SIGSEGV"),
-        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True (tgi-launch --cpu)"),
+        ("no-gpu", Reason.NOT_ENOUGH_GPUS, "cpu=True sets them"),
         ("crash-while-loading", Reason.SHARD_CANNOT_START, "flubber"),
         ("warm-up-out-of-memory", Reason.OUT_OF_MEMORY, "4096 tokens"),
         ("warm-up-malloc", Reason.OUT_OF_MEMORY, "main memory does not hold fake"),
@@ -795,6 +795,15 @@ if os.fork() == 0:
     sys.exit()          # a child that ends as a script does
 time.sleep(0.2)
 print(server.info().model_id, flush=True)
+fork = os.fork()
+if fork == 0:
+    import signal
+    signal.alarm(20)    # far less than a stop may take
+    server.begin_stop()
+    server.stop()
+    server.wait()
+    os._exit(7 if server.is_ready else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), server.info().model_id, flush=True)
 if os.fork() == 0:
     time.sleep(15)      # a child that outlives us
     os._exit(0)
@@ -803,6 +812,7 @@ os._exit(0)
     with run_script(rest) as child:
         assert child.stdout is not None
         assert child.stdout.readline().strip() == "fake"
+        assert child.stdout.readline().strip() == "7 fake"
         child.wait(BOUND)
         await_true(lambda: len(marked(os.environ["STANDIN_TEST"])) <= 1, seconds=10)
         for pid, _ in marked(os.environ["STANDIN_TEST"]):
@@ -878,6 +888,39 @@ def test_tgi_launch_tells_why_it_failed():
     assert "standard error output: torch.OutOfMemoryError: CUDA out of memory." in done.stdout
     assert "… looking for the weights\n… loading the model\n" in done.stdout
     assert "downloading" not in done.stdout
+    shown = (done.stdout + done.stderr).splitlines()
+    assert len([line for line in shown if "ERROR" in line and "complete standard error output" in line]) == 1
+    assert "  | Error: ShardCannotStart" in shown, "what was not shown while it ran is shown at the end"
+    done = subprocess.run([*CLI, "--logs"], capture_output=True, text=True, env=environ, timeout=BOUND, check=False)  # noqa: S603
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.count("Error: ShardCannotStart") == 1
+
+
+def test_tgi_launch_shows_what_was_logged_when_its_router_dies():
+    with subprocess.Popen(CLI, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        for line in child.stdout or ():
+            if line.startswith("  fake"):
+                break
+        for pid, line in marked(os.environ["STANDIN_TEST"]):
+            if "tests.standin.router" in line:
+                os.kill(pid, signal.SIGKILL)
+        text = child.stdout.read() if child.stdout else ""
+        assert child.wait(BOUND) == 1
+    assert "  | Error: WebserverFailed\n" in text
+    assert text.splitlines()[-1] == "error: The router ended (WebserverFailed); --logs shows more of the log."
+
+
+def test_tgi_launch_ends_where_nobody_reads_what_it_prints():
+    with subprocess.Popen(CLI, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:  # noqa: S603
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        said = child.stderr.read()
+        assert child.wait(BOUND) == 1
+        assert marked(os.environ["STANDIN_TEST"]) == []
+    assert said.startswith("error: Nobody reads standard output any more, so the server was stopped.")
+    assert said.count("\n") == 1
 
 
 # Secrets

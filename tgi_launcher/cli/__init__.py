@@ -15,6 +15,9 @@ def main() -> None:
         import rich  # noqa: F401  # typer does without it, the commands do not
 
         from tgi_launcher.cli.app import run
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)  # as reporting.INTERRUPTED, which may not be there yet
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
+import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -12,6 +15,7 @@ from tgi_launcher.cli.check import check
 from tgi_launcher.cli.cleanup import cleanup
 from tgi_launcher.cli.options import takes_config
 from tgi_launcher.cli.print_command import print_command
+from tgi_launcher.cli.reporting import FAILED, INTERRUPTED, WRONG_USE
 from tgi_launcher.cli.start import start
 
 _COMMANDS = {
@@ -21,6 +25,8 @@ _COMMANDS = {
     "cleanup": cleanup,
 }
 _HELP = ("-h", "--help")
+# How alike a word and a command are, from 0 to 1, for the one to be a slip for the other.
+_MIN_SIMILARITY = 0.7
 
 app = typer.Typer(
     name="tgi-launch",
@@ -42,12 +48,36 @@ def _root() -> None:
 
 def run() -> None:
     """Run the application with the arguments of the process."""
+    if sys.stderr is None:  # closed before Python started, as standard output below
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stderr.write("error: Standard output is closed. To run without it, add: > /dev/null\n")
+        sys.exit(FAILED)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without Unicode shows a replacement instead of ending the program.
             with contextlib.suppress(ValueError, OSError):
                 stream.reconfigure(errors="replace")
-    app(args=_with_command(sys.argv[1:]), prog_name="tgi-launch")
+    arguments = sys.argv[1:]
+    if slip := _slip(arguments):
+        sys.stderr.write(f"error: {slip}\n")
+        sys.exit(WRONG_USE)
+    try:
+        app(args=_with_command(arguments), prog_name="tgi-launch")
+    except KeyboardInterrupt:  # before a command has begun
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(INTERRUPTED)
+
+
+def _slip(arguments: list[str]) -> str | None:
+    """What to say of a first word that is taken for a model, and seems to be meant for a command."""
+    word = arguments[0] if arguments else ""
+    if word in _COMMANDS or Path(word).is_dir():
+        return None
+    likely = difflib.get_close_matches(word, _COMMANDS, n=1, cutoff=_MIN_SIMILARITY)
+    if not likely:
+        return None
+    return f"There is no command {word}: use {likely[0]}, or, if it is a model, tgi-launch start {word}."
 
 
 def _with_command(arguments: list[str]) -> list[str]:

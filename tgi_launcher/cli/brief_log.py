@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from tgi_launcher.logs import INDENT
 
@@ -18,6 +19,7 @@ _HARMLESS = re.compile(
 _EXCEPTION = re.compile(rf"{INDENT}[\w.]+(?:Error|Exception|Timeout|Interrupt)\b")
 # The lines of a record come at once, so that no more of it comes after so long.
 _RECORD_SECONDS = 0.2
+_KEPT_LINES = 1000
 
 
 class BriefLog:
@@ -33,6 +35,7 @@ class BriefLog:
         self._headline = ""
         self._end = ""
         self._time = 0.0
+        self._told: deque[str] = deque(maxlen=_KEPT_LINES)
 
     def add(self, line: str) -> None:
         """Take a line of the log, as `TGIServer` gives it to `on_log`."""
@@ -40,10 +43,12 @@ class BriefLog:
             if line.startswith(INDENT) and self._headline:
                 if not line[len(INDENT)].isspace() and (_EXCEPTION.match(line) or not _EXCEPTION.match(self._end)):
                     self._end = line
+                self._told.append(line)
                 return
             self._flush()
             if line.startswith(("WARN", "ERROR")) and not _HARMLESS.match(line):
                 self._headline, self._time = line, time.monotonic()
+                self._told.append(line)
 
     def flush(self, *, is_over: bool = False) -> None:
         """Show what waits for more lines of its record, if none are to be expected.
@@ -54,6 +59,11 @@ class BriefLog:
         with self._lock:
             if is_over or time.monotonic() - self._time > _RECORD_SECONDS:
                 self._flush()
+
+    def untold(self, lines: Iterable[str]) -> list[str]:
+        """Those of these lines of the log that are not of a record that was shown."""
+        with self._lock:
+            return [line for line in lines if line not in self._told]
 
     def _flush(self) -> None:
         if self._headline:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import typer
 
-from tgi_launcher.cli.options import FAILED
+from tgi_launcher.cli.reporting import FAILED, with_flags
 from tgi_launcher.command import find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.cpu import HINT, IMAGE_SUFFIX, VARIABLES
@@ -22,6 +22,9 @@ from tgi_launcher.ports import PortLocks
 
 _MARKS = {"ok": "✓", "note": "!", "missing": "✗", "info": " "}
 _COMMAND_SECONDS = 10.0
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+# What huggingface_hub reads as "on".
+_TRUE = ("1", "ON", "YES", "TRUE")
 # Device files of AMD's, Intel's and other makers' accelerators, and of NVIDIA's where its tool is missing.
 _ACCELERATORS = ("kfd", "dri/renderD*", "accel*", "nvidia[0-9]*", "dxg", "neuron*", "hl[0-9]*")
 
@@ -57,7 +60,7 @@ def _programs(config: TGIConfig) -> Iterator[_Finding]:
     try:
         runtime = choose_runtime(config)
     except StartError as error:
-        yield _Finding("runtime", error.summary, "missing")
+        yield _Finding("runtime", with_flags(error.summary), "missing")
         return
     if runtime == "binary" and launcher is None:
         yield _Finding("runtime", "binary, but there is no launcher", "missing")
@@ -76,11 +79,13 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
         # Those of other makers are not listed by nvidia-smi.
         devices = [str(device) for pattern in _ACCELERATORS for device in sorted(Path("/dev").glob(pattern))]
         if devices:
-            yield _Finding("GPUs", f"none found by nvidia-smi, though there is {devices[0]}; {HINT}", "note")
+            yield _Finding(
+                "GPUs", f"none found by nvidia-smi, though there is {devices[0]}; {with_flags(HINT)}", "note"
+            )
         elif _is_set_for_cpu(config):
             yield _Finding("GPUs", "none found, and none needed as it is set", "note")
         else:
-            yield _Finding("GPUs", f"none found; {HINT}", "missing")
+            yield _Finding("GPUs", f"none found; {with_flags(HINT)}", "missing")
         return
     gpus = listing.splitlines()
     for gpu in gpus:
@@ -88,7 +93,7 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
         yield _Finding(f"GPU {index}", ", ".join(rest))
     wanted = config.num_shard or len(config.devices or ()) or 1
     if wanted > len(gpus):
-        yield _Finding("num_shard", f"{wanted} GPUs are asked for, there are {len(gpus)}", "missing")
+        yield _Finding("--num-shard", f"{wanted} GPUs are asked for, there are {len(gpus)}", "missing")
 
 
 def _is_set_for_cpu(config: TGIConfig) -> bool:
@@ -107,13 +112,17 @@ def _ports(config: TGIConfig) -> Iterator[_Finding]:
             try:
                 yield _Finding(name, f"{take_port(config, locks, field)} is free")
             except StartError as error:
-                yield _Finding(name, error.summary, "missing")
+                yield _Finding(name, with_flags(error.summary), "missing")
 
 
 def _model(config: TGIConfig) -> Iterator[_Finding]:
     info = config.model_info
-    if not info.is_known:
+    if problem := _missing_files(config):
+        yield _Finding("model", problem, "missing")
+    elif not info.is_known and not Path(config.model_id).is_dir():
         yield _Finding("model", f"{config.model_id} is not on this machine; it will be downloaded", "note")
+    elif not info.is_known:
+        yield _Finding("model", f"{config.model_id}, an adapter, is on this machine")
     else:
         yield _Finding("model", f"{config.model_id} ({info.model_type or 'speculator'}) is on this machine")
     if info.speculator:
@@ -123,10 +132,33 @@ def _model(config: TGIConfig) -> Iterator[_Finding]:
     if config.num_speculative_tokens and config.max_total_tokens is None:
         yield _Finding(
             "context",
-            "with speculation, TGI chooses max_total_tokens by max_batch_prefill_tokens, often 4096: "
-            "set it for longer texts",
+            "with speculation, TGI chooses --max-total-tokens by --max-batch-prefill-tokens, often "
+            "4096: set it for longer texts",
             "note",
         )
+
+
+def _missing_files(config: TGIConfig) -> str | None:
+    """What a model lacks that nobody will download."""
+    folder = Path(config.model_id)
+    if not folder.is_dir():
+        is_offline = str(_variables(config).get("HF_HUB_OFFLINE")).upper() in _TRUE
+        if config.model_info.is_known or not is_offline:
+            return None
+        return f"{folder} is not on this machine, and HF_HUB_OFFLINE keeps it from being downloaded"
+    if (folder / "adapter_config.json").is_file():
+        return None  # an adapter names the model that has the rest
+    if not config.model_info.is_known:
+        return f"the folder {folder} has no config.json that can be read"
+    if config.weights_cache_override is None and not any(next(folder.glob(name), None) for name in _WEIGHTS):
+        return f"the folder {folder} has no weights that TGI could load: *.safetensors, or *.bin or *.pt to convert"
+    return None
+
+
+def _variables(config: TGIConfig) -> Mapping[str, str]:
+    """The environment that TGI gets."""
+    command = preview_command(config)
+    return config.env if command.argv[:2] == ("docker", "run") else command.env
 
 
 def _speculation(config: TGIConfig) -> _Finding:

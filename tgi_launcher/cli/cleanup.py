@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tgi_launcher.cleanup import Remains, clean_up
-from tgi_launcher.cli.options import FAILED, reported
+from tgi_launcher.cli.reporting import FAILED, reported
 
 
 def cleanup() -> None:

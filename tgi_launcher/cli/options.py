@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import os
-import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from tgi_launcher.cli.reporting import KEY_VARIABLE, SECRETS, reported
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.errors import StartError, TGIError
 
-FAILED = 1
-WRONG_USE = 2
-INTERRUPTED = 130
-
-KEY_VARIABLE = "TGI_API_KEY"
 # Stands for the model where there is none. No folder is like that.
 _ANY_MODEL = "any/model"
-# These have no option, since every user of the machine can read command lines.
-_SECRETS = ("api_key", "hf_token")
 _SECRETS_PANEL = "Secrets"
 
 
@@ -48,7 +39,7 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
         for p in list(signature.parameters.values())[1:]
         if needs_model or p.name != "has_model"
     ]
-    names = [name for name in TGIConfig.model_fields if name != "model_id" and name not in _SECRETS]
+    names = [name for name in TGIConfig.model_fields if name != "model_id" and name not in SECRETS]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -138,32 +129,3 @@ def _pair(text: str) -> tuple[str, str]:
         msg = "--env takes NAME=VALUE, got a text without a name and '='."
         raise typer.BadParameter(msg)
     return name, value
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn errors into a line on standard error and an exit code."""
-    try:
-        yield
-    except ValidationError as error:
-        for problem in error.errors():
-            sys.stderr.write(f"error: {_sentence(problem)}\n")
-        raise typer.Exit(WRONG_USE) from None
-    except StartError as error:
-        # The sentence comes last, where people look first.
-        sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {error.summary}\n")
-        raise typer.Exit(FAILED) from None
-    except (TGIError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(FAILED) from None
-
-
-def _sentence(problem: Any) -> str:
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    place = problem["loc"]
-    if not place or str(place[0]) in text:
-        return text
-    shown = "" if str(place[0]) in _SECRETS else f", got {problem['input']!r}"
-    # The messages of pydantic's own checks do not name the option.
-    name = "MODEL" if place[0] == "model_id" else f"--{str(place[0]).replace('_', '-')}"
-    return f"{name}: {text}" + ("" if problem["type"] == "value_error" else shown)

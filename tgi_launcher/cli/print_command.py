@@ -11,6 +11,6 @@ from tgi_launcher.plan import preview_command
 def print_command(config: TGIConfig) -> None:
     """Print the command that `start` would run, secrets as ***, and run nothing.
 
-    Ports that are not given are those that are tried first.
+    Ports that are not given are those that are free now.
     """
     typer.echo(str(preview_command(config)))

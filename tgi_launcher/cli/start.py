@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 
 from tgi_launcher.cli.brief_log import BriefLog
-from tgi_launcher.cli.options import FAILED, INTERRUPTED
+from tgi_launcher.cli.reporting import FAILED, INTERRUPTED, with_flags
 from tgi_launcher.cli.status import make_status
 from tgi_launcher.config import Group, TGIConfig
-from tgi_launcher.errors import NotRunningError, SpeculationInactiveWarning, StopError, TGIError
+from tgi_launcher.errors import NotRunningError, SpeculationInactiveWarning, StartError, StopError, TGIError
 from tgi_launcher.logs import Stage
 from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.restart import Backoff
@@ -101,8 +101,13 @@ class _Foreground:
     def _start(self) -> None:
         try:
             self._server.start()
+        except StartError as error:
+            summary, log_tail = self._told(error.summary, error.log_tail)
+            error = StartError(error.reason, summary, log_tail=log_tail, returncode=error.returncode)
+            # A failure of ours comes before what it has made of the start.
+            self._failure = self._failure or error
         except TGIError as error:
-            self._failure = error
+            self._failure = self._failure or error
 
     def _loop(self, starting: threading.Thread) -> None:
         began = time.monotonic()
@@ -125,6 +130,11 @@ class _Foreground:
             if os.getppid() != self._parent and not self._outlives_parent:
                 # A shell that is killed sends no SIGHUP, and nobody is left to press Ctrl-C.
                 self._num_signals += 1
+            if not self._status.has_reader:
+                self._failure = TGIError(
+                    "Nobody reads standard output any more, so the server was stopped. To run without it, add: "
+                    "> /dev/null"
+                )
             if self._brief is not None:
                 self._brief.flush()
             time.sleep(_TICK_SECONDS)
@@ -166,8 +176,18 @@ class _Foreground:
 
     def _on_exit(self, end: ServerExit) -> None:
         after = "" if end.restart_in is None else f" Starting again in {end.restart_in:g} s."
-        self._status.say(f"error: {end.summary}{after}")
+        summary, log_tail = self._told(end.summary, end.log_tail)
+        for line in log_tail:
+            self._status.log(line)
+        self._status.say(f"error: {with_flags(summary)}{after}")
         self._stage = "waiting to start again"
+
+    def _told(self, summary: str, log_tail: tuple[str, ...]) -> tuple[str, list[str]]:
+        """Why the server ended, and what of the end of its log was not shown before."""
+        if self._brief is None:
+            return summary, []
+        self._brief.flush(is_over=True)
+        return summary.replace("the log says more", "--logs shows more of the log"), self._brief.untold(log_tail)
 
     def _welcome(self) -> None:
         self._status.say(f"Ready: {self._server.base_url}")

@@ -10,11 +10,18 @@ from rich.console import Console
 from rich.status import Status as RichStatus
 from rich.text import Text
 
+from tgi_launcher.cli.reporting import discard_output
+
 
 class Status:
-    """Where `tgi-launch start` writes to: plain lines, of which none changes."""
+    """Where `tgi-launch start` writes to: plain lines, of which none changes.
+
+    Attributes:
+        has_reader: False once whoever read standard output has left, as `head` does.
+    """
 
     def __init__(self) -> None:
+        self.has_reader = True
         self._lock = threading.Lock()
 
     def show(self, text: str) -> None:
@@ -27,8 +34,12 @@ class Status:
     def say(self, text: str) -> None:
         """A line that stays."""
         with self._lock:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                self.has_reader = False
+                discard_output()
 
     def log(self, text: str) -> None:
         """A line of TGI's log."""

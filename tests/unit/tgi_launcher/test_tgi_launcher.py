@@ -94,7 +94,7 @@ def test_importing_it_brings_neither_torch_nor_langchain():
 
 @pytest.mark.process
 def test_it_can_be_imported_on_a_system_without_file_locks():
-    code = "import os, sys, random\nsys.modules['fcntl'] = None\ndel os.register_at_fork\nimport tgi_launcher"
+    code = "import os, sys, random\nsys.modules['fcntl'] = None\ndel os.register_at_fork\nfrom tgi_launcher import *"
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
 
 
@@ -545,6 +545,7 @@ def test_a_file_is_no_model(tmp_path, monkeypatch, name, words):
     assert config(model_id="gpt2").model_id == "gpt2"
 
 
+@pytest.mark.server
 def test_preview_needs_nothing_installed():
     command = str(preview_command(config(speculate=4)))
     assert command.startswith("text-generation-launcher --model-id owner/name --speculate 4")

@@ -10,13 +10,17 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from tgi_launcher import TGIConfig
+from tgi_launcher import TGIConfig, plan
 from tgi_launcher.cli import check
-from tgi_launcher.cli.app import _with_command, app
+from tgi_launcher.cli.app import _slip, _with_command, app
 from tgi_launcher.cli.brief_log import BriefLog
+from tgi_launcher.cli.reporting import with_flags
 from tgi_launcher.cli.status import make_status
+from tgi_launcher.config import FLAGS
 from tgi_launcher.logs import LogRecord
+from tgi_launcher.ports import PortLocks
 
+TAKE_PORT = plan.take_port
 SECRET = "correct-horse-battery"  # noqa: S105  # it is none
 
 
@@ -29,6 +33,8 @@ def bare_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
+    # As on a machine whose ports are free, without a look at them.
+    monkeypatch.setattr(plan, "take_port", lambda config, locks, field: plan.FIRST_PORTS[field])
 
 
 @pytest.fixture
@@ -47,6 +53,7 @@ def medusa(tmp_path):
     folder = tmp_path / "medusa"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 3, "base_model_name_or_path": "owner/base"}))
+    (folder / "medusa_lm_head.safetensors").touch()
     return str(folder)
 
 
@@ -168,7 +175,12 @@ def test_start_may_be_left_out():
         (["o/n", "--dtype", "float8"], "--dtype: Input should be 'float16' or 'bfloat16', got 'float8'"),
         (["o/n", "--num-shard", "0"], "--num-shard: Input should be greater than or equal to 1, got 0"),
         (["o/n", "--devices", "a"], "--devices:"),
-        (["o/n", "--env", "PORT=3"], "PORT is an option of its own: set port instead"),
+        (["o/n", "--env", "PORT=3"], "PORT is an option of its own: set --port instead"),
+        (["o/n", "--env", "API_KEY=x"], "set --api-key-file or the variable TGI_API_KEY instead"),
+        (["o/n", "--env", "HF_TOKEN=x"], "HF_TOKEN is an option of its own: set the variable HF_TOKEN instead"),
+        (["o/n", "--env", "HF_API_TOKEN=x"], "set the variable HF_TOKEN instead"),
+        (["o/n", "--cpu", "--env", "CUDA_VISIBLE_DEVICES=3"], "With cpu, env may not set CUDA_VISIBLE_DEVICES"),
+        (["o/n", "--runtime", "docker", "--launcher-path", "x"], "--launcher-path is a path of this machine"),
         (["o/n", "--env", "PORT"], "NAME=VALUE"),
         (["o/n", "--hostname", "example.org"], "IP address"),
         (["o/n", "--max-input-tokens", "9", "--max-total-tokens", "9"], "must be less than"),
@@ -185,7 +197,105 @@ def test_wrong_input_is_said_in_words(arguments, words):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("give it more by startup_timeout.", "give it more by --startup-timeout."),
+        ("give launcher_path, or use runtime='docker'.", "give --launcher-path, or use --runtime docker."),
+        ("use more GPUs (num_shard), quantize", "use more GPUs (--num-shard), quantize"),
+        ("speculate=4, but x has 3: leave speculate out.", "--speculate 4, but x has 3: leave --speculate out."),
+        ("or set docker_gpus=False.", "or set --no-docker-gpus."),
+        ("cpu=True sets them", "--cpu sets them"),
+        ("hostname=10.0.0.1 is no address", "--hostname 10.0.0.1 is no address"),
+        ("check model_id and revision.", "check MODEL and revision."),
+        ("There is no folder /a/master_port/max_batch_size.d/port=3.", None),
+        ("the ports and devices of this env, which speculate", None),
+    ],
+)
+def test_messages_name_options_as_the_command_line_does(message, shown):
+    assert with_flags(message) == (shown or message)
+
+
+def test_no_name_of_python_is_left_in_a_message():
+    for name in (*FLAGS, "launcher_path", "docker_image", "startup_timeout", "api_key", "hf_token"):
+        said = with_flags(f"set {name} to another value, or leave {name} out.")
+        assert not re.search(rf"(?<![-\w]){name}\b", said), said
+
+
+@pytest.mark.parametrize(("word", "command"), [("chekc", "check"), ("status", "start"), ("print_command", "print-c"),
+                                                ("clean-up", "cleanup")])  # fmt: skip
+def test_a_slip_of_a_command_is_no_model(word, command, tmp_path, monkeypatch):
+    said = str(_slip([word, "--speculate", "3"]))
+    assert said.startswith(f"There is no command {word}: use {command}")
+    assert said.endswith(f"tgi-launch start {word}.")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / word).mkdir()
+    assert _slip([word]) is None
+
+
+@pytest.mark.parametrize("word", ["gpt2", "starcoder", "owner/check", "check", "start", "--help", "--speculate", None])
+def test_what_is_no_slip(word):
+    assert _slip([word] if word else []) is None
+
+
 # What there is
+
+
+@pytest.mark.server
+def test_the_command_has_free_ports(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "take_port", TAKE_PORT)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with PortLocks() as locks:
+        for field, first in plan.FIRST_PORTS.items():
+            taken = locks.take("127.0.0.1", None, first=first, what=field)
+            flag = f"--{field.replace('_', '-')}"
+            command = printed("owner/name")
+            shown = int(command.split(f"{flag} ")[1].split()[0])
+            assert first <= taken < shown
+            assert f"{flag} {taken} " in printed("owner/name", flag, taken), "what is given is shown"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "no config.json that can be read"),
+        ({"config.json": "[]", "model.safetensors": ""}, "no config.json that can be read"),
+        ({"config.json": "{"}, "no config.json that can be read"),
+        ({"config.json": "{}"}, "no weights that TGI could load"),
+        ({"config.json": "{}", "model.safetensors": ""}, None),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, None),
+        ({"adapter_config.json": "{}"}, None),
+    ],
+)
+def test_check_looks_at_the_folder_of_a_model(install, tmp_path, files, words):
+    install("text-generation-launcher")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    result = run("check", folder, "--cpu")
+    assert result.exit_code == (1 if words else 0), result.output
+    line = re.search(r"^(.) model +(.*)$", result.stdout, re.MULTILINE)
+    assert line is not None
+    assert line[1] == ("✗" if words else "✓")
+    assert (words or "on this machine") in line[2]
+
+
+@pytest.mark.process
+def test_check_knows_that_nothing_is_downloaded_offline(install, monkeypatch):
+    install("text-generation-launcher")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert "it will be downloaded" in run("check", "owner/name", "--cpu").stdout
+    for given in (["--env", "HF_HUB_OFFLINE=1"], ["--env", "HF_HUB_OFFLINE=true"]):
+        result = run("check", "owner/name", "--cpu", *given)
+        assert result.exit_code == 1
+        assert "✗ model" in result.stdout
+        assert "HF_HUB_OFFLINE keeps it from being downloaded" in result.stdout
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run("check", "owner/name", "--cpu").exit_code == 1
+    # A container gets nothing of the environment.
+    assert "it will be downloaded" in run("check", "owner/name", "--cpu", "--runtime", "docker").stdout
 
 
 @pytest.mark.process
@@ -209,7 +319,7 @@ def test_check_says_what_would_happen(install, medusa):
         assert re.search(pattern, result.stdout), pattern
     result = run("check", "owner/name", "--num-shard", 4)
     assert result.exit_code == 1
-    assert re.search(r"✗ num_shard +4 GPUs are asked for, there are 2", result.stdout)
+    assert re.search(r"✗ --num-shard +4 GPUs are asked for, there are 2", result.stdout)
     assert re.search(r"! model +owner/name is not on this machine", result.stdout)
 
 
@@ -275,7 +385,7 @@ def test_cpu_is_one_option():
 def test_check_takes_options_without_a_model():
     result = run("check", "--num-shard", 2, "--cpu")
     assert result.exit_code == 2
-    assert "num_shard must be 1" in result.stderr
+    assert "--num-shard must be 1" in result.stderr
 
 
 def test_check_refuses_heads_that_tgi_cannot_load(tmp_path):
@@ -296,6 +406,45 @@ def test_without_typer_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr.strip() == 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'
+
+
+START = "from tgi_launcher.cli import main; main()"
+
+
+@pytest.mark.process
+def test_without_standard_output_it_says_so():
+    for redirections in (">&-", ">&- 2>&-"):
+        done = subprocess.run(  # noqa: S603
+            ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", START, "owner/name"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        said = "error: Standard output is closed. To run without it, add: > /dev/null\n"
+        assert done.stderr == (said if redirections == ">&-" else "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("moment", ["tgi_launcher.cli.app", "tgi_launcher.plan"])
+def test_ctrl_c_before_anything_runs_is_one_word(moment):
+    code = (
+        "import importlib.abc, sys\n"
+        "class Interrupting(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == '{moment}': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code + START], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+def test_ctrl_c_in_a_command_is_one_word(monkeypatch):
+    monkeypatch.setattr("tgi_launcher.cli.print_command.preview_command", interrupt)
+    result = run("print-command", "owner/name")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 # What start shows in a terminal
@@ -352,6 +501,20 @@ def test_an_error_is_shown_with_what_it_comes_to():
 )
 def test_warnings_that_mean_nothing_are_not_shown(message):
     assert brief(("WARN", message)) == []
+
+
+def test_what_was_shown_is_not_told_again():
+    log = BriefLog(lambda line: None)
+    records = [
+        LogRecord("Starting", "INFO"),
+        LogRecord("It failed:\nValueError: x", "ERROR"),
+        LogRecord("Error: E", ""),
+    ]
+    lines = [line for record in records for line in record.lines()]
+    for line in lines:
+        log.add(line)
+    assert log.untold(lines) == ["INFO Starting", "Error: E"]
+    assert log.untold(lines[2:]) == ["Error: E"]
 
 
 def test_an_error_is_shown_before_the_next_line_comes(monkeypatch):

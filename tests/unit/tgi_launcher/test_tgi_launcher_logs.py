@@ -348,7 +348,7 @@ def test_the_cause_is_told_in_one_sentence(lines, reason, words):
     [
         (2, Reason.INVALID_ARGUMENTS, "exit code 2"),
         (101, Reason.EXITED, "panicked"),
-        (0, Reason.STOPPED, "somebody stopped it"),
+        (0, Reason.STOPPED, "somebody stopped it, or it is another program"),
         (-9, Reason.KILLED, "SIGKILL"),
         (-99, Reason.KILLED, "signal 99"),
         (None, Reason.KILLED, "The process that watches over TGI was killed"),
