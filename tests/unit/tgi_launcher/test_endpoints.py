@@ -56,7 +56,7 @@ def test_an_answer_that_is_none_is_refused_in_time(handler, words, get: Callable
         "[" * 100_000,
         "",
         [INFO],
-        gzip.compress(b"{}"),
+        gzip.compress(b"{}", mtime=0),
         {"model_id": "m"},
         *(
             {**INFO, name: value}
