@@ -134,23 +134,24 @@ def taken(what: str, hostname: str, port: int) -> StartError:
         port: The port.
     """
     by_whom = ""
-    for pid in listeners(port) or ():
+    for pid in filter(None, listeners(hostname, port) or ()):
         with contextlib.suppress(psutil.Error):
             by_whom = f" by process {pid} ({psutil.Process(pid).name()})"
     return StartError(Reason.PORT_TAKEN, f"{what} {port} on {hostname} is taken{by_whom}.")
 
 
-def listeners(port: int) -> list[int] | None:
-    """Ids of the processes that listen at a port, as far as this user may see them; None where it may see none."""
+def listeners(hostname: str, port: int) -> list[int | None] | None:
+    """Who listens at a port: a process id, or None for a process of another user. None where nothing can be seen."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return None
+    everywhere = {"0.0.0.0", "::"}  # noqa: S104
     return [
         connection.pid
         for connection in connections
         if connection.status == psutil.CONN_LISTEN
         and connection.laddr
         and connection.laddr.port == port
-        and connection.pid
+        and (hostname in everywhere or connection.laddr.ip in {hostname, *everywhere})
     ]

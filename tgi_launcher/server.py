@@ -296,6 +296,7 @@ class TGIServer:
             plan = make_plan(self.config, self._locks, earlier=earlier)
         except ValidationError as error:
             raise StartError(Reason.INVALID_ARGUMENTS, str(error)) from error
+        # Known before anything runs, so that an interrupt at any moment leaves nothing that cannot be stopped.
         self._run = ServerRun(self.config, plan, self._locks, on_progress=self._on_progress, on_log=self._on_log)
         at_exit.register(self)
         self._run.wait_until_ready(self._cancelled)

@@ -56,8 +56,7 @@ class ServerRun:
         on_progress: Called with each step.
         on_log: Called with each line of the log, secrets replaced.
 
-    Raises:
-        StartError: It cannot be run at all.
+    Nothing runs before `wait_until_ready`.
     """
 
     def __init__(
@@ -81,7 +80,6 @@ class ServerRun:
         self._records: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._stage: Stage | None = None
         self._started_at = time.monotonic()
-        _logger.info("Starting %s: %s", config.model_id, plan.command)
         self.process = LauncherProcess(
             plan.command,
             plan.folder,
@@ -105,7 +103,7 @@ class ServerRun:
         return tuple(lines)
 
     def wait_until_ready(self, cancelled: threading.Event) -> None:
-        """Wait until `/health` answers 200; if it never does, end the processes.
+        """Start the processes and wait until `/health` answers 200; if it never does, end them.
 
         Args:
             cancelled: Set from elsewhere to give up.
@@ -113,7 +111,10 @@ class ServerRun:
         Raises:
             StartError: It did not become ready. Nothing of it is left running.
         """
+        _logger.info("Starting %s: %s", self._config.model_id, self.plan.command)
+        self._started_at = time.monotonic()
         try:
+            self.process.start()
             self._poll(cancelled)
         except BaseException:
             try:
@@ -150,7 +151,7 @@ class ServerRun:
             if is_healthy(self.base_url, timeout=min(_HEALTH_SECONDS, max(_POLL_SECONDS, left))):
                 port = self.plan.addresses.port
                 # Docker binds the port before it starts anything.
-                if self.plan.is_docker or self.process.listens(port):
+                if self.plan.is_docker or self.process.listens(self._config.hostname, port):
                     return
                 error = taken("Port", self._config.hostname, port)
                 raise self._start_error(Diagnosis(error.reason, error.summary), None)

@@ -181,7 +181,8 @@ class _Supervisor:
             )
         except OSError as error:
             remove_leftovers([], self._spec["marker"])
-            self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
+            # Where it is the folder to run in that is at fault, the error names that.
+            self._report(error=f"{error.strerror}: {error.filename or self._spec['argv'][0]}")
             return
         self._pid = process.pid
         os.close(logs)
@@ -197,6 +198,7 @@ class _Supervisor:
 
     def _watch(self, woken: int) -> None:
         """Wait until the launcher has ended, or the time for that is over."""
+        self._take_commands(b"")  # those that came together with the first line
         while True:
             for pid, returncode in _reap():
                 if pid == self._pid:
@@ -222,6 +224,9 @@ class _Supervisor:
         if not data:
             self._control_is_open = False
             self._stop(self._spec["drain_seconds"])
+        self._take_commands(data)
+
+    def _take_commands(self, data: bytes) -> None:
         *lines, self._commands = (self._commands + data).split(b"\n")
         for line in lines:
             verb, _, seconds = line.partition(b" ")
