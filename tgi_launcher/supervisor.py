@@ -113,20 +113,32 @@ def remove_leftovers(remove: Sequence[str], folder: str) -> None:
 
     Args:
         remove: Command that removes its container; empty if it has none.
-        folder: Its own.
+        folder: Its own. It is kept where the container is, so that a clean-up finds that.
     """
-    if remove:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(  # noqa: S603
-                remove,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=_COMMAND_SECONDS,
-                check=False,
-            )
-    # A link in its place is not followed.
-    shutil.rmtree(folder, ignore_errors=True)
+    if not (remove and remove_container(remove)):
+        # A link in its place is not followed.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_container(remove: Sequence[str]) -> str:
+    """Run a command that removes containers; why it failed, or an empty text."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            remove,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        return f"{error.strerror}: {remove[0]}"
+    except subprocess.TimeoutExpired:
+        return f"Docker did not answer within {_COMMAND_SECONDS:g} seconds"
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    problems = [line for line in said if "no such container" not in line.lower()]
+    return problems[0] if done.returncode and problems else ""
 
 
 def _reap() -> Iterator[tuple[int, int]]:
