@@ -78,7 +78,7 @@ class TGIServer:
         self._locks = PortLocks()
         self._run: ServerRun | None = None
         self._watcher: threading.Thread | None = None
-        self._has_warned = False
+        self._has_warned = self._has_logged = False
         self._last_exit: ServerExit | None = None
 
     # What it is
@@ -146,7 +146,7 @@ class TGIServer:
             self._finished.clear()
             self._policy = RestartPolicy(self._restart, self._backoff)
             self._run = self._last_exit = None
-            self._has_warned = False
+            self._has_warned = self._has_logged = False
             self._state = State.STARTING
             try:
                 self._run_once()
@@ -370,9 +370,12 @@ class TGIServer:
             self.speculation()
         except NotRunningError:
             return
-        except SpeculationInactiveWarning:
+        except SpeculationInactiveWarning as warning:
             # The user has made an error of it, which belongs into a call of theirs.
             self._has_warned = False
+            if not self._has_logged:
+                self._has_logged = True
+                _logger.warning("%s", warning)
         except Exception:  # an error that left this thread would end the watching
             _logger.exception("What speculation does could not be read")
 

@@ -77,6 +77,8 @@ class ServerRun:
         self._before = ""
         # From here on a client's text may be in the log.
         self._is_serving = False
+        # As they are shown, and as they are: what a short key masks may be why it ended.
+        self._shown: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._records: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._stage: Stage | None = None
         self._started_at = time.monotonic()
@@ -98,7 +100,7 @@ class ServerRun:
     def log_tail(self, num_lines: int = _TAIL_LINES) -> tuple[str, ...]:
         """The last lines of the log, secrets replaced."""
         lines: deque[str] = deque(maxlen=num_lines)
-        for record in list(self._records)[-num_lines:]:
+        for record in list(self._shown)[-num_lines:]:
             lines.extend(self._redact(line) for line in record.lines())
         return tuple(lines)
 
@@ -168,15 +170,18 @@ class ServerRun:
 
     def _read_line(self, line: str, is_cut: bool) -> None:
         record = parse_line(line)
+        # Shortened before it is searched for secrets, which takes its time: clients decide how long a line is.
+        raw = replace(record, message=shortened(record.message), while_serving=self._is_serving)
         # A record is whole, but what is none of TGI's, such as a traceback, comes line by line.
         before = "" if record.level else self._before
-        message = self._redact(record.message, is_cut=is_cut, before=before)
+        message = self._redact(raw.message, is_cut=is_cut, before=before)
         if not record.level:
-            self._before = self._redact.tail(record.message, before)
-        record = replace(record, message=shortened(message), while_serving=self._is_serving)
+            self._before = self._redact.tail(raw.message, before)
+        record = replace(raw, message=message)
         if not record.message.strip():
             return
-        self._records.append(record)
+        self._records.append(raw)
+        self._shown.append(record)
         for text in record.lines():
             shown = self._redact(text)
             _logger.debug("%s", shown)
