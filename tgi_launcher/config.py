@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
-from tgi_launcher.cpu import cpu_conflict, with_cpu_settings
+from tgi_launcher.cpu import cpu_conflict, wants_cpu, with_cpu_settings
 from tgi_launcher.model_info import ModelInfo, find_model_info
-from tgi_launcher.paths import absolute, absolute_adapters, absolute_program
+from tgi_launcher.paths import absolute, absolute_adapters, absolute_program, expanded
 
 DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"
 
@@ -213,7 +213,7 @@ class TGIConfig(BaseModel):
                 if name in _OLD_NAMES:
                     msg = f"There is no option {name}: use {_OLD_NAMES[name]}."
                     raise ValueError(msg)
-            if data.get("cpu") is True:
+            if wants_cpu(data):
                 return with_cpu_settings(data, DEFAULT_IMAGE)
         return data
 
@@ -223,7 +223,7 @@ class TGIConfig(BaseModel):
         if not value.strip() or value.startswith("-"):
             msg = f"model_id must be a model id of the Hub or a folder, got {value!r}."
             raise ValueError(msg)
-        path = Path(value).expanduser()
+        path = expanded(value)
         if path.is_dir():
             return absolute(value)
         is_path = value.startswith(("/", "~", "./", "../")) or value.count("/") > 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 # Set by `cpu=True`, beside the option `--cuda-graphs 0`. Without them TGI looks for kernels that need a GPU, and finds
 # out when the model is loaded. Intel's own attention crashes with speculation.
 VARIABLES = {"ATTENTION": "paged", "PREFIX_CACHING": "0"}
@@ -13,6 +15,14 @@ IMAGE_SUFFIX = "-intel-cpu"
 # A kernel for CPUs is there for these only.
 _QUANTIZATIONS = (None, "awq", "gptq")
 HINT = "on a CPU TGI needs ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0: cpu=True sets them"
+
+
+def wants_cpu(given: Mapping[str, Any]) -> bool:
+    """Whether the fields of a TGIConfig, before they are validated, ask for a CPU."""
+    try:
+        return TypeAdapter(bool).validate_python(given.get("cpu"))
+    except ValidationError:  # which is told with the field
+        return False
 
 
 def with_cpu_settings(given: dict[str, Any], default_image: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tgi_launcher.command import PLAIN_TRACEBACKS, TOKEN_VARIABLES, Command, given_secrets, launcher_flags, masked
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import Reason, StartError
-from tgi_launcher.paths import split_adapters
+from tgi_launcher.paths import absolute, split_adapters
 
 LABEL = "tgi-launcher"
 
@@ -142,7 +142,7 @@ def _secrets(config: TGIConfig) -> dict[str, str]:
 
 def _cache_folder(config: TGIConfig) -> Path:
     folder = config.docker_cache or os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(folder).expanduser().absolute()
+    return Path(absolute(folder))
 
 
 def _in_brackets(hostname: str) -> str:

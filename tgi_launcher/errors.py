@@ -19,6 +19,7 @@ class Reason(str, Enum):
     DOCKER_FAILED = "docker_failed"
     PORT_TAKEN = "port_taken"
     LOCKS_UNUSABLE = "locks_unusable"
+    FOLDER_UNUSABLE = "folder_unusable"
     INVALID_ARGUMENTS = "invalid_arguments"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_ACCESS_DENIED = "model_access_denied"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,8 +46,27 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
         path = _config_path(model_id, revision, cache)
         config = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
     except (OSError, ValueError):  # huggingface_hub raises ValueError for what cannot be an id
-        return ModelInfo()
-    return _read(config) if isinstance(config, dict) else ModelInfo()
+        config = None
+    info = _read(config) if isinstance(config, dict) else ModelInfo()
+    problem = info.problem or _base_problem(Path(model_id))
+    return replace(info, problem=problem) if problem else info
+
+
+def _base_problem(folder: Path) -> str | None:
+    """What is wrong with the base model that the files of a folder name."""
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        # An id of the Hub looks the same, so the folder has to be there.
+        if isinstance(base, str) and base and not Path(base).is_absolute() and Path(base).is_dir():
+            return (
+                f'base_model_name_or_path in its {name} is "{base}", a relative path, and TGI runs in a folder of its '
+                "own: write the absolute path there"
+            )
+    return None
 
 
 def _read(config: dict[str, Any]) -> ModelInfo:

@@ -1,4 +1,4 @@
-"""Decides how and where a server is run on this machine: runtime, ports, socket folder, and from them the command."""
+"""Decides how and where a server is run on this machine: runtime, ports, its folder, and from them the command."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
     folder = make_server_folder()
     addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or folder.sockets)
     command = binary_command(config, addresses, launcher)
-    env = {**command.env, "TMPDIR": config.env.get("TMPDIR", folder.temporary)}
+    # One that the config gives wins; `binary_command` has made it absolute.
+    env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
     return LaunchPlan(replace(command, env=env, folder=folder.work), addresses, is_docker=False, folder=folder)
 
 
@@ -99,6 +100,7 @@ def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None)
     port = earlier.port if earlier else take_port(config, locks, "port")
     folder = make_server_folder()
     name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
+    folder.note_container(name)
     command = docker_command(config, port, docker, name=name, label=str(folder.path))
     return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=folder)
 

@@ -12,12 +12,14 @@ import contextlib
 import errno
 import os
 import socket
+from pathlib import Path
 
 import psutil
 from typing_extensions import Self
 
 from tgi_launcher.errors import Reason, StartError
-from tgi_launcher.own_folder import FileLock, check_owner, open_own_folder, own_folder, take_lock, why_unusable
+from tgi_launcher.locks import FileLock, take_lock
+from tgi_launcher.own_folder import check_owner, open_own_folder, own_folder, why_unusable
 
 # The search ends below the ports that operating systems give to outgoing connections.
 _SEARCH_LENGTH = 1000
@@ -47,8 +49,8 @@ class PortLocks:
             The port.
 
         Raises:
-            StartError: It is taken, none is free, hostname is no address of this machine, or the folder of the locks is
-                not this user's alone.
+            StartError: It is taken, none is free, hostname is no address of this machine, or the folder of the locks
+                cannot be used.
         """
         for port in (wanted,) if wanted else range(first, min(first + _SEARCH_LENGTH, 65536)):
             if port not in self._locks and _can_bind(hostname, port) and self._lock(port):
@@ -69,24 +71,27 @@ class PortLocks:
         self.release()
 
     def _lock(self, port: int) -> bool:
-        lock = take_lock(lambda: _open_lock(port), own_folder())
+        path = own_folder() / f"port-{port}"
+        try:
+            lock = take_lock(lambda: _open_lock(path))
+        except OSError as error:
+            raise why_unusable(error, path, is_file=True) from error
         if lock is not None:
             self._locks[port] = lock
         return lock is not None
 
 
-def _open_lock(port: int) -> int:
+def _open_lock(path: Path) -> int:
     """Open the file of a port, in the folder that all servers of this user share."""
-    path = own_folder()
     try:
-        folder = open_own_folder(path)
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(f"port-{port}", flags, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
+        folder = open_own_folder(path.parent)
     except OSError as error:
-        raise why_unusable(error, path) from error
+        raise why_unusable(error, path.parent) from error
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path.name, flags, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
     try:
         check_owner(descriptor, path, is_file=True)
     except BaseException:
@@ -134,23 +139,24 @@ def taken(what: str, hostname: str, port: int) -> StartError:
         port: The port.
     """
     by_whom = ""
-    for pid in listeners(port) or ():
+    for pid in filter(None, listeners(hostname, port) or ()):
         with contextlib.suppress(psutil.Error):
             by_whom = f" by process {pid} ({psutil.Process(pid).name()})"
     return StartError(Reason.PORT_TAKEN, f"{what} {port} on {hostname} is taken{by_whom}.")
 
 
-def listeners(port: int) -> list[int] | None:
-    """Ids of the processes that listen at a port, as far as this user may see them; None where it may see none."""
+def listeners(hostname: str, port: int) -> list[int | None] | None:
+    """Who listens at a port: a process id, or None for a process of another user. None where nothing can be seen."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return None
+    everywhere = {"0.0.0.0", "::"}  # noqa: S104
     return [
         connection.pid
         for connection in connections
         if connection.status == psutil.CONN_LISTEN
         and connection.laddr
         and connection.laddr.port == port
-        and connection.pid
+        and (hostname in everywhere or connection.laddr.ip in {hostname, *everywhere})
     ]

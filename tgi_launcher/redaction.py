@@ -19,6 +19,7 @@ _SIGN = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\u2500-\u259f\u2026|❱'\"\\]")
 _PIECE = 8
 # A secret may be so short if it is whole.
 _MIN_WHOLE = 6
+_MARK = 5
 
 
 class Redactor:
@@ -42,11 +43,14 @@ class Redactor:
         self._forms = sorted(forms, key=len, reverse=True)
         # The parts by their lengths.
         self._pieces: dict[int, set[str]] = {}
+        # Texts of which each part holds at least one. Most texts have none, which is found out fast.
+        self._marks: set[str] = set()
         for form in (_FILLER.sub("", form) for form in forms):
             if len(form) >= _MIN_WHOLE:
                 size = min(len(form), _PIECE)
                 pieces = (form[i : i + size] for i in range(len(form) - size + 1))
                 self._pieces.setdefault(size, set()).update(pieces)
+                self._marks.update(form[i : i + _MARK] for i in range(0, len(form) - _MARK + 1, size - _MARK + 1))
 
     def __call__(self, text: str, *, is_cut: bool = False, before: str = "") -> str:
         """The text with `***` for each secret.
@@ -73,6 +77,8 @@ class Redactor:
 
     def _hide_pieces(self, text: str, before: str = "") -> str:
         plain = before + _FILLER.sub("", text)
+        if not any(mark in plain for mark in self._marks):
+            return text
         spans = [
             (start, start + size)
             for size, pieces in self._pieces.items()

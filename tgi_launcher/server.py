@@ -80,7 +80,7 @@ class TGIServer:
         # A fork of this process has a server that is not its own.
         self._is_ours = True
         self._watcher: threading.Thread | None = None
-        self._has_warned = False
+        self._has_warned = self._has_logged = False
         self._last_exit: ServerExit | None = None
 
     # What it is
@@ -148,7 +148,7 @@ class TGIServer:
             self._finished.clear()
             self._policy = RestartPolicy(self._restart, self._backoff)
             self._run = self._last_exit = None
-            self._has_warned = False
+            self._has_warned = self._has_logged = False
             self._state = State.STARTING
             try:
                 self._run_once()
@@ -305,6 +305,7 @@ class TGIServer:
             plan = make_plan(self.config, self._locks, earlier=earlier)
         except ValidationError as error:
             raise StartError(Reason.INVALID_ARGUMENTS, str(error)) from error
+        # Known before anything runs, so that an interrupt at any moment leaves nothing that cannot be stopped.
         self._run = ServerRun(self.config, plan, self._locks, on_progress=self._on_progress, on_log=self._on_log)
         at_exit.register(self)
         self._run.wait_until_ready(self._cancelled)
@@ -378,9 +379,12 @@ class TGIServer:
             self.speculation()
         except NotRunningError:
             return
-        except SpeculationInactiveWarning:
+        except SpeculationInactiveWarning as warning:
             # The user has made an error of it, which belongs into a call of theirs.
             self._has_warned = False
+            if not self._has_logged:
+                self._has_logged = True
+                _logger.warning("%s", warning)
         except Exception:  # an error that left this thread would end the watching
             _logger.exception("What speculation does could not be read")
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from tgi_launcher.own_folder import FileLock, open_own_folder, own_folder, take_lock, why_unusable
+from tgi_launcher.locks import FileLock, take_lock
+from tgi_launcher.own_folder import open_own_folder, own_folder, own_folder_name, why_unusable
 
 _PREFIX = "server-"
+_CONTAINER = "container"
 # A path of a Unix socket may have 108 bytes on Linux and 104 on macOS, and those of Python's and PyTorch's processes
 # come to 50 behind the folder that all servers share.
 _MAX_LENGTH = 50
@@ -48,6 +52,17 @@ class ServerFolder:
         """Where TGI's processes have their temporary files."""
         return str(self.path / "tmp")
 
+    def note_container(self, name: str) -> None:
+        """Write down the name of its container, which a clean-up then knows without Docker.
+
+        Raises:
+            StartError: It cannot be written.
+        """
+        try:
+            (self.path / _CONTAINER).write_text(name, encoding="ascii")
+        except OSError as error:
+            raise why_unusable(error, self.path) from error
+
 
 def make_server_folder() -> ServerFolder:
     """Make and lock a folder for a new server.
@@ -58,10 +73,14 @@ def make_server_folder() -> ServerFolder:
     parent = _parents()[-1]
     try:
         os.close(open_own_folder(parent))
-        path, lock = _make_and_lock(parent)
-        folder = ServerFolder(path, lock)
-        for inner in (folder.work, folder.temporary):
-            Path(inner).mkdir(mode=0o700)
+        folder = ServerFolder(*_make_and_lock(parent))
+        try:
+            for inner in (folder.work, folder.temporary):
+                Path(inner).mkdir(mode=0o700)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            folder.lock.release()
+            raise
     except OSError as error:
         raise why_unusable(error, parent) from error
     return folder
@@ -83,8 +102,8 @@ def lock_server_folder(path: Path) -> FileLock | None:
     """Lock a server's folder; None if its server is in use.
 
     Raises:
-        StartError: It cannot be locked, or it is not in a folder of this user's own.
-        OSError: There is none.
+        StartError: It is not in a folder of this user's own.
+        OSError: There is none, or it cannot be locked.
     """
 
     def open_folder() -> int:
@@ -94,12 +113,20 @@ def lock_server_folder(path: Path) -> FileLock | None:
         finally:
             os.close(parent)
 
-    return take_lock(open_folder, path.parent)
+    return take_lock(open_folder)
+
+
+def container_names(path: Path, listed: Sequence[str]) -> list[str]:
+    """Names of a server's containers: those that Docker lists, and the one that its folder names."""
+    names = set(listed)
+    with contextlib.suppress(OSError, ValueError):
+        names.add((path / _CONTAINER).read_text(encoding="ascii"))
+    return sorted(names)
 
 
 def is_server_folder(path: Path) -> bool:
     """Whether a path is one that `make_server_folder` makes."""
-    return path.is_absolute() and path.name.startswith(_PREFIX) and path.parent.name == own_folder().name
+    return path.is_absolute() and path.name.startswith(_PREFIX) and path.parent.name == own_folder_name()
 
 
 def server_folders() -> list[Path]:

@@ -56,8 +56,7 @@ class ServerRun:
         on_progress: Called with each step.
         on_log: Called with each line of the log, secrets replaced.
 
-    Raises:
-        StartError: It cannot be run at all.
+    Nothing runs before `wait_until_ready`.
     """
 
     def __init__(
@@ -78,10 +77,11 @@ class ServerRun:
         self._before = ""
         # From here on a client's text may be in the log.
         self._is_serving = False
+        # As they are shown, and as they are: what a short key masks may be why it ended.
+        self._shown: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._records: deque[LogRecord] = deque(maxlen=_KEPT_RECORDS)
         self._stage: Stage | None = None
         self._started_at = time.monotonic()
-        _logger.info("Starting %s: %s", config.model_id, plan.command)
         self.process = LauncherProcess(
             plan.command,
             plan.folder,
@@ -100,12 +100,12 @@ class ServerRun:
     def log_tail(self, num_lines: int = _TAIL_LINES) -> tuple[str, ...]:
         """The last lines of the log, secrets replaced."""
         lines: deque[str] = deque(maxlen=num_lines)
-        for record in list(self._records)[-num_lines:]:
+        for record in list(self._shown)[-num_lines:]:
             lines.extend(self._redact(line) for line in record.lines())
         return tuple(lines)
 
     def wait_until_ready(self, cancelled: threading.Event) -> None:
-        """Wait until `/health` answers 200; if it never does, end the processes.
+        """Start the processes and wait until `/health` answers 200; if it never does, end them.
 
         Args:
             cancelled: Set from elsewhere to give up.
@@ -113,7 +113,10 @@ class ServerRun:
         Raises:
             StartError: It did not become ready. Nothing of it is left running.
         """
+        _logger.info("Starting %s: %s", self._config.model_id, self.plan.command)
+        self._started_at = time.monotonic()
         try:
+            self.process.start()
             self._poll(cancelled)
         except BaseException:
             try:
@@ -150,7 +153,7 @@ class ServerRun:
             if is_healthy(self.base_url, timeout=min(_HEALTH_SECONDS, max(_POLL_SECONDS, left))):
                 port = self.plan.addresses.port
                 # Docker binds the port before it starts anything.
-                if self.plan.is_docker or self.process.listens(port):
+                if self.plan.is_docker or self.process.listens(self._config.hostname, port):
                     return
                 error = taken("Port", self._config.hostname, port)
                 raise self._start_error(Diagnosis(error.reason, error.summary), None)
@@ -167,15 +170,18 @@ class ServerRun:
 
     def _read_line(self, line: str, is_cut: bool) -> None:
         record = parse_line(line)
+        # Shortened before it is searched for secrets, which takes its time: clients decide how long a line is.
+        raw = replace(record, message=shortened(record.message), while_serving=self._is_serving)
         # A record is whole, but what is none of TGI's, such as a traceback, comes line by line.
         before = "" if record.level else self._before
-        message = self._redact(record.message, is_cut=is_cut, before=before)
+        message = self._redact(raw.message, is_cut=is_cut, before=before)
         if not record.level:
-            self._before = self._redact.tail(record.message, before)
-        record = replace(record, message=shortened(message), while_serving=self._is_serving)
+            self._before = self._redact.tail(raw.message, before)
+        record = replace(raw, message=message)
         if not record.message.strip():
             return
-        self._records.append(record)
+        self._records.append(raw)
+        self._shown.append(record)
         for text in record.lines():
             shown = self._redact(text)
             _logger.debug("%s", shown)

@@ -113,20 +113,32 @@ def remove_leftovers(remove: Sequence[str], folder: str) -> None:
 
     Args:
         remove: Command that removes its container; empty if it has none.
-        folder: Its own.
+        folder: Its own. It is kept where the container is, so that a clean-up finds that.
     """
-    if remove:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(  # noqa: S603
-                remove,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=_COMMAND_SECONDS,
-                check=False,
-            )
-    # A link in its place is not followed.
-    shutil.rmtree(folder, ignore_errors=True)
+    if not (remove and remove_container(remove)):
+        # A link in its place is not followed.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_container(remove: Sequence[str]) -> str:
+    """Run a command that removes containers; why it failed, or an empty text."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            remove,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        return f"{error.strerror}: {remove[0]}"
+    except subprocess.TimeoutExpired:
+        return f"Docker did not answer within {_COMMAND_SECONDS:g} seconds"
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    problems = [line for line in said if "no such container" not in line.lower()]
+    return problems[0] if done.returncode and problems else ""
 
 
 def _reap() -> Iterator[tuple[int, int]]:
@@ -181,7 +193,8 @@ class _Supervisor:
             )
         except OSError as error:
             remove_leftovers([], self._spec["marker"])
-            self._report(error=f"{error.strerror}: {self._spec['argv'][0]}")
+            # Where it is the folder to run in that is at fault, the error names that.
+            self._report(error=f"{error.strerror}: {error.filename or self._spec['argv'][0]}")
             return
         self._pid = process.pid
         os.close(logs)
@@ -197,6 +210,7 @@ class _Supervisor:
 
     def _watch(self, woken: int) -> None:
         """Wait until the launcher has ended, or the time for that is over."""
+        self._take_commands(b"")  # those that came together with the first line
         while True:
             for pid, returncode in _reap():
                 if pid == self._pid:
@@ -222,6 +236,9 @@ class _Supervisor:
         if not data:
             self._control_is_open = False
             self._stop(self._spec["drain_seconds"])
+        self._take_commands(data)
+
+    def _take_commands(self, data: bytes) -> None:
         *lines, self._commands = (self._commands + data).split(b"\n")
         for line in lines:
             verb, _, seconds = line.partition(b" ")

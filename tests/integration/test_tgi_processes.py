@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ import urllib.error
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ from tgi_launcher import (
     supervisor,
 )
 from tgi_launcher import launcher_process as process
+from tgi_launcher import server as server_module
 from tgi_launcher.server_folder import ServerFolder, make_server_folder
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
@@ -272,6 +275,69 @@ async def test_a_cancelled_start_ends_what_it_started():
     assert server.state is not State.READY
 
 
+@pytest.mark.parametrize("moment", ["supervisor started", "nothing said", "spec sent", "again while it ends"])
+def test_an_interrupt_at_any_moment_of_a_start_leaves_nothing(monkeypatch, moment):
+    send = process.LauncherProcess._send
+    supervisors: list[subprocess.Popen[bytes]] = []
+
+    def lost(*args, **options):
+        supervisors.append(subprocess.Popen(*args, **options))  # noqa: S603
+        raise KeyboardInterrupt
+
+    def interrupted(self, line):
+        if moment != "nothing said" or not line.startswith("{"):
+            send(self, line)
+        if line.startswith("{") or (moment == "again while it ends" and line != "stop 0.0"):
+            raise KeyboardInterrupt
+
+    if moment == "supervisor started":
+        own = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT")}
+        monkeypatch.setattr(process, "subprocess", type("Module", (), {**own, "Popen": staticmethod(lost)}))
+    else:
+        monkeypatch.setattr(process.LauncherProcess, "_send", interrupted)
+    server = TGIServer(config("endless-loading"))
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    monkeypatch.setattr(process.LauncherProcess, "_send", send)
+    assert server.state is State.FAILED
+    for found in supervisors:
+        found.communicate(timeout=BOUND)
+    expect_gone(server)
+    server.stop()
+
+
+def test_a_supervisor_obeys_a_command_that_comes_with_the_first_line(tmp_path):
+    spec = {
+        "argv": ["sleep", "60"], "stop": [], "remove": [], "marker": str(tmp_path / "none"), "parent": os.getpid(),
+        "drain_seconds": 60.0, "orphan_grace_seconds": 1.0, "folder": None,
+    }  # fmt: skip
+    command = [sys.executable, supervisor.__file__, "2"]
+    env = {**os.environ, supervisor.MARKER: str(spec["marker"])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, env=env) as child:  # noqa: S603
+        assert child.stdin is not None
+        assert child.stderr is not None
+        child.stdin.write(json.dumps(spec).encode() + b"\nstop 5\n")
+        child.stdin.flush()
+        try:
+            assert child.wait(BOUND) == 0
+        finally:
+            child.kill()
+        assert json.loads(child.stderr.read().splitlines()[-1])["stopped"] is True
+
+
+def test_a_folder_to_run_in_that_is_bad_is_not_called_a_bad_launcher(monkeypatch, tmp_path):
+    make = server_module.make_plan
+
+    def without_folder(*args, **options):
+        plan = make(*args, **options)
+        return replace(plan, command=replace(plan.command, folder=str(tmp_path / "nowhere")))
+
+    monkeypatch.setattr(server_module, "make_plan", without_folder)
+    with pytest.raises(StartError, match="nowhere"):
+        TGIServer(config()).start()
+
+
 def test_a_start_is_given_up_by_a_stop_from_another_thread():
     server = TGIServer(config("endless-download"))
     caught = []
@@ -422,6 +488,17 @@ def test_a_stranger_who_answers_at_the_port_is_not_taken_for_the_server():
         with pytest.raises(StartError, match=f"Port {port} on 127.0.0.1 is taken by process {os.getpid()} ") as caught:
             TGIServer(config("endless-loading", port=port), on_progress=come_first).start()
     assert caught.value.reason is Reason.PORT_TAKEN
+
+
+def test_a_launcher_may_drop_the_environment(tmp_path):
+    """As a script does that begins anew, or a container's runtime."""
+    kept = {name: text for name, text in os.environ.items() if name.startswith(("STANDIN", "PATH", "PYTHON", "HOME"))}
+    settings = " ".join(shlex.quote(f"{name}={text}") for name, text in kept.items())
+    launcher = tmp_path / "wrapper"
+    launcher.write_text(f'#!/bin/sh\nexec env -i {settings} text-generation-launcher "$@"\n')
+    launcher.chmod(0o755)
+    with TGIServer(config(launcher_path=str(launcher))) as server:
+        assert generate(server)
 
 
 def test_a_launcher_that_does_not_know_our_options_is_said(tmp_path):

@@ -6,6 +6,7 @@ import typer
 
 from tgi_launcher.cleanup import Remains, clean_up
 from tgi_launcher.cli.reporting import FAILED, reported
+from tgi_launcher.logs import printable
 
 
 def cleanup() -> None:
@@ -16,20 +17,26 @@ def cleanup() -> None:
     """
     with reported():
         found = clean_up()
-    gone = [remains for remains in found if not remains.is_in_use]
-    for remains in gone:
-        typer.echo(_told(remains))
-    if not gone:
+    told = [text for remains in found if (text := _told(remains))]
+    for text in told:
+        typer.echo(text)
+    for remains in found:
+        if remains.is_lost:
+            typer.echo(printable(remains.problem))
+    problems = [remains.problem for remains in found if remains.problem and not remains.is_lost]
+    if not told and not any(remains.problem for remains in found):
         typer.echo("Nothing is left of servers that were killed.")
-    if in_use := len(found) - len(gone):
+    if in_use := sum(remains.is_in_use for remains in found):
         typer.echo(f"In use, and left alone: {in_use} {'server' if in_use == 1 else 'servers'}.")
-    if left := [str(pid) for remains in gone for pid in remains.left]:
-        typer.echo(f"error: These processes did not end even by SIGKILL: {', '.join(left)}.", err=True)
+    for problem in problems:
+        typer.echo(f"error: {printable(problem)}", err=True)
+    if problems:
         raise typer.Exit(FAILED)
 
 
 def _told(remains: Remains) -> str:
-    ended = [f"{pid} ({name})" for pid, name in remains.processes if pid not in remains.left]
-    parts = [f"ended {', '.join(ended)}"] if ended else []
+    parts = [f"ended {', '.join(f'{pid} ({name})' for pid, name in remains.processes)}"] if remains.processes else []
     parts += [f"removed container {name}" for name in remains.containers]
-    return f"A killed server: {'; '.join([*parts, f'removed {remains.folder}'])}."
+    if not remains.is_in_use and not remains.problem:
+        parts.append(f"removed {remains.folder}")
+    return f"A killed server: {'; '.join(parts)}." if parts else ""

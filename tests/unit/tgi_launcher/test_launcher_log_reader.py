@@ -154,7 +154,9 @@ def test_no_part_of_a_secret_is_left_where_a_line_is_cut(length):
 
 def run(program: str, on_line: Any) -> LauncherProcess:
     command = Command((sys.executable, "-c", program), env={})
-    return LauncherProcess(command, make_server_folder(), on_line, drain_seconds=5.0)
+    process = LauncherProcess(command, make_server_folder(), on_line, drain_seconds=5.0)
+    process.start()
+    return process
 
 
 PRINT_AND_STAY = "import time\nprint('ready', flush=True)\ntime.sleep(60)"
@@ -175,6 +177,7 @@ def test_a_server_run_reads_whatever_is_printed(tmp_path):
     plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=make_server_folder())
     with PortLocks() as locks:
         server = ServerRun(TGIConfig(model_id="m"), plan, locks, on_log=seen.append)
+        server.process.start()
         exit_ = server.process.wait(60)
     assert exit_ is not None
     assert exit_.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -34,12 +35,14 @@ def take(port: int | None = None) -> int:
         return locks.take("127.0.0.1", port, first=20080, what="Port")
 
 
-def refused(words: str) -> None:
+def refused(words: str, reason: Reason = Reason.LOCKS_UNUSABLE) -> None:
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(StartError, match=words) as caught:
         take()
-    assert caught.value.reason is Reason.LOCKS_UNUSABLE
+    assert caught.value.reason is reason
     assert "set TMPDIR" in str(caught.value)
+    # That would take sockets and locks from servers that run.
+    assert ("Remove it" in str(caught.value)) == (reason is Reason.LOCKS_UNUSABLE)
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors, "a file is left open"
 
 
@@ -94,7 +97,7 @@ def test_what_is_no_lock_is_refused(folder: Path, tmp_path: Path, kind: str) -> 
     else:
         target.write_text("mine")
         (lock.symlink_to if kind == "link" else lock.hardlink_to)(target)
-    refused("locks on ports")
+    refused("/port-20080, meant for the servers of this user, is (a link, or )?no plain file")
     assert not target.exists() or target.read_text() == "mine"
 
 
@@ -111,12 +114,43 @@ def test_a_file_system_without_locks_is_not_a_thousand_taken_ports(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    refused("Operation not supported")
+    refused("Operation not supported", Reason.FOLDER_UNUSABLE)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOLCK])
+def test_what_may_pass_is_no_reason_to_remove_anything_or_to_give_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*args: object, **options: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    for function in ("open", "mkdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, fail)
+            with pytest.raises(StartError, match=os.strerror(number)) as caught:
+                take()
+        assert caught.value.reason is Reason.FOLDER_UNUSABLE
+        assert "Remove" not in str(caught.value)
+    assert RestartPolicy("on-failure", Backoff()).next_wait(Reason.FOLDER_UNUSABLE, 0.0) is not None
+
+
+def test_no_temporary_folder_at_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    refused("No usable temporary directory found", Reason.FOLDER_UNUSABLE)
+
+
+def test_a_system_without_users_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "geteuid")
+    with pytest.raises(StartError, match="Linux and macOS only"):
+        take()
 
 
 def test_a_temporary_folder_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    refused("No such file")
+    refused("No such file", Reason.FOLDER_UNUSABLE)
 
 
 def test_a_restart_would_not_help() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tgi_launcher.command import Addresses, Command
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.errors import Reason
 from tgi_launcher.launcher_process import ProcessExit
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
@@ -124,3 +125,50 @@ def test_the_text_around_a_secret_is_kept():
     secret = "hf_" + "aBcDeFgH" * 8
     assert Redactor([secret])(f"begin │ {secret[:40]} │\n│ {secret[40:]} │ end") == "begin │ *** │ end"
     assert Redactor([secret])("hf_transfer aBcDe") == "hf_transfer aBcDe"
+
+
+def run_of(*secrets: str) -> ServerRun:
+    command = Command(("x",), {}, secrets=secrets)
+    plan = LaunchPlan(command, Addresses(1, 2, 3, ""), is_docker=False, folder=NO_FOLDER)
+    return ServerRun(TGIConfig(model_id="m"), plan, PortLocks())
+
+
+@pytest.mark.parametrize("key", ["memory", "CUDA", "out", "Shard", "Error"])
+def test_a_short_key_does_not_change_why_a_server_ended(key):
+    ends = []
+    for secrets in ((), (key,)):
+        run = run_of(*secrets)
+        text = "Shard complete standard error output:\n\ntorch.OutOfMemoryError: CUDA out of memory."
+        record = {"level": "ERROR", "fields": {"message": text}, "target": "text_generation_launcher"}
+        run._read_line(json.dumps(record), is_cut=False)
+        run._read_line("Error: ShardCannotStart", is_cut=False)
+        error = run.why_ended(ProcessExit(1, was_stopped=False))
+        ends.append(error.reason)
+    assert key not in str(error)
+    assert ends == [Reason.OUT_OF_MEMORY] * 2
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_no_more_of_a_long_line_is_searched_than_is_kept(monkeypatch, is_cut):
+    """A client decides how long a line is, and the search is in this process."""
+    lengths: list[int] = []
+    redact = Redactor.__call__
+
+    def counting(self: Redactor, text: str, **options: Any) -> str:
+        lengths.append(len(text))
+        return redact(self, text, **options)
+
+    monkeypatch.setattr(Redactor, "__call__", counting)
+    run = run_of("correct-horse-battery")
+    text = "a1b2 " * 50_000 + "correct-horse-battery" + "." * 100
+    for line in (text, json.dumps({"level": "INFO", "message": text, "target": "text_generation_router::server"})):
+        run._read_line(line, is_cut=is_cut)
+    assert max(lengths) < 20_000
+    assert "correct" not in "".join(run.log_tail(100))
+
+
+@given(secret=secrets, before=st.text("ab-", max_size=20), start=st.integers(0, 190), length=st.integers(PIECE, 20))
+def test_any_part_is_found_wherever_it_begins(secret, before, start, length):
+    part = secret[start : start + length]
+    shown = Redactor([secret])(before + part)
+    assert len(part) < PIECE or part not in shown

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from tgi_launcher import Reason, StartError, cleanup, server_folder
+from tgi_launcher import Reason, StartError, cleanup, server_folder, supervisor
 from tgi_launcher.cleanup import clean_up
+from tgi_launcher.cli.cleanup import cleanup as cleanup_command
 from tgi_launcher.own_folder import own_folder
 from tgi_launcher.server_folder import (
     is_server_folder,
@@ -117,3 +122,81 @@ def test_what_is_no_folder_of_a_server_is_left_alone(temporary: Path) -> None:
     assert (temporary / "theirs").is_dir()
     for path in (shared / "other", Path("server-x"), temporary / "server-x", Path()):
         assert not is_server_folder(path)
+
+
+def test_a_full_disk_leaves_neither_folder_nor_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_server_folder().lock.release()
+    (kept,) = server_folders()
+    mkdir = Path.mkdir
+
+    def fail(path: Path, **options: Any) -> None:
+        if path.name == "tmp":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StartError, match="No space left") as caught:
+        make_server_folder()
+    assert caught.value.reason is Reason.FOLDER_UNUSABLE
+    assert server_folders() == [kept]
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_an_odd_entry_is_told_and_the_others_are_cleaned(temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_server_folder()
+    made.lock.release()
+    (own_folder() / "server-file").touch()
+    with pytest.raises(typer.Exit):
+        cleanup_command()
+    said = capsys.readouterr()
+    assert not made.path.exists()
+    assert f"removed {made.path}" in said.out
+    assert f"error: {own_folder()}/server-file is not as servers leave it" in said.err
+
+
+@pytest.mark.parametrize("why", ["the daemon is down", "no docker", "no answer"])
+def test_a_container_that_cannot_be_removed_keeps_its_folder(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    made = make_server_folder()
+    made.note_container("tgi-8080-abcd")
+    made.lock.release()
+    asked: list[Any] = []
+
+    def run(command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        if why == "no answer":
+            raise subprocess.TimeoutExpired(command, 30)
+        return subprocess.CompletedProcess(command, 1, "", f"Cannot connect: {why}\n")
+
+    monkeypatch.setattr(cleanup, "find_docker", lambda: None if why == "no docker" else "docker")
+    monkeypatch.setattr(subprocess, "run", run)
+    (found,) = clean_up()
+    assert "tgi-8080-abcd could not be removed" in found.problem
+    assert (found.containers, made.path.exists()) == ((), True)
+
+    def gone(command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "Error: No such container: tgi-8080-abcd\n")
+
+    monkeypatch.setattr(cleanup, "find_docker", lambda: "docker")
+    monkeypatch.setattr(subprocess, "run", gone)
+    (found,) = clean_up()
+    assert (found.problem, made.path.exists()) == ("", False)
+
+
+@pytest.mark.process
+def test_a_server_that_ends_keeps_its_folder_where_its_container_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_server_folder()
+    supervisor.remove_leftovers(["false"], str(made.path))
+    assert made.path.exists()
+    supervisor.remove_leftovers(["true"], str(made.path))
+    assert not made.path.exists()
+    made.lock.release()
+
+
+def test_a_container_whose_folder_is_gone_is_told_and_left(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = own_folder() / "server-gone"
+    monkeypatch.setattr(cleanup, "_containers", lambda: defaultdict(list, {folder: ["tgi-8080-abcd"]}))
+    cleanup_command()
+    assert "docker rm -f tgi-8080-abcd" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from tgi_launcher import Backoff, Reason, ServerInfo, StartError, TGIConfig, TGIServer
+from tgi_launcher import Backoff, Reason, ServerInfo, SpeculationInactiveWarning, StartError, TGIConfig, TGIServer
 from tgi_launcher.command import Addresses, binary_command, find_launcher, launcher_flags
 from tgi_launcher.config import FLAGS
 from tgi_launcher.docker import docker_command
@@ -228,6 +228,27 @@ def test_heads_that_tgi_cannot_load_are_refused(model_folder, file, words, specu
     assert words in problem["msg"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+@pytest.mark.parametrize("base", ["base", "./base"])
+def test_a_base_model_by_a_relative_path_is_refused(model_folder, tmp_path, monkeypatch, name, base):
+    """TGI would look for it where it runs, and then on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("base").mkdir()
+    heads = {"medusa_num_heads": 3} if name == "config.json" else {}
+    folder = Path(model_folder(**heads))
+    (folder / "config.json").rename(folder / name)
+
+    def write(base):
+        (folder / name).write_text(json.dumps({**heads, "base_model_name_or_path": base}))
+
+    write(base)
+    with pytest.raises(ValidationError, match=f'in its {name} is "{base}", a relative path.*write the absolute path'):
+        TGIConfig(model_id="model")
+    for fine in (str(tmp_path / "base"), "owner/base"):
+        write(fine)
+        assert TGIConfig(model_id="model").model_info.problem is None
+
+
 # CPUs
 
 
@@ -247,6 +268,14 @@ def test_cpu_sets_what_tgi_needs_there(monkeypatch):
         assert setting in command.argv
     argv = docker(cpu=True, docker_image="mine").argv
     assert argv[argv.index("--model-id") - 1] == "mine"
+
+
+@pytest.mark.parametrize("value", [1, "true", "yes"])
+def test_cpu_by_any_word_that_is_taken_for_true(value):
+    assert config(cpu=value) == config(cpu=True)
+    assert config(cpu=0) == config()
+    with pytest.raises(ValidationError, match="cpu"):
+        config(cpu="perhaps")
 
 
 def test_cpu_survives_another_look():
@@ -394,6 +423,40 @@ def test_paths_mean_the_same_where_tgi_runs(monkeypatch, tmp_path):
     assert find_launcher(config(launcher_path="launcher")) == f"{tmp_path}/bin/launcher"
     with pytest.raises(ValidationError, match="docker_cache must not be empty"):
         config(docker_cache=" ")
+
+
+def test_any_variable_that_names_what_is_here_means_the_same_where_tgi_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("some").mkdir()
+    Path("some/file").touch()
+    monkeypatch.setenv("NOBODY_THOUGHT_OF_IT", "some/file")
+    monkeypatch.setenv("OTHER", "some/text")
+    monkeypatch.setenv("WORD", "some")
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    env = binary().env
+    assert env["NOBODY_THOUGHT_OF_IT"] == f"{tmp_path}/some/file"
+    assert env["XDG_DATA_HOME"] == f"{tmp_path}/data"
+    assert (env["OTHER"], env["WORD"]) == ("some/text", "some")
+
+
+@pytest.mark.server
+def test_a_temporary_folder_of_the_config_is_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("tgl").write_text("#!/bin/sh")
+    Path("tgl").chmod(0o755)
+    with PortLocks() as locks:
+        for env in ({}, {"TMPDIR": "mine"}):
+            plan = make_plan(config(launcher_path="./tgl", env=env), locks)
+            assert plan.command.env["TMPDIR"] == (str(tmp_path / "mine") if env else plan.folder.temporary)
+            plan.folder.lock.release()
+            shutil.rmtree(plan.folder.path)
+
+
+@pytest.mark.parametrize("field", ["model_id", "docker_cache", "huggingface_hub_cache", "launcher_path",
+                                   "lora_adapters"])  # fmt: skip
+def test_a_home_folder_of_nobody_is_said(field):
+    with pytest.raises(ValidationError, match="~no-such-user/x begins with a user's home folder that is not known"):
+        config(**{field: "~no-such-user/x"})
 
 
 def test_docker_sees_adapters_by_mounts(monkeypatch, tmp_path):
@@ -666,6 +729,20 @@ def test_very_many_restarts_do_not_overflow():
 
 
 # Errors
+
+
+def test_a_warning_that_is_made_an_error_is_logged_once_where_nobody_can_catch_it(caplog, monkeypatch):
+    server = TGIServer(config(speculate=3))
+
+    def warn():
+        server._has_warned = True
+        raise SpeculationInactiveWarning("it does nothing")
+
+    monkeypatch.setattr(server, "speculation", warn)
+    for _ in range(2):
+        server._check_speculation()
+    assert [record.getMessage() for record in caplog.records] == ["it does nothing"]
+    assert not server._has_warned, "a call of the user's may raise it"
 
 
 def test_a_start_error_survives_pickling():
