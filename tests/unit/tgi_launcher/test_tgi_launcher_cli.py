@@ -38,8 +38,9 @@ def bare_environment(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def install(tmp_path):
-    """Puts a program on PATH that prints a text."""
+def install(tmp_path, monkeypatch):
+    """Puts a program on PATH that prints a text. The machine counts as one with the Hub."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
     def install(name, text="", code=0):
         (tmp_path / name).write_text(f"#!/bin/sh\necho {shlex.quote(text)}\nexit {code}\n")
