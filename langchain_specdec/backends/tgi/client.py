@@ -265,8 +265,9 @@ class HubClient(TGIClient):
     async def _give_back(self, shared: _SharedClient) -> None:
         shared.num_active -= 1
         if shared.is_retired and not shared.num_active:
-            self._shared.remove(shared)
             await shared.client.close()
+            # Not before: where this is cancelled, `aclose` has to close it.
+            self._shared.remove(shared)
 
     async def aclose(self) -> None:
         """See `TGIClient`."""

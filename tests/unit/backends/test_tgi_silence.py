@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import threading
 
+import huggingface_hub
 import pytest
 
 from langchain_specdec import SamplingParams
+from langchain_specdec.backends.tgi.client import make_client
+from langchain_specdec.backends.tgi.parameters import GenerateParameters
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import SpecDecError
 from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
@@ -83,3 +87,34 @@ def test_answers_that_are_given_up_are_silent(server, client, make_backend, comp
     backend.close()
     gc.collect()
     assert complaints() == []
+
+
+class SlowToClose:
+    """A client of `huggingface_hub` that gets no answers, and whose first attempt to close does not end."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.is_closed = False
+        self.closing = asyncio.Event()
+
+    async def text_generation(self, *_: object, **__: object) -> None:
+        raise ConnectionError
+
+    async def close(self) -> None:
+        is_first = not self.closing.is_set()
+        self.closing.set()
+        if is_first:
+            await asyncio.Event().wait()
+        self.is_closed = True
+
+
+async def test_a_client_whose_closing_is_cancelled_is_closed_at_the_end(monkeypatch):
+    slow = SlowToClose()
+    monkeypatch.setattr(huggingface_hub, "AsyncInferenceClient", lambda *_, **__: slow)
+    client = make_client("huggingface-hub", "http://127.0.0.1:9", None)
+    parameters = GenerateParameters.from_params(SamplingParams(max_new_tokens=9), 0, 4, None)
+    request = asyncio.ensure_future(anext(client.stream("Hello", parameters)))
+    await slow.closing.wait()
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    await client.aclose()
+    assert slow.is_closed
