@@ -56,7 +56,7 @@ from tgi_launcher import (
     supervisor,
 )
 from tgi_launcher import launcher_process as process
-from tgi_launcher import server as server_module
+from tgi_launcher.plan import make_plan
 from tgi_launcher.server_folder import ServerFolder, make_server_folder
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
@@ -327,13 +327,11 @@ def test_a_supervisor_obeys_a_command_that_comes_with_the_first_line(tmp_path):
 
 
 def test_a_folder_to_run_in_that_is_bad_is_not_called_a_bad_launcher(monkeypatch, tmp_path):
-    make = server_module.make_plan
-
     def without_folder(*args, **options):
-        plan = make(*args, **options)
+        plan = make_plan(*args, **options)
         return replace(plan, command=replace(plan.command, folder=str(tmp_path / "nowhere")))
 
-    monkeypatch.setattr(server_module, "make_plan", without_folder)
+    monkeypatch.setattr("tgi_launcher.server.make_plan", without_folder)
     with pytest.raises(StartError, match="nowhere"):
         TGIServer(config()).start()
 
