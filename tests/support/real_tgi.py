@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,17 @@ def model_folder() -> str:
     return MODEL or str(model_path())
 
 
+@cache
+def _free_ports() -> dict[str, int]:
+    """Ports that nobody has, and that no other launcher looks for: other tests may run beside these."""
+    names = ("port", "prometheus_port", "master_port")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return dict(zip(names, (one.getsockname()[1] for one in sockets), strict=True))
+
+
 def real_config(**options: Any) -> TGIConfig:
     """A server that starts soon: short limits, and on a machine without a GPU what TGI needs there."""
     assert LAUNCHER is not None
@@ -71,6 +84,7 @@ def real_config(**options: Any) -> TGIConfig:
         "model_id": model_folder(),
         "launcher_path": LAUNCHER,
         "runtime": "binary",
+        **_free_ports(),
         "max_total_tokens": 1400,
         "max_input_tokens": 900,
         "max_batch_prefill_tokens": 1024,
