@@ -67,7 +67,8 @@ class SamplingParams:
         range="a whole number from 0 to 20, or None", unset="off")
     grammar: Grammar | None = option_field(  # noqa: RUF009 - it makes a field
         None, "The form of the text. Tokens that do not fit are never chosen, and the text ends in time: close to "
-        "`max_new_tokens`, what could not be ended any more is not begun.",
+        "`max_new_tokens`, what could not be ended any more is not begun. A server cuts there (`finish_reason` "
+        "`length`), and what it wrote against the grammar raises a `MalformedAnswerError`.",
         range="`Grammar(schema=...)` or `Grammar(regex=...)`", unset="free")
     # fmt: on
 
