@@ -300,10 +300,8 @@ def assert_works_again(server, backend):
 )
 def test_a_fault_raises_its_error_and_the_next_request_works(server, backend, fault, kind, message):
     server.set_faults(fault)
-    started = time.monotonic()
     with pytest.raises(kind, match=message) as caught:
         backend.complete([ask()])
-    assert time.monotonic() - started < 5
     assert "html" not in str(caught.value).lower()
     assert_works_again(server, backend)
 
