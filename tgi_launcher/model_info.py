@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _MLP_SPECULATOR = "MLPSpeculatorPreTrainedModel"
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
         config = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
     except (OSError, ValueError):  # huggingface_hub raises ValueError for what cannot be an id
         config = None
-    info = _read(config) if isinstance(config, dict) else ModelInfo()
+    info = _read(config, Path(model_id)) if isinstance(config, dict) else ModelInfo()
     problem = info.problem or _base_problem(Path(model_id))
     return replace(info, problem=problem) if problem else info
 
@@ -69,7 +70,7 @@ def _base_problem(folder: Path) -> str | None:
     return None
 
 
-def _read(config: dict[str, Any]) -> ModelInfo:
+def _read(config: dict[str, Any], folder: Path) -> ModelInfo:
     model_type = config.get("model_type")
     architectures = config.get("architectures")
     base_model = config.get("base_model_name_or_path")
@@ -85,6 +86,11 @@ def _read(config: dict[str, Any]) -> ModelInfo:
             problem = f'its config.json does not say `architectures: ["{_MLP_SPECULATOR}"]`'
         elif not config.get("tie_weights", False):
             problem = "its MLP speculator has weights that are not tied (tie_weights), for which TGI 3.3 has a fault"
+        elif folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZERS):
+            # For Medusa heads TGI takes that of the base model.
+            problem = (
+                "its folder has no tokenizer, without which TGI breaks off every request: copy that of its base model"
+            )
         else:
             problem = None
         return ModelInfo(True, "MLP-speculator", heads, base_model, model_type, problem)

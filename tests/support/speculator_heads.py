@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ def write_mlp_speculator(folder: Path, base: str, output: torch.Tensor, num_head
         "scale_input": False,
         "base_model_name_or_path": base,
     }
-    return _write(folder, config, "model.safetensors", weights)
+    _write(folder, config, "model.safetensors", weights)
+    # Of Medusa heads TGI takes the base model's.
+    for file in Path(base).glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 def _write(folder: Path, config: dict[str, Any], name: str, weights: dict[str, torch.Tensor]) -> Path:

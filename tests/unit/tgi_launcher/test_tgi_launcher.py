@@ -197,6 +197,10 @@ def test_secrets_do_not_show_in_the_config():
 )
 def test_heads_are_picked_up_from_the_model(model_folder, file, kind, heads):
     folder = model_folder(**file)
+    if kind == "MLP-speculator":
+        with pytest.raises(ValidationError, match="its folder has no tokenizer"):
+            TGIConfig(model_id=folder)
+        (Path(folder) / "tokenizer.json").touch()
     made = TGIConfig(model_id=folder)
     assert (made.model_info.speculator, made.num_speculative_tokens) == (kind, heads)
     assert TGIConfig(model_id=folder, speculate=0).num_speculative_tokens == 0
