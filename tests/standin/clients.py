@@ -1,4 +1,4 @@
-"""What tests of the HTTP side share: the clients there are, backends that retry at once, and a watch for leaks."""
+"""What tests of the HTTP side share: the clients there are, what is asked, backends that retry at once, leaks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from langchain_specdec import TGIBackend
+from langchain_specdec import SamplingParams, TGIBackend
 from langchain_specdec.backends.tgi import retries
+from langchain_specdec.completions.completion import CompletionRequest
+from tests.standin.generation import Limits
+from tests.standin.models import FakeModel
 
 CLIENTS = [
     pytest.param(
@@ -22,6 +26,18 @@ CLIENTS = [
     ),
     "huggingface-hub",
 ]
+TEXT = FakeModel.ANSWER
+LIMITS = Limits(max_input_tokens=2000, max_total_tokens=2048)
+
+
+def ask(prompt: str = "Hello", **params: Any) -> CompletionRequest:
+    """A request that is whole within its limit, unless that is given."""
+    return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
+
+
+def text_of(backend: TGIBackend, **params: Any) -> str:
+    """What a backend answers to it."""
+    return backend.complete([ask(**params)])[0].text
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec import SamplingParams, SpeculativeLLM, TGIBackend
-from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec import SpeculativeLLM, TGIBackend
 from langchain_specdec.completions.events import FinishEvent
 from langchain_specdec.errors import (
     AuthenticationError,
@@ -24,39 +23,12 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     RequestTimeoutError,
 )
-from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
+from tests.standin.clients import LIMITS, TEXT, ask, assert_in_time, text_of
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel, GeneratedToken
 from tests.standin.server import ServerThread
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
-
-TEXT = FakeModel.ANSWER
-LIMITS = Limits(max_input_tokens=2000, max_total_tokens=2048)
-
-
-@pytest.fixture
-def server():
-    with ServerThread(FakeModel(speculate=2), LIMITS) as server:
-        yield server
-
-
-@pytest.fixture(params=CLIENTS)
-def client(request):
-    return request.param
-
-
-@pytest.fixture
-def backend(server, client, make_backend):  # noqa: F811
-    return make_backend(server.url, client=client)
-
-
-def ask(prompt="Hello", **params):
-    return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
-
-
-def text_of(backend, **params):
-    return backend.complete([ask(**params)])[0].text
 
 
 # Texts
@@ -149,7 +121,7 @@ class Pairs(FakeModel):
     ("stop", "text", "num_tokens"),
     [("e l", "Th", 3), ("g", "The li", 4), ("light", "The ", 5), ("se", "The lighthou", 7)],
 )
-def test_a_stop_string_inside_a_token_ends_the_text(make_backend, client, stop, text, num_tokens):  # noqa: F811
+def test_a_stop_string_inside_a_token_ends_the_text(make_backend, client, stop, text, num_tokens):
     """The server looks at the ends of tokens only and would go on, so the connection is closed."""
     with ServerThread(Pairs(), LIMITS) as server:
         backend = make_backend(server.url, client=client)
@@ -306,7 +278,7 @@ def test_a_fault_raises_its_error_and_the_next_request_works(server, backend, fa
     assert_works_again(server, backend)
 
 
-def test_silence_ends_with_a_time_out(server, client, make_backend):  # noqa: F811
+def test_silence_ends_with_a_time_out(server, client, make_backend):
     backend = make_backend(server.url, client=client, read_timeout=0.3)
     server.set_faults("silence:after=3")
     stream = backend.stream(ask())
@@ -316,7 +288,7 @@ def test_silence_ends_with_a_time_out(server, client, make_backend):  # noqa: F8
     assert_works_again(server, backend)
 
 
-def test_a_slow_stream_may_take_longer_than_the_time_out(server, client, make_backend):  # noqa: F811
+def test_a_slow_stream_may_take_longer_than_the_time_out(server, client, make_backend):
     backend = make_backend(server.url, client=client, read_timeout=2.0)
     server.set_faults("slow:seconds=0.25")
     assert text_of(backend, max_new_tokens=12) == TEXT.encode()[:12].decode()
@@ -332,7 +304,7 @@ def test_what_has_not_begun_is_tried_again(server, backend, fault):
 
 
 @pytest.mark.parametrize(("fault", "num_sent"), [("generation", 3), ("dead-shard", 6)])
-def test_a_model_that_fails_is_asked_three_times_at_most(server, client, make_backend, fault, num_sent):  # noqa: F811
+def test_a_model_that_fails_is_asked_three_times_at_most(server, client, make_backend, fault, num_sent):
     """The request may be why; not so where the model's process is gone."""
     backend = make_backend(server.url, client=client, max_retries=5)
     server.set_faults(fault)
@@ -348,7 +320,7 @@ def test_what_has_begun_or_failed_for_good_is_not(server, backend, fault):
         backend.complete([ask()])
 
 
-def test_no_server_at_all(client, make_backend):  # noqa: F811
+def test_no_server_at_all(client, make_backend):
     backend = make_backend("http://127.0.0.1:9", client=client)
     for work in (lambda: backend.complete([ask()]), lambda: backend.token_ids("x")):
         with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:9 cannot be reached"):
@@ -356,7 +328,7 @@ def test_no_server_at_all(client, make_backend):  # noqa: F811
     assert backend.model_name == "http://127.0.0.1:9"
 
 
-def test_a_server_that_comes_up_later_is_found(server, client, make_backend):  # noqa: F811
+def test_a_server_that_comes_up_later_is_found(server, client, make_backend):
     port = int(server.url.rpartition(":")[2])
     backend = make_backend(server.url, client=client, max_retries=0)
     assert text_of(backend) == TEXT
@@ -369,7 +341,7 @@ def test_a_server_that_comes_up_later_is_found(server, client, make_backend):  #
         backend.close()
 
 
-def test_keys(client, make_backend):  # noqa: F811
+def test_keys(client, make_backend):
     with ServerThread(FakeModel(), LIMITS, api_key="sesame") as server:
         for key in (None, "wrong"):
             backend = make_backend(server.url, client=client, api_key=key)
@@ -384,7 +356,7 @@ def test_keys(client, make_backend):  # noqa: F811
         backend.close()
 
 
-def test_no_hugging_face_token_leaves_this_machine(server, client, make_backend, monkeypatch, tmp_path):  # noqa: F811
+def test_no_hugging_face_token_leaves_this_machine(server, client, make_backend, monkeypatch, tmp_path):
     from huggingface_hub import constants, get_token
 
     (tmp_path / "token").write_text("hf_fromthefile")
@@ -404,7 +376,7 @@ def test_no_hugging_face_token_leaves_this_machine(server, client, make_backend,
         assert "hf_from" not in str(request["headers"])
 
 
-def test_a_netrc_file_changes_nothing(server, client, make_backend, monkeypatch, tmp_path):  # noqa: F811
+def test_a_netrc_file_changes_nothing(server, client, make_backend, monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("default login me password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     backend = make_backend(server.url, client=client)
@@ -440,7 +412,7 @@ async def test_cancelling_a_task_stops_the_server(server, backend):
     assert (await backend.acomplete([ask()]))[0].text == TEXT
 
 
-def test_closing_the_backend_ends_what_runs_and_what_waits(server, client, make_backend):  # noqa: F811
+def test_closing_the_backend_ends_what_runs_and_what_waits(server, client, make_backend):
     backend = make_backend(server.url, client=client, max_concurrency=1)
     server.set_faults("silence:after=1")
     running, waiting = backend.stream(ask()), backend.stream(ask())
@@ -456,7 +428,7 @@ def test_closing_the_backend_ends_what_runs_and_what_waits(server, client, make_
     backend.close()
 
 
-def test_a_forgotten_backend_ends_its_thread(server, client, make_backend):  # noqa: F811
+def test_a_forgotten_backend_ends_its_thread(server, client, make_backend):
     make_backend(server.url, client=client)  # for the watch
     backend = TGIBackend(server.url, client=client)
     assert text_of(backend) == TEXT
@@ -465,7 +437,7 @@ def test_a_forgotten_backend_ends_its_thread(server, client, make_backend):  # n
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_requests_wait_for_their_turn(client, make_backend, limit):  # noqa: F811
+def test_requests_wait_for_their_turn(client, make_backend, limit):
     with ServerThread(FakeModel(), Limits(max_concurrent_requests=limit, max_total_tokens=500)) as server:
         backend = make_backend(server.url, client=client, max_retries=0)
         # Slow enough for requests to overlap on a busy machine.
@@ -476,7 +448,7 @@ def test_requests_wait_for_their_turn(client, make_backend, limit):  # noqa: F81
         backend.close()
 
 
-def test_max_concurrency_lowers_the_limit(server, client, make_backend):  # noqa: F811
+def test_max_concurrency_lowers_the_limit(server, client, make_backend):
     backend = make_backend(server.url, client=client, max_concurrency=2)
     server.set_faults("slow:seconds=0.005")
     backend.complete([ask()] * 6)
@@ -484,7 +456,7 @@ def test_max_concurrency_lowers_the_limit(server, client, make_backend):  # noqa
 
 
 @pytest.mark.parametrize("max_retries", [0, 2])
-def test_many_requests_with_a_crash_in_between(server, client, make_backend, max_retries):  # noqa: F811
+def test_many_requests_with_a_crash_in_between(server, client, make_backend, max_retries):
     """Each is whole or raises; none is cut, none is lost, and afterwards all is well."""
     backend = make_backend(server.url, client=client, max_retries=max_retries)
     limit, expected = 12, TEXT.encode()[:12].decode()
@@ -523,7 +495,7 @@ def test_copies_share_the_connection(backend):
         pickle.dumps(backend)
 
 
-def test_identity_tells_servers_apart_and_guesses_nothing(server, client, make_backend):  # noqa: F811
+def test_identity_tells_servers_apart_and_guesses_nothing(server, client, make_backend):
     one, two = make_backend(server.url, client=client), make_backend(server.url, client=client)
     assert one.identity != two.identity
     for backend in (one, two):

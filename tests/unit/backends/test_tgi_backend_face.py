@@ -21,7 +21,7 @@ from langchain_specdec.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
-from tests.standin.clients import CLIENTS, assert_in_time, close_shared_session, make_backend, no_leaks, quick_retries  # noqa: F401
+from tests.standin.clients import CLIENTS, TEXT, assert_in_time, close_shared_session, no_leaks
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
@@ -30,7 +30,6 @@ from tests.support.tiny_models import byte_tokenizer
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
-TEXT = FakeModel.ANSWER
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -310,7 +309,7 @@ def test_a_client_that_is_missing_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_offline_mode_stops_only_one_client_and_says_so(make_backend, monkeypatch, server, client):  # noqa: F811
+def test_offline_mode_stops_only_one_client_and_says_so(make_backend, monkeypatch, server, client):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     close_shared_session()
     backend = make_backend(server.url, client=client)
@@ -323,14 +322,14 @@ def test_offline_mode_stops_only_one_client_and_says_so(make_backend, monkeypatc
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_proxy_in_the_way_is_named(make_backend, monkeypatch, client):  # noqa: F811
+def test_a_proxy_in_the_way_is_named(make_backend, monkeypatch, client):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     with pytest.raises(BackendUnavailableError, match="NO_PROXY"):
         make_backend(NOWHERE, client=client).token_ids("x")
 
 
-def test_the_text_generation_client_goes_past_proxies_to_this_machine(make_backend, monkeypatch, server):  # noqa: F811
+def test_the_text_generation_client_goes_past_proxies_to_this_machine(make_backend, monkeypatch, server):
     pytest.importorskip("text_generation")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")

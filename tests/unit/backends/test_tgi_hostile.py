@@ -24,7 +24,7 @@ from langchain_specdec.errors import (
     RequestTimeoutError,
     SpecDecError,
 )
-from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
+from tests.standin.clients import assert_in_time
 from tests.standin.raw_server import EVENTS, INFO, RawServer, answer, endless, frame, raw, trickle
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
@@ -33,13 +33,8 @@ KEY = 'sk-"<live>&\\-0123456789'
 GZIPPED = {"Content_Encoding": "gzip"}
 
 
-@pytest.fixture(params=CLIENTS)
-def client(request):
-    return request.param
-
-
 @pytest.fixture
-def ask(client, make_backend):  # noqa: F811
+def ask(client, make_backend):
     """Asks a server for a completion of 5 tokens and returns the error, or its events."""
 
     def ask(server, read_timeout=20.0, **params):
@@ -151,7 +146,7 @@ def test_an_info_that_is_not_tgis_is_refused_in_time(ask, info, kind, words):
         (answer("", "307 Oh", Location="/"), BackendUnavailableError),
     ],
 )
-def test_tokens_are_counted_in_bounded_time_and_memory(client, make_backend, tokens, kind):  # noqa: F811
+def test_tokens_are_counted_in_bounded_time_and_memory(client, make_backend, tokens, kind):
     with RawServer({"/tokenize": tokens}) as server:
         backend = make_backend(
             server.url, client=client, max_retries=0, read_timeout=0.4 if kind is RequestTimeoutError else 20.0
@@ -160,7 +155,7 @@ def test_tokens_are_counted_in_bounded_time_and_memory(client, make_backend, tok
             backend.token_ids("Hello")
 
 
-def test_counting_after_the_end_says_so(client, make_backend):  # noqa: F811
+def test_counting_after_the_end_says_so(client, make_backend):
     backend = make_backend("http://127.0.0.1:9", client=client)
     backend.close()
     with pytest.raises(SpecDecError, match="closed"):
@@ -371,7 +366,7 @@ def test_the_search_finds_what_a_client_keeps():
         raw(b""),
     ],
 )
-def test_no_header_is_reachable_from_an_error(client, make_backend, handler, path):  # noqa: F811
+def test_no_header_is_reachable_from_an_error(client, make_backend, handler, path):
     with RawServer({path: handler}) as server:
         backend = make_backend(server.url, client=client, max_retries=0, api_key=KEY, read_timeout=0.5)
         request = CompletionRequest("Hello", SamplingParams(max_new_tokens=5))

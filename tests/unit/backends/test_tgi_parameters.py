@@ -19,7 +19,7 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
 from langchain_specdec.grammar.formats import PATTERNS
 from langchain_specdec.grammar.text_check import text_check
-from tests.standin.clients import CLIENTS, make_backend, quick_retries  # noqa: F401
+from tests.standin.clients import CLIENTS
 from tests.standin.models import FakeModel
 from tests.standin.raw_server import EVENTS, RawServer, answer, raw
 from tests.standin.server import ServerThread
@@ -70,7 +70,7 @@ def test_numbers_too_small_to_divide_by_are_refused(name: str, value: float) -> 
 @pytest.mark.server
 @pytest.mark.transformers
 @pytest.mark.parametrize("client", CLIENTS)
-def test_top_p_close_to_0_and_to_1_are_taken(client, make_backend) -> None:  # noqa: F811
+def test_top_p_close_to_0_and_to_1_are_taken(client, make_backend) -> None:
     with ServerThread(FakeModel()) as server:
         backend = make_backend(server.url, client=client)
         for top_p in (5e-324, 1e-50, 1 - 1e-9, 1 - 2**-53):
@@ -83,7 +83,7 @@ def test_top_p_close_to_0_and_to_1_are_taken(client, make_backend) -> None:  # n
 @pytest.mark.server
 @pytest.mark.transformers
 @pytest.mark.parametrize("client", CLIENTS)
-def test_no_parameters_of_a_user_end_the_server(client, make_backend) -> None:  # noqa: F811
+def test_no_parameters_of_a_user_end_the_server(client, make_backend) -> None:
     with ServerThread(FakeModel()) as server:
         backends = [make_backend(server.url, client=client, tokenizer=t) for t in (None, byte_tokenizer())]
         for backend in backends:
@@ -409,7 +409,7 @@ def test_types_in_a_list_are_told_one_by_one() -> None:
 )
 def test_a_grammar_that_the_server_refuses_is_a_wrong_parameter(
     client: str,
-    make_backend: Any,  # noqa: F811
+    make_backend: Any,
     said: str,
     words: str,
     is_in_stream: bool,
@@ -432,7 +432,7 @@ def test_a_grammar_that_the_server_refuses_is_a_wrong_parameter(
 @pytest.mark.parametrize("grammar", [None, Grammar(regex="a|b")])
 def test_what_the_model_fails_at_is_sent_again_twice_at_most(
     client: str,
-    make_backend: Any,  # noqa: F811
+    make_backend: Any,
     grammar: Grammar | None,
 ) -> None:
     body = {"error": "Request failed during generation: Server error: ", "error_type": "generation"}
@@ -447,7 +447,7 @@ def test_what_the_model_fails_at_is_sent_again_twice_at_most(
 @pytest.mark.transformers
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("said", ["CUDA out of memory", "transport error", "CANCELLED", "index 5 is out of bounds"])
-def test_a_model_that_fails_is_no_wrong_grammar(client: str, make_backend: Any, said: str) -> None:  # noqa: F811
+def test_a_model_that_fails_is_no_wrong_grammar(client: str, make_backend: Any, said: str) -> None:
     body = {"error": f"Request failed during generation: Server error: {said}", "error_type": "generation"}
     with RawServer({"/": raw(EVENTS + f"data: {json.dumps(body)}\n\n".encode())}) as server:
         backend = make_backend(server.url, client=client, max_retries=0)

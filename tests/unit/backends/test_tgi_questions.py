@@ -9,25 +9,21 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from langchain_specdec import ChatSpeculative, SamplingParams, SpeculativeLLM
+from langchain_specdec import ChatSpeculative, SpeculativeLLM
 from langchain_specdec.backends.tgi import parameters, retries, server_facts
-from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import (
     BackendUnavailableError,
     CompletionTimeoutError,
     EngineClosedError,
     InvalidParameterError,
 )
-from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
-from tests.standin.generation import Limits
+from tests.standin.clients import LIMITS, TEXT, ask, assert_in_time
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.tiny_models import byte_tokenizer
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
-TEXT = FakeModel.ANSWER
-LIMITS = Limits(max_input_tokens=2000, max_total_tokens=2048)
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
 
 
@@ -53,11 +49,6 @@ def server(folders):
         yield server
 
 
-@pytest.fixture(params=CLIENTS)
-def client(request):
-    return request.param
-
-
 def sent(server):
     return [r["body"]["inputs"] for r in server.standin.requests if "parameters" in r.get("body", {})]
 
@@ -80,7 +71,7 @@ async def by_astream(chat):
 
 @pytest.mark.parametrize("call", [by_ainvoke, by_astream])
 @pytest.mark.parametrize("is_up", [True, False])
-async def test_calls_that_wait_for_the_model_can_be_cancelled(server, client, make_backend, monkeypatch, call, is_up):  # noqa: F811
+async def test_calls_that_wait_for_the_model_can_be_cancelled(server, client, make_backend, monkeypatch, call, is_up):
     server.set_faults("slow-info:seconds=2")
     url = server.url if is_up else "http://127.0.0.1:9"
     # What is down is asked ten times more.
@@ -97,7 +88,7 @@ async def test_calls_that_wait_for_the_model_can_be_cancelled(server, client, ma
 
 
 @pytest.mark.parametrize("field", [True, False])
-def test_the_timeout_of_a_call_is_that_of_the_question_too(server, client, make_backend, field):  # noqa: F811
+def test_the_timeout_of_a_call_is_that_of_the_question_too(server, client, make_backend, field):
     server.set_faults("slow-info:seconds=3")
     backend = make_backend(server.url, client=client, read_timeout=2.0, max_retries=0)
     chat = ChatSpeculative(backend=backend, timeout=0.2 if field else None)
@@ -112,7 +103,7 @@ def test_the_timeout_of_a_call_is_that_of_the_question_too(server, client, make_
         assert caught.value.__cause__ is caught.value.__context__ is None
 
 
-def test_a_trace_takes_no_part_of_the_timeout(server, client, make_backend):  # noqa: F811
+def test_a_trace_takes_no_part_of_the_timeout(server, client, make_backend):
     server.set_faults("slow-info:seconds=0.5")
     backend = make_backend(server.url, client=client)
     chat = ChatSpeculative(backend=backend)
@@ -121,7 +112,7 @@ def test_a_trace_takes_no_part_of_the_timeout(server, client, make_backend):  # 
     assert chat._get_ls_params(timeout=9.0)["ls_model_name"] == server.standin.model.model_id
 
 
-async def test_a_closed_backend_ends_the_wait(server, client, make_backend):  # noqa: F811
+async def test_a_closed_backend_ends_the_wait(server, client, make_backend):
     server.set_faults("slow-info:seconds=2")
     backend = make_backend(server.url, client=client, read_timeout=2.0)
     task = asyncio.create_task(ChatSpeculative(backend=backend).ainvoke("Hi"))
@@ -131,7 +122,7 @@ async def test_a_closed_backend_ends_the_wait(server, client, make_backend):  # 
         await task
 
 
-def test_what_can_be_refused_is_refused_before_the_server_is_asked(server, client, make_backend):  # noqa: F811
+def test_what_can_be_refused_is_refused_before_the_server_is_asked(server, client, make_backend):
     chat = ChatSpeculative(backend=make_backend(server.url, client=client))
     tool = {"title": "add", "type": "object", "properties": {"a": {"type": "integer"}}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": tool}}
@@ -158,11 +149,7 @@ async def test_an_answer_names_its_model_where_an_event_loop_runs(server, folder
 # Another model at the same address
 
 
-def ask(prompt="Hello", **params):
-    return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
-
-
-def test_after_some_idling_the_model_is_asked_for_again(server, folders, client, make_backend, monkeypatch):  # noqa: F811
+def test_after_some_idling_the_model_is_asked_for_again(server, folders, client, make_backend, monkeypatch):
     backend = make_backend(server.url, client=client)
     chat = ChatSpeculative(backend=backend, max_new_tokens=60)
     chat.invoke("Hi")
@@ -176,7 +163,7 @@ def test_after_some_idling_the_model_is_asked_for_again(server, folders, client,
     assert [message.response_metadata["model_name"], backend.model_name, backend.identity["model"]] == [folders[1]] * 3
 
 
-def test_a_name_is_asked_for_again_after_some_idling(server, folders, client, make_backend, monkeypatch):  # noqa: F811
+def test_a_name_is_asked_for_again_after_some_idling(server, folders, client, make_backend, monkeypatch):
     backend = make_backend(server.url, client=client)
     backend.complete([ask()])
     server.standin.model.model_id = folders[1]
@@ -188,7 +175,7 @@ def test_a_name_is_asked_for_again_after_some_idling(server, folders, client, ma
     assert backend.model_name == folders[1]
 
 
-def test_a_prompt_by_the_template_of_an_earlier_model_is_not_sent(server, folders, client, make_backend):  # noqa: F811
+def test_a_prompt_by_the_template_of_an_earlier_model_is_not_sent(server, folders, client, make_backend):
     backend = make_backend(server.url, client=client, max_retries=1)
     chat = ChatSpeculative(backend=backend, max_new_tokens=60)
     chat.invoke("Hi")
@@ -204,7 +191,7 @@ def test_a_prompt_by_the_template_of_an_earlier_model_is_not_sent(server, folder
     assert SpeculativeLLM(backend=backend, max_new_tokens=60).invoke("x") == TEXT
 
 
-def test_top_k_is_held_against_the_model_it_is_sent_to(server, folders, client, make_backend, monkeypatch):  # noqa: F811
+def test_top_k_is_held_against_the_model_it_is_sent_to(server, folders, client, make_backend, monkeypatch):
     monkeypatch.setattr(parameters, "SAFE_TOP_K", 10)
     backend = make_backend(server.url, client=client, max_retries=1)
     ChatSpeculative(backend=backend).get_num_tokens_from_messages([HumanMessage("Hi")])

@@ -15,7 +15,7 @@ from langchain_specdec.backends.tgi.client import make_client
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import SpecDecError
-from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
+from tests.standin.clients import CLIENTS, assert_in_time
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
@@ -50,7 +50,7 @@ def of_many_threads(act):
 
 @pytest.mark.parametrize("fault", ["", "generation:after=2", "garbage:after=2", "drop:after=2", "cut:after=2"])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_failed_requests_of_many_threads_are_silent(server, client, make_backend, complaints, fault):  # noqa: F811
+def test_failed_requests_of_many_threads_are_silent(server, client, make_backend, complaints, fault):
     server.set_faults(*([fault] if fault else []))
     backend = make_backend(server.url, client=client, max_retries=0)
     failed = []
@@ -71,7 +71,7 @@ def test_failed_requests_of_many_threads_are_silent(server, client, make_backend
 
 @pytest.mark.parametrize("fault", ["slow:seconds=0.01", "generation:after=3", "drop:after=3", "silence:after=3"])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_answers_that_are_given_up_are_silent(server, client, make_backend, complaints, fault):  # noqa: F811
+def test_answers_that_are_given_up_are_silent(server, client, make_backend, complaints, fault):
     server.set_faults(fault)
     backend = make_backend(server.url, client=client, max_retries=0)
 

@@ -14,10 +14,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 from transformers import AutoTokenizer
 
-from langchain_specdec import ChatSpeculative, Grammar, SamplingParams, SpeculativeLLM
+from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
 from langchain_specdec.backends.tgi import owned_server, retries, server_facts, speculation_warner
 from langchain_specdec.backends.tgi.errors import Failure, is_loopback
-from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import (
     BackendUnavailableError,
     GenerationError,
@@ -27,8 +26,7 @@ from langchain_specdec.errors import (
     SpecDecError,
     SpeculatingServerWarning,
 )
-from tests.standin.clients import CLIENTS, assert_in_time, make_backend, quick_retries  # noqa: F401
-from tests.standin.generation import Limits
+from tests.standin.clients import LIMITS, TEXT, ask, assert_in_time, text_of
 from tests.standin.models import FakeModel
 from tests.standin.raw_server import RawServer, answer
 from tests.standin.server import ServerThread
@@ -38,33 +36,7 @@ from tgi_launcher.state import ServerExit, State
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
-TEXT = FakeModel.ANSWER
-LIMITS = Limits(max_input_tokens=2000, max_total_tokens=2048)
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-
-
-@pytest.fixture
-def server():
-    with ServerThread(FakeModel(speculate=2), LIMITS) as server:
-        yield server
-
-
-@pytest.fixture(params=CLIENTS)
-def client(request):
-    return request.param
-
-
-@pytest.fixture
-def backend(server, client, make_backend):  # noqa: F811
-    return make_backend(server.url, client=client)
-
-
-def ask(prompt="Hello", **params):
-    return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
-
-
-def text_of(backend, **params):
-    return backend.complete([ask(**params)])[0].text
 
 
 # Closing and cancelling
@@ -128,7 +100,7 @@ def cancel_a_task(llm: SpeculativeLLM, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("way", [close_after_some, break_off, close_from_another_thread, cancel_a_task])
-def test_no_stream_that_was_left_runs_on(client, make_backend, way):  # noqa: F811
+def test_no_stream_that_was_left_runs_on(client, make_backend, way):
     """Two drafted tokens arrive in one packet with theirs: the reader is cancelled while more is there to be read."""
     rng = random.Random(client)
     model = Endless()
@@ -145,13 +117,13 @@ def test_no_stream_that_was_left_runs_on(client, make_backend, way):  # noqa: F8
 # What is learned from /info
 
 
-def test_info_obeys_the_time_out(server, client, make_backend):  # noqa: F811
+def test_info_obeys_the_time_out(server, client, make_backend):
     server.set_faults("slow-info:seconds=3")
     with pytest.raises(RequestTimeoutError, match=r"/info within 0\.2 seconds"):
         make_backend(server.url, client=client, read_timeout=0.2).complete([ask()])
 
 
-def test_all_that_wait_for_info_share_one_question(server, client, make_backend):  # noqa: F811
+def test_all_that_wait_for_info_share_one_question(server, client, make_backend):
     server.set_faults("slow-info:seconds=3")
     backend = make_backend(server.url, client=client, read_timeout=0.5)
     streams = backend.start([ask()] * 20)
@@ -183,7 +155,7 @@ async def test_an_event_loop_does_not_wait_for_the_name(server, backend):
     assert server.standin.counts["info"] == 1
 
 
-def test_a_server_that_does_not_answer_is_left_alone_for_a_while(server, client, make_backend, monkeypatch):  # noqa: F811
+def test_a_server_that_does_not_answer_is_left_alone_for_a_while(server, client, make_backend, monkeypatch):
     monkeypatch.setattr(server_facts, "_KNOWN_SECONDS", 0.2)
     server.set_faults("slow-info:seconds=1")
     backend = make_backend(server.url, client=client, read_timeout=0.1)
@@ -216,7 +188,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_server_of_another_kind_counts_no_tokens_and_is_named(client, make_backend, kind):  # noqa: F811
+def test_a_server_of_another_kind_counts_no_tokens_and_is_named(client, make_backend, kind):
     with RawServer(OTHERS[kind]) as server:
         backend = make_backend(server.url, client=client)
         with pytest.raises(BackendUnavailableError, match=r"no TGI server|not a TGI server"):
@@ -287,7 +259,7 @@ async def test_a_chat_does_so_in_an_event_loop_without_blocking_it(served, clien
         ticking.cancel()
 
 
-def test_a_tokenizer_that_cannot_be_had_says_what_to_give(client, make_backend):  # noqa: F811
+def test_a_tokenizer_that_cannot_be_had_says_what_to_give(client, make_backend):
     model = FakeModel()
     model.model_id = "/data/model"  # as in a container
     with ServerThread(model, LIMITS) as server:
@@ -298,7 +270,7 @@ def test_a_tokenizer_that_cannot_be_had_says_what_to_give(client, make_backend):
         chat.close()
 
 
-def test_a_tokenizer_of_the_hub_is_that_of_the_servers_revision(client, make_backend, monkeypatch, folder):  # noqa: F811
+def test_a_tokenizer_of_the_hub_is_that_of_the_servers_revision(client, make_backend, monkeypatch, folder):
     asked = []
 
     def load(name, **options):
@@ -336,13 +308,13 @@ def test_no_code_of_a_tokenizer_is_run(served, folder, client, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_chat_with_a_server_that_is_down_says_so(client, make_backend):  # noqa: F811
+def test_a_chat_with_a_server_that_is_down_says_so(client, make_backend):
     chat = ChatSpeculative(backend=make_backend("http://127.0.0.1:9", client=client))
     with pytest.raises(BackendUnavailableError, match="cannot be reached"):
         chat.invoke("Hi")
 
 
-def test_another_model_at_the_same_address_has_its_own_template(served, client, tmp_path, folder, make_backend):  # noqa: F811
+def test_another_model_at_the_same_address_has_its_own_template(served, client, tmp_path, folder, make_backend):
     backend = make_backend(served.url, client=client, max_retries=0)
     chat = ChatSpeculative(backend=backend, max_new_tokens=60)
     chat.invoke("Hi")
@@ -362,7 +334,7 @@ def test_another_model_at_the_same_address_has_its_own_template(served, client, 
         backend.close()
 
 
-def test_a_tokenizer_field_that_is_not_loaded_is_refused(server, make_backend):  # noqa: F811
+def test_a_tokenizer_field_that_is_not_loaded_is_refused(server, make_backend):
     with pytest.raises(InvalidParameterError, match="AutoTokenizer"):
         ChatSpeculative(backend=make_backend(server.url), tokenizer="some/id")
 
@@ -409,7 +381,7 @@ def test_a_server_that_is_seen_to_speculate_is_warned_of_once(server, backend):
 
 
 @pytest.mark.usefixtures("look_again")
-def test_a_server_without_speculation_is_not_warned_of(client, make_backend):  # noqa: F811
+def test_a_server_without_speculation_is_not_warned_of(client, make_backend):
     with ServerThread(FakeModel(speculate=0), LIMITS) as server:
         backend = make_backend(server.url, client=client)
         backend.complete([ask()])
@@ -477,7 +449,7 @@ def later(seconds, *actions):
     return timer
 
 
-def test_a_server_launched_to_speculate_is_warned_of_before_any_draft(server, client, make_backend):  # noqa: F811
+def test_a_server_launched_to_speculate_is_warned_of_before_any_draft(server, client, make_backend):
     backend = make_backend(server.url, client=client, server=OwnServer(speculate=3))
     (message,) = warned(backend, times=2)
     assert "started with speculate=3" in message
@@ -485,7 +457,7 @@ def test_a_server_launched_to_speculate_is_warned_of_before_any_draft(server, cl
 
 
 @pytest.mark.parametrize("fault", ["dead-shard", "dead-shard:after=2"])
-def test_the_error_of_an_own_server_tells_why_it_ended(server, client, make_backend, own, fault):  # noqa: F811
+def test_the_error_of_an_own_server_tells_why_it_ended(server, client, make_backend, own, fault):
     backend = make_backend(server.url, client=client, server=own)
     server.set_faults(fault)
     timer = later(0.5, own.end)
@@ -502,7 +474,7 @@ def test_the_error_of_an_own_server_tells_why_it_ended(server, client, make_back
         chat.invoke("Hi")
 
 
-def test_a_request_waits_for_the_restart_of_an_own_server(server, client, make_backend, own):  # noqa: F811
+def test_a_request_waits_for_the_restart_of_an_own_server(server, client, make_backend, own):
     backend = make_backend(server.url, client=client, server=own, max_retries=1, read_timeout=20.0)
     server.set_faults("dead-shard")
     ended = later(0.3, lambda: own.end(restart_in=1.0))
@@ -512,7 +484,7 @@ def test_a_request_waits_for_the_restart_of_an_own_server(server, client, make_b
     again.join()
 
 
-def test_all_requests_of_an_own_server_share_its_restart(server, client, make_backend, own):  # noqa: F811
+def test_all_requests_of_an_own_server_share_its_restart(server, client, make_backend, own):
     backend = make_backend(server.url, client=client, server=own, max_retries=1, read_timeout=20.0)
     server.set_faults("dead-shard")
     streams = backend.start([ask()] * 30)
@@ -524,7 +496,7 @@ def test_all_requests_of_an_own_server_share_its_restart(server, client, make_ba
     assert server.standin.counts["health"] < 10
 
 
-def test_what_has_begun_is_not_sent_again_after_a_restart(server, client, make_backend, own):  # noqa: F811
+def test_what_has_begun_is_not_sent_again_after_a_restart(server, client, make_backend, own):
     backend = make_backend(server.url, client=client, server=own)
     server.set_faults("dead-shard:after=2")
     ended = later(0.2, lambda: own.end(restart_in=1.0))
@@ -533,7 +505,7 @@ def test_what_has_begun_is_not_sent_again_after_a_restart(server, client, make_b
     ended.join()
 
 
-def test_an_own_server_that_is_well_is_not_waited_for(server, client, make_backend, own, monkeypatch):  # noqa: F811
+def test_an_own_server_that_is_well_is_not_waited_for(server, client, make_backend, own, monkeypatch):
     monkeypatch.setattr(owned_server, "_NOTICE_SECONDS", 3600.0)
     backend = make_backend(server.url, client=client, server=own)
     for fault in ("generation", "drop:after=2"):
@@ -543,7 +515,7 @@ def test_an_own_server_that_is_well_is_not_waited_for(server, client, make_backe
         assert "has ended" not in str(caught.value)
 
 
-def test_an_earlier_end_explains_nothing(server, client, make_backend, own):  # noqa: F811
+def test_an_earlier_end_explains_nothing(server, client, make_backend, own):
     own.end(restart_in=1.0)
     own.state = State.READY
     backend = make_backend(server.url, client=client, server=own)
@@ -608,7 +580,7 @@ async def test_no_server_is_waited_for_longer_than_a_token(own, monkeypatch):
     assert await asyncio.wait_for(watch.explain(failure, None), 20.0) == (failure, None)
 
 
-def test_counting_waits_for_the_restart_of_an_own_server(server, client, make_backend, own):  # noqa: F811
+def test_counting_waits_for_the_restart_of_an_own_server(server, client, make_backend, own):
     backend = make_backend(server.url, client=client, server=own, max_retries=1, read_timeout=20.0)
     server.close()
     own.end(restart_in=1.0)

@@ -1,0 +1,28 @@
+"""What tests of the TGI backend share: a stand-in, each of the clients, and a backend over both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from langchain_specdec import TGIBackend
+from tests.standin.clients import CLIENTS, LIMITS, make_backend, quick_retries  # noqa: F401 - they are fixtures
+from tests.standin.models import FakeModel
+from tests.standin.server import ServerThread
+
+
+@pytest.fixture
+def server() -> Iterator[ServerThread]:
+    with ServerThread(FakeModel(speculate=2), LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(server: ServerThread, client: str, make_backend: Callable[..., TGIBackend]) -> TGIBackend:  # noqa: F811
+    return make_backend(server.url, client=client)
