@@ -53,6 +53,11 @@ class Grammar:
     def __hash__(self) -> int:
         return hash(self.identity)
 
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        return "regular expression" if self.regex is not None else "JSON schema"
+
     @cached_property
     def identity(self) -> tuple[str, str]:
         """Tells grammars apart; the order of properties counts."""

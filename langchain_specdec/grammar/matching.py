@@ -65,8 +65,8 @@ def matcher_of(grammar: Grammar, source: str, tokens: llguidance.LLTokenizer) ->
 
 def refusal(grammar: Grammar, reason: str) -> InvalidParameterError:
     """The error of a grammar that cannot be followed."""
-    what = "regular expression" if grammar.regex is not None else "JSON schema"
-    return InvalidParameterError(f"The {what} cannot be followed: {reason}. Change that part of it, or leave it out.")
+    msg = f"The {grammar.kind} cannot be followed: {reason}. Change that part of it, or leave it out."
+    return InvalidParameterError(msg)
 
 
 def one_line(error: str) -> str:

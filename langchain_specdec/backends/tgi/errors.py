@@ -114,10 +114,9 @@ class Failures:
         said = _body(error) or str(error)
         if grammar is None or type(failure.error) is not GenerationError or not _refuses_grammar(said):
             return failure
-        what = "regular expression" if grammar.regex is not None else "JSON schema"
         reason = said.removeprefix(_FAILURE).strip()
         why = f"It says: {self._quote(reason)}" if reason else "It does not say why; most often it is no valid one."
-        msg = f"The TGI server refuses the {what} of the request. {why}"
+        msg = f"The TGI server refuses the {grammar.kind} of the request. {why}"
         return Failure(InvalidParameterError(msg), is_transient=failure.is_transient, is_of_model=True)
 
     def _of(self, error: BaseException) -> Failure:

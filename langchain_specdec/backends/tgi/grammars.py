@@ -132,11 +132,10 @@ def _refuse_unchecked(grammar: Grammar) -> None:
     try:
         text_check(grammar)
     except InvalidParameterError as error:
-        what = "regular expression" if grammar.regex is not None else "JSON schema"
-        reason = str(error).removeprefix(f"The {what} cannot be followed: ")
+        reason = str(error).removeprefix(f"The {grammar.kind} cannot be followed: ")
         msg = (
-            f"Answers could not be checked here against the {what}, and TGI servers break grammars too often to go "
-            f"unchecked: {reason}"
+            f"Answers could not be checked here against the {grammar.kind}, and TGI servers break grammars too often "
+            f"to go unchecked: {reason}"
         )
         raise InvalidParameterError(msg) from None
 
