@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -35,8 +34,6 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
 
 _logger = logging.getLogger(__name__)
-# Seeds that are drawn stay below 2**53, so that they survive JSON readers that know only doubles.
-_DRAWN_SEED_LIMIT = 2**53
 
 
 class Engine:
@@ -147,7 +144,7 @@ class Engine:
     ) -> Request:
         """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
-        seed = params.seed if params.seed is not None else secrets.randbelow(_DRAWN_SEED_LIMIT)
+        seed = params.seed_or_drawn()
         context = prompt_ids if continues_prompt else ()
         stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials)
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]

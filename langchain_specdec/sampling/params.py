@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ _ABOVE_0 = 5e-324  # the least number above 0
 # Looking for stop strings holds up the other requests of a step by no more than this many allow.
 _MAX_STOPS = 256
 _MAX_STOP_LENGTH = 512
+# Seeds that are drawn stay below it, so that they survive JSON readers that know only doubles.
+_DRAWN_SEED_LIMIT = 2**53
 _TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
 _BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
 
@@ -127,6 +130,10 @@ class SamplingParams:
         if self.ignore_eos:
             msg = "ignore_eos and grammar contradict each other: after an answer of that form only an end may follow."
             raise InvalidParameterError(msg)
+
+    def seed_or_drawn(self) -> int:
+        """The seed, or one that is drawn where none is given; apart from Python's `random`, which is the program's."""
+        return secrets.randbelow(_DRAWN_SEED_LIMIT) if self.seed is None else self.seed
 
     @property
     def needs_history(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 import uuid
 import weakref
@@ -43,9 +42,6 @@ from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
 
-_DRAWN_SEED_LIMIT = 2**53
-# Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
-_RANDOM = random.SystemRandom()
 # A server checks only whether this many new tokens fit; longer outputs are made in pieces.
 _CHECKED_BY_SERVER = 1024
 _DRAIN_SECONDS = 5.0
@@ -267,8 +263,7 @@ class TGIBackend(Backend):
 
     async def _events(self, request: CompletionRequest) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
         """The events of a completion, after as many attempts as it takes and may take."""
-        seed = request.params.seed
-        seed = _RANDOM.randrange(_DRAWN_SEED_LIMIT) if seed is None else seed
+        seed = request.params.seed_or_drawn()
         permits: asyncio.Semaphore | None = None
         retries = self._new_retries()
         is_started = False
