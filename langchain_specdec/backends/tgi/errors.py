@@ -240,14 +240,19 @@ class Failures:
 
     def _quote(self, message: str, limit: int = 500) -> str:
         # Masked first: half a key would not be recognised.
-        message = " ".join(self._redact(message).split())
-        return message if len(message) <= limit else f"{message[:limit]}…"
+        return in_short(self._redact(message), limit)
 
 
 def _refuses_grammar(said: str) -> bool:
     """Whether a failure of the model is a grammar that cannot be made."""
     reason = said.removeprefix(_FAILURE.rstrip()).strip()
     return said.startswith(_FAILURE.rstrip()) and (not reason or any(words in reason for words in _GRAMMAR_WORDS))
+
+
+def in_short(text: str, limit: int = 500) -> str:
+    """What somebody else says, on one line, and no more than so many characters of it."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def error_text(body: str) -> str:

@@ -8,13 +8,11 @@ from typing import Any
 
 from typing_extensions import Self
 
-from langchain_specdec.backends.tgi.errors import is_loopback
+from langchain_specdec.backends.tgi.errors import in_short, is_loopback
 from langchain_specdec.backends.tgi.parameters import VocabularySize
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from tgi_launcher.endpoints import ServerInfo
-
-_LONGEST_REASON = 500
 
 
 class LocalTokenizer:
@@ -153,5 +151,4 @@ def _from_pretrained(name: str, revision: str | None = None) -> tuple[Any, str]:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options), ""
     except Exception as error:
         # The Hub's exceptions hold the request with the user's token, so none is handed on.
-        why = " ".join(str(error).split())
-        return None, why if len(why) <= _LONGEST_REASON else f"{why[:_LONGEST_REASON]}…"
+        return None, in_short(str(error))
