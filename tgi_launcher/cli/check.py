@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 import typer
 
 from tgi_launcher.cli.reporting import FAILED, with_flags
-from tgi_launcher.command import find_launcher
+from tgi_launcher.command import Command, find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.cpu import HINT, IMAGE_SUFFIX, VARIABLES
 from tgi_launcher.docker import find_docker
@@ -38,9 +39,11 @@ class _Finding:
 
 def check(config: TGIConfig, *, has_model: bool) -> None:
     """Show launcher, Docker, GPUs and ports, and for a MODEL what would happen. Starts nothing."""
-    findings = [*_programs(config), *_gpus(config), *_ports(config)]
+    # Made where it is needed, and once: it looks for ports that are free.
+    preview = cache(partial(preview_command, config))
+    findings = [*_programs(config), *_gpus(config, preview), *_ports(config)]
     if has_model:
-        findings += [*_model(config), _Finding("command", str(preview_command(config)), "info")]
+        findings += [*_model(config, preview), _Finding("command", str(preview()), "info")]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         typer.echo(f"{_MARKS[finding.status]} {finding.name.ljust(width)}  {finding.value}")
@@ -70,7 +73,7 @@ def _programs(config: TGIConfig) -> Iterator[_Finding]:
         yield _Finding("runtime", runtime if config.runtime != "auto" else f"auto: {runtime}")
 
 
-def _gpus(config: TGIConfig) -> Iterator[_Finding]:
+def _gpus(config: TGIConfig, preview: Callable[[], Command]) -> Iterator[_Finding]:
     if config.cpu:
         yield _Finding("CPU", f"{' '.join(f'{name}={text}' for name, text in VARIABLES.items())} --cuda-graphs 0")
         return
@@ -82,7 +85,7 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
             yield _Finding(
                 "GPUs", f"none found by nvidia-smi, though there is {devices[0]}; {with_flags(HINT)}", "note"
             )
-        elif _is_set_for_cpu(config):
+        elif _is_set_for_cpu(config, preview):
             yield _Finding("GPUs", "none found, and none needed as it is set", "note")
         else:
             yield _Finding("GPUs", f"none found; {with_flags(HINT)}", "missing")
@@ -96,10 +99,10 @@ def _gpus(config: TGIConfig) -> Iterator[_Finding]:
         yield _Finding("--num-shard", f"{wanted} GPUs are asked for, there are {len(gpus)}", "missing")
 
 
-def _is_set_for_cpu(config: TGIConfig) -> bool:
+def _is_set_for_cpu(config: TGIConfig, preview: Callable[[], Command]) -> bool:
     """Whether somebody has set what `cpu` sets, or takes an image that has it."""
-    command = preview_command(config)
-    if command.argv[:2] == ("docker", "run"):
+    command = preview()
+    if _is_docker(command):
         return config.docker_image.endswith(IMAGE_SUFFIX)
     is_paged = command.env.get("ATTENTION") in ("paged", "flashdecoding-ipex")
     return is_paged and (config.cuda_graphs == (0,) or command.env.get("CUDA_GRAPHS") == "0")
@@ -115,9 +118,9 @@ def _ports(config: TGIConfig) -> Iterator[_Finding]:
                 yield _Finding(name, with_flags(error.summary), "missing")
 
 
-def _model(config: TGIConfig) -> Iterator[_Finding]:
+def _model(config: TGIConfig, preview: Callable[[], Command]) -> Iterator[_Finding]:
     info = config.model_info
-    if problem := _missing_files(config):
+    if problem := _missing_files(config, preview):
         yield _Finding("model", problem, "missing")
     elif not info.is_known and not Path(config.model_id).is_dir():
         yield _Finding("model", f"{config.model_id} is not on this machine; it will be downloaded", "note")
@@ -138,11 +141,14 @@ def _model(config: TGIConfig) -> Iterator[_Finding]:
         )
 
 
-def _missing_files(config: TGIConfig) -> str | None:
+def _missing_files(config: TGIConfig, preview: Callable[[], Command]) -> str | None:
     """What a model lacks that nobody will download."""
     folder = Path(config.model_id)
     if not folder.is_dir():
-        is_offline = str(_variables(config).get("HF_HUB_OFFLINE")).upper() in _TRUE
+        command = preview()
+        # A container gets nothing of this environment.
+        env = config.env if _is_docker(command) else command.env
+        is_offline = str(env.get("HF_HUB_OFFLINE")).upper() in _TRUE
         if config.model_info.is_known or not is_offline:
             return None
         return f"{folder} is not on this machine, and HF_HUB_OFFLINE keeps it from being downloaded"
@@ -155,10 +161,8 @@ def _missing_files(config: TGIConfig) -> str | None:
     return None
 
 
-def _variables(config: TGIConfig) -> Mapping[str, str]:
-    """The environment that TGI gets."""
-    command = preview_command(config)
-    return config.env if command.argv[:2] == ("docker", "run") else command.env
+def _is_docker(command: Command) -> bool:
+    return command.argv[:2] == ("docker", "run")
 
 
 def _speculation(config: TGIConfig) -> _Finding:
