@@ -11,34 +11,11 @@ from langchain_core.tools import tool
 
 from langchain_specdec.chat.arrangements import arrangements
 from tests.support.backends import scripted, scripted_backend
-from tests.support.chat_templates import LLAMA, MISTRAL, QWEN, TEMPLATES
+from tests.support.chat_templates import TEMPLATES_FOR_CALLS
 
 pytestmark = pytest.mark.transformers
 
-# Llama's, but several calls are not refused: only the first is shown.
-FIRST_CALL_ONLY = LLAMA.replace("{{ raise_exception('only single tool-calls at once') }}", "")
-# As Mistral's newer ones: roles alternate, but for calls and results.
-STRICT = (
-    "{% set ns = namespace(index=0) %}{% for m in messages %}"
-    "{% if m.role in ('user', 'assistant') and not m.tool_calls %}"
-    "{% if (m.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% set ns.index = ns.index + 1 %}{% endif %}{% endfor %}"
-    + MISTRAL.replace("{% if loop.previtem is defined and", "{% if false and").replace("tools and loop.last", "tools")
-)
-# These show tools, but no calls or no results.
-NO_TOOL_ROLE = MISTRAL.replace("{% elif message.role == 'tool' %}", "{% elif message.role == 'never' %}")
-NO_CALLS = NO_TOOL_ROLE.replace("message.role == 'assistant' and message.tool_calls", "false")
-LEAVES_OUT = QWEN.replace("{% elif message.role == 'tool' %}", "{% elif message.role == 'never' %}").replace(
-    "message.tool_calls or []", "[]"
-)
-KINDS = TEMPLATES | {
-    "first call only": FIRST_CALL_ONLY,
-    "strict": STRICT,
-    "no tool role": NO_TOOL_ROLE,
-    "no calls": NO_CALLS,
-    "leaves out": LEAVES_OUT,
-}
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", TEMPLATES_FOR_CALLS)
 
 
 @tool
@@ -70,7 +47,7 @@ def in_order(text: str, *parts: str) -> bool:
 
 
 def prompt_of(kind: str, *messages: BaseMessage) -> str:
-    model = scripted("ok", template=KINDS[kind])
+    model = scripted("ok", template=TEMPLATES_FOR_CALLS[kind])
     assert model.bind_tools([weather]).invoke(list(messages)).text == "ok"
     with_tools = scripted_backend(model).prompt
     # Once more without the tools, as an agent's last call or another agent over the same thread.
@@ -143,7 +120,7 @@ def test_calls_that_share_an_id_take_their_results_in_turn() -> None:
 
 @pytest.mark.parametrize("kind", ["qwen", "mistral"])
 def test_a_template_that_shows_several_calls_gets_them_as_they_are(kind: str) -> None:
-    model = scripted("ok", template=KINDS[kind])
+    model = scripted("ok", template=TEMPLATES_FOR_CALLS[kind])
     model.invoke(THREADS["in order"])
     calls = [{"name": "weather", "arguments": {"place": place}} for place in ("Ulm", "Bonn")]
     written = {
@@ -178,7 +155,7 @@ def test_an_agent_goes_on_after_two_calls_of_its_own(joint: str) -> None:
     }
     answers |= {"first call only": answers["llama"], "chatml": answers["qwen"]}
     for kind, answer in answers.items():
-        model = scripted(answer, "Rain in both.", template=KINDS[kind])
+        model = scripted(answer, "Rain in both.", template=TEMPLATES_FOR_CALLS[kind])
         messages = create_agent(model, [weather]).invoke({"messages": [ASKED]})["messages"]
         assert [len(m.tool_calls) for m in messages if isinstance(m, AIMessage)] == [2, 0], kind
         assert messages[-1].text == "Rain in both."
