@@ -91,12 +91,12 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     system = [message for message in messages if message["role"] == "system"]
     merged: list[Message] = []
     for message in [*system, *(message for message in messages if message["role"] != "system")]:
-        last = merged[-1] if merged else {"role": None}
-        calls = [one.get("tool_calls", []) for one in (last, message)]
-        if last["role"] == message["role"] != "tool" and bool(calls[0]) == bool(calls[1]):
+        last: Message = merged[-1] if merged else {"role": None}
+        earlier, later = last.get("tool_calls", []), message.get("tool_calls", [])
+        if last["role"] == message["role"] != "tool" and bool(earlier) == bool(later):
             merged[-1] = joined = {**last, "content": _joined(last["content"], message["content"])}
-            if calls[0]:
-                joined["tool_calls"] = [*calls[0], *calls[1]]
+            if earlier:
+                joined["tool_calls"] = [*earlier, *later]
         else:
             merged.append(message)
     return merged

@@ -95,7 +95,7 @@ def test_a_thread_is_summarised(kind: str) -> None:
     model = scripted("Short.", template=TEMPLATES_FOR_CALLS[kind])
     for keep in (("tokens", 40), ("messages", 2), ("messages", 1)):
         middleware = SummarizationMiddleware(model, trigger=("tokens", 50), keep=keep)
-        agent = create_agent(model, [weather], middleware=[middleware])
+        agent: Any = create_agent(model, [weather], middleware=[middleware])
         messages = agent.invoke({"messages": [*THREAD, HumanMessage("Well?")]})["messages"]
         assert "Short." in messages[0].text
         assert len(messages) < len(THREAD)
