@@ -21,23 +21,14 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from pydantic_core import to_jsonable_python
 
-from langchain_specdec.chat.template import Message
+from langchain_specdec.chat.arrangements import Message
+from langchain_specdec.chat.content_blocks import as_json, content_text
 from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 
-# Blocks whose text a message shows, and the key that it stands under.
-_TEXT_KEYS = dict.fromkeys(("text", "text-plain", "input_text", "output_text"), "text") | {"refusal": "refusal"}
 # Blocks that are calls, and the keys of their ids and arguments.
 _CALL_KEYS = {"tool_use": ("id", "input"), "tool_call": ("id", "args"), "function_call": ("call_id", "arguments")}
-# Blocks that hold what a model would have to see or hear.
-_MEDIA = frozenset(
-    {
-        *("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file", "input_file"),
-        *("document", "media"),
-    }
-)
 # Templates of Mistral refuse ids of any other form.
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ID_ALPHABET = string.ascii_letters + string.digits
@@ -47,14 +38,20 @@ def to_template_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     """Messages as `apply_chat_template` takes them.
 
     Raises:
-        InvalidParameterError: A message holds something other than text, or is of an unknown kind.
+        InvalidParameterError: A message of a person or the system holds something other than text, or one is of an
+            unknown kind.
     """
     names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in _calls(m)}
     return [_message(message, names) for message in messages]
 
 
 def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message:
-    content = _text(message)
+    tool = ""
+    if isinstance(message, ToolMessage):
+        tool = message.name or tool_names.get(message.tool_call_id, "")
+    elif isinstance(message, FunctionMessage):
+        tool = message.name
+    content = content_text(message, tool)
     if isinstance(message, AIMessage):
         refusal = message.additional_kwargs.get("refusal")
         content = content or (refusal if isinstance(refusal, str) else "")
@@ -66,17 +63,16 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
                 {
                     "type": "function",
                     "id": short_id(call["id"]),
-                    "function": {"name": call["name"], "arguments": _as_json(call["args"])},
+                    "function": {"name": call["name"], "arguments": _arguments(call)},
                 }
                 for call in calls
             ]
         return converted
     if isinstance(message, ToolMessage):
-        name = message.name or tool_names.get(message.tool_call_id, "")
         call_id = short_id(message.tool_call_id)
-        return {"role": "tool", "name": name, "content": content, "tool_call_id": call_id}
+        return {"role": "tool", "name": tool, "content": content, "tool_call_id": call_id}
     if isinstance(message, FunctionMessage):
-        return {"role": "tool", "name": message.name, "content": content, "tool_call_id": short_id(message.name)}
+        return {"role": "tool", "name": tool, "content": content, "tool_call_id": short_id(tool)}
     if isinstance(message, ChatMessage):
         return {"role": message.role, "content": content}
     role = {HumanMessage: "user", SystemMessage: "system"}
@@ -107,39 +103,8 @@ def _calls(message: AIMessage) -> Sequence[Mapping[str, Any]]:
     return calls
 
 
-def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(_block_text(block, message) for block in message.content)
-
-
-def _block_text(block: Any, message: BaseMessage) -> str:
-    if isinstance(block, str):
-        return block
-    kind = block.get("type", "text")
-    text = block.get(_TEXT_KEYS.get(str(kind), ""))
-    if isinstance(text, str):
-        return text
-    if kind not in _MEDIA:
-        if isinstance(message, ToolMessage):
-            # What a tool found, in whatever form.
-            return json.dumps(
-                _as_json(block["json"] if kind == "json" and "json" in block else block), ensure_ascii=False
-            )
-        if isinstance(message, AIMessage):
-            # Thoughts are not repeated, calls stand in `tool_calls`, and what other providers' servers did is no text.
-            return ""
-    msg = f"A message of type {message.type!r} has content of type {kind!r}. The model reads text only."
-    raise InvalidParameterError(msg)
-
-
-def _as_json(value: Any) -> Any:
-    """A value as JSON holds it: dates, numbers, models and the like of programs that wrote it themselves as texts."""
-    try:
-        return to_jsonable_python(value, fallback=str)
-    except (ValueError, RecursionError) as error:
-        msg = f"The arguments or the result of a tool call cannot be written as JSON: {' '.join(str(error).split())}."
-        raise InvalidParameterError(msg) from error
+def _arguments(call: Mapping[str, Any]) -> Any:
+    return as_json(call["args"], f"A call of the tool {call['name']!r} has arguments that")
 
 
 def size_of(messages: Sequence[BaseMessage], *others: Any) -> float:

@@ -23,6 +23,8 @@ _KEYWORDS = frozenset(
     {"properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items", "prefixItems", "additionalProperties"}
     | {"patternProperties", "$defs", "$schema"}
 )
+# Types of dictionaries that are no tools of a provider.
+_NO_TOOLS = frozenset({"function", "json_schema", "json_object", "text"})
 _DEFAULT_NAME = "Answer"
 _WRAPPED = "value"
 
@@ -169,9 +171,16 @@ def _of_dictionary(given: Mapping[str, Any]) -> NamedSchema:
         for key in ("parameters", "input_schema"):
             if isinstance(given.get(key), Mapping):
                 return _described(given, _parameters(given[key]))
-        if not given.keys() - {"name", "description", "strict", "parameters"}:
+        if not given.keys() - {
+            "name",
+            "description",
+            "strict",
+            "parameters",
+            *(("type",) if kind == "function" else ()),
+        }:
             return _described(given, _parameters({}))
     if not is_schema:
+        _refuse_other_tools(given)
         msg = (
             "A dictionary that describes a form or a tool must be a JSON schema, {'name': ..., 'schema': {...}}, "
             f"{{'name': ..., 'parameters': {{...}}}}, or such a one as OpenAI takes it in 'json_schema' or 'function', "
@@ -186,6 +195,21 @@ def _of_dictionary(given: Mapping[str, Any]) -> NamedSchema:
         schema,
         is_named=isinstance(name, str) and bool(name),
     )
+
+
+def _refuse_other_tools(given: Mapping[str, Any]) -> None:
+    """Refuse the tools that a provider's servers run, by name; what else is in them may be secret."""
+    kind = given.get("type")
+    if kind is None and len(given) == 1 and isinstance(next(iter(given.values())), Mapping):
+        (kind,) = given
+    if isinstance(kind, str) and kind not in _NO_TOOLS:
+        name = given.get("name") or given.get("server_label") or kind
+        msg = (
+            f"The tool {name!r} is no function but of type {kind!r}, which is a provider's own. Tools are "
+            f"functions here: leave it out, or give one that does the same, as a Python function, a LangChain tool, or "
+            f"{{'name': ..., 'description': ..., 'parameters': {{...}}}}."
+        )
+        raise InvalidParameterError(msg)
 
 
 def _parameters(schema: Any) -> Any:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from typing_extensions import Self
 
+from langchain_specdec.chat.arrangements import Message, arrangements, marked
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
-
-Message = dict[str, Any]
 
 # Arguments of `apply_chat_template` that are no variables of the template.
 _RESERVED = frozenset(
@@ -42,8 +42,9 @@ class ChatTemplate:
 
     A template that refuses the messages as they are (roles that do not alternate, a system message that is not the
     first), or leaves one out, gets them with neighbours of one role joined and system messages in front; where it
-    knows no system messages, their text goes before the first user message; where the assistant may not be the first to
-    speak, an empty user message stands before it.
+    knows no system messages, their text goes before the first user message; where a question or an answer has to stand
+    between two others, or before the first, an empty one does. Several calls of one message become one message a call,
+    each followed by its own result, and calls and results plain text, where nothing else is shown whole.
 
     Args:
         tokenizer: The model's tokenizer, or the private copy that its backend works with.
@@ -190,13 +191,11 @@ class ChatTemplate:
             messages, tools = with_generic_tools(messages, tools), ()
         source = self._sources[bool(tools)]
         sealed = self.encoder.seal(messages, tools)
-        data = [self._sealed(message, sealed) for message in messages]
         shown = sealed.seal(list(tools))
         reason = ""
-        for arranged in (data, _merged(data), _without_system(data), _with_question(data)):
-            rendered, refusal = self._try(arranged, shown, source, goes_on=goes_on)
-            if not refusal and (missing := _first_missing(arranged, rendered)):
-                refusal = f"it leaves out the {missing} message"
+        # Calls and results become plain messages where the template cannot show them.
+        for form in (messages, with_generic_tools(messages, ())):
+            rendered, refusal = self._arranged([self._sealed(row, sealed) for row in form], shown, source, goes_on)
             if not refusal:
                 return rendered, sealed
             reason = reason or refusal
@@ -204,6 +203,37 @@ class ChatTemplate:
         reason = sealed.unseal(" ".join(reason.split())[:_LONGEST_REASON]).rstrip(".")
         msg = f"The chat template of {self._model_name} cannot render these messages: {reason}."
         raise InvalidParameterError(msg)
+
+    def _arranged(
+        self, messages: Sequence[Message], tools: Sequence[Any], source: str, goes_on: bool
+    ) -> tuple[str, str]:
+        """What a template makes of the arrangement that it shows most of, and why it can show none whole."""
+        best, fewest, reason = "", math.inf, ""
+        for arranged in arrangements(messages):
+            missing, num_wanted = self._missing(arranged, tools, source, goes_on)
+            if not missing and num_wanted < fewest:
+                rendered, refusal = self._try(arranged, tools, source, goes_on=goes_on)
+                reason = reason or refusal
+                if not refusal:
+                    best, fewest = rendered, num_wanted
+            reason = reason or missing
+            if fewest == 0:
+                break
+        return (best, "") if fewest < math.inf else ("", reason)
+
+    def _missing(
+        self, messages: Sequence[Message], tools: Sequence[Any], source: str, goes_on: bool
+    ) -> tuple[str, int]:
+        """What a template leaves out that has to be shown, as the reason to refuse it, and how much else. By trying."""
+        tried = marked(messages)
+        rendered, refusal = self._try(tried.messages, [_PROBE_TOOL] if tools else [], source, goes_on=goes_on)
+        if refusal:
+            # It tells more of the messages themselves, and may not refuse those.
+            return "", 1
+        left_out = (what for mark, what in tried.needed.items() if mark not in rendered)
+        reason = next((f"it leaves out the {what}" for what in left_out), "")
+        lacks_tools = bool(tools) and _PROBE not in rendered
+        return reason, lacks_tools + sum(mark not in rendered for mark in tried.wanted)
 
     def _sealed(self, message: Message, sealed: Sealed) -> Message:
         data: Message = sealed.seal(message)
@@ -240,43 +270,3 @@ def _source(tokenizer: Any, template: str | None, *, has_tools: bool) -> str:
         return str(choose(template, tools=[_PROBE_TOOL] if has_tools else None))
     except ValueError:
         return ""
-
-
-def _merged(messages: Sequence[Message]) -> list[Message]:
-    """System messages in front as one, and neighbours of one role joined; calls and their results stay apart."""
-    system = [message for message in messages if message["role"] == "system"]
-    merged: list[Message] = []
-    for message in [*system, *(message for message in messages if message["role"] != "system")]:
-        last = merged[-1] if merged else None
-        is_joinable = message["role"] != "tool" and not message.get("tool_calls")
-        if last is not None and last["role"] == message["role"] and is_joinable and not last.get("tool_calls"):
-            merged[-1] = {**last, "content": _joined(last["content"], message["content"])}
-        else:
-            merged.append(message)
-    return merged
-
-
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    first, *others = merged = _merged(messages)
-    if first["role"] != "system":
-        return merged
-    if others and others[0]["role"] == "user":
-        return [{**others[0], "content": _joined(first["content"], others[0]["content"])}, *others[1:]]
-    return [{"role": "user", "content": first["content"]}, *others]
-
-
-def _with_question(messages: Sequence[Message]) -> list[Message]:
-    merged = _without_system(messages)
-    return [{"role": "user", "content": ""}, *merged] if merged[0]["role"] == "assistant" else merged
-
-
-def _joined(*texts: str) -> str:
-    return "\n\n".join(text for text in texts if text)
-
-
-def _first_missing(messages: Sequence[Message], rendered: str) -> str | None:
-    """The role of a message that a template left out; templates may trim texts."""
-    for message in messages:
-        if message["role"] not in ("assistant", "tool") and message["content"].strip() not in rendered:
-            return str(message["role"])
-    return None

@@ -68,6 +68,30 @@ MISTRAL = (
 )
 TEMPLATES = {"chatml": CHATML, "qwen": QWEN, "llama": LLAMA, "mistral": MISTRAL}
 
+# Llama's, but several calls are not refused: only the first is shown.
+FIRST_CALL_ONLY = LLAMA.replace("{{ raise_exception('only single tool-calls at once') }}", "")
+# As Mistral's newer ones: roles alternate, but for calls and results.
+STRICT = (
+    "{% set ns = namespace(index=0) %}{% for m in messages %}"
+    "{% if m.role in ('user', 'assistant') and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set ns.index = ns.index + 1 %}{% endif %}{% endfor %}"
+    + MISTRAL.replace("{% if loop.previtem is defined and", "{% if false and").replace("tools and loop.last", "tools")
+)
+# These show tools, but no calls or no results.
+NO_TOOL_ROLE = MISTRAL.replace("{% elif message.role == 'tool' %}", "{% elif message.role == 'never' %}")
+NO_CALLS = NO_TOOL_ROLE.replace("message.role == 'assistant' and message.tool_calls", "false")
+LEAVES_OUT = QWEN.replace("{% elif message.role == 'tool' %}", "{% elif message.role == 'never' %}").replace(
+    "message.tool_calls or []", "[]"
+)
+TEMPLATES_FOR_CALLS = TEMPLATES | {
+    "first call only": FIRST_CALL_ONLY,
+    "strict": STRICT,
+    "no tool role": NO_TOOL_ROLE,
+    "no calls": NO_CALLS,
+    "leaves out": LEAVES_OUT,
+}
+
 SPECIALS = [
     "<|im_start|>",
     "<|im_end|>",

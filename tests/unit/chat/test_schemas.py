@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional, TypedDict
 
 import pytest
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import HumanMessage
 from langchain_core.tools import StructuredTool, Tool, tool
 from pydantic import BaseModel, Field, RootModel
 from pydantic.v1 import BaseModel as OldModel
@@ -373,3 +374,65 @@ def test_a_call_without_the_value_is_a_parsing_error() -> None:
     model = scripted('<tool_call>{"name": "L", "arguments": {}}</tool_call>', template=QWEN)
     with pytest.raises(OutputParserException, match="lacks 'value'"):
         model.with_structured_output(schema, method="function_calling").invoke("x")
+
+
+@tool
+def adds(a: int, b: int) -> int:
+    """The sum of two numbers."""
+    return a + b
+
+
+# Tools of OpenAI, Anthropic, Google and Bedrock that their servers run, or that take no JSON, by what they are called.
+PROVIDERS_TOOLS: list[tuple[str, dict[str, Any]]] = [
+    ("web_search", {"type": "web_search"}),
+    ("web_search_preview_2025_03_11", {"type": "web_search_preview_2025_03_11"}),
+    ("web_search", {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}),
+    ("web_fetch", {"type": "web_fetch_20250910", "name": "web_fetch", "citations": {"enabled": True}}),
+    ("code_interpreter", {"type": "code_interpreter", "container": {"type": "auto"}}),
+    ("crm", {"type": "mcp", "server_label": "crm", "server_url": "https://x", "headers": {"Authorization": "s3cret"}}),
+    ("shell", {"type": "custom", "name": "shell", "description": "Takes a command."}),
+    ("file_search", {"type": "file_search", "vector_store_ids": ["s3cret"]}),
+    ("image_generation", {"type": "image_generation"}),
+    ("google_search", {"google_search": {}}),
+    ("systemTool", {"systemTool": {"name": "nova_grounding"}}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), PROVIDERS_TOOLS)
+def test_tools_that_are_no_functions_are_refused_by_name(name: str, given: dict[str, Any]) -> None:
+    model = scripted("ok", template=QWEN)
+    for ask in (
+        lambda: model.bind_tools([given]),
+        lambda: model.bind_tools([adds, given]),
+        lambda: model.invoke("x", tools=[given]),
+        lambda: next(model.stream("x", tools=[given])),
+        lambda: model.get_num_tokens_from_messages([HumanMessage("x")], [given]),
+    ):
+        with pytest.raises(InvalidParameterError, match=f"The tool '{name}' is no function") as caught:
+            ask()
+        assert "leave it out, or give one that does the same" in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+    assert scripted_backend(model).requests == []
+
+
+def test_an_agent_with_a_providers_tool_is_told_its_name() -> None:
+    agents = pytest.importorskip("langchain.agents")
+    agent = agents.create_agent(scripted("ok", template=QWEN), [adds, {"type": "web_search"}])
+    with pytest.raises(InvalidParameterError, match="The tool 'web_search' is no function"):
+        agent.invoke({"messages": [("human", "x")]})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "f", "description": "d", "input_schema": VALUES},
+        {"type": "custom", "name": "f", "description": "d", "input_schema": VALUES},
+        {"type": "function", "name": "f", "description": "d", "parameters": VALUES},
+        {"type": "function", "name": "f", "description": "d"},
+        {"toolSpec": {"name": "f", "description": "d", "inputSchema": {"json": VALUES}}},
+    ],
+)
+def test_functions_are_taken_as_every_provider_describes_them(given: dict[str, Any]) -> None:
+    function = as_tool(given)["function"]
+    assert (function["name"], function["description"]) == ("f", "d")
+    assert function["parameters"] in (VALUES, {"type": "object", "properties": {}})

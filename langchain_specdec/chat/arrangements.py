@@ -1,0 +1,164 @@
+"""Arrangements of messages, for chat templates that refuse them as they are, or leave some out."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+Message = dict[str, Any]
+
+_MARK = "specdec_mark"
+# Whose message is missing between two, for templates in which roles alternate but for calls and their results.
+_BETWEEN = {
+    ("beginning", "assistant"): "user",
+    ("beginning", "call"): "user",
+    ("beginning", "tool"): "user",
+    ("assistant", "assistant"): "user",
+    ("assistant", "call"): "user",
+    ("tool", "user"): "assistant",
+    ("call", "user"): "assistant",
+}
+
+
+def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Ways to give a template the same messages, the one that changes least first.
+
+    Neighbours of one role joined and system messages in front; the system's text in the first question; empty messages
+    where roles have to alternate. And each of these with one call a message, and with the text beside a call before it.
+
+    Args:
+        messages: Messages as `apply_chat_template` takes them; at least one.
+    """
+    seen: list[list[Message]] = []
+    for arranged in _all(messages):
+        if arranged not in seen:
+            seen.append(arranged)
+            yield arranged
+
+
+def _all(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    for spread in (list, _one_call_each, _texts_apart):
+        for arrange in (list, _merged, _without_system):
+            arranged = spread(arrange(messages))
+            yield arranged
+        # A text beside a call is not worth an empty question between the two.
+        if spread is not _texts_apart:
+            yield _alternating(arranged)
+
+
+class Marked(NamedTuple):
+    """Messages of the same shape, with marks for texts and arguments, which tell what a template shows of them.
+
+    Attributes:
+        messages: The messages.
+        needed: Mark -> what it stands for, of what has to be shown.
+        wanted: Marks of the assistant's texts, which many templates leave out beside calls.
+    """
+
+    messages: list[Message]
+    needed: dict[str, str]
+    wanted: list[str]
+
+
+def marked(messages: Sequence[Message]) -> Marked:
+    """Messages with marks in place of all texts and arguments."""
+    rows: list[Message] = []
+    needed: dict[str, str] = {}
+    wanted: list[str] = []
+    for message in messages:
+        row = dict(message)
+        if message["content"].strip():
+            row["content"] = mark = f"{_MARK}_{len(needed) + len(wanted)}_"
+            if message["role"] == "assistant":
+                wanted.append(mark)
+            else:
+                needed[mark] = f"{message['role']} message"
+        if calls := message.get("tool_calls"):
+            row["tool_calls"] = []
+            for call in calls:
+                mark = f"{_MARK}_{len(needed) + len(wanted)}_"
+                needed[mark] = f"call of {call['function']['name']}"
+                is_text = isinstance(call["function"]["arguments"], str)
+                function = {**call["function"], "arguments": mark if is_text else {"x": mark}}
+                row["tool_calls"].append({**call, "function": function})
+        rows.append(row)
+    return Marked(rows, needed, wanted)
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """System messages in front as one, and neighbours of one role joined; results stay apart, and texts from calls."""
+    system = [message for message in messages if message["role"] == "system"]
+    merged: list[Message] = []
+    for message in [*system, *(message for message in messages if message["role"] != "system")]:
+        last: Message = merged[-1] if merged else {"role": None}
+        earlier, later = last.get("tool_calls", []), message.get("tool_calls", [])
+        if last["role"] == message["role"] != "tool" and bool(earlier) == bool(later):
+            merged[-1] = joined = {**last, "content": _joined(last["content"], message["content"])}
+            if earlier:
+                joined["tool_calls"] = [*earlier, *later]
+        else:
+            merged.append(message)
+    return merged
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    first, *others = merged = _merged(messages)
+    if first["role"] != "system":
+        return merged
+    if others and others[0]["role"] == "user":
+        return [{**others[0], "content": _joined(first["content"], others[0]["content"])}, *others[1:]]
+    return [{"role": "user", "content": first["content"]}, *others]
+
+
+def _alternating(messages: Sequence[Message]) -> list[Message]:
+    """Empty questions and answers where two messages cannot follow each other."""
+    alternating: list[Message] = []
+    last = "beginning"
+    for message in messages:
+        kind = "call" if message.get("tool_calls") else message["role"]
+        if between := _BETWEEN.get((last, kind)):
+            alternating.append({"role": between, "content": ""})
+        alternating.append(message)
+        last = kind
+    return alternating
+
+
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """A message for each of several calls, with its own result behind it, wherever that stood."""
+    places: dict[Any, deque[int]] = defaultdict(deque)
+    for place, message in enumerate(messages):
+        if message["role"] == "tool":
+            places[message.get("tool_call_id")].append(place)
+    moved: set[int] = set()
+    spread: list[Message] = []
+    for place, message in enumerate(messages):
+        if place in moved:
+            continue
+        if len(calls := message.get("tool_calls", ())) < 2:
+            spread.append(message)
+            continue
+        for number, call in enumerate(calls):
+            spread.append({**message, "content": "" if number else message["content"], "tool_calls": [call]})
+            results = places[call["id"]]
+            while results and results[0] < place:
+                results.popleft()
+            if results:
+                moved.add(results[0])
+                spread.append(messages[results.popleft()])
+    return spread
+
+
+def _texts_apart(messages: Sequence[Message]) -> list[Message]:
+    """One call a message, and a text beside it as a message before it."""
+    apart: list[Message] = []
+    for message in _one_call_each(messages):
+        if message.get("tool_calls") and message["content"].strip():
+            apart += [{"role": message["role"], "content": message["content"]}, {**message, "content": ""}]
+        else:
+            apart.append(message)
+    return apart
+
+
+def _joined(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
