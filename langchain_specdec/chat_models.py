@@ -83,7 +83,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
-    strings of the instance and of the call both apply. An unknown parameter raises an `InvalidParameterError`.
+    strings of the instance and of the call both apply. None is the default of every field; in a call it is as if not
+    given. An unknown parameter raises an `InvalidParameterError`.
 
     `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
     `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
@@ -98,11 +99,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         UnsupportedModelError: The model has no chat template.
     """
 
-    streaming: bool = False
+    streaming: bool | None = False
     """Whether `invoke` and `ainvoke` report text to callbacks as it comes."""
     timeout: float | None = None
     """Seconds after which a call ends with a `CompletionTimeoutError`."""
-    max_retries: int = 2
+    max_retries: int | None = 2
     """Accepted as by other chat models. A model in this process has no connection to retry."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
     """Accepted as by other chat models. A model in this process asks for none."""
