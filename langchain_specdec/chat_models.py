@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
+from typing_extensions import Self
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
@@ -29,6 +30,7 @@ from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_ti
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.parameter_names import named_parameters
+from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
@@ -178,7 +180,15 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return {**self._text_identity(), "chat_template": identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        return profile_of(self.backend)
+        limits = SamplingParams(max_new_tokens=self.max_new_tokens)  # of None as well
+        return profile_of(self.backend, limits.max_new_tokens)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values of fields. Its profile follows from them, unless one was given."""
+        copied = super().model_copy(update=update, deep=deep)
+        if self.profile == self._resolve_model_profile() and "profile" not in (update or {}):
+            copied.profile = copied._resolve_model_profile()
+        return copied
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that these messages and tools become, template included; 0 without messages."""

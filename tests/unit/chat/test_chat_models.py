@@ -415,7 +415,7 @@ def test_traces_tell_model_and_parameters() -> None:
     assert params["ls_model_type"] == "chat"
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.1, 7, ["a", "b"])
     assert model.profile is not None
-    assert model.profile["max_input_tokens"] == 4096
+    assert (model.profile["max_input_tokens"], model.profile["max_output_tokens"]) == (4096 - 7, 7)
     assert model.profile["structured_output"]
 
 
