@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 # What a call may be given beside sampling parameters.
+# `whole_schema`: a tool whose schema no grammar holds whole is refused, as forms of answers are.
 # `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
 _CALL_OPTIONS = frozenset(
-    {"tools", "tool_choice", "response_format", "keep_malformed", "timeout", "stream", "continue_final_message"}
+    {"tools", "tool_choice", "response_format", "whole_schema", "keep_malformed", "timeout", "stream"}
+    | {"continue_final_message"}
 )
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -273,6 +275,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             kwargs["keep_malformed"] = True
         parser = parser_of_json(schema)
         if method == "function_calling":
+            kwargs["whole_schema"] = True
             tool = described.wrapped().as_tool(strict)
             llm = self.bind_tools([tool], tool_choice=described.name, ls_structured_output_format=traced, **kwargs)
             parser = parser_of_calls(schema, described)

@@ -24,7 +24,7 @@ class AskedCall(NamedTuple):
     Attributes:
         rows: Messages, as templates take them.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `keep_malformed`, `continue_final_message`.
+        options: What was given beside: `tool_choice`, `keep_malformed`, `whole_schema`, `continue_final_message`.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
         form: The form asked for by `response_format`.
@@ -87,11 +87,17 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
     """
     rows, params, options, shown, form = asked.rows, asked.params, asked.options, asked.shown, asked.form
     if asked.forced is not None:
-        form = form_of_calls(asked.forced, template.parser, needs_properties=backend.needs_properties)
+        form = form_of_calls(
+            asked.forced,
+            template.parser,
+            backend.check_grammar,
+            needs_properties=backend.needs_properties,
+            is_whole=bool(options["whole_schema"]),
+        )
     elif form is not None:
         rows = with_schema_prompt(rows, form, has_tools=bool(shown))
         if shown:
-            form = form_of_calls_or_object(form, shown, template.parser)
+            form = form_of_calls_or_object(form, shown, template.parser, backend.check_grammar)
     if form is not None:
         params = replace(params, grammar=form.grammar)
     parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None

@@ -18,6 +18,7 @@ from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import Failures
 from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
+from langchain_specdec.backends.tgi.grammars import served
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.tgi.options import MAX_RETRIES, READ_TIMEOUT, checked_key, checked_options, checked_url
 from langchain_specdec.backends.tgi.owned_server import OwnedServer, OwnedServerWatch
@@ -38,6 +39,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     SpeculatingServerWarning,
 )
+from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
@@ -78,6 +80,11 @@ class TGIBackend(Backend):
 
     needs_properties = True
     is_remote = True
+
+    @staticmethod
+    def check_grammar(grammar: Grammar) -> None:
+        """Look at a grammar before a request has it, see `Backend.check_grammar`."""
+        served(grammar)
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, form_of_response
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
 from langchain_specdec.engine.step_cost import StepCost
@@ -535,7 +536,7 @@ def test_a_form_of_calls_is_what_the_parser_reads() -> None:
     nested = {**convert_to_openai_tool(add), "function": {"name": "Outer", "parameters": Outer.model_json_schema()}}
     tools = [convert_to_openai_tool(add), nested]
     for parser in (HermesParser, GenericParser, LlamaParser, MistralParser):
-        form = form_of_calls(tools, parser)
+        form = form_of_calls(tools, parser, Backend.check_grammar)
         names = [call["properties"]["name"]["const"] for call in form.schema["anyOf"]]
         assert names == ["add", "Outer"]
         references = re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(form.schema))
