@@ -182,8 +182,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return {**self._text_identity(), "chat_template": identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        limits = SamplingParams(max_new_tokens=self.max_new_tokens)  # of None as well
-        return profile_of(self.backend, limits.max_new_tokens)
+        given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}  # None is the default
+        return profile_of(self.backend, SamplingParams(**given).max_new_tokens)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values of fields. Its profile follows from them, unless one was given."""
@@ -212,8 +212,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         Args:
             tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries, dataclasses, JSON schemas with a title,
                 or tools as OpenAI, Anthropic and Bedrock describe them.
-            tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
-                name of a tool: the answer is one call, whose arguments fit the tool's schema.
+            tool_choice: None or `"auto"`: the model decides. `"none"`: it knows the tools, and its answer is text.
+                `"any"`, `"required"`, True, or the name of a tool: the answer is one call, whose arguments fit the
+                tool's schema, but for parts that no grammar holds.
             strict: Noted in the tools.
             kwargs: Parameters of the calls.
 

@@ -81,7 +81,7 @@ class _Relaxation:
 
     def _prepared(self, schema: Mapping[str, Any], place: str) -> dict[str, Any]:
         """The schema with references to definitions, which are relaxed."""
-        renamed = map_references(schema, self._reference)
+        renamed: dict[str, Any] = map_references(schema, self._reference)
         used = [reference.removeprefix("#/$defs/") for reference in references_of(renamed)]
         open_names = {name for name in used if name in self._definitions and self._definitions[name] is _ANYTHING}
         for name in dict.fromkeys(used):

@@ -115,8 +115,8 @@ def test_the_ends_of_every_range_are_allowed(name: str, values: list[Any]) -> No
 
 
 def test_none_is_the_default_of_every_parameter() -> None:
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    assert SamplingParams(**dict.fromkeys(names)) == SamplingParams()
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(SamplingParams))
+    assert SamplingParams(**nothing) == SamplingParams()
 
 
 def test_an_unknown_parameter_is_refused() -> None:
