@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _ANY = ("any", "required", True)
 _OF_DOCUMENTS = frozenset({"$id", "$schema"})
 # Keywords that say nothing of which properties an object may have.
 _SAYS_NOTHING = frozenset({"type", "title", "description", "$comment", "default", "examples", "required", "$defs"})
+
+_telling = threading.Lock()
 
 CheckGrammar = Callable[[Grammar], None]
 """Raises an `InvalidParameterError` where a grammar cannot be held."""
@@ -156,9 +159,15 @@ def _held_parameters(tool: str, schema: str, check: CheckGrammar) -> _Held:
     return _Held(json.dumps(found.schema))
 
 
-@lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
-    warnings.warn(message, RelaxedSchemaWarning, stacklevel=2)
+    # Calls of a batch find the same at the same time.
+    with _telling:
+        _warn(message)
+
+
+@lru_cache(maxsize=256)
+def _warn(message: str) -> None:
+    warnings.warn(message, RelaxedSchemaWarning, stacklevel=3)
 
 
 def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:

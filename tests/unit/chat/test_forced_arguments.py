@@ -43,7 +43,7 @@ class AsServer(ScriptedBackend):
 @pytest.fixture(autouse=True)
 def untold() -> Iterator[None]:
     """As in a new program."""
-    structured_output._warn_once.cache_clear()
+    structured_output._warn.cache_clear()
     structured_output._held_parameters.cache_clear()
     yield
 
@@ -101,6 +101,12 @@ def test_a_tool_that_cannot_be_held_whole_disables_no_other(
 def test_only_the_schema_of_the_tool_that_is_forced_counts(choice: str | None) -> None:
     bad = [label(), function("never", {"type": "object", "not": {}})]
     make().bind_tools([Answer, *bad], tool_choice=choice).invoke("x")
+
+
+def test_a_batch_tells_it_once_too() -> None:
+    with pytest.warns(RelaxedSchemaWarning) as told:
+        make().bind_tools([Answer, label()], tool_choice="any").batch(["x"] * 16)
+    assert len([warning for warning in told if warning.category is RelaxedSchemaWarning]) == 1
 
 
 def test_beside_a_response_format_too() -> None:

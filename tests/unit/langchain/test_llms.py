@@ -242,6 +242,10 @@ def test_none_is_the_default_of_every_option_of_a_backend():
     llm.close()
     server = SpeculativeLLM.from_tgi("http://127.0.0.1:9", read_timeout=None, max_retries=None, client=None)
     server.close()
+    # Raised before anything is started, and not for what is None.
+    options = {"port": None, "num_shard": None, "max_retries": None, "restart": None, "quantize": "no such way"}
+    with pytest.raises(InvalidParameterError, match=r"started so: quantize: [^;]*$"):
+        SpeculativeLLM.launch_tgi("some/model", **options)
 
 
 def test_names_of_other_packages_are_understood(backend, llm):
