@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
+from typing_extensions import Self
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
@@ -29,14 +30,17 @@ from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_ti
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.parameter_names import named_parameters
+from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 # What a call may be given beside sampling parameters.
+# `whole_schema`: a tool whose schema no grammar holds whole is refused, as forms of answers are.
 # `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
 _CALL_OPTIONS = frozenset(
-    {"tools", "tool_choice", "response_format", "keep_malformed", "timeout", "stream", "continue_final_message"}
+    {"tools", "tool_choice", "response_format", "whole_schema", "keep_malformed", "timeout", "stream"}
+    | {"continue_final_message"}
 )
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -83,7 +87,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
-    strings of the instance and of the call both apply. An unknown parameter raises an `InvalidParameterError`.
+    strings of the instance and of the call both apply. None is the default of every field; in a call it is as if not
+    given. An unknown parameter raises an `InvalidParameterError`.
 
     `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
     `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
@@ -98,11 +103,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         UnsupportedModelError: The model has no chat template.
     """
 
-    streaming: bool = False
+    streaming: bool | None = False
     """Whether `invoke` and `ainvoke` report text to callbacks as it comes."""
     timeout: float | None = None
     """Seconds after which a call ends with a `CompletionTimeoutError`."""
-    max_retries: int = 2
+    max_retries: int | None = 2
     """Accepted as by other chat models. A model in this process has no connection to retry."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
     """Accepted as by other chat models. A model in this process asks for none."""
@@ -177,7 +182,15 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return {**self._text_identity(), "chat_template": identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        return profile_of(self.backend)
+        given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}  # None is the default
+        return profile_of(self.backend, SamplingParams(**given).max_new_tokens)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values of fields. Its profile follows from them, unless one was given."""
+        copied = super().model_copy(update=update, deep=deep)
+        if self.profile == self._resolve_model_profile() and "profile" not in (update or {}):
+            copied.profile = copied._resolve_model_profile()
+        return copied
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that these messages and tools become, template included; 0 without messages."""
@@ -199,8 +212,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         Args:
             tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries, dataclasses, JSON schemas with a title,
                 or tools as OpenAI, Anthropic and Bedrock describe them.
-            tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
-                name of a tool: the answer is one call, whose arguments fit the tool's schema.
+            tool_choice: None or `"auto"`: the model decides. `"none"`: it knows the tools, and its answer is text.
+                `"any"`, `"required"`, True, or the name of a tool: the answer is one call, whose arguments fit the
+                tool's schema, but for parts that no grammar holds.
             strict: Noted in the tools.
             kwargs: Parameters of the calls.
 
@@ -262,6 +276,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             kwargs["keep_malformed"] = True
         parser = parser_of_json(schema)
         if method == "function_calling":
+            kwargs["whole_schema"] = True
             tool = described.wrapped().as_tool(strict)
             llm = self.bind_tools([tool], tool_choice=described.name, ls_structured_output_format=traced, **kwargs)
             parser = parser_of_calls(schema, described)

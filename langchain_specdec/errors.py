@@ -16,6 +16,7 @@ __all__ = [
     "ModelLoadError",
     "OverloadedError",
     "PromptTooLongError",
+    "RelaxedSchemaWarning",
     "RequestTimeoutError",
     "SpecDecError",
     "SpeculatingServerWarning",
@@ -77,6 +78,10 @@ class OverloadedError(SpecDecError, RuntimeError):
 
 class RequestTimeoutError(SpecDecError, TimeoutError):
     """The server was silent for longer than the time-out."""
+
+
+class RelaxedSchemaWarning(UserWarning):
+    """A grammar holds only a part of a tool's schema. A forced call may break the rest, so the tool has to look."""
 
 
 class SpeculatingServerWarning(UserWarning):

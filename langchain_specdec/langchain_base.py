@@ -56,19 +56,19 @@ class SpeculativeBase(BaseModel):
 
     backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
     """Where completions come from."""
-    # The sampling parameters, as `SamplingParams` declares them.
-    max_new_tokens: int = _declared("max_new_tokens")
-    temperature: float = _declared("temperature")
+    # The sampling parameters, as `SamplingParams` declares them. None is the default of each.
+    max_new_tokens: int | None = _declared("max_new_tokens")
+    temperature: float | None = _declared("temperature")
     top_k: int | None = _declared("top_k")
     top_p: float | None = _declared("top_p")
     min_p: float | None = _declared("min_p")
     repetition_penalty: float | None = _declared("repetition_penalty")
-    presence_penalty: float = _declared("presence_penalty")
-    frequency_penalty: float = _declared("frequency_penalty")
+    presence_penalty: float | None = _declared("presence_penalty")
+    frequency_penalty: float | None = _declared("frequency_penalty")
     logit_bias: dict[int, float] | None = _declared("logit_bias")
     seed: int | None = _declared("seed")
     stop: list[str] | None = _declared("stop")
-    ignore_eos: bool = _declared("ignore_eos")
+    ignore_eos: bool | None = _declared("ignore_eos")
     logprobs: int | None = _declared("logprobs")
     grammar: SkipValidation[Grammar | None] = _declared("grammar")
 
@@ -141,8 +141,8 @@ class SpeculativeBase(BaseModel):
         base_url: str,
         *,
         api_key: str | SecretStr | None = None,
-        read_timeout: float = 120.0,
-        max_retries: int = 2,
+        read_timeout: float | None = 120.0,
+        max_retries: int | None = 2,
         **kwargs: Any,
     ) -> Self:
         """Use a Text Generation Inference server. Nothing is sent to it before the first call.
@@ -177,8 +177,8 @@ class SpeculativeBase(BaseModel):
         *,
         speculate: int | None = 4,
         api_key: str | SecretStr | None = None,
-        read_timeout: float = 120.0,
-        max_retries: int = 2,
+        read_timeout: float | None = 120.0,
+        max_retries: int | None = 2,
         **kwargs: Any,
     ) -> Self:
         """Start a Text Generation Inference server on this machine and use it; `close` ends it.
@@ -270,7 +270,7 @@ class SpeculativeBase(BaseModel):
         return self.backend.token_ids(text)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        named = {ALIASES.get(name, name): value for name, value in kwargs.items() if value is not None}
         if (named.get("timeout") or getattr(self, "timeout", None)) is not None:
             # The timeout of the call, which begins after this, is not for its trace.
             self.backend.name_within(0.0)
@@ -334,7 +334,7 @@ class SpeculativeBase(BaseModel):
 
         Args:
             stop: LangChain's own argument.
-            named: Parameters of the call, under their own names.
+            named: Parameters of the call, under their own names; none of them is None.
         """
         values = {name: getattr(self, name) for name in PARAMETERS} | dict(named)
         return SamplingParams(**{**values, "stop": join_stops(self.stop, stop, named.get("stop"))})

@@ -61,7 +61,8 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
 
     The sampling parameters are fields; each can be given per call too, as in `llm.invoke(prompt, temperature=0.7)`
     or `llm.bind(stop=["\n"])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
-    strings of the instance and of the call both apply. An unknown parameter raises an `InvalidParameterError`.
+    strings of the instance and of the call both apply. None is the default of every field; in a call it is as if not
+    given. An unknown parameter raises an `InvalidParameterError`.
 
     `generation_info` of every `Generation`, and of the last chunk of a stream: `finish_reason` (`length`,
     `stop_sequence` or `eos_token`), `prompt_tokens`, `completion_tokens`, `seed`, `speculation` (`drafted_tokens`,
@@ -76,7 +77,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
     """
 
-    streaming: bool = False
+    streaming: bool | None = False
     """Whether `invoke` and `ainvoke` report text to callbacks as it comes. Batches never do."""
 
     @property

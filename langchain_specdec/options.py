@@ -18,7 +18,7 @@ class Option:
     """What is declared of an option, beside its name and its type.
 
     Attributes:
-        default: The value where none is given. None can be given where it is the default.
+        default: The value where none is given, or None is.
         help: What the option is.
         kind: What a flag of it takes; `check` looks at `int`, `float`, `bool`, and `str` with words. None: an object of
             Python, which has no flag and is checked by who takes it.
@@ -47,6 +47,10 @@ class Option:
         if self.kind is int:
             return f"{words}{' or ' if words else ''}a whole number from {self.low} to {self.high}"
         return "True or False" if self.kind is bool else words and f"one of {words}"
+
+    def or_default(self, value: Any) -> Any:
+        """The value; the default where it is None."""
+        return self.default if value is None else value
 
     def check(self, name: str, value: Any) -> None:
         """Raise unless the value is allowed.

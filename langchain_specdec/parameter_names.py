@@ -23,12 +23,13 @@ def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
 
 
 def named_parameters(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The values under this package's own names.
+    """The values under this package's own names, without those that are None: those are not given.
 
     Raises:
         InvalidParameterError: A name is unknown, or a parameter is given under two names.
     """
     refuse_unknown(values, {*known, *ALIASES})
+    values = {name: value for name, value in values.items() if value is not None}
     for alias, name in ALIASES.items():
         if alias in values and name in values:
             msg = f"{alias} and {name} are one parameter: give only one of them."

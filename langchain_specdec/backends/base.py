@@ -10,8 +10,10 @@ from typing_extensions import Self
 
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.stream import CompletionStream, started_in_thread
+from langchain_specdec.grammar.text_check import TextCheck
 
 if TYPE_CHECKING:
+    from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 SHORT_TEXT = 20_000
@@ -73,6 +75,15 @@ class Backend(ABC):
     def max_length(self) -> int | None:
         """Most tokens of a prompt and its completion together; None where it is not known."""
         return None
+
+    @staticmethod
+    def check_grammar(grammar: Grammar) -> None:
+        """Look at a grammar before a request has it. One that passes may still need too many tokens.
+
+        Raises:
+            InvalidParameterError: It cannot be held; the message names the part.
+        """
+        TextCheck(grammar)
 
     @abstractmethod
     def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:

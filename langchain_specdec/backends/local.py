@@ -31,6 +31,7 @@ from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
 from langchain_specdec.runner.runner import Runner
+from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -185,10 +186,7 @@ class LocalBackend(Backend):
             EngineClosedError: The backend was closed.
         """
         return self.engine.submit_all(
-            [
-                (self._encode(r.prompt), self._defaults.applied(r.params), r.continues_prompt, r.shown_specials)
-                for r in requests
-            ]
+            [(self._encode(r.prompt), self._params_of(r), r.continues_prompt, r.shown_specials) for r in requests]
         )
 
     def token_ids(self, text: str) -> list[int]:
@@ -208,6 +206,11 @@ class LocalBackend(Backend):
         self._target = replace(self._target, model=None)
         if self._target.is_owned:
             give_back_freed()
+
+    def _params_of(self, request: CompletionRequest) -> SamplingParams:
+        # A tokenizer may have tokens that the model has not.
+        banned = [token for token in request.banned if token < self.engine.runner.vocab_size]
+        return self._defaults.applied(request.params, banned)
 
     def _encode(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, Sequence) and not isinstance(text, str) and all(type(token) is int for token in text):

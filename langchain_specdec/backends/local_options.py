@@ -102,7 +102,7 @@ OPTIONS = options_of(LocalOptions)
 
 
 def checked_options(given: Mapping[str, Any]) -> LocalOptions:
-    """All options: those that are given, and the others' defaults.
+    """All options: those that are given, and the defaults of the others and of those that are None.
 
     Raises:
         InvalidParameterError: One is out of its range, or they contradict each other.
@@ -111,7 +111,7 @@ def checked_options(given: Mapping[str, Any]) -> LocalOptions:
     if unknown := next((name for name in given if name not in OPTIONS), None):
         msg = f"LocalBackend.__init__() got an unexpected keyword argument {unknown!r}"
         raise TypeError(msg)
-    options: Any = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    options: Any = {name: option.or_default(given.get(name)) for name, option in OPTIONS.items()}
     drafter, has_draft_model = options["drafter"], options["draft_model"] is not None
     OPTIONS["drafter"].check("drafter", drafter)
     if drafter == "draft_model" and not has_draft_model:

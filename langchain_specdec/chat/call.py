@@ -24,7 +24,7 @@ class AskedCall(NamedTuple):
     Attributes:
         rows: Messages, as templates take them.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `keep_malformed`, `continue_final_message`.
+        options: What was given beside: `tool_choice`, `keep_malformed`, `whole_schema`, `continue_final_message`.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
         form: The form asked for by `response_format`.
@@ -40,9 +40,9 @@ class AskedCall(NamedTuple):
     limit: TimeLimit
 
     @property
-    def shown(self) -> list[dict[str, Any]]:
-        """The tools that the model is told about: all, also where one is forced, so that the prompt begins alike."""
-        return [] if self.options["tool_choice"] == "none" else self.tools
+    def may_call(self) -> bool:
+        """Whether the answer may be a call. The model is told about all tools in any case: prompts begin alike then."""
+        return bool(self.tools) and self.options["tool_choice"] != "none"
 
     def check(self, backend: Backend) -> None:
         """Refuse what contradicts itself, or is beyond the backend.
@@ -53,7 +53,7 @@ class AskedCall(NamedTuple):
         if self.forced is not None and self.form is not None:
             msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
             raise InvalidParameterError(msg)
-        if self.form is not None and self.shown and not backend.takes_calls_or_object:
+        if self.form is not None and self.may_call and not backend.takes_calls_or_object:
             msg = (
                 f"response_format beside tools cannot be honoured by {type(backend).__name__}, whose grammars know no "
                 f"choice between a call and an object. Give an agent response_format=ToolStrategy(...), which makes a "
@@ -85,26 +85,35 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
     Raises:
         InvalidParameterError: The template cannot render it.
     """
-    rows, params, options, shown, form = asked.rows, asked.params, asked.options, asked.shown, asked.form
+    rows, params, options, tools, form = asked.rows, asked.params, asked.options, asked.tools, asked.form
     if asked.forced is not None:
-        form = form_of_calls(asked.forced, template.parser, needs_properties=backend.needs_properties)
+        form = form_of_calls(
+            asked.forced,
+            template.parser,
+            backend.check_grammar,
+            needs_properties=backend.needs_properties,
+            is_whole=bool(options["whole_schema"]),
+        )
     elif form is not None:
-        rows = with_schema_prompt(rows, form, has_tools=bool(shown))
-        if shown:
-            form = form_of_calls_or_object(form, shown, template.parser)
+        rows = with_schema_prompt(rows, form, has_tools=bool(tools))
+        if asked.may_call:
+            form = form_of_calls_or_object(form, tools, template.parser, backend.check_grammar)
     if form is not None:
         params = replace(params, grammar=form.grammar)
-    parser = template.parser([tool["function"]["name"] for tool in shown]) if shown else None
+    parser = template.parser([tool["function"]["name"] for tool in tools]) if asked.may_call else None
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
     begin = form.begin if form is not None else ""
     if backend.takes_token_ids:
-        prompt: str | list[int] = template.token_ids(rows, shown, begin, backend.max_length, goes_on=goes_on)
+        prompt: str | list[int] = template.token_ids(rows, tools, begin, backend.max_length, goes_on=goes_on)
     else:
-        prompt = template.text(rows, shown, begin, goes_on=goes_on)
+        prompt = template.text(rows, tools, begin, goes_on=goes_on)
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
     how = {"must_call": asked.forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
     reader = ReplyReader(lambda: backend.model_name, in_order, form, params, **how)
     # Of a grammar's text, and of a text that is gone on with, no space may be left out.
     continues_prompt = bool(begin) or goes_on or params.grammar is not None
     marks = template.mark_texts if parser else {}
-    return ReadyCall(CompletionRequest(prompt, params, continues_prompt, marks, template_of), reader, asked.limit)
+    # What looks like a call all the same, as in families without a token that begins one, is text.
+    banned = template.call_tokens if tools and not parser else ()
+    request = CompletionRequest(prompt, params, continues_prompt, marks, template_of, banned)
+    return ReadyCall(request, reader, asked.limit)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_specdec.chat.structured_output import OutputForm, form_of_calls
+from langchain_specdec.chat.structured_output import CheckGrammar, OutputForm, form_of_calls
 from langchain_specdec.chat.tool_calls import Piece, ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.call_grammar import CallsOrObject
@@ -40,9 +40,15 @@ class CallsOrObjectForm(OutputForm):
 
 
 def form_of_calls_or_object(
-    response: OutputForm, tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser]
+    response: OutputForm, tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser], check: CheckGrammar
 ) -> CallsOrObjectForm:
     """The form of an answer that is calls of these tools, as the parser reads them, or the object.
+
+    Args:
+        response: The form of the object.
+        tools: Tools as OpenAI describes them.
+        parser: Reads the calls.
+        check: Raises where a grammar cannot be held; what it refuses of a tool's schema is left out.
 
     Raises:
         InvalidParameterError: The object can look like a call of this family, which has no mark.
@@ -54,7 +60,7 @@ def form_of_calls_or_object(
             f"this model have, and nobody could tell them apart. Rename one, or add another that is required."
         )
         raise InvalidParameterError(msg)
-    calls = form_of_calls(tools, parser)
+    calls = form_of_calls(tools, parser, check)
     return CallsOrObjectForm(response.schema, calls=calls, separator=parser.call_separator)
 
 

@@ -10,8 +10,16 @@ if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 
-def profile_of(backend: Backend) -> ModelProfile:
-    """The profile of a backend's model. A server's has no name: it is not asked for it before the first call."""
+def profile_of(backend: Backend, max_new_tokens: int) -> ModelProfile:
+    """The profile of a chat model. A server's has no name: it is not asked for it before the first call.
+
+    `max_input_tokens` are those of a prompt, tools included, that leaves room for an answer of `max_new_tokens`, since
+    a longer one is refused. The limit of a server is left out where it has not told it before.
+
+    Args:
+        backend: Where the model runs.
+        max_new_tokens: Most tokens of an answer, as the chat model is set.
+    """
     profile: ModelProfile = {
         "text_inputs": True,
         "text_outputs": True,
@@ -28,6 +36,7 @@ def profile_of(backend: Backend) -> ModelProfile:
     if not backend.is_remote:
         profile["name"] = backend.model_name
     if (limit := backend.max_length) is not None:
-        profile["max_input_tokens"] = limit
-        profile["max_output_tokens"] = limit
+        # An agent may divide by it.
+        profile["max_input_tokens"] = max(1, limit - max_new_tokens)
+        profile["max_output_tokens"] = max(1, min(max_new_tokens, limit - 1))
     return profile

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from langchain_specdec.chat.schemas import speaks_of_objects
 from langchain_specdec.chat.tool_calls import ToolCallParser
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, RelaxedSchemaWarning
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import checked_schema, map_references, references_of
+from langchain_specdec.grammar.relaxation import relaxed
 
 _ANY = ("any", "required", True)
+# What the root of a schema says of itself as a document; a part of another schema is none.
+_OF_DOCUMENTS = frozenset({"$id", "$schema"})
+# Keywords that say nothing of which properties an object may have.
+_SAYS_NOTHING = frozenset({"type", "title", "description", "$comment", "default", "examples", "required", "$defs"})
+
+_telling = threading.Lock()
+
+CheckGrammar = Callable[[Grammar], None]
+"""Raises an `InvalidParameterError` where a grammar cannot be held."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +77,45 @@ def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mappin
 
 
 def form_of_calls(
-    tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser], *, needs_properties: bool = False
+    tools: Sequence[Mapping[str, Any]],
+    parser: type[ToolCallParser],
+    check: CheckGrammar,
+    *,
+    needs_properties: bool = False,
+    is_whole: bool = False,
 ) -> OutputForm:
     """The form of an answer that is one call of one of these tools, as the parser reads it.
+
+    Tools check their arguments, so what no grammar holds of a schema is left out, and told once by a
+    `RelaxedSchemaWarning`. A tool that cannot be called at all is left out beside others.
 
     Args:
         tools: Tools as OpenAI describes them.
         parser: Reads the answer.
+        check: Raises where a grammar cannot be held.
         needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
+        is_whole: Whether a schema that cannot be held as it is raises instead.
+
+    Raises:
+        InvalidParameterError: None of the tools can be called.
     """
     definitions: dict[str, Any] = {}
     key = parser.arguments_key
-    calls = [_call_schema(tool["function"], key, f"tool{index}", definitions) for index, tool in enumerate(tools)]
+    calls, refusals = [], []
+    for index, tool in enumerate(tools):
+        name = tool["function"]["name"]
+        parameters = _arguments_schema(checked_schema(tool["function"].get("parameters") or {}))
+        if not is_whole:
+            held = _held_parameters(name, json.dumps(parameters), check)
+            if held.refusal:
+                refusals.append(f"No call of the tool {name!r} can be forced. {held.refusal}")
+                continue
+            parameters = json.loads(held.schema)
+        calls.append(_call_schema(name, parameters, key, f"tool{index}", definitions))
+    if refusals and not calls:
+        raise InvalidParameterError(refusals[0])
+    for refusal in refusals:
+        _warn_once(refusal)
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if len(calls) > 1 and needs_properties:
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
@@ -85,8 +125,62 @@ def form_of_calls(
     return OutputForm(schema, parser.call_begin, parser.call_end)
 
 
-def _call_schema(function: Mapping[str, Any], key: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    parameters = checked_schema(function.get("parameters") or {"type": "object", "properties": {}})
+class _Held(NamedTuple):
+    """What a grammar holds of a tool's arguments: a schema as JSON, or why it holds none."""
+
+    schema: str
+    refusal: str = ""
+
+
+@lru_cache(maxsize=256)
+def _held_parameters(tool: str, schema: str, check: CheckGrammar) -> _Held:
+    """The schema of a tool's arguments without what cannot be held, which is told here, and so once."""
+
+    def check_call(parameters: dict[str, Any]) -> None:
+        definitions: dict[str, Any] = {}
+        call = _call_schema(tool, parameters, "arguments", "tool", definitions)
+        check(Grammar(schema={**call, "$defs": definitions} if definitions else call))
+
+    parameters = json.loads(schema)
+    try:
+        check_call(parameters)
+    except InvalidParameterError:
+        found = relaxed(parameters, check_call)
+    else:
+        return _Held(schema)
+    try:
+        check_call(found.schema)
+    except InvalidParameterError as error:
+        return _Held("", str(error))
+    _warn_once(
+        f"The schema of the tool {tool!r} has parts that no grammar holds, so that calls which are forced may break "
+        f"them and the tool has to refuse those itself: {', '.join(found.left_out)}. All else holds."
+    )
+    return _Held(json.dumps(found.schema))
+
+
+def _warn_once(message: str) -> None:
+    # Calls of a batch find the same at the same time.
+    with _telling:
+        _warn(message)
+
+
+@lru_cache(maxsize=256)
+def _warn(message: str) -> None:
+    warnings.warn(message, RelaxedSchemaWarning, stacklevel=3)
+
+
+def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what a tool takes. Where it says nothing of properties, there are none."""
+    said = {key: value for key, value in parameters.items() if key not in _OF_DOCUMENTS and value is not None}
+    if said.keys() <= _SAYS_NOTHING and not said.get("required"):
+        said["properties"] = {}
+    return said
+
+
+def _call_schema(
+    tool: str, parameters: dict[str, Any], key: str, name: str, definitions: dict[str, Any]
+) -> dict[str, Any]:
     if any(not reference.startswith("#/$defs/") for reference in references_of(parameters)):
         # Other places than definitions are referred to, so the whole becomes a definition.
         definitions[name] = map_references(parameters, lambda reference: f"#/$defs/{name}{reference[1:]}")
@@ -99,7 +193,7 @@ def _call_schema(function: Mapping[str, Any], key: str, name: str, definitions: 
         parameters = renamed
     return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, key: parameters},
+        "properties": {"name": {"const": tool}, key: parameters},
         "required": ["name", key],
         "additionalProperties": False,
     }

@@ -134,6 +134,11 @@ class ChatTemplate:
         marks = {self.parser.mark, *self.parser.inner_marks}
         return {index: text for index, text in self._private.special_texts.items() if text in marks}
 
+    @property
+    def call_tokens(self) -> list[int]:
+        """The tokens that begin a call; none where the family's mark is no token of its own."""
+        return self._private.ids_of_added(self.parser.mark)
+
     def token_ids(
         self,
         messages: Sequence[Message],

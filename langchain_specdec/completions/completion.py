@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class CompletionRequest:
             does; or is a text of its own, as a chat's answer is, without the space that some tokenizers begin it with.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it, such as those that
             mark a tool call. All others are left out.
+        banned: Tokens that are not to be chosen, as far as the backend knows them.
         template_of: The tokenizer whose chat template the prompt was written by, where a server may have another model
             by the time it is sent.
     """
@@ -30,6 +31,7 @@ class CompletionRequest:
     continues_prompt: bool = True
     shown_specials: Mapping[int, str] = field(default_factory=dict)
     template_of: Any = None
+    banned: Collection[int] = ()
 
 
 @dataclass(frozen=True)

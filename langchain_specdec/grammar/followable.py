@@ -11,7 +11,7 @@ from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.formats import PATTERNS, UNHELD, dates_between
-from langchain_specdec.grammar.json_schema import FORMATS, map_schemas, resolved, visit_schemas
+from langchain_specdec.grammar.json_schema import FORMATS, is_never, map_schemas, resolved, visit_schemas
 
 # Arrays of so many known items without a repetition are listed one by one.
 _MAX_UNIQUE = 5
@@ -28,6 +28,8 @@ _KINDS: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] = (
 _OF_NAMES = frozenset(
     {"enum", "const", "pattern", "minLength", "maxLength", "format", "allOf", "anyOf", "oneOf", "not"}
 )
+# A schema that no value fits, in words that are known.
+_NEVER: dict[str, Any] = {"enum": []}
 # Bounds, those that are excluded, and where the numbers lie that they allow.
 _BOUNDS = (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1))
 
@@ -43,6 +45,8 @@ def followable(schema: Mapping[str, Any]) -> dict[str, Any]:
     root: dict[str, Any] = json.loads(json.dumps(schema))
 
     def change(inner: dict[str, Any]) -> dict[str, Any]:
+        if is_never(inner):
+            return dict(_NEVER)
         _write_format(inner)
         _write_names(root, inner)
         _write_unique_items(root, inner)

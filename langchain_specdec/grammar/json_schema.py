@@ -76,6 +76,11 @@ def _place(root: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]
     reference = schema.get("$ref")
     if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
         return None
+    return referenced(root, reference)
+
+
+def referenced(root: Mapping[str, Any], reference: str) -> dict[str, Any] | None:
+    """The schema at a place (`#/...`) of another; None where there is none."""
     place: Any = root
     for key in _steps(reference) if reference != "#" else ():
         if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
@@ -192,6 +197,29 @@ def _with_inner(schema: Mapping[str, Any], change: Callable[[Any], Any], steps: 
         else:
             changed[key] = change(value)
     return changed
+
+
+def inner_schemas(schema: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """A copy of a schema in which those right below it are changed.
+
+    Args:
+        schema: A JSON schema that refers to nothing but definitions.
+        change: Takes a schema, or what stands in its place, and the steps to it, as `properties/name`.
+    """
+    changed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, Mapping):
+            changed[key] = {name: change(inner, f"{key}/{name}") for name, inner in value.items()}
+        elif key in _SCHEMAS and isinstance(value, (list, tuple)):
+            changed[key] = [change(inner, f"{key}/{index}") for index, inner in enumerate(value)]
+        else:
+            changed[key] = change(value, key) if key in _SCHEMAS else value
+    return changed
+
+
+def is_never(schema: Any) -> bool:
+    """Whether a schema is written as one that no value fits."""
+    return schema is False or (isinstance(schema, Mapping) and (schema.get("not") is True or schema.get("not") == {}))
 
 
 def _steps_of_references(schema: Any) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,13 +57,14 @@ class GenerationDefaults:
         """What of it changes a text, as plain values; empty where nothing does."""
         return {name: value for name, value in vars(self).items() if value not in (1.0, ())}
 
-    def applied(self, params: SamplingParams) -> SamplingParams:
-        """The parameters with what they leave to the model."""
+    def applied(self, params: SamplingParams, banned: Collection[int] = ()) -> SamplingParams:
+        """The parameters with what they leave to the model, and with tokens that are not chosen whatever they say."""
         changes: dict[str, Any] = {}
         if params.repetition_penalty is None and self.repetition_penalty != 1.0:
             changes["repetition_penalty"] = self.repetition_penalty
-        if self.suppressed:
-            changes["logit_bias"] = dict.fromkeys(self.suppressed, _NEVER) | dict(params.logit_bias or {})
+        if self.suppressed or banned:
+            own = dict(params.logit_bias or {})
+            changes["logit_bias"] = dict.fromkeys(self.suppressed, _NEVER) | own | dict.fromkeys(banned, _NEVER)
         return replace(params, **changes) if changes else params
 
 

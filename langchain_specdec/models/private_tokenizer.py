@@ -81,6 +81,11 @@ class PrivateTokenizer:
         added = self.copied.added_tokens_decoder.items()
         return {int(index): token.content for index, token in added if token.special}
 
+    def ids_of_added(self, text: str) -> list[int]:
+        """The added tokens that are a text, special or not."""
+        added = self.copied.added_tokens_decoder.items()
+        return [int(index) for index, token in added if token.content == text]
+
     def encode(
         self, text: str, *, add_special_tokens: bool = True, what: str = "text", limit: int | None = None
     ) -> list[int]:

@@ -24,7 +24,7 @@ _BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
 class SamplingParams:
     """What to generate: limits, sampling and stops of one request. Checked when constructed.
 
-    Each parameter is declared with its default, what it is, and what it may be.
+    Each parameter is declared with its default, what it is, and what it may be. None is the default of each.
 
     Raises:
         InvalidParameterError: A value has the wrong type or is out of its range.
@@ -77,6 +77,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, option in options_of(SamplingParams).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, option.default)
             if option.kind is not None:
                 option.check(name, getattr(self, name))
         self._check_stop()

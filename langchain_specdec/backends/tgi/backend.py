@@ -18,8 +18,9 @@ from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import Failures
 from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
+from langchain_specdec.backends.tgi.grammars import served
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
-from langchain_specdec.backends.tgi.options import check_options, checked_key, checked_url
+from langchain_specdec.backends.tgi.options import MAX_RETRIES, READ_TIMEOUT, checked_key, checked_options, checked_url
 from langchain_specdec.backends.tgi.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured, check_text
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer, TokenizerInUse
@@ -38,6 +39,7 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     SpeculatingServerWarning,
 )
+from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.params import SamplingParams
 from tgi_launcher.endpoints import ServerInfo
@@ -79,27 +81,30 @@ class TGIBackend(Backend):
     needs_properties = True
     is_remote = True
 
+    @staticmethod
+    def check_grammar(grammar: Grammar) -> None:
+        """Look at a grammar before a request has it, see `Backend.check_grammar`."""
+        served(grammar)
+
     def __init__(
         self,
         base_url: str,
         *,
         api_key: str | SecretStr | None = None,
-        client: str = "auto",
-        read_timeout: float = 120.0,
-        max_retries: int = 2,
+        client: str | None = "auto",
+        read_timeout: float | None = READ_TIMEOUT,
+        max_retries: int | None = MAX_RETRIES,
         max_concurrency: int | None = None,
         tokenizer: Any = None,
         server: OwnedServer | None = None,
     ) -> None:
         self._url = checked_url(base_url)
         key = checked_key(api_key, self._url)
-        check_options(read_timeout, max_retries, max_concurrency)
-        self._timeout = float(read_timeout)
-        self._max_concurrency = max_concurrency
+        self._timeout, retries, self._max_concurrency = checked_options(read_timeout, max_retries, max_concurrency)
         self._tokenizers = TokenizerInUse(LocalTokenizer.load(tokenizer), self._url)
         self._failures = Failures(self._url, key, self._timeout)
         self._grammars = GrammarCheck(self._url, key, server)
-        self._client: TGIClient = make_client(client, self._url, key)
+        self._client: TGIClient = make_client("auto" if client is None else client, self._url, key)
         self._loop = LoopThread(self._client.aclose)
         self._facts = ServerFacts(self._client, self._failures, self._loop, self._timeout)
         self._name = SoonKnown(self._loop, self._facts)
@@ -107,7 +112,7 @@ class TGIBackend(Backend):
         self._server = server
         self._watch = None if server is None else OwnedServerWatch(server, self._facts.is_healthy, self._timeout)
         # Not a method of this object, which would never be freed then.
-        self._new_retries = partial(Retries, max_retries, self._timeout, self._watch)
+        self._new_retries = partial(Retries, retries, self._timeout, self._watch)
         self._questions = Questions(self._loop, self._facts, self._failures, self._tokenizers, self._new_retries)
         self._permits: tuple[int, asyncio.Semaphore] | None = None
         # A name of its own, until the model is known: no answer in a cache may match before.

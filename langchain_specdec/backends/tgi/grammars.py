@@ -16,7 +16,14 @@ from langchain_specdec.backends.tgi.patterns import CLASS_SIZE, Extent, as_text,
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.formats import PATTERNS, addresses
 from langchain_specdec.grammar.grammar import Grammar
-from langchain_specdec.grammar.json_schema import FORMATS, map_schemas, recursive_definition, resolved, visit_schemas
+from langchain_specdec.grammar.json_schema import (
+    FORMATS,
+    is_never,
+    map_schemas,
+    recursive_definition,
+    resolved,
+    visit_schemas,
+)
 from langchain_specdec.grammar.text_check import text_check
 
 MAX_DEPTH = 40
@@ -56,6 +63,7 @@ def served(grammar: Grammar) -> dict[str, Any]:
     else:
         schema = map_schemas(grammar.schema, dict)
         visit_schemas(schema, _drop_more_patterns)
+        visit_schemas(schema, _drop_never)
         schema = map_schemas(schema, _schema_as_served)
         parameter = {"type": "json", "value": schema}
         _refuse_schema(schema)
@@ -71,6 +79,12 @@ def _drop_more_patterns(inner: dict[str, Any]) -> None:
         isinstance(part, dict) and part.keys() == {"pattern"} for part in members
     ):
         inner.pop("allOf", None)
+
+
+def _drop_never(inner: dict[str, Any]) -> None:
+    """Leave out properties that have no value, which it would write; a required one is refused with the answers."""
+    if isinstance(properties := inner.get("properties"), dict):
+        inner["properties"] = {name: of for name, of in properties.items() if not is_never(of)}
 
 
 def _schema_as_served(inner: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import SecretStr, ValidationError
 
 from langchain_specdec.backends.tgi.backend import TGIBackend
 from langchain_specdec.backends.tgi.client import make_client
-from langchain_specdec.backends.tgi.options import check_options, checked_key
+from langchain_specdec.backends.tgi.options import checked_key, checked_options
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.parameter_names import refuse_unknown
@@ -41,9 +41,11 @@ def launch_backend(
     ours = set(inspect.signature(TGIBackend).parameters) - {"base_url", "server"}
     serving = set(inspect.signature(TGIServer).parameters) - {"config"}
     refuse_unknown(options, {*ours, *TGIConfig.model_fields, *serving})
+    # Of all of these, None is the default.
+    options = {name: value for name, value in options.items() if value is not None}
     mine = {name: value for name, value in options.items() if name in ours}
     # All that can be wrong is found before a server is started, which takes minutes.
-    check_options(mine.get("read_timeout", 1.0), mine.get("max_retries", 0), mine.get("max_concurrency"))
+    checked_options(mine.get("read_timeout"), mine.get("max_retries"), mine.get("max_concurrency"))
     key = checked_key(api_key, _ANY_PORT)
     make_client(mine.get("client", "auto"), _ANY_PORT, None)
     loaded = LocalTokenizer.load(tokenizer)

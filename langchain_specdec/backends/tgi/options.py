@@ -8,6 +8,11 @@ from urllib.parse import urlsplit
 
 from langchain_specdec.errors import InvalidParameterError
 
+READ_TIMEOUT = 120.0
+"""Most seconds to wait for the next token, unless another number is given."""
+MAX_RETRIES = 2
+"""How often a request is sent again, unless another number is given."""
+
 _HUGGING_FACE_HOSTS = ("huggingface.co", "hf.co", "huggingface.cloud", "hf.space")
 
 
@@ -63,14 +68,16 @@ def checked_key(api_key: Any, url: str) -> str | None:
     return api_key
 
 
-def check_options(read_timeout: object, max_retries: object, max_concurrency: object) -> None:
-    """Refuse numbers out of their range.
+def checked_options(read_timeout: Any, max_retries: Any, max_concurrency: Any) -> tuple[float, int, int | None]:
+    """The three, with the defaults in place of None.
 
     Raises:
-        InvalidParameterError: One is.
+        InvalidParameterError: One is out of its range.
     """
+    read_timeout = READ_TIMEOUT if read_timeout is None else read_timeout
+    max_retries = MAX_RETRIES if max_retries is None else max_retries
     is_number = isinstance(read_timeout, (int, float)) and not isinstance(read_timeout, bool)
-    if not is_number or not math.isfinite(read_timeout) or read_timeout <= 0:  # type: ignore[arg-type,operator]
+    if not is_number or not math.isfinite(read_timeout) or read_timeout <= 0:
         msg = f"read_timeout must be a number of seconds above 0, got {read_timeout!r}."
         raise InvalidParameterError(msg)
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 10:
@@ -81,3 +88,4 @@ def check_options(read_timeout: object, max_retries: object, max_concurrency: ob
     ):
         msg = f"max_concurrency must be a whole number from 1, or None for the server's limit, got {max_concurrency!r}."
         raise InvalidParameterError(msg)
+    return float(read_timeout), max_retries, max_concurrency

@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, form_of_response
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
 from langchain_specdec.engine.step_cost import StepCost
@@ -222,11 +223,10 @@ def test_marks_of_calls_are_text_to_stop_strings(answer: str, stop: list[str], t
         assert not message.invalid_tool_calls
 
 
-def test_marks_are_text_where_no_tools_are_bound() -> None:
+def test_marks_are_text_where_no_call_may_come() -> None:
     assert scripted("<tool_call>{}</tool_call>").invoke("x").content == "<tool_call>{}</tool_call>"
     model: Any = scripted("<tool_call>{}</tool_call>", template=QWEN).bind_tools([add], tool_choice="none")
     assert model.invoke("x").content == "<tool_call>{}</tool_call>"
-    assert "<tools>" not in scripted_backend(model).prompt
 
 
 def test_a_forced_call_begins_in_the_prompt_and_is_read_whole() -> None:
@@ -415,7 +415,7 @@ def test_traces_tell_model_and_parameters() -> None:
     assert params["ls_model_type"] == "chat"
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.1, 7, ["a", "b"])
     assert model.profile is not None
-    assert model.profile["max_input_tokens"] == 4096
+    assert (model.profile["max_input_tokens"], model.profile["max_output_tokens"]) == (4096 - 7, 7)
     assert model.profile["structured_output"]
 
 
@@ -535,7 +535,7 @@ def test_a_form_of_calls_is_what_the_parser_reads() -> None:
     nested = {**convert_to_openai_tool(add), "function": {"name": "Outer", "parameters": Outer.model_json_schema()}}
     tools = [convert_to_openai_tool(add), nested]
     for parser in (HermesParser, GenericParser, LlamaParser, MistralParser):
-        form = form_of_calls(tools, parser)
+        form = form_of_calls(tools, parser, Backend.check_grammar)
         names = [call["properties"]["name"]["const"] for call in form.schema["anyOf"]]
         assert names == ["add", "Outer"]
         references = re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(form.schema))

@@ -16,6 +16,7 @@ from pydantic.v1 import BaseModel as OldModel
 from typing_extensions import NotRequired, ReadOnly, Required
 
 from langchain_specdec import ChatSpeculative, Grammar
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.answer_parsers import strict_json
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import form_of_calls, form_of_response
@@ -147,7 +148,7 @@ def test_no_schema_is_lost(compiler: GrammarCompiler, name: str) -> None:
     assert fits(compiler, form, good)
     assert not fits(compiler, form, bad)
     whole = described.wrapped()
-    form = form_of_calls([whole.as_tool(), as_tool(keep)], HermesParser)
+    form = form_of_calls([whole.as_tool(), as_tool(keep)], HermesParser, Backend.check_grammar)
     for value, is_right in ((good, True), (bad, False)):
         arguments = value if described.is_object else {"value": value}
         assert fits(compiler, form, {"name": described.name, "arguments": arguments}) == is_right
@@ -183,7 +184,7 @@ def test_tools_keep_their_schemas(compiler: GrammarCompiler) -> None:
         assert function["strict"] is True
         assert function["description"].startswith("Keep a node.")
         assert function["parameters"]["properties"]["node"]["$ref"] == "#/$defs/Node"
-        form = form_of_calls([{"function": function}], HermesParser)
+        form = form_of_calls([{"function": function}], HermesParser, Backend.check_grammar)
         assert fits(compiler, form, {"name": "keep", "arguments": {"node": {"value": 1, "next": None}}})
         assert not fits(compiler, form, {"name": "keep", "arguments": {"node": {}}})
     assert as_tool(keep)["function"]["parameters"]["properties"]["node"]["description"] == "What to keep."
@@ -201,7 +202,7 @@ def test_definitions_of_one_name_stay_apart(compiler: GrammarCompiler) -> None:
         "$defs": {"A": {"enum": [1]}},
     }
     tools = [{"function": {"name": n, "parameters": p}} for n, p in (("t", text), ("n", number), ("i", itself))]
-    form = form_of_calls(tools, HermesParser)
+    form = form_of_calls(tools, HermesParser, Backend.check_grammar)
     pairs = {"t": ({"a": "x"}, {"a": 1}), "n": ({"a": 1}, {"a": "x"}), "i": ({"a": {"b": 1}}, {"a": {"b": 2}})}
     for name, (good, bad) in pairs.items():
         assert fits(compiler, form, {"name": name, "arguments": good})

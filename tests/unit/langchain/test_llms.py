@@ -15,12 +15,16 @@ from langchain_core.messages import HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk
 from pydantic import ValidationError
 
-from langchain_specdec import SpeculativeLLM
+from langchain_specdec import ChatSpeculative, SpeculativeLLM
+from langchain_specdec.backends.local_options import OPTIONS, checked_options
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError, PromptTooLongError
+from langchain_specdec.parameter_names import ALIASES
+from langchain_specdec.sampling.params import SamplingParams
 from tests.support.backends import (
     PROMPTS,
     Counter,
     EchoBackend,
+    ScriptedBackend,
     engine_of,
     is_idle,
     lasting,
@@ -188,6 +192,62 @@ def test_parameters_can_be_given_per_call_bound_or_configured(llm, plain):
     assert llm.invoke("hello") == expected
 
 
+# What each model takes, as a field or in a call, beside the sampling parameters.
+FIELDS = {SpeculativeLLM: ["streaming"], ChatSpeculative: ["streaming", "timeout", "max_retries", "api_key"]}
+IN_CALLS = {
+    SpeculativeLLM: [],
+    ChatSpeculative: ["timeout", "tools", "tool_choice", "response_format", "keep_malformed", "continue_final_message"],
+}
+SET = {"max_new_tokens": 6, "temperature": 1.3, "seed": 9, "top_k": 4, "presence_penalty": 1.5, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("kind", [SpeculativeLLM, ChatSpeculative])
+@pytest.mark.parametrize("given", [{}, SET], ids=["plain", "set"])
+async def test_none_is_as_if_not_given(kind, given):
+    """The default in place of a field, and what the model has in place of a parameter of a call."""
+    backend = EchoBackend() if kind is SpeculativeLLM else ScriptedBackend("x")
+    names = [*SamplingParams.__dataclass_fields__, *ALIASES]
+    fields = dict.fromkeys([*names, *FIELDS[kind]])
+    assert kind(backend=backend, **fields).model_dump() == kind(backend=backend).model_dump()
+    emptied = kind(backend=backend).model_copy(update=dict.fromkeys(SamplingParams.__dataclass_fields__))
+    emptied.invoke("x", max_new_tokens=4)
+    assert backend.requests.pop().params == SamplingParams(max_new_tokens=4)
+
+    model = kind(backend=backend, **given)
+    model.invoke("x")
+    expected = backend.requests[-1].params
+    assert expected == SamplingParams(**given)
+    nothing = dict.fromkeys([*names, *IN_CALLS[kind]])
+    for asked in (model, model.bind(**nothing), model.bind(temperature=None)):
+        asked.invoke("x", **nothing)
+        list(asked.stream("x", **nothing))
+        await asked.ainvoke("x", **nothing)
+        asked.batch(["x"], **nothing)
+    assert [request.params for request in backend.requests] == [expected] * 13
+    assert model._get_ls_params(temperature=None, max_tokens=None) == model._get_ls_params()
+    # One of two names may stand for nothing.
+    model.invoke("x", max_tokens=None, max_new_tokens=3)
+    assert backend.requests[-1].params.max_new_tokens == 3
+
+
+def test_an_unknown_name_is_refused_with_none_too(llm):
+    with pytest.raises(InvalidParameterError, match="Unknown parameter 'top_q'"):
+        llm.invoke("x", top_q=None)
+
+
+def test_none_is_the_default_of_every_option_of_a_backend():
+    assert checked_options(dict.fromkeys(OPTIONS)) == checked_options({})
+    options: dict[str, Any] = dict.fromkeys(OPTIONS.keys() - {"draft_model"})
+    llm = SpeculativeLLM.from_model_id(tiny_model(), **options, tokenizer=byte_tokenizer())
+    llm.close()
+    server = SpeculativeLLM.from_tgi("http://127.0.0.1:9", read_timeout=None, max_retries=None, client=None)
+    server.close()
+    # Raised before anything is started, and not for what is None.
+    options = {"port": None, "num_shard": None, "max_retries": None, "restart": None, "quantize": "no such way"}
+    with pytest.raises(InvalidParameterError, match=r"started so: quantize: [^;]*$"):
+        SpeculativeLLM.launch_tgi("some/model", **options)
+
+
 def test_names_of_other_packages_are_understood(backend, llm):
     stop = stop_in(llm.invoke("hello"))
     expected = llm.invoke("hello", max_new_tokens=9, stop=[stop])
@@ -253,7 +313,7 @@ async def test_an_unknown_parameter_raises_with_the_known_ones(backend, llm):
             await act()
 
 
-@pytest.mark.parametrize("name, value", [("temperature", -1), ("temperature", None), ("seed", 1.5), ("top_p", 0)])
+@pytest.mark.parametrize("name, value", [("temperature", -1), ("seed", 1.5), ("top_p", 0)])
 def test_a_value_out_of_range_raises(backend, llm, name, value):
     for act in (
         lambda: SpeculativeLLM(backend=backend, **{name: value}),

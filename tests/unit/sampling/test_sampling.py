@@ -58,32 +58,24 @@ def seed_halves(seeds: Sequence[int], device: str = "cpu") -> Tensor:
 # --- Parameters -------------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
-NOT_NUMBERS: list[Any] = ["1", None, [1], True, NAN, INF, -INF, 10**400, 1j]
+NOT_NUMBERS: list[Any] = ["1", [1], True, NAN, INF, -INF, 10**400, 1j]
 NOT_WHOLE: list[Any] = [1.0, 0.5, "1", [1], True, False, NAN]
 
 WRONG: list[tuple[str, list[Any], str]] = [
-    ("max_new_tokens", [*NOT_WHOLE, None, 0, -1, 2**31 + 1], "a whole number from 1"),
+    ("max_new_tokens", [*NOT_WHOLE, 0, -1, 2**31 + 1], "a whole number from 1"),
     ("temperature", [*NOT_NUMBERS, -0.1, 100.1], r"a number from 0 \(greedy\) to 100"),
     ("top_k", [*NOT_WHOLE, -1], "a whole number from 1, or None"),
-    (
-        "top_p",
-        [*[v for v in NOT_NUMBERS if v is not None], 0, 0.0, -0.1, 1.1],
-        "a number above 0 and at most 1, or None",
-    ),
-    ("min_p", [*[v for v in NOT_NUMBERS if v is not None], -0.1, 1.1], "a number from 0 to 1, or None"),
-    (
-        "repetition_penalty",
-        [*[v for v in NOT_NUMBERS if v is not None], 0, -1.0, 101],
-        r"a number above 0 \(1 is off\), or None",
-    ),
+    ("top_p", [*NOT_NUMBERS, 0, 0.0, -0.1, 1.1], "a number above 0 and at most 1, or None"),
+    ("min_p", [*NOT_NUMBERS, -0.1, 1.1], "a number from 0 to 1, or None"),
+    ("repetition_penalty", [*NOT_NUMBERS, 0, -1.0, 101], r"a number above 0 \(1 is off\), or None"),
     ("presence_penalty", [*NOT_NUMBERS, -2.1, 2.1], r"a number from -2 to 2 \(0 is off\)"),
     ("frequency_penalty", [*NOT_NUMBERS, -2.1, 2.1], r"a number from -2 to 2 \(0 is off\)"),
     ("logit_bias", [[1], "1", 1, {(1, 2)}, True], "token ids to numbers"),
     ("logit_bias", [{-1: 0.0}, {"1": 0.0}, {1.0: 0.0}, {True: 0.0}, {None: 0.0}], "a whole number from 0"),
-    ("logit_bias", [{1: v} for v in [*NOT_NUMBERS, 100.1, -100.1]], "a number from -100 to 100"),
+    ("logit_bias", [{1: v} for v in [*NOT_NUMBERS, None, 100.1, -100.1]], "a number from -100 to 100"),
     ("seed", [*NOT_WHOLE, -1, 2**64], r"a whole number from 0 to 2\*\*64 - 1, or None"),
-    ("stop", ["", ["a", ""], [1], 1, None, b"a", {"a"}, True], "a string or a list of non-empty strings"),
-    ("ignore_eos", [0, 1, None, "yes"], "True or False"),
+    ("stop", ["", ["a", ""], [1], 1, b"a", {"a"}, True], "a string or a list of non-empty strings"),
+    ("ignore_eos", [0, 1, "yes"], "True or False"),
     ("logprobs", [*NOT_WHOLE, -1, 21], "a whole number from 0 to 20, or None"),
 ]
 
@@ -120,6 +112,11 @@ def test_wrong_values_are_refused_by_name_and_with_what_is_allowed(name: str, va
 def test_the_ends_of_every_range_are_allowed(name: str, values: list[Any]) -> None:
     for value in values:
         SamplingParams(**{name: value})
+
+
+def test_none_is_the_default_of_every_parameter() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(SamplingParams))
+    assert SamplingParams(**nothing) == SamplingParams()
 
 
 def test_an_unknown_parameter_is_refused() -> None:
