@@ -323,7 +323,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
         """The prompt, by the tokenizer with the template."""
         template_of = own if self.backend.is_remote and self.tokenizer is None else None
-        return render(asked, self._template_of(own), self.backend, template_of)
+        has_blocks = self.output_version == "v1"
+        return render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
@@ -347,7 +348,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        return self._chunks(call.request, call.reader.chunk, run_manager, call.limit)
+        return self._chunks(call.request, call.reader.chunks, run_manager, call.limit)
 
     async def _astream(
         self,
@@ -357,6 +358,6 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await self._aprepare(messages, stop, kwargs)
-        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.limit)) as chunks:
+        async with aclosing(self._achunks(call.request, call.reader.chunks, run_manager, call.limit)) as chunks:
             async for chunk in chunks:
                 yield chunk

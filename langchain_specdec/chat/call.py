@@ -73,7 +73,9 @@ class ReadyCall(NamedTuple):
     limit: TimeLimit
 
 
-def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_of: Any) -> ReadyCall:
+def render(
+    asked: AskedCall, template: ChatTemplate, backend: Backend, template_of: Any, *, has_blocks: bool = False
+) -> ReadyCall:
     """The prompt of a call, and how its answer is read.
 
     Args:
@@ -81,6 +83,7 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
         template: Writes the prompt.
         backend: Where it will run.
         template_of: The tokenizer of the template, where the backend's model may be another by then; else None.
+        has_blocks: Whether the content of the answer is a list of standard blocks.
 
     Raises:
         InvalidParameterError: The template cannot render it.
@@ -102,7 +105,11 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
     else:
         prompt = template.text(rows, shown, begin, goes_on=goes_on)
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
-    how = {"must_call": asked.forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
+    how = {
+        "must_call": asked.forced is not None,
+        "keeps_malformed": bool(options["keep_malformed"]),
+        "has_blocks": has_blocks,
+    }
     reader = ReplyReader(lambda: backend.model_name, in_order, form, params, **how)
     # Of a grammar's text, and of a text that is gone on with, no space may be left out.
     continues_prompt = bool(begin) or goes_on or params.grammar is not None
