@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
-from langchain_specdec.chat.call import AskedCall, ReadyCall, render
+from langchain_specdec.chat.call import AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, named_schema
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 # What a call may be given beside sampling parameters.
 # `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
 _CALL_OPTIONS = frozenset(
-    {"tools", "tool_choice", "response_format", "keep_malformed", "timeout", "stream", "continue_final_message"}
+    {
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "keep_malformed",
+        "timeout",
+        "stream",
+        "continue_final_message",
+    }
 )
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -192,6 +201,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         *,
         tool_choice: dict[str, Any] | str | bool | None = None,
         strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Tell the model about tools.
@@ -202,15 +212,21 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             tool_choice: None or `"auto"`: the model decides. `"none"`: no call. `"any"`, `"required"`, True, or the
                 name of a tool: the answer is one call, whose arguments fit the tool's schema.
             strict: Noted in the tools.
+            parallel_tool_calls: False: an answer ends after its first call, and no token is decoded after it. None and
+                True: the model may write several.
             kwargs: Parameters of the calls.
 
         Raises:
-            InvalidParameterError: `tool_choice` is no such choice, or a tool has no name or no JSON schema.
+            InvalidParameterError: `tool_choice` or `parallel_tool_calls` is no such choice, or a tool has no name or no
+                JSON schema.
         """
         converted = [as_tool(tool, strict) for tool in tools]
         forced_tools(converted, tool_choice)
+        check_parallel_tool_calls(parallel_tool_calls)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
         return self.bind(tools=converted, **kwargs)
 
     def with_structured_output(

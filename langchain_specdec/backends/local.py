@@ -186,7 +186,13 @@ class LocalBackend(Backend):
         """
         return self.engine.submit_all(
             [
-                (self._encode(r.prompt), self._defaults.applied(r.params), r.continues_prompt, r.shown_specials)
+                (
+                    self._encode(r.prompt),
+                    self._defaults.applied(r.params),
+                    r.continues_prompt,
+                    r.shown_specials,
+                    r.make_end_check,
+                )
                 for r in requests
             ]
         )

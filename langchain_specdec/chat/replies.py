@@ -163,7 +163,7 @@ class ReplyReader:
         # The text of a broken call keeps its mark: LangChain would complete JSON that was cut, and take it for a call.
         args = piece.text if isinstance(piece, BrokenToolCall) else json.dumps(block["args"], ensure_ascii=False)
         call = tool_call_chunk(name=block["name"], args=args, id=block["id"], index=block["index"])
-        content = self._content([call if block["type"] == "tool_call" else block])
+        content = self._content([{**call} if block["type"] == "tool_call" else block])
         return AIMessageChunk(content=content, tool_call_chunks=[call], response_metadata=self._version)
 
     def _pieces(self, event: TokenEvent | FinishEvent) -> list[Piece]:

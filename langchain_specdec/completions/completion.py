@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ class CompletionRequest:
             mark a tool call. All others are left out.
         template_of: The tokenizer whose chat template the prompt was written by, where a server may have another model
             by the time it is sent.
+        make_end_check: Makes what is told the text as it is released, and says whether the completion is to end there,
+            as with a stop string; it may be called in any thread. None where nothing but `params` and the model ends
+            it.
     """
 
     prompt: str | Sequence[int]
@@ -30,6 +33,7 @@ class CompletionRequest:
     continues_prompt: bool = True
     shown_specials: Mapping[int, str] = field(default_factory=dict)
     template_of: Any = None
+    make_end_check: Callable[[], Callable[[str], bool]] | None = None
 
 
 @dataclass(frozen=True)
