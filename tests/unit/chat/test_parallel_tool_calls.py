@@ -14,13 +14,14 @@ import pytest
 import torch
 from langchain_core.tools import tool
 
-from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, TGIBackend
+from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, TGIBackend
 from langchain_specdec.chat.calls_or_object import CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.schemas import as_tool
 from langchain_specdec.chat.structured_output import form_of_response
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
+from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.engine.step_cost import StepCost
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import GenerationError, InvalidParameterError
 from tests.standin.clients import CLIENTS
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
@@ -246,3 +247,27 @@ def test_a_server_is_asked_no_further(client: str) -> None:
             assert message.usage_metadata is not None
             assert message.usage_metadata["output_tokens"] == len(first)
             assert message.usage_metadata["input_tokens"] > 0
+
+
+def test_a_check_that_fails_harms_nobody_else(backend: LocalBackend) -> None:
+    def make_end_check() -> Any:
+        def fail(text: str) -> bool:
+            raise ValueError(text)
+
+        return fail
+
+    params = SamplingParams(max_new_tokens=8)
+    failing = CompletionRequest("x", params, make_end_check=make_end_check)
+    streams = backend.start([failing, CompletionRequest("x", params)])
+    with pytest.raises(GenerationError):
+        list(streams[0])
+    assert collect(streams[1]).tokens
+    assert is_idle(backend)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_schema_beside_tools_takes_it_too(width: int) -> None:
+    model: Any = scripted(tagged("Ulm") + "\n" + tagged("Bonn"), template=QWEN, width=width)
+    schema = {"title": "Sky", "type": "object", "properties": {"rains": {"type": "boolean"}}}
+    structured = model.with_structured_output(schema, tools=[weather], include_raw=True, parallel_tool_calls=False)
+    assert [call["args"] for call in structured.invoke("x")["raw"].tool_calls] == [{"place": "Ulm"}]
