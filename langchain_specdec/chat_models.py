@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
-from langchain_specdec.chat.call import AskedCall, ReadyCall, render
+from langchain_specdec.chat.call import AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, named_schema
@@ -39,8 +39,17 @@ if TYPE_CHECKING:
 # `whole_schema`: a tool whose schema no grammar holds whole is refused, as forms of answers are.
 # `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
 _CALL_OPTIONS = frozenset(
-    {"tools", "tool_choice", "response_format", "whole_schema", "keep_malformed", "timeout", "stream"}
-    | {"continue_final_message"}
+    {
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "whole_schema",
+        "keep_malformed",
+        "timeout",
+        "stream",
+        "continue_final_message",
+    }
 )
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -205,6 +214,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         *,
         tool_choice: dict[str, Any] | str | bool | None = None,
         strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Tell the model about tools.
@@ -216,15 +226,21 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
                 `"any"`, `"required"`, True, or the name of a tool: the answer is one call, whose arguments fit the
                 tool's schema, but for parts that no grammar holds.
             strict: Noted in the tools.
+            parallel_tool_calls: False: an answer ends after its first call, and no token is decoded after it. None and
+                True: the model may write several.
             kwargs: Parameters of the calls.
 
         Raises:
-            InvalidParameterError: `tool_choice` is no such choice, or a tool has no name or no JSON schema.
+            InvalidParameterError: `tool_choice` or `parallel_tool_calls` is no such choice, or a tool has no name or no
+                JSON schema.
         """
         converted = [as_tool(tool, strict) for tool in tools]
         forced_tools(converted, tool_choice)
+        check_parallel_tool_calls(parallel_tool_calls)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
         return self.bind(tools=converted, **kwargs)
 
     def with_structured_output(
@@ -338,7 +354,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
         """The prompt, by the tokenizer with the template."""
         template_of = own if self.backend.is_remote and self.tokenizer is None else None
-        return render(asked, self._template_of(own), self.backend, template_of)
+        has_blocks = self.output_version == "v1"
+        return render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
@@ -362,7 +379,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
-        return self._chunks(call.request, call.reader.chunk, run_manager, call.limit)
+        return self._chunks(call.request, call.reader.chunks, run_manager, call.limit)
 
     async def _astream(
         self,
@@ -372,6 +389,6 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await self._aprepare(messages, stop, kwargs)
-        async with aclosing(self._achunks(call.request, call.reader.chunk, run_manager, call.limit)) as chunks:
+        async with aclosing(self._achunks(call.request, call.reader.chunks, run_manager, call.limit)) as chunks:
             async for chunk in chunks:
                 yield chunk

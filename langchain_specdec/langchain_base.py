@@ -296,7 +296,7 @@ class SpeculativeBase(BaseModel):
     def _chunks(
         self,
         request: CompletionRequest,
-        read: Callable[[Event], Chunk | None],
+        read: Callable[[Event], Sequence[Chunk]],
         run_manager: RunManager,
         limit: TimeLimit = NO_LIMIT,
     ) -> Iterator[Chunk]:
@@ -304,13 +304,13 @@ class SpeculativeBase(BaseModel):
 
         Args:
             request: What to complete.
-            read: Gives the chunk of an event, or None where a step released nothing.
+            read: Gives the chunks of an event; none where a step released nothing.
             run_manager: Told of each chunk. LangChain does that itself, unless it was called past it.
             limit: Of its time.
         """
         with self._start(request, limit) as stream:
             for event in stream:
-                if (chunk := read(event)) is not None:
+                for chunk in read(event):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -318,13 +318,13 @@ class SpeculativeBase(BaseModel):
     async def _achunks(
         self,
         request: CompletionRequest,
-        read: Callable[[Event], Chunk | None],
+        read: Callable[[Event], Sequence[Chunk]],
         run_manager: AsyncRunManager,
         limit: TimeLimit = NO_LIMIT,
     ) -> AsyncGenerator[Chunk, None]:
         with await self._astart(request, limit) as stream:
             async for event in stream:
-                if (chunk := read(event)) is not None:
+                for chunk in read(event):
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk

@@ -155,12 +155,12 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     def _stream(
         self, prompt: str, stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
     ) -> Iterator[GenerationChunk]:
-        return self._chunks(self._requests([prompt], stop, kwargs)[0], partial(_chunk, []), run_manager)
+        return self._chunks(self._requests([prompt], stop, kwargs)[0], partial(_chunks, []), run_manager)
 
     def _astream(
         self, prompt: str, stop: list[str] | None = None, run_manager: AsyncRunManager = None, **kwargs: Any
     ) -> AsyncIterator[GenerationChunk]:
-        return self._achunks(self._requests([prompt], stop, kwargs)[0], partial(_chunk, []), run_manager)
+        return self._achunks(self._requests([prompt], stop, kwargs)[0], partial(_chunks, []), run_manager)
 
     def _result(self, generations: list[Generation]) -> LLMResult:
         infos = [generation.generation_info or {} for generation in generations]
@@ -186,11 +186,11 @@ def _join(chunks: Sequence[GenerationChunk]) -> Generation:
     return Generation(text=text, generation_info=chunks[-1].generation_info)
 
 
-def _chunk(tokens: list[Token], event: Event) -> GenerationChunk | None:
-    """The chunk of an event; None where a step released no text. `tokens` collects those of the whole text."""
+def _chunks(tokens: list[Token], event: Event) -> list[GenerationChunk]:
+    """The chunk of an event; none where a step released no text. `tokens` collects those of the whole text."""
     if isinstance(event, FinishEvent):
         _check_form(event)
         # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
-        return SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())
+        return [SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())]
     tokens.extend(event.tokens)
-    return SpeculativeChunk(text=event.text, tokens=event.tokens) if event.text else None
+    return [SpeculativeChunk(text=event.text, tokens=event.tokens)] if event.text else []

@@ -186,7 +186,16 @@ class LocalBackend(Backend):
             EngineClosedError: The backend was closed.
         """
         return self.engine.submit_all(
-            [(self._encode(r.prompt), self._params_of(r), r.continues_prompt, r.shown_specials) for r in requests]
+            [
+                (
+                    self._encode(r.prompt),
+                    self._params_of(r),
+                    r.continues_prompt,
+                    r.shown_specials,
+                    r.make_end_check,
+                )
+                for r in requests
+            ]
         )
 
     def token_ids(self, text: str) -> list[int]:

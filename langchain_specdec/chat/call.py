@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from langchain_specdec.chat.messages import continues_message
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import TimeLimit
 from langchain_specdec.errors import InvalidParameterError
@@ -24,7 +26,8 @@ class AskedCall(NamedTuple):
     Attributes:
         rows: Messages, as templates take them.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `keep_malformed`, `whole_schema`, `continue_final_message`.
+        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema` and
+            `continue_final_message`.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
         form: The form asked for by `response_format`.
@@ -44,12 +47,18 @@ class AskedCall(NamedTuple):
         """Whether the answer may be a call. The model is told about all tools in any case: prompts begin alike then."""
         return bool(self.tools) and self.options["tool_choice"] != "none"
 
+    @property
+    def takes_one_call(self) -> bool:
+        """Whether the answer ends after its first call."""
+        return self.options["parallel_tool_calls"] is False
+
     def check(self, backend: Backend) -> None:
         """Refuse what contradicts itself, or is beyond the backend.
 
         Raises:
             InvalidParameterError: It is such a call.
         """
+        check_parallel_tool_calls(self.options["parallel_tool_calls"])
         if self.forced is not None and self.form is not None:
             msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
             raise InvalidParameterError(msg)
@@ -65,6 +74,20 @@ class AskedCall(NamedTuple):
             raise InvalidParameterError(msg)
 
 
+def check_parallel_tool_calls(option: object) -> None:
+    """Refuse what is no value of `parallel_tool_calls`.
+
+    Raises:
+        InvalidParameterError: It is neither True nor False, nor None.
+    """
+    if option is not None and not isinstance(option, bool):
+        msg = (
+            f"parallel_tool_calls must be True or None (an answer may hold several calls) or False (it ends after its "
+            f"first call), got {option!r}."
+        )
+        raise InvalidParameterError(msg)
+
+
 class ReadyCall(NamedTuple):
     """One call, ready to run."""
 
@@ -73,7 +96,9 @@ class ReadyCall(NamedTuple):
     limit: TimeLimit
 
 
-def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_of: Any) -> ReadyCall:
+def render(
+    asked: AskedCall, template: ChatTemplate, backend: Backend, template_of: Any, *, has_blocks: bool = False
+) -> ReadyCall:
     """The prompt of a call, and how its answer is read.
 
     Args:
@@ -81,6 +106,7 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
         template: Writes the prompt.
         backend: Where it will run.
         template_of: The tokenizer of the template, where the backend's model may be another by then; else None.
+        has_blocks: Whether the content of the answer is a list of standard blocks.
 
     Raises:
         InvalidParameterError: The template cannot render it.
@@ -97,10 +123,13 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
     elif form is not None:
         rows = with_schema_prompt(rows, form, has_tools=bool(tools))
         if asked.may_call:
-            form = form_of_calls_or_object(form, tools, template.parser, backend.check_grammar)
+            one = {"takes_one_call": asked.takes_one_call}
+            form = form_of_calls_or_object(form, tools, template.parser, backend.check_grammar, **one)
     if form is not None:
         params = replace(params, grammar=form.grammar)
     parser = template.parser([tool["function"]["name"] for tool in tools]) if asked.may_call else None
+    if parser is not None and asked.takes_one_call:
+        parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
     begin = form.begin if form is not None else ""
     if backend.takes_token_ids:
@@ -108,12 +137,43 @@ def render(asked: AskedCall, template: ChatTemplate, backend: Backend, template_
     else:
         prompt = template.text(rows, tools, begin, goes_on=goes_on)
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
-    how = {"must_call": asked.forced is not None, "keeps_malformed": bool(options["keep_malformed"])}
+    how = {
+        "must_call": asked.forced is not None,
+        "keeps_malformed": bool(options["keep_malformed"]),
+        "has_blocks": has_blocks,
+    }
     reader = ReplyReader(lambda: backend.model_name, in_order, form, params, **how)
     # Of a grammar's text, and of a text that is gone on with, no space may be left out.
     continues_prompt = bool(begin) or goes_on or params.grammar is not None
     marks = template.mark_texts if parser else {}
     # What looks like a call all the same, as in families without a token that begins one, is text.
     banned = template.call_tokens if tools and not parser else ()
-    request = CompletionRequest(prompt, params, continues_prompt, marks, template_of, banned)
+    # A forced call ends by its grammar.
+    has_end = in_order is not None and asked.takes_one_call and asked.forced is None
+    make_end_check = _make_end_check(in_order) if has_end else None
+    request = CompletionRequest(
+        prompt,
+        params,
+        continues_prompt,
+        shown_specials=marks,
+        template_of=template_of,
+        banned=banned,
+        make_end_check=make_end_check,
+    )
     return ReadyCall(request, reader, asked.limit)
+
+
+def _make_end_check(parser: ToolCallParser | CallsFirst | None) -> Callable[[], Callable[[str], bool]]:
+    """Makes what tells whether a text has come to the end of its first call."""
+
+    def make() -> Callable[[str], bool]:
+        # The reader of the answer feeds the parser itself, in another thread.
+        own: Any = deepcopy(parser)
+
+        def is_at_end(text: str) -> bool:
+            own.feed(text)
+            return bool(own.is_done)
+
+        return is_at_end
+
+    return make

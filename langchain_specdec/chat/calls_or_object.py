@@ -40,9 +40,14 @@ class CallsOrObjectForm(OutputForm):
 
 
 def form_of_calls_or_object(
-    response: OutputForm, tools: Sequence[Mapping[str, Any]], parser: type[ToolCallParser], check: CheckGrammar
+    response: OutputForm,
+    tools: Sequence[Mapping[str, Any]],
+    parser: type[ToolCallParser],
+    check: CheckGrammar,
+    *,
+    takes_one_call: bool = False,
 ) -> CallsOrObjectForm:
-    """The form of an answer that is calls of these tools, as the parser reads them, or the object.
+    """The form of an answer that is calls of these tools, or one call, as the parser reads them, or the object.
 
     Args:
         response: The form of the object.
@@ -61,7 +66,8 @@ def form_of_calls_or_object(
         )
         raise InvalidParameterError(msg)
     calls = form_of_calls(tools, parser, check)
-    return CallsOrObjectForm(response.schema, calls=calls, separator=parser.call_separator)
+    separator = None if takes_one_call else parser.call_separator
+    return CallsOrObjectForm(response.schema, calls=calls, separator=separator)
 
 
 def _may_have_just(keys: Collection[str], schema: Any, root: Mapping[str, Any], depth: int = 20) -> bool:
@@ -87,6 +93,11 @@ class CallsFirst:
         # What came before it was known whether the answer is calls; None once it is.
         self._undecided: str | None = ""
         self._is_text = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the one call that was expected has come."""
+        return self._parser.is_done
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from pydantic import Field, SkipValidation
 
@@ -32,7 +32,8 @@ class SpeculativeChatChunk(ChatGenerationChunk):
     Callbacks receive it as `chunk`.
 
     Attributes:
-        tokens: The tokens of the decoding step that released the piece.
+        tokens: The tokens of the decoding step that released the piece; of a step that released several, with the
+            first.
     """
 
     tokens: SkipValidation[tuple[Token, ...]] = Field(default=(), exclude=True, repr=False)
@@ -54,6 +55,8 @@ class ReplyReader:
         must_call: Whether the answer has to be a call.
         keeps_malformed: Whether an answer is told that a server wrote against its grammar. Otherwise it raises; but one
             that has to be a call is an invalid call then.
+        has_blocks: Whether the content of a message is a list of standard blocks, texts and calls in the order written,
+            as LangChain's `output_version="v1"` has it. Otherwise it is the text.
     """
 
     def __init__(
@@ -65,40 +68,46 @@ class ReplyReader:
         *,
         must_call: bool = False,
         keeps_malformed: bool = False,
+        has_blocks: bool = False,
     ) -> None:
         self._model_name = model_name
         self._parser = parser
         # Held until its end where it has to be a call, for only then it is known whether it is one.
         self._held: str | None = "" if must_call else None
         self._keeps_malformed = keeps_malformed
+        self._has_blocks = has_blocks
         self._is_json = params.grammar is not None and params.grammar.regex is None
         self._cut = f"The answer was cut at max_new_tokens={params.max_new_tokens}: raise it."
         self._form_error: str | None = None
         self._has_calls = False
         self._begin, self._end = (form.begin, form.end) if form is not None else ("", "")
         self._tokens: list[Token] = []
-        self._num_calls = 0
+        self._num_blocks = 0
+        self._is_in_text = False
         self._ids: set[str] = set()
 
-    def chunk(self, event: TokenEvent | FinishEvent) -> SpeculativeChatChunk | None:
-        """The chunk of an event; None where a step released nothing. The last carries all counts.
+    def chunks(self, event: TokenEvent | FinishEvent) -> list[SpeculativeChatChunk]:
+        """The chunks of an event, one for each text and each call. The last of all is empty and carries all counts.
 
         Raises:
             MalformedAnswerError: A server broke the grammar asked for.
         """
-        pieces = self._pieces(event)
-        text = "".join(piece for piece in pieces if isinstance(piece, str))
-        calls = [self._call_chunk(piece) for piece in pieces if not isinstance(piece, str)]
-        if isinstance(event, TokenEvent):
-            if not text and not calls:
-                return None
-            message = AIMessageChunk(content=text, tool_call_chunks=calls)
-            return SpeculativeChatChunk(message=message, tokens=event.tokens)
-        # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
-        message = AIMessageChunk(
-            content=text, tool_call_chunks=calls, usage_metadata=_usage(event), chunk_position="last"
-        )
-        return SpeculativeChatChunk(message=message, generation_info=self._info(event))
+        tokens = event.tokens if isinstance(event, TokenEvent) else ()
+        chunks: list[SpeculativeChatChunk] = []
+        for piece in _joined(self._pieces(event)):
+            # LangChain's protocol events take a chunk for text or for calls, and lose what stands beside text.
+            chunks.append(SpeculativeChatChunk(message=self._part(piece), tokens=tokens))
+            tokens = ()
+        if isinstance(event, FinishEvent):
+            # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
+            message = AIMessageChunk(
+                content=self._content([]),
+                usage_metadata=_usage(event),
+                response_metadata=self._version,
+                chunk_position="last",
+            )
+            chunks.append(SpeculativeChatChunk(message=message, generation_info=self._info(event)))
+        return chunks
 
     def generation(self, events: Sequence[TokenEvent | FinishEvent]) -> ChatGeneration:
         """The whole answer; the last event is a `FinishEvent`.
@@ -106,24 +115,56 @@ class ReplyReader:
         Raises:
             MalformedAnswerError: A server broke the grammar asked for.
         """
-        pieces = [piece for event in events for piece in self._pieces(event)]
+        pieces = _joined([piece for event in events for piece in self._pieces(event)])
         finish = events[-1]
         assert isinstance(finish, FinishEvent)  # noqa: S101 - what a backend promises
+        blocks = [self._block(piece) for piece in pieces]
         message = AIMessage(
-            content="".join(piece for piece in pieces if isinstance(piece, str)),
-            tool_calls=[
-                tool_call(name=piece.name, args=piece.arguments, id=self._new_id(piece.id))
-                for piece in pieces
-                if isinstance(piece, ToolCall)
-            ],
-            invalid_tool_calls=[
-                invalid_tool_call(name=piece.name, args=piece.text, id=self._new_id(), error=piece.error)
-                for piece in pieces
-                if isinstance(piece, BrokenToolCall)
-            ],
+            content=self._content(blocks),
+            tool_calls=[_without_type(block) for block in blocks if block["type"] == "tool_call"],
+            invalid_tool_calls=[_without_type(block) for block in blocks if block["type"] == "invalid_tool_call"],
             usage_metadata=_usage(finish),
+            response_metadata=self._version,
         )
         return ChatGeneration(message=message, generation_info=self._info(finish))
+
+    @property
+    def _version(self) -> dict[str, Any]:
+        # It tells LangChain that the content is blocks already.
+        return {"output_version": "v1"} if self._has_blocks else {}
+
+    def _content(self, blocks: Sequence[dict[str, Any]]) -> Any:
+        return list(blocks) if self._has_blocks else "".join(block.get("text", "") for block in blocks)
+
+    def _block(self, piece: Piece) -> dict[str, Any]:
+        """A piece as one of LangChain's standard blocks."""
+        if isinstance(piece, str):
+            return {"type": "text", "text": piece}
+        if isinstance(piece, ToolCall):
+            return {"type": "tool_call", "name": piece.name, "args": piece.arguments, "id": self._new_id(piece.id)}
+        call_id = self._new_id()
+        return {
+            "type": "invalid_tool_call",
+            "name": piece.name,
+            "args": piece.text,
+            "id": call_id,
+            "error": piece.error,
+        }
+
+    def _part(self, piece: Piece) -> AIMessageChunk:
+        """A piece as a chunk. LangChain merges blocks, and chunks of calls, by their index."""
+        is_text = isinstance(piece, str)
+        if not (is_text and self._is_in_text):
+            self._num_blocks += 1
+        self._is_in_text = is_text
+        block = {**self._block(piece), "index": self._num_blocks - 1}
+        if is_text:
+            return AIMessageChunk(content=self._content([block]), response_metadata=self._version)
+        # The text of a broken call keeps its mark: LangChain would complete JSON that was cut, and take it for a call.
+        args = piece.text if isinstance(piece, BrokenToolCall) else json.dumps(block["args"], ensure_ascii=False)
+        call = tool_call_chunk(name=block["name"], args=args, id=block["id"], index=block["index"])
+        content = self._content([{**call} if block["type"] == "tool_call" else block])
+        return AIMessageChunk(content=content, tool_call_chunks=[call], response_metadata=self._version)
 
     def _pieces(self, event: TokenEvent | FinishEvent) -> list[Piece]:
         text = ""
@@ -177,15 +218,6 @@ class ReplyReader:
             text = "".join(token.text for token in self._tokens)
             self._form_error = None if is_whole(text) else self._cut
 
-    def _call_chunk(self, piece: ToolCall | BrokenToolCall) -> Any:
-        index = self._num_calls
-        self._num_calls += 1
-        if isinstance(piece, ToolCall):
-            arguments = json.dumps(piece.arguments, ensure_ascii=False)
-            return tool_call_chunk(name=piece.name, args=arguments, id=self._new_id(piece.id), index=index)
-        # The text keeps its mark: LangChain would complete JSON that was cut, and take it for a call.
-        return tool_call_chunk(name=piece.name, args=piece.text, id=self._new_id(), index=index)
-
     def _new_id(self, given: str | None = None) -> str:
         if given is None or given in self._ids:
             given = short_id(secrets.token_hex())
@@ -198,6 +230,21 @@ class ReplyReader:
             info.pop(name, None)  # they are in usage_metadata
         form = {} if self._form_error is None else {FORM_ERROR: self._form_error}
         return {"model_name": self._model_name(), "model_provider": "specdec", **info, **form}
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with neighbouring texts as one, and without empty ones."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += piece
+        elif piece != "":
+            joined.append(piece)
+    return joined
+
+
+def _without_type(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != "type"}
 
 
 def _usage(finish: FinishEvent) -> UsageMetadata:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ class CompletionRequest:
         banned: Tokens that are not to be chosen, as far as the backend knows them.
         template_of: The tokenizer whose chat template the prompt was written by, where a server may have another model
             by the time it is sent.
+        make_end_check: Makes what is told the text as it is released, and says whether the completion is to end there,
+            as with a stop string; it may be called in any thread. None where nothing but `params` and the model ends
+            it.
     """
 
     prompt: str | Sequence[int]
@@ -32,6 +35,7 @@ class CompletionRequest:
     shown_specials: Mapping[int, str] = field(default_factory=dict)
     template_of: Any = None
     banned: Collection[int] = ()
+    make_end_check: Callable[[], Callable[[str], bool]] | None = None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class FinishEvent:
     """The end of a completion.
 
     Attributes:
-        finish_reason: `length`, `stop_sequence` or `eos_token`.
+        finish_reason: `length`, `stop_sequence` (also where the request's own check ended it) or `eos_token`.
         prompt_tokens: Number of prompt tokens.
         completion_tokens: Number of generated tokens, an end-of-sequence token and those of a stop string included.
         seed: The seed in force, drawn where none was given.

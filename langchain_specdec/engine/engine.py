@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -114,7 +114,7 @@ class Engine:
 
         Args:
             completions: Prompt tokens and parameters of each, as in `submit`, and, where they differ from the defaults,
-                `continues_prompt` and `shown_specials` of `CompletionRequest`.
+                `continues_prompt`, `shown_specials` and `make_end_check` of `CompletionRequest`.
 
         Returns:
             Their streams, in the same order. Read each to the end or close it.
@@ -141,12 +141,13 @@ class Engine:
         params: SamplingParams,
         continues_prompt: bool = True,
         shown_specials: Mapping[int, str] = MappingProxyType({}),
+        make_end_check: Callable[[], Callable[[str], bool]] | None = None,
     ) -> Request:
         """A request that can be run."""
         constraint = self._checked(prompt_ids, params)
         seed = params.seed_or_drawn()
         context = prompt_ids if continues_prompt else ()
-        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials)
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
         inbox, holder = self._inbox, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))

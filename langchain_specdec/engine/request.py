@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from langchain_specdec.completions.stats import SpeculationStats
@@ -19,10 +19,10 @@ from langchain_specdec.sampling.params import SamplingParams
 Submission = (
     tuple[Sequence[int], SamplingParams]
     | tuple[Sequence[int], SamplingParams, bool]
-    | tuple[Sequence[int], SamplingParams, bool, Mapping[int, str]]
+    | tuple[Sequence[int], SamplingParams, bool, Mapping[int, str], Callable[[], Callable[[str], bool]] | None]
 )
-"""Prompt tokens, parameters, whether the text goes on where the prompt ends (it does where that is left out), and the
-special tokens that are part of it (none where that is left out)."""
+"""Prompt tokens, parameters, and where they differ from the defaults, `continues_prompt`, `shown_specials` and
+`make_end_check` of `CompletionRequest`."""
 
 
 @dataclass(eq=False)
@@ -110,6 +110,7 @@ def make_stopper(
     params: SamplingParams,
     context: Sequence[int],
     shown_specials: Mapping[int, str],
+    make_end_check: Callable[[], Callable[[str], bool]] | None = None,
 ) -> StopChecker:
     """What decides where a text ends, and what of it may be released.
 
@@ -119,10 +120,13 @@ def make_stopper(
         params: The limits.
         context: Tokens that the text goes on from.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
+        make_end_check: Makes what may end the text, too.
     """
     eos = () if params.ignore_eos else eos_token_ids
     detokenizer = Detokenizer(tokenizer, context)
-    return StopChecker(detokenizer, params.max_new_tokens, params.stop, eos, tokenizer.special_texts, shown_specials)
+    is_at_end = make_end_check() if make_end_check is not None else None
+    limits = params.max_new_tokens, params.stop, eos
+    return StopChecker(detokenizer, *limits, tokenizer.special_texts, shown_specials, is_at_end)
 
 
 def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_size: int, max_length: int) -> None:

@@ -5,7 +5,7 @@ Every token of an accepted run passes here one by one, so the text ends exactly 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from langchain_specdec.completions.events import FinishReason
@@ -28,6 +28,7 @@ class StopChecker:
         eos_token_ids: Tokens that end the text; they have no text of their own. Empty to go on after them.
         special_texts: What special tokens are called, by id. They are no part of the text, but may be of a stop string.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
+        is_at_end: Told the text as it is released; whether the completion ends there.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class StopChecker:
         eos_token_ids: Collection[int],
         special_texts: Mapping[int, str],
         shown_specials: Mapping[int, str],
+        is_at_end: Callable[[str], bool] | None = None,
     ) -> None:
         self._detokenizer = detokenizer
         self._max_new_tokens = max_new_tokens
@@ -45,11 +47,18 @@ class StopChecker:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._special_texts = special_texts
         self._shown_specials = shown_specials
+        self._is_at_end = is_at_end
         self._num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int) -> str:
         """Take one token; text that it releases. Sets `finish_reason` if it is the last."""
+        text = self._add(token)
+        if self.finish_reason in (None, "length") and self._is_at_end is not None and self._is_at_end(text):
+            self.finish_reason = "stop_sequence"
+        return text
+
+    def _add(self, token: int) -> str:
         self._num_tokens += 1
         special = self._special_texts.get(token)
         if token in self._eos_token_ids:

@@ -201,7 +201,9 @@ class ScriptedBackend(Backend):
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids
         # Text comes as from the engine. The end of an answer has no token of its own here.
         params = replace(request.params, ignore_eos=False)
-        stopper = make_stopper(self.private_tokenizer, [_END], params, (), request.shown_specials)
+        stopper = make_stopper(
+            self.private_tokenizer, [_END], params, (), request.shown_specials, request.make_end_check
+        )
         tokens: list[Token] = []
         for index, token in enumerate(ids):
             tokens.append(Token(token, stopper.add(token), drafted=index % 2 == 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from langchain_specdec.backends.tgi.client import Frame
 from langchain_specdec.completions.events import FinishReason, Token
@@ -16,9 +16,16 @@ class Answer:
     Args:
         params: The limits.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
+        is_at_end: Told the text as it is released; whether the answer is cut there.
     """
 
-    def __init__(self, params: SamplingParams, shown_specials: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        shown_specials: Mapping[int, str],
+        is_at_end: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._is_at_end = is_at_end
         self._shown_specials = shown_specials
         self._max_new_tokens = params.max_new_tokens
         self._stop_text = StopText(tuple(params.stop))
@@ -52,6 +59,8 @@ class Answer:
             self.finish_reason = "length"
             text += self._stop_text.flush()
         self._released.append(text)
+        if self.finish_reason in (None, "length") and self._is_at_end is not None and self._is_at_end(text):
+            self.finish_reason = "stop_sequence"
         if self._logprobs is None:
             return Token(frame.token_id, text, drafted=None)
         top = dict(frame.top[: self._logprobs])

@@ -320,7 +320,8 @@ class TGIBackend(Backend):
         prompt_tokens = await self._count(prompt, params, info)
         vocabulary = tokenizer.vocabulary if tokenizer else None
         parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences, vocabulary)
-        answer = Answer(params, request.shown_specials)
+        is_at_end = request.make_end_check() if request.make_end_check is not None else None
+        answer = Answer(params, request.shown_specials, is_at_end)
         started = None
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
             while answer.finish_reason is None:

@@ -58,6 +58,9 @@ class ToolCallParser(ABC):
         self._start = 0
         self._extent = JsonExtent()
         self._takes_bare_json = self.takes_bare_json
+        self._takes_one = False
+        self.is_done = False
+        """Whether the one call that was expected has come; what follows is dropped."""
         # The keys that bare JSON has to have; None where its name alone decides.
         self._bare_keys: frozenset[str] | None = None
 
@@ -66,6 +69,10 @@ class ToolCallParser(ABC):
         # Where a grammar writes marks, JSON without one is no call.
         self._takes_bare_json = self.takes_bare_json and not self.call_begin
         self._bare_keys = frozenset({"name", self.arguments_key})
+
+    def expect_one_call(self) -> None:
+        """Expect no more than one call: it is given back as soon as it is whole, also of a list, and is the last."""
+        self._takes_one = True
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""
@@ -103,7 +110,7 @@ class ToolCallParser(ABC):
 
     def _advance(self, *, is_end: bool) -> list[Piece]:
         pieces: list[Piece] = []
-        while True:
+        while not self.is_done:
             if self._is_marked is None:
                 is_stuck = not self._read_text(pieces, is_end=is_end)
             else:
@@ -112,6 +119,8 @@ class ToolCallParser(ABC):
                 self._take(read or [], pieces)
             if is_stuck:
                 return pieces
+        self._buffer = self._space = ""
+        return pieces
 
     def _take(self, read: list[Piece], pieces: list[Piece]) -> None:
         for piece in read:
@@ -120,6 +129,9 @@ class ToolCallParser(ABC):
             else:
                 self._space, self._is_after_text = "", False
                 pieces.append(piece)
+                if self._takes_one:
+                    self.is_done = True
+                    return
 
     def _add_text(self, text: str, pieces: list[Piece]) -> None:
         if not text:
@@ -147,7 +159,8 @@ class ToolCallParser(ABC):
         else:
             self._add_text(self._consume(bare.start()), pieces)
             self._start = bare.end() - bare.start() - 1
-        self._extent = JsonExtent()
+        # A list is in no form that a grammar gives calls without marks.
+        self._extent = JsonExtent(takes_first=self._takes_one and (self._is_marked or self._bare_keys is None))
         return True
 
     def _find_bare(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -195,19 +208,23 @@ class ToolCallParser(ABC):
                 return None
             text = self._consume(line_end if line_end >= 0 else len(self._buffer))[self._start :]
             return [BrokenToolCall(self.mark + text, "A bracket does not match.", name)]
-        calls = calls_in(self._buffer[self._start : end], self.mark)
+        calls = self._calls_in(self._buffer[self._start : end])
         if not calls or any(call.name not in self._names for call in calls):
             return [self._consume(end)]
-        if _FENCE in self._buffer[: self._start]:
-            closing = self._skip_space(end)
-            rest = self._buffer[closing : closing + len(_FENCE)]
-            if _FENCE.startswith(rest) and rest != _FENCE and not is_end:
-                return None
-            end = closing + len(_FENCE) if rest == _FENCE else end
-        elif (end := self._separator_end(end, is_end=is_end)) < 0:
+        if not self._takes_one and (end := self._bare_end(end, is_end=is_end)) < 0:
             return None
         self._consume(end)
         return list(calls)
+
+    def _bare_end(self, end: int, *, is_end: bool) -> int:
+        """Where bare JSON ends with its fence, or with what separates it from the next call; -1: not known yet."""
+        if _FENCE not in self._buffer[: self._start]:
+            return self._separator_end(end, is_end=is_end)
+        closing = self._skip_space(end)
+        rest = self._buffer[closing : closing + len(_FENCE)]
+        if _FENCE.startswith(rest) and rest != _FENCE and not is_end:
+            return -1
+        return closing + len(_FENCE) if rest == _FENCE else end
 
     def _is_expected(self, text: str) -> bool:
         """Whether bare JSON can be a call, where it has to be just as a grammar writes it."""
@@ -226,9 +243,16 @@ class ToolCallParser(ABC):
         end = following = self._extent.end
         if self._extent.is_broken:
             return [self._broken(end, "A bracket does not match.")]
-        if is_separated and (following := self._separator_end(end, is_end=is_end)) < 0:
+        if is_separated and not self._takes_one and (following := self._separator_end(end, is_end=is_end)) < 0:
             return None
-        return list(calls_in(self._consume(following)[start:end], self.mark))
+        return list(self._calls_in(self._consume(following)[start:end]))
+
+    def _calls_in(self, text: str) -> list[ToolCall | BrokenToolCall]:
+        """The calls of JSON that has ended, as a whole or with the first item of a list."""
+        return calls_in(text[1:] if self._is_item(text) else text, self.mark)
+
+    def _is_item(self, text: str) -> bool:
+        return self._takes_one and text.startswith("[") and text.endswith("}")
 
     def _broken(self, end: int, error: str) -> BrokenToolCall:
         text = self._consume(end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, calls_in, name_in
+from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, name_in
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
@@ -34,6 +34,9 @@ class HermesParser(ToolCallParser):
             return self._read_broken(0, "The text ended within the call.", is_end=True) if is_end else None
         if self._extent.is_broken:
             return self._read_broken(self._extent.end, "A bracket does not match.", is_end=is_end)
+        text = self._buffer[start : self._extent.end]
+        if self._is_item(text):
+            return list(self._calls_in(text))
         end = self._skip_space(self._extent.end)
         rest = self._buffer[end:]
         if not rest.startswith((_END, _BEGIN)):
@@ -41,11 +44,10 @@ class HermesParser(ToolCallParser):
                 return self._read_broken(end, "The JSON object is followed by more text.", is_end=is_end)
             if not is_end:
                 return None
-        text = self._buffer[start : self._extent.end]
         # Where the closing tag is missing, the opening tag of the next call stays in the buffer.
         has_tag = not rest.startswith(_BEGIN)
         self._consume(end + (len(_END) if has_tag else 0))
-        return list(calls_in(text, _BEGIN))
+        return list(self._calls_in(text))
 
     def _read_broken(self, start: int, error: str, *, is_end: bool) -> list[Piece] | None:
         """Give up on this call, up to its closing tag, the next opening one, or the end of the text."""

@@ -44,9 +44,14 @@ class BrokenToolCall:
 
 
 class JsonExtent:
-    """Finds the end of a JSON object or array in a text that grows; brackets within strings do not count."""
+    """Finds the end of a JSON object or array in a text that grows; brackets within strings do not count.
 
-    def __init__(self) -> None:
+    Args:
+        takes_first: Whether an array ends with its first item.
+    """
+
+    def __init__(self, *, takes_first: bool = False) -> None:
+        self._takes_first = takes_first
         self._position = 0
         self._open: list[str] = []
         self._in_string = False
@@ -80,7 +85,8 @@ class JsonExtent:
                 self._open.append(_CLOSING[character])
             elif character in "]}":
                 self.is_broken = not self._open or self._open.pop() != character
-                if self.is_broken or not self._open:
+                is_item = self._takes_first and self._open == ["]"]
+                if self.is_broken or not self._open or (is_item and text[start] == "["):
                     self.end = position
         self._position = position
         return self.end >= 0
