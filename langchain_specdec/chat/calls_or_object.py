@@ -54,6 +54,7 @@ def form_of_calls_or_object(
         tools: Tools as OpenAI describes them.
         parser: Reads the calls.
         check: Raises where a grammar cannot be held; what it refuses of a tool's schema is left out.
+        takes_one_call: Whether the answer is one call at most.
 
     Raises:
         InvalidParameterError: The object can look like a call of this family, which has no mark.
