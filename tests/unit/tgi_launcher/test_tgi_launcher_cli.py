@@ -112,6 +112,25 @@ def test_docker(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("command", ["print-command", "check"])
+def test_docker_without_a_home_folder(monkeypatch, command):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    result = run(command, "owner/name", "--runtime", "docker")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: There is no folder to keep downloads in: ")
+    assert result.stderr.endswith("Give --docker-cache, or set HF_HOME.\n")
+    assert result.stderr.count("\n") == 1
+    assert "-v /cache:/data" in printed("owner/name", "--runtime", "docker", "--docker-cache", "/cache")
+
+
+def test_folders_on_path_are_taken_as_they_are(monkeypatch):
+    monkeypatch.setenv("PATH", "~nobody-of-this-name/bin")
+    result = run("check", "--runtime", "binary")
+    assert isinstance(result.exception, SystemExit)
+    assert "binary, but there is no launcher" in result.stdout
+
+
 def test_the_key_comes_from_a_file_or_a_variable_and_is_masked(tmp_path, monkeypatch):
     file = tmp_path / "key"
     file.write_text(SECRET + "\n")
