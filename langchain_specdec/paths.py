@@ -47,8 +47,13 @@ def read_own(path: Path) -> bytes | None:
         return None
 
 
-def write_own(path: Path, content: bytes) -> None:
-    """Write a file of this user's own, whole or not at all, also where the power is cut.
+def write_own(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file of this user's own, whole or not at all, also where the disk is full or the power is cut.
+
+    Args:
+        path: Where to write it; missing folders are made.
+        content: What it is to hold.
+        mode: Who may read it. By default everybody: what an administrator prepares is for all users.
 
     Raises:
         OSError: It cannot be written.
@@ -60,8 +65,7 @@ def write_own(path: Path, content: bytes) -> None:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             file.write(content)
             if hasattr(os, "fchmod"):
-                # For everybody to read: what an administrator prepares is for all users.
-                os.fchmod(descriptor, 0o644)
+                os.fchmod(descriptor, mode)
             file.flush()
             os.fsync(file.fileno())
         Path(staged).replace(path)

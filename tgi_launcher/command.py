@@ -14,7 +14,7 @@ from typing import Any
 from tgi_launcher.config import FLAGS, TGIConfig
 from tgi_launcher.environment import clean_environment, machine_settings
 from tgi_launcher.errors import Reason, StartError
-from tgi_launcher.paths import absolute, absolute_variables, expanded
+from tgi_launcher.paths import absolute, absolute_variables
 
 LAUNCHER = "text-generation-launcher"
 MASK = "***"
@@ -114,7 +114,7 @@ def require_launcher(config: TGIConfig) -> str:
 def _not_executable(config: TGIConfig) -> Path | None:
     """What is there in place of a launcher that could be run."""
     folders = [""] if config.launcher_path else os.get_exec_path()
-    paths = (expanded(Path(folder, config.launcher_path or LAUNCHER)) for folder in folders)
+    paths = (Path(folder, config.launcher_path or LAUNCHER) for folder in folders)
     return next((path for path in paths if path.exists() and (config.launcher_path or path.is_file())), None)
 
 

@@ -142,7 +142,11 @@ def _secrets(config: TGIConfig) -> dict[str, str]:
 
 def _cache_folder(config: TGIConfig) -> Path:
     folder = config.docker_cache or os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(absolute(folder))
+    try:
+        return Path(absolute(folder))
+    except ValueError as error:
+        msg = f"There is no folder to keep downloads in: {error} Give docker_cache, or set HF_HOME."
+        raise StartError(Reason.FOLDER_UNUSABLE, msg) from error
 
 
 def _in_brackets(hostname: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from pathlib import Path
 
 from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+from langchain_specdec.paths import write_own
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _BAR_INCHES = 0.22
@@ -27,7 +29,8 @@ def check_plot(path: Path) -> None:
     if not path.parent.is_dir():
         msg = f"There is no folder {str(path.parent)!r} to write the plot into."
         raise InvalidParameterError(msg)
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    # A plot is put in the place of an older one when it is whole, so that its folder has to be writable too.
+    if path.is_dir() or not all(os.access(where, os.W_OK) for where in (path, path.parent) if where.exists()):
         msg = f"--plot cannot write to {str(path)!r}: {'it is a folder' if path.is_dir() else 'permission denied'}."
         raise InvalidParameterError(msg)
     if importlib.util.find_spec("matplotlib") is None:
@@ -79,5 +82,7 @@ def draw(report: Report, path: Path) -> None:
     )
     if shown:
         figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)
-    figure.savefig(path, dpi=160)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=160, format=path.suffix[1:].lower())
     plt.close(figure)
+    write_own(path, drawn.getvalue())

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +15,6 @@ from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
 from langchain_specdec.cli.options import Command
-from langchain_specdec.cli.reporting import FAILED, INTERRUPTED
 from langchain_specdec.cli.terminal_text import visible
 
 # Of the click that typer comes with, or stands on.
@@ -70,21 +65,3 @@ def _root(
 ) -> None:
     # Everything is done by the option's callback.
     del version
-
-
-def run() -> None:
-    """Run the application with the arguments of the process."""
-    if sys.stderr is None:  # closed before Python started, as standard output below
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
-    if sys.stdout is None:
-        print("error: Standard output is closed. To run without it, add: > /dev/null", file=sys.stderr)
-        sys.exit(FAILED)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal without Unicode shows a replacement instead of ending the program.
-            with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors="replace")
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)

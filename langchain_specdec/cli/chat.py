@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import FLAGS, SYSTEM, Given, takes_options
+from langchain_specdec.cli.options import FLAGS, SYSTEM, Given, takes_options, text_of
 from langchain_specdec.cli.standard_input import is_terminal, read_line
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
+from langchain_specdec.paths import write_own
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -62,7 +64,11 @@ def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | N
         print(f"{model.model_name}. {_HELP}", file=sys.stderr)
     show, end = _printers()
     while (line := _read_line(is_dialogue)) is not None:
-        text = line.strip()
+        try:
+            text = text_of(line, "The message").strip()
+        except InvalidParameterError as error:
+            print(f"error: {error}", file=sys.stderr)
+            continue
         if not text:
             continue
         if text in ("/exit", "/quit"):
@@ -186,7 +192,8 @@ def _write_history(path: Path | None, messages: list[BaseMessage]) -> None:
     if path is None:
         return
     whole = [message_chunk_to_message(message) for message in messages]
-    # Renamed into place, so that an interrupted run leaves the last conversation whole.
-    staging = path.with_name(path.name + ".new")
-    staging.write_text(json.dumps(messages_to_dict(whole), ensure_ascii=False, indent=1), encoding="utf-8")
-    staging.replace(path)
+    content = json.dumps(messages_to_dict(whole), ensure_ascii=False, indent=1)
+    target = path.resolve()  # a link stays one
+    # A new one is nobody else's to read.
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+    write_own(target, content.encode(), mode=mode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from langchain_specdec.cli.loading import spinner
 from langchain_specdec.cli.reporting import FAILED, reported
+from langchain_specdec.cli.terminal_text import json_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -33,7 +33,7 @@ def doctor(
         is_fine = all(finding.status != "error" for finding in findings)
         if as_json:
             report = {name: [finding.as_dict() for finding in section] for name, section in sections.items()}
-            print(json.dumps({"ok": is_fine, **report}, ensure_ascii=False))
+            print(json_line({"ok": is_fine, **report}))
         else:
             _show(sections)
         if not is_fine:

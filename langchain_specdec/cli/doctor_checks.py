@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from langchain_specdec._version import __version__
+from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
 
@@ -196,7 +197,11 @@ def _linear_layers() -> Finding:
 
 
 def _embedded() -> list[Finding]:
-    folder = str(cache_folder())
+    try:
+        folder = str(cache_folder())
+    except SpecDecError as error:
+        # All other models run without a cache folder.
+        return [Finding("embedded model", "has no folder to be prepared in", "warning", str(error))]
     if embedded.is_prepared():
         model = Finding("embedded model", "prepared", "ok")
     elif embedded.is_available():

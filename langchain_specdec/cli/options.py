@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import Option, options_of
 from langchain_specdec.parameter_names import named_parameters
 from langchain_specdec.sampling.params import SamplingParams
+from tgi_launcher.standard_streams import has_surrogates
 
 OUTPUT = "Output"
 """Heading of options about what is printed."""
@@ -39,6 +42,8 @@ _PANELS = (
     ("Engine", local_options.EngineOptions),
 )
 _PANEL_OF = {name: panel for panel, group in _PANELS for name in group.__annotations__} | {"model": "Model"}
+# Those that may be folders.
+_PATHS = ("model", "draft_model", "adapter")
 _DEBUG = Option(False, "Show tracebacks and the libraries' messages.", bool)
 
 FLAGS: Mapping[str, Option] = {
@@ -110,6 +115,7 @@ def takes_options(
 
         def run(**values: Any) -> None:
             with reported(debug=values["debug"], flags=names):
+                values = {name: _readable(name, value) for name, value in values.items()}
                 given = _read(values, taken)
                 for name, option in {**taken, **checked}.items():
                     option.check(name, values[name])
@@ -121,6 +127,43 @@ def takes_options(
         return run
 
     return decorate
+
+
+def text_of(argument: str, name: str, *, is_path: bool = False) -> str:
+    """What was typed, as text. Where the locale's encoding lacks a character, Python leaves the bytes in its place.
+
+    Args:
+        argument: As Python gives it.
+        name: What it is called in an error.
+        is_path: Whether it names a file or a folder, which libraries cannot open under such a name.
+
+    Raises:
+        InvalidParameterError: It is not UTF-8, or a path that the locale's encoding cannot write.
+    """
+    if not has_surrogates(argument):
+        return argument
+    try:
+        text = os.fsencode(argument).decode()
+    except UnicodeError as error:
+        advice = "Rename the file or folder" if is_path else "Convert it first"
+        msg = f"{name} is not UTF-8 text. {advice}."
+        raise InvalidParameterError(msg) from error
+    if is_path:
+        msg = (
+            f"{name} has characters that {sys.getfilesystemencoding()}, the encoding of this locale, does not have. "
+            "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
+        )
+        raise InvalidParameterError(msg)
+    return text
+
+
+def _readable(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_readable(name, part) for part in value)
+    if not isinstance(value, str):
+        return value
+    is_path = name in _PATHS or (name == "schema" and not _is_schema(value))
+    return text_of(value, {"prompt": "The prompt", "named": "-o"}.get(name) or flag_of(name), is_path=is_path)
 
 
 def _parameter(name: str, option: Any, panel: str | None = None) -> inspect.Parameter:
@@ -190,6 +233,11 @@ def _value(text: str) -> Any:
         return text
 
 
+def _is_schema(schema: str) -> bool:
+    """Whether it is the schema itself, and not the name of a file."""
+    return schema.lstrip().startswith("{")
+
+
 def _grammar(schema: str | None, regex: str | None) -> Grammar | None:
     if schema is not None and regex is not None:
         msg = "--schema and --regex are two forms for one text: give only one of them."
@@ -197,8 +245,7 @@ def _grammar(schema: str | None, regex: str | None) -> Grammar | None:
     if schema is None:
         return None if regex is None else Grammar(regex=regex)
     try:
-        is_text = schema.lstrip().startswith("{")
-        parsed = json.loads(schema if is_text else Path(schema).read_text(encoding="utf-8"))
+        parsed = json.loads(schema if _is_schema(schema) else Path(schema).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"--schema must be a JSON schema, or a file that holds one: {error}"
         raise InvalidParameterError(msg) from error

@@ -1,8 +1,7 @@
-"""How commands end: errors as one line on stderr, exit codes, and what a broken pipe or Ctrl-C means."""
+"""How commands end: errors as one line on stderr, exit codes, and what Ctrl-C means."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,11 @@ import typer
 
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
+from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 
-FAILED = 1
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported"]
+
 WRONG_USE = 2
-INTERRUPTED = 130
 
 
 def flag_of(name: str) -> str:
@@ -38,11 +38,9 @@ def reported(*, debug: bool = False, flags: Mapping[str, str] | None = None) -> 
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output has left, as `head` does. Python would fail once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(FAILED) from None
     except Exception as error:
+        if isinstance(error, OSError) and is_output_lost():
+            raise typer.Exit(FAILED) from None
         if debug:
             raise
         # It may quote a model's files, such as what its chat template raises.

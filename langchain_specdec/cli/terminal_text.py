@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any, TextIO
 
+from tgi_launcher.standard_streams import takes_unicode
+
 # Unicode's category Cc, the C1 controls included: terminals take U+009B for the beginning of a sequence too.
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
 _ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS if chr(code) not in "\n\t"}
-_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+_SURROGATES = range(0xD800, 0xE000)
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*_CONTROLS, *_SURROGATES) if code >= 0x7F}
 
 
 def visible(text: str) -> str:
@@ -26,5 +29,8 @@ def printable(text: str, stream: TextIO) -> str:
 
 
 def json_line(value: Any) -> str:
-    """A value as JSON in one line of readable Unicode. JSON itself lets some control characters stand as they are."""
-    return json.dumps(value, ensure_ascii=False).translate(_JSON_ESCAPES)
+    """A value as JSON in one line: of readable Unicode, or of ASCII where standard output is not meant to be UTF-8.
+
+    JSON itself lets some control characters stand as they are.
+    """
+    return json.dumps(value, ensure_ascii=not takes_unicode()).translate(_JSON_ESCAPES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tgi_launcher.standard_streams import run_program
+
 __all__ = ["main"]
 
 _INSTALL_HINT = 'The command line needs typer and rich: pip install "langchain-specdec[cli]"\n'
@@ -11,13 +13,14 @@ _INSTALL_HINT = 'The command line needs typer and rich: pip install "langchain-s
 
 def main() -> None:
     """Run `tgi-launch` with the arguments of the process, and end it with the command's exit code."""
+    run_program(_run)
+
+
+def _run() -> None:
     try:
         import rich  # noqa: F401  # typer does without it, the commands do not
 
         from tgi_launcher.cli.app import run
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
-        sys.exit(130)  # as reporting.INTERRUPTED, which may not be there yet
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
-import os
 import sys
 from pathlib import Path
 
@@ -15,8 +12,9 @@ from tgi_launcher.cli.check import check
 from tgi_launcher.cli.cleanup import cleanup
 from tgi_launcher.cli.options import takes_config
 from tgi_launcher.cli.print_command import print_command
-from tgi_launcher.cli.reporting import FAILED, INTERRUPTED, WRONG_USE
+from tgi_launcher.cli.reporting import WRONG_USE
 from tgi_launcher.cli.start import start
+from tgi_launcher.standard_streams import has_surrogates
 
 _COMMANDS = {
     "start": takes_config(start),
@@ -48,25 +46,19 @@ def _root() -> None:
 
 def run() -> None:
     """Run the application with the arguments of the process."""
-    if sys.stderr is None:  # closed before Python started, as standard output below
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
-    if sys.stdout is None:
-        sys.stderr.write("error: Standard output is closed. To run without it, add: > /dev/null\n")
-        sys.exit(FAILED)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal without Unicode shows a replacement instead of ending the program.
-            with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors="replace")
     arguments = sys.argv[1:]
+    for number, argument in enumerate(arguments, 1):
+        if has_surrogates(argument):
+            # It is not shown: it may hold a secret.
+            sys.stderr.write(
+                f"error: Argument {number} is not text in {sys.getfilesystemencoding()}, the encoding of this locale. "
+                "Write it in that; if it is UTF-8, set PYTHONUTF8=1 or LC_ALL=C.UTF-8.\n"
+            )
+            sys.exit(WRONG_USE)
     if slip := _slip(arguments):
         sys.stderr.write(f"error: {slip}\n")
         sys.exit(WRONG_USE)
-    try:
-        app(args=_with_command(arguments), prog_name="tgi-launch")
-    except KeyboardInterrupt:  # before a command has begun
-        sys.stderr.write("Interrupted.\n")
-        sys.exit(INTERRUPTED)
+    app(args=_with_command(arguments), prog_name="tgi-launch")
 
 
 def _slip(arguments: list[str]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ from pydantic import ValidationError
 
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.errors import StartError, TGIError
+from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 
-FAILED = 1
+__all__ = ["FAILED", "INTERRUPTED", "KEY_VARIABLE", "SECRETS", "WRONG_USE", "reported", "with_flags"]
+
 WRONG_USE = 2
-INTERRUPTED = 130
 
 KEY_VARIABLE = "TGI_API_KEY"
 # These have no option, since every user of the machine can read command lines.
@@ -69,19 +69,11 @@ def reported() -> Iterator[None]:
         # The sentence comes last, where people look first.
         sys.stderr.write("".join(f"  | {line}\n" for line in error.log_tail) + f"error: {with_flags(error.summary)}\n")
         raise typer.Exit(FAILED) from None
-    except BrokenPipeError:
-        discard_output()
-        raise typer.Exit(FAILED) from None
     except (TGIError, OSError) as error:
+        if isinstance(error, OSError) and is_output_lost():
+            raise typer.Exit(FAILED) from None
         sys.stderr.write(f"error: {with_flags(str(error))}\n")
         raise typer.Exit(FAILED) from None
-
-
-def discard_output() -> None:
-    """Let standard output go nowhere, as its reader has left: Python would fail once more when it flushes at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _sentence(problem: Any) -> str:

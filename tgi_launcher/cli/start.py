@@ -130,10 +130,9 @@ class _Foreground:
             if os.getppid() != self._parent and not self._outlives_parent:
                 # A shell that is killed sends no SIGHUP, and nobody is left to press Ctrl-C.
                 self._num_signals += 1
-            if not self._status.has_reader:
+            if self._status.problem:
                 self._failure = TGIError(
-                    "Nobody reads standard output any more, so the server was stopped. To run without it, add: "
-                    "> /dev/null"
+                    f"{self._status.problem}, so the server was stopped. To run without it, add: > /dev/null"
                 )
             if self._brief is not None:
                 self._brief.flush()

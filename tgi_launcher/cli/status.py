@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.status import Status as RichStatus
 from rich.text import Text
 
-from tgi_launcher.cli.reporting import discard_output
+from tgi_launcher.standard_streams import discard_output
 
 
 class Status:
     """Where `tgi-launch start` writes to: plain lines, of which none changes.
 
     Attributes:
-        has_reader: False once whoever read standard output has left, as `head` does.
+        problem: Why standard output takes no more: its reader has left, as `head` does, or a disk is full.
     """
 
     def __init__(self) -> None:
-        self.has_reader = True
+        self.problem = ""
         self._lock = threading.Lock()
 
     def show(self, text: str) -> None:
@@ -37,9 +37,13 @@ class Status:
             try:
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
-            except BrokenPipeError:
-                self.has_reader = False
+            except OSError as error:
                 discard_output()
+                is_left = isinstance(error, BrokenPipeError)
+                self.problem = (
+                    "Nobody reads standard output any more" if is_left
+                    else f"Standard output cannot be written to ({error.strerror})"
+                )  # fmt: skip
 
     def log(self, text: str) -> None:
         """A line of TGI's log."""

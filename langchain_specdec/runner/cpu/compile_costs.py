@@ -22,7 +22,7 @@ GraphKey = tuple[bool, bool]
 
 
 class CompileCosts:
-    """What compiling took and saved, kept in a file beside what torch compiled.
+    """What compiling took and saved, kept in a file beside what torch compiled, if that has a folder.
 
     Args:
         model: The model whose layers are compiled.
@@ -31,7 +31,12 @@ class CompileCosts:
     def __init__(self, model: Any) -> None:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        self._path = Path(cache_dir()) / "specdec-costs.json"
+        self._path: Path | None = None
+        try:
+            self._path = Path(cache_dir()) / "specdec-costs.json"
+        except OSError as error:
+            # The model runs without; torch says what it lacks when it compiles.
+            _logger.debug("what compiling costs is not kept: %s", error)
         config = model.config.get_text_config()
         sizes = (config.model_type, config.hidden_size, config.num_hidden_layers, str(model.dtype), torch.__version__)
         self._model = "-".join(map(str, sizes))
@@ -46,6 +51,8 @@ class CompileCosts:
 
     def put(self, key: GraphKey, seconds: float, saving: float) -> None:
         """Keep what one compilation took and saved."""
+        if self._path is None:
+            return
         entries = self._read()
         entries[f"{self._model}-{key}"] = (seconds, saving)
         try:
@@ -55,7 +62,7 @@ class CompileCosts:
 
     def _read(self) -> dict[str, Any]:
         try:
-            entries = json.loads(read_own(self._path) or b"{}")
+            entries = json.loads((read_own(self._path) if self._path else None) or b"{}")
         except (ValueError, RecursionError):
             return {}
         return entries if isinstance(entries, dict) else {}

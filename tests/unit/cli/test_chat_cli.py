@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,3 +131,41 @@ def test_a_terminal_without_colours_shows_no_escape_sequences_either(
 def test_piped_answers_are_as_the_model_wrote_them(model: ScriptedBackend) -> None:
     model.answers = ["a\x1b[31mb"]
     assert run(lines="x\n").stdout == "a\x1b[31mb\n"
+
+
+def test_a_full_disk_leaves_the_last_conversation(
+    model: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.json"
+    link = tmp_path / "link.json"
+    link.symlink_to(kept)
+    assert run("--history", str(link), lines="first\n").exit_code == 0
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600, "a conversation is nobody else's to read"
+    kept.chmod(0o640)
+    before = kept.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("--history", str(link), lines="second\n")
+    assert (result.exit_code, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    assert kept.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [kept, link]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.modules["langchain_specdec.cli.chat"], "load_backend", lambda *args, **kwargs: model)
+    assert run("--history", str(link), lines="third\n").exit_code == 0
+    assert link.is_symlink()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+
+
+def test_messages_of_another_encoding_are_told_and_the_next_is_read(
+    model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = iter(["caf\udcc3\udca9", "caf\udce9", "/exit"])
+    monkeypatch.setattr(sys.modules["langchain_specdec.cli.chat"], "_read_line", lambda _: next(typed))
+    result = run()
+    assert result.exit_code == 0
+    assert result.stdout == "One.\n"
+    assert "user\ncafé<|im_end|>" in model.prompt
+    assert result.stderr == "error: The message is not UTF-8 text. Convert it first.\n"

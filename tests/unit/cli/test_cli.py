@@ -499,6 +499,16 @@ def test_doctor_runs_in_a_checkout_that_is_not_installed(monkeypatch):
     assert "pip install -e ." in result.stdout
 
 
+def test_doctor_tells_that_the_home_folder_is_unknown(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    (finding,) = doctor_checks._embedded()
+    assert finding.status == "warning"
+    assert "XDG_CACHE_HOME" in finding.advice
+    assert doctor_checks._linear_layers().status != "error"
+
+
 def test_doctor_survives_a_broken_package(monkeypatch):
     def broken():
         raise ImportError("libtorch.so is gone")

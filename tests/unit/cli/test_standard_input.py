@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -191,16 +190,26 @@ def test_an_open_standard_input_is_told_and_then_read(folder: str) -> None:
     assert b'"prompt_tokens": %d,' % len("the cat\n\nand the dog") in stdout
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 1), ("2>&-", 0)])
-def test_a_closed_output_is_told_or_not_missed(folder: str, closed: str, code: int) -> None:
-    main = "from langchain_specdec.cli import main; main()"
-    command = shlex.join(
-        [sys.executable, "-c", main, "generate", "x", "-m", folder, "--max-new-tokens", "2", "--stats"]
-    )
-    ran = subprocess.run(  # noqa: S603
-        ["/bin/sh", "-c", f"{command} {closed}"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == code, ran.stderr
-    assert ran.stderr == ("error: Standard output is closed. To run without it, add: > /dev/null\n" if code else "")
-    assert bool(ran.stdout) != bool(code)
+def test_arguments_that_the_locale_could_not_decode_are_utf_8(model: ScriptedBackend) -> None:
+    result = generate("caf\udcc3\udca9", "--system", "\udcc3\udca4", "-o", "stop", '["\udcc3\udcbc"]', stdin="")
+    assert result.exit_code == 0, result.output
+    (request,) = model.requests
+    assert model.prompt.endswith("system\nä<|im_end|>\n<|im_start|>user\ncafé<|im_end|>\n<|im_start|>assistant\n")
+    assert request.params.stop == ("ü",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["caf\udce9"], "The prompt is not UTF-8 text. Convert it first."),
+        (["x", "--system", "\ud83c"], "--system is not UTF-8 text. Convert it first."),
+        (["x", "--stop", "a", "--stop", "\udce9"], "--stop is not UTF-8 text. Convert it first."),
+        (["x", "-o", "stop", "\udce9"], "-o is not UTF-8 text. Convert it first."),
+        (["x", "--schema", '{"const": "\udce9"}'], "--schema is not UTF-8 text. Convert it first."),
+        (["x", "--schema", "caf\udce9.json"], "--schema is not UTF-8 text. Rename the file or folder."),
+        (["x", "-m", "caf\udce9"], "--model is not UTF-8 text. Rename the file or folder."),
+        (["x", "-m", "caf\udcc3\udca9"], "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."),
+    ],
+)
+def test_arguments_that_are_no_text_are_told(model: ScriptedBackend, arguments: list[str], told: str) -> None:
+    expect_error(generate(*arguments, stdin=""), told)

@@ -1,7 +1,7 @@
 """Kernels of our own in C++, for what neither PyTorch nor oneDNN does fast: decoding a few tokens on a CPU.
 
 A kernel is one source file beside this one. It is compiled when it is first needed, which takes a second, and kept in
-the user's cache folder. Each has a module of the engine that tests it and calls it.
+the user's cache folder, if there is one. Each has a module of the engine that tests it and calls it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from langchain_specdec.errors import SpecDecError
 from langchain_specdec.paths import cache_folder, read_own, write_own
 
 __all__ = ["tested_kernel"]
@@ -70,10 +71,10 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
     identity = hashlib.sha256("\0".join((*texts, compiler, *flags)).encode()).hexdigest()
     name = f"{source.stem}-{identity[:16]}"
-    folder = cache_folder()
+    folder = _cache_folder()
     with tempfile.TemporaryDirectory(prefix="specdec-") as private:
         linked = Path(private) / f"{name}.so"
-        content = _kept(folder, name)
+        content = _kept(folder, name) if folder is not None else None
         if content is not None:
             # Loaded from a copy, since nobody can change or cut short that one.
             linked.write_bytes(content)
@@ -86,11 +87,22 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         _run([compiler, "-shared", str(compiled), "-o", str(linked)])
         content = linked.read_bytes()
         library = ctypes.CDLL(str(linked))
+    if folder is None:
+        return library
     try:
         write_own(folder / f"{name}-{_digest(content)}.so", content)
     except OSError as error:
         _logger.debug("cannot keep %s in %s: %s", name, folder, error)
     return library
+
+
+def _cache_folder() -> Path | None:
+    """Where kernels are kept; None for a user without a home folder, whose kernels are compiled in each process."""
+    try:
+        return cache_folder()
+    except SpecDecError as error:
+        _logger.debug("kernels are not kept: %s", error)
+        return None
 
 
 def _kept(folder: Path, name: str) -> bytes | None:

@@ -47,7 +47,7 @@ def _own_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def init(self: CompileCosts, model: nn.Module) -> None:
         original(self, model)
-        self._path = tmp_path / "costs.json"
+        self._path = tmp_path / "costs.json" if self._path else None
 
     monkeypatch.setattr(CompileCosts, "__init__", init)
 
@@ -239,6 +239,16 @@ def test_costs_of_one_run_are_known_to_the_next() -> None:
         compile_costs.DEFAULT_SECONDS,
         compile_costs.DEFAULT_SAVING,
     )
+
+
+def test_without_a_folder_costs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("torch._inductor.runtime.cache_dir_utils.cache_dir", missing)
+    costs = CompileCosts(tiny_model())
+    costs.put((True, False), 2.5, 0.3)
+    assert costs.get((True, False)) == (compile_costs.DEFAULT_SECONDS, compile_costs.DEFAULT_SAVING)
 
 
 def test_a_graph_that_computes_something_else_is_not_used() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langchain_specdec.errors import SpecDecError
 from langchain_specdec.runner.cpu import kernel_linear as panel_linear
 from langchain_specdec.runner.cpu import kernels
 from langchain_specdec.runner.cpu.kernel_linear import PanelWeight, can_use_panels
@@ -200,6 +203,37 @@ def test_what_is_kept_is_used_only_if_it_is_whole_and_this_users(
 def test_a_cache_that_cannot_be_written_does_no_harm(unbuilt: Path) -> None:
     unbuilt.write_text("in the way")
     assert can_use_panels(torch.float32)
+
+
+@needs_kernel
+def test_without_a_home_folder_it_is_compiled_and_not_kept(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown() -> Path:
+        raise SpecDecError("The home folder is unknown.")
+
+    monkeypatch.setattr(kernels, "cache_folder", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert can_use_panels(torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_kernel
+def test_a_full_disk_leaves_nothing_of_a_kernel(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert can_use_panels(torch.float32)
+    assert list(unbuilt.iterdir()) == []
+
+
+@needs_kernel
+def test_without_a_folder_for_temporary_files_there_is_no_kernel(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert not can_use_panels(torch.float32)
 
 
 @pytest.mark.compiles
