@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 QUICKSTART = ROOT / "docs/quickstart.md"
 CHAT = ROOT / "docs/chat.md"
+APPLICATIONS = ROOT / "docs/applications.md"
 TGI = ROOT / "docs/tgi.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
@@ -79,7 +80,8 @@ def examples_of(page: Path) -> list[Example]:
 def run_example(source: str, example: Example, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Answers:
     """Run an example: it prints what is shown, or else some text, and no answer of a model in it is empty."""
     # Empty lines before the code give tracebacks the line numbers of the page.
-    code = compile("\n" * example.line + example.code, source, "exec")
+    # The postponed annotations of this file are not for them.
+    code = compile("\n" * example.line + example.code, source, "exec", dont_inherit=True)
     capsys.readouterr()
     answers = Answers()
     token = _WATCHED.set(answers)
@@ -116,7 +118,7 @@ def test_examples_of_the_readme_run_by_themselves(example, names, capsys):
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [QUICKSTART, CHAT], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [QUICKSTART, CHAT, APPLICATIONS], ids=lambda page: page.name)
 def test_examples_of_a_page_run_from_top_to_bottom(page, names, capsys):
     pytest.importorskip("langchain")
     for example in examples_of(page):
@@ -184,7 +186,7 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # tests/integration/test_tgi_processes.py runs those of the other page.
-    tried = {README, QUICKSTART, CHAT, TGI, ROOT / "docs/tgi-launcher.md"}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, TGI, ROOT / "docs/tgi-launcher.md"}
     assert {page for page in pages if examples_of(page)} == tried
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -152,12 +152,14 @@ class EchoBackend(Backend):
 # The token that ends a scripted answer; it is no tokenizer's.
 _END = -1
 
+Answer = str | Callable[[str], str]
+
 
 class ScriptedBackend(Backend):
     """A model that answers what it was told to, token by token, whatever it is asked.
 
     Args:
-        answers: Its answers; the last is repeated.
+        answers: Its answers; the last is repeated. One that is a function is called with the prompt's text.
         template: Its chat template.
         width: Tokens of a decoding step.
     """
@@ -168,7 +170,7 @@ class ScriptedBackend(Backend):
     takes_calls_or_object = True
     max_length = 4096
 
-    def __init__(self, *answers: str, template: str | None = CHATML, width: int = 1) -> None:
+    def __init__(self, *answers: Answer, template: str | None = CHATML, width: int = 1) -> None:
         self.answers = list(answers)
         self.tokenizer = chat_tokenizer(template)
         self.width = width
@@ -189,7 +191,15 @@ class ScriptedBackend(Backend):
     @property
     def prompt(self) -> str:
         """The last prompt as text."""
-        prompt = self.requests[-1].prompt
+        return self.prompts[-1]
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts as texts, in the order in which they came."""
+        return [self._text_of(request) for request in self.requests]
+
+    def _text_of(self, request: CompletionRequest) -> str:
+        prompt = request.prompt
         return prompt if isinstance(prompt, str) else str(self.tokenizer.decode(prompt))
 
     def start(self, requests: Sequence[CompletionRequest]) -> list[CompletionStream]:
@@ -198,6 +208,8 @@ class ScriptedBackend(Backend):
     def _start(self, request: CompletionRequest) -> CompletionStream:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if not isinstance(answer, str):
+            answer = answer(self._text_of(request))
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids
         # Text comes as from the engine. The end of an answer has no token of its own here.
         params = replace(request.params, ignore_eos=False)
@@ -226,7 +238,7 @@ class ScriptedBackend(Backend):
         self.is_closed = True
 
 
-def scripted(*answers: str, template: str | None = CHATML, width: int = 1, **fields: Any) -> ChatSpeculative:
+def scripted(*answers: Answer, template: str | None = CHATML, width: int = 1, **fields: Any) -> ChatSpeculative:
     """A chat with a scripted model."""
     return ChatSpeculative(backend=ScriptedBackend(*answers, template=template, width=width), **fields)
 
