@@ -14,15 +14,13 @@ import os
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from langchain_core.messages import AIMessageChunk
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
-
-CLIENT_CLOSED_REQUEST = 499
 
 
 class Question(BaseModel):
@@ -49,47 +47,62 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(SpecDecError)
 async def refuse(request: Request, error: SpecDecError) -> Response:
-    """Errors are written for people: a client may read what was wrong with its request, and no more."""
-    if isinstance(error, InvalidParameterError):  # a prompt that is too long is one of them
-        return JSONResponse({"detail": str(error)}, status_code=422)
-    return JSONResponse({"detail": "The model cannot answer now."}, status_code=503)
+    """An answer to a request that cannot be answered."""
+    is_theirs = isinstance(error, InvalidParameterError)  # a prompt that is too long is one of them
+    return JSONResponse({"detail": told(error)}, status_code=422 if is_theirs else 503)
+
+
+def told(error: SpecDecError) -> str:
+    """What a client may read: what was wrong with its request, and of all else only that it failed."""
+    return str(error) if isinstance(error, InvalidParameterError) else "The model cannot answer now."
 
 
 @app.post("/chat")
 async def chat(question: Question, request: Request) -> dict[str, Any]:
-    """The whole answer. The work stops once the client has gone."""
+    """The whole answer."""
     answer = AIMessageChunk("")
-    async with contextlib.aclosing(pieces(question)) as chunks:
-        async for chunk in chunks:
-            if await request.is_disconnected():
-                raise HTTPException(CLIENT_CLOSED_REQUEST)
-            answer += chunk
+    async for chunk in pieces(question, request):
+        answer += chunk
     return {"text": answer.text, "usage": answer.usage_metadata}
 
 
 @app.post("/chat/stream")
-async def chat_stream(question: Question) -> StreamingResponse:
-    """The answer piece by piece. When the client goes, the server cancels the stream, which frees its slot."""
-    return StreamingResponse(events(question), media_type="text/event-stream")
+async def chat_stream(question: Question, request: Request) -> StreamingResponse:
+    """The answer piece by piece."""
+    return StreamingResponse(events(question, request), media_type="text/event-stream")
 
 
-async def events(question: Question) -> AsyncIterator[str]:
+async def events(question: Question, request: Request) -> AsyncIterator[str]:
     """Server-Sent Events: pieces of text, then `done`, or `error` with its reason."""
     try:
-        async with contextlib.aclosing(pieces(question)) as chunks:
-            async for chunk in chunks:
-                if chunk.text:
-                    yield event("piece", {"text": chunk.text})
+        async for chunk in pieces(question, request):
+            if chunk.text:
+                yield event("piece", {"text": chunk.text})
     except SpecDecError as error:
-        yield event("error", {"detail": str(error)})
+        yield event("error", {"detail": told(error)})
     else:
         yield event("done", {})
 
 
-def pieces(question: Question) -> AsyncIterator[AIMessageChunk]:
-    """The chunks of the model's answer."""
+async def pieces(question: Question, request: Request) -> AsyncIterator[AIMessageChunk]:
+    """The chunks of the model's answer. The work stops, and its slot is free, once the client has gone."""
     model: ChatSpeculative = app.state.model
-    return model.astream(question.text, max_tokens=question.max_tokens)
+    # Most servers cancel a stream then, but not all do, and none cancels an endpoint that returns JSON.
+    gone = asyncio.create_task(disconnected(request))
+    try:
+        async with contextlib.aclosing(model.astream(question.text, max_tokens=question.max_tokens)) as chunks:
+            async for chunk in chunks:
+                if gone.done():
+                    return
+                yield chunk
+    finally:
+        gone.cancel()
+
+
+async def disconnected(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def event(name: str, data: dict[str, Any]) -> str:

@@ -135,9 +135,7 @@ async def test_a_client_that_does_not_wait_for_its_answer_frees_its_slot(server)
 
 async def test_clients_that_leave_while_they_wait_for_a_slot(server, plain):
     async with client_of(server.url) as client:
-        tasks = [
-            asyncio.create_task(streamed(client, "/chat/stream", f"Long {number}", LONG)) for number in range(6)
-        ]
+        tasks = [asyncio.create_task(streamed(client, "/chat/stream", f"Long {number}", LONG)) for number in range(6)]
         await asyncio.to_thread(server.wait_for, lambda: figures(server.url)["waiting"] >= 4, 10.0)
         for task in tasks:
             task.cancel()

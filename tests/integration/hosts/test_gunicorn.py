@@ -63,7 +63,8 @@ def test_a_model_for_each_worker(tiny_folder, plain, tmp_path):
         server.wait_for(lambda: len(now := workers(server)) == 2 and not now & before, 20.0)
         assert ask(client, "Again").text == plain("Again", TOKENS)
         with client.stream("GET", "/", params={"text": "Long", "tokens": LONG, "stream": 1}) as response:
-            next(response.iter_bytes())
+            pieces = response.iter_bytes()
+            next(pieces)
             assert server.zombies() == []
             assert server.stop() == 0
         assert "Traceback" not in server.output, server.output
@@ -91,4 +92,36 @@ def test_preload_of_an_application_whose_workers_load(tiny_folder, plain, tmp_pa
     with gunicorn(tiny_folder, tmp_path / "log", WSGI, *options) as (server, client):
         assert ask(client, "The sea").text == plain("The sea", TOKENS)
         assert server.stop() == 0
+        assert "Traceback" not in server.output, server.output
+
+
+@pytest.mark.parametrize("worker", ["asgi", "uvicorn.workers.UvicornWorker"])
+def test_workers_of_an_event_loop(tiny_folder, plain, tmp_path, worker):
+    """The FastAPI program of the documentation: a client that leaves, and the end in the middle of a stream."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    app = "tests.support.hosts.web_app:app"
+    with gunicorn(tiny_folder, tmp_path / "log", app, "--worker-class", worker) as (server, client):
+        server.wait_for(lambda: "startup complete" in server.output or "ASGI server listening" in server.output)
+
+        def figures() -> dict[str, Any]:
+            return dict(client.get("/figures").json())
+
+        def stream():
+            return client.stream("POST", "/chat/stream", json={"text": "Long", "max_tokens": LONG})
+
+        with stream() as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert figures()["running"] == 1
+        server.wait_for(lambda: figures()["running"] == 0, 3.0)
+        stopped = figures()["forwards"]
+        answer = client.post("/chat", json={"text": "The sea", "max_tokens": TOKENS}).json()
+        assert answer["text"] == plain("The sea", TOKENS)
+        assert answer["usage"]["output_tokens"] == TOKENS
+        assert figures()["forwards"] - stopped <= TOKENS + 5, "the work of the stream went on"
+        with stream() as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert server.stop() == 0
         assert "Traceback" not in server.output, server.output

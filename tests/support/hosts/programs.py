@@ -16,8 +16,14 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[3]
 STARTS_WITHIN = 120.0
-# On a machine that does nothing else. An interpreter with PyTorch needs about one of them to end.
-EXITS_WITHIN = 3.0
+
+
+def exits_within() -> float:
+    """Seconds that a program may take to end: three, of which an interpreter with PyTorch needs more than one.
+
+    More where the machine has other work to do.
+    """
+    return 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def environment(model: Path, **more: str) -> dict[str, str]:
@@ -79,7 +85,7 @@ class Program:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end, as whoever runs it does; its exit status. It may take three seconds, and leave nothing."""
         family = self.family()
-        within = EXITS_WITHIN * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        within = exits_within()
         begun = time.monotonic()
         self.process.send_signal(number)
         try:
