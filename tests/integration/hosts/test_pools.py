@@ -8,11 +8,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import process_pool
 import pytest
 
 from langchain_specdec import SpeculativeLLM
 from tests.support.hosts.pools import PROMPTS
-from tests.support.hosts.programs import environment
+from tests.support.hosts.programs import ROOT, environment
+from tests.support.tiny_models import wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -64,8 +66,20 @@ def test_a_pool_whose_parent_has_a_model_too(run, expected, kind):
             assert mb <= before[pid][1] + 40
 
 
+def test_the_program_of_the_documentation(tiny_folder):
+    command = [sys.executable, str(ROOT / "docs/examples/process_pool.py")]
+    env = environment(tiny_folder, HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=150, check=False)  # noqa: S603
+    assert done.stderr == ""
+    with SpeculativeLLM.from_model_id(tiny_folder, drafter="none", num_slots=3, max_new_tokens=24) as llm:
+        texts = llm.batch(list(process_pool.PROMPTS))
+    lines = [f"{prompt}: {' '.join(text.split())}\n" for prompt, text in zip(process_pool.PROMPTS, texts, strict=True)]
+    assert done.stdout == "".join(lines)
+
+
 def test_threads_share_one_model(tiny_folder, expected):
     with SpeculativeLLM.from_model_id(tiny_folder, num_slots=2, max_new_tokens=24) as llm:
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(llm.invoke, PROMPTS)) == expected
-        assert llm.backend.engine.num_running == llm.backend.engine.num_waiting == 0
+        engine = llm.backend.engine
+        assert wait_until(lambda: engine.num_running == engine.num_waiting == 0)

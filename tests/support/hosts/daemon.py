@@ -22,8 +22,7 @@ def main(report: Path) -> None:
     if os.fork():
         os._exit(0)
     # As `>&- 2>&- <&-` and many daemons leave them: no streams, and their numbers are free for other files.
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.close()
+    os.closerange(0, 3)
     sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
     found: dict[str, Any] = {"pid": os.getpid()}
     try:
