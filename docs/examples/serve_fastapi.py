@@ -46,7 +46,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.exception_handler(SpecDecError)
-async def refuse(request: Request, error: SpecDecError) -> Response:
+async def refuse(_: Request, error: SpecDecError) -> Response:
     """An answer to a request that cannot be answered."""
     is_theirs = isinstance(error, InvalidParameterError)  # a prompt that is too long is one of them
     return JSONResponse({"detail": told(error)}, status_code=422 if is_theirs else 503)

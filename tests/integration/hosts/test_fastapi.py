@@ -107,18 +107,20 @@ async def test_twenty_clients_at_once_on_two_slots(server, plain):
     texts = [f"Client {number}" for number in range(20)]
     paths = [list(ENDPOINTS)[number % len(ENDPOINTS)] for number in range(20)]
     async with client_of(server.url) as client:
-        answers = await asyncio.gather(*(ENDPOINTS[path](client, path, text) for path, text in zip(paths, texts)))
+        answers = await asyncio.gather(
+            *(ENDPOINTS[path](client, path, text) for path, text in zip(paths, texts, strict=True))
+        )
     assert answers == [plain(text, SHORT) for text in texts]
     wait_until_idle(server, server.url)
 
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/sync/stream"])
 async def test_a_client_that_leaves_a_stream_frees_its_slot(server, plain, path):
-    async with client_of(server.url) as client:
-        async with client.stream("POST", path, json=question("Long", LONG)) as response:
-            async for _ in events(response):
-                break
-            assert figures(server.url)["running"] == 1
+    leaving = client_of(server.url)
+    async with leaving, leaving.stream("POST", path, json=question("Long", LONG)) as response:
+        async for _ in events(response):
+            break
+        assert figures(server.url)["running"] == 1
     stopped = wait_until_idle(server, server.url)
     await asyncio.sleep(0.5)
     assert figures(server.url)["forwards"] == stopped["forwards"], "the work goes on"
@@ -180,11 +182,11 @@ async def test_nothing_grows_with_the_number_of_requests(server):
 @contextlib.contextmanager
 def an_open_stream(url: str, path: str = "/chat/stream") -> Iterator[None]:
     """A stream of which one line was read."""
-    with httpx.Client(base_url=url, timeout=60.0, verify=NO_TLS) as client:
-        with client.stream("POST", path, json=question("Long", LONG)) as response:
-            lines = response.iter_lines()
-            next(lines)
-            yield
+    client = httpx.Client(base_url=url, timeout=60.0, verify=NO_TLS)
+    with client, client.stream("POST", path, json=question("Long", LONG)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        yield
 
 
 def test_it_ends_at_once_in_the_middle_of_streams(server):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def num_files() -> int:
     """File descriptors that are open in this process."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def resident_mb() -> int:
