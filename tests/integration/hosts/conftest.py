@@ -23,4 +23,4 @@ def plain(tiny_folder: Path) -> Iterator[Callable[[str, int], str]]:
     with ChatSpeculative.from_model_id(tiny_folder, drafter="none", num_slots=1) as model:
         # Its engine's thread begins here, so that no test is to blame for it.
         model.invoke("a", max_tokens=1)
-        yield lambda text, tokens: model.invoke(text, max_tokens=tokens).text
+        yield lambda text, tokens: str(model.invoke(text, max_tokens=tokens).text)

@@ -91,7 +91,7 @@ async def streamed(client, path: str, text: str, tokens: int = SHORT) -> str:
 async def asked(client, path: str, text: str) -> str:
     response = await client.post(path, json=question(text))
     assert response.status_code == 200, response.text
-    return response.json()["text"] if path == "/chat" else response.text
+    return str(response.json()["text"] if path == "/chat" else response.text)
 
 
 ENDPOINTS = {"/chat": asked, "/chat/stream": streamed, "/sync": asked, "/sync/stream": streamed, "/unwatched": asked}
@@ -213,7 +213,12 @@ def test_two_workers_hold_a_model_each(tiny_folder, plain, tmp_path):
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(ask, range(16)))
-        server.wait_for(lambda: pids.add(figures(url)["pid"]) or len(pids) == 2, 10.0)
+
+        def have_both_answered() -> bool:
+            pids.add(figures(url)["pid"])
+            return len(pids) == 2
+
+        server.wait_for(have_both_answered, 20.0)
         with an_open_stream(url):
             server.stop()
         assert "Traceback" not in server.output, server.output

@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
-import process_pool
 import pytest
 
 from langchain_specdec import SpeculativeLLM
 from tests.support.hosts.pools import PROMPTS
 from tests.support.hosts.programs import ROOT, environment
 from tests.support.tiny_models import wait_until
+
+process_pool = import_module("process_pool")
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -81,5 +83,6 @@ def test_threads_share_one_model(tiny_folder, expected):
     with SpeculativeLLM.from_model_id(tiny_folder, num_slots=2, max_new_tokens=24) as llm:
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(llm.invoke, PROMPTS)) == expected
-        engine = llm.backend.engine
+        backend: Any = llm.backend
+        engine = backend.engine
         assert wait_until(lambda: engine.num_running == engine.num_waiting == 0)

@@ -23,7 +23,7 @@ def main(report: Path) -> None:
         os._exit(0)
     # As `>&- 2>&- <&-` and many daemons leave them: no streams, and their numbers are free for other files.
     os.closerange(0, 3)
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdin = sys.stdout = sys.stderr = None
     found: dict[str, Any] = {"pid": os.getpid()}
     try:
         from langchain_specdec import SpeculativeLLM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import Any
 
 from langchain_specdec import SpeculativeLLM
 from langchain_specdec.errors import SpecDecError
@@ -32,7 +33,8 @@ def complete(prompt: str) -> tuple[int, str]:
 
 def figures(_: object = None) -> tuple[int, int, int, int]:
     """The process, its files, its memory in MB, and requests that hold a slot."""
-    engine = model().backend.engine
+    backend: Any = model().backend
+    engine = backend.engine
     return os.getpid(), num_files(), resident_mb(), engine.num_running + engine.num_waiting
 
 

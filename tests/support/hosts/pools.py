@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from tests.support.hosts import pool_work
@@ -26,12 +27,12 @@ Map = Callable[[Callable[..., Any], Iterable[Any]], list[Any]]
 def pool_of(kind: str) -> Iterator[Map]:
     """The `map` of a pool."""
     if kind == "joblib":
-        import joblib
-        from joblib.externals.loky import get_reusable_executor
-
+        # By name, since it has no types.
+        joblib = import_module("joblib")
+        loky = import_module("joblib.externals.loky")
         with joblib.Parallel(n_jobs=2, backend="loky") as parallel:
             yield lambda function, items: list(parallel(joblib.delayed(function)(item) for item in items))
-        get_reusable_executor().shutdown(wait=True)
+        loky.get_reusable_executor().shutdown(wait=True)
     else:
         with ProcessPoolExecutor(2, multiprocessing.get_context(kind)) as pool:
             yield lambda function, items: list(pool.map(function, items))

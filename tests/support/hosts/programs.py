@@ -52,6 +52,7 @@ class Program:
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.url = ""
         self.log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(  # noqa: S603

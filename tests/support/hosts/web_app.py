@@ -6,16 +6,21 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import serve_fastapi
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from serve_fastapi import Question, app, event
 
 from tests.support.hosts.figures import num_files, resident_mb
 
+if TYPE_CHECKING:
+    # Type checkers do not look for modules in docs/examples.
+    Question = Any
+    app: Any
+    event: Any
+else:
+    from serve_fastapi import Question, app, event
 
-@app.get("/figures")
+
 async def figures() -> dict[str, Any]:
     """What the worker holds."""
     gc.collect()
@@ -31,14 +36,12 @@ async def figures() -> dict[str, Any]:
     }
 
 
-@app.post("/sync")
 def sync(question: Question) -> PlainTextResponse:
     """A whole answer, by an endpoint that runs in a thread."""
-    answer = serve_fastapi.app.state.model.invoke(question.text, max_tokens=question.max_tokens)
+    answer = app.state.model.invoke(question.text, max_tokens=question.max_tokens)
     return PlainTextResponse(answer.text)
 
 
-@app.post("/sync/stream")
 def sync_stream(question: Question) -> StreamingResponse:
     """The answer piece by piece, read in threads."""
 
@@ -51,8 +54,13 @@ def sync_stream(question: Question) -> StreamingResponse:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-@app.post("/unwatched")
 async def unwatched(question: Question) -> PlainTextResponse:
     """A whole answer, by `ainvoke`."""
     answer = await app.state.model.ainvoke(question.text, max_tokens=question.max_tokens)
     return PlainTextResponse(answer.text)
+
+
+app.get("/figures")(figures)
+app.post("/sync")(sync)
+app.post("/sync/stream")(sync_stream)
+app.post("/unwatched")(unwatched)
