@@ -1,0 +1,1 @@
+"""Programs that host a model, as real files that tests start, and what those tests share."""
