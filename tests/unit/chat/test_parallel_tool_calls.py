@@ -15,6 +15,7 @@ import torch
 from langchain_core.tools import tool
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, TGIBackend
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.calls_or_object import CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.schemas import as_tool
 from langchain_specdec.chat.structured_output import form_of_response
@@ -164,8 +165,8 @@ def test_a_forced_call_is_one_call(family: str) -> None:
 def test_beside_a_response_format_the_grammar_has_one_call(parser: Any) -> None:
     response = form_of_response({"type": "json_schema", "json_schema": {"schema": {"type": "object"}}})
     assert response is not None
-    several = form_of_calls_or_object(response, [as_tool(weather)], parser)
-    one = form_of_calls_or_object(response, [as_tool(weather)], parser, takes_one_call=True)
+    several = form_of_calls_or_object(response, [as_tool(weather)], parser, Backend.check_grammar)
+    one = form_of_calls_or_object(response, [as_tool(weather)], parser, Backend.check_grammar, takes_one_call=True)
     assert isinstance(one, CallsOrObjectForm)
     assert (several.separator, one.separator) == (parser.call_separator, None)
 
