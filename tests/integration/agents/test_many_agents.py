@@ -13,7 +13,7 @@ from langgraph.managed import RemainingSteps
 from pydantic import BaseModel
 
 from langchain_specdec import ChatSpeculative
-from tests.support.backends import scripted_backend
+from tests.support.backends import ScriptedBackend, scripted_backend
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN
 from tests.support.scripted_agents import QUESTION, add, agent_of, call, forced_call, kinds, qwen, results, weather
 
@@ -144,33 +144,34 @@ def deepagents() -> Any:
     return pytest.importorskip("deepagents")
 
 
-def test_a_deep_agent_plans_writes_and_reads(deepagents: Any) -> None:
-    plan = [{"content": "look", "status": "in_progress"}]
-    model = qwen(
-        call("write_todos", todos=plan),
+def roomy(*answers: str) -> ChatSpeculative:
+    """Prompts of deep agents are long, and the tokenizer of scripts has a token for each byte."""
+    backend = ScriptedBackend(*answers, template=QWEN)
+    backend.max_length = 200_000
+    return ChatSpeculative(backend=backend, max_new_tokens=512)
+
+
+def test_a_deep_agent_writes_and_reads_files(deepagents: Any) -> None:
+    model = roomy(
         call("weather", place="Ulm"),
         call("write_file", file_path="/notes.txt", content="Rain in Ulm."),
         call("read_file", file_path="/notes.txt"),
         "Rain.",
-        max_tokens=512,
     )
-    with_room(model)
     agent = deepagents.create_deep_agent(model=model, tools=[weather], system_prompt="Be brief.")
     state = agent.invoke(QUESTION)
     assert state["messages"][-1].text == "Rain."
-    assert state["todos"] == plan
+    assert "/notes.txt" in state["files"]
     assert "Rain in Ulm." in results(state["messages"])[-1]
 
 
 def test_a_deep_agent_begins_another(deepagents: Any) -> None:
-    model = qwen(
+    model = roomy(
         call("task", description="Look at Ulm.", subagent_type="meteorologist"),
         call("weather", place="Ulm"),
         "Rain in Ulm.",
         "Rain.",
-        max_tokens=512,
     )
-    with_room(model)
     helper = {
         "name": "meteorologist",
         "description": "Knows the weather.",
@@ -182,6 +183,10 @@ def test_a_deep_agent_begins_another(deepagents: Any) -> None:
     assert results(state["messages"]) == ["Rain in Ulm."]
 
 
-def with_room(model: ChatSpeculative) -> None:
-    """Prompts of deep agents are long: a tiny tokenizer has a token for each byte."""
-    scripted_backend(model).max_length = 200_000
+def test_each_tool_of_a_deep_agent_can_be_forced(deepagents: Any) -> None:
+    tools = deepagents.create_deep_agent(model=roomy("x")).nodes["tools"].bound.tools_by_name
+    assert len(tools) > 5
+    for name in tools:
+        model = roomy("x")
+        model.bind_tools(list(tools.values()), tool_choice=name).invoke("x")
+        assert scripted_backend(model).requests[0].params.grammar is not None
