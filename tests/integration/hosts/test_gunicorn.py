@@ -115,11 +115,10 @@ def test_workers_of_an_event_loop(tiny_folder, plain, tmp_path, worker):
             next(lines)
             assert figures()["running"] == 1
         server.wait_for(lambda: figures()["running"] == 0, 3.0)
-        stopped = figures()["forwards"]
+        assert figures()["forwards"] < LONG / 4, "the work of the stream went on"
         answer = client.post("/chat", json={"text": "The sea", "max_tokens": TOKENS}).json()
         assert answer["text"] == plain("The sea", TOKENS)
         assert answer["usage"]["output_tokens"] == TOKENS
-        assert figures()["forwards"] - stopped <= TOKENS + 5, "the work of the stream went on"
         with stream() as response:
             lines = response.iter_lines()
             next(lines)

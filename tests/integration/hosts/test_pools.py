@@ -43,7 +43,6 @@ def run(tiny_folder):
 
 
 REFUSED = {
-    "spawn": "A running model cannot be pickled",
     "forkserver": "A running model cannot be pickled",
     "joblib": "A running model cannot be pickled",
     "fork": "EngineClosedError: This engine was made in another process. Load the model in the process that uses it",
