@@ -25,6 +25,7 @@ from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
@@ -275,15 +276,15 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """Answer all inputs together, in one batch of the engine."""
-        configs = self._batch_configs(config, len(inputs))
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        runs = self._runs("invoke", inputs, config, kwargs)
+        return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """`batch` for an event loop."""
-        configs = self._checked_configs(config, len(inputs))
-        return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        runs = self._runs("ainvoke", inputs, config, kwargs)
+        return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
