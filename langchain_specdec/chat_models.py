@@ -115,6 +115,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """Further variables of the template, such as `enable_thinking`."""
 
     _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
+    # The first time a template is compiled, which takes longer than all else.
+    _has_rendered: bool = PrivateAttr(default=False)
 
     if not TYPE_CHECKING:
 
@@ -296,8 +298,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> ReadyCall:
-        """The same for an event loop, which long messages and tools would block, or a question to a server."""
-        is_short = size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT
+        """The same for an event loop, which long messages, schemas or a first call would block, or a server asked."""
+        has_schemas = bool(kwargs.get("tools") or kwargs.get("response_format"))
+        is_short = self._has_rendered and not has_schemas and size_of(messages, None, None) <= SHORT_TEXT
         arguments = messages, stop, kwargs
         asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
         own = self.tokenizer
@@ -324,7 +327,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
         """The prompt, by the tokenizer with the template."""
         template_of = own if self.backend.is_remote and self.tokenizer is None else None
-        return render(asked, self._template_of(own), self.backend, template_of)
+        call = render(asked, self._template_of(own), self.backend, template_of)
+        self._has_rendered = True
+        return call
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any
