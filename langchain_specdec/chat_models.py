@@ -300,13 +300,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> ReadyCall:
         """The same for an event loop, which long messages, schemas or a first call would block, or a server asked."""
         has_schemas = bool(kwargs.get("tools") or kwargs.get("response_format"))
-        is_short = self._has_rendered and not has_schemas and size_of(messages, None, None) <= SHORT_TEXT
+        is_short = not has_schemas and size_of(messages, None, None) <= SHORT_TEXT
         arguments = messages, stop, kwargs
         asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
         own = self.tokenizer
         if own is None:
             own = await self.backend.aload_tokenizer(asked.limit.seconds)
-        return self._render(asked, own) if is_short else await asyncio.to_thread(self._render, asked, own)
+        is_quick = is_short and self._has_rendered
+        return self._render(asked, own) if is_quick else await asyncio.to_thread(self._render, asked, own)
 
     def _check(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]

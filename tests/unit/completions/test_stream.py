@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from langchain_specdec.backends.tgi.loop_thread import LoopThread
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream, checked_timeout, started_in_thread
@@ -242,6 +243,29 @@ def test_what_ends_with_the_interpreter_says_so() -> None:
     other.stream.put(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         next(other.stream)
+
+
+def test_a_thread_that_no_longer_starts_is_told_as_the_end_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter_end._End, "has_begun", False)
+
+    async def asked() -> None:
+        """What a backend would run."""
+
+    for text, expected in (
+        ("can't create new thread at interpreter shutdown", "shutting down"),
+        ("no more", "no more"),
+    ):
+
+        def fail(thread: threading.Thread, text: str = text) -> None:
+            raise RuntimeError(text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            loop = LoopThread(asked)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match=expected):
+                    loop.submit(asked())
+            loop.close()
 
 
 @pytest.mark.usefixtures("ending")

@@ -108,7 +108,9 @@ def test_so_are_long_calls_and_all_tools_and_schemas(text: str, rendered_at_once
 def chat_on_an_engine() -> Iterator[ChatSpeculative]:
     tokenizer = chat_tokenizer(CHATML)
     model = tiny_model(2, vocab_size=len(tokenizer), max_position_embeddings=4096)
-    with ChatSpeculative(backend=LocalBackend(model, tokenizer, num_slots=4, max_length=2000), max_tokens=80) as chat:
+    with ChatSpeculative(
+        backend=LocalBackend(model, tokenizer, num_slots=4, max_length=2000), max_new_tokens=80
+    ) as chat:
         chat.invoke("x", max_tokens=1)
         yield chat
 
@@ -138,7 +140,7 @@ def test_no_call_blocks_its_event_loop(way: str, chat_on_an_engine: ChatSpeculat
     blockbuster = pytest.importorskip("blockbuster")
     backend = chat_on_an_engine.backend
     # Models of their own, so that each call is the first.
-    chat, llm = ChatSpeculative(backend=backend, max_tokens=80), SpeculativeLLM(backend=backend, max_new_tokens=8)
+    chat, llm = ChatSpeculative(backend=backend, max_new_tokens=80), SpeculativeLLM(backend=backend, max_new_tokens=8)
 
     async def call() -> None:
         with blockbuster.blockbuster_ctx():
