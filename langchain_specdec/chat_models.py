@@ -26,6 +26,7 @@ from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, named_schema
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
@@ -128,6 +129,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """Further variables of the template, such as `enable_thinking`."""
 
     _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
+    # The first time a template is compiled, which takes longer than all else.
+    _has_rendered: bool = PrivateAttr(default=False)
 
     if not TYPE_CHECKING:
 
@@ -306,15 +309,15 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """Answer all inputs together, in one batch of the engine."""
-        configs = self._batch_configs(config, len(inputs))
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        runs = self._runs("invoke", inputs, config, kwargs)
+        return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """`batch` for an event loop."""
-        configs = self._checked_configs(config, len(inputs))
-        return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        runs = self._runs("ainvoke", inputs, config, kwargs)
+        return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
@@ -326,14 +329,16 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> ReadyCall:
-        """The same for an event loop, which long messages and tools would block, or a question to a server."""
-        is_short = size_of(messages, kwargs.get("tools"), kwargs.get("response_format")) <= SHORT_TEXT
+        """The same for an event loop, which long messages, schemas or a first call would block, or a server asked."""
+        has_schemas = bool(kwargs.get("tools") or kwargs.get("response_format"))
+        is_short = not has_schemas and size_of(messages, None, None) <= SHORT_TEXT
         arguments = messages, stop, kwargs
         asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
         own = self.tokenizer
         if own is None:
             own = await self.backend.aload_tokenizer(asked.limit.seconds)
-        return self._render(asked, own) if is_short else await asyncio.to_thread(self._render, asked, own)
+        is_quick = is_short and self._has_rendered
+        return self._render(asked, own) if is_quick else await asyncio.to_thread(self._render, asked, own)
 
     def _check(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
@@ -355,7 +360,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         """The prompt, by the tokenizer with the template."""
         template_of = own if self.backend.is_remote and self.tokenizer is None else None
         has_blocks = self.output_version == "v1"
-        return render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
+        call = render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
+        self._has_rendered = True
+        return call
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -15,6 +16,7 @@ from typing_extensions import Self
 
 from langchain_specdec._version import __version__
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.completions import batches
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event
 from langchain_specdec.completions.stream import NO_LIMIT, CompletionStream, TimeLimit
@@ -40,8 +42,6 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
 
 _NOT_LOADED: Any = object()
-# More threads than slots would only wait.
-_MAX_THREADS = 64
 
 
 def _declared(name: str) -> Any:
@@ -256,12 +256,30 @@ class SpeculativeBase(BaseModel):
                 raise InvalidParameterError(msg)
         return configs
 
-    @classmethod
-    def _batch_configs(cls, config: Configs, num_inputs: int) -> list[RunnableConfig]:
-        """The same with a thread for each input, unless `max_concurrency` is given."""
-        threads = max(1, min(num_inputs, _MAX_THREADS))
-        configs = cls._checked_configs(config, num_inputs)
-        return [{**each, "max_concurrency": each.get("max_concurrency") or threads} for each in configs]
+    def batch_as_completed(
+        self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Generator[batches.Outcome, None, None]:
+        """Run all inputs together; the index and the outcome of each, as they come. Leaving it stops the others."""
+        runs = self._runs("invoke", inputs, config, kwargs)
+        yield from batches.outcomes(*runs, return_exceptions=return_exceptions)
+
+    async def abatch_as_completed(
+        self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> AsyncGenerator[batches.Outcome, None]:
+        """`batch_as_completed` for an event loop."""
+        runs = self._runs("ainvoke", inputs, config, kwargs)
+        async with aclosing(batches.aoutcomes(*runs, return_exceptions=return_exceptions)) as found:
+            async for outcome in found:
+                yield outcome
+
+    def _runs(
+        self, method: str, inputs: Sequence[Any], config: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Callable[[int], Any], int, int | None]:
+        """A run of its own for each input: what starts one, how many there are, and how many at a time."""
+        configs = self._checked_configs(config, len(inputs))
+        invoke = getattr(self, method)
+        limit = configs[0].get("max_concurrency") if configs else None
+        return lambda index: invoke(inputs[index], configs[index], **kwargs), len(inputs), limit
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the model's own tokenizer."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.runnables import Runnable
 from pydantic import Field, SkipValidation
 from typing_extensions import Self
 
+from langchain_specdec.completions import batches
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.errors import MalformedAnswerError
@@ -107,18 +107,18 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     ) -> list[str]:
         """Decode all inputs together; with `return_exceptions` each has an outcome of its own."""
         if return_exceptions:
-            configs = self._batch_configs(config, len(inputs))
-            return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
+            runs = self._runs("invoke", inputs, config, kwargs)
+            return batches.batch(*runs, return_exceptions=True)
         return super().batch(inputs, self._checked_configs(config, len(inputs)), **kwargs)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
         """`batch` for an event loop."""
-        configs = self._checked_configs(config, len(inputs))
         if return_exceptions:
-            return await Runnable.abatch(self, inputs, configs, return_exceptions=True, **kwargs)
-        return await super().abatch(inputs, configs, **kwargs)
+            runs = self._runs("ainvoke", inputs, config, kwargs)
+            return await batches.abatch(*runs, return_exceptions=True)
+        return await super().abatch(inputs, self._checked_configs(config, len(inputs)), **kwargs)
 
     def _for_call(
         self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]

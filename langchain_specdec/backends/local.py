@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -214,6 +214,16 @@ class LocalBackend(Backend):
         self._runners = []
         self._target = replace(self._target, model=None)
         if self._target.is_owned:
+            give_back_freed()
+
+    # Its own name of the function: at the end of the interpreter the module may have none any more.
+    def __del__(self, give_back_freed: Callable[[], None] = give_back_freed) -> None:
+        target = self.__dict__.get("_target")
+        has_model = target is not None and target.model is not None
+        del target
+        # What holds the model goes first, so that its memory is free by the time that it is given back.
+        self.__dict__.clear()
+        if has_model:
             give_back_freed()
 
     def _params_of(self, request: CompletionRequest) -> SamplingParams:

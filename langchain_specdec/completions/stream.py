@@ -7,14 +7,25 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from typing_extensions import Self
 
+from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import Event, TokenEvent
-from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, InvalidParameterError
+from langchain_specdec.completions.stream_scope import join_scope
+from langchain_specdec.errors import (
+    CompletionTimeoutError,
+    EngineClosedError,
+    GenerationError,
+    InvalidParameterError,
+)
+
+_NO_LOOP = "The completion was stopped, because the event loop that read it was closed."
 
 
 class TimeLimit(NamedTuple):
@@ -42,32 +53,77 @@ def checked_timeout(value: object) -> float | None:
     return min(float(value), threading.TIMEOUT_MAX)
 
 
+@dataclass(eq=False)
+class _Waiter:
+    """A read that waits in an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    flag: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        # The loop may be closed by now; then nobody waits.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.flag.set)
+
+
 class CompletionStream(Iterator[Event], AsyncIterator[Event]):
     """Events of one completion, from a backend's thread to one reader in a thread or an event loop.
 
     Iteration ends after the `FinishEvent`; a failed request raises its error instead. `close` (also by leaving a
-    `with` block) before the end cancels the request and frees what it holds.
+    `with` block) before the end cancels the request and frees what it holds, and so does the end of the event loop
+    that reads.
 
     Args:
-        on_close: Called once when the reader closes the stream before its end.
+        on_close: Called once when the stream is closed, or stopped, before its end.
     """
 
     def __init__(self, on_close: Callable[[], object] = lambda: None) -> None:
         self._on_close = on_close
         self._events: deque[Event | BaseException] = deque()
         self._changed = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        # Both weak: a loop that is dropped without being closed takes its tasks along only if nothing here holds them.
+        self._waiter: Callable[[], _Waiter | None] = _nobody
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None
         self._timeout = 0.0
         self._deadline: float | None = None
         self._is_ended = False
+        self._is_stopped = False
+        self._is_in_scope = False
         self.is_closed = False
         self._pid = os.getpid()
 
     def put(self, event: Event | BaseException) -> None:
         """Hand an event, or the error that ends the completion, to the reader. Called by the backend."""
         with self._changed:
-            self._events.append(event)
+            if not self._is_stopped:
+                self._events.append(event)
+                self._wake()
+        if self._has_lost_its_loop:
+            self.stop(_NO_LOOP)
+
+    def stop(self, reason: str) -> None:
+        """End the completion at its source; its reader gets a `GenerationError`. Called in any thread.
+
+        Args:
+            reason: What the error says.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            if self.is_closed or self._is_ended or self._is_stopped:
+                return
+            self._is_stopped = True
+            self._events.clear()
+            self._events.append(GenerationError(reason))
             self._wake()
+        self._on_close()
+
+    def belongs_to(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Note the event loop that reads; None is a thread. The completion is stopped once that loop is closed."""
+        try:
+            self._loop = None if loop is None else weakref.ref(loop)
+        except TypeError:
+            self._loop = lambda: loop
 
     def set_timeout(self, timeout: float | None, since: float | None = None) -> None:
         """Limit the time of the completion. A read after it closes the stream and raises `CompletionTimeoutError`.
@@ -91,7 +147,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
                 return
             self.is_closed = True
             self._wake()
-        if not self._is_ended:
+        if not self._is_ended and not self._is_stopped:
             self._on_close()
 
     async def aclose(self) -> None:
@@ -100,6 +156,10 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     def __next__(self) -> Event:
         self._check_process()
+        if not self._is_in_scope:
+            self._is_in_scope = True
+            join_scope(self)
+        self._loop = None
         with self._changed:
             while not self._has_news:
                 self._changed.wait(self._seconds_left)
@@ -107,11 +167,13 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     async def __anext__(self) -> Event:
         self._check_process()
-        loop, flag = asyncio.get_running_loop(), asyncio.Event()
+        waiter = _Waiter(asyncio.get_running_loop())
+        loop, flag = waiter.loop, waiter.flag
+        self.belongs_to(loop)
         while True:
             with self._changed:
                 has_news = self._has_news
-                self._waiter = None if has_news else (loop, flag)
+                self._waiter = _nobody if has_news else weakref.ref(waiter)
             if has_news:
                 return self._take(StopAsyncIteration())
             # A timer instead of `asyncio.wait_for`, which can lose a cancellation before Python 3.12.
@@ -137,11 +199,15 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     def _wake(self) -> None:
         self._changed.notify_all()
-        if self._waiter is not None:
-            loop, flag = self._waiter
-            # The reader's loop may be closed by now; then nobody waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(flag.set)
+        if (waiter := self._waiter()) is not None:
+            waiter.wake()
+
+    @property
+    def _has_lost_its_loop(self) -> bool:
+        if self._loop is None:
+            return False
+        loop = self._loop()
+        return loop is None or loop.is_closed()
 
     @property
     def _seconds_left(self) -> float | None:
@@ -165,8 +231,12 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         event = self._events.popleft()
         self._is_ended = not isinstance(event, TokenEvent)
         if isinstance(event, BaseException):
-            raise event
+            raise interpreter_end.replaced(event)
         return event
+
+
+def _nobody() -> None:
+    """No read waits."""
 
 
 async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> list[CompletionStream]:
@@ -177,9 +247,12 @@ async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> 
     lock = threading.Lock()
     started: list[CompletionStream] = []
     is_wanted = True
+    loop = asyncio.get_running_loop()
 
     def run() -> None:
         streams = start()
+        for stream in streams:
+            stream.belongs_to(loop)
         with lock:
             started.extend(streams)
             if not is_wanted:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
@@ -28,6 +29,7 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.runner import Runner
@@ -125,14 +127,19 @@ class Engine:
         requests = [self._make_request(*completion) for completion in completions]
         with self._inbox.changed:
             if self._inbox.is_closed:
-                msg = "The engine was closed, or it failed. Make a new one."
-                raise EngineClosedError(msg)
+                error = EngineClosedError("The engine was closed, or it failed. Make a new one.")
+                raise interpreter_end.replaced(error)
             self._inbox.submitted += requests
             self._inbox.changed.notify_all()
         if requests:
             # This thread may have loaded the model, and its idle worker threads would compete with the engine's.
             release_workers()
-            self._start_thread()
+            try:
+                self._start_thread()
+            except BaseException:
+                for request in requests:
+                    request.stream.close()
+                raise
         return [request.stream for request in requests]
 
     def _make_request(
@@ -158,9 +165,7 @@ class Engine:
 
     def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
         """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
-        if os.getpid() != self._pid:
-            msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
-            raise EngineClosedError(msg)
+        self._check_process()
         if (reason := self.runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
@@ -175,7 +180,13 @@ class Engine:
         Weights that were changed since are noticed by themselves, unless they were written in place through `.data`,
         which nothing tells of. Requests that run go on.
         """
+        self._check_process()
         self._inbox.reset()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            msg = "This engine was made in another process. Load the model in the process that uses it (no fork)."
+            raise EngineClosedError(msg)
 
     def close(self, timeout: float | None = 30.0) -> bool:
         """End the thread. Requests that run or wait end with an `EngineClosedError`. Closing twice does nothing.
@@ -183,6 +194,8 @@ class Engine:
         Returns:
             Whether the thread has ended in time, so that nothing runs any more.
         """
+        if os.getpid() != self._pid:
+            return False  # it runs on in the process that made it
         self._inbox.close()
         with self._thread_lock:
             thread = self._thread
@@ -218,9 +231,10 @@ class Engine:
                 thread = threading.Thread(
                     target=_run, args=(weakref.ref(self), self._inbox), name="specdec-engine", daemon=True
                 )
-                thread.start()
-                self._thread = thread
+                # Before it starts, so that a fork meanwhile lets go of it.
                 keep_until_exit(thread, self._inbox)
+                interpreter_end.start_thread(thread)
+                self._thread = thread
 
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
@@ -378,5 +392,8 @@ def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:
             if engine._is_idle:
                 break
         del engine
+        if engine_ref() is None:
+            # This thread was the last to hold it, and with it the memory of its model.
+            give_back_freed()
         # Idle worker threads would slow down whatever runs next, another engine or the user's own code.
         release_workers()

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 
+from langchain_specdec.completions import interpreter_end
 from langchain_specdec.engine.request import Request
 from langchain_specdec.runner.cpu.compile_thread import end_compile_threads
 
@@ -20,6 +21,7 @@ class Inbox:
         self.cancelled: list[Request] = []
         self.is_closed = False
         self.is_reset = False
+        self._pid = os.getpid()
 
     def wait(self) -> None:
         """Block until there is something to take."""
@@ -39,7 +41,9 @@ class Inbox:
             self.is_reset = True
 
     def close(self) -> None:
-        """Ask the thread to end."""
+        """Ask the thread to end. In a forked child, which has no such thread, this does nothing."""
+        if os.getpid() != self._pid:
+            return  # the thread that held the lock may not be there to let go of it
         with self.changed:
             self.is_closed = True
             self.changed.notify_all()
@@ -62,9 +66,7 @@ def keep_until_exit(thread: threading.Thread, inbox: Inbox) -> None:
 
 
 def _let_go_after_fork() -> None:
-    """Leave the parent's engines to the parent: their threads, which may have held their locks, are not in a child."""
-    for inbox in _threads.values():
-        inbox.changed = threading.Condition()
+    """Leave the parent's engines to the parent: their threads are not in a child."""
     _threads.clear()
 
 
@@ -75,10 +77,12 @@ if hasattr(os, "register_at_fork"):
 @atexit.register
 def _end_threads() -> None:
     """End all engines before the interpreter does: it would stop their threads inside the model, and crash."""
+    interpreter_end.begin()
     threads = list(_threads.items())
     for _, inbox in threads:
         inbox.close()
     for thread, _ in threads:
-        thread.join(30.0)
+        if thread.is_alive():  # one that could not start cannot be joined
+            thread.join(30.0)
     # After the engines, which start to compile: both would else end in the order in which they were imported.
     end_compile_threads()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from langchain_specdec.completions import interpreter_end
 from langchain_specdec.errors import EngineClosedError
 
 # Not `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes together with the result.
@@ -56,15 +57,21 @@ class LoopThread:
                 coroutine.close()
                 raise EngineClosedError(_CLOSED)
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run, args=(self._loop, self._on_end), name=_THREAD_NAME, daemon=True
-                )
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_run, args=(loop, self._on_end), name=_THREAD_NAME, daemon=True)
+                try:
+                    interpreter_end.start_thread(thread)
+                except BaseException:
+                    coroutine.close()
+                    loop.close()
+                    raise
+                self._loop, self._thread = loop, thread
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def run_blocking(self, function: Callable[[], T]) -> T:
         """Run a short blocking call beside the loop. To be awaited in the loop."""
+        if interpreter_end.has_begun():
+            raise EngineClosedError(interpreter_end.ENDING)  # no thread starts any more
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix=_THREAD_NAME)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)

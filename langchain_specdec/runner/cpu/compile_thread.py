@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import itertools
+import os
 import sys
 import threading
 import time
@@ -109,6 +110,10 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 _threads: weakref.WeakSet[CompileThread] = weakref.WeakSet()
+
+if hasattr(os, "register_at_fork"):
+    # They are not in a child, which would end the parent's compilers.
+    os.register_at_fork(after_in_child=_threads.clear)
 
 
 @atexit.register

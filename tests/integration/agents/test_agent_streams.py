@@ -34,17 +34,6 @@ SCRIPTS = {
 }
 # Tokens of a step: some, about those of a call, and those of a whole answer.
 WIDTHS = [pytest.param(3, marks=pytest.mark.slow), 60, pytest.param(1000, marks=pytest.mark.slow)]
-# What is not right yet.
-LOST = {("text around calls", 60), ("a broken call", 60), ("a broken call", 1000)}
-MERGED = {
-    (script, "v1", width) for script in ("text and a call", "text, two calls, and calls again") for width in (3, 60)
-}
-
-
-def expect_a_merged_call(request: pytest.FixtureRequest, script: str, version: str, width: int) -> None:
-    if (script, version, width) in MERGED:
-        reason = "blocks of a stream: a call is merged into the text before it"
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 def make(script: str, width: int, **fields: Any) -> Any:
@@ -99,10 +88,7 @@ async def test_values_and_updates(script: str, version: str, wanted: list[Any], 
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_chunks_of_messages(
-    script: str, version: str, wanted: list[Any], width: int, request: pytest.FixtureRequest
-) -> None:
-    expect_a_merged_call(request, script, version, width)
+async def test_chunks_of_messages(script: str, version: str, wanted: list[Any], width: int) -> None:
     wanted = [told for told in wanted if told[0] == "ai"]
     agent = make(script, width, output_version=version)
     pairs = list(agent.stream(QUESTION, stream_mode="messages"))
@@ -129,10 +115,7 @@ def comparable(message: AIMessageChunk) -> Any:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_version_2_of_events(
-    script: str, version: str, wanted: list[Any], width: int, request: pytest.FixtureRequest
-) -> None:
-    expect_a_merged_call(request, script, version, width)
+async def test_version_2_of_events(script: str, version: str, wanted: list[Any], width: int) -> None:
     wanted = [told for told in wanted if told[0] == "ai"]
     agent = make(script, width, output_version=version)
     ends: list[AIMessage] = []
@@ -151,12 +134,7 @@ async def test_version_2_of_events(
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_version_3_of_events(
-    script: str, version: str, wanted: list[Any], width: int, request: pytest.FixtureRequest
-) -> None:
-    if (script, width) in LOST:
-        reason = "version 3 loses a call that is released beside text, and one that cannot be read"
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+async def test_version_3_of_events(script: str, version: str, wanted: list[Any], width: int) -> None:
     run = make(script, width, output_version=version).stream_events(QUESTION, version="v3")
     messages = [message.output for message in run.messages]
     assert [shape(message) for message in messages] == [told for told in wanted if told[0] == "ai"]

@@ -54,11 +54,8 @@ def test_a_talk_with_each_memory() -> None:
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_a_thread_is_trimmed(family: str, request: pytest.FixtureRequest) -> None:
+def test_a_thread_is_trimmed(family: str) -> None:
     """What is counted on the way is no whole talk: a lone result, or none."""
-    if family == "qwen":
-        reason = "a result of a tool alone is not counted where the template looks for a message before it"
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
     model = scripted("x", template=TEMPLATES[family])
     asked = AIMessage("", tool_calls=[{"name": "weather", "args": {"place": "Ulm"}, "id": "call_1"}])
     thread = [

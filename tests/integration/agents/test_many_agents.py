@@ -43,11 +43,7 @@ def handoff(name: str, template: str = QWEN) -> str:
 
 @pytest.mark.parametrize("mode", ["last_message", "full_history"])
 @pytest.mark.parametrize("template", [QWEN, CHATML, LLAMA, MISTRAL], ids=["qwen", "chatml", "llama", "mistral"])
-def test_a_supervisor(supervisor: Any, mode: str, template: str, request: pytest.FixtureRequest) -> None:
-    if template is MISTRAL:
-        # What a helper says is followed by its message that it hands back, which is a call.
-        reason = "a text and a call as two messages of the assistant in a row: the template refuses them"
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_supervisor(supervisor: Any, mode: str, template: str) -> None:
     model = qwen(
         handoff("meteorologist", template), handoff("accountant", template), "Rain and three.", chat_template=template
     )
@@ -83,7 +79,6 @@ def test_a_supervisor_ends_with_an_object(supervisor: Any) -> None:
     assert graph.invoke(QUESTION)["structured_response"] == Report(wet=True)
 
 
-@pytest.mark.xfail(strict=True, reason="bind_tools has no parallel_tool_calls yet; a supervisor looks for it by name")
 def test_a_supervisor_hands_over_to_one_at_a_time(supervisor: Any) -> None:
     """It asks for that only where `bind_tools` names the parameter."""
     model = qwen(handoff("meteorologist") + "\n" + handoff("accountant"), "Rain.")

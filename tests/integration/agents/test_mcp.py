@@ -50,7 +50,6 @@ async def test_calls_of_all_tools_can_be_forced(client: Any) -> None:
         assert [asked["name"] for asked in reply.tool_calls] == ["weather" if name == "any" else name]
 
 
-@pytest.mark.xfail(strict=True, reason="a link among the results of a tool is refused")
 async def test_results_of_several_kinds(client: Any) -> None:
     tools = [tool for tool in await client.get_tools() if tool.name == "notes"]
     model = qwen(call("notes"), "Wet.", "Yes.")

@@ -10,7 +10,6 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 
-from langchain_specdec.errors import SpecDecError
 from tests.support.backends import scripted_backend
 from tests.support.chat_templates import TEMPLATES
 from tests.support.scripted_agents import agent_of, call, kinds, qwen, weather
@@ -68,10 +67,7 @@ def test_ours_goes_on_where_another_fails(first: AIMessage, family: str) -> None
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_two_calls_of_another_model(family: str, request: pytest.FixtureRequest) -> None:
-    if family == "llama":
-        reason = "a template that takes one call of a message refuses two"
-        request.node.add_marker(pytest.mark.xfail(strict=True, raises=SpecDecError, reason=reason))
+def test_two_calls_of_another_model(family: str) -> None:
     model = qwen("Rain in both.", chat_template=TEMPLATES[family])
     both = AIMessage("", tool_calls=[ask("Ulm", "call_1"), ask("Bonn", "call_2")])
     other = Provider(messages=iter([both]))

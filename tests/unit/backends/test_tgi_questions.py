@@ -203,3 +203,20 @@ def test_top_k_is_held_against_the_model_it_is_sent_to(server, folders, client, 
         backend.complete([request])
     ks = [r["body"]["parameters"].get("top_k") for r in server.standin.requests if "parameters" in r.get("body", {})]
     assert len(ks) <= 2, "it was sent to the other model"
+
+
+def test_no_call_blocks_an_event_loop(server):
+    blockbuster = pytest.importorskip("blockbuster")
+
+    async def call():
+        # The loop of the connection is watched too.
+        with blockbuster.blockbuster_ctx():
+            chat, llm = ChatSpeculative.from_tgi(server.url), SpeculativeLLM.from_tgi(server.url)
+            answers = [(await chat.ainvoke("hi")).text, *await llm.abatch(["a", "b"])]
+            answers += ["".join([chunk.text async for chunk in chat.astream("hi")])]
+        return chat, llm, answers
+
+    chat, llm, answers = asyncio.run(call())
+    assert answers == [TEXT] * 4
+    chat.close()
+    llm.close()

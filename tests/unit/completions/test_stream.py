@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from langchain_specdec.backends.tgi.loop_thread import LoopThread
+from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.completions.stream import CompletionStream, checked_timeout
-from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, InvalidParameterError
+from langchain_specdec.completions.stream import CompletionStream, checked_timeout, started_in_thread
+from langchain_specdec.errors import (
+    BackendUnavailableError,
+    CompletionTimeoutError,
+    EngineClosedError,
+    GenerationError,
+    InvalidParameterError,
+)
 
 EVENT = TokenEvent((Token(1, "a", drafted=False),))
 FINISH = FinishEvent("length", 1, 1, 0)
@@ -126,6 +135,151 @@ async def test_leaving_a_generator_over_a_stream_closes_the_source() -> None:
     await anext(generator)
     await generator.aclose()  # type: ignore[attr-defined]
     assert source.num_closes == 1
+
+
+# Event loops that end before their readers
+
+
+def left_in(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, object]) -> asyncio.Task[object]:
+    """A task that has begun to wait when its loop is stopped."""
+    task = loop.create_task(coroutine)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    return task
+
+
+async def reading(stream: CompletionStream) -> AsyncGenerator[object, None]:
+    with stream:
+        async for event in stream:
+            yield event
+
+
+def test_a_loop_that_is_closed_under_a_reader_that_waits_ends_the_completion() -> None:
+    source, loop = Source(), asyncio.new_event_loop()
+    task = left_in(loop, anext(source.stream))
+    loop.close()
+    assert source.num_closes == 0
+    source.stream.put(EVENT)
+    source.stream.put(EVENT)
+    assert source.num_closes == 1
+    with pytest.raises(GenerationError, match="event loop that read it was closed"):
+        next(source.stream)
+    source.stream.close()
+    assert source.num_closes == 1
+    del task
+
+
+def test_a_loop_that_is_closed_under_a_generator_that_rests_ends_the_completion() -> None:
+    source, loop = Source(), asyncio.new_event_loop()
+    source.stream.put(EVENT)
+    events = reading(source.stream)
+    assert loop.run_until_complete(anext(events)) == EVENT
+    loop.close()
+    source.stream.put(EVENT)
+    assert source.num_closes == 1
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_loop_that_is_dropped_ends_the_completion(timeout: float | None) -> None:
+    source, loop = Source(), asyncio.new_event_loop()
+    source.stream.set_timeout(timeout)
+    task = left_in(loop, anext(reading(source.stream)))
+    del task, loop
+    with pytest.warns(ResourceWarning):
+        gc.collect()
+    source.stream.put(EVENT)
+    assert source.num_closes == 1
+
+
+def test_a_loop_that_is_closed_while_a_completion_starts_ends_it() -> None:
+    source, loop = Source(), asyncio.new_event_loop()
+    is_starting, may_start = threading.Event(), threading.Event()
+
+    def start() -> list[CompletionStream]:
+        is_starting.set()
+        may_start.wait(20)
+        return [source.stream]
+
+    pool = ThreadPoolExecutor(1)
+    loop.set_default_executor(pool)
+    task = left_in(loop, started_in_thread(start))
+    assert is_starting.wait(20)
+    # Not the default executor's any more, which the loop would shut down.
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    loop.close()
+    may_start.set()
+    pool.shutdown()
+    source.stream.put(EVENT)
+    assert source.num_closes == 1
+    del task
+
+
+async def test_another_loop_may_read_on() -> None:
+    source = Source()
+    source.stream.put(EVENT)
+    assert await anext(source.stream) == EVENT
+    source.stream.put(FINISH)
+    assert await asyncio.to_thread(lambda: asyncio.run(anext(source.stream))) == FINISH
+    assert source.num_closes == 0
+
+
+# The end of the interpreter
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter_end._End, "has_begun", True)
+
+
+@pytest.mark.usefixtures("ending")
+def test_what_ends_with_the_interpreter_says_so() -> None:
+    source = Source()
+    source.stream.put(EngineClosedError("The engine was closed. Make a new one."))
+    with pytest.raises(EngineClosedError, match="Python is shutting down"):
+        next(source.stream)
+    # Other errors are what they are.
+    other = Source()
+    other.stream.put(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        next(other.stream)
+
+
+def test_a_thread_that_no_longer_starts_is_told_as_the_end_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter_end._End, "has_begun", False)
+
+    async def asked() -> None:
+        """What a backend would run."""
+
+    for text, expected in (
+        ("can't create new thread at interpreter shutdown", "shutting down"),
+        ("no more", "no more"),
+    ):
+
+        def fail(thread: threading.Thread, text: str = text) -> None:
+            raise RuntimeError(text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            loop = LoopThread(asked)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match=expected):
+                    loop.submit(asked())
+            loop.close()
+
+
+@pytest.mark.usefixtures("ending")
+def test_a_daemon_that_reads_while_the_interpreter_ends_does_so_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(arguments.exc_type))
+    source = Source()
+    source.stream.put(BackendUnavailableError("The server has ended."))
+    reader = threading.Thread(target=next, args=(source.stream,), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert told == [SystemExit]  # which the hook of Python passes over
 
 
 async def test_a_forked_child_can_neither_read_nor_end_it() -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel
 
-from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
+from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SpeculativeLLM
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 from langchain_specdec.errors import InvalidParameterError
 from tests.support.backends import ScriptedBackend
+from tests.support.chat_templates import CHATML, chat_tokenizer
+from tests.support.tiny_models import tiny_model
 
 LONG = "word " * (SHORT_TEXT // 4)
 
@@ -73,18 +76,22 @@ def rendered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize("prompt", ["short", LONG])
 def test_long_messages_are_rendered_and_encoded_in_a_thread(prompt: str, rendered_at_once: list[bool]) -> None:
     chat = ChatSpeculative(backend=Threads())
-    assert asyncio.run(chat.ainvoke(prompt)).text == "Yes."
-    assert asyncio.run(streamed(chat, prompt)) == "Yes."
-    assert rendered_at_once == [prompt == "short"] * 2
+    for _ in range(2):
+        assert asyncio.run(chat.ainvoke(prompt)).text == "Yes."
+        assert asyncio.run(streamed(chat, prompt)) == "Yes."
+    # The first time a template is compiled, however short the prompt.
+    assert rendered_at_once == [False, *[prompt == "short"] * 3]
 
 
 @pytest.mark.parametrize("text", ["short", LONG])
-def test_so_are_long_calls_tools_and_schemas(text: str, rendered_at_once: list[bool]) -> None:
+def test_so_are_long_calls_and_all_tools_and_schemas(text: str, rendered_at_once: list[bool]) -> None:
     chat: Any = ChatSpeculative(backend=Threads())
     call = AIMessage("", tool_calls=[{"name": "f", "args": {"x": text}, "id": "1"}])
     broken = AIMessage("", invalid_tool_calls=[{"name": "f", "args": text, "id": "1", "error": "cut"}])
     tool = {"title": "F", "description": text, "type": "object", "properties": {}}
     form = {"type": "json_schema", "json_schema": {"name": "F", "schema": tool}}
+    asyncio.run(chat.ainvoke("x"))
+    rendered_at_once.clear()
     for messages, options in (
         ([HumanMessage("x"), call, ToolMessage("y", tool_call_id="1")], {}),
         ([HumanMessage("x"), broken, HumanMessage("y")], {}),
@@ -93,7 +100,53 @@ def test_so_are_long_calls_tools_and_schemas(text: str, rendered_at_once: list[b
         ([HumanMessage("x")], {"response_format": form}),
     ):
         assert asyncio.run(chat.ainvoke(messages, **options)).text == "Yes."
-    assert rendered_at_once == [text == "short"] * 5
+    # What schemas take does not depend on their length alone.
+    assert rendered_at_once == [*[text == "short"] * 3, False, False]
+
+
+@pytest.fixture(scope="module")
+def chat_on_an_engine() -> Iterator[ChatSpeculative]:
+    tokenizer = chat_tokenizer(CHATML)
+    model = tiny_model(2, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    with ChatSpeculative(
+        backend=LocalBackend(model, tokenizer, num_slots=4, max_length=2000), max_new_tokens=80
+    ) as chat:
+        chat.invoke("x", max_tokens=1)
+        yield chat
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+CALLS: dict[str, Callable[[ChatSpeculative, SpeculativeLLM], Any]] = {
+    "ainvoke": lambda chat, llm: chat.ainvoke("hi"),
+    "astream": lambda chat, llm: streamed(chat, "hi"),
+    "abatch": lambda chat, llm: chat.abatch(["a", "b"]),
+    "tools": lambda chat, llm: chat.bind_tools([Person]).ainvoke("hi"),
+    "forced call": lambda chat, llm: chat.bind_tools([Person], tool_choice="any").ainvoke("hi"),
+    "schema": lambda chat, llm: chat.with_structured_output(Person, include_raw=True).ainvoke("hi"),
+    "llm": lambda chat, llm: llm.ainvoke("hi"),
+    "llm astream": lambda chat, llm: streamed(llm, LONG[:1000]),
+    "llm abatch": lambda chat, llm: llm.abatch(["x" * 100] * 8, return_exceptions=True),
+    "grammar": lambda chat, llm: llm.ainvoke("hi", grammar=Grammar(regex="[ab]{3}")),
+    "counting": lambda chat, llm: chat.ainvoke("x" * 1500),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_no_call_blocks_its_event_loop(way: str, chat_on_an_engine: ChatSpeculative) -> None:
+    blockbuster = pytest.importorskip("blockbuster")
+    backend = chat_on_an_engine.backend
+    # Models of their own, so that each call is the first.
+    chat, llm = ChatSpeculative(backend=backend, max_new_tokens=80), SpeculativeLLM(backend=backend, max_new_tokens=8)
+
+    async def call() -> None:
+        with blockbuster.blockbuster_ctx():
+            await CALLS[way](chat, llm)
+
+    asyncio.run(call())
 
 
 def test_arguments_that_are_nested_too_deeply_are_refused_in_an_event_loop_too() -> None:
