@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
-from langchain_specdec.chat.call import AskedCall, ReadyCall, check_parallel_tool_calls, render
+from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, named_schema
@@ -35,23 +35,6 @@ from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
-
-# What a call may be given beside sampling parameters.
-# `whole_schema`: a tool whose schema no grammar holds whole is refused, as forms of answers are.
-# `keep_malformed`: an answer against its grammar is told with the error (`form_error`) and does not raise.
-_CALL_OPTIONS = frozenset(
-    {
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_format",
-        "whole_schema",
-        "keep_malformed",
-        "timeout",
-        "stream",
-        "continue_final_message",
-    }
-)
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -344,8 +327,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> AskedCall:
         """What can be refused before a server is asked for its model."""
-        named = named_parameters(kwargs, PARAMETERS | _CALL_OPTIONS)
-        options = {name: named.pop(name, None) for name in _CALL_OPTIONS}
+        named = named_parameters(kwargs, PARAMETERS | CALL_OPTIONS)
+        options = {name: named.pop(name, None) for name in CALL_OPTIONS}
         seconds = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         limit = TimeLimit(seconds, time.monotonic())
         params = self._sampling_params(stop, named)

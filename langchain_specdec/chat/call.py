@@ -20,6 +20,24 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling.params import SamplingParams
 
 
+CALL_OPTIONS = frozenset(
+    {
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        # A tool whose schema no grammar holds whole is refused, as forms of answers are.
+        "whole_schema",
+        # An answer against its grammar is told with the error (`form_error`) and does not raise.
+        "keep_malformed",
+        "timeout",
+        "stream",
+        "continue_final_message",
+    }
+)
+"""What a call may be given beside sampling parameters."""
+
+
 class AskedCall(NamedTuple):
     """What is asked for, checked as far as it can be without the template.
 
