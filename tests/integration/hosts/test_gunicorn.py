@@ -114,7 +114,7 @@ def test_workers_of_an_event_loop(tiny_folder, plain, tmp_path, worker):
             lines = response.iter_lines()
             next(lines)
             assert figures()["running"] == 1
-        server.wait_for(lambda: figures()["running"] == 0, 3.0)
+        server.wait_for(lambda: figures()["running"] == 0, 15.0)
         assert figures()["forwards"] < LONG / 4, "the work of the stream went on"
         answer = client.post("/chat", json={"text": "The sea", "max_tokens": TOKENS}).json()
         assert answer["text"] == plain("The sea", TOKENS)
