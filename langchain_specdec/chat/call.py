@@ -19,7 +19,6 @@ from langchain_specdec.completions.stream import TimeLimit
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling.params import SamplingParams
 
-
 CALL_OPTIONS = frozenset(
     {
         "tools",

@@ -150,7 +150,6 @@ async def test_a_restarted_kernel_begins_anew(notebook, plain):
     assert outputs[-1].data["text/plain"] == repr(plain)
 
 
-@pytest.mark.xfail(reason="a batch of chats is not interrupted before all of it has ended", strict=True)
 async def test_a_batch_of_chats_is_interrupted(notebook, plain):
     """The last test of this kernel, which may die of it."""
     source = 'print("piece", flush=True)\nChatSpeculative(backend=llm.backend).batch(["Long"] * 4, max_tokens=1800)'
