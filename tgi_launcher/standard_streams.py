@@ -6,14 +6,18 @@ import codecs
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 FAILED = 1
 INTERRUPTED = 130
 
 _LAST_STANDARD_DESCRIPTOR = 2
+# Seconds after which an interrupt is sent again: what dropped it has ended by then.
+_AGAIN = 0.02
 _REPLACING = "tgi_launcher.replacing"
 # Encodings of terminals that lacked a character of what was written to them.
 _lacking: list[str] = []
@@ -57,6 +61,7 @@ def run_program(program: Callable[[], object]) -> NoReturn:
         program: What to run. It may end by `SystemExit`.
     """
     _prepare()
+    _repeat_dropped_interrupts()
     code: object = 0
     try:
         program()
@@ -131,6 +136,23 @@ def _prepare() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A line typed in another encoding is told by who reads it.
         sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def _repeat_dropped_interrupts() -> None:
+    """Send a Ctrl-C again that came within a finalizer or a callback: Python prints it there, and goes on."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+            again.daemon = True
+            again.start()
+        else:
+            report(unraisable)
+
+    if hasattr(signal, "pthread_kill"):
+        sys.unraisablehook = hook
 
 
 def _output(found: io.TextIOWrapper) -> _Output:

@@ -25,6 +25,22 @@ from langchain_specdec.cli.terminal_text import json_line
 from tgi_launcher.standard_streams import run_program
 run_program(lambda: print("Gr\\xfc\\xdfe \\u4e16\\u754c", json_line({"a": "\\u4e16"})))
 """
+# An interrupt that comes while an object goes, where Python drops what is raised.
+INTERRUPTED_IN_A_FINALIZER = """
+import signal, time
+from tgi_launcher.standard_streams import run_program
+
+class Goes:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def program():
+    Goes()
+    time.sleep(30)
+    print("went on")
+
+run_program(program)
+"""
 ENCODINGS = [
     {"PYTHONIOENCODING": "ascii"},
     {"PYTHONIOENCODING": "latin-1"},
@@ -184,3 +200,8 @@ def test_the_launcher_says_which_argument_is_no_text(argument: bytes, env: dict[
     assert ran.returncode == 2
     assert ran.stderr.startswith(f"error: Argument 2 is not text in {encoding}, the encoding of this locale. ")
     assert ran.stderr.count("\n") == 1
+
+
+def test_an_interrupt_within_a_finalizer_interrupts_the_program() -> None:
+    ended = run(INTERRUPTED_IN_A_FINALIZER)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
