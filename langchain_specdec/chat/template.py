@@ -231,7 +231,7 @@ class ChatTemplate:
     ) -> tuple[str, int]:
         """What a template leaves out that has to be shown, as the reason to refuse it, and how much else. By trying."""
         tried = marked(messages)
-        rendered, refusal = self._try(tried.messages, [_PROBE_TOOL] if tools else [], source, goes_on=goes_on)
+        rendered, refusal = self._try(tried.messages, [*tools, _PROBE_TOOL] if tools else [], source, goes_on=goes_on)
         if refusal:
             # It tells more of the messages themselves, and may not refuse those.
             return "", 1
