@@ -21,7 +21,7 @@ _BETWEEN = {
 }
 
 
-def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
+def arrangements(messages: Sequence[Message], *, has_texts_apart: bool = True) -> Iterator[list[Message]]:
     """Ways to give a template the same messages, the one that changes least first.
 
     Neighbours of one role joined and system messages in front; the system's text in the first question; empty messages
@@ -30,23 +30,26 @@ def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
     Args:
         messages: Messages as `apply_chat_template` takes them; at least one.
+        has_texts_apart: Whether a text beside a call may become a message of its own.
     """
     seen: list[list[Message]] = []
-    for arranged in _all(messages):
+    for arranged in _all(messages, has_texts_apart):
         if arranged not in seen:
             seen.append(arranged)
             yield arranged
 
 
-def _all(messages: Sequence[Message]) -> Iterator[list[Message]]:
+def _all(messages: Sequence[Message], has_texts_apart: bool) -> Iterator[list[Message]]:
     # Calls stay together wherever that shows as much: the earlier turns of a thread keep their form then.
-    for spread in (list, _texts_apart, _one_call_each, _one_call_each_and_texts_apart):
+    for spread in (list, _one_call_each):
         for arrange in (list, _merged, _without_system):
             yield spread(arrange(messages))
-        # A text beside a call is not worth an empty question between the two.
-        if spread in (list, _one_call_each):
-            for arrange in (_merged, _without_system):
-                yield _alternating(spread(arrange(messages)))
+        for arrange in (_merged, _without_system):
+            yield _alternating(spread(arrange(messages)))
+        if has_texts_apart:
+            # A text beside a call is not worth an empty question between the two.
+            for arrange in (list, _merged, _without_system):
+                yield _texts_apart(spread(arrange(messages)))
 
 
 class Marked(NamedTuple):
@@ -168,10 +171,6 @@ def _texts_apart(messages: Sequence[Message]) -> list[Message]:
         else:
             apart.append(message)
     return apart
-
-
-def _one_call_each_and_texts_apart(messages: Sequence[Message]) -> list[Message]:
-    return _texts_apart(_one_call_each(messages))
 
 
 def _joined(*texts: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -133,15 +134,20 @@ def test_a_call_without_a_result_does_not_take_that_of_a_later_turn() -> None:
         assert in_order(prompt, '"Ulm"', "in Ulm", '"Bonn"', "Go on.", '"Jena"', "in Jena", '"Gera"', "in Gera"), prompt
 
 
-@pytest.mark.parametrize("kind", ["strict", "llama"])
-def test_a_turn_keeps_its_form_when_a_later_one_has_a_text_beside_its_call(kind: str) -> None:
+# The others put the tools before the last question, wherever that is.
+@pytest.mark.parametrize("kind", ["chatml", "qwen", "llama", "first call only", "strict", "leaves out"])
+@pytest.mark.parametrize("places", [("Ulm",), ("Ulm", "Bonn")])
+def test_a_prompt_begins_with_that_of_the_turn_before(kind: str, places: tuple[str, ...]) -> None:
     """What a template shows stays as it was, so that the engine finds the beginning of the prompt again."""
-    places = ("Ulm", "Bonn") if kind == "strict" else ("Ulm",)
-    thread = [ASKED, calling(*places), *map(result, places)]
-    before = prompt_of(kind, *thread).removesuffix("<|start_header_id|>assistant<|end_header_id|>\n\n")
-    after = prompt_of(kind, *thread, calling("Jena", text="One more."), result("Jena"))
-    assert after.startswith(before)
-    assert in_order(after.removeprefix(before), "One more.", '"Jena"', "Rain in Jena.")
+    thread: list[BaseMessage] = [ASKED, calling(*places), *map(result, places)]
+    thread += [calling("Jena", text="One more."), result("Jena"), AIMessage("Rain."), HumanMessage("And Gera?")]
+    thread += [calling("Gera"), result("Gera")]
+    ends = [1, *range(2 + len(places), len(thread) + 1, 2)]
+    prompts = [prompt_of(kind, *thread[:end]) for end in ends]
+    for before, after in itertools.pairwise(prompts):
+        for begun in ("<|start_header_id|>", "<|im_start|>"):
+            before = before.removesuffix(f"{begun}assistant<|end_header_id|>\n\n").removesuffix(f"{begun}assistant\n")
+        assert after.startswith(before)
 
 
 STRICT_WITH_SYSTEM = (
