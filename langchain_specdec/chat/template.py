@@ -136,7 +136,7 @@ class ChatTemplate:
     @cached_property
     def _take_texts_apart(self) -> tuple[bool, bool]:
         """Whether the two take such a turn, whole. One taken only while it is open would change when it is answered."""
-        tools = [], [_PROBE_TOOL]
+        tools: tuple[list[Any], ...] = [], [_PROBE_TOOL]
         plain, with_tools = (not self._try(_TEXT_APART, *of)[1] for of in zip(tools, self._sources, strict=True))
         return plain, with_tools
 
