@@ -21,30 +21,35 @@ _BETWEEN = {
 }
 
 
-def arrangements(messages: Sequence[Message]) -> Iterator[list[Message]]:
+def arrangements(messages: Sequence[Message], *, has_texts_apart: bool = True) -> Iterator[list[Message]]:
     """Ways to give a template the same messages, the one that changes least first.
 
     Neighbours of one role joined and system messages in front; the system's text in the first question; empty messages
-    where roles have to alternate. And each of these with one call a message, and with the text beside a call before it.
+    where roles have to alternate. And each of these with the text beside a call before it, with one call a message, and
+    with both.
 
     Args:
         messages: Messages as `apply_chat_template` takes them; at least one.
+        has_texts_apart: Whether a text beside a call may become a message of its own.
     """
     seen: list[list[Message]] = []
-    for arranged in _all(messages):
+    for arranged in _all(messages, has_texts_apart):
         if arranged not in seen:
             seen.append(arranged)
             yield arranged
 
 
-def _all(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    for spread in (list, _one_call_each, _texts_apart):
+def _all(messages: Sequence[Message], has_texts_apart: bool) -> Iterator[list[Message]]:
+    # Calls stay together wherever that shows as much: the earlier turns of a thread keep their form then.
+    for spread in (list, _one_call_each):
         for arrange in (list, _merged, _without_system):
-            arranged = spread(arrange(messages))
-            yield arranged
-        # A text beside a call is not worth an empty question between the two.
-        if spread is not _texts_apart:
-            yield _alternating(arranged)
+            yield spread(arrange(messages))
+        for arrange in (_merged, _without_system):
+            yield _alternating(spread(arrange(messages)))
+        if has_texts_apart:
+            # A text beside a call is not worth an empty question between the two.
+            for arrange in (list, _merged, _without_system):
+                yield _texts_apart(spread(arrange(messages)))
 
 
 class Marked(NamedTuple):
@@ -79,8 +84,10 @@ def marked(messages: Sequence[Message]) -> Marked:
             for call in calls:
                 mark = f"{_MARK}_{len(needed) + len(wanted)}_"
                 needed[mark] = f"call of {call['function']['name']}"
-                is_text = isinstance(call["function"]["arguments"], str)
-                function = {**call["function"], "arguments": mark if is_text else {"x": mark}}
+                given = call["function"]["arguments"]
+                # The names stay: a template may look them up in the tool.
+                shown = (dict.fromkeys(given, mark) or {"x": mark}) if isinstance(given, dict) else mark
+                function = {**call["function"], "arguments": shown}
                 row["tool_calls"].append({**call, "function": function})
         rows.append(row)
     return Marked(rows, needed, wanted)
@@ -126,10 +133,7 @@ def _alternating(messages: Sequence[Message]) -> list[Message]:
 
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:
     """A message for each of several calls, with its own result behind it, wherever that stood."""
-    places: dict[Any, deque[int]] = defaultdict(deque)
-    for place, message in enumerate(messages):
-        if message["role"] == "tool":
-            places[message.get("tool_call_id")].append(place)
+    results = _places_of_results(messages)
     moved: set[int] = set()
     spread: list[Message] = []
     for place, message in enumerate(messages):
@@ -140,19 +144,28 @@ def _one_call_each(messages: Sequence[Message]) -> list[Message]:
             continue
         for number, call in enumerate(calls):
             spread.append({**message, "content": "" if number else message["content"], "tool_calls": [call]})
-            results = places[call["id"]]
-            while results and results[0] < place:
-                results.popleft()
-            if results:
-                moved.add(results[0])
-                spread.append(messages[results.popleft()])
+            if own := results[place, call["id"]]:
+                moved.add(own[0])
+                spread.append(messages[own.popleft()])
     return spread
 
 
+def _places_of_results(messages: Sequence[Message]) -> dict[tuple[int, Any], deque[int]]:
+    """Where the results of calls stand, by the place and the id of the call. Some models use an id in every turn."""
+    latest: dict[Any, int] = {}
+    places: dict[tuple[int, Any], deque[int]] = defaultdict(deque)
+    for place, message in enumerate(messages):
+        latest |= dict.fromkeys((call["id"] for call in message.get("tool_calls", ())), place)
+        called_by = message.get("tool_call_id")
+        if message["role"] == "tool" and called_by in latest:
+            places[latest[called_by], called_by].append(place)
+    return places
+
+
 def _texts_apart(messages: Sequence[Message]) -> list[Message]:
-    """One call a message, and a text beside it as a message before it."""
+    """The text beside calls as a message before them."""
     apart: list[Message] = []
-    for message in _one_call_each(messages):
+    for message in messages:
         if message.get("tool_calls") and message["content"].strip():
             apart += [{"role": message["role"], "content": message["content"]}, {**message, "content": ""}]
         else:

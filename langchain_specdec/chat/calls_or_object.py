@@ -98,7 +98,7 @@ class CallsFirst:
     @property
     def is_done(self) -> bool:
         """Whether the one call that was expected has come."""
-        return self._parser.is_done
+        return self._parser.is_done and not self._is_text
 
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""

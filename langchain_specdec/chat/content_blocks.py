@@ -27,6 +27,13 @@ _ADDRESS_KEYS = ("url", "uri", "file_uri", "file_url", "image_url", "audio_url",
 _DATA_KEYS = ("base64", "data", "blob", "file_data", "b64_json", "bytes")
 _TYPE_KEYS = ("mime_type", "mimeType", "media_type")
 _TITLE_KEYS = ("title", "filename", "name", "file_name", "file_id")
+# What else blocks of files have; a row of a tool's own has other keys.
+_BLOCK_KEYS = frozenset(
+    {
+        *("type", "id", "source_type", "index", "extras", "metadata", "annotations", "detail", "source", "resource"),
+        *(*_ADDRESS_KEYS, *_DATA_KEYS, *_TYPE_KEYS, *_MEDIA),
+    }
+)
 _DEEPEST = 3
 _DATA_URL = re.compile(r"data:([^;,]*)[^,]{0,100}?;base64,")
 # Shorter texts are rarely files, and do no harm.
@@ -41,6 +48,10 @@ class _Media(NamedTuple):
     title: str
     address: str
     data: Any
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.title and not self.address and self.data is None
 
     @property
     def link(self) -> str:
@@ -118,8 +129,9 @@ def _pieces(content: Sequence[Any], message: BaseMessage, tool: str) -> Iterator
 
 
 def _of_block(block: Mapping[str, Any], message: BaseMessage, tool: str) -> Iterator[tuple[str, bool]]:
-    # Those of Bedrock have no type, but one key.
-    kind = str(block.get("type") or next((key for key in block if key in _MEDIA), "text"))
+    # Those of Bedrock have no type, but one key. What a tool found may have any, and hold no more than a text there.
+    keys = (key for key, value in block.items() if key in _MEDIA and isinstance(value, Mapping))
+    kind = str(block.get("type") or next(keys, "text"))
     text = block.get(_TEXT_KEYS.get(kind, ""))
     is_result = isinstance(message, (ToolMessage, FunctionMessage))
     if isinstance(text, str):
@@ -127,13 +139,16 @@ def _of_block(block: Mapping[str, Any], message: BaseMessage, tool: str) -> Iter
     elif kind in _MEDIA:
         yield from _of_media(block, kind, message, tool)
     elif is_result:
-        # What a tool found, in whatever form.
-        what = f"The result of the tool {tool!r}" if tool else "The result of a tool"
-        value = block["json"] if kind == "json" and "json" in block else block
-        yield json.dumps(as_json(_without_bytes(value, what), what), ensure_ascii=False), False
+        yield _found(block["json"] if kind == "json" and "json" in block else block, tool), False
     elif not isinstance(message, AIMessage):
         raise _refusal(kind, message)
     # Else thoughts are not repeated, calls stand in `tool_calls`, and what other providers' servers did is no text.
+
+
+def _found(value: Any, tool: str) -> str:
+    """What a tool found, in whatever form."""
+    what = f"The result of the tool {tool!r}" if tool else "The result of a tool"
+    return json.dumps(as_json(_without_bytes(value, what), what), ensure_ascii=False)
 
 
 def _of_media(block: Mapping[str, Any], kind: str, message: BaseMessage, tool: str) -> Iterator[tuple[str, bool]]:
@@ -148,6 +163,9 @@ def _of_media(block: Mapping[str, Any], kind: str, message: BaseMessage, tool: s
     text = media.text if text is None else text
     if text is not None:
         yield text, True
+    elif isinstance(message, (ToolMessage, FunctionMessage)) and media.is_empty and block.keys() - _BLOCK_KEYS:
+        # A row of a tool's own, such as that of a file in a listing.
+        yield _found(block, tool), True
     elif isinstance(message, (ToolMessage, FunctionMessage, AIMessage)):
         # A thread goes on, whatever its tools and other models found.
         yield (media.link if media.address and media.data is None else media.note), True

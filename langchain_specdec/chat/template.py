@@ -35,6 +35,21 @@ _PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "X."}}},
     },
 }
+# A turn in which a text stands before the call that it came with, and the next question.
+_TEXT_APART: list[Message] = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": "x"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "id": "probe1234", "function": {"name": _PROBE, "arguments": {"x": "x"}}},
+        ],
+    },
+    {"role": "tool", "name": _PROBE, "content": "x", "tool_call_id": "probe1234"},
+    {"role": "assistant", "content": "x"},
+    {"role": "user", "content": "x"},
+]
 
 
 class ChatTemplate:
@@ -116,6 +131,13 @@ class ChatTemplate:
         """The same of the template in use without tools, which may have to render calls too, and of that with them."""
         probe = [{"role": "user", "content": "x"}]
         plain, with_tools = (_PROBE in self._try(probe, [_PROBE_TOOL], source)[0] for source in self._sources)
+        return plain, with_tools
+
+    @cached_property
+    def _take_texts_apart(self) -> tuple[bool, bool]:
+        """Whether the two take such a turn, whole. One taken only while it is open would change when it is answered."""
+        tools: tuple[list[Any], ...] = [], [_PROBE_TOOL]
+        plain, with_tools = (not self._try(_TEXT_APART, *of)[1] for of in zip(tools, self._sources, strict=True))
         return plain, with_tools
 
     @cached_property
@@ -214,7 +236,7 @@ class ChatTemplate:
     ) -> tuple[str, str]:
         """What a template makes of the arrangement that it shows most of, and why it can show none whole."""
         best, fewest, reason = "", math.inf, ""
-        for arranged in arrangements(messages):
+        for arranged in arrangements(messages, has_texts_apart=self._take_texts_apart[bool(tools)]):
             missing, num_wanted = self._missing(arranged, tools, source, goes_on)
             if not missing and num_wanted < fewest:
                 rendered, refusal = self._try(arranged, tools, source, goes_on=goes_on)
@@ -231,7 +253,7 @@ class ChatTemplate:
     ) -> tuple[str, int]:
         """What a template leaves out that has to be shown, as the reason to refuse it, and how much else. By trying."""
         tried = marked(messages)
-        rendered, refusal = self._try(tried.messages, [_PROBE_TOOL] if tools else [], source, goes_on=goes_on)
+        rendered, refusal = self._try(tried.messages, [*tools, _PROBE_TOOL] if tools else [], source, goes_on=goes_on)
         if refusal:
             # It tells more of the messages themselves, and may not refuse those.
             return "", 1

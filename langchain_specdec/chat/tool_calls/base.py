@@ -210,6 +210,10 @@ class ToolCallParser(ABC):
             return [BrokenToolCall(self.mark + text, "A bracket does not match.", name)]
         calls = self._calls_in(self._buffer[self._start : end])
         if not calls or any(call.name not in self._names for call in calls):
+            if self._is_item(self._buffer[self._start : end]):
+                # The list is no call, whatever its other items look like.
+                self._extent = JsonExtent()
+                return self._read_bare(is_end=is_end)
             return [self._consume(end)]
         if not self._takes_one and (end := self._bare_end(end, is_end=is_end)) < 0:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -116,6 +117,71 @@ def test_calls_that_share_an_id_take_their_results_in_turn() -> None:
     single = AIMessage("", tool_calls=[{**call("Jena"), "id": None}])
     prompt = prompt_of("llama", ASKED, single, results[0], AIMessage("", tool_calls=calls), *results[1:])
     assert in_order(prompt, '"Jena"', "in Jena", '"Ulm"', "in Ulm", '"Bonn"', "in Bonn")
+
+
+def test_a_call_without_a_result_does_not_take_that_of_a_later_turn() -> None:
+    """Some models number the calls of every turn from 0; an agent that was stopped leaves calls without results."""
+
+    def turn(*places: str, num_results: int = 2) -> list[BaseMessage]:
+        calls = [{**call(place), "id": f"call_{number}"} for number, place in enumerate(places)]
+        results = [result(place).model_copy(update={"tool_call_id": f"call_{n}"}) for n, place in enumerate(places)]
+        return [AIMessage("", tool_calls=calls), *results[:num_results]]
+
+    stopped = [ASKED, *turn("Ulm", "Bonn", num_results=1)]
+    again = [HumanMessage("Go on."), *turn("Jena", "Gera")]
+    for kind in ("llama", "first call only"):
+        prompt = prompt_of(kind, *stopped, *again)
+        assert in_order(prompt, '"Ulm"', "in Ulm", '"Bonn"', "Go on.", '"Jena"', "in Jena", '"Gera"', "in Gera"), prompt
+
+
+# The others put the tools before the last question, wherever that is.
+@pytest.mark.parametrize("kind", ["chatml", "qwen", "llama", "first call only", "strict", "leaves out"])
+@pytest.mark.parametrize("places", [("Ulm",), ("Ulm", "Bonn")])
+def test_a_prompt_begins_with_that_of_the_turn_before(kind: str, places: tuple[str, ...]) -> None:
+    """What a template shows stays as it was, so that the engine finds the beginning of the prompt again."""
+    thread: list[BaseMessage] = [ASKED, calling(*places), *map(result, places)]
+    thread += [calling("Jena", text="One more."), result("Jena"), AIMessage("Rain."), HumanMessage("And Gera?")]
+    thread += [calling("Gera"), result("Gera")]
+    ends = [1, *range(2 + len(places), len(thread) + 1, 2)]
+    prompts = [prompt_of(kind, *thread[:end]) for end in ends]
+    for before, after in itertools.pairwise(prompts):
+        for begun in ("<|start_header_id|>", "<|im_start|>"):
+            before = before.removesuffix(f"{begun}assistant<|end_header_id|>\n\n").removesuffix(f"{begun}assistant\n")
+        assert after.startswith(before)
+
+
+STRICT_WITH_SYSTEM = (
+    TEMPLATES_FOR_CALLS["strict"]
+    .replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}", 1)
+    .replace(
+        "{% if message.role == 'user' %}",
+        "{% if message.role == 'system' and loop.first %}{{ '[SYSTEM]' + message.content + '[/SYSTEM]' }}"
+        "{% elif message.role == 'user' %}",
+        1,
+    )
+)
+
+
+def test_a_system_message_stays_where_roles_have_to_alternate() -> None:
+    thread = [SystemMessage("S."), ASKED, calling("Ulm"), result("Ulm"), HumanMessage("And Bonn?")]
+    model = scripted("ok", template=STRICT_WITH_SYSTEM)
+    model.bind_tools([weather]).invoke(thread)
+    assert in_order(scripted_backend(model).prompt, "[SYSTEM]S.[/SYSTEM]", "Ulm and Bonn?", '"Ulm"', "And Bonn?")
+
+
+def test_a_template_may_look_up_arguments_in_the_tools() -> None:
+    """Others write each argument as its schema says; what they leave out of the messages is found all the same."""
+    lookup = "{% if not (tools | selectattr('function.name', 'eq', call.function.name) | list)[0].function.parameters"
+    lookup += ".properties[name] %}{{ raise_exception('no such argument') }}{% endif %}"
+    template = TEMPLATES_FOR_CALLS["qwen"].replace(
+        "{{ call.function.arguments | tojson }}",
+        "{% for name in call.function.arguments %}" + lookup + "{% endfor %}{{ call.function.arguments | tojson }}",
+    )
+    only_first = template.replace("{% elif message.role == 'tool' %}", "{% elif message.role == 'tool' and false %}")
+    for source in (template, only_first):
+        model = scripted("ok", template=source)
+        model.bind_tools([weather]).invoke(THREADS["in order"])
+        assert in_order(scripted_backend(model).prompt, '"Ulm"', "Rain in Ulm.")
 
 
 @pytest.mark.parametrize("kind", ["qwen", "mistral"])

@@ -170,6 +170,22 @@ def test_no_bytes_stand_in_json() -> None:
     assert content_text(result({"type": "json", "json": {"data": "a " * 500}})) == json.dumps({"data": "a " * 500})
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"type": "file", "path": "a/b.py", "size": 3},
+        {"type": "document", "id": "7", "page_content": "Rain."},
+        {"document": "Rain in Ulm.", "score": 0.5},
+        {"image": URL, "price": 3, "title": "Umbrella"},
+        {"file": "a.py", "line": 7},
+    ],
+)
+def test_rows_of_a_tool_are_told_whole(row: dict[str, Any]) -> None:
+    """A listing or a search may have words of blocks in its rows, which hold neither a file nor a link to one."""
+    text = content_text(ToolMessage([row, row], tool_call_id="1"))
+    assert text.replace("\n", "") == json.dumps(row) * 2
+
+
 def test_an_error_names_the_tool() -> None:
     endless: dict[str, Any] = {}
     endless["x"] = endless

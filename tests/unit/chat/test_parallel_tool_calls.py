@@ -16,7 +16,7 @@ from langchain_core.tools import tool
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, TGIBackend
 from langchain_specdec.backends.base import Backend
-from langchain_specdec.chat.calls_or_object import CallsOrObjectForm, form_of_calls_or_object
+from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.schemas import as_tool
 from langchain_specdec.chat.structured_output import form_of_response
 from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, LlamaParser, MistralParser, ToolCall
@@ -134,6 +134,14 @@ def test_a_call_that_the_last_token_completes_is_whole() -> None:
     assert message.response_metadata["finish_reason"] == "stop_sequence"
 
 
+@pytest.mark.parametrize("option", [None, False])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_list_that_begins_with_no_call_is_text(width: int, option: bool | None) -> None:
+    text = f'[\n  {{"name": "Ulm"}},\n  {ULM_LLAMA}\n]\nThese two.'
+    message = asked("llama", text, width=width, parallel_tool_calls=option).invoke("x")
+    assert (message.text, message.tool_calls, message.invalid_tool_calls) == (text, [], [])
+
+
 @pytest.mark.parametrize("value", ["no", 0, 1, [], {"enabled": False}])
 def test_other_values_are_refused(value: Any) -> None:
     message = r"parallel_tool_calls must be True or None .* or False .*, got "
@@ -169,6 +177,17 @@ def test_beside_a_response_format_the_grammar_has_one_call(parser: Any) -> None:
     one = form_of_calls_or_object(response, [as_tool(weather)], parser, Backend.check_grammar, takes_one_call=True)
     assert isinstance(one, CallsOrObjectForm)
     assert (several.separator, one.separator) == (parser.call_separator, None)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_looks_like_a_call_within_an_object_ends_nothing(size: int) -> None:
+    text = json.dumps({"example": tagged("Ulm")}).replace("\\", "")
+    parser = HermesParser(["weather"])
+    parser.expect_one_call()
+    reader = CallsFirst(parser)
+    chunks = [text[start : start + size] for start in range(0, len(text), size)]
+    assert "".join(str(piece) for chunk in chunks for piece in reader.feed(chunk)) == text
+    assert not reader.is_done
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
