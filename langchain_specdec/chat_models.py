@@ -183,7 +183,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values of fields. Its profile follows from them, unless one was given."""
         copied = super().model_copy(update=update, deep=deep)
-        if self.profile == self._resolve_model_profile() and "profile" not in (update or {}):
+        # LangChain 1.0 has no profiles.
+        if getattr(self, "profile", None) == self._resolve_model_profile() and "profile" not in (update or {}):
             copied.profile = copied._resolve_model_profile()
         return copied
 

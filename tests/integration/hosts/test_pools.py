@@ -42,8 +42,8 @@ def run(tiny_folder):
     return run
 
 
+# joblib stands for all whose workers begin anew (`spawn`, `forkserver`), which take a model along by pickling it.
 REFUSED = {
-    "forkserver": "A running model cannot be pickled",
     "joblib": "A running model cannot be pickled",
     "fork": "EngineClosedError: This engine was made in another process. Load the model in the process that uses it",
 }

@@ -523,6 +523,15 @@ def test_copies_share_the_backend_and_have_their_own_template(backend: LocalBack
     assert usage["output_tokens"] == 1
 
 
+def test_copies_need_no_profile() -> None:
+    """langchain-core 1.0 has none."""
+    model = scripted("It rains.")
+    del model.__dict__["profile"]
+    assert not hasattr(model, "profile")
+    assert model.model_copy(update={"max_new_tokens": 4}).max_new_tokens == 4
+    assert model.bind(stop=["x"]).invoke("x").text == "It rains."
+
+
 def test_a_form_of_calls_is_what_the_parser_reads() -> None:
     class Inner(BaseModel):
         x: int
