@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -51,18 +52,28 @@ def ended(backend: Endless, number: int) -> bool:
     return wait_until(lambda: backend.num_closed == len(backend.streams) == number)
 
 
-def interrupted_once(is_time: Callable[[], bool]) -> threading.Thread:
-    """Presses Ctrl-C once it is time."""
+@contextmanager
+def interrupted_once(is_time: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C ends the block once it is time."""
     main = threading.main_thread().ident
     assert main is not None
+    is_over = threading.Event()
 
     def press() -> None:
         if wait_until(is_time):
-            signal.pthread_kill(main, signal.SIGINT)
+            # A signal that comes just before Python waits for a lock is noticed with the next one only.
+            while not is_over.is_set():
+                signal.pthread_kill(main, signal.SIGINT)
+                is_over.wait(5)
 
     thread = threading.Thread(target=press)
     thread.start()
-    return thread
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 SYNC: dict[str, Callable[[Any], Any]] = {
@@ -78,10 +89,8 @@ SYNC: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("which", [0, 1], ids=["chat", "llm"])
 def test_an_interrupt_ends_all_completions_of_a_batch_at_once(way: str, which: int) -> None:
     model = models()[which]
-    presser = interrupted_once(lambda: len(model.backend.streams) == 3)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_once(lambda: len(model.backend.streams) == 3):
         SYNC[way](model)
-    presser.join()
     assert ended(model.backend, 3)
 
 
@@ -117,10 +126,8 @@ def test_an_interrupt_does_not_wait_for_a_rate_limiter() -> None:
             return self.acquire()
 
     chat: Any = ChatSpeculative(backend=Endless(), rate_limiter=Never())
-    presser = interrupted_once(lambda: len(waiting) == 2)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_once(lambda: len(waiting) == 2):
         chat.batch(["a", "b", "c"], {"max_concurrency": 2})
-    presser.join()
     # What starts after all is stopped at once; what had no thread yet never starts.
     assert chat.backend.streams == []
     may_go.set()
@@ -138,10 +145,8 @@ def test_what_a_callback_reads_in_a_batch_ends_with_it() -> None:
             inner.batch(["x", "y"])
 
     outer = scripted("done")
-    presser = interrupted_once(lambda: len(inner.backend.streams) == 4)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_once(lambda: len(inner.backend.streams) == 4):
         outer.batch(["a", "b"], {"callbacks": [Asking()]})
-    presser.join()
     assert ended(inner.backend, 4)
 
 
