@@ -248,7 +248,8 @@ class SpeculativeBase(BaseModel):
     @staticmethod
     def _checked_configs(config: Configs, num_inputs: int) -> list[RunnableConfig]:
         """A config for each input of a batch. Refuses a `max_concurrency` with which LangChain would do nothing."""
-        configs = get_config_list(config, num_inputs)
+        # LangChain takes any config for no inputs, but has none to give.
+        configs = get_config_list(config, num_inputs) if num_inputs else []
         for each in configs:
             limit = each.get("max_concurrency")
             if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):

@@ -78,7 +78,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     """
 
     streaming: bool | None = False
-    """Whether `invoke` and `ainvoke` report text to callbacks as it comes. Batches never do."""
+    """Whether calls report text to callbacks as it comes. Several prompts that are decoded in one call report none."""
 
     @property
     def _llm_type(self) -> str:

@@ -207,7 +207,10 @@ class LocalBackend(Backend):
 
         A model that somebody else holds, as `model` or because it was loaded elsewhere, stays for them.
         """
-        if not self.engine.close():
+        engine = self.__dict__.get("engine")
+        if engine is None:
+            return  # it was not made, or a collector ended this object before the finalizer of its owner closes it
+        if not engine.close():
             return  # it runs still, and its memory goes with the last reference to it
         for runner in self._runners:
             runner.release()

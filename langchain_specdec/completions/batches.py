@@ -42,7 +42,8 @@ def outcomes(
             raise
 
     if number <= 1:
-        yield from map(run, range(number))
+        for index in range(number):
+            yield run(index)
         return
     scope = StreamScope()
     context = scope.context()
@@ -57,9 +58,12 @@ def outcomes(
         for future in as_completed(futures):
             yield future.result()
     except BaseException:
-        # Nobody waits for the threads: one may be waiting for a rate limiter.
-        pool.shutdown(wait=False, cancel_futures=True)
-        scope.stop(_GIVEN_UP)
+        try:
+            # Nobody waits for the threads: one may be waiting for a rate limiter.
+            pool.shutdown(wait=False, cancel_futures=True)
+        finally:
+            # Also where Ctrl-C is pressed twice.
+            scope.stop(_GIVEN_UP)
         raise
     pool.shutdown()
 

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import Event, TokenEvent
 from langchain_specdec.completions.stream_scope import join_scope
+from langchain_specdec.completions.wakeup import Wakeup
 from langchain_specdec.errors import (
     CompletionTimeoutError,
     EngineClosedError,
@@ -80,7 +81,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
     def __init__(self, on_close: Callable[[], object] = lambda: None) -> None:
         self._on_close = on_close
         self._events: deque[Event | BaseException] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._news = Wakeup()
         # Both weak: a loop that is dropped without being closed takes its tasks along only if nothing here holds them.
         self._waiter: Callable[[], _Waiter | None] = _nobody
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None
@@ -94,7 +96,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
 
     def put(self, event: Event | BaseException) -> None:
         """Hand an event, or the error that ends the completion, to the reader. Called by the backend."""
-        with self._changed:
+        with self._lock:
             if not self._is_stopped:
                 self._events.append(event)
                 self._wake()
@@ -109,7 +111,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         """
         if os.getpid() != self._pid:
             return
-        with self._changed:
+        with self._lock:
             if self.is_closed or self._is_ended or self._is_stopped:
                 return
             self._is_stopped = True
@@ -142,7 +144,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             # It goes on in the process that forked this one, whose lock may never be let go of here.
             self.is_closed = True
             return
-        with self._changed:
+        with self._lock:
             if self.is_closed:
                 return
             self.is_closed = True
@@ -160,9 +162,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             self._is_in_scope = True
             join_scope(self)
         self._loop = None
-        with self._changed:
-            while not self._has_news:
-                self._changed.wait(self._seconds_left)
+        while not self._has_news:
+            self._news.wait(self._seconds_left)
         return self._take(StopIteration())
 
     async def __anext__(self) -> Event:
@@ -171,7 +172,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         loop, flag = waiter.loop, waiter.flag
         self.belongs_to(loop)
         while True:
-            with self._changed:
+            with self._lock:
                 has_news = self._has_news
                 self._waiter = _nobody if has_news else weakref.ref(waiter)
             if has_news:
@@ -198,7 +199,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             raise EngineClosedError(msg)
 
     def _wake(self) -> None:
-        self._changed.notify_all()
+        self._news.set()
         if (waiter := self._waiter()) is not None:
             waiter.wake()
 
@@ -220,6 +221,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
     def _take(self, end: Exception) -> Event:
         """The next event where there is news; raises `end` where there is no more."""
         if self._is_ended or self.is_closed:
+            self._news.set()  # for another reader, who would wait for good
             raise end
         if self._seconds_left == 0.0:
             self.close()
@@ -230,6 +232,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             raise CompletionTimeoutError(msg)
         event = self._events.popleft()
         self._is_ended = not isinstance(event, TokenEvent)
+        if self._is_ended:
+            self._news.set()
         if isinstance(event, BaseException):
             raise interpreter_end.replaced(event)
         return event

@@ -16,7 +16,8 @@ class StreamScope:
     """Stops, when it is told to, all streams that are read in its context, and those that would be read in it after."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # The collector may end an abandoned batch, and so stop this scope, in a thread that adds a stream.
+        self._lock = threading.RLock()
         self._streams: weakref.WeakSet[_Stoppable] = weakref.WeakSet()
         self._reason: str | None = None
         self._outer = _current.get()

@@ -125,22 +125,19 @@ class Engine:
             SpecDecError: As `submit` does, for the first that is wrong. None has started then.
         """
         requests = [self._make_request(*completion) for completion in completions]
-        with self._inbox.changed:
-            if self._inbox.is_closed:
-                error = EngineClosedError("The engine was closed, or it failed. Make a new one.")
-                raise interpreter_end.replaced(error)
-            self._inbox.submitted += requests
-            self._inbox.changed.notify_all()
-        if requests:
-            # This thread may have loaded the model, and its idle worker threads would compete with the engine's.
-            release_workers()
-            try:
+        streams = [request.stream for request in requests]
+        try:
+            self._inbox.submit(requests)
+            if requests:
+                # This thread may have loaded the model, and its idle worker threads would compete with the engine's.
+                release_workers()
                 self._start_thread()
-            except BaseException:
-                for request in requests:
-                    request.stream.close()
-                raise
-        return [request.stream for request in requests]
+        except BaseException:
+            # Also an interrupt: nobody else knows of them yet.
+            for stream in streams:
+                stream.close()
+            raise
+        return streams
 
     def _make_request(
         self,
@@ -238,7 +235,7 @@ class Engine:
 
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
-        with self._inbox.changed:
+        with self._inbox.lock:
             submitted, self._inbox.submitted = self._inbox.submitted, []
             cancelled, self._inbox.cancelled = self._inbox.cancelled, []
             is_closed = self._inbox.is_closed

@@ -8,7 +8,9 @@ import threading
 import weakref
 
 from langchain_specdec.completions import interpreter_end
+from langchain_specdec.completions.wakeup import Wakeup
 from langchain_specdec.engine.request import Request
+from langchain_specdec.errors import EngineClosedError
 from langchain_specdec.runner.cpu.compile_thread import end_compile_threads
 
 
@@ -16,7 +18,8 @@ class Inbox:
     """What reaches the engine's thread from outside. It outlives neither the engine nor its thread."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self._news = Wakeup()
         self.submitted: list[Request] = []
         self.cancelled: list[Request] = []
         self.is_closed = False
@@ -25,32 +28,45 @@ class Inbox:
 
     def wait(self) -> None:
         """Block until there is something to take."""
-        with self.changed:
-            while not (self.submitted or self.cancelled or self.is_closed):
-                self.changed.wait()
+        while not (self.submitted or self.cancelled or self.is_closed):
+            self._news.wait()
+
+    def submit(self, requests: list[Request]) -> None:
+        """Ask for requests to be run.
+
+        Raises:
+            EngineClosedError: The thread has ended, or is about to.
+        """
+        with self.lock:
+            if self.is_closed:
+                error = EngineClosedError("The engine was closed, or it failed. Make a new one.")
+                raise interpreter_end.replaced(error)
+            self.submitted += requests
+            self._news.set()
 
     def cancel(self, request: Request) -> None:
         """Ask for a request to be dropped."""
-        with self.changed:
-            self.cancelled.append(request)
-            self.changed.notify_all()
+        with self.lock:
+            if not self.is_closed:
+                self.cancelled.append(request)
+                self._news.set()
 
     def reset(self) -> None:
         """Ask for all that was kept of earlier requests to be forgotten before another one starts."""
-        with self.changed:
+        with self.lock:
             self.is_reset = True
 
     def close(self) -> None:
         """Ask the thread to end. In a forked child, which has no such thread, this does nothing."""
         if os.getpid() != self._pid:
             return  # the thread that held the lock may not be there to let go of it
-        with self.changed:
+        with self.lock:
             self.is_closed = True
-            self.changed.notify_all()
+            self._news.set()
 
     def end(self) -> list[Request]:
         """Take no more; what was not taken up yet, and never will be."""
-        with self.changed:
+        with self.lock:
             self.is_closed = True
             left, self.submitted = self.submitted, []
         return left

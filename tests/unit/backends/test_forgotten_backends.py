@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Iterator
@@ -90,3 +91,22 @@ def test_one_that_could_not_be_made_goes_silently(monkeypatch: pytest.MonkeyPatc
     LocalBackend.__new__(LocalBackend)
     gc.collect()
     assert given.alive == []
+
+
+def test_the_owner_of_a_forgotten_backend_may_close_it() -> None:
+    backend = make_backend()
+    backend.complete([REQUEST])
+    engine = weakref.ref(backend.engine)
+    # A collector calls the finalizers of a cycle in any order, and that of an owner closes what it has.
+    backend.__del__()
+    backend.close()
+    assert wait_until(lambda: engine() is None)
+
+
+def test_a_copy_of_a_backend_goes_on_without_it() -> None:
+    backend = make_backend()
+    copied = copy.copy(backend)
+    del backend
+    gc.collect()
+    assert len(copied.complete([REQUEST])[0].tokens) == 4
+    copied.close()

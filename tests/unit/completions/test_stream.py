@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -15,6 +16,7 @@ from langchain_specdec.backends.tgi.loop_thread import LoopThread
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream, checked_timeout, started_in_thread
+from langchain_specdec.engine.inbox import Inbox
 from langchain_specdec.errors import (
     BackendUnavailableError,
     CompletionTimeoutError,
@@ -286,7 +288,7 @@ async def test_a_forked_child_can_neither_read_nor_end_it() -> None:
     source = Source()
     source.stream.put(EVENT)
     source.stream._pid -= 1  # As after a fork, while another thread held the lock.
-    with source.stream._changed:
+    with source.stream._lock:
         with pytest.raises(EngineClosedError, match="process"):
             next(source.stream)
         with pytest.raises(EngineClosedError, match="process"):
@@ -316,3 +318,28 @@ def test_a_timeout_is_a_number_above_zero(value: object) -> None:
 def test_a_very_long_timeout_is_what_a_lock_takes() -> None:
     assert checked_timeout(1e300) == threading.TIMEOUT_MAX
     assert checked_timeout(None) is None
+
+
+def test_an_interrupt_keeps_no_lock_that_the_source_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, inbox = CompletionStream(), Inbox()
+    enter = threading.Condition.__enter__
+
+    def interrupted(condition: threading.Condition) -> bool:
+        enter(condition)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        # Where Ctrl-C may come: a condition is Python code, and its lock is taken by then.
+        patched.setattr(threading.Condition, "__enter__", interrupted)
+        for action in (stream.close, inbox.reset, inbox.close):
+            with contextlib.suppress(KeyboardInterrupt):
+                action()
+
+    def go_on() -> None:
+        stream.put(EVENT)
+        inbox.end()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()

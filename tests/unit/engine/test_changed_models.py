@@ -114,7 +114,7 @@ def test_texts_follow_the_weights(engines: MakeEngine, change: Callable[[Any], o
     after = plain_reference(model, PROMPT, PARAMS)
     assert after != before
     # Neither slot holds anything of the old weights.
-    with engine._inbox.changed:
+    with engine._inbox.lock:
         streams = [engine.submit(PROMPT, PARAMS) for _ in range(2)]
     for stream in streams:
         tokens, finish = read(stream)

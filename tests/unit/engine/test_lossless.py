@@ -428,7 +428,7 @@ def test_prompts_of_very_different_length_share_no_prefill_that_would_not_fit(
     with closing(make_engine(world.target, Drafter(), num_slots=2)) as engine:
         read(engine.submit(first, params))
         # Held, so that the engine sees both at once.
-        with engine._inbox.changed:
+        with engine._inbox.lock:
             streams = [engine.submit(*case) for case in cases]
         for case, stream in zip(cases, streams, strict=True):
             assert token_ids(read(stream)[0]) == world.plain(case)

@@ -39,7 +39,7 @@ stream = llm.backend.engine.submit([1], llm._sampling_params(None, {}))
 is_held, may_go = threading.Event(), threading.Event()
 
 def hold():
-    with engine._inbox.changed, engine._thread_lock, stream._changed:
+    with engine._inbox.lock, engine._thread_lock, stream._lock:
         is_held.set()
         may_go.wait(60)
 

@@ -151,7 +151,7 @@ def test_a_batch_takes_the_steps_of_its_longest_text(
     known: dict[tuple[int, ...], list[int]] = {prompt: references(prompt, FORTY) for prompt in prompts}
     engine = engines(target, OracleDrafter(known, 1.0), draft_length=4)
     # Held, so that the engine sees all of them at once.
-    with engine._inbox.changed:
+    with engine._inbox.lock:
         streams = [engine.submit(prompt, FORTY) for prompt in prompts]
     for stream in streams:
         assert read(stream)[1].speculation.num_steps == 8
@@ -160,7 +160,7 @@ def test_a_batch_takes_the_steps_of_its_longest_text(
 
 def test_more_prompts_than_slots_take_turns(target: Any, engines: MakeEngine) -> None:
     engine = engines(target, make_draft_drafter(target), draft_length=4, num_slots=2)
-    with engine._inbox.changed:
+    with engine._inbox.lock:
         streams = [engine.submit((*PROMPT, i), FORTY) for i in range(6)]
     for stream in streams:
         assert read(stream)[1].speculation.num_steps == 8

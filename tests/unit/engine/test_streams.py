@@ -123,7 +123,7 @@ def test_half_of_50_streams_closed_early(world: World, engines: MakeEngine, name
     assert threading.active_count() == num_threads
     # All four slots are to be had again.
     released = hold_forwards(engine)
-    with engine._inbox.changed:
+    with engine._inbox.lock:
         again = [engine.submit(prompt, LONG) for prompt in world.prompts[:4]]
     assert wait_until(lambda: engine.num_running == 4)
     for stream in again:
@@ -197,7 +197,7 @@ def test_a_closed_stream_gets_no_further_step(world: World, engines: MakeEngine)
         return verify(*args)
 
     engine.runner.verify = spy  # type: ignore[method-assign, assignment]
-    with engine._inbox.changed:  # Held until the spy can know the stream.
+    with engine._inbox.lock:  # Held until the spy can know the stream.
         streams.append(engine.submit((1, 2, 3), LONG))
     # Blocks until the close: events that came before it are dropped with the stream.
     assert all(isinstance(event, TokenEvent) for event in streams[0])
@@ -440,7 +440,7 @@ def check_only_poisoned_fail(world: World, engine: Engine, poisoned: Sequence[tu
     healthy = world.prompts[:6]
     for _ in range(2):
         prompts = [p for pair in zip(healthy, [*poisoned, *healthy], strict=False) for p in pair]
-        with engine._inbox.changed:
+        with engine._inbox.lock:
             streams = [engine.submit(prompt, PARAMS) for prompt in prompts]
         for prompt, stream in zip(prompts, streams, strict=True):
             if prompt in poisoned:
@@ -649,7 +649,7 @@ def test_a_long_prompt_does_not_hold_up_shorter_ones_behind_it(world: World, eng
     engine.runner.prefill = spy_prefill  # type: ignore[method-assign]
     engine.runner.verify = spy_verify  # type: ignore[method-assign]
     params = SamplingParams(max_new_tokens=2)
-    with engine._inbox.changed:
+    with engine._inbox.lock:
         streams = [engine.submit(prompt, params) for prompt in (tuple(range(41)), (9,))]
     for stream in streams:
         read(stream)

@@ -95,7 +95,7 @@ def test_they_fail_their_own_request_only(
     poisoned = [(1, 2, POISON)] + ([(3, POISON, 4, 5)] if how == "embedding" else [])
     for _ in range(2):
         prompts = [*HEALTHY[:2], *poisoned, *HEALTHY[2:], *poisoned]
-        with engine._inbox.changed:
+        with engine._inbox.lock:
             streams = [engine.submit(prompt, params(name)) for prompt in prompts]
         for prompt, stream in zip(prompts, streams, strict=True):
             if prompt in poisoned:

@@ -17,6 +17,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_specdec import ChatSpeculative, SpeculativeLLM
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.stream_scope import StreamScope
 from langchain_specdec.errors import EngineClosedError, GenerationError, InvalidParameterError
 from tests.support.backends import Counter, ScriptedBackend, scripted
 from tests.support.tiny_models import wait_until
@@ -240,3 +241,43 @@ def test_a_batch_whose_threads_cannot_start_any_more_says_why(monkeypatch: pytes
     monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
     with pytest.raises(EngineClosedError, match="shutting down"):
         scripted("x").batch(["a", "b"])
+
+
+def test_a_batch_without_inputs_takes_any_configs() -> None:
+    for model in models():
+        assert model.batch([], [{}]) == asyncio.run(model.abatch([], [{}])) == []
+
+
+def test_a_second_interrupt_ends_all_completions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = models()[0]
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.shutdown", interrupted)
+    presser = interrupted_once(lambda: len(chat.backend.streams) == 3)
+    with pytest.raises(KeyboardInterrupt):
+        chat.batch(["a", "b", "c"])
+    presser.join()
+    assert ended(chat.backend, 3)
+
+
+def test_a_scope_that_is_stopped_while_it_takes_a_stream_in_goes_on() -> None:
+    scope = StreamScope()
+    stopped: list[str] = []
+
+    class Stream:
+        def __hash__(self) -> int:
+            # Where a collector may run, and end an abandoned batch.
+            scope.stop("left")
+            return 1
+
+        def stop(self, reason: str) -> None:
+            stopped.append(reason)
+
+    stream = Stream()
+    thread = threading.Thread(target=scope.add, args=(stream,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert stopped == ["left"]
