@@ -78,7 +78,9 @@ async def notebook(tiny_folder, tmp_path_factory) -> AsyncIterator[Notebook]:
     own = {name: str(home) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
     client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=120, kernel_name="python3")
     async with client.async_setup_kernel(env=environment(tiny_folder, **own), cwd=str(home)):
-        yield Notebook(client)
+        notebook = Notebook(client)
+        await notebook.run(LOAD)
+        yield notebook
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +121,11 @@ async def test_top_level_await(notebook, plain):
         'async for piece in llm.astream("Long", max_new_tokens=3500):\n    print("piece", flush=True)',
         'print("piece", flush=True)\nllm.invoke("Long", max_new_tokens=3500)',
         'print("piece", flush=True)\nllm.batch(["Long"] * 4, max_new_tokens=3500)',
+        'print("piece", flush=True)\nChatSpeculative(backend=llm.backend).batch(["Long"] * 4, max_tokens=1800)',
     ],
-    ids=["stream", "astream", "invoke", "batch"],
+    ids=["stream", "astream", "invoke", "batch", "batch of chats"],
 )
 async def test_a_cell_is_interrupted_and_the_next_goes_on(notebook, plain, source):
-    await expect_interrupted(notebook, plain, source)
-
-
-async def expect_interrupted(notebook, plain, source):
     begun = await notebook.figures()
     await notebook.interrupted(source, "piece")
     # The stream that the traceback holds, which IPython keeps, has no slot.
@@ -148,9 +147,3 @@ async def test_a_restarted_kernel_begins_anew(notebook, plain):
         os.kill(int(pid), 0)
     outputs = await notebook.run(LOAD)
     assert outputs[-1].data["text/plain"] == repr(plain)
-
-
-async def test_a_batch_of_chats_is_interrupted(notebook, plain):
-    """The last test of this kernel, which may die of it."""
-    source = 'print("piece", flush=True)\nChatSpeculative(backend=llm.backend).batch(["Long"] * 4, max_tokens=1800)'
-    await expect_interrupted(notebook, plain, source)
