@@ -22,8 +22,6 @@ from tests.support.backends import ScriptedBackend, lasting
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
-pytestmark = pytest.mark.transformers
-
 CUT = r"cut at max_new_tokens=64: raise it"
 BROKEN = "The answer does not fit its grammar: the server broke it. Use speculate=0."
 

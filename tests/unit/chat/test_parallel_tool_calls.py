@@ -31,8 +31,6 @@ from tests.support.backends import Counter, is_idle, lasting, scripted, scripted
 from tests.support.chat_templates import LLAMA, QWEN, TEMPLATES, chat_tokenizer
 from tests.support.tiny_models import tiny_model
 
-pytestmark = pytest.mark.transformers
-
 
 @tool
 def weather(place: str) -> str:

@@ -19,8 +19,6 @@ from langchain_core.tools import tool
 from tests.support.backends import AsyncCounter, Counter, scripted, scripted_backend
 from tests.support.chat_templates import TEMPLATES
 
-pytestmark = pytest.mark.transformers
-
 FORM = {"type": "json_schema", "json_schema": {"name": "Sky", "schema": {"type": "object", "properties": {}}}}
 
 
