@@ -221,8 +221,9 @@ class ChatTemplate:
         shown = sealed.seal(list(tools))
         reason = ""
         # Calls and results become plain messages where the template cannot show them.
-        for form in (messages, with_generic_tools(messages, ())):
-            rendered, refusal = self._arranged([self._sealed(row, sealed) for row in form], shown, source, goes_on)
+        for as_plain in (False, True):
+            rows = with_generic_tools(messages, ()) if as_plain else messages
+            rendered, refusal = self._arranged([self._sealed(row, sealed) for row in rows], shown, source, goes_on)
             if not refusal:
                 return rendered, sealed
             reason = reason or refusal
