@@ -112,7 +112,7 @@ def recursive_definition(root: Mapping[str, Any]) -> str | None:
         to_do.append((schema, True))
         inner: list[Any] = []
 
-        def note(part: Any, inner: list[Any] = inner) -> Any:
+        def note(part: Any, _: str, inner: list[Any] = inner) -> Any:
             inner.append(part)
             return part
 
@@ -121,7 +121,7 @@ def recursive_definition(root: Mapping[str, Any]) -> str | None:
             if id(target) in open_ids:
                 return _steps(schema["$ref"])[-1] or str(root.get("title", "the whole of it"))
             inner.append(target)
-        _with_inner({k: v for k, v in schema.items() if k not in ("$defs", "definitions")}, note, steps)
+        inner_schemas({k: v for k, v in schema.items() if k not in ("$defs", "definitions")}, note, steps)
         to_do += [(part, False) for part in inner if isinstance(part, Mapping)]
     return None
 
@@ -165,8 +165,8 @@ def map_schemas(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]])
     """
     steps = _steps_of_references(schema)
 
-    def changed(inner: Any) -> Any:
-        return change(_with_inner(inner, changed, steps)) if isinstance(inner, Mapping) else inner
+    def changed(inner: Any, _: str = "") -> Any:
+        return change(inner_schemas(inner, changed, steps)) if isinstance(inner, Mapping) else inner
 
     return changed(schema)
 
@@ -175,45 +175,35 @@ def visit_schemas(schema: Any, act: Callable[[dict[str, Any]], None]) -> None:
     """Do something with each schema within one, itself first: not with copies, so that it can be changed in place."""
     steps = _steps_of_references(schema)
 
-    def visited(inner: Any) -> Any:
+    def visited(inner: Any, _: str = "") -> Any:
         if isinstance(inner, dict):
             act(inner)
-            _with_inner(inner, visited, steps)
+            inner_schemas(inner, visited, steps)
         return inner
 
     visited(schema)
 
 
-def _with_inner(schema: Mapping[str, Any], change: Callable[[Any], Any], steps: Collection[str]) -> dict[str, Any]:
-    """A copy of a schema in which those right below it are changed."""
-    changed: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _NAMED and isinstance(value, Mapping):
-            changed[key] = {name: change(inner) for name, inner in value.items()}
-        elif key not in _SCHEMAS and (key in _DATA or key not in steps):
-            changed[key] = value
-        elif isinstance(value, (list, tuple)):
-            changed[key] = [change(inner) for inner in value]
-        else:
-            changed[key] = change(value)
-    return changed
-
-
-def inner_schemas(schema: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
+def inner_schemas(
+    schema: Mapping[str, Any], change: Callable[[Any, str], Any], steps: Collection[str] = ()
+) -> dict[str, Any]:
     """A copy of a schema in which those right below it are changed.
 
     Args:
-        schema: A JSON schema that refers to nothing but definitions.
-        change: Takes a schema, or what stands in its place, and the steps to it, as `properties/name`.
+        schema: A JSON schema.
+        change: Takes a schema, or what stands in its place, and the way to it, as `properties/name`.
+        steps: Keywords beside the known ones that references lead through.
     """
     changed: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
             changed[key] = {name: change(inner, f"{key}/{name}") for name, inner in value.items()}
-        elif key in _SCHEMAS and isinstance(value, (list, tuple)):
+        elif key not in _SCHEMAS and (key in _DATA or key not in steps):
+            changed[key] = value
+        elif isinstance(value, (list, tuple)):
             changed[key] = [change(inner, f"{key}/{index}") for index, inner in enumerate(value)]
         else:
-            changed[key] = change(value, key) if key in _SCHEMAS else value
+            changed[key] = change(value, key)
     return changed
 
 
