@@ -315,7 +315,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> ReadyCall:
         """The same for an event loop, which long messages, schemas or a first call would block, or a server asked."""
         has_schemas = bool(kwargs.get("tools") or kwargs.get("response_format"))
-        is_short = not has_schemas and size_of(messages, None, None) <= SHORT_TEXT
+        is_short = not has_schemas and size_of(messages) <= SHORT_TEXT
         arguments = messages, stop, kwargs
         asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
         own = self.tokenizer

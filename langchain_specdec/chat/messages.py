@@ -107,8 +107,8 @@ def _arguments(call: Mapping[str, Any]) -> Any:
     return as_json(call["args"], f"A call of the tool {call['name']!r} has arguments that")
 
 
-def size_of(messages: Sequence[BaseMessage], *others: Any) -> float:
-    """Roughly how many characters messages and other data become; infinite where it cannot be told."""
+def size_of(messages: Sequence[BaseMessage]) -> float:
+    """Roughly how many characters messages become; infinite where it cannot be told."""
     data = [
         (m.content, m.additional_kwargs, m.tool_calls, m.invalid_tool_calls)
         if isinstance(m, AIMessage)
@@ -116,7 +116,7 @@ def size_of(messages: Sequence[BaseMessage], *others: Any) -> float:
         for m in messages
     ]
     try:
-        return sum(len(part if isinstance(part, str) else repr(part)) for part in (*chain(*data), *others))
+        return sum(len(part if isinstance(part, str) else repr(part)) for part in chain(*data))
     except Exception:  # it may be nested too deeply, and what is no data may raise anything
         return math.inf
 
