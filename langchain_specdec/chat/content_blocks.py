@@ -199,9 +199,10 @@ def _media(block: Mapping[str, Any], kind: str) -> _Media:
     for value in (address, data):
         if isinstance(value, str) and (match := _DATA_URL.match(value)):
             address, data, media_type = None, value[match.end() :], media_type or match[1]
+    family = kind.removeprefix("input_").removesuffix("_url")
     if isinstance(suffix := first(("format",)), str) and not media_type:
-        media_type = f"{kind.removeprefix('input_').removesuffix('_url')}/{suffix}"
-    default = "text/plain" if kind == "text-plain" else kind.removeprefix("input_").removesuffix("_url")
+        media_type = f"{family}/{suffix}"
+    default = "text/plain" if kind == "text-plain" else family
     return _Media(str(media_type or default), str(title or ""), str(address or ""), data)
 
 
