@@ -7,25 +7,12 @@ from typing import Any
 
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.tools import tool
 
 from langchain_specdec import ChatSpeculative
 from tests.support.backends import Answer, scripted
 from tests.support.chat_templates import QWEN
 
 QUESTION = {"messages": [("human", "How is the weather in Ulm?")]}
-
-
-@tool
-def weather(place: str) -> str:
-    """The weather of a place."""
-    return f"It rains in {place}."
-
-
-@tool
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
 
 
 def call(tool_name: str, /, **arguments: Any) -> str:

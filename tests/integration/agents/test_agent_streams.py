@@ -17,7 +17,8 @@ from typing_extensions import TypedDict
 from langchain_specdec import ChatSpeculative, LocalBackend
 from tests.support.backends import is_idle
 from tests.support.chat_templates import LLAMA, MISTRAL
-from tests.support.scripted_agents import QUESTION, agent_of, call, qwen, shape, shapes, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, qwen, shape, shapes
+from tests.support.tools import weather
 
 pytestmark = pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
 

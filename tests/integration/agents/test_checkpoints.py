@@ -15,7 +15,8 @@ from langchain_core.tools import tool
 from langgraph.types import Command, interrupt
 
 from tests.support.backends import scripted_backend
-from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results, shape, shapes, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results, shape, shapes
+from tests.support.tools import weather
 
 sqlite = pytest.importorskip("langgraph.checkpoint.sqlite")
 ONE: Any = {"configurable": {"thread_id": "one"}}
@@ -63,7 +64,8 @@ OTHER_PROCESS = """
 import sys
 from langgraph.checkpoint.sqlite import SqliteSaver
 from tests.support.backends import scripted_backend
-from tests.support.scripted_agents import agent_of, qwen, weather
+from tests.support.scripted_agents import agent_of, qwen
+from tests.support.tools import weather
 model = qwen("And snow.")
 with SqliteSaver.from_conn_string(sys.argv[1]) as saver:
     agent = agent_of(model, [weather], checkpointer=saver)

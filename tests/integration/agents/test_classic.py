@@ -17,7 +17,8 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, Prom
 from langchain_specdec import SpeculativeLLM
 from tests.support.backends import EchoBackend, scripted, scripted_backend
 from tests.support.chat_templates import TEMPLATES
-from tests.support.scripted_agents import add, call, qwen, weather
+from tests.support.scripted_agents import call, qwen
+from tests.support.tools import add, weather
 
 pytest.importorskip("langchain_classic")
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainDeprecationWarning")

@@ -18,7 +18,8 @@ from typing_extensions import TypedDict
 
 from langchain_specdec import ChatSpeculative, LocalBackend
 from tests.support.backends import is_idle
-from tests.support.scripted_agents import agent_of, call, qwen, weather
+from tests.support.scripted_agents import agent_of, call, qwen
+from tests.support.tools import weather
 
 TOPICS = [f"Topic {number}" for number in range(8)]
 

@@ -13,7 +13,8 @@ from langgraph.types import Command, interrupt
 
 from tests.support.backends import scripted_backend
 from tests.support.chat_templates import TEMPLATES
-from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results
+from tests.support.tools import weather
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 EDITED = {"type": "edit", "edited_action": {"name": "weather", "args": {"place": "Bonn"}}}

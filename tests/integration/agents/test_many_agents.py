@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from langchain_specdec import ChatSpeculative
 from tests.support.backends import ScriptedBackend, scripted_backend
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN
-from tests.support.scripted_agents import QUESTION, add, agent_of, call, forced_call, kinds, qwen, results, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, forced_call, kinds, qwen, results
+from tests.support.tools import add, weather
 
 pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent has been moved", "ignore:.*AgentState.*deprecated")
 

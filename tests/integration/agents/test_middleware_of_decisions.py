@@ -12,7 +12,8 @@ from langchain_core.messages import ToolMessage
 from langchain_specdec import ChatSpeculative
 from langchain_specdec.errors import CompletionTimeoutError
 from tests.support.backends import scripted_backend
-from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results
+from tests.support.tools import weather
 
 decisions: Any = pytest.importorskip("langchain_core.decisions")
 if not hasattr(middleware, "ModelRouterMiddleware"):

@@ -31,7 +31,8 @@ from langchain_specdec import ChatSpeculative
 from langchain_specdec.errors import CompletionTimeoutError, PromptTooLongError
 from tests.support.backends import ScriptedBackend, scripted_backend
 from tests.support.chat_templates import QWEN
-from tests.support.scripted_agents import QUESTION, add, agent_of, call, forced_call, kinds, qwen, results, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, forced_call, kinds, qwen, results
+from tests.support.tools import add, weather
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 

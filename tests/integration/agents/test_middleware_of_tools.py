@@ -26,7 +26,8 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from tests.support.backends import scripted_backend
-from tests.support.scripted_agents import QUESTION, add, agent_of, call, kinds, qwen, results, weather
+from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results
+from tests.support.tools import add, weather
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 ULM, BONN = call("weather", place="Ulm"), call("weather", place="Bonn")

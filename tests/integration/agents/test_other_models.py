@@ -12,7 +12,8 @@ from langchain_core.runnables import RunnableLambda
 
 from tests.support.backends import scripted_backend
 from tests.support.chat_templates import TEMPLATES
-from tests.support.scripted_agents import agent_of, call, kinds, qwen, weather
+from tests.support.scripted_agents import agent_of, call, kinds, qwen
+from tests.support.tools import weather
 
 QUESTION: Any = {"messages": [("human", "How is the weather in Ulm and in Bonn?")]}
 

@@ -16,18 +16,8 @@ from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
 from tests.support.backends import scripted_backend
-from tests.support.scripted_agents import (
-    QUESTION,
-    add,
-    agent_of,
-    call,
-    forced_call,
-    kinds,
-    qwen,
-    results,
-    shapes,
-    weather,
-)
+from tests.support.scripted_agents import QUESTION, agent_of, call, forced_call, kinds, qwen, results, shapes
+from tests.support.tools import add, weather
 
 
 class Report(BaseModel):

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import ConfigurableField
-from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
@@ -37,6 +36,7 @@ from tests.support.backends import (
 )
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
 from tests.support.tiny_models import tiny_model
+from tests.support.tools import add, weather
 
 pytestmark = pytest.mark.transformers
 
@@ -44,18 +44,6 @@ QWEN_CALLS = (
     'I look.\n<tool_call>\n{"name": "weather", "arguments": {"place": "東京"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 )
-
-
-@tool
-def weather(place: str) -> str:
-    """The weather of a place."""
-    return f"It rains in {place}."
-
-
-@tool
-def add(a: int, b: int) -> int:
-    """The sum of two numbers."""
-    return a + b
 
 
 class Person(BaseModel):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from langchain_core.tools import tool
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, TGIBackend
 from langchain_specdec.backends.base import Backend
@@ -30,12 +29,7 @@ from tests.standin.server import ServerThread
 from tests.support.backends import Counter, is_idle, lasting, scripted, scripted_backend
 from tests.support.chat_templates import LLAMA, QWEN, TEMPLATES, chat_tokenizer
 from tests.support.tiny_models import tiny_model
-
-
-@tool
-def weather(place: str) -> str:
-    """The weather of a place."""
-    return f"It rains in {place}."
+from tests.support.tools import weather
 
 
 def as_json(place: Any, key: str = "arguments") -> str:

@@ -14,18 +14,12 @@ from operator import add
 from typing import Any
 
 import pytest
-from langchain_core.tools import tool
 
 from tests.support.backends import AsyncCounter, Counter, scripted, scripted_backend
 from tests.support.chat_templates import TEMPLATES
+from tests.support.tools import weather
 
 FORM = {"type": "json_schema", "json_schema": {"name": "Sky", "schema": {"type": "object", "properties": {}}}}
-
-
-@tool
-def weather(place: str) -> str:
-    """The weather of a place."""
-    return f"It rains in {place}."
 
 
 def as_json(family: str, arguments: Any) -> str:
