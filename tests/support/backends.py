@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 
 from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM
@@ -32,6 +33,14 @@ def make_backend(seed: int = 0, **options: Any) -> LocalBackend:
     """A tiny random model; steps cost the same at any width unless told otherwise."""
     defaults = {"num_slots": 4, "max_length": 256, "step_cost": StepCost.flat()}
     return LocalBackend(tiny_model(seed), byte_tokenizer(), **{**defaults, **options})
+
+
+def make_chat_backend(template: str = CHATML, **options: Any) -> LocalBackend:
+    """A tiny random model in double precision that knows the tokens of chats, with room for the talks of agents."""
+    tokenizer = chat_tokenizer(template)
+    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    defaults = {"num_slots": 4, "max_length": 3072, "dtype": torch.float64, "step_cost": StepCost.flat()}
+    return LocalBackend(model, tokenizer, **{**defaults, **options})
 
 
 def make_drafting_backend(seed: int = 0, **options: Any) -> LocalBackend:

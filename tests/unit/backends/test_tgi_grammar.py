@@ -11,21 +11,18 @@ from uuid import UUID
 
 import jsonschema
 import pytest
-import torch
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field, HttpUrl, NaiveDatetime, SecretStr, StringConstraints, create_model
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM, TGIBackend
-from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.json_schema import closed
 from tests.standin.clients import CLIENTS
 from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
-from tests.support.backends import lasting
-from tests.support.chat_templates import QWEN, chat_tokenizer
-from tests.support.tiny_models import tiny_model
+from tests.support.backends import lasting, make_chat_backend
+from tests.support.chat_templates import QWEN
 
 pytestmark = pytest.mark.server
 
@@ -58,10 +55,7 @@ def negate(flag: bool) -> bool:
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalBackend]:
-    tokenizer = chat_tokenizer(QWEN)
-    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
-    options: dict[str, Any] = {"num_slots": 2, "max_length": 2048, "step_cost": StepCost.flat()}
-    with lasting(LocalBackend(model, tokenizer, dtype=torch.float64, **options)) as local:
+    with lasting(make_chat_backend(QWEN, num_slots=2, max_length=2048)) as local:
         SpeculativeLLM(backend=local, max_new_tokens=1).invoke("x")
         yield local
 

@@ -7,27 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 
 from langchain_specdec import ChatSpeculative, LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.engine.request import check_prompt
-from langchain_specdec.engine.step_cost import StepCost
 from tests.support.agents import ITEMS, ask, make_agent, stock, written
-from tests.support.backends import ScriptedBackend, lasting, scripted
-from tests.support.chat_templates import QWEN, chat_tokenizer
-from tests.support.tiny_models import tiny_model
+from tests.support.backends import ScriptedBackend, lasting, make_chat_backend, scripted
+from tests.support.chat_templates import QWEN
 
 pytest.importorskip("langchain")
 
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[LocalBackend]:
-    tokenizer = chat_tokenizer(QWEN)
-    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
-    options: dict[str, Any] = {"num_slots": 8, "max_length": 3072, "max_tree_nodes": 8, "step_cost": StepCost.flat()}
-    with lasting(LocalBackend(model, tokenizer, dtype=torch.float64, **options)) as backend:
+    with lasting(make_chat_backend(QWEN, num_slots=8, max_tree_nodes=8)) as backend:
         yield backend
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
-import torch
 from langchain_core.messages import AIMessageChunk
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
@@ -16,11 +15,9 @@ from pydantic import BaseModel, Field
 from langchain_specdec import ChatSpeculative, LocalBackend
 from langchain_specdec.chat.calls_or_object import CallsFirst
 from langchain_specdec.chat.tool_calls import HermesParser, LlamaParser, ToolCall
-from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
-from tests.support.backends import ScriptedBackend, lasting, scripted, scripted_backend
-from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, TEMPLATES, chat_tokenizer
-from tests.support.tiny_models import tiny_model
+from tests.support.backends import ScriptedBackend, lasting, make_chat_backend, scripted, scripted_backend
+from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, TEMPLATES
 
 pytestmark = pytest.mark.transformers
 
@@ -55,22 +52,15 @@ CALLS = {
 BEGINS = {"qwen": "<tool_call>", "chatml": "<tool_call>", "mistral": "[TOOL_CALLS]"}
 
 
-def make_backend(**options: Any) -> LocalBackend:
-    tokenizer = chat_tokenizer()
-    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
-    defaults = {"num_slots": 4, "max_length": 3072, "dtype": torch.float64, "step_cost": StepCost.flat()}
-    return LocalBackend(model, tokenizer, **{**defaults, **options})
-
-
 @pytest.fixture(scope="module")
 def backend() -> Iterator[LocalBackend]:
-    with lasting(make_backend()) as backend:
+    with lasting(make_chat_backend()) as backend:
         yield backend
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[LocalBackend]:
-    with lasting(make_backend(drafter="none")) as backend:
+    with lasting(make_chat_backend(drafter="none")) as backend:
         yield backend
 
 

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from langchain_specdec import ChatSpeculative, LocalBackend
-from langchain_specdec.engine.step_cost import StepCost
 from tests.support.agents import price, stock
-from tests.support.backends import ScriptedBackend, lasting, scripted, scripted_backend
-from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
-from tests.support.tiny_models import tiny_model
+from tests.support.backends import ScriptedBackend, lasting, make_chat_backend, scripted, scripted_backend
+from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN
 
 TOOLS = [stock, price]
 CALL = json.dumps({"name": "stock", "arguments": {"item": "x"}})
@@ -22,10 +19,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "A", "schema": {"proper
 
 
 def make_backend(**options: Any) -> LocalBackend:
-    tokenizer = chat_tokenizer(QWEN)
-    model = tiny_model(2, dtype=torch.float64, vocab_size=len(tokenizer), max_position_embeddings=4096)
-    defaults = {"num_slots": 1, "max_length": 2048, "step_cost": StepCost.flat(), "dtype": torch.float64}
-    return LocalBackend(model, tokenizer, **{**defaults, **options})
+    return make_chat_backend(QWEN, **{"num_slots": 1, "max_length": 2048, **options})
 
 
 @pytest.fixture(scope="module")
