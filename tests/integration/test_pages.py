@@ -84,7 +84,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Iterator[Any]:
     """Opens a page from a file; the test fails where it asks for anything else, complains, or runs anything."""
-    contexts, wrong = [], []
+    contexts: list[Any] = []
+    wrong: list[str] = []
+
+    def dismiss(dialog: Any) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
 
     def opens(shown: Page, **options: Any) -> Tab:
         path = tmp_path / "page.html"
@@ -94,7 +99,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Any]:
         tab = context.new_page()
         tab.on("console", lambda message: wrong.append(message.text))
         tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.on("dialog", dismiss)
         tab.on("request", lambda request: None if request.url == path.as_uri() else wrong.append(request.url))
         tab.goto(path.as_uri())
         return tab
