@@ -27,9 +27,11 @@ class SpeculativeChunk(GenerationChunk):
 
     Attributes:
         tokens: The tokens of the decoding step that released the text.
+        drafted_tokens: Tokens that were proposed for that step, the rejected ones included.
     """
 
     tokens: SkipValidation[tuple[Token, ...]] = Field(default=(), exclude=True, repr=False)
+    drafted_tokens: SkipValidation[int] = Field(default=0, exclude=True, repr=False)
 
     @classmethod
     def lc_id(cls) -> list[str]:
@@ -193,4 +195,6 @@ def _chunks(tokens: list[Token], event: Event) -> list[GenerationChunk]:
         # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
         return [SpeculativeChunk(text="", generation_info=Completion(tuple(tokens), event).info())]
     tokens.extend(event.tokens)
-    return [SpeculativeChunk(text=event.text, tokens=event.tokens)] if event.text else []
+    if not event.text:
+        return []
+    return [SpeculativeChunk(text=event.text, tokens=event.tokens, drafted_tokens=event.drafted_tokens)]

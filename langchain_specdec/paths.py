@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from langchain_specdec.errors import SpecDecError
+from langchain_specdec.errors import InvalidParameterError, SpecDecError
 
 
 def cache_folder() -> Path:
@@ -72,6 +73,38 @@ def write_own(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(staged).unlink(missing_ok=True)
         raise
+
+
+def check_output(flag: str, path: Path, suffixes: Sequence[str], inputs: Sequence[Path | None] = ()) -> None:
+    """Raise unless `write_own` can write a file that somebody asks for. To be called before the work for it begins.
+
+    Args:
+        flag: The option that names the file.
+        path: The file.
+        suffixes: Endings that its name may have, in lower case.
+        inputs: Files that are read and so must not be overwritten; None is none.
+
+    Raises:
+        InvalidParameterError: The name has another ending, the folder does not exist, or it cannot be written there.
+    """
+    if path.suffix.lower() not in suffixes:
+        msg = f"{flag} writes a file whose name ends in {', '.join(suffixes)}; got {str(path)!r}."
+        raise InvalidParameterError(msg)
+    if not path.parent.is_dir():
+        msg = f"{flag} {path}: there is no folder {str(path.parent)!r} to write it into."
+        raise InvalidParameterError(msg)
+    if path.exists() and any(other.exists() and path.samefile(other) for other in inputs if other is not None):
+        msg = f"{flag} {path} would overwrite the file that is read. Give another name."
+        raise InvalidParameterError(msg)
+    reason = ""
+    if path.exists() and not path.is_file():
+        reason = "it is a folder" if path.is_dir() else "it is no regular file"
+    # It is put in the place of an older one when it is whole, so that its folder has to be writable too.
+    elif not all(os.access(where, os.W_OK) for where in (path, path.parent) if where.exists()):
+        reason = "permission denied"
+    if reason:
+        msg = f"{flag} cannot write to {str(path)!r}: {reason}."
+        raise InvalidParameterError(msg)
 
 
 def _is_own(found: os.stat_result) -> bool:

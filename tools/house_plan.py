@@ -22,6 +22,7 @@ PACKAGES = ("langchain_specdec", "tgi_launcher")
 FLOORS = (
     ("__main__", "cli"),
     ("bench",),
+    ("pages",),
     ("__init__",),
     ("llms", "chat_models"),
     ("langchain_base",),

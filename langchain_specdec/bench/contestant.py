@@ -32,6 +32,9 @@ class Prompt:
     is_cut: bool = False
 
 
+StepCounts = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class RunResult:
     """One timed run of a contestant over a group of prompts. Times are wall clock, as the caller sees them.
@@ -45,6 +48,10 @@ class RunResult:
         drafted_tokens: Tokens proposed and checked; None where it is not known.
         accepted_tokens: Those that became text; None where it is not known.
         prefilled_tokens: Prompt tokens that went through the model; None where it is not known.
+        drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
+        accepted_per_position: Those of them whose token at that place became text.
+        steps: For each prompt, for each step: its tokens, how many of them were drafted (they come first), and how many
+            were proposed. Empty where it is not known.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
@@ -55,6 +62,9 @@ class RunResult:
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     prefilled_tokens: int | None = None
+    drafted_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
+    steps: tuple[tuple[StepCounts, ...], ...] = ()
 
     @property
     def num_tokens(self) -> int:

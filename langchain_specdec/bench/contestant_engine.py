@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from langchain_specdec.bench.contestant import Prompt, RunResult
+from langchain_specdec.bench.contestant import Prompt, RunResult, StepCounts
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -96,7 +96,7 @@ class EngineContestant:
                 stream.close()
         counts = sum((finish.speculation for _, finish in answers), start=SpeculationStats())
         return RunResult(
-            token_ids=tuple(tokens for tokens, _ in answers),
+            token_ids=tuple(tuple(token.id for event in events for token in event.tokens) for events, _ in answers),
             first_seconds=first_seconds,
             first_tokens=len(first.tokens),
             seconds=seconds,
@@ -105,6 +105,9 @@ class EngineContestant:
             accepted_tokens=counts.accepted_tokens,
             # What a slot held of the prompt did not go through the model.
             prefilled_tokens=self._engine.num_prefill_tokens - before,
+            drafted_per_position=tuple(counts.drafted_per_position),
+            accepted_per_position=tuple(counts.accepted_per_position),
+            steps=tuple(tuple(map(_counts, events)) for events, _ in answers),
         )
 
     def _forget(self, rows: Sequence[Sequence[int]]) -> None:
@@ -119,11 +122,15 @@ class EngineContestant:
                 _read(stream)
 
 
-def _read(stream: CompletionStream, first: TokenEvent | None = None) -> tuple[tuple[int, ...], FinishEvent]:
-    tokens = [token.id for token in first.tokens] if first is not None else []
+def _counts(event: TokenEvent) -> StepCounts:
+    return len(event.tokens), sum(bool(token.drafted) for token in event.tokens), event.drafted_tokens
+
+
+def _read(stream: CompletionStream, first: TokenEvent | None = None) -> tuple[list[TokenEvent], FinishEvent]:
+    events = [first] if first is not None else []
     for event in stream:
         if isinstance(event, FinishEvent):
-            return tuple(tokens), event
-        tokens.extend(token.id for token in event.tokens)
+            return events, event
+        events.append(event)
     msg = "the stream ended without a FinishEvent"
     raise RuntimeError(msg)

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.weights import Weights
+from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.sampling.params import SamplingParams
 
 _WARM_UP_TOKENS = 16
@@ -223,6 +224,9 @@ class FlashspecContestant:
                 first_tokens = result.arm_steps[0].emitted
         seconds = time.perf_counter() - started
         steps = [step for result, _ in results for step in result.arm_steps]
+        counts = SpeculationStats()
+        for step in steps:
+            counts.add_positions(step.proposed, step.accepted)
         return RunResult(
             token_ids=tuple(row for _, row in results),
             first_seconds=first_seconds,
@@ -232,6 +236,8 @@ class FlashspecContestant:
             drafted_tokens=sum(step.proposed for step in steps),
             accepted_tokens=sum(step.accepted for step in steps),
             prefilled_tokens=sum(len(p.token_ids) for p in prompts),
+            drafted_per_position=tuple(counts.drafted_per_position),
+            accepted_per_position=tuple(counts.accepted_per_position),
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import time
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             known[name] = metadata.version(name)
     return known
+
+
+def machine_lines(machine: Mapping[str, Any], packages: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The machine and the versions in words.
+
+    Args:
+        machine: As `describe_machine` gives it.
+        packages: As `versions` gives it.
+    """
+    gpu = f", {machine['gpu']} ({machine['gpu_memory_gib']} GiB)" if "gpu" in machine else ""
+    load = f", load {machine['load']}" if "load" in machine else ""
+    yield "machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads{gpu}{load}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
 def read_bandwidth(device: torch.device) -> float | None:

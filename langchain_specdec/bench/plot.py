@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 from pathlib import Path
 
 from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
-from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
-from langchain_specdec.paths import write_own
+from langchain_specdec.errors import MissingDependencyError
+from langchain_specdec.paths import check_output, write_own
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _BAR_INCHES = 0.22
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, *inputs: Path | None) -> None:
     """Raise unless a plot can be written there.
 
+    Args:
+        path: Where to; the suffix decides the format.
+        inputs: Files that must not be overwritten.
+
     Raises:
-        InvalidParameterError: The folder does not exist, the file's name has another suffix, or it cannot be written.
+        InvalidParameterError: It cannot be written, or its name has another suffix.
         MissingDependencyError: matplotlib is not installed.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        msg = f"--plot writes {', '.join(_SUFFIXES)}; got {path.name!r}."
-        raise InvalidParameterError(msg)
-    if not path.parent.is_dir():
-        msg = f"There is no folder {str(path.parent)!r} to write the plot into."
-        raise InvalidParameterError(msg)
-    # A plot is put in the place of an older one when it is whole, so that its folder has to be writable too.
-    if path.is_dir() or not all(os.access(where, os.W_OK) for where in (path, path.parent) if where.exists()):
-        msg = f"--plot cannot write to {str(path)!r}: {'it is a folder' if path.is_dir() else 'permission denied'}."
-        raise InvalidParameterError(msg)
+    check_output("--plot", path, _SUFFIXES, inputs)
     if importlib.util.find_spec("matplotlib") is None:
         msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'
         raise MissingDependencyError(msg)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from langchain_specdec.bench.contestant import RunResult
@@ -74,10 +75,13 @@ class Figures:
         ratio: Spread over the groups of their ratios to the baseline.
         ratio_of_totals: Total tokens over total time, against the baseline's.
         first_seconds: Spread over the groups of the time to the first delivery.
+        seconds: Spread over the groups of the time to the last token.
         tokens_per_step: All tokens over all target forwards that decoded.
         acceptance_rate: Accepted over drafted tokens; None where nothing was drafted.
         prefilled_tokens: Prompt tokens that went through the model, of all runs.
         prompt_tokens: Prompt tokens, of all runs.
+        drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
+        accepted_per_position: Those of them whose token at that place became text.
     """
 
     num_groups: int
@@ -87,10 +91,13 @@ class Figures:
     ratio: Spread | None
     ratio_of_totals: float | None
     first_seconds: Spread | None
+    seconds: Spread | None
     tokens_per_step: float | None
     acceptance_rate: float | None
     prefilled_tokens: int | None
     prompt_tokens: int
+    drafted_per_position: tuple[int, ...]
+    accepted_per_position: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -150,10 +157,13 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
         ratio=spread(statistics.median(values) for values in ratios.values()),
         ratio_of_totals=total / other if total and other else None,
         first_seconds=spread(_medians(mine.values(), lambda result: result.first_seconds)),
+        seconds=spread(_medians(mine.values(), lambda result: result.seconds)),
         tokens_per_step=sum(t for t, _ in steps) / sum(s for _, s in steps) if steps else None,
         acceptance_rate=sum(r.accepted_tokens or 0 for r in results) / drafted if drafted else None,
         prefilled_tokens=sum(prefilled) if prefilled else None,
         prompt_tokens=sum(run.prompt_tokens for run in mine.values()),
+        drafted_per_position=_sums(r.drafted_per_position for r in results),
+        accepted_per_position=_sums(r.accepted_per_position for r in results),
     )
 
 
@@ -196,6 +206,10 @@ def _medians(runs: Iterable[Run], value: Callable[[RunResult], float | None]) ->
         if measured is not None:
             by_group.setdefault(run.group, []).append(measured)
     return [statistics.median(values) for values in by_group.values()]
+
+
+def _sums(counts: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip_longest(*counts, fillvalue=0)))
 
 
 def _parts(result: RunResult, rate: Rate) -> tuple[int, float]:

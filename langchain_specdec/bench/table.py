@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from langchain_specdec.bench.machine import machine_lines
 from langchain_specdec.bench.report import ContestantReport, Report
 from langchain_specdec.bench.statistics import ALL, Figures
 
@@ -21,42 +22,42 @@ _SHOWN_MISMATCHES = 4
 
 def print_report(report: Report, console: Console) -> None:
     """Print header, table and footnotes."""
-    for line in headlines(report):
-        console.print(Text(line), soft_wrap=True)
+    for name, value in headlines(report):
+        console.print(Text(f"$ {value}" if name == "command" else f"{name:<10}{value}"), soft_wrap=True)
     if report.runs:
         console.print(table(report))
-    for line in footnotes(report):
+    width = max((len(contestant.name) for contestant in report.contestants), default=0)
+    for line in (*(f"{name:<{width}}  {note}" for name, note in parties(report)), *footnotes(report)):
         console.print(Text(line), soft_wrap=True)
 
 
-def headlines(report: Report) -> Iterator[str]:
-    """What it was made with."""
+def headlines(report: Report) -> Iterator[tuple[str, str]]:
+    """What it was made with: names and values, the command first."""
     header = report.header
     machine, model = header["machine"], header["model"]
-    yield f"$ {header['command']}"
-    gpu = f", {machine['gpu']} ({machine['gpu_memory_gib']} GiB)" if "gpu" in machine else ""
-    load = f", load {machine['load']}" if "load" in machine else ""
-    yield f"machine   {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads{gpu}{load}"
-    yield "versions  " + ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+    yield "command", header["command"]
+    yield from machine_lines(machine, header["versions"])
     draft = f", draft model {header['draft_model']['name']}" if header["draft_model"] else ""
-    yield f"model     {model['name']} in {model['dtype']} on {machine['device']}{draft}"
+    yield "model", f"{model['name']} in {model['dtype']} on {machine['device']}{draft}"
     if roof := report.roofline:
         yield (
-            f"roofline  a step reads {roof['step_bytes'] / 1e6:.0f} MB of weights; at "
+            "roofline",
+            f"a step reads {roof['step_bytes'] / 1e6:.0f} MB of weights; at "
             f"{roof['bytes_per_second'] / 1e9:.1f} GB/s that takes {1e3 * roof['least_step_seconds']:.2f} ms; "
             f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: "
-            f"{roof['share']:.0%} of what bandwidth allows"
+            f"{roof['share']:.0%} of what bandwidth allows",
         )
     if header.get("layers"):
-        yield f"layers    {_layers(header['layers'])}"
+        yield "layers", _layers(header["layers"])
     settings = header["settings"]
     cut = f" ({settings['num_cut']} cut to fit)" if settings["num_cut"] else ""
     form = "in the chat format" if settings["is_chat"] else "as they are"
     how = f"temperature {settings['temperature']}, seed {settings['seed']}" if settings["temperature"] else "greedy"
     at_once = f", {settings['batch']} at once" if settings["batch"] > 1 else ""
     yield (
-        f"workload  {settings['workload']}: {_count(settings['num_prompts'], 'prompt')}{cut} {form}{at_once}, "
-        f"{settings['max_new_tokens']} new tokens, {how}, each run {_count(settings['repeat'], 'time')}"
+        "workload",
+        f"{settings['workload']}: {_count(settings['num_prompts'], 'prompt')}{cut} {form}{at_once}, "
+        f"{settings['max_new_tokens']} new tokens, {how}, each run {_count(settings['repeat'], 'time')}",
     )
 
 
@@ -90,9 +91,8 @@ def _captured(graphs: Sequence[Mapping[str, Any]]) -> str:
 
 def table(report: Report) -> Table:
     """Categories down, contestants across; below, what holds for each contestant."""
-    rate = "decode tokens/s" if report.rate == "decode" else "tokens/s from start to end"
     built = Table(
-        title=f"{rate} (total), and × {report.baseline}: median of prompts (quartiles)",
+        title=f"{rate_name(report)} (total), and × {report.baseline}: median of prompts (quartiles)",
         title_justify="left",
         title_style="bold",
     )
@@ -104,6 +104,18 @@ def table(report: Report) -> Table:
     built.add_section()
     if len(report.categories) > 1:
         built.add_row(ALL, *(_cell(c.by_category[ALL], c.name, report) for c in report.contestants), style="bold")
+    for name, cells in summary_rows(report):
+        built.add_row(name, *cells)
+    return built
+
+
+def rate_name(report: Report) -> str:
+    """Which rate the figures are."""
+    return "decode tokens/s" if report.rate == "decode" else "tokens/s from start to end"
+
+
+def summary_rows(report: Report) -> Iterator[tuple[str, list[str]]]:
+    """What holds for each contestant over all prompts: names, and a cell for each of them."""
     rows: dict[str, Callable[[ContestantReport], str]] = {
         "ratio of totals": lambda c: _times(c.by_category[ALL].ratio_of_totals),
         "first token, ms": lambda c: _milliseconds(c.by_category[ALL]),
@@ -115,16 +127,18 @@ def table(report: Report) -> Table:
         "warm-up, s": lambda c: _number(c.warm_up_seconds, ".1f"),
     }
     for name, cell in rows.items():
-        built.add_row(name, *(cell(contestant) for contestant in report.contestants))
-    return built
+        yield name, [cell(contestant) for contestant in report.contestants]
+
+
+def parties(report: Report) -> Iterator[tuple[str, str]]:
+    """The contestants and how each ran."""
+    for contestant in report.contestants:
+        _, _, at_once = contestant.name.partition("@")
+        yield contestant.name, f"{contestant.note}{f', {at_once} at once' if at_once else ''}"
 
 
 def footnotes(report: Report) -> Iterator[str]:
-    """How each contestant ran, and what was odd."""
-    width = max((len(contestant.name) for contestant in report.contestants), default=0)
-    for contestant in report.contestants:
-        _, _, at_once = contestant.name.partition("@")
-        yield f"{contestant.name:<{width}}  {contestant.note}{f', {at_once} at once' if at_once else ''}"
+    """What was odd."""
     if (packed := report.header["model"].get("num_packed")) and any(
         "transformers" in c.note or "flashspec" in c.note for c in report.contestants
     ):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
+from langchain_specdec.pages.render import check_page, write_page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,8 @@ def bench(
     as_json: Annotated[bool, Option(
         False, "Print one JSON object, every run in it; the table goes to stderr.", bool), OUTPUT],
     plot: Annotated[Path | None, Option(None, "Draw bars by category into this file.", Path), OUTPUT],
+    html: Annotated[Path | None, Option(
+        None, "Write a page to look at into this file: bars, and texts with their drafts marked.", Path), OUTPUT],
 ) -> None:
 # fmt: on
     """Measure this engine and its peers on the same weights, prompt by prompt in turns."""
@@ -88,12 +91,14 @@ def bench(
     if asked and not any(spec.is_ours for spec in specs):
         msg = f"{' and '.join(asked)} can be given for this engine only, and none of its contestants is asked for."
         raise InvalidParameterError(msg)
-    if memory and (plot is not None or repeat > 1 or baseline is not None):
-        msg = "--memory measures no speed: leave out --plot, --repeat and --baseline."
+    if memory and (plot is not None or html is not None or repeat > 1 or baseline is not None):
+        msg = "--memory measures no speed: leave out --plot, --html, --repeat and --baseline."
         raise InvalidParameterError(msg)
     questions = select(load_workload(workload), category or (), limit)
     if plot is not None:
-        check_plot(plot)
+        check_plot(plot, workload)
+    if html is not None:
+        check_page(html, workload)
     with spinner("Starting PyTorch"):
         from langchain_specdec.bench.build import Plan, check_packages
     check_packages(specs)
@@ -117,15 +122,30 @@ def bench(
     if memory:
         _memory(plan, questions, as_json=as_json)
         return
-    report = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=given.debug)
+    report, tokenizer = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=given.debug)
     _show(report, as_json=as_json)
-    if plot is not None and report.runs:
-        draw(report, plot)
-        print(f"wrote {plot}", file=sys.stderr)
+    _write(report, questions, tokenizer, plot, html)
     if report.is_interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(contestant.failure for contestant in report.contestants):
         raise typer.Exit(FAILED)
+
+
+def _write(
+    report: Report, questions: Sequence[Question], tokenizer: Any, plot: Path | None, html: Path | None
+) -> None:
+    """Write what was asked for of a report."""
+    for path in (plot, html):
+        if path is not None and not report.runs:
+            print(visible(f"Nothing was measured, so {path} is not written."), file=sys.stderr)
+        elif path is not None:
+            if path is plot:
+                draw(report, path)
+            else:
+                from langchain_specdec.bench.page import make_page
+
+                write_page(make_page(report, {q.question_id: q.text for q in questions}, tokenizer), path)
+            print(visible(f"wrote {path}"), file=sys.stderr)
 
 
 def _baseline(asked: str | None, names: Sequence[str]) -> str:
@@ -151,7 +171,8 @@ def _synthetic(
 
 def _measure(
     plan: Plan, questions: Sequence[Question], workload: str, baseline: str, repeat: int, *, debug: bool
-) -> Report:
+) -> tuple[Report, Any]:
+    """The report, and the model's tokenizer."""
     from langchain_specdec.bench.build import set_up
     from langchain_specdec.bench.header import describe_layers, make_header
     from langchain_specdec.bench.machine import read_bandwidth
@@ -172,7 +193,7 @@ def _measure(
             measurement = measure(setup.contestants, groups, repeat, tell)
         # Only now is it known what was compiled, and whether it held.
         header["layers"] = describe_layers(setup.target) if setup.target.ours else None
-        return make_report(
+        report = make_report(
             measurement,
             {contestant.name: contestant.note for contestant in setup.contestants},
             header,
@@ -183,6 +204,7 @@ def _measure(
             step_bytes=setup.target.num_bytes,
             bandwidth=bandwidth,
         )
+        return report, setup.target.tokenizer
     finally:
         context.__exit__(None, None, None)
 

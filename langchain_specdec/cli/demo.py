@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import FLAGS, Given, takes_options
+from langchain_specdec.cli.options import FLAGS, OUTPUT, Given, takes_options
 from langchain_specdec.cli.reporting import FAILED
 from langchain_specdec.cli.standard_input import read_text
+from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
+from langchain_specdec.pages.render import check_page, write_page
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.cli.demo_chain import Run
+    from langchain_specdec.cli.demo_page import Record
     from langchain_specdec.cli.demo_view import View
 
 _DOCUMENT = "demo_document.md"
@@ -41,15 +45,39 @@ def demo(
     rounds: Annotated[
         int, Option(2, "Runs of each kind. Those after the first are not shown, only measured.", int, 1, 10)
     ],
+    html: Annotated[
+        Path | None,
+        Option(None, "Write a page to look at into this file: the summary with its drafts marked, and bars.", Path),
+        OUTPUT,
+    ],
 ) -> None:
     """Summarise a document in a LangChain chain, with and without speculation, and compare."""
+    if html is not None:
+        check_page(html, document)
     text = _read(document)
     params = given.params
     if params.temperature and params.seed is None:
         params = replace(params, seed=secrets.randbelow(2**32))  # both runs need the same
     speculative = load_backend(given.model, debug=given.debug, **given.options)
     with closing(speculative):
-        _compare(speculative, _make_plain(speculative, given.options), text, params, rounds)
+        record = _record(speculative, text, params)
+        with _written(record, html):
+            _compare(speculative, _make_plain(speculative, given.options), record, params, rounds)
+
+
+@contextmanager
+def _written(record: Record, html: Path | None) -> Iterator[None]:
+    """Write the page at the end, also of a demo that was interrupted, as far as it came."""
+    from langchain_specdec.cli.demo_page import make_page
+
+    try:
+        yield
+    finally:
+        if html is not None and record.steps:
+            write_page(make_page(record), html)
+            print(visible(f"wrote {html}"), file=sys.stderr)
+        elif html is not None and isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            print(visible(f"Nothing was written yet, so {html} is not written."), file=sys.stderr)
 
 
 def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalBackend:
@@ -86,58 +114,70 @@ def _read(path: Path | None) -> str:
 
 
 def _compare(
-    speculative: LocalBackend, plain: LocalBackend, document: str, params: SamplingParams, rounds: int
+    speculative: LocalBackend, plain: LocalBackend, record: Record, params: SamplingParams, rounds: int
 ) -> None:
     from langchain_specdec.cli.demo_chain import summarise
     from langchain_specdec.cli.demo_view import make_view
 
     view = make_view()
-    _introduce(view, speculative, document, params)
+    for name, value in record.facts:
+        view.say(f"{name:<10}{value}")
+    document = record.document
+    kinds = {True: (speculative, record.speculative), False: (plain, record.plain)}
     with closing(plain):
         warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, _WARM_UP_TOKENS))
         with spinner("Reading the document, and measuring what decoding steps cost here"):
-            for backend in (speculative, plain):
+            for backend, _ in kinds.values():
                 summarise(backend, document, _ignore, **vars(warm_up))
-        first = []
-        for backend in (speculative, plain):
-            is_marked = backend is speculative
+        for is_marked, (backend, runs) in kinds.items():
             view.begin("with speculation" if is_marked else "without speculation", is_marked=is_marked)
+            steps = record.steps if is_marked else None
             try:
-                first.append(summarise(backend, document, view.add, **vars(params)))
+                runs.append(summarise(backend, document, view.add, steps, **vars(params)))
             finally:
                 view.end()
-        ours, theirs = [first[0]], [first[1]]
         for number in range(2, rounds + 1):
             # The other way round each time, so that a machine that slows down or speeds up favours neither.
-            order = [(plain, theirs), (speculative, ours)][:: 1 if number % 2 == 0 else -1]
+            order = list(kinds.values())[:: -1 if number % 2 == 0 else 1]
             with spinner(f"Once more in the other order: round {number} of {rounds}"):
                 for backend, runs in order:
                     runs.append(summarise(backend, document, _ignore, **vars(params)))
-    _conclude(view, ours, theirs)
+    record.table = _comparison(record.speculative, record.plain)
+    record.verdict, record.is_same = _verdict([run.text for run in (*record.speculative, *record.plain)])
+    _conclude(view, record.speculative, record.plain)
 
 
 def _ignore(tokens: object) -> None:
     del tokens
 
 
-def _introduce(view: View, backend: LocalBackend, document: str, params: SamplingParams) -> None:
+def _record(backend: LocalBackend, document: str, params: SamplingParams) -> Record:
+    """What is known before anything is written."""
     import torch
+
+    from langchain_specdec.cli.demo_page import Record
 
     device, dtype = backend.model.device, str(backend.model.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    view.say("chain     PromptTemplate | SpeculativeLLM | StrOutputParser")
-    view.say(f"model     {backend.model_name} on {device} in {dtype}{threads}")
     title = document.partition("\n")[0].lstrip("# ")
     words = sum(any(map(str.isalnum, word)) for word in document.split())
-    view.say(f"document  {title} ({words} words, {len(backend.token_ids(document))} tokens)")
+    facts = [
+        ("chain", "PromptTemplate | SpeculativeLLM | StrOutputParser"),
+        ("model", f"{backend.model_name} on {device} in {dtype}{threads}"),
+        ("document", f"{title} ({words} words, {len(backend.token_ids(document))} tokens)"),
+    ]
     if params.temperature:
-        view.say(f"sampling  temperature {params.temperature}, seed {params.seed}")
+        facts.append(("sampling", f"temperature {params.temperature}, seed {params.seed}"))
+    return Record(title, document, facts, device)
 
 
-def _conclude(view: View, speculative: Sequence[Run], plain: Sequence[Run]) -> None:
+def _comparison(
+    speculative: Sequence[Run], plain: Sequence[Run]
+) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
+    """Head and rows of the table of figures."""
     ours, theirs = (sum((run.stats for run in runs), start=type(runs[0].stats)()) for runs in (speculative, plain))
     speed_up = ours.tokens_per_second / theirs.tokens_per_second
-    view.table(
+    return (
         ("", "without", "with speculation"),
         [
             ("decode tokens/s", f"{theirs.tokens_per_second:.1f}", f"{ours.tokens_per_second:.1f}"),
@@ -146,17 +186,27 @@ def _conclude(view: View, speculative: Sequence[Run], plain: Sequence[Run]) -> N
             ("speed-up", "", f"{speed_up:.2f}x"),
         ],
     )
-    texts = [run.text for run in (*speculative, *plain)]
-    num_runs = len(texts)
+
+
+def _verdict(texts: Sequence[str]) -> tuple[list[str], bool]:
+    """Whether all texts are the same, in lines, and as a truth value."""
     if len(set(texts)) == 1:
-        view.say(f"identical: yes ({len(texts[0])} characters in each of {num_runs} runs)")
-        return
+        return [f"identical: yes ({len(texts[0])} characters in each of {len(texts)} runs)"], True
     other = next(text for text in texts if text != texts[0])
     at = next(
         (i for i, (a, b) in enumerate(zip(texts[0], other, strict=False)) if a != b), min(len(texts[0]), len(other))
     )
-    view.say(f"identical: no, the texts differ from character {at} on:")
-    for text in (texts[0], other):
-        view.say(f"  … {text[max(at - 30, 0) : at + 30]!r}")
-    view.say("Speculation must never change the text. Please report this, with the output of `specdec doctor`.")
-    raise typer.Exit(FAILED)
+    return [
+        f"identical: no, the texts differ from character {at} on:",
+        *(f"  … {text[max(at - 30, 0) : at + 30]!r}" for text in (texts[0], other)),
+        "Speculation must never change the text. Please report this, with the output of `specdec doctor`.",
+    ], False
+
+
+def _conclude(view: View, speculative: Sequence[Run], plain: Sequence[Run]) -> None:
+    view.table(*_comparison(speculative, plain))
+    lines, is_same = _verdict([run.text for run in (*speculative, *plain)])
+    for line in lines:
+        view.say(line)
+    if not is_same:
+        raise typer.Exit(FAILED)

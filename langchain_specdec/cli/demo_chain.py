@@ -18,6 +18,7 @@ from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.events import Token
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.llms import SpeculativeChunk, SpeculativeLLM
+from langchain_specdec.pages.page import Step
 
 # The first words are those of a data set that the embedded model was trained on (smol-summarize); it heeds them best.
 INSTRUCTION = (
@@ -62,6 +63,7 @@ def summarise(
     backend: LocalBackend,
     document: str,
     show: Callable[[Sequence[Token]], None],
+    steps: list[Step] | None = None,
     **params: Any,
 ) -> Run:
     """Summarise a document by an LCEL chain.
@@ -70,6 +72,7 @@ def summarise(
         backend: Loaded model.
         document: What to summarise.
         show: Called with the tokens of each step.
+        steps: Takes what each step that released text added to it.
         params: Fields of `SpeculativeLLM`.
 
     Returns:
@@ -78,7 +81,7 @@ def summarise(
     prompt = prompt_template(backend.tokenizer, backend.model_name)
     llm = SpeculativeLLM(backend=backend, **params)
     chain: Runnable[dict[str, str], str] = prompt | llm | StrOutputParser()
-    watcher = _Watcher(show)
+    watcher = _Watcher(show, [] if steps is None else steps)
     data = as_data(backend.tokenizer, backend.model_name, document)
     text = "".join(chain.stream({"document": data}, config={"callbacks": [watcher]}))
     return Run(text, watcher.stats)
@@ -89,13 +92,15 @@ class _Watcher(BaseCallbackHandler):
 
     raise_error = True
 
-    def __init__(self, show: Callable[[Sequence[Token]], None]) -> None:
+    def __init__(self, show: Callable[[Sequence[Token]], None], steps: list[Step]) -> None:
         self.stats = SpeculationStats()
         self._show = show
+        self._steps = steps
 
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
         """Called by LangChain with every chunk."""
         if isinstance(chunk, SpeculativeChunk) and chunk.tokens:
+            self._steps.append(Step.of(chunk.tokens, chunk.drafted_tokens))
             self._show(chunk.tokens)
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
@@ -108,4 +113,6 @@ class _Watcher(BaseCallbackHandler):
             num_steps=counts["num_steps"],
             emitted_tokens=info["completion_tokens"],
             decode_seconds=counts["decode_seconds"],
+            drafted_per_position=counts["drafted_per_position"],
+            accepted_per_position=counts["accepted_per_position"],
         )

@@ -33,9 +33,16 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """The tokens of one decoding step, at least one."""
+    """The tokens of one decoding step, at least one.
+
+    Attributes:
+        tokens: The tokens, those of the draft before the target's own.
+        drafted_tokens: Tokens that were proposed for the step, the rejected ones included; 0 also where a server does
+            not tell.
+    """
 
     tokens: tuple[Token, ...]
+    drafted_tokens: int = 0
 
     @property
     def text(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
+from typing import Any
 
 
 @dataclass
@@ -24,6 +26,10 @@ class SpeculationStats:
         forced_tokens: Accepted tokens that were no guess, because the grammar of the text allowed no other.
         is_reported: Whether the counts are known. A server that keeps them to itself leaves them at 0, and `as_dict`
             gives None for them.
+        drafted_per_position: Steps whose draft had a token at the first place after the text, the second, and so on; of
+            a tree, however many tokens it had there.
+        accepted_per_position: Steps whose draft token at that place became part of the text; they sum up to
+            `accepted_tokens`.
     """
 
     drafted_tokens: int = 0
@@ -36,6 +42,20 @@ class SpeculationStats:
     predicted_plain_seconds: float = 0.0
     forced_tokens: int = 0
     is_reported: bool = True
+    drafted_per_position: list[int] = field(default_factory=list)
+    accepted_per_position: list[int] = field(default_factory=list)
+
+    def add_positions(self, drafted: int, accepted: int) -> None:
+        """Count a step by place in the draft.
+
+        Args:
+            drafted: Places that its draft reached.
+            accepted: Places whose token became part of the text.
+        """
+        for counts, reached in (self.drafted_per_position, drafted), (self.accepted_per_position, accepted):
+            counts.extend([0] * (drafted - len(counts)))
+            for place in range(reached):
+                counts[place] += 1
 
     @property
     def acceptance_rate(self) -> float:
@@ -70,19 +90,25 @@ class SpeculationStats:
         return self.plain_seconds / self.decode_seconds if self.decode_seconds else 0.0
 
     def __add__(self, other: SpeculationStats) -> SpeculationStats:
-        counted = [f.name for f in fields(self) if f.name != "is_reported"]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in counted}
+        sums: dict[str, Any] = {}
+        for name in (f.name for f in fields(self) if f.name != "is_reported"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            sums[name] = (
+                [a + b for a, b in zip_longest(mine, theirs, fillvalue=0)] if isinstance(mine, list) else mine + theirs
+            )
         return SpeculationStats(**sums, is_reported=self.is_reported and other.is_reported)
 
-    def as_dict(self) -> dict[str, int | float | str | None]:
+    def as_dict(self) -> dict[str, int | float | str | list[int] | None]:
         """Counts and rates as plain values, for `generation_info` and JSON."""
-        info: dict[str, int | float | str | None] = {
+        info: dict[str, int | float | str | list[int] | None] = {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,
             "forced_tokens": self.forced_tokens,
             "num_steps": self.num_steps,
             "acceptance_rate": round(self.acceptance_rate, 4),
             "tokens_per_step": round(self.tokens_per_step, 4),
+            "drafted_per_position": list(self.drafted_per_position),
+            "accepted_per_position": list(self.accepted_per_position),
         }
         seconds = {"decode_seconds": round(self.decode_seconds, 6)}
         if not self.is_reported:

@@ -35,6 +35,14 @@ class Draft:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def depth(self) -> int:
+        """Most tokens that follow each other."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        return max(depths, default=0)
+
     def cut(self, length: int) -> Draft:
         """The first `length` tokens; a tree stays a tree because parents stand before children."""
         if length >= len(self.tokens):

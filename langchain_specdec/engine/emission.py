@@ -41,13 +41,14 @@ class Emitter:
             path = verdict.paths[row]
             if not path:
                 request.stats.drafted_tokens += len(draft)
+                request.stats.add_positions(draft.depth, 0)
                 failures.append((request, UnsoundScoresError()))
                 continue
             try:
                 tokens = self._read(request, verdict, row)
                 self._advance(request, [token.id for token in tokens], verdict, row)
                 _count(request, draft, tokens, path)
-                request.stream.put(TokenEvent(tokens))
+                request.stream.put(TokenEvent(tokens, len(draft)))
                 _finish(request)
             except Exception as error:
                 failures.append((request, error))
@@ -87,7 +88,9 @@ def _count(request: Request, draft: Draft, tokens: Sequence[Token], path: Sequen
     stats = request.stats
     stats.num_steps += 1
     stats.drafted_tokens += len(draft)
-    stats.accepted_tokens += sum(bool(token.drafted) for token in tokens)
+    accepted = sum(bool(token.drafted) for token in tokens)
+    stats.accepted_tokens += accepted
+    stats.add_positions(draft.depth, accepted)
     stats.forced_tokens += sum(draft.kinds[node - 1] == FORCED for node in path[1 : len(tokens) + 1])
     stats.emitted_tokens += len(tokens)
     stats.plain_seconds += len(tokens) * request.plain_token_seconds

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from langchain_specdec.paths import is_own, read_own, write_own
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.paths import check_output, is_own, read_own, write_own
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
 
@@ -32,6 +33,32 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         write_own(tmp_path / "file", b"second")
     assert read_own(tmp_path / "file") == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, *inputs: Path | None) -> str:
+        with pytest.raises(InvalidParameterError) as caught:
+            check_output("--out", tmp_path / name, (".txt", ".md"), inputs)
+        return str(caught.value).replace(str(tmp_path), "T")
+
+    assert refused("a.gif") == "--out writes a file whose name ends in .txt, .md; got 'T/a.gif'."
+    assert refused("none/a.txt") == "--out T/none/a.txt: there is no folder 'T/none' to write it into."
+    (tmp_path / "folder.txt").mkdir()
+    assert refused("folder.txt") == "--out cannot write to 'T/folder.txt': it is a folder."
+    (tmp_path / "read.md").write_text("precious")
+    (tmp_path / "link.md").symlink_to(tmp_path / "read.md")
+    for name in ("read.md", "link.md", "../" + tmp_path.name + "/read.md"):
+        assert "would overwrite the file that is read" in refused(name, None, tmp_path / "read.md")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")
+        assert refused("pipe.txt") == "--out cannot write to 'T/pipe.txt': it is no regular file."
+    check_output("--out", tmp_path / "new.TXT", (".txt",), [tmp_path / "missing", None])
+    check_output("--out", tmp_path / "read.md", (".md",))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert refused("new.txt") == "--out cannot write to 'T/new.txt': permission denied."
+    assert (tmp_path / "read.md").read_text() == "precious"
 
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:

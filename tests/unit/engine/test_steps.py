@@ -301,6 +301,12 @@ def test_counts_fit_together(target: Any, engines: MakeEngine, references: Refer
     assert stats.tokens_per_step == 40 / stats.num_steps
     assert stats.decode_seconds > 0
     assert stats.tokens_per_second == 40 / stats.decode_seconds
+    # By place in the draft; a chain has one token at each.
+    assert sum(stats.drafted_per_position) == stats.drafted_tokens
+    assert sum(stats.accepted_per_position) == stats.accepted_tokens
+    assert sorted(stats.accepted_per_position, reverse=True) == stats.accepted_per_position
+    pairs = zip(stats.accepted_per_position, stats.drafted_per_position, strict=True)
+    assert all(accepted <= drafted <= stats.num_steps for accepted, drafted in pairs)
 
 
 def test_draft_tokens_beyond_the_end_are_not_counted_as_accepted(device: str, engines: MakeEngine) -> None:
@@ -333,10 +339,25 @@ def test_stats_of_several_requests_add_up() -> None:
         "num_steps": 6,
         "acceptance_rate": 0.75,
         "tokens_per_step": 3.5,
+        "drafted_per_position": [],
+        "accepted_per_position": [],
         "decode_seconds": 2.0,
         "predicted_gain": 2.0,
         "observed_gain": 1.5,
     }
+
+
+def test_counts_by_position_add_up_also_where_drafts_differ_in_length() -> None:
+    short, long = SpeculationStats(), SpeculationStats()
+    short.add_positions(2, 1)
+    long.add_positions(1, 0)
+    long.add_positions(4, 4)
+    assert (long.drafted_per_position, long.accepted_per_position) == ([2, 1, 1, 1], [1, 1, 1, 1])
+    total = short + long
+    assert (total.drafted_per_position, total.accepted_per_position) == ([3, 2, 1, 1], [2, 1, 1, 1])
+    assert (short.drafted_per_position, long.drafted_per_position) == ([1, 1], [2, 1, 1, 1]), "neither was changed"
+    assert total.as_dict()["accepted_per_position"] == [2, 1, 1, 1]
+    assert SpeculationStats(is_reported=False).as_dict()["drafted_per_position"] is None
 
 
 # --- How a step reads -------------------------------------------------------------------------------------------------
