@@ -23,6 +23,7 @@ FLOORS = (
     ("__main__", "cli"),
     ("bench",),
     ("__init__",),
+    ("documents",),
     ("llms", "chat_models"),
     ("langchain_base",),
     ("chat",),

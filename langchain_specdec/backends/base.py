@@ -76,6 +76,10 @@ class Backend(ABC):
         """Most tokens of a prompt and its completion together; None where it is not known."""
         return None
 
+    def more_room(self, num_tokens: int) -> str | None:
+        """How to make room for that many tokens of a prompt and its completion, for messages; None where one cannot."""
+        return None
+
     @staticmethod
     def check_grammar(grammar: Grammar) -> None:
         """Look at a grammar before a request has it. One that passes may still need too many tokens.
