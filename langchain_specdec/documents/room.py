@@ -92,7 +92,8 @@ class Room:
             backend.name_within(_PATIENCE_SECONDS)  # it is told with the name
         if backend.max_length is None:
             return None
-        return max(backend.max_length - (self.max_new_tokens or 0) - _IN_FRONT, 0)
+        room = backend.max_length - (self.max_new_tokens or 0)
+        return max(min(room, backend.max_prompt_length or room) - _IN_FRONT, 0)
 
     def as_data(self, text: str) -> str:
         """A document as it may stand in a prompt: in one that is all text, what looks like a special token is none."""
