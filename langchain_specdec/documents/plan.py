@@ -124,7 +124,7 @@ class Plan:
             msg = (
                 f"The summaries of {len(summaries)} pieces have {after} tokens together, and the pieces had {before}: "
                 f"so they never come to fit into one prompt. {self._fewer_new_tokens()} ask for shorter summaries, or "
-                'take method="refine".'
+                "take method='refine'."
             )
             raise GenerationError(msg)
         return parts
@@ -164,7 +164,7 @@ class Plan:
         more = "" if advice is None else f", or {advice}"
         return PromptTooLongError(
             f"Text and instruction have {size} tokens, and there is room for {self.room.limit}{self._beside()}. "
-            f'Take method="map_reduce" or "refine", which read it in pieces{more}.'
+            f"Take method='map_reduce' or method='refine', which read it in pieces{more}."
         )
 
     def _no_room(self, room: int, around: int, least: int, reserve: int) -> PromptTooLongError:

@@ -19,10 +19,8 @@ from langchain_specdec.documents.plan import Method, Plan, Stage, Step
 from langchain_specdec.documents.room import Room
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
 
-INSTRUCTION = (
-    "Provide a concise, objective summary of the text above as a list of key points, "
-    "with names and dates as in the text."
-)
+# Small models heed this one best of some that were tried.
+INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
 """What is asked for where nothing else is."""
 
 DocumentInput = str | Document | Sequence[str | Document]

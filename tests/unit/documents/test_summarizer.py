@@ -252,7 +252,7 @@ class TestErrors:
         assert backend_of(made).requests == []
 
     def test_stuff_says_how_much_and_what_else(self):
-        with pytest.raises(PromptTooLongError, match=r'have 6615 tokens, .* room for 4028 .* "refine"'):
+        with pytest.raises(PromptTooLongError, match=r"have 6615 tokens, .* room for 4028 .* method='refine'"):
             summarizer(method="stuff").invoke(LONG)
 
     @pytest.mark.parametrize(
