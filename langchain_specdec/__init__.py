@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.backends.tgi import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
+    from langchain_specdec.documents.summarizer import DocumentSummarizer
     from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
     from langchain_specdec.sampling.params import SamplingParams
 
 __all__ = [
     "ChatSpeculative",
+    "DocumentSummarizer",
     "Grammar",
     "LocalBackend",
     "SamplingParams",
@@ -28,6 +30,7 @@ __all__ = [
 # Imported on first use: torch and transformers take seconds, which `specdec --help` should not.
 _HOMES = {
     "ChatSpeculative": "langchain_specdec.chat_models",
+    "DocumentSummarizer": "langchain_specdec.documents.summarizer",
     "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
     "SamplingParams": "langchain_specdec.sampling.params",

@@ -24,6 +24,7 @@ FLOORS = (
     ("bench",),
     ("pages",),
     ("__init__",),
+    ("documents",),
     ("llms", "chat_models"),
     ("langchain_base",),
     ("chat",),

@@ -76,6 +76,15 @@ class Backend(ABC):
         """Most tokens of a prompt and its completion together; None where it is not known."""
         return None
 
+    @property
+    def max_prompt_length(self) -> int | None:
+        """Most tokens of a prompt alone, where it has a limit of its own that is known; else None."""
+        return None
+
+    def more_room(self, num_tokens: int) -> str | None:
+        """How to make room for that many tokens of a prompt and its completion, for messages; None where one cannot."""
+        return None
+
     @staticmethod
     def check_grammar(grammar: Grammar) -> None:
         """Look at a grammar before a request has it. One that passes may still need too many tokens.

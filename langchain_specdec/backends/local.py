@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.local_options import LocalOptions, checked_options
 from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.room import larger_max_length
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
@@ -153,6 +154,10 @@ class LocalBackend(Backend):
     def max_length(self) -> int:
         """Most tokens of a prompt and its completion together."""
         return self.engine.runner.max_length
+
+    def more_room(self, num_tokens: int) -> str | None:
+        """How to load the model with room for so many tokens of a prompt and its completion; None where it has none."""
+        return larger_max_length(num_tokens, self.engine.runner.max_positions)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -37,6 +37,7 @@ def profile_of(backend: Backend, max_new_tokens: int) -> ModelProfile:
         profile["name"] = backend.model_name
     if (limit := backend.max_length) is not None:
         # An agent may divide by it.
-        profile["max_input_tokens"] = max(1, limit - max_new_tokens)
+        room = limit - max_new_tokens
+        profile["max_input_tokens"] = max(1, min(room, backend.max_prompt_length or room))
         profile["max_output_tokens"] = max(1, min(max_new_tokens, limit - 1))
     return profile

@@ -15,6 +15,7 @@ from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
 from langchain_specdec.cli.options import Command
+from langchain_specdec.cli.summarize import summarize
 from langchain_specdec.cli.terminal_text import visible
 
 # Of the click that typer comes with, or stands on.
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, bench, chat, doctor):
+for command in (demo, generate, summarize, bench, chat, doctor):
     app.command(cls=Command)(command)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import FLAGS, SYSTEM, Given, takes_options, text_of
+from langchain_specdec.cli.options import FLAG_NAMES, FLAGS, SYSTEM, Given, takes_options, text_of
+from langchain_specdec.cli.reporting import with_flags
 from langchain_specdec.cli.standard_input import is_terminal, read_line
 from langchain_specdec.cli.terminal_text import printable, visible
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
@@ -87,7 +88,7 @@ def _talk(model: ChatSpeculative, messages: list[BaseMessage], history: Path | N
             if not is_dialogue:
                 raise
             hint = " /reset forgets the conversation." if isinstance(error, PromptTooLongError) else ""
-            print(f"error: {visible(str(error))}{hint}", file=sys.stderr)
+            print(f"error: {visible(with_flags(str(error), FLAG_NAMES))}{hint}", file=sys.stderr)
             continue
         end(answer)
         if not answer.content:

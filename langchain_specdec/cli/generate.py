@@ -70,7 +70,17 @@ def _read_prompt(prompt: str | None) -> str:
     return text
 
 
-def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_chat: bool | None) -> str | list[int]:
+def takes_chat(backend: LocalBackend, system: str | None, is_chat: bool | None) -> bool:
+    """Whether prompts are to be messages in the model's chat format.
+
+    Args:
+        backend: The model.
+        system: The system message that is asked for.
+        is_chat: `--chat`, `--raw`, or None: messages where the model has a format.
+
+    Raises:
+        InvalidParameterError: The model has no format, or a raw prompt no place for a system message.
+    """
     has_format = backend.tokenizer.chat_template is not None
     if system is not None and is_chat is False:
         msg = "--system has no place in a raw prompt: leave out --raw, or put it into the prompt."
@@ -81,7 +91,11 @@ def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_cha
             f"{backend.model_name} has no chat format. Leave {flag} out, or take the model's chat or instruct version."
         )
         raise InvalidParameterError(msg)
-    if not has_format or is_chat is False:
+    return has_format and is_chat is not False
+
+
+def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_chat: bool | None) -> str | list[int]:
+    if not takes_chat(backend, system, is_chat):
         return text
     from langchain_specdec.chat.template import ChatTemplate
 

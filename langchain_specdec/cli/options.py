@@ -58,6 +58,9 @@ FLAGS: Mapping[str, Option] = {
     "named": Option(None, "Any sampling parameter, its value as JSON or as text. May be repeated.", list),
 }
 """Every option that a command can take: what can be written on a command line, and `-o` under the name `named`."""
+_OTHER_NAMES = {"logit_bias": "-o logit_bias", "grammar": "--schema or --regex"}
+FLAG_NAMES: Mapping[str, str] = {name: flag_of(name) for name in FLAGS} | _OTHER_NAMES
+"""How the command line writes options, by their names in Python."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ def takes_options(
             *(_parameter(p.name, *get_args(p.annotation)[1:]) if p.name in checked else p for p in own),
             _parameter("debug", _DEBUG, OUTPUT),
         ]
-        names = {p.name: flag_of(p.name) for p in parameters}
-        names |= {"logit_bias": "-o logit_bias", "grammar": "--schema or --regex"}
+        names = {p.name: flag_of(p.name) for p in parameters} | _OTHER_NAMES
 
         def run(**values: Any) -> None:
             with reported(debug=values["debug"], flags=names):

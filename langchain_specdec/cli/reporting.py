@@ -13,7 +13,7 @@ from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
 from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported"]
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported", "with_flags"]
 
 WRONG_USE = 2
 
@@ -44,7 +44,7 @@ def reported(*, debug: bool = False, flags: Mapping[str, str] | None = None) -> 
         if debug:
             raise
         # It may quote a model's files, such as what its chat template raises.
-        print(f"error: {visible(_with_flags(_message(error), flags or {}))}", file=sys.stderr)
+        print(f"error: {visible(with_flags(_message(error), flags or {}))}", file=sys.stderr)
         code = WRONG_USE if isinstance(error, InvalidParameterError) else FAILED
         raise typer.Exit(code) from None
 
@@ -59,10 +59,11 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
-def _with_flags(text: str, flags: Mapping[str, str]) -> str:
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
     """The message with `--draft-model` in place of `draft_model`, and without what is said of Python alone."""
     if not flags:
         return text
+    text = text.replace("DocumentSummarizer", "specdec summarize")
     text = re.sub(r" \(\w+ in SpeculativeLLM\)|, or None( for all tokens)?(?=,)", "", text)
 
     def flag(match: re.Match[str]) -> str:

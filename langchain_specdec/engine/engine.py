@@ -166,7 +166,8 @@ class Engine:
         if (reason := self.runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
-        check_prompt(prompt_ids, params, self.runner.vocab_size, self.runner.max_length)
+        runner = self.runner
+        check_prompt(prompt_ids, params, runner.vocab_size, runner.max_length, runner.max_positions)
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from langchain_specdec.completions.room import larger_max_length, prompt_too_long
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.stopping import StopChecker
-from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.choice import SparseBias, TokenHistory
@@ -129,7 +130,13 @@ def make_stopper(
     return StopChecker(detokenizer, *limits, tokenizer.special_texts, shown_specials, is_at_end)
 
 
-def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_size: int, max_length: int) -> None:
+def check_prompt(
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    vocab_size: int,
+    max_length: int,
+    max_positions: int | None = None,
+) -> None:
     """Refuse a prompt that cannot be run.
 
     Args:
@@ -137,6 +144,7 @@ def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_size: 
         params: How it is to go on.
         vocab_size: Number of the model's tokens.
         max_length: Positions of a slot.
+        max_positions: Most positions that a slot of this model can have; None where that is not known.
 
     Raises:
         InvalidParameterError: It is empty, or a token of it or of `logit_bias` is unknown.
@@ -150,9 +158,5 @@ def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_size: 
         msg = f"Token id {unknown} is not in the model's vocabulary (0 to {vocab_size - 1})."
         raise InvalidParameterError(msg)
     if len(prompt_ids) + params.max_new_tokens > max_length:
-        msg = (
-            f"The prompt has {len(prompt_ids)} tokens and max_new_tokens is {params.max_new_tokens}, together "
-            f"more than the {max_length} positions of a slot. Shorten the prompt, lower max_new_tokens, or load the "
-            f"model with a larger max_length."
-        )
-        raise PromptTooLongError(msg)
+        more_room = larger_max_length(len(prompt_ids) + params.max_new_tokens, max_positions)
+        raise prompt_too_long(len(prompt_ids), params.max_new_tokens, max_length, "max_length", more_room)

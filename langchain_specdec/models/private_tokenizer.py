@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from typing_extensions import Self
 
+from langchain_specdec.completions.room import IN_PIECES
 from langchain_specdec.errors import PromptTooLongError, UnsupportedModelError
 from langchain_specdec.options import check_unicode
 
@@ -143,8 +144,9 @@ def encode_within(encode: Callable[[str], list[int]], text: str, what: str, limi
     while size < len(text):
         if len(encode(text[:size])) > 2 * (limit or 0):
             msg = (
-                f"The {what} is too long: it has {len(text)} characters, and its first {size} alone are more than the "
-                f"{limit} tokens that there is room for. Shorten it, or load the model with a larger max_length."
+                f"The {what} is too long: it has {len(text)} characters, and its first {size} alone have more tokens "
+                f"than max_length, which is {limit}. Shorten it, or load the model with a larger max_length if it "
+                f"takes one. {IN_PIECES}"
             )
             raise PromptTooLongError(msg)
         size *= 4

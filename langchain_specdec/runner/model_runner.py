@@ -13,7 +13,7 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.model_inputs import ModelInputs
+from langchain_specdec.runner.model_inputs import ModelInputs, max_positions
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
@@ -48,6 +48,8 @@ class ModelRunner:
         self.compiled = compiled
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
+        self.max_positions = max_positions(config)
+        """The most that `max_length` could be; None where the model does not say."""
         embeddings = model.get_input_embeddings().weight
         self._num_embeddings = len(embeddings)
         self.device: torch.device = embeddings.device

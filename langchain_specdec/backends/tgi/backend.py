@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
-from langchain_specdec.backends.tgi.errors import Failures
+from langchain_specdec.backends.tgi.errors import Failures, larger_server
 from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
 from langchain_specdec.backends.tgi.grammars import served
 from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
@@ -30,13 +30,13 @@ from langchain_specdec.backends.tgi.server_facts import ServerFacts, SoonKnown
 from langchain_specdec.backends.tgi.speculation_warner import SpeculationWarner
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
+from langchain_specdec.completions.room import prompt_too_long
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.errors import (
     BackendUnavailableError,
     EngineClosedError,
     InvalidParameterError,
-    PromptTooLongError,
     SpeculatingServerWarning,
 )
 from langchain_specdec.grammar.grammar import Grammar
@@ -183,6 +183,15 @@ class TGIBackend(Backend):
     def max_length(self) -> int | None:
         """Most tokens of a prompt and its completion together; None until the server has told."""
         return self._facts.info.max_total_tokens if self._facts.info else None
+
+    @property
+    def max_prompt_length(self) -> int | None:
+        """Most tokens of a prompt alone; None until the server has told."""
+        return self._facts.info.max_input_tokens if self._facts.info else None
+
+    def more_room(self, num_tokens: int) -> str:
+        """How to start the server with room for so many tokens of a prompt and its completion."""
+        return larger_server(num_tokens)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -366,12 +375,8 @@ class TGIBackend(Backend):
             return 0
         count = len(await self._tokenize(prompt, info))
         if limit is not None and is_unchecked and count + params.max_new_tokens > limit:
-            msg = (
-                f"The prompt has {count} tokens and max_new_tokens is {params.max_new_tokens}, together more than the "
-                f"{limit} tokens of the TGI server. Shorten the prompt, lower max_new_tokens, or start the server with "
-                f"a larger --max-total-tokens."
-            )
-            raise PromptTooLongError(msg)
+            more_room = self.more_room(count + params.max_new_tokens)
+            raise prompt_too_long(count, params.max_new_tokens, limit, "max_total_tokens of the TGI server", more_room)
         return count
 
     async def _tokenize(self, text: str, info: ServerInfo) -> list[int]:

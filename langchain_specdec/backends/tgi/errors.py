@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from langchain_specdec.completions.room import IN_PIECES
 from langchain_specdec.errors import (
     AuthenticationError,
     BackendUnavailableError,
@@ -235,12 +236,22 @@ class Failures:
 
     def _refused(self, message: str) -> InvalidParameterError:
         message = message.removeprefix(_REFUSAL)
-        kind = PromptTooLongError if message.startswith(_TOO_LONG) else InvalidParameterError
-        return kind(f"The TGI server refuses the request: {self._quote(message)}")
+        refused = f"The TGI server refuses the request: {self._quote(message)}"
+        if not message.startswith(_TOO_LONG):
+            return InvalidParameterError(refused)
+        advice = f"Lower max_new_tokens, or shorten the prompt, or {larger_server()}. {IN_PIECES}"
+        return PromptTooLongError(f"{refused.rstrip('.')}. {advice}")
 
     def _quote(self, message: str, limit: int = 500) -> str:
         # Masked first: half a key would not be recognised.
         return in_short(self._redact(message), limit)
+
+
+def larger_server(num_tokens: int | None = None) -> str:
+    """How to start a TGI server with room for so many tokens of a prompt and its completion, or for more."""
+    if num_tokens is None:
+        return "start the server with a larger --max-total-tokens (launch_tgi: max_total_tokens=)"
+    return f"start the server with --max-total-tokens {num_tokens} or more (launch_tgi: max_total_tokens={num_tokens})"
 
 
 def _refuses_grammar(said: str) -> bool:
