@@ -25,6 +25,7 @@ FLOORS = (
     ("__init__",),
     ("llms", "chat_models"),
     ("langchain_base",),
+    ("construction",),
     ("chat",),
     ("backends",),
     ("engine",),
