@@ -51,12 +51,15 @@ class ModelConstructors(BaseModel):
         @spelled_out(LocalOptions, rest="values")
         def __init__(
             self,
-            *,
+            *unnamed: Any,
             model: ModelSource | None = None,
             backend: Backend | None = None,
             tokenizer: Any = None,
             **values: Any,
         ) -> None:
+            if unnamed:
+                msg = f'A model is given by name, as {type(self).__name__}(model="embedded"), and so is all else.'
+                raise InvalidParameterError(msg)
             given = {"model": model, "backend": backend, "tokenizer": tokenizer, **values}
             fields, loaded = self._with_backend(given)
             try:
@@ -93,8 +96,8 @@ class ModelConstructors(BaseModel):
             raise InvalidParameterError(msg)
         if loading:
             msg = (
-                f"{', '.join(loading)}: so a model is loaded, and a backend has its model already. Give that to "
-                f"LocalBackend(...), or model= in place of backend=."
+                f"{', '.join(loading)}: options of a model that is loaded here, and a backend has its model already. "
+                f"Give them to LocalBackend(...), or give model= in place of backend=."
             )
             raise InvalidParameterError(msg)
         return cls._checked(named), None
