@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SecretStr
-from typing_extensions import Self
+from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
@@ -28,13 +28,15 @@ from langchain_specdec.chat.structured_output import forced_tools, form_of_respo
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
+from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
-from langchain_specdec.parameter_names import named_parameters
+from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
+
+    from langchain_specdec.construction import keywords
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -49,8 +51,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         ```python
         from langchain_specdec import ChatSpeculative
 
-        model = ChatSpeculative.from_model_id("HuggingFaceTB/SmolLM2-1.7B-Instruct", max_tokens=200)
+        model = ChatSpeculative(model="HuggingFaceTB/SmolLM2-1.7B-Instruct", max_tokens=200)
         ```
+        `model` is an id, a local folder or a loaded model, and is loaded at once, with the options of `LocalOptions`.
 
     Invoke, stream, batch (and `ainvoke`, `astream`, `abatch`):
         ```python
@@ -115,14 +118,29 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     # The first time a template is compiled, which takes longer than all else.
     _has_rendered: bool = PrivateAttr(default=False)
 
-    if not TYPE_CHECKING:
+    # Narrower than what both models share, where any keyword may come.
+    if TYPE_CHECKING:
 
-        def __init__(self, **values: Any) -> None:
-            super().__init__(**values)
-            checked_timeout(self.timeout)
-            # The template is made at once, so that a model without one is refused before it is used.
-            if not self._must_ask:
-                self._template_of(self._known_tokenizer)
+        def __init__(self, **kwargs: Unpack[keywords.ChatKeywords]) -> None: ...
+        @override
+        @classmethod
+        def from_model_id(  # type: ignore[override]
+            cls, model_id: keywords.ModelSource, **kwargs: Unpack[keywords.ChatLoading]
+        ) -> Self: ...
+        @override
+        @classmethod
+        def from_tgi(cls, base_url: str, **kwargs: Unpack[keywords.ChatConnection]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
+        def launch_tgi(  # type: ignore[override]
+            cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.ChatLaunch]
+        ) -> Self: ...
+
+    def _check_made(self) -> None:
+        checked_timeout(self.timeout)
+        # The template is made at once, so that a model without one is refused before it is used.
+        if not self._must_ask:
+            self._template_of(self._known_tokenizer)
 
     @property
     def _known_tokenizer(self) -> Any:
@@ -159,11 +177,6 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         # A server is not asked for a name that only errors show.
         name = "The server's model" if self.backend.is_remote else self.backend.model_name
         return ChatTemplate(tokenizer, name, self.chat_template, self.chat_template_kwargs)
-
-    @property
-    def model_name(self) -> str:
-        """Name of the model."""
-        return self.backend.model_name
 
     @property
     def _llm_type(self) -> str:
@@ -328,7 +341,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> AskedCall:
         """What can be refused before a server is asked for its model."""
-        named = named_parameters(kwargs, PARAMETERS | CALL_OPTIONS)
+        named = self._named(kwargs, PARAMETERS | CALL_OPTIONS)
         options = {name: named.pop(name, None) for name in CALL_OPTIONS}
         seconds = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         limit = TimeLimit(seconds, time.monotonic())

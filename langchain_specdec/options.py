@@ -85,25 +85,35 @@ def options_of(declared: Any) -> dict[str, Option]:
     return {name: hint.__metadata__[0] for name, hint in declared.__annotations__.items()}
 
 
-def spelled_out(declared: Any) -> Callable[[F], F]:
-    """Give a function that takes a `TypedDict` as `**options` a signature with each of its keys, for `help`."""
+def spelled_out(declared: Any, rest: str = "") -> Callable[[F], F]:
+    """Give a function that takes a `TypedDict` as its `**options` a signature with each of the keys, for `help`.
+
+    Args:
+        declared: The `TypedDict`. None is the default of a key that no `Option` annotates.
+        rest: Name of what the function takes beside these as `**rest`; "" where that is nothing.
+    """
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
-        named = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=hint.__metadata__[0].default,
-                annotation=getattr(hint.__origin__, "__forward_arg__", hint.__origin__),
-            )
-            for name, hint in declared.__annotations__.items()
+        own = [
+            each for each in signature.parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         ]
-        parameters = [*list(signature.parameters.values())[:-1], *named]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        named = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, default, annotation in map(_parameter, *zip(*declared.__annotations__.items(), strict=True))
+        ]
+        others = [inspect.Parameter(rest, inspect.Parameter.VAR_KEYWORD)] if rest else []
+        function.__signature__ = signature.replace(parameters=[*own, *named, *others])  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+def _parameter(name: str, hint: Any) -> tuple[str, Any, Any]:
+    """The name, the default and the type of a key."""
+    options = getattr(hint, "__metadata__", ())
+    kind = getattr(hint, "__origin__", hint) if options else hint
+    return name, options[0].default if options else None, getattr(kind, "__forward_arg__", kind)
 
 
 def check_unicode(what: str, text: str) -> None:

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 
 ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens", "stop_sequences": "stop"}
 """What other LangChain packages call our parameters."""
+LOADING_ALIASES: Mapping[str, str] = {"model_id": "model", "model_name": "model", "draft_model_id": "draft_model"}
+"""What they call the model, where one is loaded."""
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
     """Raise unless all names are known.
 
     Raises:
-        InvalidParameterError: A name is unknown; the message lists the known ones.
+        InvalidParameterError: A name is unknown; the message has the nearest known one, and lists all.
     """
     if unknown := sorted(set(given) - set(known)):
-        msg = f"Unknown parameter {', '.join(map(repr, unknown))}. Known are: {', '.join(sorted(known))}."
+        nearest = [match for name in unknown for match in get_close_matches(name, sorted(known), 1, 0.7)]
+        hint = f"Did you mean {', '.join(map(repr, nearest))}? " if nearest else ""
+        msg = f"Unknown parameter {', '.join(map(repr, unknown))}. {hint}Known are: {', '.join(sorted(known))}."
         raise InvalidParameterError(msg)
 
 
-def named_parameters(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def named_parameters(
+    values: Mapping[str, Any], known: Collection[str], aliases: Mapping[str, str] = ALIASES
+) -> dict[str, Any]:
     """The values under this package's own names, without those that are None: those are not given.
 
     Raises:
         InvalidParameterError: A name is unknown, or a parameter is given under two names.
     """
-    refuse_unknown(values, {*known, *ALIASES})
-    values = {name: value for name, value in values.items() if value is not None}
-    for alias, name in ALIASES.items():
-        if alias in values and name in values:
-            msg = f"{alias} and {name} are one parameter: give only one of them."
+    refuse_unknown(values, {*known, *aliases})
+    given: dict[str, str] = {}
+    # Names of our own come last, so that a message has the other name first.
+    for alias in sorted((name for name, value in values.items() if value is not None), key=lambda n: n not in aliases):
+        name = aliases.get(alias, alias)
+        if name in given:
+            msg = f"{given[name]} and {alias} are one parameter: give only one of them."
             raise InvalidParameterError(msg)
-    return {ALIASES.get(name, name): value for name, value in values.items()}
+        given[name] = alias
+    return {aliases.get(name, name): value for name, value in values.items() if value is not None}
 
 
 def join_stops(*sources: Any) -> list[Any]:

@@ -27,6 +27,7 @@ FLOORS = (
     ("documents",),
     ("llms", "chat_models"),
     ("langchain_base",),
+    ("construction",),
     ("chat",),
     ("backends",),
     ("engine",),

@@ -30,4 +30,4 @@ def open_model(
     """The model that was chosen; `local` are options of an engine in this process, which a server has its own for."""
     if options.tgi:
         return kind.from_tgi(options.tgi, tokenizer=options.model_id, **fields)
-    return kind.from_model_id(options.model_id or options.default_model_id, **(local or {}), **fields)
+    return kind(model=options.model_id or options.default_model_id, **(local or {}), **fields)

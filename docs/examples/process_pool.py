@@ -20,7 +20,7 @@ PROMPTS = ("The sea is", "The moon is", "The wind is")
 @functools.cache
 def model() -> SpeculativeLLM:
     """The model of this process, loaded when it is first asked for, and never taken along from another process."""
-    return SpeculativeLLM.from_model_id(os.environ.get("MODEL_ID", "embedded"), num_slots=2, max_new_tokens=24)
+    return SpeculativeLLM(model=os.environ.get("MODEL_ID", "embedded"), num_slots=2, max_new_tokens=24)
 
 
 def complete(prompt: str) -> str:

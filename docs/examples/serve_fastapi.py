@@ -35,7 +35,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the model in the worker that runs it, once, and close it when the server ends."""
     # In a thread, so that the event loop answers signals meanwhile.
     model = await asyncio.to_thread(
-        ChatSpeculative.from_model_id, os.environ.get("MODEL_ID", "embedded"), num_slots=2, timeout=60
+        ChatSpeculative, model=os.environ.get("MODEL_ID", "embedded"), num_slots=2, timeout=60
     )
     with model:
         app.state.model = model

@@ -21,7 +21,7 @@ PROMPT = PromptTemplate.from_template("Three things to pack for {place}:")
 def main(base_url: str, model_id: str) -> None:
     """Ask all three and print what they say."""
     fields = {"max_new_tokens": 32}
-    local = SpeculativeLLM.from_model_id(model_id, **fields)
+    local = SpeculativeLLM(model=model_id, **fields)
     # Nothing is sent to the server before it is used.
     remote = SpeculativeLLM.from_tgi(base_url, max_retries=0, **fields)
 

@@ -60,7 +60,7 @@ class LocalBackend(Backend):
         options: See `LocalOptions`.
 
     Raises:
-        InvalidParameterError: An option is out of its range, or options contradict each other.
+        InvalidParameterError: An option is unknown or out of its range, or options contradict each other.
         UnsupportedModelError: The model, or the pair of models, cannot be run.
     """
 

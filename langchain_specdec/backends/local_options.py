@@ -6,12 +6,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from typing_extensions import TypedDict
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option, options_of
+from langchain_specdec.parameter_names import refuse_unknown
 from langchain_specdec.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from langchain_specdec.engine.step_cost import StepCost
 
-DRAFTERS = ("auto", "prompt_lookup", "draft_model", "none")
+DrafterName = Literal["auto", "prompt_lookup", "draft_model", "none"]
+DRAFTERS: tuple[str, ...] = get_args(DrafterName)
 """Names of the drafters that can be asked for."""
 _COMPILE_MODES = ("auto", "off", "reduce-overhead", "max-autotune")
 
@@ -29,7 +31,7 @@ _COMPILE_MODES = ("auto", "off", "reduce-overhead", "max-autotune")
 class DraftOptions(TypedDict, total=False):
     """What is drafted."""
 
-    drafter: Annotated[str, Option(
+    drafter: Annotated[DrafterName, Option(
         "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers and by "
         "the target's recent candidates, or the draft model where there is one and it promises more; `prompt_lookup`: "
         "the request's own text only; `draft_model`; `none`.", str, words=DRAFTERS)]
@@ -105,17 +107,14 @@ def checked_options(given: Mapping[str, Any]) -> LocalOptions:
     """All options: those that are given, and the defaults of the others and of those that are None.
 
     Raises:
-        InvalidParameterError: One is out of its range, or they contradict each other.
-        TypeError: There is no option of that name.
+        InvalidParameterError: One is unknown or out of its range, or they contradict each other.
     """
-    if unknown := next((name for name in given if name not in OPTIONS), None):
-        msg = f"LocalBackend.__init__() got an unexpected keyword argument {unknown!r}"
-        raise TypeError(msg)
+    refuse_unknown(given, OPTIONS)
     options: Any = {name: option.or_default(given.get(name)) for name, option in OPTIONS.items()}
     drafter, has_draft_model = options["drafter"], options["draft_model"] is not None
     OPTIONS["drafter"].check("drafter", drafter)
     if drafter == "draft_model" and not has_draft_model:
-        msg = "drafter='draft_model' needs a draft model: give draft_model (draft_model_id in SpeculativeLLM)."
+        msg = "drafter='draft_model' needs a draft model: give draft_model."
         raise InvalidParameterError(msg)
     if drafter in ("prompt_lookup", "none") and has_draft_model:
         msg = f"drafter={drafter!r} would never use the draft model. Leave it out, or take 'auto' or 'draft_model'."

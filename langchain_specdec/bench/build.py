@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_specdec.backends.local import LocalBackend
-from langchain_specdec.backends.local_options import checked_options
+from langchain_specdec.backends.local_options import DrafterName, checked_options
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.bench.contestant_peers import FlashspecContestant, GenerateContestant
@@ -28,7 +28,12 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 from langchain_specdec.sampling.params import SamplingParams
 
-_DRAFTERS = {"plain": "none", "prompt_lookup": "prompt_lookup", "draft_model": "draft_model", "auto": "auto"}
+_DRAFTERS: dict[str, DrafterName] = {
+    "plain": "none",
+    "prompt_lookup": "prompt_lookup",
+    "draft_model": "draft_model",
+    "auto": "auto",
+}
 # Peers draft so many tokens where the contestant has no setting: what their authors measured with.
 _PEER_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None}
 # Contestants may write beyond the last token, so this many positions stay free.

@@ -133,7 +133,7 @@ def test_examples_of_the_tgi_page_have_answers(example, names, capsys, monkeypat
 
     def from_tgi(place: str, *, speculate: int | None = None, **fields: Any) -> SpeculativeLLM:
         del place, speculate
-        return SpeculativeLLM.from_model_id("embedded", num_slots=1, max_length=512, **fields)
+        return SpeculativeLLM(model="embedded", num_slots=1, max_length=512, **fields)
 
     monkeypatch.setattr(SpeculativeLLM, "from_tgi", from_tgi)
     monkeypatch.setattr(SpeculativeLLM, "launch_tgi", from_tgi)
@@ -265,7 +265,7 @@ def test_files_named_in_how_it_works_exist():
 
 @pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
 def test_names_in_tables_exist(page):
-    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields, "draft_model_id"}
+    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields}
     info = Completion((), FinishEvent("length", 1, 0, 0)).info()
     known |= {*errors.__all__, *info, *(f"speculation.{name}" for name in info["speculation"]), "logprobs"}
     rows = re.findall(r"^\| (`[^|]*`) \|", page.read_text(encoding="utf-8"), re.MULTILINE)

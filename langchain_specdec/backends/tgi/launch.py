@@ -6,9 +6,11 @@ import inspect
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
+from typing_extensions import Unpack
 
 from langchain_specdec.backends.tgi.backend import TGIBackend
 from langchain_specdec.backends.tgi.client import make_client
+from langchain_specdec.backends.tgi.launch_options import LaunchOptions
 from langchain_specdec.backends.tgi.options import checked_key, checked_options
 from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.errors import InvalidParameterError
@@ -17,19 +19,15 @@ from langchain_specdec.parameter_names import refuse_unknown
 _ANY_PORT = "http://127.0.0.1"
 
 
-def launch_backend(
-    model_id: str, *, speculate: int | None = 4, api_key: Any = None, tokenizer: Any = None, **options: Any
-) -> TGIBackend:
+def launch_backend(model_id: str, *, speculate: int | None = 4, **options: Unpack[LaunchOptions]) -> TGIBackend:
     """Start a server and connect to it; closing the backend ends the server.
 
     Args:
         model_id: Model id or local folder.
         speculate: Tokens to draft per step; None is TGI's own choice. Answers of a given form need 0: while TGI
             speculates, it breaks most grammars. A second server or the engine in this process are other ways.
-        api_key: Key that the server is to ask for.
-        tokenizer: See `TGIBackend`.
-        options: Parameters of `TGIBackend`, fields of `tgi_launcher.TGIConfig`, and parameters of
-            `tgi_launcher.TGIServer`, such as `on_progress` and `restart`.
+        options: Parameters of `TGIBackend`, whose `api_key` the server is to ask for; fields of
+            `tgi_launcher.TGIConfig`; and parameters of `tgi_launcher.TGIServer`, such as `on_progress` and `restart`.
 
     Raises:
         InvalidParameterError: A parameter is unknown or out of its range. Raised before anything is started.
@@ -42,14 +40,15 @@ def launch_backend(
     serving = set(inspect.signature(TGIServer).parameters) - {"config"}
     refuse_unknown(options, {*ours, *TGIConfig.model_fields, *serving})
     # Of all of these, None is the default.
-    options = {name: value for name, value in options.items() if value is not None}
-    mine = {name: value for name, value in options.items() if name in ours}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    mine = {name: value for name, value in given.items() if name in ours}
+    api_key, tokenizer = mine.pop("api_key", None), mine.pop("tokenizer", None)
     # All that can be wrong is found before a server is started, which takes minutes.
     checked_options(mine.get("read_timeout"), mine.get("max_retries"), mine.get("max_concurrency"))
     key = checked_key(api_key, _ANY_PORT)
     make_client(mine.get("client", "auto"), _ANY_PORT, None)
     loaded = LocalTokenizer.load(tokenizer)
-    theirs = {name: value for name, value in options.items() if name not in ours | serving}
+    theirs: dict[str, Any] = {name: value for name, value in given.items() if name not in ours | serving}
     try:
         config = TGIConfig(
             model_id=model_id, speculate=speculate, api_key=None if key is None else SecretStr(key), **theirs
@@ -63,7 +62,7 @@ def launch_backend(
         msg = f"The TGI server cannot be started so: {'; '.join(problems)}."
         raise InvalidParameterError(msg) from None
     try:
-        server = TGIServer(config, **{name: value for name, value in options.items() if name in serving})
+        server = TGIServer(config, **{name: value for name, value in given.items() if name in serving})
     except ValueError as error:
         raise InvalidParameterError(str(error)) from error
     server.start()

@@ -53,7 +53,7 @@ class SpeculationWarner:
         msg = (
             f"The TGI server at {self._url} speculates ({why}), and TGI then breaks most grammars: many answers of a "
             f"given form will not fit and end with an error. Start it with speculate=0, use a second server with "
-            f"speculate=0 for such answers, or run the model in this process (from_model_id), which holds grammars and "
+            f"speculate=0 for such answers, or run the model in this process (model=...), which holds grammars and "
             f"speculates."
         )
         warnings.warn(msg, SpeculatingServerWarning, stacklevel=2)

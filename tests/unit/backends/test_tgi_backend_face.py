@@ -231,7 +231,7 @@ def test_addresses_that_are_some(url):
         ({"api_key": "a\nb"}, "api_key must be"),
         ({"api_key": 3}, "api_key must be"),
         ({"tokenizer": 3}, "tokenizer must be"),
-        ({"temprature": 0.5}, "Unknown parameter 'temprature'.*read_timeout"),
+        ({"temprature": 0.5}, "Unknown parameter 'temprature'. Did you mean 'temperature'.*read_timeout"),
         ({"drafter": "none"}, "Unknown parameter 'drafter'"),
         ({"server": object()}, "Unknown parameter 'server'"),
         ({"temperature": -1}, "temperature must be"),
@@ -264,7 +264,7 @@ def test_other_fields_are_checked_before_a_server_is_started(monkeypatch):
     monkeypatch.setattr("tgi_launcher.TGIServer.start", lambda self: pytest.fail("a server was started"))
     for make in (SpeculativeLLM.from_tgi, SpeculativeLLM.launch_tgi):
         with pytest.raises(ValidationError, match="streaming"):
-            make(NOWHERE, streaming="please")
+            make(NOWHERE, streaming="please")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", ["hf_abcdefgh", SecretStr("hf_abcdefgh")])

@@ -474,7 +474,7 @@ def test_from_model_id_checks_before_it_loads(tmp_path: Any) -> None:
     with pytest.raises(InvalidParameterError, match="temperature must be"):
         ChatSpeculative.from_model_id(tmp_path / "nothing", temperature=-1)
     with pytest.raises(InvalidParameterError, match="Unknown parameter 'colour'"):
-        ChatSpeculative.from_model_id(tmp_path / "nothing", colour="red")
+        ChatSpeculative.from_model_id(tmp_path / "nothing", colour="red")  # type: ignore[call-arg]
     with pytest.raises(UnsupportedModelError, match="has no chat template"):
         ChatSpeculative.from_model_id(tiny_model(), tokenizer=chat_tokenizer(None), num_slots=1, max_length=64)
 

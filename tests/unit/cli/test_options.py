@@ -58,7 +58,7 @@ def test_a_backend_s_signature_names_every_option() -> None:
     keywords = list(inspect.signature(LocalBackend).parameters.values())[2:]
     assert {keyword.name: keyword.default for keyword in keywords} == {n: o.default for n, o in OPTIONS.items()}
     assert all(keyword.kind is inspect.Parameter.KEYWORD_ONLY for keyword in keywords)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_lenght'"):
+    with pytest.raises(InvalidParameterError, match=r"'max_lenght'\. Did you mean 'max_length'"):
         LocalBackend("x", max_lenght=3)  # type: ignore[call-arg]
 
 
