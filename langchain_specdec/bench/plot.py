@@ -11,6 +11,7 @@ from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.paths import write_own
+from tgi_launcher.extras import install_command
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _BAR_INCHES = 0.22
@@ -34,7 +35,7 @@ def check_plot(path: Path) -> None:
         msg = f"--plot cannot write to {str(path)!r}: {'it is a folder' if path.is_dir() else 'permission denied'}."
         raise InvalidParameterError(msg)
     if importlib.util.find_spec("matplotlib") is None:
-        msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'
+        msg = f"--plot needs matplotlib:\n    {install_command('bench')}"
         raise MissingDependencyError(msg)
 
 
