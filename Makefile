@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint format docs rehearse \
-  rehearse-transformers4 gpu-check clean
+  rehearse-transformers4 gpu-check release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ rehearse-transformers4: $(STAMP4) ## Rehearse it on transformers 4.57
 
 gpu-check: $(STAMP) ## Pack that check for a machine with a GPU and no network; SPLIT=BYTES, WORKLOAD=FILE
 	@$(VENV)/bin/python -m tools.gpu_pack $(if $(SPLIT),--split $(SPLIT)) $(if $(WORKLOAD),--workload $(WORKLOAD))
+
+release: $(STAMP) ## Date the changelog, build wheel and sdist, and try both in empty environments
+	@$(VENV)/bin/python -m tools.release
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
