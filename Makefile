@@ -84,6 +84,10 @@ rehearse-transformers4: $(STAMP4) ## Rehearse it on transformers 4.57
 gpu-check: $(STAMP) ## Pack that check for a machine with a GPU and no network; SPLIT=BYTES, WORKLOAD=FILE
 	@$(VENV)/bin/python -m tools.gpu_pack $(if $(SPLIT),--split $(SPLIT)) $(if $(WORKLOAD),--workload $(WORKLOAD))
 
+.PHONY: plots
+plots: $(STAMP) ## Draw the plots of docs/benchmarks.md anew, from docs/benchmarks/*.json
+	@$(VENV)/bin/python -m tools.benchmark_plots
+
 release: $(STAMP) ## Date the changelog, build wheel and sdist, and try both in empty environments
 	@$(VENV)/bin/python -m tools.release
 
