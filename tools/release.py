@@ -16,7 +16,7 @@ import tempfile
 import time
 import venv
 import zipfile
-from email import message_from_bytes
+from email import message_from_bytes, policy
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,7 +184,7 @@ def _build(to: Path) -> tuple[Path, Path]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
-        description = str(message_from_bytes(archive.read(metadata)).get_payload(decode=True), "utf-8")
+        description = message_from_bytes(archive.read(metadata), policy=policy.default).get_content()
     check_wheel(names)
     with tarfile.open(sdist) as members:
         check_sdist([name.partition("/")[2] for name in members.getnames()])
