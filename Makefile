@@ -14,8 +14,8 @@ VENV := .venv
 VENV4 := .venv-transformers4
 STAMP := $(VENV)/.installed
 STAMP4 := $(VENV4)/.installed
-EXTRAS := adapters,applications,bench,cli,embedded,test,lint,docs
-EXTRAS4 := adapters,cli,embedded,test,text-generation
+EXTRAS := adapters,agents,applications,bench,cli,docs,embedded,lint,release,test
+EXTRAS4 := adapters,agents,cli,embedded,test,text-generation
 PACKAGES := langchain_specdec tgi_launcher
 SOURCES := $(PACKAGES) tests tools
 MAX_LINES := 400
@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint format docs rehearse \
-  rehearse-transformers4 gpu-check clean
+  rehearse-transformers4 gpu-check release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "make %-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,13 @@ rehearse-transformers4: $(STAMP4) ## Rehearse it on transformers 4.57
 
 gpu-check: $(STAMP) ## Pack that check for a machine with a GPU and no network; SPLIT=BYTES, WORKLOAD=FILE
 	@$(VENV)/bin/python -m tools.gpu_pack $(if $(SPLIT),--split $(SPLIT)) $(if $(WORKLOAD),--workload $(WORKLOAD))
+
+.PHONY: plots
+plots: $(STAMP) ## Draw the plots of docs/benchmarks.md anew, from docs/benchmarks/*.json
+	@$(VENV)/bin/python -m tools.benchmark_plots
+
+release: $(STAMP) ## Date the changelog, build wheel and sdist, and try both in empty environments
+	@$(VENV)/bin/python -m tools.release
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

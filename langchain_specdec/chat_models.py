@@ -45,7 +45,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """Chats with a language model by speculative decoding: the same answer, sooner.
 
     Setup:
-        `pip install langchain-specdec`; the model runs in this process, so no key and no server is needed.
+        `pip install -e .` in a checkout; the model runs in this process, so no key and no server is needed.
 
     Instantiate:
         ```python

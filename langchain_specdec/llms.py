@@ -47,7 +47,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     r"""Runs a language model with speculative decoding: the same text, sooner.
 
     Setup:
-        `pip install langchain-specdec`; the model runs in this process, so no key and no server is needed. To use a
+        `pip install -e .` in a checkout; the model runs in this process, so no key and no server is needed. To use a
         Text Generation Inference server instead: `SpeculativeLLM.from_tgi(base_url)` or `.launch_tgi(model_id)`.
 
     Instantiate:

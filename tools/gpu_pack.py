@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     # The engine and the command line.
     "llguidance", "platformdirs", "prometheus-client", "psutil", "typer", "shellingham", "annotated-doc", "rich",
-    "markdown-it-py", "mdurl", "pygments", "click", "packaging",
+    "markdown-it-py", "mdurl", "pygments", "click", "packaging", "prompt-toolkit", "wcwidth",
     # The embedded model.
     "gguf",
     # The tests.

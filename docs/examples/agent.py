@@ -1,4 +1,4 @@
-"""An agent with two tools. Needs `pip install langchain` and a model that was trained to call tools.
+"""An agent with two tools. Needs the extra `agents` and a model that was trained to call tools.
 
 python docs/examples/agent.py [--model-id ID] [--tgi URL]
 """

@@ -10,6 +10,7 @@ from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
 from langchain_specdec.errors import MissingDependencyError
 from langchain_specdec.paths import check_output, write_own
+from tgi_launcher.extras import install_command
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _BAR_INCHES = 0.22
@@ -28,16 +29,20 @@ def check_plot(path: Path, *inputs: Path | None) -> None:
     """
     check_output("--plot", path, _SUFFIXES, inputs)
     if importlib.util.find_spec("matplotlib") is None:
-        msg = '--plot needs matplotlib:\n    pip install "langchain-specdec[bench]"'
+        msg = f"--plot needs matplotlib:\n    {install_command('bench')}"
         raise MissingDependencyError(msg)
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: Report, path: Path, *, inches: float | None = None, source: str = "") -> None:
     """Draw the median ratios to the baseline by category, with quartiles, and the baseline as a line.
+
+    The same report makes the same SVG, byte for byte, by the same version of matplotlib.
 
     Args:
         report: What to draw.
         path: Where to write it; the suffix decides the format.
+        inches: The width; None is as much as the bars want.
+        source: What the report was read from, for the description in an SVG.
     """
     import matplotlib as mpl
 
@@ -47,7 +52,7 @@ def draw(report: Report, path: Path) -> None:
     shown = [c for c in report.contestants if c.name != report.baseline]
     categories = [*report.categories, *([ALL] if len(report.categories) > 1 else [])]
     width = 0.8 / max(len(shown), 1)
-    inches = max(6.0, 2.0 + _BAR_INCHES * len(categories) * (len(shown) + 1))
+    inches = inches or max(6.0, 2.0 + _BAR_INCHES * len(categories) * (len(shown) + 1))
     figure, axes = plt.subplots(figsize=(inches, 4.2), layout="constrained")
     for number, contestant in enumerate(shown):
         spreads = [contestant.by_category[category].ratio for category in categories]
@@ -77,6 +82,10 @@ def draw(report: Report, path: Path) -> None:
     if shown:
         figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(shown), 5), frameon=False)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=160, format=path.suffix[1:].lower())
+    suffix = path.suffix[1:].lower()
+    metadata = {"Date": None, "Description": source or None} if suffix == "svg" else None
+    # Letters stay letters, which can be searched and read aloud.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "langchain-specdec"}):
+        figure.savefig(drawn, dpi=160, format=suffix, metadata=metadata)
     plt.close(figure)
     write_own(path, drawn.getvalue())

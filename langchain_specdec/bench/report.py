@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from langchain_specdec.bench.measure import Measurement
 from langchain_specdec.bench.statistics import ALL, Figures, Mismatches, Rate, Run, figures, mismatches
@@ -66,6 +68,18 @@ class Report:
             "contestants": [asdict(contestant) for contestant in self.contestants],
             "runs": [asdict(run) for run in self.runs],
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """A report of what `as_dict` gave, as read from JSON.
+
+        Raises:
+            pydantic.ValidationError: It has another form.
+        """
+        parts = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        header = {name: value for name, value in values.items() if name not in parts}
+        categories = list(dict.fromkeys(run["category"] for run in values["runs"]))
+        return TypeAdapter(cls).validate_python({**parts, "header": header, "categories": categories})
 
 
 def make_report(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from tgi_launcher.extras import install_command
 from tgi_launcher.standard_streams import run_program
 
 __all__ = ["main"]
 
-_INSTALL_HINT = 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'
+_INSTALL_HINT = f"The command line needs typer and rich: {install_command('cli')}"
 
 
 def main() -> None:

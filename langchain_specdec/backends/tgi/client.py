@@ -31,7 +31,7 @@ _INSTALL = {
     # huggingface_hub before 1.0 has its asynchronous client on aiohttp and leaves that to its user.
     "huggingface-hub": "pip install aiohttp",
     "text-generation": (
-        "pip install 'langchain-specdec[text-generation]' with transformers 4.57; with transformers 5, "
+        # Its declared range of huggingface-hub excludes transformers 5, though it runs there.
         "pip install --no-deps text-generation, and pip install aiohttp requests"
     ),
 }

