@@ -13,7 +13,7 @@ from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, SpecDecError
 from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported"]
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported", "with_flags"]
 
 WRONG_USE = 2
 
@@ -44,23 +44,18 @@ def reported(*, debug: bool = False, flags: Mapping[str, str] | None = None) -> 
         if debug:
             raise
         # It may quote a model's files, such as what its chat template raises.
-        print(f"error: {visible(_with_flags(_message(error), flags or {}))}", file=sys.stderr)
+        print(f"error: {visible(with_flags(_message(error), flags or {}))}", file=sys.stderr)
         code = WRONG_USE if isinstance(error, InvalidParameterError) else FAILED
         raise typer.Exit(code) from None
 
 
-def _message(error: Exception) -> str:
-    text = str(error).strip()
-    if isinstance(error, MissingDependencyError):
-        return text  # it ends in commands, each on a line of its own
-    text = " ".join(text.split())
-    if isinstance(error, (SpecDecError, OSError)) and text:
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """The message with `--draft-model` in place of `draft_model`, and without what is said of Python alone.
 
-
-def _with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """The message with `--draft-model` in place of `draft_model`, and without what is said of Python alone."""
+    Args:
+        text: The message of an error.
+        flags: How the command line writes options, by their names in Python.
+    """
     if not flags:
         return text
     text = re.sub(r" \(\w+ in SpeculativeLLM\)|, or None( for all tokens)?(?=,)", "", text)
@@ -79,3 +74,13 @@ def _with_flags(text: str, flags: Mapping[str, str]) -> str:
         flag,
         text,
     )
+
+
+def _message(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, MissingDependencyError):
+        return text  # it ends in commands, each on a line of its own
+    text = " ".join(text.split())
+    if isinstance(error, (SpecDecError, OSError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
