@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,16 @@ import pytest
 from rich.text import Text
 from typer.testing import CliRunner
 
-from langchain_specdec.cli import chat as chat_module
+from langchain_specdec.chat_models import ChatSpeculative
 from langchain_specdec.cli.app import app
+from langchain_specdec.cli.chat_conversation import Conversation
+from langchain_specdec.cli.chat_talk import Talk
+from langchain_specdec.cli.chat_view import make_view
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import PromptTooLongError
 from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import CHATML
 from tests.support.terminal import terminal_output
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
-    """A model that says what it is told to."""
-    backend = ScriptedBackend("One.", "Two.", "Three.")
-    monkeypatch.setattr(sys.modules["langchain_specdec.cli.chat"], "load_backend", lambda *args, **kwargs: backend)
-    return backend
 
 
 def run(*arguments: str, lines: str | bytes = "") -> Any:
@@ -104,11 +100,9 @@ def test_a_terminal_shows_drafted_tokens_in_colour_and_no_escape_sequences(
     model.answers = ["a\x1b[31m[red]b"]
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    from langchain_specdec.chat_models import ChatSpeculative
-
     with terminal_output(monkeypatch) as shown:
-        show, end = chat_module._printers()
-        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+        talk = Talk(ChatSpeculative(backend=model), Conversation(), make_view(shows_markdown=False))
+        talk.ask("x")
     assert "\x1b[32m" in shown[0]
     assert "\x1b[31m" not in shown[0]
     assert Text.from_ansi(shown[0]).plain.startswith("a\\x1b[31m[red]b")
@@ -120,11 +114,9 @@ def test_a_terminal_without_colours_shows_no_escape_sequences_either(
 ) -> None:
     model.answers = ["a\x1b[31mb"]
     monkeypatch.setenv("TERM", "dumb")
-    from langchain_specdec.chat_models import ChatSpeculative
-
     with terminal_output(monkeypatch) as shown:
-        show, end = chat_module._printers()
-        end(chat_module._answer(ChatSpeculative(backend=model), "x", show))  # type: ignore[arg-type]
+        talk = Talk(ChatSpeculative(backend=model), Conversation(), make_view(shows_markdown=False))
+        talk.ask("x")
     assert shown == ["a\\x1b[31mb\n"]
 
 
@@ -160,12 +152,11 @@ def test_a_full_disk_leaves_the_last_conversation(
 
 
 def test_messages_of_another_encoding_are_told_and_the_next_is_read(
-    model: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+    model: ScriptedBackend, typed: Callable[..., None]
 ) -> None:
-    typed = iter(["caf\udcc3\udca9", "caf\udce9", "/exit"])
-    monkeypatch.setattr(sys.modules["langchain_specdec.cli.chat"], "_read_line", lambda _: next(typed))
+    typed("caf\udcc3\udca9", "caf\udce9", "/exit")
     result = run()
     assert result.exit_code == 0
     assert result.stdout == "One.\n"
     assert "user\ncafé<|im_end|>" in model.prompt
-    assert result.stderr == "error: The message is not UTF-8 text. Convert it first.\n"
+    assert result.stderr.splitlines()[1:] == ["error: The message is not UTF-8 text. Convert it first."]
