@@ -1,4 +1,4 @@
-"""Every `specdec generate` and `specdec chat` that the pages show runs as it stands and prints text."""
+"""Every `specdec generate`, `chat` and `summarize` that the pages show runs as it stands and prints text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from langchain_specdec.models.embedded import is_available
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _COMMAND = re.compile(
-    r"^    ((?:\w+ [^|\n]*\| )?specdec (?:generate|chat) .*)$|`(specdec (?:generate|chat) -[^`]+)`", re.M
+    r"^    ((?:\w+ [^|\n]*\| )?specdec (?:generate|chat|summarize) .*)$|`(specdec (?:generate|chat) -[^`]+)`", re.M
 )
 COMMANDS = [" ".join((a or b).split()) for page in PAGES for a, b in _COMMAND.findall(page.read_text(encoding="utf-8"))]
 PERSON = {
@@ -43,6 +43,10 @@ def test_the_commands_are_found():
 def test_a_command_prints_text(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my-notes.txt").write_text("The lamp was lit in 1698.\n", encoding="utf-8")
+    for name in ("report.txt", "notes-1.md", "notes-2.md"):
+        Path(name).write_text(
+            "The lamp of Cordouan was lit in 1611. Louis de Foix built the tower.\n", encoding="utf-8"
+        )
     Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
     piped, _, command = line.rpartition(" | ")
     given = {"echo": lambda text: f"{text}\n", "cat": lambda path: Path(path).read_text(encoding="utf-8")}
@@ -61,5 +65,7 @@ def test_a_command_prints_text(line, tmp_path, monkeypatch):
     pattern = next((pattern for flag, pattern in ANSWERS.items() if flag in line), None)
     if pattern is not None:
         assert re.fullmatch(pattern, result.stdout)
-    assert "".join(json.loads(result.stdout)["text"] if "--json" in line else result.stdout).strip()
-    assert bool(result.stderr) == ("--stats" in line)
+    answers = [json.loads(answer)["text"] for answer in result.stdout.splitlines()] if "--json" in line else None
+    assert all(text.strip() for text in answers or [result.stdout])
+    # A summary tells there how far it is.
+    assert bool(result.stderr) == ("--stats" in line or " summarize " in line)
