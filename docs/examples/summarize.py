@@ -1,7 +1,7 @@
-"""A summary by prompt lookup: the whole document in one prompt, or its parts first and then their summaries.
+"""A summary by prompt lookup: the whole document in one prompt, or its pieces first and then their summaries.
 
-python docs/examples/summarize.py [stuff | map-reduce] [--document FILE] [--max-new-tokens N]
-    [--model-id ID] [--tgi URL]
+python docs/examples/summarize.py [auto | stuff | map_reduce | refine] [--document FILE] [--max-new-tokens N]
+    [--max-input-tokens N] [--model-id ID] [--tgi URL]
 
 A summary repeats words of its document, and those are what prompt lookup drafts.
 """
@@ -14,11 +14,10 @@ from pathlib import Path
 
 from example_options import make_parser, open_model
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import LLMResult
-from langchain_core.prompts import ChatPromptTemplate
 
-from langchain_specdec import ChatSpeculative
+from langchain_specdec import ChatSpeculative, DocumentSummarizer
+from langchain_specdec.documents.summarizer import SummaryProgress
 
 DOCUMENT = """\
 The first lighthouse in the open sea stood on the Eddystone Rocks, off the south coast of England. Henry Winstanley lit
@@ -29,12 +28,6 @@ locked its stones into one another. It burned twenty-four candles and stood for 
 
 Augustin Fresnel put a new kind of lens into the lighthouse of Cordouan in 1823. It gathered the light of a single lamp
 into a beam that was seen for twenty miles. Within fifty years most lighthouses had one."""
-
-# As a chat, because the model then ends its answer itself. Many begin a completion with an empty line, of which a stop
-# string such as "\n" would leave nothing.
-SUMMARY = ChatPromptTemplate.from_messages(
-    [("system", "Provide a concise, objective summary of the input text in one sentence."), ("human", "{text}")]
-)
 
 
 class Counts(BaseCallbackHandler):
@@ -60,33 +53,28 @@ class Counts(BaseCallbackHandler):
         return f"{self.tokens} tokens in {self.steps} steps: {self.tokens / self.steps:.2f} tokens per step"
 
 
-def stuff(model: ChatSpeculative, document: str, counts: Counts) -> str:
-    """The whole document in one prompt."""
-    return (SUMMARY | model | StrOutputParser()).invoke({"text": document}, {"callbacks": [counts]})
-
-
-def map_reduce(model: ChatSpeculative, document: str, counts: Counts) -> str:
-    """A summary of each part, all at once, and then one of the summaries."""
-    chain = SUMMARY | model | StrOutputParser()
-    parts = chain.batch([{"text": part} for part in document.split("\n\n")], {"callbacks": [counts]})
-    for number, part in enumerate(parts, 1):
-        print(f"part {number}: {part}")
-    return chain.invoke({"text": "\n\n".join(parts)}, {"callbacks": [counts]})
+def tell(progress: SummaryProgress) -> None:
+    """A line for each piece that is done."""
+    if progress.total > 1 and progress.done:
+        print(f"{progress.stage} {progress.done} of {progress.total}")
 
 
 def main() -> None:
     """Summarise, print, and tell what speculation was worth."""
     parser = make_parser()
-    parser.add_argument("way", nargs="?", choices=("stuff", "map-reduce"), default="stuff")
+    parser.add_argument("method", nargs="?", choices=("auto", "stuff", "map_reduce", "refine"), default="auto")
     parser.add_argument("--document", type=Path)
     parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--max-input-tokens", type=int, help="tokens of a prompt, where the model has room for more")
     options = parser.parse_args()
     document = options.document.read_text(encoding="utf-8") if options.document else DOCUMENT
-    summarize = stuff if options.way == "stuff" else map_reduce
     counts = Counts()
     engine = {"drafter": "prompt_lookup"}
     with open_model(ChatSpeculative, options, engine, max_new_tokens=options.max_new_tokens) as model:
-        print(f"summary: {summarize(model, document, counts)}")
+        summarizer = DocumentSummarizer(
+            model, method=options.method, max_input_tokens=options.max_input_tokens, on_progress=tell
+        )
+        print(f"summary: {summarizer.invoke(document, {'callbacks': [counts]})}")
     print(counts)
 
 

@@ -147,8 +147,8 @@ class _Maker:
         else:
             self._model = SpeculativeLLM(backend=backend, **vars(given.params))
         if system is not None:
-            messages = [SystemMessage(system), ("human", "{text}\n\n{instruction}")]
-            self._options["prompt"] = ChatPromptTemplate.from_messages(messages)
+            prompt = ChatPromptTemplate.from_messages([SystemMessage(system), ("human", "{text}\n\n{instruction}")])
+            self._options["prompt"] = prompt
 
     def print(self, texts: Sequence[str]) -> None:
         """Print a summary as it comes."""

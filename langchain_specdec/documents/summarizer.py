@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -23,7 +23,7 @@ from langchain_specdec.errors import GenerationError, InvalidParameterError, Spe
 INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
 """What is asked for where nothing else is."""
 
-DocumentInput = str | Document | Sequence[str | Document]
+DocumentInput = str | Document | Iterable[str | Document]
 _PROMPT = "{text}\n\n{instruction}"
 # A completion has to be told where it begins.
 _PROMPT_OF_COMPLETIONS = "{text}\n\n{instruction}\n\nSummary:\n"
@@ -54,7 +54,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     from langchain_specdec import ChatSpeculative, DocumentSummarizer
 
     model = ChatSpeculative.from_model_id("embedded", max_new_tokens=200)
-    summary = DocumentSummarizer(model).invoke(text)
+    print(DocumentSummarizer(model).invoke(text))
     ```
 
     What it takes: a string, a `Document`, or a list of either, which becomes one summary; `batch` makes one of each. It
@@ -116,7 +116,9 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         self.max_input_tokens = max_input_tokens
         self.on_progress = on_progress
         is_chat = Room(model, max_input_tokens, {}).is_chat
-        self.prompt = PromptTemplate.from_template(_PROMPT if is_chat else _PROMPT_OF_COMPLETIONS)
+        self.prompt: BasePromptTemplate[Any] = PromptTemplate.from_template(
+            _PROMPT if is_chat else _PROMPT_OF_COMPLETIONS
+        )
         if prompt is not None:
             self.prompt = _checked_prompt(prompt)
 
@@ -255,7 +257,8 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         return plan, plan.steps(_texts(document))
 
     def _calls(self, plan: Plan, step: Step, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Calls:
-        self._tell(step, 0)
+        if step.first == 1:  # else the end of the step before has told it
+            self._tell(step, 0)
         model = self.model.bind(**kwargs) if kwargs else self.model
         return Calls(step, self.prompt | model | StrOutputParser(), plan, config)
 
@@ -338,20 +341,17 @@ class Calls:
 
 
 def _texts(document: Any) -> list[str]:
-    if isinstance(document, str):
-        return [document]
-    if isinstance(document, Document):
-        return [document.page_content]
-    if isinstance(document, Iterable) and not isinstance(document, (bytes, Mapping)):
-        return [text for part in document for text in _texts(_single(part))]
-    return [_single(document)]
+    if isinstance(document, Iterable) and not isinstance(document, (str, Document, bytes, Mapping)):
+        return [_text_of(part) for part in document]
+    return [_text_of(document)]
 
 
-def _single(part: Any) -> str | Document:
-    if not isinstance(part, (str, Document)):
+def _text_of(part: Any) -> str:
+    text = part.page_content if isinstance(part, Document) else part
+    if not isinstance(text, str):
         msg = f"A document must be a string, a Document, or a list of them, got {type(part).__name__}."
         raise InvalidParameterError(msg)
-    return part
+    return text
 
 
 def _checked_prompt(prompt: Any) -> BasePromptTemplate[Any]:

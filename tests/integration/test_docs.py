@@ -20,7 +20,7 @@ from langchain_core.tracers.context import register_configure_hook
 from pydantic import BaseModel
 
 import langchain_specdec
-from langchain_specdec import ChatSpeculative, LocalBackend, SamplingParams, SpeculativeLLM, errors
+from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SamplingParams, SpeculativeLLM, errors
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 QUICKSTART = ROOT / "docs/quickstart.md"
 CHAT = ROOT / "docs/chat.md"
 APPLICATIONS = ROOT / "docs/applications.md"
+DOCUMENTS = ROOT / "docs/documents.md"
 TGI = ROOT / "docs/tgi.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
@@ -118,7 +119,7 @@ def test_examples_of_the_readme_run_by_themselves(example, names, capsys):
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [QUICKSTART, CHAT, APPLICATIONS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS], ids=lambda page: page.name)
 def test_examples_of_a_page_run_from_top_to_bottom(page, names, capsys):
     pytest.importorskip("langchain")
     for example in examples_of(page):
@@ -154,9 +155,11 @@ def get_weather(city: str) -> str:
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.parametrize("owner", [SpeculativeLLM, ChatSpeculative], ids=lambda owner: owner.__name__)
+@pytest.mark.parametrize(
+    "owner", [SpeculativeLLM, ChatSpeculative, DocumentSummarizer], ids=lambda owner: owner.__name__
+)
 def test_examples_of_a_docstring_run_from_top_to_bottom(owner, names, capsys):
-    names |= {"Person": Person, "get_weather": get_weather}
+    names |= {"Person": Person, "get_weather": get_weather, "text": "The lamp of Cordouan was lit in 1611."}
     examples = examples_in(owner.__doc__)
     assert len(examples) == owner.__doc__.count("```python")
     texts = []
@@ -186,7 +189,7 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # tests/integration/test_tgi_processes.py runs those of the other page.
-    tried = {README, QUICKSTART, CHAT, APPLICATIONS, TGI, ROOT / "docs/tgi-launcher.md"}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, TGI, ROOT / "docs/tgi-launcher.md"}
     assert {page for page in pages if examples_of(page)} == tried
 
 

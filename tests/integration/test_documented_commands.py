@@ -1,4 +1,4 @@
-"""Every `specdec generate` and `specdec chat` that the pages show runs as it stands and prints text.
+"""Every `specdec generate`, `chat` and `summarize` that the pages show runs as it stands and prints text.
 
 tests/unit/test_page_commands.py holds that the pages show no command that no test knows.
 """
@@ -22,7 +22,7 @@ COMMANDS = list(
     dict.fromkeys(
         shown.line
         for shown in shown_commands(frozenset({"specdec"}))
-        if shown.words[1] in ("generate", "chat") and len(shown.words) > 2 and "$line" not in shown.words
+        if shown.words[1] in ("generate", "chat", "summarize") and len(shown.words) > 2 and "$line" not in shown.words
     )
 )
 PERSON = {
@@ -46,6 +46,10 @@ def test_the_commands_are_found():
 def test_a_command_prints_text(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my-notes.txt").write_text("The lamp was lit in 1698.\n", encoding="utf-8")
+    for name in ("report.txt", "notes-1.md", "notes-2.md"):
+        Path(name).write_text(
+            "The lamp of Cordouan was lit in 1611. Louis de Foix built the tower.\n", encoding="utf-8"
+        )
     Path("person.json").write_text(json.dumps(PERSON), encoding="utf-8")
     piped, _, command = line.rpartition(" | ")
     given = {"echo": lambda text: f"{text}\n", "cat": lambda path: Path(path).read_text(encoding="utf-8")}
@@ -64,5 +68,7 @@ def test_a_command_prints_text(line, tmp_path, monkeypatch):
     pattern = next((pattern for flag, pattern in ANSWERS.items() if flag in line), None)
     if pattern is not None:
         assert re.fullmatch(pattern, result.stdout)
-    assert "".join(json.loads(result.stdout)["text"] if "--json" in line else result.stdout).strip()
-    assert bool(result.stderr) == ("--stats" in line)
+    answers = [json.loads(answer)["text"] for answer in result.stdout.splitlines()] if "--json" in line else None
+    assert all(text.strip() for text in answers or [result.stdout])
+    # A summary tells there how far it is.
+    assert bool(result.stderr) == ("--stats" in line or " summarize " in line)

@@ -72,15 +72,27 @@ def test_a_summary(run, place):
     expect_counts(counts, place, "60")
 
 
-def test_a_summary_of_summaries(run, place):
-    out = run("summarize.py", "map-reduce", "--max-new-tokens", "40", *place)
-    *lines, counts = out.strip().splitlines()
-    for line, part in zip(lines, ("part 1: ", "part 2: ", "part 3: ", "summary: "), strict=True):
-        assert line.startswith(part)
-        assert len(line.split()) > 10
-    for line, name in zip(lines, ("Winstanley", "Smeaton", "Fresnel", "Winstanley"), strict=True):
-        assert name in line
+def test_a_summary_of_what_is_too_long_for_one_prompt(run, place):
+    out = run("summarize.py", "--max-input-tokens", "200", "--max-new-tokens", "60", *place)
+    first, second, summary, *_, counts = out.strip().splitlines()
+    assert [first, second] == ["map 1 of 2", "map 2 of 2"]
+    assert summary.startswith("summary: ")
+    assert re.search("Smeaton|Winstanley|Fresnel", summary)
+    assert len(summary.split()) > 10
     expect_counts(counts, place)
+
+
+def test_a_summary_by_a_graph_decodes_its_branches_together(run):
+    pytest.importorskip("langgraph")
+    *parts, summary, counts = run("summarize_graph.py").strip().splitlines()
+    assert len(parts) == 3
+    names = {name for part in parts for name in re.findall("Winstanley|Smeaton|Fresnel", part)}
+    assert names == {"Winstanley", "Smeaton", "Fresnel"}
+    assert re.search("Smeaton|Winstanley|Fresnel", summary.removeprefix("summary: "))
+    found = re.fullmatch(r"parts: (\d+) tokens in (\d+) forward passes of the model", counts)
+    assert found is not None
+    # One after another, without drafts, each token would take a pass.
+    assert int(found[2]) < 0.6 * int(found[1])
 
 
 def test_answers_from_passages(run, place):

@@ -129,9 +129,10 @@ def test_the_limit_of_prompts_alone_is_known_too():
     """Agents and summaries keep to it: the server would refuse a longer prompt, however short the answer."""
     with ServerThread(FakeModel(), Limits(max_input_tokens=1500, max_total_tokens=2048)) as server:
         backend = TGIBackend(server.url)
-        assert backend.max_prompt_length is None
+        limits = [(backend.max_prompt_length, backend.max_length)]
         backend.name_within(30.0)
-        assert (backend.max_prompt_length, backend.max_length) == (1500, 2048)
+        limits.append((backend.max_prompt_length, backend.max_length))
+        assert limits == [(None, None), (1500, 2048)]
         model = ChatSpeculative(backend=backend, tokenizer=chat_tokenizer(), max_new_tokens=100)
         assert model.profile is not None
         assert model.profile["max_input_tokens"] == 1500

@@ -288,7 +288,9 @@ def test_wrong_parameters_end_with_code_2(folder):
     expect_error(specdec("generate", "x", "--model", folder, "--max-draft-tokens", 0), 2, "--max-draft-tokens must be")
     expect_error(specdec("generate", "x", "--model", folder, "--drafter", "draft_model"), 2, "needs a draft model")
     expect_error(specdec("generate", "x", "--model", folder, "--chat"), 2, "has no chat format")
-    expect_error(specdec("generate", "x" * 600, "--model", folder), 2, "--max-length is 512. Shorten the prompt. specdec sum")
+    expect_error(
+        specdec("generate", "x" * 600, "--model", folder), 2, "--max-length is 512. Shorten the prompt. specdec sum"
+    )
     expect_error(specdec("generate", "x", "--model", folder, "--device", "abacus"), 2, "device")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SpeculativeLLM
 from langchain_specdec.completions.completion import CompletionRequest
@@ -135,9 +136,7 @@ class TestWays:
         texts += [p.partition("Next part of the text:\n\n")[2].partition("\n\nSummary of")[0] for p in others]
         assert "".join("".join(texts).split()) == "".join(LONG.split())
         total = len(texts)
-        assert [(p.done, p.total) for p in seen] == [
-            (done, total) for number in range(total) for done in (number, number + 1)
-        ]
+        assert [(p.done, p.total) for p in seen] == [(done, total) for done in range(total + 1)]
 
     def test_a_list_becomes_one_summary_and_is_cut_between_documents(self):
         texts = [LONG[:3000], LONG[3000:5000]]
@@ -145,8 +144,12 @@ class TestWays:
         made.invoke([Document(page_content=texts[0]), texts[1]])
         bodies = [p.partition("user\n")[2].partition("\n\nBe")[0].strip() for p in backend_of(made).prompts[:-1]]
         assert sorted(bodies) == sorted(text.strip() for text in texts)
+
+        def loaded() -> Iterator[str | Document]:
+            yield from (Document(page_content="One."), Document(page_content=" "), "Two.")
+
         made = summarizer("Short.")
-        assert made.invoke(iter([Document(page_content="One."), Document(page_content=" "), "Two."])) == "Short."
+        assert made.invoke(loaded()) == "Short."
         assert "user\nOne.\n\nTwo.\n\nBe brief." in backend_of(made).prompt
 
     def test_a_prompt_of_the_user(self):
@@ -165,7 +168,9 @@ class TestInChains:
         pieces = list(made.stream(LONG))
         assert len(pieces) > 5
         assert "".join(pieces) == summarizer().invoke(LONG)
-        chain = RunnableLambda(lambda text: [Document(page_content=text)]) | summarizer() | (lambda text: text.upper())
+        chain: Any = (
+            RunnableLambda(lambda text: [Document(page_content=text)]) | summarizer() | (lambda text: text.upper())
+        )
         assert chain.invoke(LONG).startswith("SAW 0 1 2")
         assert len(list((RunnableLambda(lambda text: text) | summarizer()).stream(LONG))) > 5
 
@@ -322,7 +327,8 @@ class TestInTheEngine:
         seen: list[SummaryProgress] = []
         made = DocumentSummarizer(model, instruction="Go.", on_progress=seen.append)
         counts = []
-        for config in ({}, {"max_concurrency": 1}):
+        configs: list[RunnableConfig] = [{}, {"max_concurrency": 1}]
+        for config in configs:
             chat_backend.reset()
             before = chat_backend.engine.num_target_forwards
             made.invoke(LONG[:1100], config)
@@ -364,7 +370,7 @@ class TestInTheEngine:
 
     def test_so_does_a_stream_that_is_left(self, chat_backend: LocalBackend):
         model = ChatSpeculative(backend=chat_backend, max_new_tokens=64, ignore_eos=True)
-        pieces = DocumentSummarizer(model, instruction="Go.").stream(LONG[:900])
+        pieces: Any = DocumentSummarizer(model, instruction="Go.").stream(LONG[:900])
         next(iter(pieces))
         pieces.close()
         assert is_idle(chat_backend)

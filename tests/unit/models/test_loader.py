@@ -708,7 +708,12 @@ def backend(monkeypatch):
 @pytest.mark.parametrize(
     ("prompt", "params", "error", "message"),
     [
-        ("x" * 60, {"max_new_tokens": 5}, PromptTooLongError, "60 tokens and max_new_tokens is 5, together 65, but max_length is 64"),
+        (
+            "x" * 60,
+            {"max_new_tokens": 5},
+            PromptTooLongError,
+            "60 tokens and max_new_tokens is 5, together 65, but max_length is 64",
+        ),
         ("x" * 100, {"max_new_tokens": 1}, PromptTooLongError, "100 tokens"),
         ("x", {"max_new_tokens": 64}, PromptTooLongError, "Lower max_new_tokens to 63 or less"),
         ("x", {"logit_bias": {258: 1.0}}, InvalidParameterError, r"Token id 258 .*\(0 to 257\)"),

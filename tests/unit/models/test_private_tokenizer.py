@@ -177,7 +177,10 @@ def test_a_huge_text_is_refused_by_its_beginning() -> None:
         seen.append(len(text))
         return [0] * (len(text) // 4)
 
-    with pytest.raises(PromptTooLongError, match=r"1000000 characters, and its first \d+ alone have more tokens than max_length, which is 100"):
+    with pytest.raises(
+        PromptTooLongError,
+        match=r"1000000 characters, and its first \d+ alone have more tokens than max_length, which is 100",
+    ):
         encode_within(encode, "x" * 1_000_000, "prompt", 100)
     assert sum(seen) < 5000
 
