@@ -75,11 +75,11 @@ class Figures:
         ratio: Spread over the groups of their ratios to the baseline.
         ratio_of_totals: Total tokens over total time, against the baseline's.
         first_seconds: Spread over the groups of the time to the first delivery.
-        seconds: Spread over the groups of the time to the last token.
         tokens_per_step: All tokens over all target forwards that decoded.
         acceptance_rate: Accepted over drafted tokens; None where nothing was drafted.
         prefilled_tokens: Prompt tokens that went through the model, of all runs.
         prompt_tokens: Prompt tokens, of all runs.
+        seconds: Spread over the groups of the time to the last token.
         drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
         accepted_per_position: Those of them whose token at that place became text.
     """
@@ -91,13 +91,14 @@ class Figures:
     ratio: Spread | None
     ratio_of_totals: float | None
     first_seconds: Spread | None
-    seconds: Spread | None
     tokens_per_step: float | None
     acceptance_rate: float | None
     prefilled_tokens: int | None
     prompt_tokens: int
-    drafted_per_position: tuple[int, ...]
-    accepted_per_position: tuple[int, ...]
+    # Reports of earlier versions lack these.
+    seconds: Spread | None = None
+    drafted_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

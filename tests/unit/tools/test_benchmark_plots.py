@@ -41,12 +41,26 @@ def test_the_page_shows_the_plot_and_says_what_is_in_it(measurement):
     assert f"{max(medians):.2f}" in shown[1]
 
 
+def _assert_holds(found, values):
+    """All values are found, beside those that later versions added."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _assert_holds(found[name], value)
+    elif isinstance(values, list):
+        assert len(found) == len(values)
+        for one, value in zip(found, values, strict=True):
+            _assert_holds(one, value)
+    else:
+        assert found == values
+
+
 @each
 def test_a_report_comes_back_from_json_as_it_was(measurement):
     values = json.loads(measurement.read_text(encoding="utf-8"))
     report = Report.from_dict(values)
     again = json.loads(json.dumps(report.as_dict()))
-    assert again == values
+    _assert_holds(again, values)
+    assert Report.from_dict(again) == report
     assert dataclasses.is_dataclass(report.runs[0].result)
 
 
