@@ -68,10 +68,10 @@ def test_every_error_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_an_error_is_one_of_python_and_one_of_langchain(name: str) -> None:
     of_langchain, of_python, is_retryable = KINDS[name]
-    error: Any = getattr(errors, name)("The prompt is too long.")
-    assert isinstance(error, (SpecDecError, of_python))
+    error = getattr(errors, name)("The prompt is too long.")
+    assert isinstance(error, SpecDecError)
     assert isinstance(error, of_python)
-    assert error.is_retryable is is_retryable
+    assert getattr(error, "is_retryable") is is_retryable  # noqa: B009
     for each in of_langchain.split():
         kind = getattr(exceptions, each, None)
         assert kind is None or isinstance(error, kind)
@@ -92,7 +92,7 @@ def test_an_older_langchain_takes_nothing_away(has: set[str], name: str) -> None
         error: Any = getattr(old, name)("The prompt is too long.")
         assert isinstance(error, old.SpecDecError)
         assert isinstance(error, of_python)
-        assert error.is_retryable is is_retryable
+        assert getattr(error, "is_retryable") is is_retryable  # noqa: B009
         assert str(error) == "The prompt is too long."
         for each in has:
             assert isinstance(error, getattr(old.exceptions, each)) is (name == "PromptTooLongError")
