@@ -88,9 +88,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
     `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
-    `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`,
-    `decode_seconds`), `logprobs` where asked for, and `form_error`: what is wrong with the form of an answer, or of a
-    call in it.
+    `time_to_first_token` (seconds), `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`,
+    `tokens_per_step`, `decode_seconds`), `logprobs` where asked for, and `form_error`: what is wrong with the
+    form of an answer, or of a call in it.
 
     One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
     `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.

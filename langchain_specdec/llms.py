@@ -72,9 +72,9 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     given. An unknown parameter raises an `InvalidParameterError`.
 
     `generation_info` of every `Generation`, and of the last chunk of a stream: `finish_reason` (`length`,
-    `stop_sequence` or `eos_token`), `prompt_tokens`, `completion_tokens`, `seed`, `speculation` (`drafted_tokens`,
-    `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`, `decode_seconds`), and `logprobs` where asked
-    for. `llm_output["token_usage"]` sums a batch.
+    `stop_sequence` or `eos_token`), `prompt_tokens`, `completion_tokens`, `seed`, `time_to_first_token` (seconds),
+    `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`, `tokens_per_step`,
+    `decode_seconds`), and `logprobs` where asked for. `llm_output["token_usage"]` sums a batch.
 
     With `grammar`, a text whose `finish_reason` is `length` is the beginning of one that fits: a server cuts it there,
     and the engine in this process ends it before. What a server wrote against the grammar raises a

@@ -38,6 +38,11 @@ class UnreadableAnswerError(MalformedAnswerError, OutputParserException):
 
     def __init__(self, error: Any, llm_output: str = "") -> None:
         OutputParserException.__init__(self, error, llm_output=llm_output)
+        self._given = error, llm_output
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its message alone it would get LangChain's link a second time.
+        return type(self), self._given
 
 
 def parser_of_calls(schema: Any, described: NamedSchema) -> _StrictJsonParser:

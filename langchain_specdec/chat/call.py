@@ -159,7 +159,8 @@ def render(
         "keeps_malformed": bool(options["keep_malformed"]),
         "has_blocks": has_blocks,
     }
-    reader = ReplyReader(lambda: backend.model_name, in_order, form, params, **how)
+    num_prompt = 0 if isinstance(prompt, str) else len(prompt)
+    reader = ReplyReader(lambda: backend.model_name, in_order, form, params, prompt_tokens=num_prompt, **how)
     # Of a grammar's text, and of a text that is gone on with, no space may be left out.
     continues_prompt = bool(begin) or goes_on or params.grammar is not None
     marks = template.mark_texts if parser else {}

@@ -55,6 +55,7 @@ class ReplyReader:
         must_call: Whether the answer has to be a call.
         keeps_malformed: Whether an answer is told that a server wrote against its grammar. Otherwise it raises; but one
             that has to be a call is an invalid call then.
+        prompt_tokens: Number of tokens of the prompt; 0 where only the end of the answer tells.
         has_blocks: Whether the content of a message is a list of standard blocks, texts and calls in the order written,
             as LangChain's `output_version="v1"` has it. Otherwise it is the text.
     """
@@ -68,6 +69,7 @@ class ReplyReader:
         *,
         must_call: bool = False,
         keeps_malformed: bool = False,
+        prompt_tokens: int = 0,
         has_blocks: bool = False,
     ) -> None:
         self._model_name = model_name
@@ -82,12 +84,18 @@ class ReplyReader:
         self._has_calls = False
         self._begin, self._end = (form.begin, form.end) if form is not None else ("", "")
         self._tokens: list[Token] = []
+        self._prompt_tokens = prompt_tokens
+        # Tokens of the prompt and of the answer that chunks have counted.
+        self._counted = (0, 0)
         self._num_blocks = 0
         self._is_in_text = False
         self._ids: set[str] = set()
 
     def chunks(self, event: TokenEvent | FinishEvent) -> list[SpeculativeChatChunk]:
-        """The chunks of an event, one for each text and each call. The last of all is empty and carries all counts.
+        """The chunks of an event, one for each text and each call. The last of all is empty, with all else.
+
+        Each counts the tokens that are new with it, as LangChain adds them up. So what was read of an answer that is
+        cancelled is counted too.
 
         Raises:
             MalformedAnswerError: A server broke the grammar asked for.
@@ -96,13 +104,15 @@ class ReplyReader:
         chunks: list[SpeculativeChatChunk] = []
         for piece in _joined(self._pieces(event)):
             # LangChain's protocol events take a chunk for text or for calls, and lose what stands beside text.
-            chunks.append(SpeculativeChatChunk(message=self._part(piece), tokens=tokens))
+            message = self._part(piece)
+            message.usage_metadata = self._new_usage(self._prompt_tokens, len(self._tokens))
+            chunks.append(SpeculativeChatChunk(message=message, tokens=tokens))
             tokens = ()
         if isinstance(event, FinishEvent):
             # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
             message = AIMessageChunk(
                 content=self._content([]),
-                usage_metadata=_usage(event),
+                usage_metadata=self._new_usage(event.prompt_tokens, event.completion_tokens, event.cached_tokens),
                 response_metadata=self._version,
                 chunk_position="last",
             )
@@ -123,7 +133,7 @@ class ReplyReader:
             content=self._content(blocks),
             tool_calls=[_without_type(block) for block in blocks if block["type"] == "tool_call"],
             invalid_tool_calls=[_without_type(block) for block in blocks if block["type"] == "invalid_tool_call"],
-            usage_metadata=_usage(finish),
+            usage_metadata=_usage(finish.prompt_tokens, finish.completion_tokens, finish.cached_tokens),
             response_metadata=self._version,
         )
         return ChatGeneration(message=message, generation_info=self._info(finish))
@@ -135,6 +145,11 @@ class ReplyReader:
 
     def _content(self, blocks: Sequence[dict[str, Any]]) -> Any:
         return list(blocks) if self._has_blocks else "".join(block.get("text", "") for block in blocks)
+
+    def _new_usage(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> UsageMetadata:
+        """What of these counts no chunk before has."""
+        counted, self._counted = self._counted, (prompt_tokens, completion_tokens)
+        return _usage(prompt_tokens - counted[0], completion_tokens - counted[1], cached_tokens)
 
     def _block(self, piece: Piece) -> dict[str, Any]:
         """A piece as one of LangChain's standard blocks."""
@@ -247,13 +262,13 @@ def _without_type(block: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in block.items() if name != "type"}
 
 
-def _usage(finish: FinishEvent) -> UsageMetadata:
+def _usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> UsageMetadata:
     usage = UsageMetadata(
-        input_tokens=finish.prompt_tokens,
-        output_tokens=finish.completion_tokens,
-        total_tokens=finish.prompt_tokens + finish.completion_tokens,
+        input_tokens=prompt_tokens,
+        output_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
     )
     # None where the backend does not know it.
-    if finish.cached_tokens is not None:
-        usage["input_token_details"] = InputTokenDetails(cache_read=finish.cached_tokens)
+    if cached_tokens is not None:
+        usage["input_token_details"] = InputTokenDetails(cache_read=cached_tokens)
     return usage

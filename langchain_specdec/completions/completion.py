@@ -65,6 +65,8 @@ class Completion:
             "seed": self.finish.seed,
             "speculation": self.finish.speculation.as_dict(),
         }
+        if self.finish.time_to_first_token is not None:
+            info["time_to_first_token"] = round(self.finish.time_to_first_token, 6)
         if any(token.logprob is not None for token in self.tokens):
             info["logprobs"] = [
                 {

@@ -10,13 +10,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from typing_extensions import Self
 
 from langchain_specdec.completions import interpreter_end
-from langchain_specdec.completions.events import Event, TokenEvent
+from langchain_specdec.completions.events import Event, FinishEvent, TokenEvent
 from langchain_specdec.completions.stream_scope import join_scope
 from langchain_specdec.completions.wakeup import Wakeup
 from langchain_specdec.errors import (
@@ -86,6 +86,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         # Both weak: a loop that is dropped without being closed takes its tasks along only if nothing here holds them.
         self._waiter: Callable[[], _Waiter | None] = _nobody
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None
+        self._began = time.monotonic()
+        self._first_token_at: float | None = None
         self._timeout = 0.0
         self._deadline: float | None = None
         self._is_ended = False
@@ -98,6 +100,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         """Hand an event, or the error that ends the completion, to the reader. Called by the backend."""
         with self._lock:
             if not self._is_stopped:
+                if self._first_token_at is None and isinstance(event, TokenEvent):
+                    self._first_token_at = time.monotonic()
                 self._events.append(event)
                 self._wake()
         if self._has_lost_its_loop:
@@ -134,6 +138,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             timeout: Seconds, as `checked_timeout` gives them; None is without limit.
             since: When they began, by `time.monotonic`; None is now.
         """
+        if since is not None:
+            self._began = since
         self._timeout = timeout or 0.0
         since = time.monotonic() if since is None else since
         self._deadline = None if timeout is None else since + timeout
@@ -236,6 +242,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             self._news.set()
         if isinstance(event, BaseException):
             raise interpreter_end.replaced(event)
+        if isinstance(event, FinishEvent) and self._first_token_at is not None:
+            return replace(event, time_to_first_token=self._first_token_at - self._began)
         return event
 
 

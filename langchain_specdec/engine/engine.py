@@ -342,7 +342,7 @@ class Engine:
             with contextlib.suppress(Exception):
                 self._scheduler.remove(request)
         for request in [*self._inbox.end(), *running]:
-            failure = GenerationError(f"The engine failed and has ended: {type(error).__name__}: {error}")
+            failure = GenerationError(f"The engine failed and has ended: {type(error).__name__}: {error}").for_good()
             failure.__cause__ = error
             request.stream.put(failure)
 

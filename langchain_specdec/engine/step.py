@@ -93,4 +93,4 @@ def unsound_error(dtype: torch.dtype) -> GenerationError:
     name = str(dtype).removeprefix("torch.")
     return GenerationError(
         f"The model computed no usable scores for the next token: they are NaN or infinite ({name}). {advice}"
-    )
+    ).for_good()

@@ -269,7 +269,7 @@ def test_files_named_in_how_it_works_exist():
 @pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
 def test_names_in_tables_exist(page):
     known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields}
-    info = Completion((), FinishEvent("length", 1, 0, 0)).info()
+    info = Completion((), FinishEvent("length", 1, 0, 0, time_to_first_token=0.1)).info()
     known |= {*errors.__all__, *info, *(f"speculation.{name}" for name in info["speculation"]), "logprobs"}
     rows = re.findall(r"^\| (`[^|]*`) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([a-zA-Z_.]+)`", row)}

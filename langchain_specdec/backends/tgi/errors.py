@@ -10,6 +10,7 @@ A client's exception holds the request with its headers, and so the key. It is r
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import socket
 import sys
@@ -91,7 +92,7 @@ class Failure(Exception):  # noqa: N818
 
     def copy(self) -> Failure:
         """The same with an error of its own."""
-        return Failure(type(self.error)(*self.error.args), is_transient=self.is_transient, is_of_model=self.is_of_model)
+        return Failure(copy.copy(self.error), is_transient=self.is_transient, is_of_model=self.is_of_model)
 
 
 class Failures:
@@ -143,7 +144,7 @@ class Failures:
                 f"huggingface_hub refuses to reach {self._url}: it refuses every address while HF_HUB_OFFLINE is set. "
                 f"Unset it, or use the other client, which takes no notice: client='text-generation'."
             )
-            return Failure(BackendUnavailableError(msg))
+            return Failure(BackendUnavailableError(msg).for_good())
         return self._of_connection(error, no_http)
 
     def _of_connection(self, error: BaseException, no_http: BaseException | None) -> Failure:
@@ -159,7 +160,7 @@ class Failures:
             # Of aiohttp's, the status in front is one that it made up.
             said = self._quote(str(getattr(no_http, "message", no_http)), 200)
             msg = f"The answer of the server at {self._url} is not valid HTTP ({type(no_http).__name__}: {said})."
-            return Failure(BackendUnavailableError(msg))
+            return Failure(BackendUnavailableError(msg).for_good())
         hint = _proxy_hint(self._url)
         if isinstance(error, (ConnectionRefusedError, socket.gaierror)) or _is_a(error, _NO_CONNECTION):
             msg = f"The TGI server at {self._url} cannot be reached ({why}).{hint}"
@@ -174,7 +175,7 @@ class Failures:
 
     def not_tgi(self, what: str) -> Failure:
         """The failure of an answer that TGI would not give; `what` says what the server did."""
-        return Failure(GenerationError(f"The server at {self._url} {what}."))
+        return Failure(GenerationError(f"The server at {self._url} {what}.").for_good())
 
     def by_status(self, status: int, message: str) -> Failure:
         """The failure that an HTTP status stands for."""
@@ -185,11 +186,11 @@ class Failures:
             return Failure(AuthenticationError(msg))
         if status in (404, 405):
             msg = f"There is no TGI server at {url} (HTTP {status}). Give its root address, without /generate or /v1."
-            return Failure(BackendUnavailableError(msg))
+            return Failure(BackendUnavailableError(msg).for_good())
         if 300 <= status < 400:
             where = f" to {self._quote(message)}" if message else ""
             msg = f"The server at {url} redirects requests{where} (HTTP {status}). Give the final address."
-            return Failure(BackendUnavailableError(msg))
+            return Failure(BackendUnavailableError(msg).for_good())
         if status < 400:
             return self.not_tgi(f"gave an answer that is not TGI's (HTTP {status})")
         if status == 429:
@@ -232,7 +233,7 @@ class Failures:
     def unreadable(self, path: str, why: str) -> Failure:
         """The failure of a short answer that cannot be TGI's."""
         msg = f"The server at {self._url} is not a TGI server: its answer to {path} {self._quote(why)}."
-        return Failure(BackendUnavailableError(msg))
+        return Failure(BackendUnavailableError(msg).for_good())
 
     def _refused(self, message: str) -> InvalidParameterError:
         message = message.removeprefix(_REFUSAL)

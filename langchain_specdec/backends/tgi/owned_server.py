@@ -75,7 +75,10 @@ class OwnedServerWatch:
             return failure, earlier
         then = "" if end.restart_in is None else " It is started again."
         msg = f"{failure.error} The server, which was started from here, has ended: {end.summary}{then}"
-        return Failure(BackendUnavailableError(msg), is_transient=end.restart_in is not None), end
+        error = BackendUnavailableError(msg)
+        if end.restart_in is None:
+            return Failure(error.for_good()), end
+        return Failure(error, is_transient=True), end
 
     async def wait_for_restart(self, deadline: float) -> None:
         """Wait until a restart has come to its end, however that is, or until a time of `time.monotonic`."""
