@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging import ERROR, getLogger
+from logging import ERROR, INFO, StreamHandler, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,13 @@ def calm_libraries(*, downloads: bool, debug: bool) -> None:
     logging.disable_progress_bar()  # that of the hub too
     if downloads and sys.stderr.isatty():
         enable_progress_bars()
-    if not debug:
+    if debug:
+        # Where messages go while a model is loaded.
+        kept = getLogger("langchain_specdec.models.quiet_loading")
+        if not kept.handlers:
+            kept.addHandler(StreamHandler())
+            kept.setLevel(INFO)
+    else:
         logging.set_verbosity_error()
         getLogger("huggingface_hub").setLevel(ERROR)
         warnings.simplefilter("ignore")

@@ -17,12 +17,14 @@ from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
 
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
 
 
+@quiet_loading()
 def load_model(
     model: str | os.PathLike[str] | PreTrainedModel,
     tokenizer: Any = None,
