@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from langchain_specdec.errors import InvalidParameterError, ModelLoadError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
 from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
-from langchain_specdec.models.checkpoint import explained, is_missing_folder, read_weights
+from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -89,11 +89,14 @@ def load_model(
         name = source = str(model)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
-        _check_folder(model, "a model's config.json, weights and tokenizer")
-        _check_folder(adapter, "an adapter's adapter_config.json and weights")
-        parts = find_parts(source, name, adapter, revision, token)
+        is_local = check_source(model, revision=revision, token=token)
+        if adapter is not None:
+            is_local |= check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
+        parts = find_parts(source, name, adapter, revision, token, is_local)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
+        if parts.is_local:
+            hub["local_files_only"] = True
         what = name if parts.source == source else f"{parts.source}, the base of {name}"
         with explained(what, parts.source):
             config = AutoConfig.from_pretrained(parts.source, **hub)
@@ -121,7 +124,11 @@ def load_model(
         )
         with explained(f"the tokenizer of {name}", parts.tokenizer, advice):
             tokenizer = AutoTokenizer.from_pretrained(
-                parts.tokenizer, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
+                parts.tokenizer,
+                trust_remote_code=trust_remote_code,
+                revision=revision or "main",
+                token=token,
+                **({"local_files_only": True} if parts.is_local else {}),
             )
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
@@ -161,18 +168,6 @@ def _check_embeddings(model: Any, name: str) -> None:
             f"and the engine needs them on one. Allow more memory, or give a device_map that places them."
         )
         raise UnsupportedModelError(msg)
-
-
-def _check_folder(source: object, content: str) -> None:
-    """Say it where a folder is meant that is not there."""
-    if isinstance(source, (str, os.PathLike)) and is_missing_folder(source):
-        is_file = Path(source).is_file()
-        msg = (
-            f"{f'{str(source)!r} is a file' if is_file else f'There is no folder {str(source)!r}'}. Give the folder "
-            f"that holds {content}, or an id on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' "
-            f"for a model."
-        )
-        raise ModelLoadError(msg)
 
 
 def _model_class(config: Any) -> type | None:

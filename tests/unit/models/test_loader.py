@@ -23,7 +23,7 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import adapters
+from langchain_specdec.models import adapters, loader
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
@@ -216,28 +216,40 @@ def test_the_hub_is_not_asked_whether_a_downloaded_model_is_an_adapter(monkeypat
     assert [options["local_files_only"] for options in asked] == [is_downloaded]
 
 
-@pytest.mark.parametrize("is_offline", [True, False])
-def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
+def test_a_model_id_that_cannot_be_read(monkeypatch):
     def from_pretrained(*args, **kwargs):
         raise OSError("We could not connect to the hub.\nSecond line")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
-    # It asks the hub too.
-    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelLoadError, match="somebody/something: it is not on this machine, and HF_HUB_OFFLINE"):
+        load_model("somebody/something")
+    # As of one that was found, and went meanwhile.
+    monkeypatch.setattr(loader, "check_source", lambda *_, **__: False)
     with pytest.raises(ModelLoadError) as caught:
         load_model("somebody/something")
     message = str(caught.value)
     assert message.startswith("Cannot load somebody/something: We could not connect to the hub. Give a local folder")
-    assert ("HF_HUB_OFFLINE is set" in message) == is_offline
+    assert "HF_HUB_OFFLINE is set" in message
     assert "Second line" not in message
     assert isinstance(caught.value, OSError)
 
 
-def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ModelLoadError, match=r"Cannot load .*model_type") as caught:
-        load_model(tmp_path)
-    assert len(str(caught.value)) < 600
+def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, calls):
+    """Each file would be asked for, for ten seconds."""
+    asked = []
+    monkeypatch.setattr(loader, "check_source", lambda *_, **__: True)
+    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **options: asked.append(options))
+    load_model(str(folder), device="cpu")
+    assert [options["local_files_only"] for options in asked] == [True]
+    assert all(options["local_files_only"] for options in calls.values())
+
+
+@pytest.mark.parametrize("name", ["draft.gguf", "https://huggingface.co/a/b"])
+def test_a_draft_model_and_an_adapter_are_looked_at_before_anything_is_read(folder, name, no_work):
+    for options in ({"draft_model": name}, {"adapter": name}):
+        with pytest.raises(ModelLoadError, match=r"GGUF files|Give the model's id, 'a/b'"):
+            LocalBackend(folder, device="cpu", **options)
 
 
 def test_a_folder_without_weights(tmp_path):
