@@ -8,9 +8,10 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -158,10 +160,8 @@ def _of_answer(name: str, shown: str, revision: str | None, token: str | bool | 
         pass
     else:
         return None
-    from huggingface_hub import HfApi
-
-    info = within(2 * _SECONDS, lambda: HfApi().model_info(name, revision=revision, timeout=_SECONDS, token=token))
-    files = [entry.rfilename for entry in info.siblings or ()]
+    found = _ask("get", f"api/models/{name}/revision/{quote(revision or 'main', safe='')}", token).json()
+    files = [entry["rfilename"] for entry in found.get("siblings") or ()]
     if "adapter_config.json" in files:
         return None
     if any(file.lower().endswith(".gguf") for file in files):
@@ -173,8 +173,17 @@ def _of_answer(name: str, shown: str, revision: str | None, token: str | bool | 
 
 def _head(name: str, revision: str | None, token: str | bool | None) -> None:
     """Ask the Hub for the configuration of a model. Raises what the request raises."""
-    from huggingface_hub import get_hf_file_metadata
+    _ask("head", f"{name}/resolve/{quote(revision or 'main', safe='')}/config.json", token)
 
+
+def _ask(method: str, path: str, token: str | bool | None) -> Any:
+    """One request through the library's session, with its proxies and certificates, but without its repetitions."""
     seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if "HF_HUB_ETAG_TIMEOUT" in os.environ else _SECONDS
-    url = hf_hub_url(name, "config.json", revision=revision)
-    within(seconds + 1, lambda: get_hf_file_metadata(url, token=token, timeout=seconds))
+
+    def ask() -> Any:
+        headers = build_hf_headers(token=token)  # may ask for something itself
+        return getattr(get_session(), method)(f"{constants.ENDPOINT}/{path}", headers=headers, timeout=seconds)
+
+    response = within(seconds + 1, ask)
+    hf_raise_for_status(response)
+    return response

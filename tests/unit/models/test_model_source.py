@@ -190,6 +190,9 @@ class _Hub(BaseHTTPRequestHandler):
         self._answer(int(status), code)
 
     def do_GET(self) -> None:
+        if not self.path.startswith("/api/models/"):
+            self._answer(404)  # what the library asks for itself
+            return
         self.questions.append(self.path)
         siblings = [{"rfilename": file} for file in self.files]
         self._answer(200, body=json.dumps({"id": "o/x", "siblings": siblings, "tags": [], "private": False}).encode())
@@ -201,7 +204,6 @@ class _Hub(BaseHTTPRequestHandler):
 def point_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
