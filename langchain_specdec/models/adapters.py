@@ -38,7 +38,6 @@ class Parts:
         adapter: Id or folder of the adapter to merge into them; None where there is none.
         adapter_revision: Revision of that id.
         tokenizer: Id or folder of the tokenizer.
-        is_local: Whether the hub is out of reach, so that only what was downloaded before can be read.
     """
 
     source: str
@@ -46,16 +45,10 @@ class Parts:
     adapter: str | None
     adapter_revision: str | None
     tokenizer: str
-    is_local: bool = False
 
 
 def find_parts(
-    source: str,
-    name: str,
-    adapter: str | os.PathLike[str] | None,
-    revision: str | None,
-    token: str | bool | None,
-    is_local: bool = False,
+    source: str, name: str, adapter: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None
 ) -> Parts:
     """Find what is named by the model that was asked for: a model, or an adapter that names its base.
 
@@ -65,21 +58,20 @@ def find_parts(
         adapter: Id or folder of an adapter that was asked for beside it.
         revision: Revision of the model id.
         token: Access token of the hub.
-        is_local: Whether the hub is out of reach.
 
     Raises:
         ModelLoadError: It is an adapter whose base is unknown, or a folder that holds an adapter beside a model.
         InvalidParameterError: Model and adapter are an adapter both.
     """
-    found = _adapter_config(source, name, revision, token, is_local)
+    found = _adapter_config(source, name, revision, token)
     if found is None:
-        if adapter is not None and _adapter_config(str(adapter), str(adapter), None, token, is_local) is None:
+        if adapter is not None and _adapter_config(str(adapter), str(adapter), None, token) is None:
             msg = (
                 f"There is no adapter in {str(adapter)!r}: it has no adapter_config.json. Give the folder that PEFT "
                 "saved an adapter to, or the id of one on the Hugging Face Hub."
             )
             raise ModelLoadError(msg)
-        return Parts(source, revision, None if adapter is None else str(adapter), None, source, is_local)
+        return Parts(source, revision, None if adapter is None else str(adapter), None, source)
     base = found.get("base_model_name_or_path")
     if any((Path(source) / file).is_file() for file in _WEIGHT_FILES):
         msg = (
@@ -99,15 +91,15 @@ def find_parts(
             "adapter=."
         )
         raise ModelLoadError(msg)
-    is_local |= check_source(base, revision=found.get("revision"), token=token)
-    if _adapter_config(base, base, found.get("revision"), token, is_local) is not None:
+    place, base_revision = check_source(base, revision=found.get("revision"), token=token)
+    if _adapter_config(place, base, base_revision, token) is not None:
         msg = (
             f"{name} is an adapter for {base}, which is one itself. Merge that into its base first "
             "(merge_and_unload of peft), and give what comes of it as the model."
         )
         raise ModelLoadError(msg)
-    has_tokenizer = any(_has_file(source, file, revision, token, is_local) for file in _TOKENIZER_FILES)
-    return Parts(base, found.get("revision"), source, revision, source if has_tokenizer else base, is_local)
+    has_tokenizer = any(_has_file(source, file, revision, token) for file in _TOKENIZER_FILES)
+    return Parts(place, base_revision, source, revision, source if has_tokenizer else place)
 
 
 def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
@@ -190,16 +182,14 @@ def _kind(config: Any) -> str:
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
-def _adapter_config(
-    source: str, name: str, revision: str | None, token: str | bool | None, is_local: bool
-) -> dict[str, Any] | None:
+def _adapter_config(source: str, name: str, revision: str | None, token: str | bool | None) -> dict[str, Any] | None:
     """What stands in an adapter's adapter_config.json; None where there is none."""
     with explained(name, source):
         # A model that was downloaded is none, and a hub out of reach would be asked for half a minute.
         is_model = not Path(source).is_dir() and isinstance(
             try_to_load_from_cache(source, "config.json", revision=revision), str
         )
-        path = find_adapter_config_file(source, revision=revision, token=token, local_files_only=is_model or is_local)
+        path = find_adapter_config_file(source, revision=revision, token=token, local_files_only=is_model)
         if path is None:
             return None
         config = json.loads(Path(path).read_bytes())
@@ -209,11 +199,11 @@ def _adapter_config(
         return config
 
 
-def _has_file(source: str, file: str, revision: str | None, token: str | bool | None, is_local: bool) -> bool:
+def _has_file(source: str, file: str, revision: str | None, token: str | bool | None) -> bool:
     if Path(source).is_dir():
         return (Path(source) / file).is_file()
     found = cached_file(
-        source, file, revision=revision, token=token, local_files_only=is_local, _raise_exceptions_for_gated_repo=False,
+        source, file, revision=revision, token=token, _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return found is not None

@@ -40,16 +40,20 @@ def is_here(source: str, revision: str | None = None) -> bool:
     """Whether nothing has to be downloaded, as far as one can tell without asking the Hub."""
     if source == "embedded" or Path(source).exists():
         return True
-    # Where transformers 4 looks, too.
-    caches = [None, *filter(None, [os.environ.get("TRANSFORMERS_CACHE")])]
     try:
-        return any(
-            isinstance(try_to_load_from_cache(source, file, cache_dir=cache, revision=revision), str)
-            for cache in caches
-            for file in CONFIG_FILES
-        )
+        return downloaded(source, revision) is not None
     except HFValidationError:
         return True  # it is no id, so nothing will be downloaded
+
+
+def downloaded(name: str, revision: str | None = None) -> Path | None:
+    """The folder that a model of the Hub was downloaded to; None where it was not."""
+    # Where transformers 4 looks, too.
+    for cache in (None, os.environ.get("TRANSFORMERS_CACHE") or None):
+        for file in CONFIG_FILES:
+            if isinstance(path := try_to_load_from_cache(name, file, cache_dir=cache, revision=revision), str):
+                return Path(path).parent
+    return None
 
 
 def is_out_of_reach(name: str, revision: str | None, token: str | bool | None) -> bool:

@@ -89,14 +89,13 @@ def load_model(
         name = source = str(model)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
-        is_local = check_source(model, revision=revision, token=token)
+        else:
+            source, revision = check_source(model, revision=revision, token=token)
         if adapter is not None:
-            is_local |= check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
-        parts = find_parts(source, name, adapter, revision, token, is_local)
+            adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
+        parts = find_parts(source, name, adapter, revision, token)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
-        if parts.is_local:
-            hub["local_files_only"] = True
         what = name if parts.source == source else f"{parts.source}, the base of {name}"
         with explained(what, parts.source):
             config = AutoConfig.from_pretrained(parts.source, **hub)
@@ -128,7 +127,6 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 revision=revision or "main",
                 token=token,
-                **({"local_files_only": True} if parts.is_local else {}),
             )
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)

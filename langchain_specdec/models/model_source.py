@@ -15,7 +15,7 @@ from langchain_specdec.models.hub import (
     CONFIG_FILES,
     EXAMPLE,
     GGUF_ADVICE,
-    is_here,
+    downloaded,
     is_out_of_reach,
     obstacle,
     without_login,
@@ -41,7 +41,7 @@ def check_source(
     holds: str = "a model's config.json, weights and tokenizer",
     revision: str | None = None,
     token: str | bool | None = None,
-) -> bool:
+) -> tuple[str, str | None]:
     """Raise an error where a model or an adapter is certainly not where its name says.
 
     The Hub is asked by one request, and for seconds at most: where it is out of reach, transformers would wait for
@@ -54,14 +54,14 @@ def check_source(
         token: Access token of the Hub; None takes the one that is logged in.
 
     Returns:
-        Whether only what is on this machine can be read: it was downloaded, and the Hub is out of reach.
+        What to read, and its revision: as given, or the folder that it was downloaded to if the Hub is out of reach.
 
     Raises:
         ModelLoadError: There is no such folder or id, it holds no model, or the Hub is out of reach.
     """
     name = str(source)
     if name == "embedded":
-        return False
+        return name, revision
     path = Path(name)
     if not name.strip():
         reason: str | None = _no_folder(name, holds)
@@ -76,8 +76,9 @@ def check_source(
             reason = f"There is no file {name!r}. {advice}" if advice else _no_folder(name, holds)
         reason = reason or _malformed(name)
     is_name = reason is None and not path.exists()
-    if is_name and is_here(name, revision):
-        return not constants.HF_HUB_OFFLINE and is_out_of_reach(name, revision, token)
+    if is_name and (folder := downloaded(name, revision)):
+        is_away = not constants.HF_HUB_OFFLINE and is_out_of_reach(name, revision, token)
+        return (str(folder), None) if is_away else (name, revision)
     if is_name:
         advice = _FILES.get(path.suffix.lower())
         if advice and "/" not in name:
@@ -86,7 +87,7 @@ def check_source(
             reason += f" If a file is meant: there is none of that name. {advice}"
     if reason is not None:
         raise ModelLoadError(reason)
-    return False
+    return name, revision
 
 
 def is_missing_folder(source: str | os.PathLike[str]) -> bool:

@@ -23,8 +23,9 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import adapters, loader
+from langchain_specdec.models import adapters, loader, model_source
 from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models.adapters import find_parts
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -225,7 +226,9 @@ def test_a_model_id_that_cannot_be_read(monkeypatch):
     with pytest.raises(ModelLoadError, match="somebody/something: it is not on this machine, and HF_HUB_OFFLINE"):
         load_model("somebody/something")
     # As of one that was found, and went meanwhile.
-    monkeypatch.setattr(loader, "check_source", lambda *_, **__: False)
+    monkeypatch.setattr(loader, "check_source", lambda name, **__: (name, None))
+    # It asks the hub too.
+    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
     with pytest.raises(ModelLoadError) as caught:
         load_model("somebody/something")
     message = str(caught.value)
@@ -235,14 +238,20 @@ def test_a_model_id_that_cannot_be_read(monkeypatch):
     assert isinstance(caught.value, OSError)
 
 
-def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, calls):
+def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, calls, tmp_path):
     """Each file would be asked for, for ten seconds."""
-    asked = []
-    monkeypatch.setattr(loader, "check_source", lambda *_, **__: True)
-    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **options: asked.append(options))
-    load_model(str(folder), device="cpu")
-    assert [options["local_files_only"] for options in asked] == [True]
-    assert all(options["local_files_only"] for options in calls.values())
+    snapshot = tmp_path / "models--somebody--something" / "snapshots" / "abc"
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "models--somebody--something" / "refs").mkdir()
+    (tmp_path / "models--somebody--something" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_source, "is_out_of_reach", lambda *_: True)
+    sources = []
+    monkeypatch.setattr(loader, "find_parts", lambda source, *rest: sources.append(source) or find_parts(source, *rest))
+    loaded = load_model("somebody/something", device="cpu")
+    assert sources == [str(snapshot)]
+    assert loaded.name == "somebody/something"
 
 
 @pytest.mark.parametrize("name", ["draft.gguf", "https://huggingface.co/a/b"])

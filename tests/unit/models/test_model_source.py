@@ -139,10 +139,10 @@ def test_a_folder_without_a_model(tmp_path: Path, file: str, advice: str) -> Non
 @pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
 def test_models_and_adapters_are_let_through(tmp_path: Path, empty_cache: Path, file: str) -> None:
     (tmp_path / file).write_text("{}")
-    assert not check_source(tmp_path)
+    assert check_source(tmp_path) == (str(tmp_path), None)
     download(empty_cache, file=file)
-    assert not check_source(ID)
-    assert not check_source("embedded")
+    assert check_source(ID) == (ID, None)
+    assert check_source("embedded") == ("embedded", None)
 
 
 # The Hub.
@@ -157,14 +157,14 @@ def test_offline_an_id_is_refused_without_a_question() -> None:
 
 def test_a_revision_that_was_not_downloaded_is_not_here(empty_cache: Path) -> None:
     download(empty_cache)
-    assert not check_source(ID)
+    assert check_source(ID) == (ID, None)
     assert "(revision 'v2')" in refusal(ID, revision="v2")
 
 
 def test_the_cache_of_transformers_4_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     download(tmp_path / "other")
     monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path / "other"))
-    assert not check_source(ID)
+    assert check_source(ID) == (ID, None)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -254,7 +254,7 @@ def test_what_the_hub_refuses(answers: type[_Hub], name: str, said: str) -> None
 def test_repositories_without_a_configuration(answers: type[_Hub], files: tuple[str, ...], said: str | None) -> None:
     answers.files = files
     if said is None:
-        assert not check_source("o/404-EntryNotFound")
+        assert check_source("o/404-EntryNotFound") == ("o/404-EntryNotFound", None)
     else:
         assert said in refusal("o/404-EntryNotFound")
     assert len(answers.questions) == 2
@@ -262,7 +262,7 @@ def test_repositories_without_a_configuration(answers: type[_Hub], files: tuple[
 
 @pytest.mark.server
 def test_a_model_on_the_hub_takes_one_question(answers: type[_Hub]) -> None:
-    assert not check_source("o/200", revision="v1")
+    assert check_source("o/200", revision="v1") == ("o/200", "v1")
     assert answers.questions == ["/o/200/resolve/v1/config.json"]
 
 
@@ -278,7 +278,7 @@ def test_a_hub_that_never_answers(
         point_to(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         if is_downloaded:
             download(empty_cache)
-            assert check_source(ID)
+            assert check_source(ID) == (str(empty_cache / "models--somebody--something" / "snapshots" / "abc"), None)
             assert f"cannot be reached (it does not answer): {ID} is loaded as it was downloaded" in caplog.text
         else:
             assert "cannot be reached: it does not answer. Download it where" in refusal(ID)
@@ -304,7 +304,7 @@ def test_what_was_downloaded_is_left_to_transformers_where_the_hub_answers(
         (empty_cache / f"models--{name.replace('/', '--')}").symlink_to(
             empty_cache / f"models--{ID.replace('/', '--')}"
         )
-        assert not check_source(name)
+        assert check_source(name) == (name, None)
 
 
 @pytest.mark.parametrize(
