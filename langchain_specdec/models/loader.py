@@ -13,7 +13,7 @@ from langchain_specdec.models import embedded
 from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
-from langchain_specdec.models.devices import resolve_device
+from langchain_specdec.models.devices import check_device_map, resolve_device
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.model_source import check_source
@@ -69,6 +69,7 @@ def load_model(
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
     placed = resolve_device(device)
+    check_device_map(device_map)
     resolved_dtype = _resolve_dtype(dtype, placed)
     loaded: Any
     if isinstance(model, torch.nn.Module):

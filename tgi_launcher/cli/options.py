@@ -94,11 +94,18 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         kind = str
     if kind in (int, float):
         # What is no number is left to TGIConfig, which says what it must be and what it is.
-        shown |= {"metavar": f"<{kind.__name__}>", "parser": str}
+        shown |= {"metavar": f"<{kind.__name__}>", "parser": functools.partial(_number, kind)}
         kind = str
     if field.default is not None:
         shown["help"] = f"{description.rstrip('.')} (default: {field.default})."
     return _keyword(name, Annotated[kind | None, typer.Option(flag, **shown)], None)
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _without_none(annotation: Any) -> Any:

@@ -658,15 +658,26 @@ def test_embeddings_that_are_on_no_device_are_refused():
     [
         ("gpu", "device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"),
         (7.5, "device must be one that PyTorch knows"),
-        ("cuda:63", "There is no device 'cuda:63': PyTorch .* sees "),
-        ("mps", "can use no device 'mps' here. Leave device out for cpu"),
-        ("meta", "Nothing can run on the device 'meta'"),
+        ("cuda:63", r"There is no device 'cuda:63' here\. PyTorch .* sees cpu"),
+        ("mps", r"There is no device 'mps' here\. PyTorch .* sees cpu.*\. Name one, or leave device out"),
+        ("meta", "Nothing can run on the device 'meta'.* sees cpu"),
+        # torch has no module for these.
+        ("hpu", "There is no device 'hpu' here"),
+        ("xpu:1", "There is no device 'xpu:1' here"),
+        ("CUDA", "device must be one that PyTorch knows.*got 'CUDA'"),
+        ("", "device must be one that PyTorch knows.*got ''"),
     ],
 )
 def test_devices_that_are_not_here_are_refused_before_anything_is_read(folder, no_work, device, message):
     for place in (lambda: load_model(folder, device=device), lambda: random_model("random:tiny", "auto", device)):
         with pytest.raises(InvalidParameterError, match=message):
             place()
+
+
+@pytest.mark.parametrize("device_map", ["mps", "cuda:63", {"": "mps"}, {"model": "cpu", "lm_head": "hpu"}])
+def test_a_device_map_of_devices_that_are_not_here(folder, no_work, device_map):
+    with pytest.raises(InvalidParameterError, match=r"There is no device '(mps|cuda:63|hpu)' here"):
+        load_model(folder, device_map=device_map)
 
 
 def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch):

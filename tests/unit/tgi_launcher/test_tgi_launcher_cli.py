@@ -408,7 +408,7 @@ def test_cpu_is_one_option():
     assert ":3.3.7-intel-cpu --model-id owner/name" in command
     result = run("print-command", "owner/name", "--cpu", "--devices", "0")
     assert result.exit_code == 2
-    assert result.stderr == "error: With cpu, devices are GPUs: leave them out.\n"
+    assert result.stderr == "error: With --cpu, --devices must be left out: they are GPUs.\n"
 
 
 def test_check_takes_options_without_a_model():
