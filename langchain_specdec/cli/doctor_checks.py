@@ -18,6 +18,8 @@ from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
 
+__all__ = ["Finding", "examine"]
+
 _DISTRIBUTION = "langchain-specdec"
 _REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
 # What is missing without them, and how to get them.

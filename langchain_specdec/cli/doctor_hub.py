@@ -19,7 +19,7 @@ _GB = 1e9
 def hub() -> Finding:
     """Whether the Hugging Face Hub can be reached, by one request and in a few seconds."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     name, address = "Hugging Face Hub", hub_address()
     if constants.HF_HUB_OFFLINE:

@@ -20,7 +20,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public by its documentation
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
 
 from langchain_specdec.errors import ModelLoadError
 from langchain_specdec.models.hub import (

@@ -248,7 +248,12 @@ def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, cal
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(model_source, "is_out_of_reach", lambda *_: True)
     sources = []
-    monkeypatch.setattr(loader, "find_parts", lambda source, *rest: sources.append(source) or find_parts(source, *rest))
+
+    def find(source, *rest):
+        sources.append(source)
+        return find_parts(source, *rest)
+
+    monkeypatch.setattr(loader, "find_parts", find)
     loaded = load_model("somebody/something", device="cpu")
     assert sources == [str(snapshot)]
     assert loaded.name == "somebody/something"

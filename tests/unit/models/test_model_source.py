@@ -331,4 +331,4 @@ def test_nothing_is_waited_for_longer_than_said() -> None:
     event.set()
     assert within(5, lambda: 7) == 7
     with pytest.raises(KeyError):
-        within(5, lambda: {}[1])
+        within(5, lambda: {"a": 1}["b"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from langchain_specdec.runner.cpu import kernels
 from langchain_specdec.runner.cpu.compiled_layers import can_compile
@@ -76,8 +78,8 @@ def test_a_missing_compiler_is_told_once(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(kernels.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(kernels.sys, "platform", "linux")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(sys, "platform", "linux")
 
     def run(command: list[str]) -> None:
         raise FileNotFoundError(command[0])
