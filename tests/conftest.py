@@ -24,6 +24,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models import devices
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
+from langchain_specdec.runner.cpu.compiler import compiler_command
 from tests.support.tiny_models import make_engine
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -58,7 +59,7 @@ GUARDED = {
     "socket.bind": {"process", "server"},
 }
 # Building our own kernels once, in the first test that needs them, is no test's doing.
-COMPILER = os.environ.get("CXX", "g++")
+COMPILER = compiler_command()[0]
 _allowed: set[str] = set(GUARDED)
 
 

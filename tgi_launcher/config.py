@@ -334,18 +334,18 @@ class TGIConfig(BaseModel):
             msg = "TGI cannot split a model with exl2 weights over several GPUs: num_shard must be 1."
             raise ValueError(msg)
         if self.dtype and self.quantize and not self.quantize.startswith("bitsandbytes"):
-            msg = f"TGI does not take dtype together with quantize={self.quantize!r}: leave dtype out."
+            msg = f"TGI takes no quantize={self.quantize!r} beside a numeric type: leave dtype out."
             raise ValueError(msg)
         if self.devices is not None:
             if not self.devices or len(set(self.devices)) < len(self.devices):
                 msg = "devices must be different GPU numbers, at least one."
                 raise ValueError(msg)
             if self.num_shard and self.num_shard > len(self.devices):
-                msg = f"num_shard={self.num_shard} needs as many devices, got {len(self.devices)}."
+                msg = f"devices must be {self.num_shard} GPUs for num_shard={self.num_shard}, got {len(self.devices)}."
                 raise ValueError(msg)
         ports = [port for port in (self.port, self.prometheus_port, self.master_port) if port]
         if len(set(ports)) < len(ports):
-            msg = "port, prometheus_port and master_port must differ."
+            msg = "port must differ from prometheus_port, and both from master_port."
             raise ValueError(msg)
         if self.shard_uds_path and len(os.fsencode(self.shard_uds_path)) > 100:
             msg = "shard_uds_path is too long for a socket: at most 100 bytes."

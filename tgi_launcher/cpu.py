@@ -42,7 +42,7 @@ def with_cpu_settings(given: dict[str, Any], default_image: str) -> dict[str, An
 def cpu_conflict(config: Any) -> str | None:
     """What of a TGIConfig with `cpu=True` cannot be had on a CPU, in one sentence."""
     wrong = [
-        (config.devices is not None, "devices are GPUs: leave them out"),
+        (config.devices is not None, "devices must be left out: they are GPUs"),
         (config.num_shard != 1, f"num_shard must be 1, got {config.num_shard}"),
         (config.cuda_graphs != _CUDA_GRAPHS, "cuda_graphs must be 0, or left out"),
         (config.cuda_memory_fraction is not None, "cuda_memory_fraction is of GPUs: leave it out"),

@@ -28,6 +28,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.memory import give_back_freed
+from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
@@ -75,6 +76,9 @@ class LocalBackend(Backend):
         **options: Unpack[LocalOptions],
     ) -> None:
         chosen = checked_options(options)
+        if isinstance(draft := chosen["draft_model"], (str, os.PathLike)):
+            # Before the target is read, which takes long.
+            check_source(draft, revision=chosen["draft_revision"], token=chosen["token"])
         self._target = _load(
             model,
             tokenizer,

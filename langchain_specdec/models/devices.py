@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from langchain_specdec.errors import InvalidParameterError
+
+# What a device_map may hold beside devices.
+_PLACES = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
 def default_device() -> torch.device:
@@ -23,17 +28,37 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        msg = f"device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
+        msg = f"device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}. {_found()}"
         raise InvalidParameterError(msg) from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        msg = f"There is no device {device!r}: PyTorch {torch.__version__} sees {torch.cuda.device_count()} of CUDA."
-        raise InvalidParameterError(msg)
     if resolved.type == "meta":
-        msg = "Nothing can run on the device 'meta', which holds no numbers. Leave device out, or name another one."
+        msg = f"Nothing can run on the device 'meta', which holds no numbers. {_found()}"
         raise InvalidParameterError(msg)
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InvalidParameterError(_missing(device))
     try:
         torch.empty(1, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        msg = f"PyTorch {torch.__version__} can use no device {device!r} here. Leave device out for {default_device()}."
-        raise InvalidParameterError(msg) from error
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise InvalidParameterError(_missing(device)) from error
     return resolved
+
+
+def check_device_map(device_map: object) -> None:
+    """Raise an `InvalidParameterError` where a device_map names a device that is not here."""
+    named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for device in named:
+        if isinstance(device, (str, torch.device)) and str(device) not in _PLACES:
+            resolve_device(device)
+
+
+def _missing(device: object) -> str:
+    return f"There is no device {str(device)!r} here. {_found()}"
+
+
+def _found() -> str:
+    """What there is, in a sentence, and what to do."""
+    count = torch.cuda.device_count()
+    found = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    built = "" if count or torch.version.cuda else ", which is built without CUDA,"
+    return f"PyTorch {torch.__version__}{built} sees {' and '.join(found)}. Name one, or leave device out."

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from langchain_specdec.errors import InvalidParameterError, ModelLoadError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
 from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
-from langchain_specdec.models.checkpoint import explained, is_missing_folder, read_weights
+from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
-from langchain_specdec.models.devices import resolve_device
+from langchain_specdec.models.devices import check_device_map, resolve_device
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
 
 _ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
 
 
+@quiet_loading()
 def load_model(
     model: str | os.PathLike[str] | PreTrainedModel,
     tokenizer: Any = None,
@@ -67,6 +69,7 @@ def load_model(
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
     placed = resolve_device(device)
+    check_device_map(device_map)
     resolved_dtype = _resolve_dtype(dtype, placed)
     loaded: Any
     if isinstance(model, torch.nn.Module):
@@ -87,8 +90,10 @@ def load_model(
         name = source = str(model)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
-        _check_folder(model, "a model's config.json, weights and tokenizer")
-        _check_folder(adapter, "an adapter's adapter_config.json and weights")
+        else:
+            source, revision = check_source(model, revision=revision, token=token)
+        if adapter is not None:
+            adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
         parts = find_parts(source, name, adapter, revision, token)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
@@ -119,7 +124,10 @@ def load_model(
         )
         with explained(f"the tokenizer of {name}", parts.tokenizer, advice):
             tokenizer = AutoTokenizer.from_pretrained(
-                parts.tokenizer, trust_remote_code=trust_remote_code, revision=revision or "main", token=token
+                parts.tokenizer,
+                trust_remote_code=trust_remote_code,
+                revision=revision or "main",
+                token=token,
             )
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
@@ -159,18 +167,6 @@ def _check_embeddings(model: Any, name: str) -> None:
             f"and the engine needs them on one. Allow more memory, or give a device_map that places them."
         )
         raise UnsupportedModelError(msg)
-
-
-def _check_folder(source: object, content: str) -> None:
-    """Say it where a folder is meant that is not there."""
-    if isinstance(source, (str, os.PathLike)) and is_missing_folder(source):
-        is_file = Path(source).is_file()
-        msg = (
-            f"{f'{str(source)!r} is a file' if is_file else f'There is no folder {str(source)!r}'}. Give the folder "
-            f"that holds {content}, or an id on the Hugging Face Hub, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' "
-            f"for a model."
-        )
-        raise ModelLoadError(msg)
 
 
 def _model_class(config: Any) -> type | None:

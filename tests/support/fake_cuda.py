@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
+import shlex
 import subprocess
 import traceback
 from collections import Counter
@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import langchain_specdec
 from langchain_specdec.runner.attention import register
+from langchain_specdec.runner.cpu.compiler import compiler_command, find_compiler
 from langchain_specdec.runner.cuda.waiting import is_composite, waits
 from tests.support.source_code import ROOT
 
@@ -42,7 +43,7 @@ MIXED_DEVICES = r"(FakeTensorDeviceMismatchError|RuntimeError: .* found two diff
 FIRST_LETTER, NUM_LETTERS = 64, 16
 
 _GUARD = Path(__file__).with_name("fake_cuda_guard.cpp")
-_COMPILER = os.environ.get("CXX", "g++")
+_COMPILER = compiler_command()
 _LIBRARY_SECONDS = 120
 _IS_PINNED = "_is_pinned_by_test"
 _aten = torch.ops.aten
@@ -253,8 +254,8 @@ def obstacle() -> str | None:
     """Why there are no fake tensors on CUDA here; None where there are."""
     if torch.cuda.is_available():
         return "there is a GPU, which PyTorch would use for some of what is fake"
-    if torch.version.cuda is None and shutil.which(_COMPILER) is None:
-        return f"PyTorch was built without CUDA, and there is no {_COMPILER} to build what it lacks"
+    if torch.version.cuda is None and find_compiler() is None:
+        return f"PyTorch was built without CUDA, and there is no {shlex.join(_COMPILER)} to build what it lacks"
     return None
 
 
@@ -276,7 +277,7 @@ def _guard_library() -> Path:
         staged = library.with_suffix(f".{os.getpid()}")
         flags = ["-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}"]
         # The compiler is the one that the environment names.
-        command = [_COMPILER, *flags, str(_GUARD), "-lc10", "-o", str(staged)]
+        command = [*_COMPILER, *flags, str(_GUARD), "-lc10", "-o", str(staged)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIBRARY_SECONDS)  # noqa: S603
         assert done.returncode == 0, done.stderr
         # Other processes may be at it too: whichever is last leaves a whole file.

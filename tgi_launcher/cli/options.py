@@ -14,11 +14,13 @@ import typer
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from tgi_launcher.cli.reporting import KEY_VARIABLE, SECRETS, reported
+from tgi_launcher.cli.reporting import KEY_VARIABLE, SECRETS, reported, with_flags
 from tgi_launcher.config import TGIConfig
 
 # Stands for the model where there is none. No folder is like that.
 _ANY_MODEL = "any/model"
+# Characters of the words that an option takes, to be written behind it.
+_WIDEST = 24
 _SECRETS_PANEL = "Secrets"
 
 
@@ -69,7 +71,8 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     panel = str((field.json_schema_extra or {}).get("group"))  # type: ignore[union-attr]
-    shown: Any = {"help": field.description, "rich_help_panel": panel, "show_default": False}
+    description = with_flags(str(field.description))
+    shown: Any = {"help": description, "rich_help_panel": panel, "show_default": False}
     kind = _without_none(field.annotation)
     if kind is bool:
         flags = [flag, f"--no-{flag[2:]}"] if field.default else [flag]
@@ -82,13 +85,27 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     if name == "cors_allow_origin":
         return _keyword(name, Annotated[list[str], typer.Option(flag, metavar="ORIGIN", **shown)], [])
     if get_origin(kind) is tuple:
-        return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="N,N,…", **shown)], None)
+        return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="N,N,...", **shown)], None)
     if get_origin(kind) is Literal:
-        shown |= {"metavar": "|".join(get_args(kind))}
+        words = "|".join(get_args(kind))
+        shown |= {"metavar": words if len(words) <= _WIDEST else "KIND"}
+        if len(words) > _WIDEST:
+            shown["help"] = f"{description} One of {', '.join(get_args(kind))}."
+        kind = str
+    if kind in (int, float):
+        # What is no number is left to TGIConfig, which says what it must be and what it is.
+        shown |= {"metavar": f"<{kind.__name__}>", "parser": functools.partial(_number, kind)}
         kind = str
     if field.default is not None:
-        shown["help"] = f"{str(field.description).rstrip('.')} (default: {field.default})."
+        shown["help"] = f"{description.rstrip('.')} (default: {field.default})."
     return _keyword(name, Annotated[kind | None, typer.Option(flag, **shown)], None)
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _without_none(annotation: Any) -> Any:

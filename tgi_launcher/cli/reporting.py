@@ -30,9 +30,9 @@ _FLAGS = {
 }
 # A name without "_" is also a word, which is an option only beside a value or one of these verbs.
 _MENTION = re.compile(
-    r"(?<![\w/.-])(?P<verb>(?:set|give|leave|check) )?(?P<name>"
+    r"(?<![\w/.-])(?P<verb>(?:set|give|leave|check|use|With) )?(?P<name>"
     + "|".join(sorted(_FLAGS, key=len, reverse=True))
-    + r")(?![\w/-]|\.\w)(?:=(?P<value>'[^']*'|[\w.:-]*\w))?"
+    + r")(?![\w/-]|\.\w)(?:=(?P<value>'[^']*'|[\w.:-]*\w))?(?P<after> must| may not)?"
 )
 
 
@@ -42,15 +42,15 @@ def with_flags(text: str) -> str:
 
 
 def _flag(mention: re.Match[str]) -> str:
-    verb, name, value = mention.groups()
-    if "_" not in name and verb is value is None:
+    verb, name, value, after = mention.groups()
+    if "_" not in name and verb is value is after is None:
         return mention[0]
     flag = _FLAGS[name]
     if value == "False":
         flag = f"--no-{flag[2:]}"
     elif value not in (None, "True"):
         flag = f"{flag} {value.strip(chr(39))}"
-    return f"{verb or ''}{flag}"
+    return f"{verb or ''}{flag}{after or ''}"
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ and is used if it is right and faster. On disk torch keeps what it compiled, so 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
+import shlex
 import threading
 import time
 import types
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts, GraphKey
 from langchain_specdec.runner.cpu.compile_thread import CompileThread
+from langchain_specdec.runner.cpu.compiler import compiler_command, compiler_program, find_compiler
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
@@ -262,6 +262,9 @@ class CompiledLayers(Shortcut):
             code = _run_group.__code__.replace(co_name=f"_run_group_{len(self._functions)}")
             function = types.FunctionType(code, _run_group.__globals__)
             options: dict[str, Any] = {"guard_filter_fn": _keep_tensor_guards, "compile_threads": 1}
+            if len(compiler_command()) > 1:
+                # PyTorch takes all of CXX for the name of one program.
+                options["cpp.cxx"] = (None, compiler_program())
             if self._mode == "max-autotune":
                 options["max_autotune"] = True
             self._functions[signature] = torch.compile(function, fullgraph=True, options=options)
@@ -274,8 +277,8 @@ def can_compile(model: nn.Module) -> str | None:
         return f"PyTorch {torch.__version__} is too old (2.9 or later is needed)"
     if any(p.device.type != "cpu" for p in model.parameters()):
         return "layers are compiled on CPU only, and graphs captured on CUDA only"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
-        return "there is no C++ compiler (g++ or clang++)"
+    if find_compiler() is None:
+        return f"there is no C++ compiler {shlex.join(compiler_command())} (install g++, or have CXX name one)"
     if not decoder_layers(model):
         return f"the layers of a {type(model).__name__} are not where they are expected"
     return None

@@ -66,7 +66,7 @@ def test_every_option_has_its_flag() -> None:
     assert OPTIONS.keys() - FLAGS.keys() == NO_FLAGS
     assert options_of(SamplingParams).keys() - FLAGS.keys() == {"logit_bias", "grammar"}, "-o, and --schema or --regex"
     for command in ("generate", "chat"):
-        words = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).stdout.split()
+        words = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).stdout.replace(",", " ").split()
         for name in FLAGS.keys() - {"named"} - ({"logprobs"} if command == "chat" else set()):
             assert flag_of(name) in words, f"{command} has no {flag_of(name)}"
         assert {"-m", "-s", "-o"} <= set(words)

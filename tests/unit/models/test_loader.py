@@ -23,8 +23,9 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import adapters
+from langchain_specdec.models import adapters, loader, model_source
 from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models.adapters import find_parts
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -216,28 +217,53 @@ def test_the_hub_is_not_asked_whether_a_downloaded_model_is_an_adapter(monkeypat
     assert [options["local_files_only"] for options in asked] == [is_downloaded]
 
 
-@pytest.mark.parametrize("is_offline", [True, False])
-def test_a_model_id_that_cannot_be_read(monkeypatch, is_offline):
+def test_a_model_id_that_cannot_be_read(monkeypatch):
     def from_pretrained(*args, **kwargs):
         raise OSError("We could not connect to the hub.\nSecond line")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelLoadError, match="somebody/something: it is not on this machine, and HF_HUB_OFFLINE"):
+        load_model("somebody/something")
+    # As of one that was found, and went meanwhile.
+    monkeypatch.setattr(loader, "check_source", lambda name, **__: (name, None))
     # It asks the hub too.
     monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
     with pytest.raises(ModelLoadError) as caught:
         load_model("somebody/something")
     message = str(caught.value)
     assert message.startswith("Cannot load somebody/something: We could not connect to the hub. Give a local folder")
-    assert ("HF_HUB_OFFLINE is set" in message) == is_offline
+    assert "HF_HUB_OFFLINE is set" in message
     assert "Second line" not in message
     assert isinstance(caught.value, OSError)
 
 
-def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ModelLoadError, match=r"Cannot load .*model_type") as caught:
-        load_model(tmp_path)
-    assert len(str(caught.value)) < 600
+def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, calls, tmp_path):
+    """Each file would be asked for, for ten seconds."""
+    snapshot = tmp_path / "models--somebody--something" / "snapshots" / "abc"
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "models--somebody--something" / "refs").mkdir()
+    (tmp_path / "models--somebody--something" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_source, "is_out_of_reach", lambda *_: True)
+    sources = []
+
+    def find(source, *rest):
+        sources.append(source)
+        return find_parts(source, *rest)
+
+    monkeypatch.setattr(loader, "find_parts", find)
+    loaded = load_model("somebody/something", device="cpu")
+    assert sources == [str(snapshot)]
+    assert loaded.name == "somebody/something"
+
+
+@pytest.mark.parametrize("name", ["draft.gguf", "https://huggingface.co/a/b"])
+def test_a_draft_model_and_an_adapter_are_looked_at_before_anything_is_read(folder, name, no_work):
+    for options in ({"draft_model": name}, {"adapter": name}):
+        with pytest.raises(ModelLoadError, match=r"GGUF files|Give the model's id, 'a/b'"):
+            LocalBackend(folder, device="cpu", **options)
 
 
 def test_a_folder_without_weights(tmp_path):
@@ -637,15 +663,26 @@ def test_embeddings_that_are_on_no_device_are_refused():
     [
         ("gpu", "device must be one that PyTorch knows, such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"),
         (7.5, "device must be one that PyTorch knows"),
-        ("cuda:63", "There is no device 'cuda:63': PyTorch .* sees "),
-        ("mps", "can use no device 'mps' here. Leave device out for cpu"),
-        ("meta", "Nothing can run on the device 'meta'"),
+        ("cuda:63", r"There is no device 'cuda:63' here\. PyTorch .* sees cpu"),
+        ("mps", r"There is no device 'mps' here\. PyTorch .* sees cpu.*\. Name one, or leave device out"),
+        ("meta", "Nothing can run on the device 'meta'.* sees cpu"),
+        # torch has no module for these.
+        ("hpu", "There is no device 'hpu' here"),
+        ("xpu:1", "There is no device 'xpu:1' here"),
+        ("CUDA", "device must be one that PyTorch knows.*got 'CUDA'"),
+        ("", "device must be one that PyTorch knows.*got ''"),
     ],
 )
 def test_devices_that_are_not_here_are_refused_before_anything_is_read(folder, no_work, device, message):
     for place in (lambda: load_model(folder, device=device), lambda: random_model("random:tiny", "auto", device)):
         with pytest.raises(InvalidParameterError, match=message):
             place()
+
+
+@pytest.mark.parametrize("device_map", ["mps", "cuda:63", {"": "mps"}, {"model": "cpu", "lm_head": "hpu"}])
+def test_a_device_map_of_devices_that_are_not_here(folder, no_work, device_map):
+    with pytest.raises(InvalidParameterError, match=r"There is no device '(mps|cuda:63|hpu)' here"):
+        load_model(folder, device_map=device_map)
 
 
 def test_the_default_device_is_cuda_where_there_is_one_and_never_mps(monkeypatch):

@@ -292,7 +292,7 @@ def test_cpu_survives_another_look():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"devices": (0,)}, "devices are GPUs"),
+        ({"devices": (0,)}, "devices must be left out"),
         ({"num_shard": 2}, "num_shard must be 1, got 2"),
         ({"cuda_graphs": (1, 2)}, "cuda_graphs must be 0"),
         ({"cuda_memory_fraction": 0.5}, "cuda_memory_fraction is of GPUs"),

@@ -201,10 +201,18 @@ def test_start_may_be_left_out():
         (["o/n", "--env", "API_KEY=x"], "set --api-key-file or the variable TGI_API_KEY instead"),
         (["o/n", "--env", "HF_TOKEN=x"], "HF_TOKEN is an option of its own: set the variable HF_TOKEN instead"),
         (["o/n", "--env", "HF_API_TOKEN=x"], "set the variable HF_TOKEN instead"),
-        (["o/n", "--cpu", "--env", "CUDA_VISIBLE_DEVICES=3"], "With cpu, env may not set CUDA_VISIBLE_DEVICES"),
+        (["o/n", "--cpu", "--env", "CUDA_VISIBLE_DEVICES=3"], "With --cpu, --env may not set CUDA_VISIBLE_DEVICES"),
+        (["o/n", "--cpu", "--devices", "1"], "With --cpu, --devices must be left out"),
+        (["o/n", "--devices", "1", "--num-shard", "2"], "--devices must be 2 GPUs for --num-shard 2, got 1."),
+        (["o/n", "--port", "90", "--prometheus-port", "90"], "--port must differ from --prometheus-port, and both"),
+        (
+            ["o/n", "--dtype", "float16", "--quantize", "awq"],
+            "TGI takes no --quantize awq beside a numeric type: leave --",
+        ),
+        (["o/n", "--port", "x"], "--port: Input should be a valid integer"),
         (["o/n", "--runtime", "docker", "--launcher-path", "x"], "--launcher-path is a path of this machine"),
         (["o/n", "--env", "PORT"], "NAME=VALUE"),
-        (["o/n", "--hostname", "example.org"], "IP address"),
+        (["o/n", "--hostname", "example.org"], "--hostname must be an IP address"),
         (["o/n", "--max-input-tokens", "9", "--max-total-tokens", "9"], "must be less than"),
         (["o/n", "--speculate", "four"], "--speculate"),
         (["o/n", "--api-key", "x"], "--api-key"),
@@ -401,7 +409,7 @@ def test_cpu_is_one_option():
     assert ":3.3.7-intel-cpu --model-id owner/name" in command
     result = run("print-command", "owner/name", "--cpu", "--devices", "0")
     assert result.exit_code == 2
-    assert result.stderr == "error: With cpu, devices are GPUs: leave them out.\n"
+    assert result.stderr == "error: With --cpu, --devices must be left out: they are GPUs.\n"
 
 
 def test_check_takes_options_without_a_model():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import logging
-import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.paths import cache_folder, read_own, write_own
+from langchain_specdec.runner.cpu.compiler import WITHOUT, compiler_command, find_compiler
 
 __all__ = ["tested_kernel"]
 
@@ -51,6 +53,8 @@ def tested_kernel(
     try:
         kernel = wrap(_library(_FOLDER / f"{name}.cpp", flags))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        if find_compiler() is None:
+            _warn_once(compiler_command())
         reason = getattr(error, "stderr", None) or error
         _logger.info("No kernel %s on this CPU, PyTorch's own operators are used instead: %s", name, reason)
         return None
@@ -60,6 +64,12 @@ def tested_kernel(
     return kernel
 
 
+@functools.cache
+def _warn_once(command: tuple[str, ...]) -> None:
+    """A debug message for each kernel beside, but one warning: what is slow has to be told why."""
+    _logger.warning("There is no C++ compiler %s: %s.", shlex.join(command), WITHOUT)
+
+
 def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     """Load what an earlier run compiled, or compile it.
 
@@ -67,9 +77,9 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         OSError: There is no compiler, or what it made cannot be loaded.
         subprocess.SubprocessError: It failed.
     """
-    compiler = os.environ.get("CXX", "g++")
+    compiler = compiler_command()
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
-    identity = hashlib.sha256("\0".join((*texts, compiler, *flags)).encode()).hexdigest()
+    identity = hashlib.sha256("\0".join((*texts, *compiler, *flags)).encode()).hexdigest()
     name = f"{source.stem}-{identity[:16]}"
     folder = _cache_folder()
     with tempfile.TemporaryDirectory(prefix="specdec-") as private:
@@ -82,9 +92,9 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
                 return ctypes.CDLL(str(linked))
             linked.unlink()
         compiled = linked.with_suffix(".o")
-        _run([compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", str(compiled)])
+        _run([*compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", str(compiled)])
         # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
-        _run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        _run([*compiler, "-shared", str(compiled), "-o", str(linked)])
         content = linked.read_bytes()
         library = ctypes.CDLL(str(linked))
     if folder is None:

@@ -1,0 +1,161 @@
+"""What the name of a model stands for, and whether it is here or on the Hub: said before PyTorch is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
+
+from langchain_specdec.errors import ModelLoadError
+from langchain_specdec.models.hub import (
+    CONFIG_FILES,
+    EXAMPLE,
+    GGUF_ADVICE,
+    downloaded,
+    is_out_of_reach,
+    obstacle,
+    without_login,
+)
+
+_ONNX = f"ONNX files are not read here. Give the model that it was made from, by its id on the Hub, such as {EXAMPLE}."
+_ARCHIVE = "Unpack the archive, and give the folder that holds the model's config.json, weights and tokenizer."
+_WEIGHTS = "Give the folder that holds a model's config.json, weights and tokenizer, not one of its files."
+# What to do about a file, by the end of its name.
+_FILES = {
+    ".gguf": GGUF_ADVICE, ".ggml": GGUF_ADVICE, ".onnx": _ONNX,
+    ".zip": _ARCHIVE, ".tar": _ARCHIVE, ".gz": _ARCHIVE, ".tgz": _ARCHIVE, ".xz": _ARCHIVE, ".7z": _ARCHIVE,
+    ".safetensors": _WEIGHTS, ".bin": _WEIGHTS, ".pt": _WEIGHTS, ".pth": _WEIGHTS, ".ckpt": _WEIGHTS, ".json": _WEIGHTS,
+}  # fmt: skip
+_NAME = r"[\w.-]+/[\w.-]+|[\w.-]+"
+_PATH = r"(?P<id>[\w.-]+(?:/(?!(?:tree|blob|resolve)/)[\w.-]+)?)(?P<rest>[/:?#].*)?"
+_PAGE = rf"(?:https?://)?(?:[^/@]*@)?(?:www\.)?(?:huggingface\.co|hf\.co)/{_PATH}"
+
+
+def check_source(
+    source: str | os.PathLike[str],
+    *,
+    holds: str = "a model's config.json, weights and tokenizer",
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[str, str | None]:
+    """Raise an error where a model or an adapter is certainly not where its name says.
+
+    The Hub is asked by one request, and for seconds at most: where it is out of reach, transformers would wait for
+    minutes, also for what was downloaded before.
+
+    Args:
+        source: Model id, folder or `"embedded"`, as the user gave it.
+        holds: What its folder has to hold, in words.
+        revision: Branch, tag or commit of the id.
+        token: Access token of the Hub; None takes the one that is logged in.
+
+    Returns:
+        What to read, and its revision: as given, or the folder that it was downloaded to if the Hub is out of reach.
+
+    Raises:
+        ModelLoadError: There is no such folder or id, it holds no model, or the Hub is out of reach.
+    """
+    name = str(source)
+    if name == "embedded":
+        return name, revision
+    path = Path(name)
+    if not name.strip():
+        reason: str | None = _no_folder(name, holds)
+    elif path.is_dir():
+        reason = _lack(path, name)
+    elif path.is_file():
+        reason = f"{name!r} is a file. {_of_file(path, holds)}"
+    else:
+        reason = _slip(name)
+        if reason is None and is_missing_folder(source):
+            advice = _FILES.get(path.suffix.lower())
+            reason = f"There is no file {name!r}. {advice}" if advice else _no_folder(name, holds)
+        reason = reason or _malformed(name)
+    is_name = reason is None and not path.exists()
+    if is_name and (folder := downloaded(name, revision)):
+        is_away = not constants.HF_HUB_OFFLINE and is_out_of_reach(name, revision, token)
+        return (str(folder), None) if is_away else (name, revision)
+    if is_name:
+        advice = _FILES.get(path.suffix.lower())
+        if advice and "/" not in name:
+            reason = f"There is no file {name!r}. {advice}"
+        elif (reason := obstacle(name, revision, token)) and advice:
+            reason += f" If a file is meant: there is none of that name. {advice}"
+    if reason is not None:
+        raise ModelLoadError(reason)
+    return name, revision
+
+
+def is_missing_folder(source: str | os.PathLike[str]) -> bool:
+    """Whether a folder is meant that is not there; transformers would take it for a malformed model id."""
+    name = str(source)
+    is_path = isinstance(source, os.PathLike) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    return (is_path or "\\" in name) and not Path(name).is_dir()
+
+
+def _slip(name: str) -> str | None:
+    """What to give in place of a name that belongs to something else; None where it may be an id or a folder."""
+    path = name.removeprefix(f"{constants.ENDPOINT}/")
+    page = re.fullmatch(_PAGE, name) or (re.fullmatch(_PATH, path) if path != name else None)
+    if page is not None and page["rest"] and page["rest"].startswith(":"):
+        return _slip(f"{page['id']}{page['rest']}")
+    if page is not None and not page["id"].startswith(("datasets/", "spaces/", "collections/")):
+        branch = re.match(r"/(?:tree|blob|resolve)/([^/?#]+)", page["rest"] or "")
+        revision = f", and {branch[1]!r} as the revision" if branch and branch[1] != "main" else ""
+        return f"{without_login(name)!r} is an address. Give the model's id, {page['id']!r}{revision}."
+    if name.startswith("file:"):
+        return f"{name!r} is an address. Give the folder, {name.removeprefix('file:').removeprefix('//')!r}."
+    if "://" in name:
+        return f"{without_login(name)!r} is an address. Give a folder, or a model's id, such as {EXAMPLE}."
+    if pinned := re.fullmatch(rf"({_NAME})@([\w./-]+)", name):
+        return f"{name!r} is no model id. Give {pinned[1]!r} as the model, and {pinned[2]!r} as the revision."
+    if re.fullmatch(rf"(?:{_NAME}):[\w.-]+", name):
+        return (
+            f"{name!r} is a name of Ollama's, whose models are GGUF files and are not read here. Give the model that "
+            f"it was made from, by its id on the Hugging Face Hub, such as {EXAMPLE}."
+        )
+    return None
+
+
+def _of_file(path: Path, holds: str) -> str:
+    advice = _FILES.get(path.suffix.lower())
+    if advice in (None, _WEIGHTS):
+        where = f" ({str(path.parent)!r})" if (path.parent / "config.json").is_file() else ""
+        return f"Give the folder that holds {holds}{where}, or an id on the Hugging Face Hub, such as {EXAMPLE}."
+    return advice
+
+
+def _no_folder(name: str, holds: str) -> str:
+    return (
+        f"There is no folder {name!r}. Give the folder that holds {holds}, or an id on the Hugging Face Hub, such as "
+        f"{EXAMPLE} for a model."
+    )
+
+
+def _lack(folder: Path, name: str) -> str | None:
+    """What a folder holds in place of a model; None where it may hold one."""
+    if any((folder / file).exists() for file in CONFIG_FILES):
+        return None
+    start = f"{name!r} has no config.json, so it holds no model."
+    for suffix, advice in ((".gguf", GGUF_ADVICE), (".onnx", _ONNX)):
+        if next(folder.glob(f"*{suffix}"), None):
+            return f"{start} {advice}"
+    below = [*folder.glob("snapshots/*/config.json"), *folder.glob("*/config.json")]
+    if below:
+        return f"{start} There is one in {str(below[0].parent)!r}: give that folder."
+    return f"{start} Give the folder that holds its config.json, weights and tokenizer, as save_pretrained writes them."
+
+
+def _malformed(name: str) -> str | None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return (
+            f"{name!r} is neither a folder nor a model id. An id has the form owner/name, of letters, digits, '-', '_' "
+            f"and '.', such as {EXAMPLE}."
+        )
+    return None

@@ -1,0 +1,334 @@
+"""Names of models: what they stand for, what is said of those that stand for none, and what the Hub answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from huggingface_hub import constants
+
+from langchain_specdec.errors import ModelLoadError
+from langchain_specdec.models import hub
+from langchain_specdec.models.hub import unreachable, within
+from langchain_specdec.models.model_source import check_source
+
+ID = "somebody/something"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("TRANSFORMERS_CACHE", raising=False)
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    return tmp_path / "cache"
+
+
+def download(cache: Path, revision: str = "main", file: str = "config.json") -> None:
+    repository = cache / f"models--{ID.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / file).write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / revision).write_text("abc")
+
+
+def refusal(source: Any, **options: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        check_source(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    return message
+
+
+# Names of other things.
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.gguf", "There is no file 'x.gguf'. GGUF files are for llama.cpp"),
+        ("/no/such/x.GGUF", "There is no file '/no/such/x.GGUF'. GGUF files are for llama.cpp"),
+        ("owner/x.gguf", "If a file is meant: there is none of that name. GGUF files"),
+        ("./x.onnx", "ONNX files are not read here"),
+        ("model.safetensors", "There is no file 'model.safetensors'. Give the folder that holds"),
+        ("model.zip", "Unpack the archive"),
+        ("/no/such/folder", "There is no folder '/no/such/folder'"),
+        ("C:\\models\\x", "There is no folder 'C:\\\\models\\\\x'"),
+        ("a/b/c", "There is no folder 'a/b/c'"),
+        ("", "There is no folder ''"),
+        ("llama3:8b", "is a name of Ollama's"),
+        ("library/llama3:8b", "is a name of Ollama's"),
+        ("hf.co/a/b:Q4_K_M", "is a name of Ollama's"),
+        ("https://huggingface.co/a/b", "is an address. Give the model's id, 'a/b'."),
+        ("huggingface.co/a/b/", "Give the model's id, 'a/b'."),
+        ("https://huggingface.co/gpt2/tree/main", "Give the model's id, 'gpt2'."),
+        ("https://huggingface.co/a/b/tree/v1?x=y", "Give the model's id, 'a/b', and 'v1' as the revision."),
+        ("https://mirror.example/a/b", "Give a folder, or a model's id"),
+        ("https://huggingface.co/datasets/a/b", "Give a folder, or a model's id"),
+        ("file:///models/x", "Give the folder, '/models/x'."),
+        ("a/b@v1", "Give 'a/b' as the model, and 'v1' as the revision."),
+        ("two words", "'two words' is neither a folder nor a model id. An id has the form owner/name"),
+        ("-x", "is neither a folder nor a model id"),
+    ],
+)
+def test_what_is_no_model_is_told_with_what_to_give(name: str, advice: str) -> None:
+    assert advice in refusal(name)
+
+
+def test_an_address_of_the_hub_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    assert "Give the model's id, 'a/b'." in refusal("https://hub.example/a/b")
+
+
+@pytest.mark.parametrize("host", ["huggingface.co", "hub.example"])
+def test_keys_in_an_address_are_not_repeated(host: str) -> None:
+    assert "hf_secret" not in refusal(f"https://me:hf_secret@{host}/a/b?token=hf_secret")
+
+
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("x.gguf", "GGUF files are for llama.cpp"),
+        ("x.onnx", "ONNX files are not read here"),
+        ("x.zip", "Unpack the archive"),
+        ("model.safetensors", "Give the folder that holds a model's config.json"),
+        ("pytorch_model.bin", "Give the folder that holds a model's config.json"),
+        ("notes", "Give the folder that holds a model's config.json"),
+    ],
+)
+def test_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, advice: str) -> None:
+    (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    for name in (file, f"./{file}", tmp_path / file):
+        message = refusal(name)
+        assert f"{str(name)!r} is a file. {advice}" in message
+        assert str(tmp_path) + "')" not in message
+    if "folder that holds" in advice:
+        (tmp_path / "config.json").write_text("{}")
+        assert f"({str(tmp_path)!r})" in refusal(tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("x.gguf", "GGUF files are for llama.cpp"),
+        ("model.onnx", "ONNX files are not read here"),
+        ("snapshots/abc/config.json", "There is one in '{folder}/snapshots/abc': give that folder."),
+        ("checkpoint-7/config.json", "There is one in '{folder}/checkpoint-7': give that folder."),
+        ("model.safetensors", "as save_pretrained writes them."),
+    ],
+)
+def test_a_folder_without_a_model(tmp_path: Path, file: str, advice: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    message = refusal(tmp_path)
+    assert f"{str(tmp_path)!r} has no config.json, so it holds no model. " in message
+    assert advice.format(folder=tmp_path) in message
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
+def test_models_and_adapters_are_let_through(tmp_path: Path, empty_cache: Path, file: str) -> None:
+    (tmp_path / file).write_text("{}")
+    assert check_source(tmp_path) == (str(tmp_path), None)
+    download(empty_cache, file=file)
+    assert check_source(ID) == (ID, None)
+    assert check_source("embedded") == ("embedded", None)
+
+
+# The Hub.
+
+
+def test_offline_an_id_is_refused_without_a_question() -> None:
+    message = refusal(ID)
+    assert message.startswith(f"Cannot load {ID}: it is not on this machine, and HF_HUB_OFFLINE is set")
+    assert f"hf download {ID}" in message
+    assert "(revision 'v1')" in refusal(ID, revision="v1")
+
+
+def test_a_revision_that_was_not_downloaded_is_not_here(empty_cache: Path) -> None:
+    download(empty_cache)
+    assert check_source(ID) == (ID, None)
+    assert "(revision 'v2')" in refusal(ID, revision="v2")
+
+
+def test_the_cache_of_transformers_4_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download(tmp_path / "other")
+    monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path / "other"))
+    assert check_source(ID) == (ID, None)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does: with the status and the error code that the name of a repository asks for."""
+
+    files: tuple[str, ...] = ()
+    questions: ClassVar[list[str]] = []
+
+    def _answer(self, status: int, code: str = "", body: bytes = b"") -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "abc")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.questions.append(self.path)
+        status, _, code = self.path.split("/")[2].partition("-")
+        self._answer(int(status), code)
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/api/models/"):
+            self._answer(404)  # what the library asks for itself
+            return
+        self.questions.append(self.path)
+        siblings = [{"rfilename": file} for file in self.files]
+        self._answer(200, body=json.dumps({"id": "o/x", "siblings": siblings, "tags": [], "private": False}).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def point_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
+    handler: type[_Hub] = type("Handler", (_Hub,), {"questions": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    point_to(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("o/401-RepoNotFound", "there is no such model on http://127.0.0.1:{port}, or it is private."),
+        ("o/404-RepoNotFound", "Is the id spelt right?"),
+        ("o/401-GatedRepo", "Accept its conditions on http://127.0.0.1:{port}/o/401-GatedRepo, then run hf auth login"),
+        ("o/403-GatedRepo", "access to it has to be granted"),
+        ("o/404-RevisionNotFound", "there is no revision 'v1' of it"),
+        ("o/500", "answers with status 500. Is HF_ENDPOINT the address of a Hub?"),
+        ("o/429", "answers with status 429."),
+    ],
+)
+def test_what_the_hub_refuses(answers: type[_Hub], name: str, said: str) -> None:
+    message = refusal(name, revision="v1", token="hf_secret")
+    port = constants.ENDPOINT.rpartition(":")[2]
+    assert message.startswith(f"Cannot load {name}")
+    assert said.format(port=port) in message
+    assert "hf_secret" not in message
+    assert len(answers.questions) == 1
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("x-Q4.gguf", "README.md"), "it holds GGUF files only. GGUF files are for llama.cpp"),
+        (("README.md",), "it has no config.json"),
+        (("adapter_config.json", "adapter_model.safetensors"), None),
+    ],
+)
+def test_repositories_without_a_configuration(answers: type[_Hub], files: tuple[str, ...], said: str | None) -> None:
+    answers.files = files
+    if said is None:
+        assert check_source("o/404-EntryNotFound") == ("o/404-EntryNotFound", None)
+    else:
+        assert said in refusal("o/404-EntryNotFound")
+    assert len(answers.questions) == 2
+
+
+@pytest.mark.server
+def test_a_model_on_the_hub_takes_one_question(answers: type[_Hub]) -> None:
+    assert check_source("o/200", revision="v1") == ("o/200", "v1")
+    assert answers.questions == ["/o/200/resolve/v1/config.json"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("is_downloaded", [True, False])
+def test_a_hub_that_never_answers(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path, is_downloaded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its socket takes connections, and nobody reads them. What was downloaded is loaded as it is."""
+    monkeypatch.setattr(hub, "_SECONDS", 0.1)
+    caplog.set_level(logging.INFO, "langchain_specdec")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_to(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        if is_downloaded:
+            download(empty_cache)
+            assert check_source(ID) == (str(empty_cache / "models--somebody--something" / "snapshots" / "abc"), None)
+            assert f"cannot be reached (it does not answer): {ID} is loaded as it was downloaded" in caplog.text
+        else:
+            assert "cannot be reached: it does not answer. Download it where" in refusal(ID)
+
+
+@pytest.mark.server
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    point_to(monkeypatch, f"http://me:hf_secret@127.0.0.1:{port}")
+    message = refusal(ID)
+    assert f"http://***@127.0.0.1:{port} cannot be reached: the connection is refused." in message
+    assert "hf_secret" not in message
+
+
+@pytest.mark.server
+def test_what_was_downloaded_is_left_to_transformers_where_the_hub_answers(
+    answers: type[_Hub], empty_cache: Path
+) -> None:
+    download(empty_cache)
+    for status in ("200", "401-GatedRepo", "404-EntryNotFound"):
+        name = f"o/{status}"
+        (empty_cache / f"models--{name.replace('/', '--')}").symlink_to(
+            empty_cache / f"models--{ID.replace('/', '--')}"
+        )
+        assert check_source(name) == (name, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("[Errno -2] Name or service not known"), "its name is not found"),
+        (OSError("HTTPSConnectionPool: /o/x/resolve/main: Failed to resolve 'huggingface.co'"), "name is not found"),
+        (OSError("/o/x/resolve/main/config.json: Max retries: [Errno 111] Connection refused"), "is refused"),
+        (OSError("Unable to connect to proxy"), "the proxy does not let it through"),
+        (OSError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "certificate is not trusted"),
+        (TimeoutError(), "it does not answer"),
+        (OSError("odd"), "there is no connection (OSError)"),
+    ],
+)
+def test_why_a_hub_is_out_of_reach(error: Exception, said: str) -> None:
+    assert said in unreachable(error)
+
+
+def test_nothing_is_waited_for_longer_than_said() -> None:
+    """A name server that does not answer keeps a request from its own time-out."""
+    event = threading.Event()
+    with pytest.raises(TimeoutError, match=r"within 0\.01 seconds"):
+        within(0.01, event.wait)
+    event.set()
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(KeyError):
+        within(5, lambda: {"a": 1}["b"])

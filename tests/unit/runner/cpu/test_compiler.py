@@ -1,0 +1,94 @@
+"""Which compiler CXX names, and what is said where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from langchain_specdec.runner.cpu import kernels
+from langchain_specdec.runner.cpu.compiled_layers import can_compile
+from langchain_specdec.runner.cpu.compiler import compiler_command, compiler_program, find_compiler
+from tests.support.tiny_models import tiny_model
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with a compiler, a launcher for it, and another compiler in a folder whose name has a blank."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "my tools").mkdir()
+    for name in ("g++", "ccache", "my tools/g++"):
+        (tmp_path / name).touch(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cxx", "command", "program"),
+    [
+        (None, ("g++",), "g++"),
+        ("", ("g++",), "g++"),
+        (" g++ ", ("g++",), "g++"),
+        ("ccache g++", ("ccache", "g++"), "g++"),
+        ("g++ -m64 -DX='a b'", ("g++", "-m64", "-DX=a b"), "g++"),
+        ("{here}/my tools/g++", ("{here}/my tools/g++",), "{here}/my tools/g++"),
+        ("'{here}/my tools/g++' -m64", ("{here}/my tools/g++", "-m64"), "{here}/my tools/g++"),
+    ],
+)
+def test_cxx_is_read_as_a_shell_reads_it(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, cxx: str | None, command: tuple[str, ...], program: str
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx.format(here=programs))
+    expected = tuple(part.format(here=programs) for part in command)
+    assert compiler_command() == find_compiler() == expected
+    assert compiler_program() == program.format(here=programs)
+    assert can_compile(tiny_model()) is None
+
+
+@pytest.mark.parametrize("cxx", ["clang++", "ccache clang++", "sccache g++", "g++ 'open"])
+def test_a_compiler_that_is_not_there(programs: Path, monkeypatch: pytest.MonkeyPatch, cxx: str) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    assert find_compiler() is None
+    assert "install g++, or have CXX name one" in str(can_compile(tiny_model()))
+
+
+def test_kernels_are_compiled_by_all_that_cxx_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Path
+) -> None:
+    monkeypatch.setenv("CXX", "ccache g++ -m64")
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "cache")
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> None:
+        commands.append(command)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(kernels, "_run", run)
+    with pytest.raises(OSError, match="far enough"):
+        kernels._library(kernels._FOLDER / "panel_linear.cpp", ("-mavx2",))
+    assert commands[0][:4] == ["ccache", "g++", "-m64", "-O3"]
+
+
+def test_a_missing_compiler_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(sys, "platform", "linux")
+
+    def run(command: list[str]) -> None:
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(kernels, "_run", run)
+    kernels._warn_once.cache_clear()
+    for name in ("panel_linear", "decode_attention", "panel_linear"):
+        assert kernels.tested_kernel(name, "a purpose", lambda library: library, lambda kernel: True) is None
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warning.startswith("There is no C++ compiler no-such-compiler -m64: the engine's own kernels")
+    assert "apt install g++" in warning
+    kernels._warn_once.cache_clear()
