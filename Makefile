@@ -27,7 +27,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint format docs rehearse \
+.PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint types-everywhere format docs rehearse \
   rehearse-transformers4 gpu-check clean
 
 help: ## Show this list
@@ -50,6 +50,10 @@ lint: $(STAMP) ## Check style, formatting, types and file sizes
 	@echo "mypy"; $(VENV)/bin/mypy
 	@echo "no source file over $(MAX_LINES) lines"; find $(PACKAGES) -name '*.py' -exec wc -l {} + \
 	  | awk '$$2 != "total" && $$1 > $(MAX_LINES) {print $$2 ": " $$1 " lines"; bad = 1} END {exit bad}'
+
+types-everywhere: $(STAMP) ## Check types as on Windows and macOS, and as on the oldest and the newest Python
+	@echo "mypy, Windows and Python 3.10"; $(call types-on,win32,3.10)
+	@echo "mypy, macOS and Python 3.14"; $(call types-on,darwin,3.14)
 
 format: $(STAMP) ## Format the code and mend what ruff can mend
 	@$(VENV)/bin/ruff check --fix --quiet $(SOURCES) || true
@@ -87,6 +91,9 @@ gpu-check: $(STAMP) ## Pack that check for a machine with a GPU and no network; 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each has a cache of its own: mypy empties one that was made for another system.
+types-on = $(VENV)/bin/mypy --cache-dir .mypy_cache/$(1)-$(2) --platform $(1) --python-version $(2) $(PACKAGES)
 
 # Records of an earlier rehearsal would be added to.
 define rehearsed
