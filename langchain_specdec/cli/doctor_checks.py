@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from langchain_specdec._version import __version__
+from langchain_specdec.cli.doctor_finding import Finding
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
@@ -37,34 +37,13 @@ _SELDOM = {"text-generation", "accelerate"}
 _GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What it is.
-        value: What was found.
-        status: `ok`; `warning` where something does not work without it; `error` where nothing does; `info` where
-            either is fine.
-        advice: What to do about it.
-    """
-
-    name: str
-    value: str
-    status: Literal["ok", "warning", "error", "info"] = "info"
-    advice: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
 def examine() -> dict[str, list[Finding]]:
     """Look at everything: findings by section."""
     packages = _packages()
     return {
         "packages": packages,
         "devices": _guarded("PyTorch", _devices),
+        "this machine": _guarded("machine", _machine),
         "a model would run": _guarded("transformers", _defaults),
         "models": [*_guarded("embedded model", _embedded), *_guarded("hub", _hub)],
     }
@@ -152,6 +131,12 @@ def _devices() -> list[Finding]:
     if torch.backends.mps.is_available():
         findings.append(Finding("MPS", "available; not the default, as nothing was tested on it"))
     return findings
+
+
+def _machine() -> list[Finding]:
+    from langchain_specdec.cli import doctor_hardware
+
+    return doctor_hardware.findings(doctor_hardware.look())
 
 
 def _defaults() -> list[Finding]:
