@@ -40,7 +40,7 @@ def leave_posix() -> None:
     """Take it all away, and /proc and /sys with it."""
     for name in _MODULES:
         sys.modules.pop(name, None)
-    sys.meta_path.insert(0, _Refusing())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Refusing())
     for module, names in ((os, _OS), (signal, _SIGNALS)):
         for name in names:
             if hasattr(module, name):

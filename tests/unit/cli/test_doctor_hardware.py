@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,15 +170,15 @@ def test_what_nvidias_tool_says(system, monkeypatch):
 
 
 def test_a_tool_that_fails_or_hangs_is_as_none(monkeypatch):
-    monkeypatch.setattr(doctor_hardware.shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
 
     def hanging(*_: Any, **__: Any) -> Any:
-        raise doctor_hardware.subprocess.TimeoutExpired("nvidia-smi", 10)
+        raise subprocess.TimeoutExpired("nvidia-smi", 10)
 
-    monkeypatch.setattr(doctor_hardware.subprocess, "run", hanging)
+    monkeypatch.setattr(subprocess, "run", hanging)
     assert doctor_hardware._nvidia_smi() == ""
     failed = SimpleNamespace(returncode=9, stdout="NVIDIA-SMI has failed because it couldn't communicate")
-    monkeypatch.setattr(doctor_hardware.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     assert doctor_hardware._nvidia_smi() == ""
 
 
