@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,8 @@ def terminal_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             while not received.endswith(b"\0"):
                 received += output.read(4096) or b""
         written.append(received[:-1].decode().replace("\r\n", "\n"))
+
+
+def without_progress(stderr: str) -> str:
+    """Standard error without the lines that come every ten seconds, as they do on a busy machine."""
+    return re.sub(r"^.* \(\d+ s\)\n", "", stderr, flags=re.MULTILINE)
