@@ -146,7 +146,7 @@ def _compare(
 def _reading(backend: LocalBackend, text: str) -> Callable[[], tuple[str, int, int]]:
     """How many tokens of a text a backend has read since now, of how many."""
     total, before = len(backend.token_ids(text)), backend.num_prefill_tokens
-    return lambda: ("Reading, tokens", min(backend.num_prefill_tokens - before, total), total)
+    return lambda: ("Reading and measuring, tokens", min(backend.num_prefill_tokens - before, total), total)
 
 
 def _counting(display: Display, params: SamplingParams) -> Callable[[Sequence[Token]], None]:
