@@ -35,7 +35,7 @@ def summarize(
     *,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Text files, summarised together. '-', or nothing, is standard input."),
+        typer.Argument(metavar="FILE", help="Text files, summarised together. '-', or nothing, is standard input."),
     ] = None,
     method: Annotated[
         str,
