@@ -30,7 +30,7 @@ from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.langchain_base import AsyncRunManager, RunManager, SpeculativeBase
+from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, runs_of
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -303,17 +303,17 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def batch(
-        self, inputs: list[Any], config: batches.Configs = None, *, return_exceptions: bool = False, **kwargs: Any
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """Answer all inputs together, in one batch of the engine."""
-        runs = batches.runs(self.invoke, inputs, config, kwargs)
+        runs = runs_of(self.invoke, inputs, config, kwargs)
         return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
-        self, inputs: list[Any], config: batches.Configs = None, *, return_exceptions: bool = False, **kwargs: Any
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """`batch` for an event loop."""
-        runs = batches.runs(self.ainvoke, inputs, config, kwargs)
+        runs = runs_of(self.ainvoke, inputs, config, kwargs)
         return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _prepare(

@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import aclosing, closing, nullcontext
 from typing import Any
 
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import get_config_list
-
 from langchain_specdec.completions.interpreter_end import ending_error
 from langchain_specdec.completions.stream_scope import StreamScope
-from langchain_specdec.errors import InvalidParameterError
 
 _GIVEN_UP = "The completion was stopped, because the batch that it belongs to was interrupted, or one of it failed."
 # More threads than slots would only wait.
 _MAX_THREADS = 64
 
 Outcome = tuple[int, Any]
-Configs = RunnableConfig | list[RunnableConfig] | None
-
-
-def concurrency_of(config: RunnableConfig) -> int | None:
-    """Most runs at a time by a config; None for no limit.
-
-    Raises:
-        InvalidParameterError: It is no such number. With 0 nothing would ever run.
-    """
-    limit = config.get("max_concurrency")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        msg = f"max_concurrency must be a whole number from 1, or None for no limit, got {limit!r}."
-        raise InvalidParameterError(msg)
-    return limit
-
-
-def checked_configs(config: Configs, number: int) -> list[RunnableConfig]:
-    """A config for each input of a batch. Raises as `concurrency_of` does."""
-    # LangChain takes any config for no inputs, but has none to give.
-    configs = get_config_list(config, number) if number else []
-    for each in configs:
-        concurrency_of(each)
-    return configs
-
-
-def runs(
-    invoke: Callable[..., Any], inputs: Sequence[Any], config: Configs, kwargs: Mapping[str, Any]
-) -> tuple[Callable[[int], Any], int, int | None]:
-    """A run of its own for each input: what starts one, how many there are, and how many at a time."""
-    configs = checked_configs(config, len(inputs))
-    limit = concurrency_of(configs[0]) if configs else None
-    return lambda index: invoke(inputs[index], configs[index], **kwargs), len(inputs), limit
 
 
 def outcomes(

@@ -18,6 +18,7 @@ from langchain_specdec.completions import batches
 from langchain_specdec.documents.plan import Method, Plan, Stage, Step
 from langchain_specdec.documents.room import Room
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
+from langchain_specdec.langchain_base import Configs, concurrency_of, runs_of
 
 # Small models heed this one best of some that were tried.
 INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
@@ -158,25 +159,25 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     def batch(
         self,
         inputs: list[DocumentInput],
-        config: batches.Configs = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """A summary of each input, all at once."""
-        runs = batches.runs(self.invoke, inputs, config, kwargs)
+        runs = runs_of(self.invoke, inputs, config, kwargs)
         return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self,
         inputs: list[DocumentInput],
-        config: batches.Configs = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """`batch` for an event loop."""
-        runs = batches.runs(self.ainvoke, inputs, config, kwargs)
+        runs = runs_of(self.ainvoke, inputs, config, kwargs)
         return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _invoke(self, document: DocumentInput, run_manager: object, config: RunnableConfig, **kwargs: Any) -> str:
@@ -270,7 +271,7 @@ class Calls:
         self._chain = chain
         self._inputs = [plan.values(text, step.instruction) for text in step.texts]
         self._config = config
-        self._limit = batches.concurrency_of(config)
+        self._limit = concurrency_of(config)
 
     @property
     def size(self) -> tuple[int, int | None]:

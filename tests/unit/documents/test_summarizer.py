@@ -213,7 +213,8 @@ class TestInChains:
 
     @pytest.mark.parametrize("limit", [0, -1, True, "2"])
     def test_a_limit_with_which_nothing_would_run_is_refused(self, limit):
-        made, config = summarizer(), {"max_concurrency": limit}
+        made: Any = summarizer()
+        config = {"max_concurrency": limit}
         told = pytest.raises(InvalidParameterError, match=rf"^max_concurrency must be .*, got {limit!r}\.$")
         for method in made.invoke, made.batch, lambda *given: list(made.stream(*given)):
             with told:
@@ -253,7 +254,7 @@ class TestErrors:
     @pytest.mark.parametrize("helps", [False, True])
     def test_whether_a_retry_helps_is_still_told(self, helps):
         of_server = BackendUnavailableError("The server is away.")
-        of_others = RuntimeError("The server is away.")
+        of_others: Any = RuntimeError("The server is away.")
         of_others.is_retryable = helps  # as an error of another package's model
         for error in of_server if helps else of_server.for_good(), of_others:
             with pytest.raises(SpecDecError, match=r"^Piece 4 of 4 .* is away\.$") as raised:
