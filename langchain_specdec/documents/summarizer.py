@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from langchain_core.documents import Document
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
 
 from langchain_specdec.completions import batches
 from langchain_specdec.documents.plan import Method, Plan, Stage, Step
 from langchain_specdec.documents.room import Room
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
+from langchain_specdec.langchain_base import Configs, concurrency_of, runs_of
 
 # Small models heed this one best of some that were tried.
 INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
@@ -158,38 +159,26 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     def batch(
         self,
         inputs: list[DocumentInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """A summary of each input, all at once."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        limit = configs[0].get("max_concurrency") if configs else None
-        return batches.batch(
-            lambda index: self.invoke(inputs[index], configs[index], **kwargs),
-            len(inputs),
-            limit,
-            return_exceptions=return_exceptions,
-        )
+        runs = runs_of(self.invoke, inputs, config, kwargs)
+        return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self,
         inputs: list[DocumentInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """`batch` for an event loop."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        limit = configs[0].get("max_concurrency") if configs else None
-        return await batches.abatch(
-            lambda index: self.ainvoke(inputs[index], configs[index], **kwargs),
-            len(inputs),
-            limit,
-            return_exceptions=return_exceptions,
-        )
+        runs = runs_of(self.ainvoke, inputs, config, kwargs)
+        return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _invoke(self, document: DocumentInput, run_manager: object, config: RunnableConfig, **kwargs: Any) -> str:
         calls = self._last_calls(document, config, kwargs)
@@ -282,11 +271,12 @@ class Calls:
         self._chain = chain
         self._inputs = [plan.values(text, step.instruction) for text in step.texts]
         self._config = config
+        self._limit = concurrency_of(config)
 
     @property
     def size(self) -> tuple[int, int | None]:
         """How many there are, and how many may run at a time."""
-        return len(self._inputs), self._config.get("max_concurrency")
+        return len(self._inputs), self._limit
 
     def no_answers(self) -> list[str]:
         """A place for each answer."""
@@ -336,8 +326,13 @@ class Calls:
             what = "text" if self.step.level == 1 else f"summaries (level {self.step.level})"
             where = f"Piece {self.step.first + index} of {self.step.total} of the {what}: "
             if isinstance(error, SpecDecError):
-                raise type(error)(f"{where}{error}") from error
-            raise GenerationError(f"{where}{type(error).__name__}: {error}") from error
+                # A copy, because what else it holds, such as whether a retry helps, is not in its message.
+                named = copy.copy(error)
+                named.args = (f"{where}{error}",)
+                raise named from error
+            failure = GenerationError(f"{where}{type(error).__name__}: {error}")
+            failure.is_retryable = getattr(error, "is_retryable", failure.is_retryable)
+            raise failure from error
 
 
 def _texts(document: Any) -> list[str]:

@@ -15,13 +15,16 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SpeculativeLLM
+from langchain_specdec.chat.answer_parsers import UnreadableAnswerError
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.documents.summarizer import SummaryProgress
 from langchain_specdec.errors import (
     AuthenticationError,
+    BackendUnavailableError,
     GenerationError,
     InvalidParameterError,
     PromptTooLongError,
+    SpecDecError,
 )
 from tests.support.backends import (
     Counter,
@@ -208,6 +211,18 @@ class TestInChains:
         assert asyncio.run(made.abatch(["Once 1 x", "Once 2 x"])) == ["saw 1", "saw 2"]
         assert made.batch([]) == []
 
+    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
+    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit):
+        made: Any = summarizer()
+        config = {"max_concurrency": limit}
+        told = pytest.raises(InvalidParameterError, match=rf"^max_concurrency must be .*, got {limit!r}\.$")
+        for method in made.invoke, made.batch, lambda *given: list(made.stream(*given)):
+            with told:
+                method([LONG], config)
+        for amethod in made.ainvoke, made.abatch:
+            with told:
+                asyncio.run(asyncio.wait_for(amethod([LONG], config), 10))
+
     def test_any_model_that_counts_its_tokens(self):
         model = FakeListChatModel(responses=["a", "b", "c"], custom_get_token_ids=lambda text: list(text.encode()))
         with pytest.raises(InvalidParameterError, match=r"FakeListChatModel .* max_input_tokens="):
@@ -235,6 +250,22 @@ class TestErrors:
     def test_so_does_one_that_is_not_of_this_package(self):
         with pytest.raises(GenerationError, match=r"^Piece 4 of 4 of the text: ZeroDivisionError: no$"):
             self.failing(ZeroDivisionError("no")).invoke(LONG)
+
+    @pytest.mark.parametrize("helps", [False, True])
+    def test_whether_a_retry_helps_is_still_told(self, helps):
+        of_server = BackendUnavailableError("The server is away.")
+        of_others: Any = RuntimeError("The server is away.")
+        of_others.is_retryable = helps  # as an error of another package's model
+        for error in of_server if helps else of_server.for_good(), of_others:
+            with pytest.raises(SpecDecError, match=r"^Piece 4 of 4 .* is away\.$") as raised:
+                self.failing(error).invoke(LONG)
+            assert raised.value.is_retryable is helps
+
+    def test_an_error_of_a_parser_is_told_once(self):
+        with pytest.raises(UnreadableAnswerError) as raised:
+            self.failing(UnreadableAnswerError("It is no JSON.", llm_output="{")).invoke(LONG)
+        assert str(raised.value).count("visit: ") == 1
+        assert raised.value.llm_output == "{"
 
     def test_one_of_the_only_prompt_is_as_it_was(self):
         with pytest.raises(ZeroDivisionError, match=r"^no$"):
