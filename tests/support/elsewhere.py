@@ -11,8 +11,10 @@ import importlib
 import io
 import os
 import pkgutil
+import shutil
 import signal
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 # Modules and names that Python's documentation marks as Unix only, of those that either package may touch.
@@ -45,6 +47,8 @@ def leave_posix() -> None:
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
+    # From Python 3.12 on it would look for programs with a function of Windows.
+    vars(shutil)["sys"] = SimpleNamespace(**vars(sys))
     sys.platform = "win32"
     for module in (builtins, io):
         module.open = _without_system_files(module.open)  # type: ignore[attr-defined]
