@@ -35,6 +35,28 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
 
 
+def checked_configs(config: Configs, number: int) -> list[RunnableConfig]:
+    """A config for each input. Refuses a `max_concurrency` with which LangChain would do nothing, or wait for ever."""
+    # LangChain takes any config for no inputs, but has none to give.
+    configs = get_config_list(config, number) if number else []
+    for each in configs:
+        limit_of(each)
+    return configs
+
+
+def limit_of(config: RunnableConfig) -> int | None:
+    """Most runs at a time by a config; None for no limit.
+
+    Raises:
+        InvalidParameterError: It is no whole number from 1.
+    """
+    limit = config.get("max_concurrency")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        msg = f"max_concurrency must be a whole number from 1, or None for no limit, got {limit!r}."
+        raise InvalidParameterError(msg)
+    return limit
+
+
 def _declared(name: str) -> Any:
     option = _SAMPLING[name]
     return Field(None if option.default == () else option.default, description=option.help)
@@ -131,18 +153,6 @@ class SpeculativeBase(ModelConstructors):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @staticmethod
-    def _checked_configs(config: Configs, num_inputs: int) -> list[RunnableConfig]:
-        """A config for each input of a batch. Refuses a `max_concurrency` with which LangChain would do nothing."""
-        # LangChain takes any config for no inputs, but has none to give.
-        configs = get_config_list(config, num_inputs) if num_inputs else []
-        for each in configs:
-            limit = each.get("max_concurrency")
-            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-                msg = f"max_concurrency must be a whole number from 1, or None for no limit, got {limit!r}."
-                raise InvalidParameterError(msg)
-        return configs
-
     def batch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Generator[batches.Outcome, None, None]:
@@ -163,7 +173,7 @@ class SpeculativeBase(ModelConstructors):
         self, method: str, inputs: Sequence[Any], config: Any, kwargs: Mapping[str, Any]
     ) -> tuple[Callable[[int], Any], int, int | None]:
         """A run of its own for each input: what starts one, how many there are, and how many at a time."""
-        configs = self._checked_configs(config, len(inputs))
+        configs = checked_configs(config, len(inputs))
         invoke = getattr(self, method)
         limit = configs[0].get("max_concurrency") if configs else None
         return lambda index: invoke(inputs[index], configs[index], **kwargs), len(inputs), limit

@@ -16,7 +16,7 @@ from langchain_specdec.completions.completion import Completion, CompletionReque
 from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import MalformedAnswerError
-from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase
+from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, checked_configs
 from langchain_specdec.parameter_names import join_stops
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         if return_exceptions:
             runs = self._runs("invoke", inputs, config, kwargs)
             return batches.batch(*runs, return_exceptions=True)
-        return super().batch(inputs, self._checked_configs(config, len(inputs)), **kwargs)
+        return super().batch(inputs, checked_configs(config, len(inputs)), **kwargs)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
@@ -143,7 +143,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         if return_exceptions:
             runs = self._runs("ainvoke", inputs, config, kwargs)
             return await batches.abatch(*runs, return_exceptions=True)
-        return await super().abatch(inputs, self._checked_configs(config, len(inputs)), **kwargs)
+        return await super().abatch(inputs, checked_configs(config, len(inputs)), **kwargs)
 
     def _for_call(
         self, stop: Sequence[str] | None, kwargs: Mapping[str, Any]

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from pydantic import BaseModel
 
 from langchain_specdec.completions import batches
 from langchain_specdec.documents.plan import Method, Plan, Stage, Step
 from langchain_specdec.documents.room import Room
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
+from langchain_specdec.langchain_base import Configs, checked_configs, limit_of
 
 # Small models heed this one best of some that were tried.
 INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
@@ -66,7 +68,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     per call: `summarizer.invoke(text, temperature=0.7)`.
 
     Args:
-        model: A chat model or a completion model of LangChain, also with parameters bound to it.
+        model: A chat model or a completion model of LangChain, also with parameters bound to it, or configurable ones.
         method: `"stuff"`: the whole text in one prompt. `"map_reduce"`: a summary of each piece, all at once, and one
             of the summaries, again in pieces while they are too long. `"refine"`: a summary of the first piece,
             rewritten with each following one. `"auto"`: `stuff` where the text has room, else `map_reduce`.
@@ -158,13 +160,13 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     def batch(
         self,
         inputs: list[DocumentInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """A summary of each input, all at once."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
+        configs = checked_configs(config, len(inputs))
         limit = configs[0].get("max_concurrency") if configs else None
         return batches.batch(
             lambda index: self.invoke(inputs[index], configs[index], **kwargs),
@@ -176,13 +178,13 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     async def abatch(
         self,
         inputs: list[DocumentInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
+        config: Configs = None,
         *,
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         """`batch` for an event loop."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
+        configs = checked_configs(config, len(inputs))
         limit = configs[0].get("max_concurrency") if configs else None
         return await batches.abatch(
             lambda index: self.ainvoke(inputs[index], configs[index], **kwargs),
@@ -223,7 +225,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
 
     def _last_calls(self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Calls:
         """Run all steps but the last, and prepare that one."""
-        plan, steps = self._begin(document, kwargs)
+        plan, steps = self._begin(document, config, kwargs)
         calls = self._calls(plan, next(steps), config, kwargs)
         while not calls.step.is_last:
             answers = calls.no_answers()
@@ -236,7 +238,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
 
     async def _alast_calls(self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Calls:
         # In a thread, because long texts are counted, and a server may be asked.
-        plan, steps = await asyncio.to_thread(self._begin, document, kwargs)
+        plan, steps = await asyncio.to_thread(self._begin, document, config, kwargs)
         calls = self._calls(plan, await asyncio.to_thread(next, steps), config, kwargs)
         while not calls.step.is_last:
             answers = calls.no_answers()
@@ -250,9 +252,10 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         return calls
 
     def _begin(
-        self, document: DocumentInput, kwargs: Mapping[str, Any]
+        self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]
     ) -> tuple[Plan, Generator[Step, list[str], None]]:
-        room = Room(self.model, self.max_input_tokens, kwargs)
+        limit_of(config)
+        room = Room(self.model, self.max_input_tokens, kwargs, config)
         plan = Plan(self.method, self.prompt, self.instruction, self.combine_instruction or self.instruction, room)
         return plan, plan.steps(_texts(document))
 
@@ -286,7 +289,7 @@ class Calls:
     @property
     def size(self) -> tuple[int, int | None]:
         """How many there are, and how many may run at a time."""
-        return len(self._inputs), self._config.get("max_concurrency")
+        return len(self._inputs), limit_of(self._config)
 
     def no_answers(self) -> list[str]:
         """A place for each answer."""
@@ -335,13 +338,19 @@ class Calls:
                 raise
             what = "text" if self.step.level == 1 else f"summaries (level {self.step.level})"
             where = f"Piece {self.step.first + index} of {self.step.total} of the {what}: "
-            if isinstance(error, SpecDecError):
-                raise type(error)(f"{where}{error}") from error
-            raise GenerationError(f"{where}{type(error).__name__}: {error}") from error
+            named = (
+                type(error)(f"{where}{error}")
+                if isinstance(error, SpecDecError)
+                else GenerationError(f"{where}{type(error).__name__}: {error}")
+            )
+            # Errors of other models tell it too.
+            named.is_retryable = getattr(error, "is_retryable", named.is_retryable)
+            raise named from error
 
 
 def _texts(document: Any) -> list[str]:
-    if isinstance(document, Iterable) and not isinstance(document, (str, Document, bytes, Mapping)):
+    # Pydantic's objects are iterables of their fields.
+    if isinstance(document, Iterable) and not isinstance(document, (str, bytes, Mapping, BaseModel)):
         return [_text_of(part) for part in document]
     return [_text_of(document)]
 
@@ -350,6 +359,8 @@ def _text_of(part: Any) -> str:
     text = part.page_content if isinstance(part, Document) else part
     if not isinstance(text, str):
         msg = f"A document must be a string, a Document, or a list of them, got {type(part).__name__}."
+        if isinstance(part, BaseMessage):
+            msg += " The text of a message is its .text; behind a chat model put StrOutputParser()."
         raise InvalidParameterError(msg)
     return text
 

@@ -11,8 +11,10 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SpeculativeLLM
 from langchain_specdec.completions.completion import CompletionRequest
@@ -35,6 +37,11 @@ from tests.support.backends import (
 )
 
 pytestmark = pytest.mark.transformers
+
+
+class OfAnotherModelError(Exception):
+    is_retryable = False
+
 
 PARAGRAPH = "Once {number} upon a time there was a text of some length, and it went on. "
 # 6.6 thousand tokens of a byte each.
@@ -216,6 +223,25 @@ class TestInChains:
         known = model.model_copy(update={"profile": {"max_input_tokens": 5000}, "i": 0})
         assert DocumentSummarizer(known).invoke(LONG) in ("a", "b", "c")
 
+    def test_a_model_that_does_not_say_its_room_is_refused_before_it_counts(self):
+        def count(text: str) -> list[int]:
+            raise AssertionError(text)
+
+        model = FakeListChatModel(responses=["a"], custom_get_token_ids=count)
+        with pytest.raises(InvalidParameterError, match=r"FakeListChatModel .* max_input_tokens="):
+            DocumentSummarizer(model).invoke(LONG)
+
+    def test_a_configurable_model_has_the_room_of_the_one_that_is_chosen(self):
+        model = summarizer().model
+        number = model.configurable_fields(max_new_tokens=ConfigurableField(id="n"))
+        other = model.configurable_alternatives(ConfigurableField(id="which"), none=summarizer(max_length=90).model)
+        for made, chosen in ((number, {"n": 4090}), (other, {"which": "none"})):
+            for given in (DocumentSummarizer(made), DocumentSummarizer(made.with_config(configurable=chosen))):
+                config: RunnableConfig = {"configurable": chosen} if given.model is made else {}
+                with pytest.raises(PromptTooLongError, match="no room for pieces"):
+                    given.invoke(LONG, config)
+            assert DocumentSummarizer(made).invoke("Once 7") == "saw 7"
+
 
 class TestErrors:
     def failing(self, error: Exception) -> DocumentSummarizer:
@@ -235,6 +261,41 @@ class TestErrors:
     def test_so_does_one_that_is_not_of_this_package(self):
         with pytest.raises(GenerationError, match=r"^Piece 4 of 4 of the text: ZeroDivisionError: no$"):
             self.failing(ZeroDivisionError("no")).invoke(LONG)
+
+    @pytest.mark.parametrize("error", [GenerationError("no").for_good(), OfAnotherModelError("no")])
+    def test_it_keeps_whether_a_retry_may_help(self, error):
+        with pytest.raises(GenerationError, match="Piece 4 of 4") as caught:
+            self.failing(error).invoke(LONG)
+        assert caught.value.is_retryable is False
+
+    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
+    @pytest.mark.parametrize("text", ["Once 1", LONG])
+    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit, text):
+        made, config = summarizer(max_length=2048), {"max_concurrency": limit}
+        calls: Any = (
+            lambda: made.invoke(text, config),
+            lambda: list(made.stream(text, config)),
+            lambda: made.batch([text], config),
+            lambda: asyncio.run(asyncio.wait_for(made.ainvoke(text, config), 30)),
+            lambda: asyncio.run(asyncio.wait_for(made.abatch([text, text], config), 30)),
+        )
+        for call in calls:
+            with pytest.raises(InvalidParameterError, match="max_concurrency must be a whole number from 1"):
+                call()
+        assert backend_of(made).requests == []
+
+    @pytest.mark.parametrize("given", [AIMessage("x"), [HumanMessage("x")], ChatPromptValue(messages=[])])
+    def test_what_is_no_document_is_named(self, given):
+        with pytest.raises(
+            InvalidParameterError, match=r"got (AIMessage\. .*StrOutputParser|HumanMessage|ChatPromptVal)"
+        ):
+            summarizer().invoke(given)
+
+    def test_fallbacks_are_for_the_summariser(self):
+        small, large = (summarizer(max_length=length) for length in (100, 4096))
+        with pytest.raises(InvalidParameterError, match=r"DocumentSummarizer\(model\)\.with_fallbacks\("):
+            DocumentSummarizer(small.model.with_fallbacks([large.model]))
+        assert small.with_fallbacks([large]).invoke("Once 7") == "saw 7"
 
     def test_one_of_the_only_prompt_is_as_it_was(self):
         with pytest.raises(ZeroDivisionError, match=r"^no$"):
