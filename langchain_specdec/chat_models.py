@@ -201,12 +201,13 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             copied.profile = copied._resolve_model_profile()
         return copied
 
-    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
-        """Tokens of the prompt that these messages and tools become, template included; 0 without messages."""
-        if not messages:
-            return 0
-        converted = [as_tool(tool) for tool in tools or ()]
-        return len(self._template.token_ids(to_template_messages(messages), converted))
+    def get_num_tokens_from_messages(self, messages: LanguageModelInput, tools: Sequence[Tool] | None = None) -> int:
+        """Tokens of the prompt that these messages and tools become, template included; 0 without messages.
+
+        It takes what `invoke` takes, and refuses the rest with the same errors of LangChain.
+        """
+        rows = to_template_messages(self._convert_input(messages).to_messages())
+        return len(self._template.token_ids(rows, [as_tool(tool) for tool in tools or ()])) if rows else 0
 
     def bind_tools(
         self,

@@ -86,13 +86,14 @@ class Plan:
             msg = "There is no text to summarise: it is empty."
             raise InvalidParameterError(msg)
         parts[-1] = parts[-1].removesuffix(_BETWEEN)
+        limit = self.room.limit  # refused, where it is not known, before anything is counted
         if self.method == "refine":
             yield from self._refine(parts)
             return
         whole = "".join(parts)
         if self.method != "map_reduce":
             size = self.count(whole, self.instruction)
-            if size <= self.room.limit:
+            if size <= limit:
                 yield Step("stuff", 1, [whole], self.instruction, 1, 1, is_last=True)
                 return
             if self.method == "stuff":

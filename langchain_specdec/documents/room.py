@@ -7,8 +7,10 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.configurable import DynamicRunnable
 
 from langchain_specdec.chat.special_tokens import ProtectedEncoder
 from langchain_specdec.errors import InvalidParameterError
@@ -26,19 +28,30 @@ class Room:
     """The model behind a runnable, and what it has room for.
 
     Args:
-        model: A LangChain model, or one with parameters bound to it.
+        model: A LangChain model, or one with parameters bound to it, or configurable ones.
         max_input_tokens: Most tokens of a prompt; None is what the model says.
         kwargs: Parameters of the call.
+        config: That of the call, by which a configurable model is chosen.
 
     Raises:
         InvalidParameterError: It is no model, or what it has room for is not known.
     """
 
-    def __init__(self, model: Runnable[Any, Any], max_input_tokens: int | None, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Runnable[Any, Any],
+        max_input_tokens: int | None,
+        kwargs: Mapping[str, Any],
+        config: RunnableConfig | None = None,
+    ) -> None:
         bound: dict[str, Any] = dict(kwargs)
-        while isinstance(model, RunnableBindingBase):
-            bound = {**model.kwargs, **bound}
-            model = model.bound
+        while isinstance(model, (RunnableBindingBase, DynamicRunnable)):
+            if isinstance(model, RunnableBindingBase):
+                bound = {**model.kwargs, **bound}
+                config = merge_configs(model.config, config)
+                model = model.bound
+            else:
+                model, config = model.prepare(config)
         self._model = _checked(model)
         self._given = max_input_tokens
         named = {ALIASES.get(name, name): value for name, value in bound.items() if value is not None}
@@ -104,6 +117,12 @@ class Room:
 
 
 def _checked(model: Any) -> BaseLanguageModel[Any]:
+    if isinstance(model, RunnableWithFallbacks):
+        msg = (
+            "Each model counts tokens and has room of its own, so give the fallbacks to the summariser: "
+            "DocumentSummarizer(model).with_fallbacks([DocumentSummarizer(other)])."
+        )
+        raise InvalidParameterError(msg)
     if not isinstance(model, BaseLanguageModel):
         msg = (
             f"model must be a LangChain model, such as ChatSpeculative or SpeculativeLLM, got {type(model).__name__}. "

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import BaseModel
 
 from langchain_specdec.completions import batches
 from langchain_specdec.documents.plan import Method, Plan, Stage, Step
@@ -67,7 +69,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     per call: `summarizer.invoke(text, temperature=0.7)`.
 
     Args:
-        model: A chat model or a completion model of LangChain, also with parameters bound to it.
+        model: A chat model or a completion model of LangChain, also with parameters bound to it, or configurable ones.
         method: `"stuff"`: the whole text in one prompt. `"map_reduce"`: a summary of each piece, all at once, and one
             of the summaries, again in pieces while they are too long. `"refine"`: a summary of the first piece,
             rewritten with each following one. `"auto"`: `stuff` where the text has room, else `map_reduce`.
@@ -212,7 +214,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
 
     def _last_calls(self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Calls:
         """Run all steps but the last, and prepare that one."""
-        plan, steps = self._begin(document, kwargs)
+        plan, steps = self._begin(document, config, kwargs)
         calls = self._calls(plan, next(steps), config, kwargs)
         while not calls.step.is_last:
             answers = calls.no_answers()
@@ -225,7 +227,7 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
 
     async def _alast_calls(self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Calls:
         # In a thread, because long texts are counted, and a server may be asked.
-        plan, steps = await asyncio.to_thread(self._begin, document, kwargs)
+        plan, steps = await asyncio.to_thread(self._begin, document, config, kwargs)
         calls = self._calls(plan, await asyncio.to_thread(next, steps), config, kwargs)
         while not calls.step.is_last:
             answers = calls.no_answers()
@@ -239,9 +241,10 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         return calls
 
     def _begin(
-        self, document: DocumentInput, kwargs: Mapping[str, Any]
+        self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]
     ) -> tuple[Plan, Generator[Step, list[str], None]]:
-        room = Room(self.model, self.max_input_tokens, kwargs)
+        concurrency_of(config)
+        room = Room(self.model, self.max_input_tokens, kwargs, config)
         plan = Plan(self.method, self.prompt, self.instruction, self.combine_instruction or self.instruction, room)
         return plan, plan.steps(_texts(document))
 
@@ -336,7 +339,8 @@ class Calls:
 
 
 def _texts(document: Any) -> list[str]:
-    if isinstance(document, Iterable) and not isinstance(document, (str, Document, bytes, Mapping)):
+    # Pydantic's objects are iterables of their fields.
+    if isinstance(document, Iterable) and not isinstance(document, (str, bytes, Mapping, BaseModel)):
         return [_text_of(part) for part in document]
     return [_text_of(document)]
 
@@ -345,6 +349,8 @@ def _text_of(part: Any) -> str:
     text = part.page_content if isinstance(part, Document) else part
     if not isinstance(text, str):
         msg = f"A document must be a string, a Document, or a list of them, got {type(part).__name__}."
+        if isinstance(part, BaseMessage):
+            msg += " The text of a message is its .text; behind a chat model put StrOutputParser()."
         raise InvalidParameterError(msg)
     return text
 

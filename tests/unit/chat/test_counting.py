@@ -14,6 +14,7 @@ from langchain_core.messages import (
     ToolMessage,
     trim_messages,
 )
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 
 from tests.support.backends import scripted
@@ -120,3 +121,34 @@ def test_each_of_several_calls_counts() -> None:
     one = model.get_num_tokens_from_messages([asked, calling("Ulm"), result("Ulm")])
     both = model.get_num_tokens_from_messages([asked, calling("Ulm", "Bonn"), result("Ulm"), result("Bonn")])
     assert both - one == pytest.approx(one - none, abs=10)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "Hi",
+        ["Hi"],
+        [("human", "Hi")],
+        (("user", "Hi"),),
+        [{"role": "user", "content": "Hi"}],
+        ChatPromptTemplate.from_messages([("human", "{word}")]).invoke({"word": "Hi"}),
+    ],
+)
+def test_what_can_be_asked_can_be_counted(given: Any) -> None:
+    model = scripted("x")
+    answer = model.invoke(given)
+    assert isinstance(answer, AIMessage)
+    assert model.get_num_tokens_from_messages(given) == model.get_num_tokens_from_messages([HumanMessage("Hi")])
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["input_tokens"] == model.get_num_tokens_from_messages(given)
+
+
+@pytest.mark.parametrize("given", [5, None, [5], [("nobody", "Hi")], [("human",)], [{"x": 1}], HumanMessage("Hi")])
+def test_what_cannot_be_asked_is_refused_in_the_same_words(given: Any) -> None:
+    model = scripted("x")
+    said = []
+    for call in (model.invoke, model.get_num_tokens_from_messages):
+        with pytest.raises((ValueError, NotImplementedError)) as caught:
+            call(given)
+        said.append(str(caught.value))
+    assert said[0] == said[1]

@@ -11,8 +11,10 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SpeculativeLLM
 from langchain_specdec.chat.answer_parsers import UnreadableAnswerError
@@ -38,6 +40,11 @@ from tests.support.backends import (
 )
 
 pytestmark = pytest.mark.transformers
+
+
+class OfAnotherModelError(Exception):
+    is_retryable = False
+
 
 PARAGRAPH = "Once {number} upon a time there was a text of some length, and it went on. "
 # 6.6 thousand tokens of a byte each.
@@ -211,18 +218,6 @@ class TestInChains:
         assert asyncio.run(made.abatch(["Once 1 x", "Once 2 x"])) == ["saw 1", "saw 2"]
         assert made.batch([]) == []
 
-    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
-    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit):
-        made: Any = summarizer()
-        config = {"max_concurrency": limit}
-        told = pytest.raises(InvalidParameterError, match=rf"^max_concurrency must be .*, got {limit!r}\.$")
-        for method in made.invoke, made.batch, lambda *given: list(made.stream(*given)):
-            with told:
-                method([LONG], config)
-        for amethod in made.ainvoke, made.abatch:
-            with told:
-                asyncio.run(asyncio.wait_for(amethod([LONG], config), 10))
-
     def test_any_model_that_counts_its_tokens(self):
         model = FakeListChatModel(responses=["a", "b", "c"], custom_get_token_ids=lambda text: list(text.encode()))
         with pytest.raises(InvalidParameterError, match=r"FakeListChatModel .* max_input_tokens="):
@@ -230,6 +225,25 @@ class TestInChains:
         assert DocumentSummarizer(model, max_input_tokens=5000).invoke(LONG) in ("a", "b", "c")
         known = model.model_copy(update={"profile": {"max_input_tokens": 5000}, "i": 0})
         assert DocumentSummarizer(known).invoke(LONG) in ("a", "b", "c")
+
+    def test_a_model_that_does_not_say_its_room_is_refused_before_it_counts(self):
+        def count(text: str) -> list[int]:
+            raise AssertionError(text)
+
+        model = FakeListChatModel(responses=["a"], custom_get_token_ids=count)
+        with pytest.raises(InvalidParameterError, match=r"FakeListChatModel .* max_input_tokens="):
+            DocumentSummarizer(model).invoke(LONG)
+
+    def test_a_configurable_model_has_the_room_of_the_one_that_is_chosen(self):
+        model: Any = summarizer().model
+        number = model.configurable_fields(max_new_tokens=ConfigurableField(id="n"))
+        other = model.configurable_alternatives(ConfigurableField(id="which"), none=summarizer(max_length=90).model)
+        for made, chosen in ((number, {"n": 4090}), (other, {"which": "none"})):
+            for given in (DocumentSummarizer(made), DocumentSummarizer(made.with_config(configurable=chosen))):
+                config: RunnableConfig = {"configurable": chosen} if given.model is made else {}
+                with pytest.raises(PromptTooLongError, match="no room for pieces"):
+                    given.invoke(LONG, config)
+            assert DocumentSummarizer(made).invoke("Once 7") == "saw 7"
 
 
 class TestErrors:
@@ -266,6 +280,42 @@ class TestErrors:
             self.failing(UnreadableAnswerError("It is no JSON.", llm_output="{")).invoke(LONG)
         assert str(raised.value).count("visit: ") == 1
         assert raised.value.llm_output == "{"
+
+    @pytest.mark.parametrize("error", [GenerationError("no").for_good(), OfAnotherModelError("no")])
+    def test_it_keeps_whether_a_retry_may_help(self, error):
+        with pytest.raises(GenerationError, match="Piece 4 of 4") as caught:
+            self.failing(error).invoke(LONG)
+        assert caught.value.is_retryable is False
+
+    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
+    @pytest.mark.parametrize("text", ["Once 1", LONG])
+    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit, text):
+        made = summarizer(max_length=2048)
+        config: Any = {"max_concurrency": limit}
+        calls: Any = (
+            lambda: made.invoke(text, config),
+            lambda: list(made.stream(text, config)),
+            lambda: made.batch([text], config),
+            lambda: asyncio.run(asyncio.wait_for(made.ainvoke(text, config), 30)),
+            lambda: asyncio.run(asyncio.wait_for(made.abatch([text, text], config), 30)),
+        )
+        for call in calls:
+            with pytest.raises(InvalidParameterError, match="max_concurrency must be a whole number from 1"):
+                call()
+        assert backend_of(made).requests == []
+
+    @pytest.mark.parametrize("given", [AIMessage("x"), [HumanMessage("x")], ChatPromptValue(messages=[])])
+    def test_what_is_no_document_is_named(self, given):
+        with pytest.raises(
+            InvalidParameterError, match=r"got (AIMessage\. .*StrOutputParser|HumanMessage|ChatPromptVal)"
+        ):
+            summarizer().invoke(given)
+
+    def test_fallbacks_are_for_the_summariser(self):
+        small, large = (summarizer(max_length=length) for length in (100, 4096))
+        with pytest.raises(InvalidParameterError, match=r"DocumentSummarizer\(model\)\.with_fallbacks\("):
+            DocumentSummarizer(small.model.with_fallbacks([large.model]))
+        assert small.with_fallbacks([large]).invoke("Once 7") == "saw 7"
 
     def test_one_of_the_only_prompt_is_as_it_was(self):
         with pytest.raises(ZeroDivisionError, match=r"^no$"):
