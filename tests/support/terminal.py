@@ -100,7 +100,10 @@ class Program:
         while not re.search(pattern, self.screen.text):
             assert time.monotonic() < deadline, f"no {pattern!r} on the screen:\n{self.screen.text}"
             with suppress(pexpect.TIMEOUT):
-                self.screen.write(self._process.read_nonblocking(65536, timeout=1))
+                try:
+                    self.screen.write(self._process.read_nonblocking(65536, timeout=1))
+                except pexpect.EOF:
+                    pytest.fail(f"the program ended without {pattern!r} on the screen:\n{self.screen.text}")
         return self.screen.text
 
     def modes(self) -> list[Any]:

@@ -23,19 +23,18 @@ pytestmark = [pytest.mark.process, pytest.mark.server, pytest.mark.slow, pytest.
 LOAD = """
 import json, os, threading, time
 from langchain_specdec import ChatSpeculative, SpeculativeLLM
-from tests.support.hosts.figures import num_files, resident_mb
+from tests.support.hosts.figures import num_files, resident_mb, taken_slots
 llm = SpeculativeLLM.from_model_id(os.environ["MODEL_ID"], num_slots=2, max_length=4000, max_new_tokens=24)
 llm.invoke("The sea")
 """
 FIGURES = """
-engine = llm.backend.engine
 for _ in range(200):  # the thread of a model that is gone ends soon after it
     threads = sum(thread.name == "specdec-engine" for thread in threading.enumerate())
     if threads == 1:
         break
     time.sleep(0.05)
 print(json.dumps({"mb": resident_mb(), "files": num_files(), "engines": threads,
-                  "taken": engine.num_running + engine.num_waiting, "forwards": engine.num_target_forwards}))
+                  "taken": taken_slots(llm), "forwards": llm.backend.engine.num_target_forwards}))
 """
 
 

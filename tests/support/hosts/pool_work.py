@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
 
 from langchain_specdec import SpeculativeLLM
 from langchain_specdec.errors import SpecDecError
-from tests.support.hosts.figures import num_files, resident_mb
+from tests.support.hosts.figures import num_files, resident_mb, taken_slots
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,10 +31,8 @@ def complete(prompt: str) -> tuple[int, str]:
 
 
 def figures(_: object = None) -> tuple[int, int, int, int]:
-    """The process, its files, its memory in MB, and requests that hold a slot."""
-    backend: Any = model().backend
-    engine = backend.engine
-    return os.getpid(), num_files(), resident_mb(), engine.num_running + engine.num_waiting
+    """The process, its files, its memory in MB, and requests that hold a slot for good."""
+    return os.getpid(), num_files(), resident_mb(), taken_slots(model())
 
 
 def complete_by(llm: SpeculativeLLM, prompt: str) -> str:

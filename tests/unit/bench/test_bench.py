@@ -613,15 +613,13 @@ def test_shapes_have_the_published_sizes():
 # Contestants on a tiny model
 
 
-def results(
-    *names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_prefixes=False, step_cost="measured", **params
-):
+def results(*names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_prefixes=False, **params):
+    """What contestants did. By flat costs: how much pays on this machine, with what else runs on it, is no matter."""
     sampling = SamplingParams(**{"max_new_tokens": 12, "seed": 0, **params})
     specs = parse_contestants(names, has_draft_model=draft_model is not None, batch=batch)
     plan = Plan(
         "random:tiny", specs, sampling, draft_model=draft_model, batch=batch, device="cpu", max_prompt_tokens=50,
-        keep_prefixes=keep_prefixes, synthetic_cost=0.05 if draft_model is None else None,
-        step_cost=step_cost,
+        keep_prefixes=keep_prefixes, synthetic_cost=0.05 if draft_model is None else None, step_cost="flat",
     )  # fmt: skip
     questions = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sat on") for i in range(num_prompts)]
     with set_up(plan, questions) as setup:
@@ -678,7 +676,7 @@ def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
         raise AssertionError("measured")
 
     monkeypatch.setattr("langchain_specdec.engine.draft_planner.measure_step_cost", measure)
-    first, second = (results("auto", "synthetic", step_cost="flat") for _ in range(2))
+    first, second = (results("auto", "synthetic") for _ in range(2))
     for name, runs in first.items():
         assert [r.num_steps for r in runs] == [r.num_steps for r in second[name]]
         assert [r.drafted_tokens for r in runs] == [r.drafted_tokens for r in second[name]]
@@ -761,7 +759,7 @@ def test_prefixes_are_forgotten_between_runs_unless_they_are_to_be_kept():
 
 
 def test_a_repeat_drafts_nothing_from_the_answer_before():
-    runs = results("auto", repeat=3, num_prompts=1, step_cost="flat")["auto"]
+    runs = results("auto", repeat=3, num_prompts=1)["auto"]
     assert len(runs) == 3
     assert runs[1].num_steps == runs[2].num_steps >= runs[0].num_steps - 1
 

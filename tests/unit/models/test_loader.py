@@ -438,7 +438,7 @@ def test_a_loaded_model_that_is_what_was_asked_for(dtype):
 
 
 def test_parameters_that_do_not_exist(folder, no_work):
-    with pytest.raises(TypeError, match="load_in_4bit"):
+    with pytest.raises(InvalidParameterError, match="load_in_4bit"):
         LocalBackend(folder, load_in_4bit=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="max_tokens"):
         SamplingParams(max_tokens=5)  # type: ignore[call-arg]

@@ -37,11 +37,15 @@ def terminal() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     libraries = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [library.level for library in libraries]
     for library in libraries:
         library.addHandler(handler)
+        # A command that ran before in this process may have left it at errors only.
+        library.setLevel(logging.WARNING)
     yield stream
-    for library in libraries:
+    for library, level in zip(libraries, levels, strict=True):
         library.removeHandler(handler)
+        library.setLevel(level)
 
 
 @pytest.fixture
