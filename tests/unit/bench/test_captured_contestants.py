@@ -77,8 +77,7 @@ def counts(runner: CapturedRunner) -> tuple[int, int]:
     return capture.num_recorded, runner.num_forwards - capture.num_replayed
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("batch", "temperature"), [(1, 0.8), (3, 0.0)])
 def test_runs_make_no_graph_and_lack_none(batch: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     capture_on_cpu(monkeypatch)
     names = [name for name in NAMES if "@" not in name or batch > 1]

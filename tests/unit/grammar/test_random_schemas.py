@@ -37,7 +37,7 @@ def run(engine: Engine, cases: Sequence[tuple[list[int], SamplingParams]]) -> li
 
 @pytest.mark.slow
 def test_200_random_schemas_are_always_fit() -> None:
-    """Greedy and sampled, with and without drafts."""
+    """Greedy and sampled in turn, with and without drafts."""
     # In float64 no two scores are so close that the order of additions decides.
     model = tiny_model(3, dtype=torch.float64)
     compiler = GrammarCompiler(byte_tokenizer(), VOCAB, (EOS,))
@@ -48,11 +48,8 @@ def test_200_random_schemas_are_always_fit() -> None:
         # A model of random weights would fill any room: here all have to come to their end in time.
         shortest = compiler.compile(grammar, 500).shortest(500)
         assert shortest is not None
-        for temperature in (0.0, 1.0):
-            params = SamplingParams(
-                max_new_tokens=len(shortest) + 20, temperature=temperature, seed=number, grammar=grammar
-            )
-            cases.append((random_prompt(rng), params))
+        params = SamplingParams(max_new_tokens=len(shortest) + 20, temperature=number % 2, seed=number, grammar=grammar)
+        cases.append((random_prompt(rng), params))
     with (
         closing(make_engine(model, Drafter(), num_slots=16)) as without,
         closing(make_engine(model, LookupTreeDrafter(5), num_slots=16, max_tree_nodes=8)) as drafting,
