@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # pip prints errors only; `make .venv PIP_FLAGS=` shows all it does.
 PIP_FLAGS ?= -qq
+# Address of an index that has the build of PyTorch to install, as PyTorch's page shows it; empty: what pip chooses.
+TORCH_INDEX ?=
 # What `make test` runs: a file, a folder, or a test, path/to/test_file.py::test_name. Empty: all.
 TEST ?=
 # Two processes keep two cores busy; `make test PYTEST_FLAGS=` runs the tests one after the other.
@@ -51,6 +53,11 @@ lint: $(STAMP) ## Check style, formatting, types and file sizes
 	@echo "no source file over $(MAX_LINES) lines"; find $(PACKAGES) -name '*.py' -exec wc -l {} + \
 	  | awk '$$2 != "total" && $$1 > $(MAX_LINES) {print $$2 ": " $$1 " lines"; bad = 1} END {exit bad}'
 
+.PHONY: types-everywhere
+types-everywhere: $(STAMP) ## Check types as on Windows and macOS, and as on the oldest and the newest Python
+	@echo "mypy, Windows and Python 3.10"; $(call types-on,win32,3.10)
+	@echo "mypy, macOS and Python 3.14"; $(call types-on,darwin,3.14)
+
 format: $(STAMP) ## Format the code and mend what ruff can mend
 	@$(VENV)/bin/ruff check --fix --quiet $(SOURCES) || true
 	@$(VENV)/bin/ruff format $(SOURCES)
@@ -95,6 +102,9 @@ clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Each has a cache of its own: mypy empties one that was made for another system.
+types-on = $(VENV)/bin/mypy --cache-dir .mypy_cache/$(1)-$(2) --platform $(1) --python-version $(2) $(PACKAGES)
+
 # Records of an earlier rehearsal would be added to.
 define rehearsed
 	@rm -rf build/$(2)
@@ -109,6 +119,8 @@ define set-up
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
 	@echo "Setting up $(1) (a few minutes the first time)…"
 	@$(PYTHON) -m venv $(1)
+	$(if $(TORCH_INDEX),@echo "  PyTorch from $(TORCH_INDEX)"; \
+	  $(1)/bin/python -m pip install $(PIP_FLAGS) --no-compile -c $(2) --index-url '$(TORCH_INDEX)' torch)
 	@echo "  PyTorch, Transformers, LangChain and tools, as pinned in $(2)"
 	@$(1)/bin/python -m pip install $(PIP_FLAGS) --no-compile -c $(2) -e '.[$(3)]'
 	@echo "  the embedded model, and TGI's client"

@@ -30,7 +30,7 @@ from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase
+from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, runs_of
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -307,14 +307,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """Answer all inputs together, in one batch of the engine."""
-        runs = self._runs("invoke", inputs, config, kwargs)
+        runs = runs_of(self.invoke, inputs, config, kwargs)
         return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[AIMessage]:
         """`batch` for an event loop."""
-        runs = self._runs("ainvoke", inputs, config, kwargs)
+        runs = runs_of(self.ainvoke, inputs, config, kwargs)
         return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _prepare(

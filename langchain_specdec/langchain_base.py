@@ -35,20 +35,16 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 Chunk = TypeVar("Chunk", GenerationChunk, ChatGenerationChunk)
 
 
-def checked_configs(config: Configs, number: int) -> list[RunnableConfig]:
-    """A config for each input. Refuses a `max_concurrency` with which LangChain would do nothing, or wait for ever."""
-    # LangChain takes any config for no inputs, but has none to give.
-    configs = get_config_list(config, number) if number else []
-    for each in configs:
-        limit_of(each)
-    return configs
+def _declared(name: str) -> Any:
+    option = _SAMPLING[name]
+    return Field(None if option.default == () else option.default, description=option.help)
 
 
-def limit_of(config: RunnableConfig) -> int | None:
+def concurrency_of(config: RunnableConfig) -> int | None:
     """Most runs at a time by a config; None for no limit.
 
     Raises:
-        InvalidParameterError: It is no whole number from 1.
+        InvalidParameterError: It is no such number. With 0 nothing would ever run.
     """
     limit = config.get("max_concurrency")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
@@ -57,9 +53,22 @@ def limit_of(config: RunnableConfig) -> int | None:
     return limit
 
 
-def _declared(name: str) -> Any:
-    option = _SAMPLING[name]
-    return Field(None if option.default == () else option.default, description=option.help)
+def checked_configs(config: Configs, number: int) -> list[RunnableConfig]:
+    """A config for each input of a batch. Raises as `concurrency_of` does."""
+    # LangChain takes any config for no inputs, but has none to give.
+    configs = get_config_list(config, number) if number else []
+    for each in configs:
+        concurrency_of(each)
+    return configs
+
+
+def runs_of(
+    invoke: Callable[..., Any], inputs: Sequence[Any], config: Configs, kwargs: Mapping[str, Any]
+) -> tuple[Callable[[int], Any], int, int | None]:
+    """A run of its own for each input: what starts one, how many there are, and how many at a time."""
+    configs = checked_configs(config, len(inputs))
+    limit = concurrency_of(configs[0]) if configs else None
+    return lambda index: invoke(inputs[index], configs[index], **kwargs), len(inputs), limit
 
 
 class SpeculativeBase(ModelConstructors):
@@ -157,26 +166,19 @@ class SpeculativeBase(ModelConstructors):
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Generator[batches.Outcome, None, None]:
         """Run all inputs together; the index and the outcome of each, as they come. Leaving it stops the others."""
-        runs = self._runs("invoke", inputs, config, kwargs)
+        model: Any = self  # a LangChain model
+        runs = runs_of(model.invoke, inputs, config, kwargs)
         yield from batches.outcomes(*runs, return_exceptions=return_exceptions)
 
     async def abatch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> AsyncGenerator[batches.Outcome, None]:
         """`batch_as_completed` for an event loop."""
-        runs = self._runs("ainvoke", inputs, config, kwargs)
+        model: Any = self
+        runs = runs_of(model.ainvoke, inputs, config, kwargs)
         async with aclosing(batches.aoutcomes(*runs, return_exceptions=return_exceptions)) as found:
             async for outcome in found:
                 yield outcome
-
-    def _runs(
-        self, method: str, inputs: Sequence[Any], config: Any, kwargs: Mapping[str, Any]
-    ) -> tuple[Callable[[int], Any], int, int | None]:
-        """A run of its own for each input: what starts one, how many there are, and how many at a time."""
-        configs = checked_configs(config, len(inputs))
-        invoke = getattr(self, method)
-        limit = configs[0].get("max_concurrency") if configs else None
-        return lambda index: invoke(inputs[index], configs[index], **kwargs), len(inputs), limit
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of a text, by the model's own tokenizer."""

@@ -16,7 +16,14 @@ from langchain_specdec.completions.completion import Completion, CompletionReque
 from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.construction.constructors import PARAMETERS
 from langchain_specdec.errors import MalformedAnswerError
-from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, checked_configs
+from langchain_specdec.langchain_base import (
+    AsyncRunManager,
+    Configs,
+    RunManager,
+    SpeculativeBase,
+    checked_configs,
+    runs_of,
+)
 from langchain_specdec.parameter_names import join_stops
 
 if TYPE_CHECKING:
@@ -132,7 +139,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     ) -> list[str]:
         """Decode all inputs together; with `return_exceptions` each has an outcome of its own."""
         if return_exceptions:
-            runs = self._runs("invoke", inputs, config, kwargs)
+            runs = runs_of(self.invoke, inputs, config, kwargs)
             return batches.batch(*runs, return_exceptions=True)
         return super().batch(inputs, checked_configs(config, len(inputs)), **kwargs)
 
@@ -141,7 +148,7 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
     ) -> list[str]:
         """`batch` for an event loop."""
         if return_exceptions:
-            runs = self._runs("ainvoke", inputs, config, kwargs)
+            runs = runs_of(self.ainvoke, inputs, config, kwargs)
             return await batches.abatch(*runs, return_exceptions=True)
         return await super().abatch(inputs, checked_configs(config, len(inputs)), **kwargs)
 

@@ -75,8 +75,29 @@ def write_own(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def write_output(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write a file that somebody asks for, whole or not at all. An older one keeps its mode, and a link stays one.
+
+    Args:
+        path: Where to write it.
+        content: What it is to hold.
+        mode: Who may read a new one. None leaves that to the umask, as for other files of the user's.
+
+    Raises:
+        OSError: It cannot be written; an older file is as it was.
+    """
+    target = path.resolve()
+    if target.exists():
+        mode = stat.S_IMODE(target.stat().st_mode)
+    elif mode is None:
+        umask = os.umask(0o077)  # it cannot be asked for otherwise
+        os.umask(umask)
+        mode = 0o666 & ~umask
+    write_own(target, content, mode=mode)
+
+
 def check_output(flag: str, path: Path, suffixes: Sequence[str], inputs: Sequence[Path | None] = ()) -> None:
-    """Raise unless `write_own` can write a file that somebody asks for. To be called before the work for it begins.
+    """Raise unless `write_output` can write a file. To be called before the work for it begins.
 
     Args:
         flag: The option that names the file.
@@ -100,7 +121,7 @@ def check_output(flag: str, path: Path, suffixes: Sequence[str], inputs: Sequenc
     if path.exists() and not path.is_file():
         reason = "it is a folder" if path.is_dir() else "it is no regular file"
     # It is put in the place of an older one when it is whole, so that its folder has to be writable too.
-    elif not all(os.access(where, os.W_OK) for where in (path, path.parent) if where.exists()):
+    elif not all(os.access(where, os.W_OK) for where in (path, path.resolve().parent) if where.exists()):
         reason = "permission denied"
     if reason:
         msg = f"{flag} cannot write to {str(path)!r}: {reason}."

@@ -60,15 +60,15 @@ class Evidence:
 _Tell = Callable[[re.Match[str], Evidence], str]
 
 _PORT_TAKEN = "A port is taken (port {port}, or that of the metrics exporter): somebody else bound it in the meantime."
-# What a signal mostly means, as the rest of "TGI's launcher …".
+# What a signal mostly means, as the rest of "TGI's launcher …". By name: not every system has each.
 _SIGNALS = {
-    signal.SIGKILL: "was killed by SIGKILL: by the system, if main memory ran out, or by somebody.",
-    signal.SIGSEGV: "crashed (SIGSEGV, a wrong access to memory): a fault in TGI, in PyTorch or in a driver.",
-    signal.SIGILL: "crashed (SIGILL, an unknown instruction): it was built for another processor than this.",
-    signal.SIGBUS: "crashed (SIGBUS): mostly shared memory, /dev/shm, is full; with Docker, set a larger shm_size.",
-    signal.SIGFPE: "crashed (SIGFPE, an impossible computation): a fault in TGI, in PyTorch or in a driver.",
-    signal.SIGABRT: "gave up (SIGABRT): it met a state that it could not go on from.",
-    signal.SIGTERM: "was ended by SIGTERM: somebody stopped it.",
+    "SIGKILL": "was killed by SIGKILL: by the system, if main memory ran out, or by somebody.",
+    "SIGSEGV": "crashed (SIGSEGV, a wrong access to memory): a fault in TGI, in PyTorch or in a driver.",
+    "SIGILL": "crashed (SIGILL, an unknown instruction): it was built for another processor than this.",
+    "SIGBUS": "crashed (SIGBUS): mostly shared memory, /dev/shm, is full; with Docker, set a larger shm_size.",
+    "SIGFPE": "crashed (SIGFPE, an impossible computation): a fault in TGI, in PyTorch or in a driver.",
+    "SIGABRT": "gave up (SIGABRT): it met a state that it could not go on from.",
+    "SIGTERM": "was ended by SIGTERM: somebody stopped it.",
 }
 
 
@@ -350,7 +350,7 @@ def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
 
 def _by_signal(number: int) -> str:
     try:
-        name = signal.Signals(number)
+        name = signal.Signals(number).name
     except ValueError:
         return f"was ended by signal {number}."
-    return _SIGNALS.get(name, f"was ended by {name.name}.")
+    return _SIGNALS.get(name, f"was ended by {name}.")

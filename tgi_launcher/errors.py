@@ -13,6 +13,7 @@ from enum import Enum
 class Reason(str, Enum):
     """Why a server did not start, or ended on its own."""
 
+    UNSUPPORTED_SYSTEM = "unsupported_system"
     LAUNCHER_NOT_FOUND = "launcher_not_found"
     INCOMPLETE_INSTALLATION = "incomplete_installation"
     DOCKER_NOT_FOUND = "docker_not_found"

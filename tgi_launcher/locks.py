@@ -7,6 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from tgi_launcher.systems import require_posix
+
 # A fork waits while a lock is taken or let go of, so that it knows of every file that it has to close.
 _changing = threading.RLock()
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
@@ -39,6 +41,7 @@ def take_lock(open_file: Callable[[], int]) -> FileLock | None:
     Raises:
         OSError: It cannot be locked.
     """
+    require_posix()
     import fcntl  # Windows has none, and can do all but start servers
 
     with _changing:

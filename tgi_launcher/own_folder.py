@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.systems import require_posix
 
 
 def own_folder() -> Path:
@@ -30,8 +31,7 @@ def own_folder() -> Path:
 
 def own_folder_name() -> str:
     """What it is called."""
-    if not hasattr(os, "geteuid"):
-        raise StartError(Reason.FOLDER_UNUSABLE, "Servers can be started on Linux and macOS only.")
+    require_posix()
     # A user in a container may have a number only, and no name.
     return f"tgi-launcher-{os.geteuid()}"
 
@@ -50,6 +50,7 @@ def open_own_folder(path: Path, *, make: bool = True) -> int:
         StartError: It is not this user's alone.
         OSError: It cannot be opened.
     """
+    require_posix()
     if make:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
@@ -75,6 +76,7 @@ def check_owner(descriptor: int, path: Path, *, is_file: bool = False) -> None:
     Raises:
         StartError: It is not.
     """
+    require_posix()
     found = os.fstat(descriptor)
     if found.st_uid != os.geteuid():
         raise _foreign("belongs to another user", path)

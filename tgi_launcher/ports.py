@@ -20,6 +20,7 @@ from typing_extensions import Self
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.locks import FileLock, take_lock
 from tgi_launcher.own_folder import check_owner, open_own_folder, own_folder, why_unusable
+from tgi_launcher.systems import require_posix
 
 # The search ends below the ports that operating systems give to outgoing connections.
 _SEARCH_LENGTH = 1000
@@ -83,6 +84,7 @@ class PortLocks:
 
 def _open_lock(path: Path) -> int:
     """Open the file of a port, in the folder that all servers of this user share."""
+    require_posix()
     try:
         folder = open_own_folder(path.parent)
     except OSError as error:

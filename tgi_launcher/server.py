@@ -28,6 +28,7 @@ from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import Backoff, RestartPolicy
 from tgi_launcher.server_run import Progress, ServerRun
 from tgi_launcher.state import ServerExit, State
+from tgi_launcher.systems import require_posix
 
 _logger = logging.getLogger("tgi_launcher")
 _T = TypeVar("_T")
@@ -300,6 +301,7 @@ class TGIServer:
 
     def _run_once(self) -> None:
         """Start the processes and wait until they are ready. If that fails, nothing of them is left."""
+        require_posix()
         earlier = self._run.plan.addresses if self._run is not None else None
         try:
             plan = make_plan(self.config, self._locks, earlier=earlier)

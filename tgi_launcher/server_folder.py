@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tgi_launcher.locks import FileLock, take_lock
 from tgi_launcher.own_folder import open_own_folder, own_folder, own_folder_name, why_unusable
+from tgi_launcher.systems import require_posix
 
 _PREFIX = "server-"
 _CONTAINER = "container"
@@ -107,6 +108,7 @@ def lock_server_folder(path: Path) -> FileLock | None:
     """
 
     def open_folder() -> int:
+        require_posix()
         parent = open_own_folder(path.parent, make=False)
         try:
             return os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)

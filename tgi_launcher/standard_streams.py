@@ -140,6 +140,8 @@ def _prepare() -> None:
 
 def _repeat_dropped_interrupts() -> None:
     """Send a Ctrl-C again that came within a finalizer or a callback: Python prints it there, and goes on."""
+    if sys.platform == "win32":  # which cannot send a signal to a thread
+        return
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -151,8 +153,7 @@ def _repeat_dropped_interrupts() -> None:
         else:
             report(unraisable)
 
-    if hasattr(signal, "pthread_kill"):
-        sys.unraisablehook = hook
+    sys.unraisablehook = hook
 
 
 def _output(found: io.TextIOWrapper) -> _Output:

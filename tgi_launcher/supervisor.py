@@ -34,6 +34,8 @@ import psutil
 # Every process of a server has this variable in its environment. Its value is the server's folder.
 MARKER = "TGI_LAUNCHER_SERVER"
 
+# What starts servers refuses before it comes to that; type checkers learn what follows not to run on Windows.
+_NOT_HERE = "servers cannot run on Windows"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # How often to check that the parent process still runs, if nothing else wakes the loop.
@@ -66,6 +68,8 @@ def server_processes(marker: str, *, adopted_by: int | None = None) -> list[psut
 
 def is_own(process: psutil.Process) -> bool:
     """Whether it is this user's. The administrator sees the environment of all."""
+    if sys.platform == "win32":
+        raise OSError(_NOT_HERE)
     return process.uids().real == os.getuid()
 
 
@@ -143,6 +147,8 @@ def remove_container(remove: Sequence[str]) -> str:
 
 def _reap() -> Iterator[tuple[int, int]]:
     """Collect children that have ended, as (process id, exit code or minus signal)."""
+    if sys.platform == "win32":
+        raise OSError(_NOT_HERE)
     ended = []
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -166,6 +172,8 @@ class _Supervisor:
         self._pid = 0
 
     def run(self) -> None:
+        if sys.platform == "win32":
+            raise OSError(_NOT_HERE)
         libc = _libc()
         if libc is not None:
             libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -293,6 +301,8 @@ def _relay(source: int) -> None:
 
 
 def _pipe() -> tuple[int, int]:
+    if sys.platform == "win32":
+        raise OSError(_NOT_HERE)
     import fcntl  # Windows has none, and can do all but start servers
 
     ends = os.pipe()

@@ -161,6 +161,11 @@ class LocalBackend(Backend):
         """Most tokens of a prompt and its completion together."""
         return self.engine.runner.max_length
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens that were read so far, of all requests."""
+        return self.engine.num_prefill_tokens
+
     def more_room(self, num_tokens: int) -> str | None:
         """How to load the model with room for so many tokens of a prompt and its completion; None where it has none."""
         return larger_max_length(num_tokens, self.engine.runner.max_positions)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers.utils import logging
 
 from langchain_specdec.bench.build import Plan, set_up
@@ -145,6 +146,9 @@ def _status(name: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
+        if sys.platform == "win32":
+            used = psutil.Process().memory_info()
+            return float((used.peak_wset if name == "VmHWM" else used.rss) / _MIB)
         import resource
 
         # macOS gives the peak only, in bytes.

@@ -9,7 +9,7 @@ from pathlib import Path
 from langchain_specdec.bench.report import Report
 from langchain_specdec.bench.statistics import ALL
 from langchain_specdec.errors import MissingDependencyError
-from langchain_specdec.paths import check_output, write_own
+from langchain_specdec.paths import check_output, write_output
 from tgi_launcher.extras import install_command
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -88,4 +88,4 @@ def draw(report: Report, path: Path, *, inches: float | None = None, source: str
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "langchain-specdec"}):
         figure.savefig(drawn, dpi=160, format=suffix, metadata=metadata)
     plt.close(figure)
-    write_own(path, drawn.getvalue())
+    write_output(path, drawn.getvalue())

@@ -17,8 +17,9 @@ import typer
 from langchain_specdec.bench.contestant import KINDS, ContestantSpec, parse_contestants
 from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
-from langchain_specdec.cli.loading import calm_libraries, spinner, tell_rich
+from langchain_specdec.cli.loading import calm_libraries, spinner, tell_once
 from langchain_specdec.cli.options import CHAT, FLAGS, OUTPUT, Given, takes_options
+from langchain_specdec.cli.progress import Lines, is_drawable, ticking
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
@@ -180,8 +181,8 @@ def _measure(
     from langchain_specdec.bench.report import make_report
 
     with spinner(f"Loading {plan.model}") as shown:
-        calm_libraries(downloads=shown is None, debug=debug)
-        context = set_up(plan, questions, tell_rich(shown) if shown is not None else None)
+        calm_libraries(downloads=not shown.is_drawn, debug=debug)
+        context = set_up(plan, questions, tell_once(shown))
         setup = context.__enter__()
     try:
         with spinner("Measuring the bandwidth of the memory"):
@@ -239,16 +240,17 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar with the time left on stderr; where that is no terminal, one line that says what is going on."""
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on stderr; where that is no terminal, a line now and every few seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not sys.stderr.isatty() or console.is_dumb_terminal:
+    if not is_drawable():
         print(what, file=sys.stderr, flush=True)
-        yield None
+        with ticking(Lines(what)) as lines:
+            yield lambda name, done, total: lines.follow(f"Measuring, now {name}", done, total)
         return
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=30),

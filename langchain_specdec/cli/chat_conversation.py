@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from langchain_core.messages import (
 )
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.paths import write_own
+from langchain_specdec.paths import write_output
 
 _SUFFIXES = (".md", ".json")
 
@@ -91,10 +90,8 @@ class Conversation:
         """
         if self.path is None:
             return
-        target = self.path.resolve()  # a link stays one
         # A new one is nobody else's to read.
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
-        write_own(target, self._as_json().encode(), mode=mode)
+        write_output(self.path, self._as_json().encode(), mode=0o600)
 
     def save(self, path: Path, model_name: str) -> None:
         """Write a new file: Markdown to read, or JSON that `--history` goes on from, by its suffix.

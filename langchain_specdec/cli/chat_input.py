@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Collection, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from langchain_specdec.cli.standard_input import is_terminal, read_line
 
@@ -111,9 +113,27 @@ class EditorReader:
     def read(self) -> str | None:
         """The next message; None after Ctrl-D."""
         try:
-            return self._editor.prompt()
+            with _leaving_on_sigterm():
+                return self._editor.prompt()
         except EOFError:
             return None
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the program by a `SystemExit`: killed at once, it would leave a terminal that echoes nothing."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def make_editor(commands: Collection[str], **streams: Any) -> PromptSession[str]:

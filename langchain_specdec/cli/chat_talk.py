@@ -69,7 +69,7 @@ class Talk:
         self.view.sum_up(answer)
         if not answer.content:
             return  # stopped before it began
-        if answer.usage_metadata is not None:
+        if "finish_reason" in answer.response_metadata:
             self._finished = asked
         self.conversation.add(asked, answer)
 

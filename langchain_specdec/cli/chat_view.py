@@ -146,7 +146,7 @@ def _without_margins(lines: list[Line]) -> list[Line]:
 
 def _figures(answer: AIMessageChunk) -> str:
     usage = answer.usage_metadata
-    if usage is None:
+    if usage is None or "finish_reason" not in answer.response_metadata:
         return "stopped"
     speculation = answer.response_metadata["speculation"]
     seconds = speculation["decode_seconds"]

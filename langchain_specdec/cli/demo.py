@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from langchain_specdec.cli.demo_text import ends_sentence, is_looping, paragraphs_of, repeated_share, title_of
 from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import FLAGS, OUTPUT, Given, takes_options
+from langchain_specdec.cli.progress import Display, followed
 from langchain_specdec.cli.reporting import FAILED
-from langchain_specdec.cli.standard_input import read_text
 from langchain_specdec.cli.terminal_text import visible
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.cli.text_files import read_file
 from langchain_specdec.options import Option
 from langchain_specdec.pages.render import check_page, write_page
 from langchain_specdec.sampling.params import SamplingParams
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
     from langchain_specdec.cli.demo_chain import Run
     from langchain_specdec.cli.demo_page import Record
     from langchain_specdec.cli.demo_view import View
+    from langchain_specdec.completions.events import Token
+    from langchain_specdec.completions.stats import SpeculationStats
 
 _DOCUMENT = "demo_document.md"
 # Long enough that the engine finds something to draft, and so measures what steps cost here.
 _WARM_UP_TOKENS = 24
+_EXPLANATION = (
+    "A drafter guesses the next tokens (words and parts of words), and the model checks all guesses in one step. "
+    "It keeps those that it would have written itself, and adds a token of its own."
+)
 
 
 @takes_options(FLAGS.keys() - {"logprobs", "schema", "regex"}, max_new_tokens={"default": 200})
@@ -60,7 +67,7 @@ def demo(
         params = replace(params, seed=secrets.randbelow(2**32))  # both runs need the same
     speculative = load_backend(given.model, debug=given.debug, **given.options)
     with closing(speculative):
-        record = _record(speculative, text, params)
+        record = _record(speculative, text, title_of(text, document), params)
         with _written(record, html):
             _compare(speculative, _make_plain(speculative, given.options), record, params, rounds)
 
@@ -91,67 +98,74 @@ def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalB
 
 
 def _read(path: Path | None) -> str:
-    if path is None:
-        text = resources.files(__package__ or "langchain_specdec.cli").joinpath(_DOCUMENT).read_text(encoding="utf-8")
-    elif str(path) == "-":
-        text = read_text()
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            msg = f"{path} is not UTF-8 text: {error}"
-            raise InvalidParameterError(msg) from error
-        except OSError as error:
-            msg = f"--document {path} cannot be read: {error.strerror}"
-            raise InvalidParameterError(msg) from error
-    # Line breaks inside a paragraph are the file's, and a small model takes them for the author's.
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    joined = "\n\n".join(part for part in paragraphs if part)
-    if not joined:
-        msg = f"{'Standard input' if str(path) == '-' else path} is empty."
-        raise InvalidParameterError(msg)
-    return joined
+    if path is not None:
+        return paragraphs_of(read_file(path, "specdec demo --document"))
+    document = resources.files(__package__ or "langchain_specdec.cli").joinpath(_DOCUMENT)
+    return paragraphs_of(document.read_text(encoding="utf-8"))
 
 
 def _compare(
     speculative: LocalBackend, plain: LocalBackend, record: Record, params: SamplingParams, rounds: int
 ) -> None:
-    from langchain_specdec.cli.demo_chain import summarise
+    from langchain_specdec.cli.demo_chain import beginning_of, summarise
     from langchain_specdec.cli.demo_view import make_view
 
     view = make_view()
     for name, value in record.facts:
         view.say(f"{name:<10}{value}")
+    view.say()
+    view.say(_EXPLANATION)
     document = record.document
     kinds = {True: (speculative, record.speculative), False: (plain, record.plain)}
     with closing(plain):
         warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, _WARM_UP_TOKENS))
-        with spinner("Reading the document, and measuring what decoding steps cost here"):
+        beginning = beginning_of(document, speculative)
+        with spinner("Reading the document, and measuring what steps cost here") as display:
             for backend, _ in kinds.values():
-                summarise(backend, document, _ignore, **vars(warm_up))
+                with followed(display, _reading(backend, beginning)):
+                    summarise(backend, beginning, _ignore, **vars(warm_up))
         for is_marked, (backend, runs) in kinds.items():
             view.begin("with speculation" if is_marked else "without speculation", is_marked=is_marked)
             steps = record.steps if is_marked else None
+            backend.engine.drafter.forget()
             try:
-                runs.append(summarise(backend, document, view.add, steps, **vars(params)))
+                runs.append(summarise(backend, document, view.add, steps, view.tell, **vars(params)))
             finally:
                 view.end()
         for number in range(2, rounds + 1):
             # The other way round each time, so that a machine that slows down or speeds up favours neither.
             order = list(kinds.values())[:: -1 if number % 2 == 0 else 1]
-            with spinner(f"Once more in the other order: round {number} of {rounds}"):
+            with spinner(f"Once more in the other order: round {number} of {rounds}") as display:
                 for backend, runs in order:
-                    runs.append(summarise(backend, document, _ignore, **vars(params)))
-    record.table = _comparison(record.speculative, record.plain)
-    record.verdict, record.is_same = _verdict([run.text for run in (*record.speculative, *record.plain)])
-    _conclude(view, record.speculative, record.plain)
+                    # What it wrote the round before would give all of it away.
+                    backend.engine.drafter.forget()
+                    runs.append(summarise(backend, document, _counting(display, params), **vars(params)))
+    _conclude(view, record, params)
+
+
+def _reading(backend: LocalBackend, text: str) -> Callable[[], tuple[str, int, int]]:
+    """How many tokens of a text a backend has read since now, of how many."""
+    total, before = len(backend.token_ids(text)), backend.num_prefill_tokens
+    return lambda: ("Reading and measuring, tokens", min(backend.num_prefill_tokens - before, total), total)
+
+
+def _counting(display: Display, params: SamplingParams) -> Callable[[Sequence[Token]], None]:
+    """What shows how many tokens it was called with."""
+    count = 0
+
+    def show(tokens: Sequence[Token]) -> None:
+        nonlocal count
+        count += len(tokens)
+        display.follow("Writing it once more, tokens", count, params.max_new_tokens)
+
+    return show
 
 
 def _ignore(tokens: object) -> None:
     del tokens
 
 
-def _record(backend: LocalBackend, document: str, params: SamplingParams) -> Record:
+def _record(backend: LocalBackend, document: str, title: str, params: SamplingParams) -> Record:
     """What is known before anything is written."""
     import torch
 
@@ -159,10 +173,9 @@ def _record(backend: LocalBackend, document: str, params: SamplingParams) -> Rec
 
     device, dtype = backend.model.device, str(backend.model.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    title = document.partition("\n")[0].lstrip("# ")
     words = sum(any(map(str.isalnum, word)) for word in document.split())
     facts = [
-        ("chain", "PromptTemplate | SpeculativeLLM | StrOutputParser"),
+        ("chain", "DocumentSummarizer: PromptTemplate | SpeculativeLLM | StrOutputParser"),
         ("model", f"{backend.model_name} on {device} in {dtype}{threads}"),
         ("document", f"{title} ({words} words, {len(backend.token_ids(document))} tokens)"),
     ]
@@ -172,20 +185,41 @@ def _record(backend: LocalBackend, document: str, params: SamplingParams) -> Rec
 
 
 def _comparison(
-    speculative: Sequence[Run], plain: Sequence[Run]
+    speculative: Sequence[Run], plain: Sequence[Run], *, is_looping: bool
 ) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
     """Head and rows of the table of figures."""
-    ours, theirs = (sum((run.stats for run in runs), start=type(runs[0].stats)()) for runs in (speculative, plain))
-    speed_up = ours.tokens_per_second / theirs.tokens_per_second
-    return (
-        ("", "without", "with speculation"),
-        [
-            ("decode tokens/s", f"{theirs.tokens_per_second:.1f}", f"{ours.tokens_per_second:.1f}"),
-            ("tokens per step", f"{theirs.tokens_per_step:.2f}", f"{ours.tokens_per_step:.2f}"),
-            ("acceptance rate", "", f"{ours.acceptance_rate:.0%}" if ours.drafted_tokens else "nothing drafted"),
-            ("speed-up", "", f"{speed_up:.2f}x"),
-        ],
-    )
+    ours, theirs = _stats_of(speculative), _stats_of(plain)
+    rows = [
+        ("tokens per second", f"{theirs.tokens_per_second:.1f}", f"{ours.tokens_per_second:.1f}"),
+        ("tokens per step", f"{theirs.tokens_per_step:.2f}", f"{ours.tokens_per_step:.2f}"),
+        ("acceptance rate", "", f"{ours.acceptance_rate:.0%}" if ours.drafted_tokens else "nothing drafted"),
+    ]
+    if not is_looping:
+        rows.append(("speed-up", "", _speed_up(ours, theirs)))
+    return ("", "without", "with"), rows
+
+
+def _stats_of(runs: Sequence[Run]) -> SpeculationStats:
+    return sum((run.stats for run in runs), start=type(runs[0].stats)())
+
+
+def _speed_up(ours: SpeculationStats, theirs: SpeculationStats) -> str:
+    return f"{ours.tokens_per_second / theirs.tokens_per_second:.2f}x" if theirs.tokens_per_second else "unknown"
+
+
+def _notes(speculative: Sequence[Run], plain: Sequence[Run], params: SamplingParams, *, is_looping: bool) -> list[str]:
+    """What else to know of the summary, a sentence each."""
+    run = speculative[0]
+    notes = []
+    if run.finish_reason == "length" and not ends_sentence(run.text):
+        notes.append(f"The summary is cut off at --max-new-tokens {params.max_new_tokens}, in mid-sentence.")
+    if is_looping:
+        share = repeated_share(run.answers)
+        notes.append(
+            f"The model repeats itself: {share:.0%} of what it wrote stands in it before. That is easy to guess, so "
+            f"being {_speed_up(_stats_of(speculative), _stats_of(plain))} as fast says little about other texts."
+        )
+    return notes
 
 
 def _verdict(texts: Sequence[str]) -> tuple[list[str], bool]:
@@ -203,10 +237,15 @@ def _verdict(texts: Sequence[str]) -> tuple[list[str], bool]:
     ], False
 
 
-def _conclude(view: View, speculative: Sequence[Run], plain: Sequence[Run]) -> None:
-    view.table(*_comparison(speculative, plain))
-    lines, is_same = _verdict([run.text for run in (*speculative, *plain)])
-    for line in lines:
+def _conclude(view: View, record: Record, params: SamplingParams) -> None:
+    kinds = record.speculative, record.plain
+    looping = is_looping(repeated_share(kinds[0][0].answers))
+    record.table = _comparison(*kinds, is_looping=looping)
+    record.table_title = "Figures of one run of each" if len(kinds[0]) == 1 else f"Figures of {len(kinds[0])} runs each"
+    record.notes = _notes(*kinds, params, is_looping=looping)
+    record.verdict, record.is_same = _verdict([run.text for runs in kinds for run in runs])
+    view.table(record.table_title, *record.table)
+    for line in (*record.notes, *record.verdict):
         view.say(line)
-    if not is_same:
+    if not record.is_same:
         raise typer.Exit(FAILED)

@@ -42,6 +42,8 @@ class Record:
         speculative: Runs with speculation.
         plain: Runs without.
         table: The figures at the end: the head and the rows; None where it did not come to them.
+        table_title: What they are figures of.
+        notes: What else to know of the summary, a sentence each.
         verdict: Whether all texts are the same, in lines.
         is_same: The same as a truth value.
     """
@@ -54,6 +56,8 @@ class Record:
     speculative: list[Run] = field(default_factory=list)
     plain: list[Run] = field(default_factory=list)
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    table_title: str = ""
+    notes: list[str] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
     is_same: bool = True
 
@@ -62,7 +66,7 @@ def make_page(record: Record) -> Page:
     """The page of a demo, also of one that was interrupted."""
     stats = sum((run.stats for run in record.speculative), start=SpeculationStats())
     charts = [_seconds_chart(record), positions_chart([("", *positions_of(stats))])]
-    notes = []
+    notes = list(record.notes)
     warnings = [] if record.table else ["Interrupted: only what was written until then."]
     document = record.document[:_DOCUMENT_CHARACTERS]
     if len(document) < len(record.document):
@@ -79,7 +83,7 @@ def make_page(record: Record) -> Page:
         answers_title="The summary, as it was written",
         answers=[Answer("with speculation", record.steps, summary=summary_of(record.steps))] if record.steps else [],
         charts=[chart for chart in charts if chart is not None],
-        tables=[Table("All runs together", *record.table)] if record.table else [],
+        tables=[Table(record.table_title, *record.table)] if record.table else [],
         notes=notes,
         document=document,
     )

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
@@ -15,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from langchain_specdec.cli.progress import Lines, ticking
 from langchain_specdec.cli.terminal_text import printable, visible
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Figures:
 
     def __str__(self) -> str:
         if self.num_steps < 2:
-            return "reading the document …"
+            return "writing …"
         # The first step's own time is not known, so neither it nor its tokens can count; a step is a step, though.
         speed = self.num_tokens * (self.num_steps - 1) / self.num_steps / (self._last - self._first)
         per_step = self.num_tokens / self.num_steps
@@ -78,13 +80,16 @@ class View(Protocol):
     def begin(self, title: str, *, is_marked: bool) -> None:
         """The head of a run; `is_marked` where some of its tokens come from a draft."""
 
+    def tell(self, what: str, done: int, total: int) -> None:
+        """How far the run is before its text begins."""
+
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
 
     def end(self) -> None:
         """The end of a run, also of one that was interrupted."""
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Figures, the first column holding their names."""
 
 
@@ -97,6 +102,10 @@ def make_view() -> View:
 class PlainView:
     """Lines of text and nothing else, for files and pipes."""
 
+    def __init__(self) -> None:
+        self._lines = Lines("")
+        self._ticking = ExitStack()
+
     def say(self, text: str = "") -> None:
         """A line of text."""
         print(printable(text, sys.stdout), flush=True)
@@ -104,17 +113,30 @@ class PlainView:
     def begin(self, title: str, *, is_marked: bool) -> None:
         """The head of a run."""
         print(f"\n--- {title} ---", flush=True)
+        self._lines = Lines(title)
+        self._ticking = ExitStack()
+        self._ticking.enter_context(ticking(self._lines))
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """How far the run is, on standard error."""
+        if total > 1:
+            self._lines.tell(what, done, total)
+        else:
+            self._lines.follow(what, done, total)
 
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
+        self._ticking.close()
         print(printable("".join(token.text for token in tokens), sys.stdout), end="", flush=True)
 
     def end(self) -> None:
         """The end of a run."""
+        self._ticking.close()
         print(flush=True)
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Figures in aligned columns."""
+        print(f"\n{title}\n")
         lines = [head, *rows]
         first, *others = [max(len(line[column]) for line in lines) for column in range(len(head))]
         for line in lines:
@@ -140,6 +162,7 @@ class TerminalView:
         self._tail = Text()
         self._figures = Figures()
         self._is_marked = False
+        self._doing = ""
 
     def say(self, text: str = "") -> None:
         """A line of text."""
@@ -150,6 +173,7 @@ class TerminalView:
         self._console.print()
         self._console.print(Rule(Text(title, style="bold"), align="left", style="dim"))
         self._tail, self._figures, self._is_marked = Text(), Figures(), is_marked
+        self._doing = "Reading the text"
         self._live = Live(
             console=self._console,
             get_renderable=self._moving_part,
@@ -157,6 +181,10 @@ class TerminalView:
             transient=True,
         )
         self._live.start()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """How far the run is, in the footer."""
+        self._doing = f"{what}: {done} of {total}" if total > 1 else what
 
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step, the drafted ones marked."""
@@ -174,11 +202,13 @@ class TerminalView:
         self._live.stop()
         self._live = None
         self._console.print(self._tail)
-        self._console.print(self._footer())
+        # The running figures go: those of the table are exact, and two of a kind would only be a riddle.
+        if self._is_marked and self._figures.num_steps:
+            self._console.print(Text("\n").append_text(self._legend()))
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Figures in a table."""
-        table = Table(*head, title_justify="left")
+        table = Table(*head, title=title, title_justify="left", title_style="bold")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
@@ -188,11 +218,14 @@ class TerminalView:
 
     def _moving_part(self) -> Group:
         if not self._figures.num_steps:
-            return Group(Text(), Spinner("dots", Text(str(self._figures), style="dim")))
+            return Group(Text(), Spinner("dots", Text(f"{self._doing} …", style="dim")))
         return Group(self._tail, self._footer())
 
     def _footer(self) -> Text:
         footer = Text("\n")
         if self._is_marked:
-            footer.append("from the draft", style=self._drafted).append(" · the model's own   ", style="")
+            footer.append_text(self._legend()).append("   ")
         return footer.append(str(self._figures), style="dim")
+
+    def _legend(self) -> Text:
+        return Text.assemble(("from the draft", self._drafted), " · the model's own")

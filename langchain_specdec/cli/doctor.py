@@ -15,7 +15,7 @@ from langchain_specdec.cli.terminal_text import json_line
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from langchain_specdec.cli.finding import Finding
+    from langchain_specdec.cli.doctor_finding import Finding
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red"), "info": (" ", "")}
 

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from langchain_specdec._version import __version__
-from langchain_specdec.cli.finding import Finding
+from langchain_specdec.cli.doctor_finding import Finding
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.models import embedded
 from langchain_specdec.paths import cache_folder
@@ -49,6 +49,7 @@ def examine() -> dict[str, list[Finding]]:
     return {
         "packages": packages,
         "devices": _guarded("PyTorch", _devices),
+        "this machine": _guarded("machine", _machine),
         "a model would run": _guarded("transformers", _defaults),
         "models": [*_guarded("embedded model", _embedded), *_guarded("hub", _hub)],
     }
@@ -136,6 +137,12 @@ def _devices() -> list[Finding]:
     if torch.backends.mps.is_available():
         findings.append(Finding("MPS", "available; not the default, as nothing was tested on it"))
     return findings
+
+
+def _machine() -> list[Finding]:
+    from langchain_specdec.cli import doctor_hardware
+
+    return doctor_hardware.findings(doctor_hardware.look())
 
 
 def _defaults() -> list[Finding]:

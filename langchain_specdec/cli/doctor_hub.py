@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from langchain_specdec.cli.finding import Finding
+from langchain_specdec.cli.doctor_finding import Finding
 from langchain_specdec.models.hub import hub_address, unreachable, within
 
 _SECONDS = 3.0

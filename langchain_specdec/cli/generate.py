@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_specdec.cli.loading import load_backend
+from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import CHAT, OUTPUT, SYSTEM, Given, takes_options
+from langchain_specdec.cli.progress import followed
 from langchain_specdec.cli.standard_input import is_terminal, read_text
 from langchain_specdec.cli.terminal_text import json_line, printable
 from langchain_specdec.errors import InvalidParameterError
@@ -116,19 +117,34 @@ def _complete(
     # What follows a chat's prompt is a text of its own; but of a grammar's text, no space may be left out.
     continues_prompt = isinstance(prompt, str) or params.grammar is not None
     stream = backend.stream(CompletionRequest(prompt, params, continues_prompt))
+    work = ExitStack()
     try:
+        display = work.enter_context(spinner("Completing the prompt"))
+        read = _reading(backend, len(prompt if isinstance(prompt, list) else backend.token_ids(prompt)))
+        writing = "Writing, tokens"
+        work.enter_context(
+            followed(display, lambda: (writing, len(tokens), params.max_new_tokens) if tokens else read())
+        )
         for event in stream:
             if isinstance(event, FinishEvent):
                 return Completion(tuple(tokens), event)
             tokens += event.tokens
             if is_streaming:
+                work.close()  # a spinner and the text share a terminal
                 print(printable(event.text, sys.stdout), end="", flush=True)
     finally:
+        work.close()
         stream.close()
         if is_streaming:
             print(flush=True)
     msg = "the stream ended without a FinishEvent"
     raise RuntimeError(msg)
+
+
+def _reading(backend: LocalBackend, total: int) -> Callable[[], tuple[str, int, int]]:
+    """How much of a prompt of so many tokens was read since now."""
+    before = backend.num_prefill_tokens
+    return lambda: ("Reading the prompt, tokens", min(backend.num_prefill_tokens - before, total), total)
 
 
 def _stats(completion: Completion) -> Iterator[str]:

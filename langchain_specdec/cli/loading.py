@@ -1,4 +1,4 @@
-"""Loading a model with something to look at: progress on stderr, and no bars of the libraries underneath."""
+"""Loading a model with progress on stderr, and no bars of the libraries underneath."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from logging import ERROR, INFO, StreamHandler, getLogger
 from typing import TYPE_CHECKING, Any
 
+from langchain_specdec.cli.progress import Bars, Display, Lines, is_drawable, ticking
 from langchain_specdec.cli.terminal_text import visible
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from langchain_specdec.backends.local import LocalBackend
 
 
@@ -26,7 +25,7 @@ def load_backend(
     debug: bool = False,
     **options: Any,
 ) -> LocalBackend:
-    """Load a model, with a spinner, and with bars while the embedded model is prepared or files are downloaded.
+    """Load a model, and show on stderr that it goes on, how the embedded model is prepared, and downloads.
 
     Args:
         model: Model id, folder or `"embedded"`.
@@ -49,43 +48,45 @@ def load_backend(
         if name is not None:
             # Before PyTorch is imported, which takes seconds.
             check_source(name, revision=revision)
-    with spinner(f"Loading {model}", is_shown=not away) as progress:
+    with spinner(f"Loading {model}", is_shown=not away) as display:
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend
 
-        calm_libraries(downloads=progress is None, debug=debug)
-        told = tell_rich(progress) if progress is not None else _tell_lines()
-        return LocalBackend(model, draft_model=draft_model, progress=told, **options)
+        calm_libraries(downloads=not display.is_drawn, debug=debug)
+        return LocalBackend(model, draft_model=draft_model, progress=tell_once(display), **options)
 
 
 @contextmanager
-def spinner(description: str, *, is_shown: bool = True) -> Iterator[Progress | None]:
-    """Turn a spinner on stderr, in a terminal only.
+def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
+    """Show on stderr that something is going on: in a terminal by a spinner, elsewhere by a line every few seconds.
 
     Args:
         description: What is going on; shown as it is, brackets included.
         is_shown: False where something else writes to the terminal meanwhile.
 
     Yields:
-        The display, for more lines; None where nothing is shown.
+        The display, to tell it how far parts of the work are.
     """
+    if not is_shown or not is_drawable():
+        with ticking(Lines(description)) as lines, _heeding_ctrl_c():
+            yield lines
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    console = Console(stderr=True)
-    if not is_shown or not sys.stderr.isatty() or console.is_dumb_terminal:
-        with _heeding_ctrl_c():
-            yield None
-        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as progress, _heeding_ctrl_c():
-        progress.add_task(visible(description), total=None, note="")
-        yield progress
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _heeding_ctrl_c():
+        yield Bars(progress, description)
+
+
+def tell_once(display: Display) -> Callable[[str, int, int], None]:
+    """What a loader is to call; lines say that what takes so long is done once only."""
+    return lambda what, done, total: display.tell(what if display.is_drawn else f"{what} (once)", done, total)
 
 
 @contextmanager
@@ -118,29 +119,6 @@ def _heeding_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if is_pressed:
         raise KeyboardInterrupt
-
-
-def tell_rich(progress: Progress) -> Callable[[str, int, int], None]:
-    """What the loader is to call, so that each of its steps gets a bar beside the spinner."""
-    tasks: dict[str, Any] = {}
-
-    def tell(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total, note="")
-        progress.update(tasks[what], completed=done, total=total, note=f"{done}/{total}" if total > 1 else "")
-
-    return tell
-
-
-def _tell_lines() -> Callable[[str, int, int], None]:
-    told: set[str] = set()
-
-    def tell(what: str, *_: int) -> None:
-        if what not in told:
-            told.add(what)
-            print(f"{what} (once)", file=sys.stderr)
-
-    return tell
 
 
 def calm_libraries(*, downloads: bool, debug: bool) -> None:

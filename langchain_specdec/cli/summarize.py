@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_specdec.cli.generate import takes_chat
-from langchain_specdec.cli.loading import load_backend, spinner, tell_rich
+from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import CHAT, FLAG_NAMES, FLAGS, OUTPUT, SYSTEM, Given, takes_options
 from langchain_specdec.cli.reporting import FAILED, with_flags
 from langchain_specdec.cli.standard_input import is_terminal
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.documents.summarizer import DocumentSummarizer, SummaryProgress
 
-# Between lines of progress where there is no terminal to draw a bar in.
-_LINE_SECONDS = 10.0
 _METHODS = ("auto", "stuff", "map_reduce", "refine")
 
 
@@ -38,7 +35,7 @@ def summarize(
     *,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Text files, summarised together. '-', or nothing, is standard input."),
+        typer.Argument(metavar="FILE", help="Text files, summarised together. '-', or nothing, is standard input."),
     ] = None,
     method: Annotated[
         str,
@@ -147,8 +144,8 @@ class _Maker:
         else:
             self._model = SpeculativeLLM(backend=backend, **vars(given.params))
         if system is not None:
-            prompt = ChatPromptTemplate.from_messages([SystemMessage(system), ("human", "{text}\n\n{instruction}")])
-            self._options["prompt"] = prompt
+            messages: list[Any] = [SystemMessage(system), ("human", "{text}\n\n{instruction}")]
+            self._options["prompt"] = ChatPromptTemplate.from_messages(messages)
 
     def print(self, texts: Sequence[str]) -> None:
         """Print a summary as it comes."""
@@ -177,8 +174,7 @@ class _Maker:
     def _summarizer(self, stack: ExitStack) -> DocumentSummarizer:
         from langchain_specdec.documents.summarizer import DocumentSummarizer
 
-        progress = stack.enter_context(spinner("Summarising"))
-        tell = tell_rich(progress) if progress is not None else tell_lines(time.monotonic)
+        tell = stack.enter_context(spinner("Summarising")).tell
         return DocumentSummarizer(self._model, on_progress=lambda p: tell(what_of(p), p.done, p.total), **self._options)
 
 
@@ -189,21 +185,6 @@ def what_of(progress: SummaryProgress) -> str:
     if progress.total == 1:
         return "Reading the text" if progress.level == 1 else "Summarising the summaries"
     return f"Summarising pieces of the {'text' if progress.level == 1 else 'summaries'}"
-
-
-def tell_lines(clock: Callable[[], float]) -> Callable[[str, int, int], None]:
-    """What to call for lines on stderr: where something begins, and how far it is, every so often."""
-    told: tuple[str, float] = "", 0.0
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal told
-        now = clock()
-        if done == total or (told[0] == what and (done == 0 or now - told[1] < _LINE_SECONDS)):
-            return
-        told = what, now
-        print(what if total == 1 else f"{what}: {done} of {total}", file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _counts() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from langchain_specdec.cli.standard_input import read_text
@@ -10,11 +11,11 @@ from langchain_specdec.errors import InvalidParameterError
 _MOST_BYTES = 2**26
 # What a file begins with that people take for text.
 _KINDS = {
-    b"%PDF-": "is a PDF. Extract its text first: pdftotext {name} - | specdec summarize -",
+    b"%PDF-": "is a PDF. Extract its text first: pdftotext {file} - | {command} -",
     b"PK\x03\x04": "is an archive or an office document. Save its text as a .txt file first.",
     b"\xd0\xcf\x11\xe0": "is an office document. Save its text as a .txt file first.",
-    b"\xff\xfe": "is UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {name} | specdec summarize -",
-    b"\xfe\xff": "is UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {name} | specdec summarize -",
+    b"\xff\xfe": "is UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {file} | {command} -",
+    b"\xfe\xff": "is UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {file} | {command} -",
 }
 
 
@@ -23,23 +24,28 @@ def name_of(path: Path) -> str:
     return "Standard input" if str(path) == "-" else str(path).encode("utf-8", "replace").decode()
 
 
-def read_file(path: Path) -> str:
+def read_file(path: Path, command: str = "specdec summarize") -> str:
     """The text of a file, or of standard input where it is `-`.
+
+    Args:
+        path: The file.
+        command: What the user can call with another file behind it, for errors.
 
     Raises:
         InvalidParameterError: It cannot be read, has no text, or is of another kind.
     """
     name = name_of(path)
-    text = read_text() if str(path) == "-" else _decoded(_bytes_of(path, name), name)
+    text = read_text() if str(path) == "-" else _decoded(_bytes_of(path, name, command), name, command)
     if not text.strip():
         msg = f"{name} is empty. Give text to summarise."
         raise InvalidParameterError(msg)
     return text
 
 
-def _bytes_of(path: Path, name: str) -> bytes:
+def _bytes_of(path: Path, name: str, command: str) -> bytes:
     if path.is_dir():
-        msg = f"{name} is a folder. Name the files in it: specdec summarize {name.rstrip('/')}/*.txt"
+        inside = shlex.quote(f"{name.rstrip('/')}/notes.txt")
+        msg = f"{name} is a folder. Name a file in it, such as: {command} {inside}"
         raise InvalidParameterError(msg)
     try:
         with path.open("rb") as file:
@@ -56,10 +62,11 @@ def _bytes_of(path: Path, name: str) -> bytes:
     return data
 
 
-def _decoded(data: bytes, name: str) -> str:
+def _decoded(data: bytes, name: str, command: str) -> str:
+    file = shlex.quote(name)
     for begin, problem in _KINDS.items():
         if data.startswith(begin):
-            raise InvalidParameterError(f"{name} {problem.format(name=name)}")
+            raise InvalidParameterError(f"{name} {problem.format(file=file, command=command)}")
     if b"\0" in data:
         msg = f"{name} is a binary file. Only text can be summarised."
         raise InvalidParameterError(msg)
@@ -69,6 +76,6 @@ def _decoded(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         msg = (
             f"{name} is not UTF-8 text (byte {error.start}). Convert it first, from Latin-1 for example: "
-            f"iconv -f LATIN1 -t UTF-8 {name} | specdec summarize -"
+            f"iconv -f LATIN1 -t UTF-8 {file} | {command} -"
         )
         raise InvalidParameterError(msg) from error

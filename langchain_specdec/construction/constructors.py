@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,7 @@ from langchain_specdec.parameter_names import ALIASES, LOADING_ALIASES, join_sto
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    ModelSource = str | os.PathLike[str] | PreTrainedModel
+    from langchain_specdec.construction.keywords import ModelSource
 
 PARAMETERS = frozenset(options_of(SamplingParams))
 """Names of the sampling parameters; each is a field, and can be given per call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from langchain_specdec.completions import batches
 from langchain_specdec.documents.plan import Method, Plan, Stage, Step
 from langchain_specdec.documents.room import Room
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
-from langchain_specdec.langchain_base import Configs, checked_configs, limit_of
+from langchain_specdec.langchain_base import Configs, concurrency_of, runs_of
 
 # Small models heed this one best of some that were tried.
 INSTRUCTION = "Summarize the text above in a few sentences, with names and dates as in the text."
@@ -166,14 +167,8 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         **kwargs: Any,
     ) -> list[Any]:
         """A summary of each input, all at once."""
-        configs = checked_configs(config, len(inputs))
-        limit = configs[0].get("max_concurrency") if configs else None
-        return batches.batch(
-            lambda index: self.invoke(inputs[index], configs[index], **kwargs),
-            len(inputs),
-            limit,
-            return_exceptions=return_exceptions,
-        )
+        runs = runs_of(self.invoke, inputs, config, kwargs)
+        return batches.batch(*runs, return_exceptions=return_exceptions)
 
     async def abatch(
         self,
@@ -184,14 +179,8 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
         **kwargs: Any,
     ) -> list[Any]:
         """`batch` for an event loop."""
-        configs = checked_configs(config, len(inputs))
-        limit = configs[0].get("max_concurrency") if configs else None
-        return await batches.abatch(
-            lambda index: self.ainvoke(inputs[index], configs[index], **kwargs),
-            len(inputs),
-            limit,
-            return_exceptions=return_exceptions,
-        )
+        runs = runs_of(self.ainvoke, inputs, config, kwargs)
+        return await batches.abatch(*runs, return_exceptions=return_exceptions)
 
     def _invoke(self, document: DocumentInput, run_manager: object, config: RunnableConfig, **kwargs: Any) -> str:
         calls = self._last_calls(document, config, kwargs)
@@ -254,7 +243,6 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     def _begin(
         self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]
     ) -> tuple[Plan, Generator[Step, list[str], None]]:
-        limit_of(config)
         room = Room(self.model, self.max_input_tokens, kwargs, config)
         plan = Plan(self.method, self.prompt, self.instruction, self.combine_instruction or self.instruction, room)
         return plan, plan.steps(_texts(document))
@@ -285,11 +273,12 @@ class Calls:
         self._chain = chain
         self._inputs = [plan.values(text, step.instruction) for text in step.texts]
         self._config = config
+        self._limit = concurrency_of(config)
 
     @property
     def size(self) -> tuple[int, int | None]:
         """How many there are, and how many may run at a time."""
-        return len(self._inputs), limit_of(self._config)
+        return len(self._inputs), self._limit
 
     def no_answers(self) -> list[str]:
         """A place for each answer."""
@@ -338,14 +327,14 @@ class Calls:
                 raise
             what = "text" if self.step.level == 1 else f"summaries (level {self.step.level})"
             where = f"Piece {self.step.first + index} of {self.step.total} of the {what}: "
-            named = (
-                type(error)(f"{where}{error}")
-                if isinstance(error, SpecDecError)
-                else GenerationError(f"{where}{type(error).__name__}: {error}")
-            )
-            # Errors of other models tell it too.
-            named.is_retryable = getattr(error, "is_retryable", named.is_retryable)
-            raise named from error
+            if isinstance(error, SpecDecError):
+                # A copy, because what else it holds, such as whether a retry helps, is not in its message.
+                named = copy.copy(error)
+                named.args = (f"{where}{error}",)
+                raise named from error
+            failure = GenerationError(f"{where}{type(error).__name__}: {error}")
+            failure.is_retryable = getattr(error, "is_retryable", failure.is_retryable)
+            raise failure from error
 
 
 def _texts(document: Any) -> list[str]:

@@ -38,10 +38,10 @@ class Draft:
     @property
     def depth(self) -> int:
         """Most tokens that follow each other."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(depths[parent] + 1 if parent >= 0 else 1)
-        return max(depths, default=0)
+        depths = [0] * (len(self.parents) + 1)  # the last is that of -1, the text
+        for node, parent in enumerate(self.parents):
+            depths[node] = depths[parent] + 1
+        return max(depths)
 
     def cut(self, length: int) -> Draft:
         """The first `length` tokens; a tree stays a tree because parents stand before children."""

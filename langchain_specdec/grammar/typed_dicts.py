@@ -92,7 +92,8 @@ class TypedDicts:
         origin: Any = get_origin(hint)
         replaced = tuple(self._replaced(argument) for argument in arguments)
         if origin is Annotated:
-            return Annotated[(replaced[0], *arguments[1:])]
+            annotated = replaced[0], *arguments[1:]
+            return Annotated[annotated]
         if origin in (Union, UnionType):
             return Union[replaced]  # noqa: UP007 - of names
         return hint.copy_with(replaced) if hasattr(hint, "copy_with") else origin[replaced]

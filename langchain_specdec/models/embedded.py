@@ -240,7 +240,8 @@ def _halves_from_pairs(weight: Weight, heads: int) -> Weight:
     # Rotary embeddings turn pairs of rows. GGUF keeps the two rows of a pair next to each other; Hugging Face
     # keeps the first rows of all pairs in one half of the head and the second rows in the other.
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1)
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
+    halves: Weight = pairs.swapaxes(1, 2).reshape(weight.shape)
+    return halves
 
 
 def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:

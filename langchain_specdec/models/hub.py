@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -31,6 +33,9 @@ _logger = logging.getLogger(__name__)
 _HUB = "https://huggingface.co"
 # The library's own 10 seconds, for each file and repeated, are long where a network swallows what is sent.
 _SECONDS = 5.0
+# A model and its draft model are looked for one after the other: one wait is enough.
+_AWAY_SECONDS = 60.0
+_away_until: dict[str, float] = {}
 EXAMPLE = "'HuggingFaceTB/SmolLM2-135M-Instruct'"
 GGUF_ADVICE = (
     "GGUF files are for llama.cpp and what is built on it, and are not read here. Give the model that it was made "
@@ -62,11 +67,14 @@ def downloaded(name: str, revision: str | None = None) -> Path | None:
 
 def is_out_of_reach(name: str, revision: str | None, token: str | bool | None) -> bool:
     """Whether the Hub does not answer, so that a model can only be loaded as it was downloaded before."""
+    if time.monotonic() < _away_until.get(constants.ENDPOINT, 0.0):
+        return True
     try:
         _head(name, revision, token)
-    except (HfHubHTTPError, EntryNotFoundError):
-        pass  # an answer, with which transformers deals
+    except (HfHubHTTPError, EntryNotFoundError, LocalTokenNotFoundError, UnicodeEncodeError):
+        pass  # an answer, or a token that is wrong, with which transformers deals
     except Exception as error:
+        _away_until[constants.ENDPOINT] = time.monotonic() + _AWAY_SECONDS
         _logger.info(
             "%s cannot be reached (%s): %s is loaded as it was downloaded before.",
             hub_address(), unreachable(error), name,
@@ -96,6 +104,16 @@ def obstacle(name: str, revision: str | None, token: str | bool | None) -> str |
         return (
             f"Cannot load {name}: there is no such model on {hub_address()}, or it is private. Is the id spelt "
             f"right? For a private one, run hf auth login, or set HF_TOKEN to a valid access token."
+        )
+    except LocalTokenNotFoundError:
+        return (
+            f"Cannot load {shown}: token=True takes the access token that is logged in, and there is none. Run hf auth "
+            f"login, set HF_TOKEN to an access token, or give one as token=."
+        )
+    except UnicodeEncodeError:
+        return (
+            f"Cannot load {shown}: the access token (token=, or HF_TOKEN) holds a character that no token has. Copy it "
+            f"again from {hub_address()}/settings/tokens."
         )
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "?")

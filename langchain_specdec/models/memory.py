@@ -1,4 +1,4 @@
-"""Memory of this process: how much there is to take, and giving back what was freed."""
+"""What this process may take of memory and of cores, and giving back what was freed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_V1_CPU = ("quota", "period")
 
 
 def free_memory(device: torch.device) -> int:
@@ -23,8 +24,33 @@ def free_memory(device: torch.device) -> int:
     return min([psutil.virtual_memory().available, *_cgroup_rooms()])
 
 
-def _cgroup_rooms() -> Iterator[int]:
-    """Bytes that each control group with a limit above this process has left; none where none is found."""
+def memory_limit() -> int | None:
+    """Bytes that the control groups of this process allow it in all; None where none of them sets a limit."""
+    return min((limit for _, limit, _ in _limited_groups()), default=None)
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control groups of this process allow it; None where none sets a limit."""
+    return min((quota for group in own_groups("cpu") if (quota := _quota(*group)) is not None), default=None)
+
+
+def _quota(folder: Path, is_v1: bool) -> float | None:
+    try:
+        if is_v1:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in _V1_CPU)
+        else:
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None  # it is not ours to read, or of a form that is not known
+
+
+def own_groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of the control groups of this process that may limit something, and whether they are of version 1.
+
+    Args:
+        controller: What is limited, such as "memory" or "cpu".
+    """
     try:
         lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -33,37 +59,44 @@ def _cgroup_rooms() -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             # Version 2 is mounted at the top, or below it where most controllers are version 1's.
-            for mount in (_CGROUPS, _CGROUPS / "unified"):
-                yield from _rooms(mount, path, ("memory.max", "memory.high"), "memory.current", "")
-        elif "memory" in controllers.split(","):
-            mount = _CGROUPS / "memory"
-            yield from _rooms(mount, path, ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
+            mounts = [_CGROUPS, _CGROUPS / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [_CGROUPS / controller]
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path may be the host's name of its group, which is not there: the group is the mount.
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                yield folder, bool(controllers)
+                if folder == mount:
+                    break
 
 
-def _rooms(mount: Path, path: str, limits: tuple[str, ...], usage: str, prefix: str) -> Iterator[int]:
-    """The same for one hierarchy.
-
-    Args:
-        mount: Where it is mounted.
-        path: Of this process's group in it. In a container that may be the host's name of it, which is not there: the
-            group is the mount itself then.
-        limits: Files with limits.
-        usage: File with what is used.
-        prefix: Of names in memory.stat that count groups below too.
-    """
-    group = mount / path.lstrip("/")
-    for folder in (group, *group.parents):
+def _limited_groups() -> Iterator[tuple[Path, int, bool]]:
+    """Each control group with a limit above this process, its limit in bytes, and whether it is of version 1."""
+    for folder, is_v1 in own_groups("memory"):
+        names = ("memory.limit_in_bytes",) if is_v1 else ("memory.max", "memory.high")
         try:
-            known = [_number(folder / limit) for limit in limits if (folder / limit).is_file()]
-            if known and (limit := min(known)) < 1 << 60:
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-                # What is cached of files is given up on demand; what lies in /dev/shm and other tmpfs is not.
-                cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-                yield max(limit - _number(folder / usage) + cached, 0)
+            known = [_number(folder / name) for name in names if (folder / name).is_file()]
         except (OSError, ValueError):
-            pass  # it is not ours to read, or of a form that is not known
-        if folder == mount:
-            break
+            continue  # it is not ours to read, or of a form that is not known
+        if known and (limit := min(known)) < 1 << 60:
+            yield folder, limit, is_v1
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """Bytes that each control group with a limit above this process has left; none where none is found."""
+    for folder, limit, is_v1 in _limited_groups():
+        usage, prefix = ("memory.usage_in_bytes", "total_") if is_v1 else ("memory.current", "")
+        try:
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+            # What is cached of files is given up on demand; what lies in /dev/shm and other tmpfs is not. A prefix of
+            # version 1 counts groups below too.
+            cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            yield max(limit - _number(folder / usage) + cached, 0)
+        except (OSError, ValueError):
+            pass
 
 
 def _number(path: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.pages.page import Page
-from langchain_specdec.paths import check_output, write_own
+from langchain_specdec.paths import check_output, write_output
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -45,7 +45,7 @@ def write_page(page: Page, path: Path) -> None:
         OSError: It cannot be written.
     """
     # What a command line holds that is no Unicode is shown as escapes.
-    write_own(path, render(page).encode("utf-8", "backslashreplace"))
+    write_output(path, render(page).encode("utf-8", "backslashreplace"))
 
 
 @cache

@@ -14,6 +14,7 @@ import pytest
 
 from langchain_specdec.cli.reporting import INTERRUPTED
 from langchain_specdec.models import embedded
+from tests.support.terminal import without_progress
 
 pytestmark = [
     pytest.mark.process,
@@ -50,7 +51,7 @@ def test_generate_answers_in_the_chat_format() -> None:
     assert "Paris" in answer["text"]
     assert answer["model"] == "embedded"
     assert answer["finish_reason"] == "eos_token"
-    assert result.stderr == ""
+    assert without_progress(result.stderr) == ""
 
 
 def test_ctrl_c_ends_the_demo_without_a_traceback() -> None:
@@ -64,4 +65,4 @@ def test_ctrl_c_ends_the_demo_without_a_traceback() -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED
-    assert stderr == "Interrupted.\n"
+    assert without_progress(stderr) == "Interrupted.\n"

@@ -178,6 +178,7 @@ class ScriptedBackend(Backend):
     takes_token_ids = True
     takes_calls_or_object = True
     max_length = 4096
+    num_prefill_tokens = 0
 
     def __init__(self, *answers: Answer, template: str | None = CHATML, width: int = 1) -> None:
         self.answers = list(answers)

@@ -117,3 +117,8 @@ class Program:
     def close(self) -> None:
         """End the program if it still runs."""
         self._process.close(force=True)
+
+
+def without_progress(stderr: str) -> str:
+    """Standard error without the lines that come every ten seconds, as they do on a busy machine."""
+    return re.sub(r"^.* \(\d+ s\)\n", "", stderr, flags=re.MULTILINE)

@@ -34,13 +34,22 @@ OTHERS = {
     "env": {"-u"},
     "gunicorn": {"--chdir", "-k", "--workers", "--graceful-timeout", "--preload", "--threads"},
     "uvicorn": {"--app-dir", "--timeout-graceful-shutdown", "--workers"},
+    "uv": {"--torch-backend", "-e", "--no-deps"},
     ".venv/bin/pre-commit": set(),
 }  # fmt: skip
 OURS = {"specdec", "tgi-launch", "make", "pip", "python", "gpu-check/run.sh"}
 # Blocks that are no commands, by how they begin.
 NO_COMMANDS = ("You can call the functions below", "token = argmax", "E(g) = 1 + a", "2 × layers ×", "<!--")
 # Options of programs in docs/examples, of pip and of TGI's own launcher, which prose speaks of.
-FOREIGN_FLAGS = {"--tgi", "--no-deps", "--cuda-graphs", "--json-output", "--disable-grammar-support", "--split"}
+FOREIGN_FLAGS = {
+    "--tgi",
+    "--no-deps",
+    "--index-url",
+    "--cuda-graphs",
+    "--json-output",
+    "--disable-grammar-support",
+    "--split",
+}
 
 COMMANDS = [
     shown
@@ -112,12 +121,13 @@ def test_pip_installs_what_this_project_knows(shown):
     """tests/unit/test_install_commands.py holds that its extras exist."""
     _, command, *words = shown.words
     assert command == "install"
-    packages = [word for word in words if not word.startswith("-") and not re.fullmatch(r"\.(\[[\w,-]+\])?", word)]
+    named = (word for word in words if not word.startswith("-") and word != "ADDRESS")
+    packages = [word for word in named if not re.fullmatch(r"\.(\[[\w,-]+\])?", word)]
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
     for package in packages:
         bare = re.split(r"[=<>]", package.lower())[0]
         assert f"\n{bare}==" in pins or f'"{bare}' in PYPROJECT.lower()
-    assert {word for word in words if word.startswith("-")} <= {"-e", "-U", "--no-deps"}
+    assert {word for word in words if word.startswith("-")} <= {"-e", "-U", "--no-deps", "--index-url"}
 
 
 @pytest.mark.parametrize("shown", of("python") + of("gpu-check/run.sh"), ids=name)
@@ -137,7 +147,7 @@ def test_programs_of_the_repository_are_there(shown):
 @pytest.mark.parametrize("shown", [c for c in COMMANDS if c.words[0] in OTHERS], ids=name)
 def test_of_other_programs_only_known_options_are_used(shown):
     program, *words = shown.words
-    assert {word for word in words if re.match(r"--?[A-Za-z]", word)} <= OTHERS[program]
+    assert {word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z]", word)} <= OTHERS[program]
 
 
 def test_options_in_prose_exist():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.paths import check_output, is_own, read_own, write_own
+from langchain_specdec.paths import check_output, is_own, read_own, write_output, write_own
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
 
@@ -65,6 +66,28 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     assert read_own(tmp_path / "missing") is None
     assert read_own(tmp_path) is None
     assert not is_own(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_an_output_has_the_mode_that_its_user_wants(tmp_path: Path) -> None:
+    def mode_of(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    path, link = tmp_path / "page.html", tmp_path / "link.html"
+    before = os.umask(0o077)
+    try:
+        write_output(path, b"first")
+        assert mode_of(path) == 0o600
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    path.chmod(0o640)
+    link.symlink_to(path.name)
+    write_output(link, b"second")
+    assert link.is_symlink()
+    assert (path.read_bytes(), mode_of(path)) == (b"second", 0o640)
+    write_output(tmp_path / "talk.json", b"", mode=0o600)
+    assert mode_of(tmp_path / "talk.json") == 0o600
 
 
 @posix_only

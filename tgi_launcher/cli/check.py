@@ -20,6 +20,7 @@ from tgi_launcher.docker import find_docker
 from tgi_launcher.errors import StartError
 from tgi_launcher.plan import FIRST_PORTS, choose_runtime, preview_command, take_port
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.systems import require_posix
 
 _MARKS = {"ok": "✓", "note": "!", "missing": "✗", "info": " "}
 _COMMAND_SECONDS = 10.0
@@ -39,6 +40,7 @@ class _Finding:
 
 def check(config: TGIConfig, *, has_model: bool) -> None:
     """Show launcher, Docker, GPUs and ports, and for a MODEL what would happen. Starts nothing."""
+    require_posix()
     # Made where it is needed, and once: it looks for ports that are free.
     preview = cache(partial(preview_command, config))
     findings = [*_programs(config), *_gpus(config, preview), *_ports(config)]

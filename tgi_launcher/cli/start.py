@@ -22,6 +22,7 @@ from tgi_launcher.restart import Backoff
 from tgi_launcher.server import TGIServer
 from tgi_launcher.server_run import Progress
 from tgi_launcher.state import ServerExit, State
+from tgi_launcher.systems import require_posix
 
 _TICK_SECONDS = 0.1
 _METRICS_SECONDS = 2.0
@@ -53,6 +54,7 @@ class _Foreground:
     """A server, the signals that end it, and what is shown of it."""
 
     def __init__(self, config: TGIConfig, restart: str, backoff: Backoff, *, logs: bool) -> None:
+        self._hangups = _hangups()
         self._status = make_status()
         self._brief = None if logs else BriefLog(self._status.log)
         self._server = TGIServer(
@@ -64,8 +66,6 @@ class _Foreground:
             on_log=self._on_log,
         )
         self._num_signals = 0
-        # `nohup` has SIGHUP ignored, so that the command outlives its shell.
-        self._outlives_parent = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._parent = os.getppid()
         self._stage = "starting"
         self._warned = False
@@ -77,7 +77,7 @@ class _Foreground:
         """Until the server has ended, however that comes about."""
         # `_figures` says it, in one line.
         warnings.simplefilter("ignore", SpeculationInactiveWarning)
-        for number in (signal.SIGINT, signal.SIGTERM, *([] if self._outlives_parent else [signal.SIGHUP])):
+        for number in (signal.SIGINT, signal.SIGTERM, *self._hangups):
             signal.signal(number, self._on_signal)
         # The start has a thread of its own, so that the main thread stays free for signals.
         starting = threading.Thread(target=self._start, daemon=True)
@@ -127,7 +127,7 @@ class _Foreground:
                 self._status.show(f"ready · {self._line}up {_clock(time.monotonic() - began)}")
             elif self._server.wait(0) is not None:
                 return
-            if os.getppid() != self._parent and not self._outlives_parent:
+            if os.getppid() != self._parent and self._hangups:
                 # A shell that is killed sends no SIGHUP, and nobody is left to press Ctrl-C.
                 self._num_signals += 1
             if self._status.problem:
@@ -219,6 +219,12 @@ class _Foreground:
             parts.append(f"{total.tokens_per_step:.2f} tokens/step so far")
         parts.append(f"{now.batch_size:.0f} running, {now.queue_size:.0f} waiting")
         return "".join(f"{part} · " for part in parts if part)
+
+
+def _hangups() -> list[signal.Signals]:
+    """What comes when the shell ends; nothing under `nohup`, which has it ignored so that the command outlives it."""
+    require_posix()
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
 
 
 def _clock(seconds: float) -> str:

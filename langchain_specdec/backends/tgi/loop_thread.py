@@ -17,7 +17,7 @@ from langchain_specdec.errors import EngineClosedError
 if sys.version_info >= (3, 11):
     time_limit = asyncio.timeout
 else:
-    import async_timeout
+    import async_timeout  # type: ignore[import-not-found, unused-ignore]  # only that Python has it installed
 
     time_limit = async_timeout.timeout
 

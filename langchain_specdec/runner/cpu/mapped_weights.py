@@ -8,6 +8,7 @@ with the file.
 from __future__ import annotations
 
 import ctypes
+import sys
 from mmap import PAGESIZE
 
 import psutil
@@ -80,7 +81,10 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def _regions_of_files() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Address ranges that are mapped from files, and those of them of which no page was written to."""
-    found, unchanged = [], []
+    found: list[tuple[int, int]] = []
+    unchanged: list[tuple[int, int]] = []
+    if sys.platform != "linux":  # psutil tells it of Linux only
+        raise OSError
     for region in psutil.Process().memory_maps(grouped=False):
         if region.path.startswith("/"):
             first, last = (int(end, 16) for end in region.addr.split("-"))

@@ -77,7 +77,8 @@ async def test_it_does_so_in_an_event_loop(llm):
 def test_results_have_what_local_ones_have(llm):
     result = llm.generate(["Hello", "Hi"])
     info = result.generations[0][0].generation_info
-    assert {"finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "seed", "speculation"} == set(info)
+    counts = {"prompt_tokens", "completion_tokens", "cached_tokens"}
+    assert {*counts, "finish_reason", "seed", "speculation", "time_to_first_token"} == set(info)
     assert (info["finish_reason"], info["prompt_tokens"], info["completion_tokens"]) == ("eos_token", 5, 28)
     assert result.llm_output == {
         "token_usage": {"prompt_tokens": 7, "completion_tokens": 56, "total_tokens": 63},

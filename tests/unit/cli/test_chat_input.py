@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,24 @@ def paste(text: str) -> str:
 def test_keys_become_a_message(keyboard: Any, keys: str, message: str) -> None:
     keyboard[0].send_text(keys)
     assert keyboard[1].read() == message
+
+
+def test_a_chat_that_is_ended_from_outside_leaves_its_editor(keyboard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The editor puts the terminal back; a process that SIGTERM ends at once does not."""
+    _, reader = keyboard
+
+    def ignore(*_: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, ignore)
+    try:
+        monkeypatch.setattr(reader._editor, "prompt", lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit) as left:
+            reader.read()
+        assert left.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is ignore
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_arrows_bring_back_what_was_sent(keyboard: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from langchain_specdec.cli import chat_view
+from langchain_specdec.cli.chat_conversation import Conversation
+from langchain_specdec.cli.chat_talk import Talk
 from langchain_specdec.cli.chat_view import TerminalView
 from langchain_specdec.cli.terminal_markdown import SafeMarkdown, blocks_of, shows_all
 from langchain_specdec.completions.events import Token
+from tests.support.backends import scripted
 from tests.support.terminal import Screen
 
 
@@ -177,6 +180,27 @@ def test_after_a_suspension_the_answer_goes_on_below_what_the_shell_wrote() -> N
         view.add(tokens_of("three"))
     assert screen.text.split() == ["one", "two^Z", "Stopped", "$", "fg", "three"]
     assert signal.getsignal(signal.SIGCONT) is before
+
+
+def test_a_stopped_answer_is_told_as_such_and_can_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(60, 20)
+    view = TerminalView(console_on(screen), shows_markdown=True)
+    talk = Talk(scripted("one two three four"), Conversation(), view)
+    add = view.add
+
+    def add_and_stop(tokens: Sequence[Token]) -> None:
+        add(tokens)
+        if "tw" in screen.text:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "add", add_and_stop)
+    talk.ask("How far?")
+    assert screen.text.split("\n")[-1] == "stopped"
+    assert [message.type for message in talk.conversation.messages] == ["human", "AIMessageChunk"]
+    talk.retry()
+    assert talk.conversation.messages[-1].text == "one two three four"
+    assert re.search(r"\d+ tokens .* tokens/step .* read before$", screen.text)
 
 
 def test_an_answer_that_fails_stays_as_far_as_it_came() -> None:

@@ -24,7 +24,9 @@ from langchain_specdec.backends.local_options import DRAFTERS
 from langchain_specdec.cli import demo as demo_module
 from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
 from langchain_specdec.cli.app import app
+from langchain_specdec.cli.demo_page import Record
 from langchain_specdec.cli.options import FLAGS
+from langchain_specdec.cli.progress import Bars
 from langchain_specdec.cli.reporting import INTERRUPTED, reported
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.completions.completion import CompletionRequest
@@ -319,7 +321,7 @@ def test_the_demo_is_plain_text_where_there_is_no_terminal(folder, document, sam
     # The model may write an escape character; it takes a bracket to make it a code.
     assert "\x1b[" not in result.output
     assert "A title (14 words" in result.stdout
-    for row in ("decode tokens/s", "tokens per step", "acceptance rate", "speed-up"):
+    for row in ("tokens per second", "tokens per step", "acceptance rate", "Figures of 2 runs each"):
         assert sum(line.startswith(row) for line in result.stdout.splitlines()) == 1
     assert "identical: yes" in result.stdout
     assert ("sampling" in result.stdout) == bool(sampling)
@@ -339,7 +341,7 @@ def test_wrong_input_of_the_demo(folder, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     expect_error(specdec("demo", "--rounds", 0), 2, "--rounds")
     expect_error(specdec("demo", "--document", empty), 2, "is empty")
-    expect_error(specdec("demo", "--document", binary), 2, "not UTF-8")
+    expect_error(specdec("demo", "--document", binary), 2, "-t UTF-8", "specdec demo --document -")
     expect_error(specdec("demo", "--max-new-tokens", 0), 2, "--max-new-tokens must be")
     assert specdec("demo", "--document", tmp_path / "nothing").exit_code == 2
     expect_error(specdec("demo", "--model", tmp_path / "nothing"), 1, "nothing")
@@ -355,8 +357,9 @@ def test_the_document_that_comes_along():
 def test_texts_that_differ_fail(capsys):
     stats = SpeculationStats(10, 5, 10, 15, 1.0)
     runs = [demo_chain.Run("The lamp was lit.", stats), demo_chain.Run("The lamp was out.", stats)]
+    record = Record("Lamps", "Lamps.", [], torch.device("cpu"), speculative=runs[:1], plain=runs[1:])
     with pytest.raises(typer.Exit) as ended:
-        demo_module._conclude(demo_view.PlainView(), runs[:1], runs[1:])
+        demo_module._conclude(demo_view.PlainView(), record, SamplingParams())
     assert ended.value.exit_code == 1
     assert "identical: no, the texts differ from character 13 on" in capsys.readouterr().out
 
@@ -364,7 +367,7 @@ def test_texts_that_differ_fail(capsys):
 def test_braces_of_a_chat_format_stay(folder):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = '{"role"} {{ messages | map(attribute="content") | join(" ") }} {{ "{x}" }}'
-    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="{a} b")
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(text="{a} b")
     assert prompt == f'{{"role"}} {demo_chain.INSTRUCTION} {{a}} b {{x}}'
 
 
@@ -374,7 +377,7 @@ def test_a_chat_format_without_system_messages():
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ messages[0].content }}"
     )
-    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(document="text")
+    prompt = demo_chain.prompt_template(tokenizer, "tiny").format(text="text")
     assert prompt == f"{demo_chain.INSTRUCTION}\n\ntext"
 
 
@@ -400,11 +403,12 @@ def test_drafted_tokens_are_marked_in_a_terminal(capsys, no_color, mark):
     view.add([Token(1, "own ", drafted=False), Token(2, "copied\n", drafted=True)])
     view.add([Token(1, "end", drafted=False)])
     view.end()
-    view.table(("", "a"), [("b", "1")])
+    view.table("of one run", ("", "a"), [("b", "1")])
     output = capsys.readouterr().out
     assert f"own {mark}copied" in output
     assert f"{mark}own" not in output
-    assert "tokens/step" in output
+    assert "tokens/step" in output, "while it is written"
+    assert "tokens/step" not in output.rpartition("\x1b[2K")[2], "at the end there are the figures of the table only"
     if no_color:
         assert "\x1b[3" not in output, "no colour was wanted"
 
@@ -528,10 +532,11 @@ def test_doctor_survives_a_broken_package(monkeypatch):
 
 
 def test_without_a_terminal_preparing_is_told_in_lines(capsys):
-    tell = loading._tell_lines()
-    for done in range(3):
-        tell("Unpacking the weights", done, 2)
-    tell("Writing the weights", 0, 1)
+    with loading.spinner("Loading embedded") as display:
+        tell = loading.tell_once(display)
+        for done in range(3):
+            tell("Unpacking the weights", done, 1)
+        tell("Writing the weights", 0, 1)
     assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\n"
 
 
@@ -541,9 +546,9 @@ def test_a_model_s_name_is_shown_as_it_is(monkeypatch, name):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with loading.spinner(f"Loading {name}") as progress:
-        assert progress is not None
-        progress.refresh()
+    with loading.spinner(f"Loading {name}") as display:
+        assert isinstance(display, Bars)
+        display.rich.refresh()
     assert f"Loading {visible(name)}" in Text.from_ansi(terminal.getvalue()).plain
 
 

@@ -38,7 +38,8 @@ def test_a_demo_writes_a_page(flags: tuple[object, ...], tmp_path: Path) -> None
         "PromptTemplate | SpeculativeLLM | StrOutputParser",
         "Time with and without speculation",
         "the median of 2 runs of each kind",
-        "decode tokens/s",
+        "tokens per second",
+        "Figures of 2 runs each",
         "characters in each of 4 runs",
         "The cat sat on the mat.",
     ):
@@ -53,7 +54,7 @@ def test_a_demo_that_is_interrupted_writes_what_there_is(
     """The calls are two to warm up, one with and one without speculation, and two of another round."""
     summarise, made = demo_chain.summarise, []
 
-    def interrupted(backend: Any, document: str, show: Any, steps: Any = None, **params: Any) -> Run:
+    def interrupted(backend: Any, document: str, show: Any, steps: Any = None, tell: Any = None, **params: Any) -> Run:
         made.append(1)
         if len(made) == calls:
 
@@ -61,8 +62,8 @@ def test_a_demo_that_is_interrupted_writes_what_there_is(
                 show(tokens)
                 raise KeyboardInterrupt
 
-            return summarise(backend, document, stop, steps, **params)
-        return summarise(backend, document, show, steps, **params)
+            return summarise(backend, document, stop, steps, tell, **params)
+        return summarise(backend, document, show, steps, tell, **params)
 
     monkeypatch.setattr(demo_chain, "summarise", interrupted)
     result = demo(*flags)
@@ -104,7 +105,7 @@ def test_bars_of_the_demo_are_medians_in_turn() -> None:
 
 
 def test_texts_that_differ_are_what_the_page_says_first() -> None:
-    table = (("", "without"), [("decode tokens/s", "1.0")])
+    table = (("", "without"), [("tokens per second", "1.0")])
     page = make_page(record(table=table, verdict=["identical: no, from 3 on:", "  'x'"], is_same=False))
     assert page.warnings == ["identical: no, from 3 on:", "  'x'"]
     assert [name for name, _ in page.facts] == ["command", "machine", "versions", "model"]

@@ -30,7 +30,7 @@ def test_help_is_whole(program: str, command: str | None, width: int) -> None:
     assert result.exit_code == 0
     assert "…" not in result.output
     assert not [name for name in TGIConfig.model_fields if "_" in name and name in result.output], "names of Python's"
-    assert "..." not in result.output.replace("COMMAND [ARGS]...", "").replace("N,N,...", "").replace("FILE...", "")
+    assert "..." not in result.output.replace("COMMAND [ARGS]...", "").replace("N,N,...", "").replace("[FILE]...", "")
     # An address alone may be longer than its column.
     assert all(len(line) <= width or len(line.split()[-1]) > 24 for line in result.output.splitlines())
     group = typer.main.get_command(app)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -170,9 +171,11 @@ def test_the_demo_summarises_what_is_piped_in(monkeypatch: pytest.MonkeyPatch) -
     seen: list[str] = []
     monkeypatch.setattr(demo_module, "load_backend", lambda *args, **kwargs: ScriptedBackend("Yes."))
     monkeypatch.setattr(demo_module, "_make_plain", lambda *args: None)
-    monkeypatch.setattr(demo_module, "_compare", lambda ours, plain, text, *others: seen.append(text))
+    monkeypatch.setattr(demo_module, "_record", lambda backend, *texts: seen.extend(texts[:2]))
+    monkeypatch.setattr(demo_module, "_compare", lambda *args: None)
+    monkeypatch.setattr(demo_module, "_written", lambda *args: nullcontext())
     assert CliRunner().invoke(app, ["demo", "--document", "-"], input="The cat\nsat.\n").exit_code == 0
-    assert seen == ["The cat sat."]
+    assert seen == ["The cat sat.", "standard input"]
     expect_error(CliRunner().invoke(app, ["demo", "--document", "-"], input="\n"), "Standard input is empty.")
 
 

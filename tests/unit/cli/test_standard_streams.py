@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.terminal import without_progress
+
 pytestmark = pytest.mark.process
 
 MAIN = {
@@ -52,11 +54,13 @@ ENCODINGS = [
 def run(
     code: str, *arguments: str, redirections: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A program started by a shell."""
-    return subprocess.run(  # noqa: S603
+    """A program started by a shell, without what a busy machine adds to standard error."""
+    ran = subprocess.run(  # noqa: S603
         ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", code, *arguments],
         stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", check=False, env={**os.environ, **(env or {})},
     )  # fmt: skip
+    ran.stderr = without_progress(ran.stderr)
+    return ran
 
 
 @pytest.mark.parametrize(

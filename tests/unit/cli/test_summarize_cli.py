@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_specdec.cli.app import app
-from langchain_specdec.cli.summarize import tell_lines
 from langchain_specdec.errors import GenerationError
 from tests.support.backends import ScriptedBackend
 
@@ -122,7 +121,7 @@ def test_what_is_no_text_is_told_before_a_model_is_loaded(content: bytes, messag
     ("arguments", "message"),
     [
         (["nothing.txt"], "There is no file nothing.txt. Check its name"),
-        (["."], ". is a folder. Name the files in it: specdec summarize ./*.txt"),
+        (["."], ". is a folder. Name a file in it, such as: specdec summarize ./notes.txt"),
         (["-", "-"], "give - once"),
         (["-"], "Standard input is empty. Give text to summarise."),
         ([], "Standard input is empty. Give text to summarise."),
@@ -147,14 +146,6 @@ def test_errors_of_room_name_flags(model: ScriptedBackend) -> None:
     model.max_length = 300
     result = summarize("long.txt")
     assert "To make room: lower --max-new-tokens, or shorten the instruction" in result.stderr
-
-
-def test_lines_of_progress_come_every_so_often(capsys: pytest.CaptureFixture[str]) -> None:
-    now = iter([0.0, 1.0, 12.0, 13.0, 20.0, 21.0])
-    tell = tell_lines(lambda: next(now))
-    for what, done, total in [("A", 0, 4), ("A", 1, 4), ("A", 2, 4), ("A", 3, 4), ("A", 4, 4), ("B", 0, 1)]:
-        tell(what, done, total)
-    assert capsys.readouterr().err == "A: 0 of 4\nA: 2 of 4\nB\n"
 
 
 def test_control_characters_of_a_name_reach_no_terminal(model: ScriptedBackend) -> None:

@@ -75,3 +75,29 @@ def test_what_cannot_be_read(root: Path) -> None:
     assert memory.free_memory(torch.device("cpu")) == AVAILABLE, "there is no such file on other systems"
     group(root / "cgroup", 700 * MB, 500 * MB, max="plenty")
     assert free(root, "0::/\n") == AVAILABLE // MB
+
+
+def test_the_limit_of_memory_is_the_smallest_of_all_groups(root: Path) -> None:
+    group(root / "cgroup/pod", 700 * MB, 0, max=1000 * MB, high="max")
+    group(root / "cgroup/pod/app", 600 * MB, 0, max=2000 * MB, high="max")
+    (root / "own").write_text("0::/pod/app\n")
+    assert memory.memory_limit() == 1000 * MB
+    (root / "own").write_text("0::/elsewhere\n")
+    assert memory.memory_limit() is None
+
+
+@pytest.mark.parametrize(("text", "cores"), [("250000 100000", 2.5), ("max 100000", None), ("soon", None)])
+def test_the_quota_of_cores_of_version_2(root: Path, text: str, cores: float | None) -> None:
+    (root / "cgroup/pod").mkdir(parents=True)
+    (root / "cgroup/pod/cpu.max").write_text(f"{text}\n")
+    (root / "own").write_text("0::/pod/app\n")
+    assert memory.cpu_quota() == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000", 1.5), ("-1", None)])
+def test_the_quota_of_cores_of_version_1(root: Path, quota: str, cores: float | None) -> None:
+    (root / "cgroup/cpu/pod").mkdir(parents=True)
+    (root / "cgroup/cpu/pod/cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (root / "cgroup/cpu/pod/cpu.cfs_period_us").write_text("100000\n")
+    (root / "own").write_text("3:cpu:/pod\n2:memory:/\n")
+    assert memory.cpu_quota() == cores

@@ -204,6 +204,7 @@ class _Hub(BaseHTTPRequestHandler):
 def point_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(hub, "_away_until", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -292,6 +293,46 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(ID)
     assert f"http://***@127.0.0.1:{port} cannot be reached: the connection is refused." in message
     assert "hf_secret" not in message
+
+
+@pytest.mark.server
+def test_a_hub_that_is_away_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    """A model and its draft model are looked for one after the other, and by the command line before."""
+    questions: list[str] = []
+
+    def ask(name: str, *_: Any) -> None:
+        questions.append(name)
+        raise TimeoutError
+
+    point_to(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.setattr(hub, "_head", ask)
+    download(empty_cache)
+    folder = str(empty_cache / "models--somebody--something" / "snapshots" / "abc")
+    for _ in range(3):
+        assert check_source(ID) == (folder, None)
+    assert questions == [ID]
+    monkeypatch.setattr(hub, "_AWAY_SECONDS", 0.0)
+    point_to(monkeypatch, "http://127.0.0.1:2")
+    for _ in range(2):
+        check_source(ID)
+    assert len(questions) == 3
+
+
+@pytest.mark.parametrize("is_downloaded", [True, False])
+@pytest.mark.parametrize(("token", "said"), [(True, "token=True takes the"), ("hf_\u2026", "Copy it")])
+def test_a_token_that_cannot_be_sent(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path, is_downloaded: bool, token: str | bool, said: str
+) -> None:
+    point_to(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(empty_cache / "token"))
+    if is_downloaded:
+        download(empty_cache)
+        assert check_source(ID, token=token) == (ID, None)
+    else:
+        message = refusal(ID, token=token)
+        assert said in message
+        assert "hf_\u2026" not in message
 
 
 @pytest.mark.server

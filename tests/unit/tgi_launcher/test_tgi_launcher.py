@@ -92,12 +92,6 @@ def test_importing_it_brings_neither_torch_nor_langchain():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.process
-def test_it_can_be_imported_on_a_system_without_file_locks():
-    code = "import os, sys, random\nsys.modules['fcntl'] = None\ndel os.register_at_fork\nfrom tgi_launcher import *"
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
-
-
 def test_info_of_every_release_is_read():
     old = {"model_id": "owner/name", "max_concurrent_requests": 128, "max_input_length": 7, "waiting_served_ratio": 1.2}
     info = ServerInfo.model_validate(old)

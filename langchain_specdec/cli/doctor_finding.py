@@ -1,4 +1,4 @@
-"""What the doctor has found."""
+"""One thing that the doctor has looked at."""
 
 from __future__ import annotations
 
