@@ -243,7 +243,7 @@ class TestInChains:
             DocumentSummarizer(model).invoke(LONG)
 
     def test_a_configurable_model_has_the_room_of_the_one_that_is_chosen(self):
-        model = summarizer().model
+        model: Any = summarizer().model
         number = model.configurable_fields(max_new_tokens=ConfigurableField(id="n"))
         other = model.configurable_alternatives(ConfigurableField(id="which"), none=summarizer(max_length=90).model)
         for made, chosen in ((number, {"n": 4090}), (other, {"which": "none"})):
