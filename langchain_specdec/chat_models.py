@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from langchain_specdec.construction import keywords
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
+Messages = LanguageModelInput | Iterable[MessageLikeRepresentation]
 
 
 class ChatSpeculative(SpeculativeBase, BaseChatModel):
@@ -201,12 +202,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             copied.profile = copied._resolve_model_profile()
         return copied
 
-    def get_num_tokens_from_messages(self, messages: LanguageModelInput, tools: Sequence[Tool] | None = None) -> int:
-        """Tokens of the prompt that these messages and tools become, template included; 0 without messages.
-
-        It takes what `invoke` takes, and refuses the rest with the same errors of LangChain.
-        """
-        rows = to_template_messages(self._convert_input(messages).to_messages())
+    def get_num_tokens_from_messages(self, messages: Messages, tools: Sequence[Tool] | None = None) -> int:
+        """Tokens of the prompt that `invoke` would make of this, with these tools; 0 without messages."""
+        given: Any = list(messages) if isinstance(messages, Iterator) else messages
+        rows = to_template_messages(self._convert_input(given).to_messages())
         return len(self._template.token_ids(rows, [as_tool(tool) for tool in tools or ()])) if rows else 0
 
     def bind_tools(

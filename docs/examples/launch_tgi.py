@@ -9,6 +9,8 @@ Needs `text-generation-launcher` or Docker, see docs/tgi-launcher.md. An empty l
 
 from __future__ import annotations
 
+from typing import Any
+
 from example_options import make_parser, open_model
 
 from langchain_specdec import SpeculativeLLM
@@ -19,7 +21,7 @@ def main() -> None:
     parser = make_parser(None)
     parser.add_argument("--speculate", type=int, default=4)
     options = parser.parse_args()
-    fields = {"max_new_tokens": 200, "stop": ["\nUser:"]}
+    fields: dict[str, Any] = {"max_new_tokens": 200, "stop": ["\nUser:"]}
     if options.tgi:
         llm = open_model(SpeculativeLLM, options, **fields)
     elif options.model_id:

@@ -20,10 +20,9 @@ PROMPT = PromptTemplate.from_template("Three things to pack for {place}:")
 
 def main(base_url: str, model_id: str) -> None:
     """Ask all three and print what they say."""
-    fields = {"max_new_tokens": 32}
-    local = SpeculativeLLM(model=model_id, **fields)
+    local = SpeculativeLLM(model=model_id, max_new_tokens=32)
     # Nothing is sent to the server before it is used.
-    remote = SpeculativeLLM.from_tgi(base_url, max_retries=0, **fields)
+    remote = SpeculativeLLM.from_tgi(base_url, max_retries=0, max_new_tokens=32)
 
     either = local.configurable_alternatives(ConfigurableField(id="backend"), default_key="local", tgi=remote)
     chain = PROMPT | either | StrOutputParser()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import torch
 from typing_extensions import Unpack
 
 from langchain_specdec.backends.base import Backend
@@ -76,7 +77,8 @@ class LocalBackend(Backend):
         **options: Unpack[LocalOptions],
     ) -> None:
         chosen = checked_options(options)
-        if isinstance(draft := chosen["draft_model"], (str, os.PathLike)):
+        draft = chosen["draft_model"]
+        if draft is not None and not isinstance(draft, torch.nn.Module):
             # Before the target is read, which takes long.
             check_source(draft, revision=chosen["draft_revision"], token=chosen["token"])
         self._target = _load(

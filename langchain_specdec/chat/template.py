@@ -77,9 +77,6 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: Any, model_name: str, template: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        if isinstance(tokenizer, str):
-            msg = f"tokenizer must be a loaded tokenizer: AutoTokenizer.from_pretrained({tokenizer!r})."
-            raise InvalidParameterError(msg)
         self._private = PrivateTokenizer.of(tokenizer)
         self._tokenizer = tokenizer = self._private.copied
         own = getattr(tokenizer, "chat_template", None)

@@ -243,7 +243,6 @@ class DocumentSummarizer(Runnable[DocumentInput, str]):
     def _begin(
         self, document: DocumentInput, config: RunnableConfig, kwargs: Mapping[str, Any]
     ) -> tuple[Plan, Generator[Step, list[str], None]]:
-        concurrency_of(config)
         room = Room(self.model, self.max_input_tokens, kwargs, config)
         plan = Plan(self.method, self.prompt, self.instruction, self.combine_instruction or self.instruction, room)
         return plan, plan.steps(_texts(document))

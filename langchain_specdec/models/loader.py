@@ -17,6 +17,7 @@ from langchain_specdec.models.devices import check_device_map, resolve_device
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.private_tokenizer import check_tokenizer
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -68,6 +69,8 @@ def load_model(
     if device is not None and device_map is not None:
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     placed = resolve_device(device)
     check_device_map(device_map)
     resolved_dtype = _resolve_dtype(dtype, placed)

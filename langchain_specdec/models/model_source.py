@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
 
-from langchain_specdec.errors import ModelLoadError
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.hub import (
     CONFIG_FILES,
     EXAMPLE,
@@ -57,8 +57,12 @@ def check_source(
         What to read, and its revision: as given, or the folder that it was downloaded to if the Hub is out of reach.
 
     Raises:
+        InvalidParameterError: It is no name.
         ModelLoadError: There is no such folder or id, it holds no model, or the Hub is out of reach.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        msg = f"A model is given as an id, a local folder or a loaded Hugging Face model, got {type(source).__name__}."
+        raise InvalidParameterError(msg)
     name = str(source)
     if name == "embedded":
         return name, revision

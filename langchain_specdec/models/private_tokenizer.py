@@ -13,11 +13,19 @@ from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from langchain_specdec.completions.room import IN_PIECES
-from langchain_specdec.errors import PromptTooLongError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
 from langchain_specdec.options import check_unicode
 
 # Characters for each token that may be: texts of more are encoded from their beginning, piece by piece, first.
 _CHARACTERS_PER_TOKEN = 16
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse what is no loaded tokenizer, such as the id of one."""
+    if not callable(getattr(tokenizer, "decode", None)):
+        is_name = isinstance(tokenizer, str)
+        advice = f": AutoTokenizer.from_pretrained({tokenizer!r})." if is_name else f", got {type(tokenizer).__name__}."
+        raise InvalidParameterError(f"tokenizer must be a loaded tokenizer{advice}")
 
 
 class PrivateTokenizer:
@@ -32,6 +40,7 @@ class PrivateTokenizer:
         tokenizer: A Hugging Face tokenizer.
 
     Raises:
+        InvalidParameterError: It is none.
         UnsupportedModelError: It cannot be copied.
 
     Attributes:
@@ -41,6 +50,7 @@ class PrivateTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        check_tokenizer(tokenizer)
         self.original = tokenizer
         try:
             self.copied = copy.deepcopy(tokenizer)

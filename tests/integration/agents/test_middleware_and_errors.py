@@ -96,7 +96,7 @@ class Failing(AgentMiddleware[Any, Any]):
 
 
 def test_the_talk_does_not_fit(small: ChatSpeculative) -> None:
-    with pytest.raises(core.ContextOverflowError, match="512 positions of a slot") as raised:
+    with pytest.raises(core.ContextOverflowError, match="max_length is 512") as raised:
         small.invoke(TALK)
     assert isinstance(raised.value, PromptTooLongError)
     assert not raised.value.is_retryable

@@ -138,6 +138,8 @@ def test_what_can_be_asked_can_be_counted(given: Any) -> None:
     model = scripted("x")
     answer = model.invoke(given)
     assert isinstance(answer, AIMessage)
+    if isinstance(given, list):
+        assert model.get_num_tokens_from_messages(iter(given)) == model.get_num_tokens_from_messages(given)
     assert model.get_num_tokens_from_messages(given) == model.get_num_tokens_from_messages([HumanMessage("Hi")])
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["input_tokens"] == model.get_num_tokens_from_messages(given)

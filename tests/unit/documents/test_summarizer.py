@@ -42,10 +42,6 @@ from tests.support.backends import (
 pytestmark = pytest.mark.transformers
 
 
-class OfAnotherModelError(Exception):
-    is_retryable = False
-
-
 PARAGRAPH = "Once {number} upon a time there was a text of some length, and it went on. "
 # 6.6 thousand tokens of a byte each.
 LONG = "\n\n".join((PARAGRAPH * 8).format(number=number) for number in range(12))
@@ -218,6 +214,18 @@ class TestInChains:
         assert asyncio.run(made.abatch(["Once 1 x", "Once 2 x"])) == ["saw 1", "saw 2"]
         assert made.batch([]) == []
 
+    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
+    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit):
+        made: Any = summarizer()
+        config = {"max_concurrency": limit}
+        told = pytest.raises(InvalidParameterError, match=rf"^max_concurrency must be .*, got {limit!r}\.$")
+        for method in made.invoke, made.batch, lambda *given: list(made.stream(*given)):
+            with told:
+                method([LONG], config)
+        for amethod in made.ainvoke, made.abatch:
+            with told:
+                asyncio.run(asyncio.wait_for(amethod([LONG], config), 10))
+
     def test_any_model_that_counts_its_tokens(self):
         model = FakeListChatModel(responses=["a", "b", "c"], custom_get_token_ids=lambda text: list(text.encode()))
         with pytest.raises(InvalidParameterError, match=r"FakeListChatModel .* max_input_tokens="):
@@ -265,6 +273,19 @@ class TestErrors:
         with pytest.raises(GenerationError, match=r"^Piece 4 of 4 of the text: ZeroDivisionError: no$"):
             self.failing(ZeroDivisionError("no")).invoke(LONG)
 
+    @pytest.mark.parametrize("given", [AIMessage("x"), [HumanMessage("x")], ChatPromptValue(messages=[])])
+    def test_what_is_no_document_is_named(self, given):
+        with pytest.raises(
+            InvalidParameterError, match=r"got (AIMessage\. .*StrOutputParser|HumanMessage|ChatPromptVal)"
+        ):
+            summarizer().invoke(given)
+
+    def test_fallbacks_are_for_the_summariser(self):
+        small, large = (summarizer(max_length=length) for length in (100, 4096))
+        with pytest.raises(InvalidParameterError, match=r"DocumentSummarizer\(model\)\.with_fallbacks\("):
+            DocumentSummarizer(small.model.with_fallbacks([large.model]))
+        assert small.with_fallbacks([large]).invoke("Once 7") == "saw 7"
+
     @pytest.mark.parametrize("helps", [False, True])
     def test_whether_a_retry_helps_is_still_told(self, helps):
         of_server = BackendUnavailableError("The server is away.")
@@ -280,42 +301,6 @@ class TestErrors:
             self.failing(UnreadableAnswerError("It is no JSON.", llm_output="{")).invoke(LONG)
         assert str(raised.value).count("visit: ") == 1
         assert raised.value.llm_output == "{"
-
-    @pytest.mark.parametrize("error", [GenerationError("no").for_good(), OfAnotherModelError("no")])
-    def test_it_keeps_whether_a_retry_may_help(self, error):
-        with pytest.raises(GenerationError, match="Piece 4 of 4") as caught:
-            self.failing(error).invoke(LONG)
-        assert caught.value.is_retryable is False
-
-    @pytest.mark.parametrize("limit", [0, -1, True, "2"])
-    @pytest.mark.parametrize("text", ["Once 1", LONG])
-    def test_a_limit_with_which_nothing_would_run_is_refused(self, limit, text):
-        made = summarizer(max_length=2048)
-        config: Any = {"max_concurrency": limit}
-        calls: Any = (
-            lambda: made.invoke(text, config),
-            lambda: list(made.stream(text, config)),
-            lambda: made.batch([text], config),
-            lambda: asyncio.run(asyncio.wait_for(made.ainvoke(text, config), 30)),
-            lambda: asyncio.run(asyncio.wait_for(made.abatch([text, text], config), 30)),
-        )
-        for call in calls:
-            with pytest.raises(InvalidParameterError, match="max_concurrency must be a whole number from 1"):
-                call()
-        assert backend_of(made).requests == []
-
-    @pytest.mark.parametrize("given", [AIMessage("x"), [HumanMessage("x")], ChatPromptValue(messages=[])])
-    def test_what_is_no_document_is_named(self, given):
-        with pytest.raises(
-            InvalidParameterError, match=r"got (AIMessage\. .*StrOutputParser|HumanMessage|ChatPromptVal)"
-        ):
-            summarizer().invoke(given)
-
-    def test_fallbacks_are_for_the_summariser(self):
-        small, large = (summarizer(max_length=length) for length in (100, 4096))
-        with pytest.raises(InvalidParameterError, match=r"DocumentSummarizer\(model\)\.with_fallbacks\("):
-            DocumentSummarizer(small.model.with_fallbacks([large.model]))
-        assert small.with_fallbacks([large]).invoke("Once 7") == "saw 7"
 
     def test_one_of_the_only_prompt_is_as_it_was(self):
         with pytest.raises(ZeroDivisionError, match=r"^no$"):

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from langchain_specdec import ChatSpeculative
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.bench.random_weights import random_model
 from langchain_specdec.completions.completion import CompletionRequest
@@ -37,6 +38,7 @@ from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
+from tests.support.backends import make_backend
 
 CHECKED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -808,3 +810,23 @@ def test_a_tokenizer_without_a_last_token():
 def test_all_errors_of_loading_are_errors_of_this_package():
     for error in (ModelLoadError, UnsupportedModelError, InvalidParameterError, PromptTooLongError):
         assert issubclass(error, SpecDecError)
+
+
+@pytest.mark.parametrize("given", ["gpt2", 5, object()])
+def test_what_is_no_tokenizer_is_refused_before_anything_is_read(folder, calls, given):
+    hint = r"AutoTokenizer.from_pretrained\('gpt2'\)" if given == "gpt2" else f"got {type(given).__name__}"
+    for load in (
+        lambda: LocalBackend(folder, given),
+        lambda: LocalBackend(tiny.tiny_model(), given),
+        lambda: ChatSpeculative(backend=make_backend(), tokenizer=given),
+    ):
+        with pytest.raises(InvalidParameterError, match=f"tokenizer must be a loaded tokenizer.*{hint}"):
+            load()
+    assert calls == {}
+
+
+@pytest.mark.parametrize("option", ["model", "draft_model", "adapter"])
+def test_what_is_no_model_is_told_by_its_type(folder, option):
+    options: Any = {"model": folder, option: make_backend()}
+    with pytest.raises(InvalidParameterError, match=r"as an id, a local folder or .* got LocalBackend\."):
+        LocalBackend(options.pop("model"), **options)

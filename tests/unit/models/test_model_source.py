@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from huggingface_hub import constants
 
-from langchain_specdec.errors import ModelLoadError
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models import hub
 from langchain_specdec.models.hub import unreachable, within
 from langchain_specdec.models.model_source import check_source
@@ -373,3 +373,9 @@ def test_nothing_is_waited_for_longer_than_said() -> None:
     assert within(5, lambda: 7) == 7
     with pytest.raises(KeyError):
         within(5, lambda: {"a": 1}["b"])
+
+
+@pytest.mark.parametrize("given", [5, None, ["embedded"], object()])
+def test_what_is_no_name_is_told_by_its_type(given: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=rf"an id, .* got {type(given).__name__}\.$"):
+        check_source(given)
