@@ -18,6 +18,7 @@ from langchain_core.messages import (
     messages_from_dict,
     messages_to_dict,
 )
+from pydantic import ValidationError
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.paths import write_own
@@ -147,7 +148,20 @@ def _read(path: Path | None) -> list[BaseMessage]:
             raise InvalidParameterError(msg)
         return []
     try:
-        return messages_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
-        msg = f"{path} does not hold a conversation of specdec chat ({error}). Give another file, or delete it."
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(kept, list):
+            msg = f"a list of messages was expected, got {type(kept).__name__}"
+            raise TypeError(msg)
+        return messages_from_dict(kept)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = _why(error)
+        msg = f"{path} does not hold a conversation of specdec chat ({reason}). Give another file, or delete it."
         raise InvalidParameterError(msg) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a conversation, in a few words: pydantic has many lines for it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
