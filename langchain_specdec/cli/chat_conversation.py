@@ -101,8 +101,9 @@ class Conversation:
         """Write a new file: Markdown to read, or JSON that `--history` goes on from, by its suffix.
 
         Raises:
-            InvalidParameterError: There is nothing to save, the suffix is another, or the file is there already.
-            OSError: It cannot be written.
+            InvalidParameterError: There is nothing to save, the suffix is another, the file is there already, or it
+                cannot be made.
+            OSError: Its text cannot be written.
         """
         if path.suffix.lower() not in _SUFFIXES:
             msg = f"{path} must end in .md, to be read, or in .json, for --history to go on from."
@@ -115,6 +116,12 @@ class Conversation:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             msg = f"{path} is there already. Give another name, or delete it first."
+            raise InvalidParameterError(msg) from error
+        except FileNotFoundError as error:
+            msg = f"There is no folder {str(path.parent)!r} to save it in. Make it first, or give another."
+            raise InvalidParameterError(msg) from error
+        except (OSError, ValueError) as error:
+            msg = f"{str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}."
             raise InvalidParameterError(msg) from error
         try:
             with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
