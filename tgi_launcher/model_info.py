@@ -46,7 +46,7 @@ def find_model_info(model_id: str, *, revision: str | None = None, cache: str | 
     try:
         path = _config_path(model_id, revision, cache)
         config = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-    except (OSError, ValueError):  # huggingface_hub raises ValueError for what cannot be an id
+    except (OSError, ValueError, RecursionError):  # huggingface_hub raises ValueError for what cannot be an id
         config = None
     info = _read(config, Path(model_id)) if isinstance(config, dict) else ModelInfo()
     problem = info.problem or _base_problem(Path(model_id))
@@ -58,7 +58,7 @@ def _base_problem(folder: Path) -> str | None:
     for name in ("config.json", "adapter_config.json"):
         try:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
         # An id of the Hub looks the same, so the folder has to be there.

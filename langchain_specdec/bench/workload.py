@@ -69,7 +69,7 @@ def _question(line: str, place: str) -> Question:
     try:
         entry = json.loads(line)
         question_id, category, text = entry["question_id"], entry["category"], entry["turns"][0]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         text = None
     is_read = isinstance(text, str) and text.strip() and isinstance(category, str)
     # A terminal shows both, so neither may hold control characters.

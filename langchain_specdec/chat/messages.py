@@ -97,7 +97,7 @@ def _calls(message: AIMessage) -> Sequence[Mapping[str, Any]]:
         if key in block and isinstance(block.get("name"), str):
             arguments = block[key]
             if isinstance(arguments, str):
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     arguments = json.loads(arguments)
             calls.append({"id": block.get(id_key), "name": block["name"], "args": arguments})
     return calls

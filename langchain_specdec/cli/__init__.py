@@ -1,4 +1,4 @@
-"""The command line: `specdec demo`, `generate`, `chat`, `bench` and `doctor`."""
+"""The command line: `specdec demo`, `generate`, `summarize`, `bench`, `chat` and `doctor`."""
 
 from __future__ import annotations
 

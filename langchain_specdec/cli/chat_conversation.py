@@ -17,6 +17,7 @@ from langchain_core.messages import (
     messages_from_dict,
     messages_to_dict,
 )
+from pydantic import ValidationError
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.paths import write_output
@@ -97,8 +98,9 @@ class Conversation:
         """Write a new file: Markdown to read, or JSON that `--history` goes on from, by its suffix.
 
         Raises:
-            InvalidParameterError: There is nothing to save, the suffix is another, or the file is there already.
-            OSError: It cannot be written.
+            InvalidParameterError: There is nothing to save, the suffix is another, the file is there already, or it
+                cannot be made.
+            OSError: Its text cannot be written.
         """
         if path.suffix.lower() not in _SUFFIXES:
             msg = f"{path} must end in .md, to be read, or in .json, for --history to go on from."
@@ -111,6 +113,12 @@ class Conversation:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             msg = f"{path} is there already. Give another name, or delete it first."
+            raise InvalidParameterError(msg) from error
+        except FileNotFoundError as error:
+            msg = f"There is no folder {str(path.parent)!r} to save it in. Make it first, or give another."
+            raise InvalidParameterError(msg) from error
+        except (OSError, ValueError) as error:
+            msg = f"{str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}."
             raise InvalidParameterError(msg) from error
         try:
             with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
@@ -144,7 +152,20 @@ def _read(path: Path | None) -> list[BaseMessage]:
             raise InvalidParameterError(msg)
         return []
     try:
-        return messages_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
-        msg = f"{path} does not hold a conversation of specdec chat ({error}). Give another file, or delete it."
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(kept, list):
+            msg = f"a list of messages was expected, got {type(kept).__name__}"
+            raise TypeError(msg)
+        return messages_from_dict(kept)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = _why(error)
+        msg = f"{path} does not hold a conversation of specdec chat ({reason}). Give another file, or delete it."
         raise InvalidParameterError(msg) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a conversation, in a few words: pydantic has many lines for it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

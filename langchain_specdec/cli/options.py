@@ -231,7 +231,7 @@ def _named_values(pairs: Collection[tuple[str, str]], taken: Mapping[str, Option
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -248,7 +248,7 @@ def _grammar(schema: str | None, regex: str | None) -> Grammar | None:
         return None if regex is None else Grammar(regex=regex)
     try:
         parsed = json.loads(schema if _is_schema(schema) else Path(schema).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"--schema must be a JSON schema, or a file that holds one: {error}"
         raise InvalidParameterError(msg) from error
     return Grammar(schema=parsed)

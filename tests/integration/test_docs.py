@@ -18,10 +18,12 @@ from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.outputs import LLMResult
 from langchain_core.tracers.context import register_configure_hook
 from pydantic import BaseModel
+from typer.main import get_command
 
 import langchain_specdec
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SamplingParams, SpeculativeLLM, errors
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
+from langchain_specdec.cli.app import app
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 
@@ -232,6 +234,30 @@ def test_the_figure_shows_a_real_run():
     assert ">7 forward passes, the same 13 tokens<" in FIGURE.read_text(encoding="utf-8")
 
 
+def test_the_readme_names_options_that_exist_and_both_models():
+    text = README.read_text(encoding="utf-8")
+    options = text.split("\n## Options\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| (.*`.*) \|$", options.split("| --- |")[1], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)\b", row)}
+    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields, "logprobs"}
+    assert len(named) > 15
+    assert named <= known, f"README.md names what does not exist: {', '.join(sorted(named - known))}"
+    assert all(f"`{name}`" in text for name in ("ChatSpeculative", "BaseChatModel", "SpeculativeLLM", "BaseLLM"))
+
+
+def test_the_readme_links_every_page_of_the_guide():
+    text = README.read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert len(pages) > 8
+    assert [page for page in pages if f"](docs/{page}" not in text] == []
+
+
+def test_the_quickstart_lists_every_command():
+    table = QUICKSTART.read_text(encoding="utf-8").split("## Command line")[1]
+    listed = re.findall(r"^\| `specdec (\w+)` \|", table, re.MULTILINE)
+    assert sorted(listed) == sorted(get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
+
+
 def test_links_of_the_readme_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
@@ -266,15 +292,14 @@ def test_files_named_in_how_it_works_exist():
     assert not missing, f"how-it-works.md names files that do not exist: {', '.join(missing)}"
 
 
-@pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
-def test_names_in_tables_exist(page):
+def test_names_in_tables_exist():
     known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields}
     info = Completion((), FinishEvent("length", 1, 0, 0, time_to_first_token=0.1)).info()
     known |= {*errors.__all__, *info, *(f"speculation.{name}" for name in info["speculation"]), "logprobs"}
-    rows = re.findall(r"^\| (`[^|]*`) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]*`) \|", QUICKSTART.read_text(encoding="utf-8"), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([a-zA-Z_.]+)`", row)}
     assert len(named) > 15
-    assert named <= known, f"{page.name} names what does not exist: {', '.join(sorted(named - known))}"
+    assert named <= known, f"quickstart.md names what does not exist: {', '.join(sorted(named - known))}"
 
 
 def test_every_error_is_in_the_quickstart():

@@ -42,7 +42,9 @@ def rows() -> dict[str, str]:
     """Platforms of the table in docs/install.md, and their states."""
     table = INSTALL.split("\n## Platforms\n")[1]
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
-    return {platform: state for platform, state, *_ in found[2:]}
+    assert all(known for state, known in (row[1:] for row in found[2:]) if state in ("tested", "checked"))
+    assert not [known for _, _, known in found[2:] if known.isupper()], "a word that stands for another"
+    return {platform: state for platform, state, _ in found[2:]}
 
 
 def test_the_table_of_platforms_names_what_is_declared():

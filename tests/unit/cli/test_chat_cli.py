@@ -59,13 +59,19 @@ def test_a_conversation_goes_on_from_its_file(model: ScriptedBackend, tmp_path: 
     assert [message["type"] for message in json.loads(path.read_text("utf-8"))] == ["human", "ai", "human", "ai"]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}x", '{"a": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{}x", '{"a": 1}', "{}", '"talk"', "[" * 100_000, '[{"type": "human", "data": {}}]'],
+    ids=lambda content: content[:32] or "empty",
+)
 def test_a_file_that_holds_no_conversation_is_refused(model: ScriptedBackend, tmp_path: Path, content: str) -> None:
     path = tmp_path / "talk.json"
     path.write_text(content, encoding="utf-8")
     result = run("--history", str(path), lines="first\n")
     assert result.exit_code == 2
     assert "does not hold a conversation" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "https://" not in result.stderr
     assert path.read_text("utf-8") == content
 
 

@@ -41,6 +41,27 @@ def test_a_slash_begins_a_command_and_two_a_message(
         assert message_of(text) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("no/talk.md", "There is no folder 'no' to save it in."),
+        ("file/talk.md", "'file/talk.md' cannot be written: Not a directory."),
+        (f"{'x' * 300}.md", "cannot be written: File name too long."),
+        ("a\0b.md", "cannot be written: embedded null byte."),
+    ],
+    ids=["no folder", "a file for a folder", "long", "null"],
+)
+def test_a_file_that_cannot_be_made_is_told_and_ends_nothing(
+    model: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    result = run(lines=f"first\n/save {name}\nsecond\n")
+    assert (result.exit_code, result.stdout) == (0, "One.\nTwo.\n")
+    assert error in result.stderr
+    assert "Errno" not in result.stderr
+
+
 def test_help_names_every_command_and_key(model: ScriptedBackend) -> None:
     said = run(lines="/help\n").stderr
     assert all(name in said for name in (*COMMANDS, "Alt-Enter", "Ctrl-C", "Ctrl-D", "pasted lines are one message"))
@@ -149,7 +170,7 @@ def test_a_file_that_cannot_be_written_is_told(
     typed("first", f"/save {tmp_path / 'no' / 'talk.md'}", "second")
     result = run()
     assert (result.exit_code, result.stdout) == (0, "One.\nTwo.\n")
-    assert "No such file or directory" in result.stderr
+    assert "There is no folder" in result.stderr
 
 
 def test_a_failed_answer_leaves_its_question(

@@ -194,6 +194,8 @@ def test_errors_are_one_line_that_names_the_flag(
         (("chat", "-o", "logprobs", 3), "Unknown parameter 'logprobs'"),
         (("generate", "x", "--schema", "none.json"), "--schema must be a JSON schema, or a file that holds one: "),
         (("generate", "x", "--schema", "{"), "--schema must be a JSON schema, or a file that holds one: "),
+        (("generate", "x", "--schema", '{"a": ' * 9999), "--schema must be a JSON schema, or a file that holds one: "),
+        (("generate", "x", "-o", "seed", "[" * 9999), "seed must be a whole number"),
         (("generate", "x", "y"), "unexpected extra argument"),
         (("demo", "--rounds", 11), "--rounds must be a whole number from 1 to 10, got 11."),
         (("demo", "--top-p", 2), "--top-p must be a number above 0 and at most 1, got 2.0."),
@@ -203,7 +205,7 @@ def test_errors_are_one_line_that_names_the_flag(
         (("bench", "--contestants", "hf", "--max-tree-nodes", 3), "--max-tree-nodes can be given for this engine only"),
         (("summon",), "No such command 'summon'."),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_other_wrong_use_is_one_line_too(arguments: tuple[object, ...], part: str) -> None:
     result = specdec(*arguments)

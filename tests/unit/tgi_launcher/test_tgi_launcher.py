@@ -320,6 +320,8 @@ def test_a_model_in_the_cache_is_found_by_its_id(tmp_path, monkeypatch):
 def test_a_strange_config_file_is_no_obstacle(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     assert find_model_info(str(tmp_path)).num_heads is None
+    (tmp_path / "config.json").write_text("[" * 9999, encoding="utf-8")
+    assert find_model_info(str(tmp_path)) == ModelInfo()
 
 
 # Commands
