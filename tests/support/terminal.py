@@ -75,12 +75,14 @@ class Program:
     """A program on a pseudo-terminal of its own."""
 
     def __init__(self, *arguments: str, columns: int = 60, lines: int = 20, **environment: str) -> None:
+        # These would stand for the size of a window that changes; test runners set them.
+        own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.screen = Screen(columns, lines)
         self._process = pexpect.spawn(
             arguments[0],
             list(arguments[1:]),
             dimensions=(lines, columns),
-            env={**os.environ, "TERM": "xterm-256color", **environment},
+            env={**own, "TERM": "xterm-256color", **environment},
             encoding="utf-8",
         )
         self.screen.answer_to(self._process.send)
