@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_specdec.cli.quiet_keyboard import leaving_on_sigterm
 from langchain_specdec.cli.standard_input import is_terminal, read_line
+from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 _PROMPT = "> "
 _NO_EDITOR = (
-    "Messages are single lines here. To edit them, and to paste several lines as one message: "
-    "pip install prompt_toolkit"
+    f"Messages are single lines here. To edit them, and to paste several lines as one message: {install_command('cli')}"
 )
 
 
