@@ -84,6 +84,7 @@ def test_ctrl_c_leaves_no_row_behind(columns: int, monkeypatch: pytest.MonkeyPat
         bars.tell("Summarising pieces of the summaries", 100, 1000)
         bars.rich.refresh()
         assert "Summarising" in screen.text
+        assert columns < 60 or "100/1000" in screen.text
         assert max(map(len, screen.text.splitlines())) <= columns - 4
         screen.write("^C")
     screen.write("Interrupted.")
