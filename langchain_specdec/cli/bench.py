@@ -19,7 +19,7 @@ from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import calm_libraries, spinner, tell_once
 from langchain_specdec.cli.options import CHAT, FLAGS, OUTPUT, Given, takes_options
-from langchain_specdec.cli.progress import Lines, is_drawable, ticking
+from langchain_specdec.cli.progress import Lines, is_drawable, rows_on, ticking
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
@@ -243,7 +243,7 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left on stderr; where that is no terminal, a line now and every few seconds."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     if not is_drawable():
         print(what, file=sys.stderr, flush=True)
@@ -259,7 +259,7 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
     )
     # Few redraws: they take time from the same cores that are measured.
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+    with rows_on(console, *columns, refresh_per_second=2) as progress:
         task = progress.add_task("")
 
         def tell(what: str, done: int, total: int) -> None:

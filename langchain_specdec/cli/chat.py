@@ -12,6 +12,7 @@ from langchain_specdec.cli.chat_commands import COMMANDS, command_of, message_of
 from langchain_specdec.cli.chat_input import make_reader
 from langchain_specdec.cli.loading import load_backend, spinner
 from langchain_specdec.cli.options import FLAG_NAMES, FLAGS, OUTPUT, SYSTEM, Given, takes_options, text_of
+from langchain_specdec.cli.quiet_keyboard import quiet_keyboard
 from langchain_specdec.cli.reporting import with_flags
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, SpecDecError
 from langchain_specdec.options import Option
@@ -79,7 +80,8 @@ def _take_turn(talk: Talk, reader: Reader) -> None:
         line = reader.read()
         if line is None:
             raise EOFError
-        _handle(talk, line)
+        with quiet_keyboard():
+            _handle(talk, line)
     except KeyboardInterrupt:
         if not reader.is_dialogue:
             raise

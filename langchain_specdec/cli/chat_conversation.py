@@ -152,7 +152,10 @@ def _read(path: Path | None) -> list[BaseMessage]:
             raise InvalidParameterError(msg)
         return []
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            return []  # as mktemp and touch make it
+        kept = json.loads(text)
         if not isinstance(kept, list):
             msg = f"a list of messages was expected, got {type(kept).__name__}"
             raise TypeError(msg)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
+from langchain_specdec.cli.quiet_keyboard import leaving_on_sigterm
 from langchain_specdec.cli.standard_input import is_terminal, read_line
+from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 _PROMPT = "> "
 _NO_EDITOR = (
-    "Messages are single lines here. To edit them, and to paste several lines as one message: "
-    "pip install prompt_toolkit"
+    f"Messages are single lines here. To edit them, and to paste several lines as one message: {install_command('cli')}"
 )
 
 
@@ -113,27 +112,10 @@ class EditorReader:
     def read(self) -> str | None:
         """The next message; None after Ctrl-D."""
         try:
-            with _leaving_on_sigterm():
+            with leaving_on_sigterm():
                 return self._editor.prompt()
         except EOFError:
             return None
-
-
-@contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the program by a `SystemExit`: killed at once, it would leave a terminal that echoes nothing."""
-
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def make_editor(commands: Collection[str], **streams: Any) -> PromptSession[str]:

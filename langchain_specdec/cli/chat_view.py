@@ -31,17 +31,23 @@ class PlainView:
 
     is_terminal = False
     shows_markdown = False
+    _has_begun = False
 
     @contextmanager
     def answer(self) -> Iterator[None]:
-        """The time of one answer."""
+        """The time of one answer. One that fails before it begins leaves no line."""
+        self._has_begun = False
         try:
             yield
-        finally:
-            print(flush=True)
+        except BaseException:
+            if self._has_begun:
+                print(flush=True)
+            raise
+        print(flush=True)
 
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
+        self._has_begun = True
         print(printable("".join(token.text for token in tokens), sys.stdout), end="", flush=True)
 
     def sum_up(self, answer: AIMessageChunk) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from logging import ERROR, INFO, StreamHandler, getLogger
 from typing import TYPE_CHECKING, Any
 
-from langchain_specdec.cli.progress import Bars, Display, Lines, is_drawable, ticking
+from langchain_specdec.cli.progress import Bars, Display, Lines, is_drawable, rows_on, ticking
 from langchain_specdec.cli.terminal_text import visible
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
             yield lines
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
 
     columns = (
         SpinnerColumn(),
@@ -80,7 +80,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
         BarColumn(bar_width=30),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _heeding_ctrl_c():
+    with rows_on(Console(stderr=True), *columns) as progress, _heeding_ctrl_c():
         yield Bars(progress, description)
 
 

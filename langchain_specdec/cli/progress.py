@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from langchain_specdec.cli.terminal_text import visible
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 _LINE_SECONDS = 10.0
 _POLL_SECONDS = 0.25
+# For the ^C that a terminal echoes: in another row it would shift what is erased.
+_FREE_COLUMNS = 4
 
 
 class Bars:
@@ -139,3 +142,22 @@ def is_drawable() -> bool:
     from rich.console import Console
 
     return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
+
+
+def rows_on(console: Console, *columns: ProgressColumn, refresh_per_second: float = 10.0) -> Progress:
+    """A display of rows that vanish at their end, also where Ctrl-C is what ends them.
+
+    Args:
+        console: The terminal. Rows are narrower than it.
+        columns: Of each row.
+        refresh_per_second: Redraws.
+    """
+    from rich.console import RenderableType
+    from rich.constrain import Constrain
+    from rich.progress import Progress
+
+    class Rows(Progress):
+        def get_renderable(self) -> RenderableType:
+            return Constrain(super().get_renderable(), max(1, console.width - _FREE_COLUMNS))
+
+    return Rows(*columns, console=console, transient=True, refresh_per_second=refresh_per_second)

@@ -156,7 +156,8 @@ class Plan:
         # A summary as long as what it is of brings the end no nearer.
         least = _LEAST_ROOM if frame else max(_LEAST_ROOM, self.room.max_new_tokens or 0)
         if room < least:
-            raise self._no_room(room, around, least, reserve)
+            ways = self._ways(around, self.count(frame, ""), least, reserve)
+            raise self._no_room(around, least, reserve, ways)
         empty = self.count("", instruction)
         return split(parts, lambda text: self.count(text, instruction) - empty, room)
 
@@ -168,13 +169,31 @@ class Plan:
             f"Take method='map_reduce' or method='refine', which read it in pieces{more}."
         )
 
-    def _no_room(self, room: int, around: int, least: int, reserve: int) -> PromptTooLongError:
-        advice = self.room.more_room(self.room.limit + least - room)
-        ways = ["shorten the instruction"]
-        if self.room.max_new_tokens is not None:
-            ways.insert(0, "lower max_new_tokens")
-        if advice is not None:
+    def _ways(self, around: int, bare: int, least: int, reserve: int) -> list[str]:
+        """What makes room for pieces, each way alone.
+
+        Args:
+            around: Tokens around a piece.
+            bare: Those without the instruction.
+            least: Those of the smallest piece.
+            reserve: Those kept for the summary so far.
+        """
+        can_lower = (self.room.max_new_tokens or 0) > 1
+        # With a single new token, which is the most that lowering gives.
+        beside = _LEAST_ROOM + bool(reserve)
+        lowered = self.room.limit_beside(1) - beside
+        ways = ["lower max_new_tokens"] if can_lower and around <= lowered else []
+        if bare <= self.room.limit - reserve - least:
+            ways.append("shorten the instruction")
+        if not ways and can_lower and bare <= lowered:
+            ways.append("lower max_new_tokens and shorten the instruction")
+        if (advice := self.room.more_room(around + reserve + least)) is not None:
             ways.append(advice)
+        elif not ways and can_lower and (advice := self.room.more_room(around + beside, 1)) is not None:
+            ways.append(f"lower max_new_tokens and {advice}")
+        return ways or ["take a model that has room for more"]
+
+    def _no_room(self, around: int, least: int, reserve: int, ways: Sequence[str]) -> PromptTooLongError:
         for_summary = f" and {reserve} for the summary so far" if reserve else ""
         return PromptTooLongError(
             f"There is no room for pieces of the text: a prompt may have {self.room.limit} tokens{self._beside()}, "

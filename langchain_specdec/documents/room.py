@@ -63,12 +63,18 @@ class Room:
         """Whether prompts become messages in the model's chat format."""
         return isinstance(self._model, BaseChatModel)
 
-    def more_room(self, num_tokens: int) -> str | None:
-        """What the user can do to have room for so many tokens of a prompt; None where nothing helps."""
+    def more_room(self, num_tokens: int, num_new_tokens: int | None = None) -> str | None:
+        """What the user can do to have room for so many tokens of a prompt; None where nothing helps.
+
+        Args:
+            num_tokens: Of the prompt.
+            num_new_tokens: Tokens beside it; None is `max_new_tokens`.
+        """
         if self._given is not None and self._given == self.limit:
             return f"give max_input_tokens={num_tokens} or more"
         if isinstance(self._model, SpeculativeBase):
-            return self._model.backend.more_room(num_tokens + (self.max_new_tokens or 0) + _IN_FRONT)
+            beside = (self.max_new_tokens or 0) if num_new_tokens is None else num_new_tokens
+            return self._model.backend.more_room(num_tokens + beside + _IN_FRONT)
         return None
 
     def count(self, prompt: PromptValue) -> int:
@@ -85,17 +91,25 @@ class Room:
             InvalidParameterError: It is not known.
         """
         if self._limit is None:
-            known = [limit for limit in (self._given, self._model_limit()) if limit is not None]
-            if not known:
-                msg = (
-                    f"What {type(self._model).__name__} has room for is not known. Give the most tokens that a prompt "
-                    "may have: DocumentSummarizer(model, max_input_tokens=...)."
-                )
-                raise InvalidParameterError(msg)
-            self._limit = min(known)
+            self._limit = self.limit_beside(self.max_new_tokens or 0)
         return self._limit
 
-    def _model_limit(self) -> int | None:
+    def limit_beside(self, num_new_tokens: int) -> int:
+        """Most tokens of a prompt beside so many new ones.
+
+        Raises:
+            InvalidParameterError: It is not known.
+        """
+        known = [limit for limit in (self._given, self._model_limit(num_new_tokens)) if limit is not None]
+        if not known:
+            msg = (
+                f"What {type(self._model).__name__} has room for is not known. Give the most tokens that a prompt "
+                "may have: DocumentSummarizer(model, max_input_tokens=...)."
+            )
+            raise InvalidParameterError(msg)
+        return min(known)
+
+    def _model_limit(self, num_new_tokens: int) -> int | None:
         if not isinstance(self._model, SpeculativeBase):
             profile = getattr(self._model, "profile", None) or {}
             limit: int | None = profile.get("max_input_tokens")
@@ -105,7 +119,7 @@ class Room:
             backend.name_within(_PATIENCE_SECONDS)  # it is told with the name
         if backend.max_length is None:
             return None
-        room = backend.max_length - (self.max_new_tokens or 0)
+        room = backend.max_length - num_new_tokens
         return max(min(room, backend.max_prompt_length or room) - _IN_FRONT, 0)
 
     def as_data(self, text: str) -> str:

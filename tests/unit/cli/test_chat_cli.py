@@ -19,9 +19,10 @@ from langchain_specdec.chat_models import ChatSpeculative
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.chat_conversation import Conversation
 from langchain_specdec.cli.chat_talk import Talk
-from langchain_specdec.cli.chat_view import make_view
+from langchain_specdec.cli.chat_view import PlainView, make_view
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.errors import PromptTooLongError
+from langchain_specdec.completions.events import Token
+from langchain_specdec.errors import GenerationError, PromptTooLongError
 from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import CHATML
 from tests.support.terminal import terminal_output
@@ -61,8 +62,8 @@ def test_a_conversation_goes_on_from_its_file(model: ScriptedBackend, tmp_path: 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[1]", "{}x", '{"a": 1}', "{}", '"talk"', "[" * 100_000, '[{"type": "human", "data": {}}]'],
-    ids=lambda content: content[:32] or "empty",
+    ["[1]", "{}x", '{"a": 1}', "{}", '"talk"', "[" * 100_000, '[{"type": "human", "data": {}}]'],
+    ids=lambda content: content[:32],
 )
 def test_a_file_that_holds_no_conversation_is_refused(model: ScriptedBackend, tmp_path: Path, content: str) -> None:
     path = tmp_path / "talk.json"
@@ -73,6 +74,14 @@ def test_a_file_that_holds_no_conversation_is_refused(model: ScriptedBackend, tm
     assert len(result.stderr.splitlines()) == 1
     assert "https://" not in result.stderr
     assert path.read_text("utf-8") == content
+
+
+@pytest.mark.parametrize("content", ["", "\n"], ids=["empty", "blank"])
+def test_an_empty_file_is_no_conversation_yet(model: ScriptedBackend, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(content, encoding="utf-8")
+    assert run("--history", str(path), lines="first\n").exit_code == 0
+    assert [message["type"] for message in json.loads(path.read_text("utf-8"))] == ["human", "ai"]
 
 
 def test_wrong_parameters_are_refused_before_the_model_is_loaded(model: ScriptedBackend, tmp_path: Path) -> None:
@@ -98,6 +107,20 @@ def test_a_conversation_that_is_too_long_ends_a_script(model: ScriptedBackend, m
     result = run(lines="x\n")
     assert result.exit_code == 2
     assert "too many tokens" in result.stderr
+    assert result.stdout == "", "an answer that did not begin has no line"
+
+
+def test_an_answer_that_fails_halfway_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView()
+    for text, shown in (("One", "One\n"), ("", "")):
+        with pytest.raises(GenerationError), view.answer():
+            if text:
+                view.add([Token(0, text, drafted=False)])
+            raise GenerationError("no")
+        assert capsys.readouterr().out == shown
+    with view.answer():
+        pass
+    assert capsys.readouterr().out == "\n", "one that is empty is an empty line"
 
 
 def test_a_terminal_shows_drafted_tokens_in_colour_and_no_escape_sequences(

@@ -186,7 +186,7 @@ def test_a_failed_answer_leaves_its_question(
     monkeypatch.setattr(model, "_start", start)
     typed("first", "/retry", "second")
     result = run()
-    assert (result.exit_code, result.stdout) == (0, "\nOne.\nTwo.\n")
+    assert (result.exit_code, result.stdout) == (0, "One.\nTwo.\n")
     assert r"error: The engine\x1b[31m broke. /retry asks again." in result.stderr
     assert "user\nfirst<|im_end|>\n<|im_start|>assistant\nOne.<|im_end|>" in model.prompt
 
@@ -204,7 +204,7 @@ def test_a_talk_that_is_too_long_names_flags_and_the_way_out(
     monkeypatch.setattr(model, "_start", start)
     typed("first", "long", "second", "/reset", "third")
     result = run()
-    assert (result.exit_code, result.stdout) == (0, "One.\n\nTwo.\nThree.\n")
+    assert (result.exit_code, result.stdout) == (0, "One.\nTwo.\nThree.\n")
     told = next(line for line in result.stderr.splitlines() if line.startswith("error"))
     assert told == (
         "error: --max-new-tokens is 512. Lower --max-new-tokens, or give a larger --max-length. "

@@ -17,6 +17,7 @@ from prompt_toolkit.output import DummyOutput
 
 from langchain_specdec.cli import chat_input
 from langchain_specdec.cli.chat_input import EditorReader, LineReader, PipeReader, make_editor, make_reader
+from tgi_launcher.extras import install_command
 
 COMMANDS = ["/help", "/reset", "/retry", "/save"]
 
@@ -134,7 +135,8 @@ def test_without_prompt_toolkit_lines_are_read_and_that_is_told(monkeypatch: pyt
     monkeypatch.setattr(builtins, "__import__", lacking)
     reader = make_reader(COMMANDS)
     assert isinstance(reader, LineReader)
-    assert "pip install prompt_toolkit" in reader.note
+    assert reader.note.endswith(install_command("cli"))
+    assert '"prompt-toolkit>=' in reader.note
     assert (reader.read(), reader.read()) == ("one", None)
 
 

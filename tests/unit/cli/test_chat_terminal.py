@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def test_a_talk_in_a_terminal(chat_folder: str, tmp_path: Path) -> None:
         # Ctrl-C stops an answer, and another one is to be had.
         for begin in ("another line", "> /retry"):
             program.wait_for(rf"{begin}\n(?:.*\n)*.*\w")
+            # What is typed meanwhile does not get into the answer.
+            assert not program.modes()[3] & termios.ECHO
+            program.type("stray words")
             program.type("\x03")
             program.wait_for(rf"{begin}(.|\n)*\nstopped\n\n>$")
             program.type("/retry\r" if begin == "another line" else "")
@@ -70,5 +74,6 @@ def test_a_talk_in_a_terminal(chat_folder: str, tmp_path: Path) -> None:
     finally:
         program.close()
     assert "Traceback" not in program.screen.text
+    assert "stray" not in program.screen.text
     own = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", program.screen.raw)
     assert "\x1b" not in own, "what a random model writes is no command to the terminal"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from rich.console import Console
 
-from langchain_specdec.cli import progress
+from langchain_specdec.cli import loading, progress
 from langchain_specdec.cli.loading import spinner
-from langchain_specdec.cli.progress import Lines, followed
+from langchain_specdec.cli.progress import Bars, Lines, followed
+from tests.support.terminal import Screen
 
 
 class Clock:
@@ -68,3 +70,22 @@ def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with spinner("Loading"):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [20, 60, 80])
+def test_ctrl_c_leaves_no_row_behind(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal echoes ^C behind the last row, which has to have room for it."""
+    screen = Screen(columns, 10)
+    console = Console(file=screen, force_terminal=True, width=columns, height=10)  # type: ignore[arg-type]
+    monkeypatch.setattr(loading, "is_drawable", lambda: True)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
+    with spinner("Summarising") as bars:
+        assert isinstance(bars, Bars)
+        bars.tell("Summarising pieces of the summaries", 100, 1000)
+        bars.rich.refresh()
+        assert "Summarising" in screen.text
+        assert columns < 60 or "100/1000" in screen.text
+        assert max(map(len, screen.text.splitlines())) <= columns - 4
+        screen.write("^C")
+    screen.write("Interrupted.")
+    assert screen.text == "Interrupted."

@@ -19,6 +19,7 @@ from langchain_core.runnables import ConfigurableField, RunnableConfig, Runnable
 from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SpeculativeLLM
 from langchain_specdec.chat.answer_parsers import UnreadableAnswerError
 from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.room import larger_max_length
 from langchain_specdec.documents.summarizer import SummaryProgress
 from langchain_specdec.errors import (
     AuthenticationError,
@@ -56,7 +57,7 @@ def brief(prompt: str) -> str:
 def summarizer(*answers: Any, max_length: int = 4096, max_new_tokens: int = 64, **options: Any) -> DocumentSummarizer:
     model = scripted(*(answers or (brief,)), max_new_tokens=max_new_tokens)
     scripted_backend(model).max_length = max_length
-    return DocumentSummarizer(model, instruction="Be brief.", **options)
+    return DocumentSummarizer(model, **{"instruction": "Be brief.", **options})
 
 
 def backend_of(made: DocumentSummarizer) -> ScriptedBackend:
@@ -321,6 +322,34 @@ class TestErrors:
         with pytest.raises(PromptTooLongError, match=r"no room for pieces.* 220 of the summary .*lower max_new_tokens"):
             made.invoke(LONG)
         assert backend_of(made).requests == []
+
+    @pytest.mark.parametrize("method", ["map_reduce", "refine"])
+    @pytest.mark.parametrize(
+        ("options", "most", "advice"),
+        [
+            ({"max_length": 300, "max_new_tokens": 220}, 300, "lower max_new_tokens."),
+            ({"max_length": 20}, 20, "take a model that has room for more."),
+            ({"max_length": 20}, 4096, "load the model with max_length=N or more (up to 4096)."),
+            (
+                {"max_length": 20, "max_new_tokens": 256},
+                256,
+                "lower max_new_tokens and load the model with max_length=N",
+            ),
+            ({"instruction": "x" * 500, "max_length": 300}, 300, "shorten the instruction."),
+            (
+                {"instruction": "x" * 500, "max_length": 300, "max_new_tokens": 220},
+                300,
+                "lower max_new_tokens and shorten the instruction.",
+            ),
+        ],
+    )
+    def test_no_room_names_only_what_helps(self, method, options, most, advice, monkeypatch):
+        made = summarizer(**{"instruction": "Be brief.", "method": method, **options})
+        monkeypatch.setattr(backend_of(made), "more_room", lambda num_tokens: larger_max_length(num_tokens, most))
+        with pytest.raises(PromptTooLongError) as raised:
+            made.invoke(LONG)
+        told = re.sub(r"max_length=\d+", "max_length=N", str(raised.value))
+        assert told.split("To make room: ")[1].startswith(advice)
 
     def test_stuff_says_how_much_and_what_else(self):
         with pytest.raises(PromptTooLongError, match=r"have 6615 tokens, .* room for 4028 .* method='refine'"):
