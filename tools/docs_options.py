@@ -63,7 +63,9 @@ def _spell_out(function: griffe.Function, docstring: griffe.Docstring) -> None:
                     default=option.value,
                 )
             )
-        lines = "\n".join(f"    {option.name}: {option.docstring.value}" for option in options)
+        # Fields of the model are described where they are declared.
+        described = [option for option in options if option.docstring is not None]
+        lines = "\n".join(f"    {option.name}: {option.docstring.value}" for option in described)
         docstring.value = re.sub(rf"^ *{parameter.name}: .*$", lines, docstring.value, flags=re.MULTILINE)
 
 
