@@ -22,7 +22,7 @@ _CHARACTERS_PER_TOKEN = 16
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Refuse what is no loaded tokenizer, such as the id of one."""
-    if not callable(getattr(tokenizer, "decode", None)):
+    if not (callable(tokenizer) or callable(getattr(tokenizer, "decode", None))):
         is_name = isinstance(tokenizer, str)
         advice = f": AutoTokenizer.from_pretrained({tokenizer!r})." if is_name else f", got {type(tokenizer).__name__}."
         raise InvalidParameterError(f"tokenizer must be a loaded tokenizer{advice}")
