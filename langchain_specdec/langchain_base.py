@@ -193,7 +193,7 @@ class SpeculativeBase(ModelConstructors):
             self.backend.name_within(0.0)
         params: LangSmithParams = super()._get_ls_params(stop=stop, **kwargs)  # type: ignore[misc]
         params["ls_provider"] = "specdec"
-        params["ls_model_name"] = self.backend.model_name
+        params["ls_model_name"] = named.get("model") or self.backend.model_name
         params["ls_temperature"] = named.get("temperature", self.temperature)
         params["ls_max_tokens"] = named.get("max_new_tokens", self.max_new_tokens)
         if stops := join_stops(self.stop, stop, named.get("stop")):

@@ -142,13 +142,6 @@ def test_no_temporary_folder_at_all_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     refused("No usable temporary directory found", Reason.FOLDER_UNUSABLE)
 
 
-def test_a_system_without_users_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    # pytest itself asks for it.
-    with monkeypatch.context() as patch, pytest.raises(StartError, match="Linux and macOS only"):
-        patch.delattr(os, "geteuid")
-        take()
-
-
 def test_a_temporary_folder_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     refused("No such file", Reason.FOLDER_UNUSABLE)
