@@ -33,9 +33,11 @@ _logger = logging.getLogger(__name__)
 _HUB = "https://huggingface.co"
 # The library's own 10 seconds, for each file and repeated, are long where a network swallows what is sent.
 _SECONDS = 5.0
-# A model and its draft model are looked for one after the other: one wait is enough.
-_AWAY_SECONDS = 60.0
-_away_until: dict[str, float] = {}
+# A command line and the loader look for a model, its draft model and its adapter one after the other: the Hub is asked
+# once whether it is there, and waited for once.
+_KNOWN_SECONDS = 60.0
+# By the Hub's address: until when it is known, and whether it is out of reach.
+_known: dict[str, tuple[float, bool]] = {}
 EXAMPLE = "'HuggingFaceTB/SmolLM2-135M-Instruct'"
 GGUF_ADVICE = (
     "GGUF files are for llama.cpp and what is built on it, and are not read here. Give the model that it was made "
@@ -67,20 +69,22 @@ def downloaded(name: str, revision: str | None = None) -> Path | None:
 
 def is_out_of_reach(name: str, revision: str | None, token: str | bool | None) -> bool:
     """Whether the Hub does not answer, so that a model can only be loaded as it was downloaded before."""
-    if time.monotonic() < _away_until.get(constants.ENDPOINT, 0.0):
-        return True
+    known_until, is_away = _known.get(constants.ENDPOINT, (0.0, False))
+    if time.monotonic() < known_until:
+        return is_away
+    is_away = False
     try:
         _head(name, revision, token)
     except (HfHubHTTPError, EntryNotFoundError, LocalTokenNotFoundError, UnicodeEncodeError):
         pass  # an answer, or a token that is wrong, with which transformers deals
     except Exception as error:
-        _away_until[constants.ENDPOINT] = time.monotonic() + _AWAY_SECONDS
+        is_away = True
         _logger.info(
             "%s cannot be reached (%s): %s is loaded as it was downloaded before.",
             hub_address(), unreachable(error), name,
         )  # fmt: skip
-        return True
-    return False
+    _known[constants.ENDPOINT] = time.monotonic() + _KNOWN_SECONDS, is_away
+    return is_away
 
 
 def obstacle(name: str, revision: str | None, token: str | bool | None) -> str | None:

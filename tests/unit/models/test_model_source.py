@@ -204,7 +204,7 @@ class _Hub(BaseHTTPRequestHandler):
 def point_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(hub, "_away_until", {})
+    monkeypatch.setattr(hub, "_known", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -311,7 +311,7 @@ def test_a_hub_that_is_away_is_waited_for_once(monkeypatch: pytest.MonkeyPatch, 
     for _ in range(3):
         assert check_source(ID) == (folder, None)
     assert questions == [ID]
-    monkeypatch.setattr(hub, "_AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(hub, "_KNOWN_SECONDS", 0.0)
     point_to(monkeypatch, "http://127.0.0.1:2")
     for _ in range(2):
         check_source(ID)
