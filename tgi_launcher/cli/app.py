@@ -6,13 +6,10 @@ import difflib
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from tgi_launcher.cli.check import check
 from tgi_launcher.cli.cleanup import cleanup
-from tgi_launcher.cli.help_text import Command, Group
+from tgi_launcher.cli.help_text import Command, make_app
 from tgi_launcher.cli.options import takes_config
 from tgi_launcher.cli.print_command import print_command
 from tgi_launcher.cli.reporting import WRONG_USE
@@ -29,39 +26,23 @@ _HELP = ("-h", "--help", "--version")
 # How alike a word and a command are, from 0 to 1, for the one to be a slip for the other.
 _MIN_SIMILARITY = 0.7
 
-app = typer.Typer(
-    name="tgi-launch",
-    cls=Group,
-    help="Run Text Generation Inference on this machine, with speculative decoding.\n\n"
+
+def _version() -> str:
+    try:
+        return metadata.version("langchain-specdec")
+    except metadata.PackageNotFoundError:
+        return "of a checkout that is not installed"
+
+
+app = make_app(
+    "tgi-launch",
+    "Run Text Generation Inference on this machine, with speculative decoding.\n\n"
     "tgi-launch MODEL [OPTIONS] is short for tgi-launch start MODEL [OPTIONS].",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    _version,
     add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(_command)
-
-
-def _print_version(is_wanted: bool) -> None:
-    if is_wanted:
-        try:
-            version = metadata.version("langchain-specdec")
-        except metadata.PackageNotFoundError:
-            version = "of a checkout that is not installed"
-        sys.stdout.write(f"tgi-launch {version}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    # Everything is done by the option's callback.
-    del version
 
 
 def run() -> None:

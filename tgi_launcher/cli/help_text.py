@@ -1,4 +1,4 @@
-"""Commands whose help is readable at any width: each option is written whole, and under its heading."""
+"""Applications whose help is readable at any width: each option is written whole, and under its heading."""
 
 from __future__ import annotations
 
@@ -54,6 +54,44 @@ class Group(TyperGroup):
         if is_alone:
             sys.exit(code)
         return code
+
+
+def make_app(
+    name: str, description: str, version: Callable[[], str], *, group: type[Group] = Group, add_completion: bool = True
+) -> typer.Typer:
+    """An application without commands, which prints its version.
+
+    Args:
+        name: What it is called.
+        description: What it does, for its help.
+        version: Called where the version is asked for.
+        group: Class of its commands' group.
+        add_completion: Whether it can install completion for shells.
+    """
+    app = typer.Typer(
+        name=name,
+        cls=group,
+        help=description,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        add_completion=add_completion,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(is_wanted: bool) -> None:
+        if is_wanted:
+            sys.stdout.write(f"{name} {version()}\n")
+            raise typer.Exit
+
+    option = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+
+    @app.callback()
+    def root(version: bool = option) -> None:
+        # Everything is done by the option's callback.
+        del version
+
+    return app
 
 
 def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
