@@ -185,7 +185,7 @@ def _record(backend: LocalBackend, document: str, title: str, params: SamplingPa
 
 
 def _comparison(
-    speculative: Sequence[Run], plain: Sequence[Run], *, is_looping: bool
+    speculative: Sequence[Run], plain: Sequence[Run], *, has_speed_up: bool
 ) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
     """Head and rows of the table of figures."""
     ours, theirs = _stats_of(speculative), _stats_of(plain)
@@ -194,7 +194,7 @@ def _comparison(
         ("tokens per step", f"{theirs.tokens_per_step:.2f}", f"{ours.tokens_per_step:.2f}"),
         ("acceptance rate", "", f"{ours.acceptance_rate:.0%}" if ours.drafted_tokens else "nothing drafted"),
     ]
-    if not is_looping:
+    if has_speed_up:
         rows.append(("speed-up", "", _speed_up(ours, theirs)))
     return ("", "without", "with"), rows
 
@@ -207,14 +207,13 @@ def _speed_up(ours: SpeculationStats, theirs: SpeculationStats) -> str:
     return f"{ours.tokens_per_second / theirs.tokens_per_second:.2f}x" if theirs.tokens_per_second else "unknown"
 
 
-def _notes(speculative: Sequence[Run], plain: Sequence[Run], params: SamplingParams, *, is_looping: bool) -> list[str]:
-    """What else to know of the summary, a sentence each."""
+def _notes(speculative: Sequence[Run], plain: Sequence[Run], params: SamplingParams, share: float) -> list[str]:
+    """What else to know of the summary, of which such a share repeats itself; a sentence each."""
     run = speculative[0]
     notes = []
     if run.finish_reason == "length" and not ends_sentence(run.text):
         notes.append(f"The summary is cut off at --max-new-tokens {params.max_new_tokens}, in mid-sentence.")
-    if is_looping:
-        share = repeated_share(run.answers)
+    if is_looping(share):
         notes.append(
             f"The model repeats itself: {share:.0%} of what it wrote stands in it before. That is easy to guess, so "
             f"being {_speed_up(_stats_of(speculative), _stats_of(plain))} as fast says little about other texts."
@@ -239,10 +238,10 @@ def _verdict(texts: Sequence[str]) -> tuple[list[str], bool]:
 
 def _conclude(view: View, record: Record, params: SamplingParams) -> None:
     kinds = record.speculative, record.plain
-    looping = is_looping(repeated_share(kinds[0][0].answers))
-    record.table = _comparison(*kinds, is_looping=looping)
+    share = repeated_share(kinds[0][0].answers)
+    record.table = _comparison(*kinds, has_speed_up=not is_looping(share))
     record.table_title = "Figures of one run of each" if len(kinds[0]) == 1 else f"Figures of {len(kinds[0])} runs each"
-    record.notes = _notes(*kinds, params, is_looping=looping)
+    record.notes = _notes(*kinds, params, share)
     record.verdict, record.is_same = _verdict([run.text for runs in kinds for run in runs])
     view.table(record.table_title, *record.table)
     for line in (*record.notes, *record.verdict):
