@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,9 +18,10 @@ from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import calm_libraries, spinner, tell_once
 from langchain_specdec.cli.options import CHAT, FLAGS, OUTPUT, Given, takes_options
-from langchain_specdec.cli.progress import Lines, is_drawable, rows_on, ticking
+from langchain_specdec.cli.progress import Lines, rows_on, ticking
 from langchain_specdec.cli.reporting import FAILED, INTERRUPTED, flag_of
-from langchain_specdec.cli.terminal_text import json_line, visible
+from langchain_specdec.cli.signals import handled
+from langchain_specdec.cli.terminal_text import is_drawable, json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
 from langchain_specdec.pages.render import check_page, write_page
@@ -228,15 +228,8 @@ def _ended_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(signal.SIGTERM, interrupt):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is interrupt:
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -245,7 +238,7 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    if not is_drawable():
+    if not is_drawable(sys.stderr):
         print(what, file=sys.stderr, flush=True)
         with ticking(Lines(what)) as lines:
             yield lambda name, done, total: lines.follow(f"Measuring, now {name}", done, total)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from langchain_specdec.cli.quiet_keyboard import leaving_on_sigterm
+from langchain_specdec.cli.signals import leaving_on_sigterm
 from langchain_specdec.cli.standard_input import is_terminal, read_line
+from langchain_specdec.cli.terminal_text import is_drawable
 from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def make_reader(commands: Collection[str]) -> Reader:
     if not is_terminal():
         return PipeReader()
     # The question must not go into the file or pipe that takes the answers.
-    stream = next((stream for stream in (sys.stdout, sys.stderr) if stream.isatty()), None)
-    if stream is None or os.environ.get("TERM") in ("dumb", "unknown"):
+    stream = next((stream for stream in (sys.stdout, sys.stderr) if is_drawable(stream)), None)
+    if stream is None:
         return LineReader()
     try:
         from prompt_toolkit.input import create_input

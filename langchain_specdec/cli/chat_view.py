@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -131,7 +130,7 @@ View = PlainView | TerminalView
 def make_view(*, shows_markdown: bool) -> View:
     """The view that fits standard output."""
     console = Console(highlight=False)
-    if console.is_terminal and os.environ.get("TERM") not in ("dumb", "unknown"):
+    if console.is_terminal and not console.is_dumb_terminal:
         return TerminalView(console, shows_markdown=shows_markdown)
     return PlainView()
 

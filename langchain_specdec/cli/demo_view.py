@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langchain_specdec.cli.progress import Lines, ticking
-from langchain_specdec.cli.terminal_text import printable, visible
+from langchain_specdec.cli.terminal_text import is_drawable, printable, visible
 
 if TYPE_CHECKING:
     from langchain_specdec.completions.events import Token
@@ -95,8 +94,7 @@ class View(Protocol):
 
 def make_view() -> View:
     """The view that fits standard output."""
-    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return TerminalView() if is_terminal else PlainView()
+    return TerminalView() if is_drawable(sys.stdout) else PlainView()
 
 
 class PlainView:

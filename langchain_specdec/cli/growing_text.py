@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -12,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.control import Control
 from rich.segment import ControlType, Segment
+
+from langchain_specdec.cli.signals import handled
 
 Line = Sequence[Segment]
 """One line of a terminal, without its line break."""
@@ -67,18 +68,15 @@ class GrowingText:
     @contextmanager
     def heeding_suspension(self) -> Iterator[None]:
         """Notice when the program goes on after Ctrl-Z: what a shell wrote meanwhile stands below the text."""
-        if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
+        if not hasattr(signal, "SIGCONT"):
             yield
             return
 
         def displace(*_: object) -> None:
             self._is_displaced = True
 
-        before = signal.signal(signal.SIGCONT, displace)
-        try:
+        with handled(signal.SIGCONT, displace):
             yield
-        finally:
-            signal.signal(signal.SIGCONT, before)
 
     def _make_way(self) -> None:
         """Leave what is drawn where it cannot be found again to be erased, and go on below it."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import ERROR, INFO, StreamHandler, getLogger
 from typing import TYPE_CHECKING, Any
 
-from langchain_specdec.cli.progress import Bars, Display, Lines, is_drawable, rows_on, ticking
-from langchain_specdec.cli.terminal_text import visible
+from langchain_specdec.cli.progress import Bars, Display, Lines, rows_on, ticking
+from langchain_specdec.cli.signals import handled
+from langchain_specdec.cli.terminal_text import is_drawable, visible
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
@@ -67,7 +67,7 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
     Yields:
         The display, to tell it how far parts of the work are.
     """
-    if not is_shown or not is_drawable():
+    if not is_shown or not is_drawable(sys.stderr):
         with ticking(Lines(description)) as lines, _heeding_ctrl_c():
             yield lines
         return
@@ -95,11 +95,7 @@ def _heeding_ctrl_c() -> Iterator[None]:
 
     What is imported after that fails in ways that nobody understands.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     is_pressed = False
@@ -109,14 +105,12 @@ def _heeding_ctrl_c() -> Iterator[None]:
         is_pressed = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield
-    except Exception:
-        if not is_pressed:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with handled(signal.SIGINT, press):
+        try:
+            yield
+        except Exception:
+            if not is_pressed:
+                raise
     if is_pressed:
         raise KeyboardInterrupt
 

@@ -137,13 +137,6 @@ def _thread(act: Callable[[], float], wait: float) -> Iterator[None]:
         thread.join()
 
 
-def is_drawable() -> bool:
-    """Whether stderr is a terminal that something can be redrawn in."""
-    from rich.console import Console
-
-    return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
-
-
 def rows_on(console: Console, *columns: ProgressColumn, refresh_per_second: float = 10.0) -> Progress:
     """A display of rows that vanish at their end, also where Ctrl-C is what ends them.
 

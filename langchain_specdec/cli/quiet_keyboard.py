@@ -8,8 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
 
+from langchain_specdec.cli.signals import handled, leaving_on_sigterm
 from langchain_specdec.cli.standard_input import is_terminal
 
 try:
@@ -41,23 +41,6 @@ def quiet_keyboard() -> Iterator[None]:
             yield
         finally:
             keyboard.restore()
-
-
-@contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the program by a `SystemExit`: killed at once, it would leave a terminal that echoes nothing."""
-
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Keyboard:
@@ -101,11 +84,8 @@ class _Keyboard:
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
             yield
             return
-        signal.signal(signal.SIGTSTP, suspend)
-        try:
+        with handled(signal.SIGTSTP, suspend):
             yield
-        finally:
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _is_ours(self) -> bool:
         """Whether the program is in the foreground: one that is not is stopped where it sets the terminal."""

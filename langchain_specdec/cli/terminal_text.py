@@ -7,6 +7,7 @@ characters would be commands to it: to hide text, to retitle the window, to answ
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, TextIO
 
 from tgi_launcher.standard_streams import takes_unicode
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
 def printable(text: str, stream: TextIO) -> str:
     """What to write to a stream: `visible` text to a terminal, the text as it is to a pipe or a file."""
     return visible(text) if stream.isatty() else text
+
+
+def is_drawable(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that something can be redrawn in, and not one that only prints."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def json_line(value: Any) -> str:

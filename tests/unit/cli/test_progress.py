@@ -77,7 +77,7 @@ def test_ctrl_c_leaves_no_row_behind(columns: int, monkeypatch: pytest.MonkeyPat
     """The terminal echoes ^C behind the last row, which has to have room for it."""
     screen = Screen(columns, 10)
     console = Console(file=screen, force_terminal=True, width=columns, height=10)  # type: ignore[arg-type]
-    monkeypatch.setattr(loading, "is_drawable", lambda: True)
+    monkeypatch.setattr(loading, "is_drawable", lambda _: True)
     monkeypatch.setattr("rich.console.Console", lambda **_: console)
     with spinner("Summarising") as bars:
         assert isinstance(bars, Bars)
