@@ -32,6 +32,8 @@ class Keyboard:
 
     def type(self, keys: str) -> None:
         os.write(self._keys, keys.encode())
+        # The system takes them in, and echoes them or not, a moment later.
+        assert not keys.endswith("\n") or select.select([self.descriptor], [], [], 10)[0]
 
     def echo(self) -> bytes:
         return os.read(self._keys, 1024) if select.select([self._keys], [], [], 0)[0] else b""
