@@ -1,0 +1,189 @@
+"""A decoder's weights as plain arrays: what the native decoder runs, wherever they come from.
+
+Every matrix keeps the bits of its file: rows of GGML blocks (https://github.com/ggml-org/ggml), or plain float32,
+float16 or bfloat16 numbers. What a block stands for is what dequantising it gives, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Format(IntEnum):
+    """How a matrix holds its numbers, by GGML's numbers of its types."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ4_NL = 20
+    BF16 = 30
+
+
+class Activation(IntEnum):
+    """What a gated MLP does to its gate."""
+
+    SILU = 0
+    GELU_TANH = 1
+    GELU = 2
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weight of a linear layer, or a table of embeddings.
+
+    Attributes:
+        data: Its rows, one after the other without gaps, uint8 `[outputs, bytes of a row]`. Whoever made it keeps
+            nothing else alive for it: the array owns its memory, or a map of the file.
+        format: How it holds its numbers.
+        inputs: Numbers of a row.
+    """
+
+    data: NDArray[np.uint8]
+    format: Format
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """Rows."""
+        return int(self.data.shape[0])
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Some of its rows; nothing is copied."""
+        return Matrix(self.data[start:stop], self.format, self.inputs)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer: RMSNorm, rotary attention over grouped keys, gated MLP. None is "has none".
+
+    Attributes:
+        query: `[heads * head_dim, hidden]`.
+        key: `[kv_heads * head_dim, hidden]`.
+        value: `[kv_heads * head_dim, hidden]`.
+        output: `[hidden, heads * head_dim]`.
+        gate: `[mlp, hidden]`.
+        up: `[mlp, hidden]`.
+        down: `[hidden, mlp]`.
+        attention_norm: RMSNorm weight before attention, `[hidden]`; so are all others but those of heads.
+        mlp_norm: Before the MLP.
+        query_norm: Of each head's query, `[head_dim]` (Qwen3, Gemma 3).
+        key_norm: Of each head's key, `[head_dim]`.
+        post_attention_norm: Of attention's output (Gemma 2 and 3).
+        post_mlp_norm: Of the MLP's output (Gemma 2 and 3).
+        query_bias: `[heads * head_dim]`; the other biases likewise.
+        key_bias: See `query_bias`.
+        value_bias: See `query_bias`.
+        output_bias: See `query_bias`.
+        rotary: Which of the rotary tables turns its queries and keys; None: positions do not (NoPE).
+        window: Positions that a token sees, itself included; None: all.
+    """
+
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    output: Matrix
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    attention_norm: Floats
+    mlp_norm: Floats
+    query_norm: Floats | None = None
+    key_norm: Floats | None = None
+    post_attention_norm: Floats | None = None
+    post_mlp_norm: Floats | None = None
+    query_bias: Floats | None = None
+    key_bias: Floats | None = None
+    value_bias: Floats | None = None
+    output_bias: Floats | None = None
+    rotary: int | None = 0
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """What turns queries and keys by their position (Su et al. 2021, "RoFormer").
+
+    Attributes:
+        cosines: float32 `[positions, rotary_dim / 2]`, with the scaling of attention that some kinds have in it.
+        sines: Likewise.
+    """
+
+    cosines: Floats
+    sines: Floats
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A decoder of the Llama kind.
+
+    Attributes:
+        layers: The layers.
+        embedding: `[vocab, hidden]`.
+        head: `[vocab, hidden]`; the embedding itself where they are tied.
+        final_norm: `[hidden]`.
+        heads: Heads of queries.
+        kv_heads: Heads of keys and values.
+        head_dim: Numbers of a head.
+        norm_eps: What RMSNorms add to the mean square.
+        rotary: One table, or two (Gemma 3: layers with a window have one of their own).
+        has_rotary_pairs: Whether neighbours turn with each other, as GGUF arranges Llama's queries and keys; else
+            number i turns with number i + rotary_dim / 2, as Hugging Face has it.
+        activation: Of the MLPs' gates.
+        embedding_scale: What embeddings are multiplied by (Gemma).
+        attention_scale: What scores are multiplied by; None: `head_dim ** -0.5`.
+        attention_softcap: See `slot_attention`; None: none (Gemma 2).
+        logit_softcap: The same for logits.
+        residual_scale: What attention's and MLP's outputs are multiplied by (Granite).
+        logit_scale: What logits are multiplied by (Granite, Cohere).
+        head_bias: `[vocab]`.
+    """
+
+    layers: Sequence[LayerWeights]
+    embedding: Matrix
+    head: Matrix
+    final_norm: Floats
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rotary: Sequence[RotaryTable] = field(default_factory=tuple)
+    has_rotary_pairs: bool = False
+    activation: Activation = Activation.SILU
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    head_bias: Floats | None = None
+
+    @property
+    def hidden(self) -> int:
+        """Numbers of a hidden state."""
+        return self.embedding.inputs
+
+    @property
+    def vocab(self) -> int:
+        """Tokens."""
+        return self.head.outputs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all matrices, each once."""
+        layers = ((m.query, m.key, m.value, m.output, m.gate, m.up, m.down) for m in self.layers)
+        every = [self.embedding, self.head, *(matrix for layer in layers for matrix in layer)]
+        return sum({matrix.data.ctypes.data: matrix.data.nbytes for matrix in every}.values())

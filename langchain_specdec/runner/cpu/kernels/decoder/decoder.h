@@ -1,0 +1,83 @@
+// What Python hands over: a decoder's weights, its cache, and one step. Mirrored by `decoder_weights.py` and
+// `native_decoder.py`. All numbers of 8 bytes or 4, all arrays row by row without gaps.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// A weight as its file holds it: a row of blocks per output, one row after the other.
+struct Matrix {
+  const uint8_t* data;
+  int64_t format;  // A GGML type
+  int64_t outputs, inputs;
+  int64_t row_bytes;
+};
+
+// A decoder layer. Null is "has none".
+struct Layer {
+  Matrix query, key, value, output, gate, up, down;
+  const float *query_bias, *key_bias, *value_bias, *output_bias;
+  // Weights of RMSNorms: before attention, of each head's query and key, after attention, before and after the MLP.
+  const float *attention_norm, *query_norm, *key_norm, *post_attention_norm, *mlp_norm, *post_mlp_norm;
+  int64_t rotary;  // Which table; -1: positions do not turn queries and keys
+  int64_t window;  // Positions that a token sees, itself included; 0: all
+};
+
+enum Activation : int64_t { kSilu = 0, kGeluTanh = 1, kGelu = 2 };
+
+struct Model {
+  int64_t layers, hidden, heads, kv_heads, head_dim, mlp, vocab;
+  int64_t activation;
+  int64_t rotary_dim;   // Numbers of a head that turn, the first ones
+  int64_t rotary_pairs; // 0: number i turns with i + rotary_dim / 2 (Hugging Face); 1: with its neighbour (GGUF's Llama)
+  int64_t positions;    // Rows of the rotary tables; later positions take the last
+  const float* cosines[2];  // [positions, rotary_dim / 2]
+  const float* sines[2];
+  float norm_eps, embedding_scale, attention_scale, attention_softcap, logit_softcap, residual_scale, logit_scale;
+  float reserved;
+  Matrix embedding, head;
+  const float* final_norm;
+  const float* head_bias;
+  const Layer* layer;
+};
+
+// Keys and values: [layers, 2, slots, kv_heads, length, head_dim] in float32.
+struct Cache {
+  float* data;
+  int64_t slots, length;
+};
+
+// The rows of a forward. Null is "not wanted", or "as usual".
+struct Step {
+  int64_t rows, width;       // Of the arrays; rows may have fewer tokens
+  const int64_t* tokens;     // [rows, width]
+  const int64_t* counts;     // [rows] tokens of each
+  const int64_t* slots;      // [rows]
+  const int64_t* starts;     // [rows] position of the first one
+  const int64_t* depths;     // [rows, width] steps from the first token; null: 0, 1, 2, ...
+  const uint8_t* ancestors;  // [rows, width, width] whether a token sees another one; null: those before it
+  float* logits;             // [rows, width, vocab]; null: a prompt, of which only keys and values are kept
+  int64_t last_only;         // Whether only the logits of each row's last token are wanted
+  const float* temperatures; // [rows]; null: all 0
+  const int32_t* seeds;      // [rows, 2]
+  int64_t* picks;            // [rows, width] what is picked after each token; null: nothing
+  float* scores;             // [rows, width] its logit
+  int64_t candidates;        // How many of the best tokens are wanted
+  int64_t* best;             // [candidates, rows, width]
+};
+
+// Null where threads cannot be had. Weights and cache have to outlive it; the structs themselves are copied.
+void* decoder_open(const Model* model, const Cache* cache, int64_t threads);
+void decoder_close(void* decoder);
+// One forward; returns when all of it is done. One thread at a time.
+void decoder_run(void* decoder, const Step* step);
+// Moves what is at start + offsets[i] of a slot to start + i, in all layers.
+void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count);
+// Bytes of a row of `inputs` numbers in a format, 0 where it is not known.
+int64_t decoder_row_bytes(int64_t format, int64_t inputs);
+// A row of a matrix as numbers, for embeddings and tests.
+void decoder_widen(const Matrix* matrix, int64_t row, float* numbers);
+// y = x W^T for x [rows, inputs], without threads; for tests.
+void decoder_product(const Matrix* matrix, const float* x, int64_t rows, float* y);
+}
