@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
 from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
 from langchain_specdec.runner.model_inputs import max_positions
 
@@ -83,8 +84,12 @@ def _fingerprint(model: torch.nn.Module) -> str:
         (name, tuple(p.shape), [] if p.is_meta else first_numbers(p))
         for name, p in model.named_parameters()
     ]
-    # The model of another backend may be packed.
-    packed = [(name, module.samples) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    # The model of another backend may be packed, or share its weights with a native decoder.
+    packed = [
+        (name, module.samples)
+        for name, module in model.named_modules()
+        if isinstance(module, (PackedLinear, MatrixLinear, MatrixEmbedding))
+    ]
     return _digest([*parameters, *packed])
 
 
