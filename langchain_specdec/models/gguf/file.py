@@ -39,7 +39,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-class _Short(Exception):
+class _ShortError(Exception):
     """The bytes at hand end within the header."""
 
 
@@ -70,7 +70,7 @@ class Tensor:
         """
         numbers, size = _block(self.type)
         if not numbers or self.shape[-1] % numbers:
-            _damaged(self.path, f"{self.name} has rows of {self.shape[-1]} numbers, in type {self.type}")
+            damaged(self.path, f"{self.name} has rows of {self.shape[-1]} numbers, in type {self.type}")
         return self.shape[-1] // numbers * size
 
     @property
@@ -106,7 +106,7 @@ def open_gguf(path: Path) -> GGUFFile:
             tensors |= _read_header(part)[1]
         expected = fields.get("split.tensors.count", len(tensors))
         if expected != len(tensors):
-            _damaged(path, f"its parts hold {len(tensors)} of {expected} tensors")
+            damaged(path, f"its parts hold {len(tensors)} of {expected} tensors")
     return GGUFFile(path, fields, tensors)
 
 
@@ -131,26 +131,30 @@ def _parts(path: Path) -> Iterator[Path]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    wanted = _FIRST_BYTES
+    while (header := _header(path, wanted)) is None:
+        wanted *= 8
+    return header.fields, header.tensors
+
+
+def _header(path: Path, wanted: int) -> _Header | None:
+    """The header of a file; None where it needs more bytes than that."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            wanted = min(_FIRST_BYTES, size)
-            while True:
-                file.seek(0)
-                try:
-                    header = _Header(path, file.read(wanted), size)
-                    return header.fields, header.tensors
-                except _Short:
-                    if wanted >= min(size, _MOST_HEADER_BYTES):
-                        break
-                    wanted = min(wanted * 8, size, _MOST_HEADER_BYTES)
+            file.seek(0)
+            data = file.read(wanted)
+        return _Header(path, data, size)
     except ModelLoadError:
         raise
     except OSError as error:
         raise ModelLoadError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
-    except (UnicodeDecodeError, OverflowError, ValueError, TypeError) as error:
-        _damaged(path, f"its metadata cannot be read ({error})", error)
-    _damaged(path, "it ends within its metadata")
+    except (OverflowError, ValueError, TypeError) as error:
+        damaged(path, f"its metadata cannot be read ({error})", error)
+    except _ShortError:
+        if wanted >= min(size, _MOST_HEADER_BYTES):
+            damaged(path, "it ends within its metadata")
+        return None
 
 
 class _Header:
@@ -174,18 +178,18 @@ class _Header:
         tensors = [self._tensor() for _ in range(num_tensors)]
         alignment = self.fields.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
-            _damaged(path, f"general.alignment is {alignment!r}")
+            damaged(path, f"general.alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
         self.tensors = {name: Tensor(name, kind, shape, path, start + at) for name, kind, shape, at in tensors}
         for tensor in self.tensors.values():
             if _block(tensor.type) != (0, 0) and tensor.offset + tensor.num_bytes > file_size:
-                _damaged(path, f"it ends before {tensor.name}, after {file_size} bytes")
+                damaged(path, f"it ends before {tensor.name}, after {file_size} bytes")
 
     def _take(self, count: int) -> int:
         """Where the next bytes begin."""
         at, self._at = self._at, self._at + count
         if self._at > len(self._data):
-            raise _Short
+            raise _ShortError
         return at
 
     def _number(self, form: struct.Struct) -> int:
@@ -207,7 +211,7 @@ class _Header:
 
     def _numbers(self, kind: int, count: int) -> list[Any]:
         if kind not in _SCALARS:
-            _damaged(self._path, f"a value in its metadata is of type {kind}")
+            damaged(self._path, f"a value in its metadata is of type {kind}")
         form = _SCALARS[kind]
         numbers: list[Any] = np.frombuffer(self._data, form, count, self._take(form.itemsize * count)).tolist()
         return numbers
@@ -218,11 +222,11 @@ class _Header:
         length_of, end = _U64.unpack_from, len(data)
         for _ in range(count):
             if at + 8 > end:
-                raise _Short
+                raise _ShortError
             start = at + 8
             at = start + length_of(data, at)[0]
             if at > end:
-                raise _Short
+                raise _ShortError
             texts.append(data[start:at].decode())
         self._at = at
         return texts
@@ -231,7 +235,7 @@ class _Header:
         name = self._string()
         count = self._number(_U32)
         if not 0 < count <= _MOST_DIMENSIONS:
-            _damaged(self._path, f"{name} has {count} dimensions")
+            damaged(self._path, f"{name} has {count} dimensions")
         shape = tuple(self._number(_U64) for _ in range(count))[::-1]
         return name, self._number(_U32), shape, self._number(_U64)
 
@@ -249,6 +253,7 @@ def _block(kind: int) -> tuple[int, int]:
     return sizes.get(kind, (0, 0)) if kind in iter(GGMLQuantizationType) else (0, 0)
 
 
-def _damaged(path: Path, what: str, cause: Exception | None = None) -> NoReturn:
+def damaged(path: Path, what: str, cause: Exception | None = None) -> NoReturn:
+    """Raise the `ModelLoadError` of a file that holds what no file of its kind does."""
     message = f"{str(path)!r} is damaged: {what}. Download or copy it anew."
     raise ModelLoadError(message) from cause

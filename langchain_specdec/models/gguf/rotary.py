@@ -34,7 +34,7 @@ def rotary_tables(file: GGUFFile, config: GGUFConfig) -> list[RotaryTable]:
 
 def rotary_dim(config: GGUFConfig) -> int:
     """Numbers of a head that positions turn."""
-    return int(round(config.head_dim * getattr(config, "partial_rotary_factor", 1.0)))
+    return round(config.head_dim * float(getattr(config, "partial_rotary_factor", 1.0)))
 
 
 def inverse_frequencies(file: GGUFFile, config: GGUFConfig) -> tuple[Tensor, float]:

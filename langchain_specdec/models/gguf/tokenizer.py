@@ -109,10 +109,10 @@ class _Built:
 
 def _backend(file: GGUFFile, tokens: _Tokens) -> tuple[Tokenizer, bool]:
     """A tokenizer without special tokens, and whether it begins texts with one where the file does not say."""
-    kind = file.fields.get("tokenizer.ggml.model")
     # Converters fill tables up to the size of the embeddings.
     fillers = {f"[PAD{index}]": index for index, kind in enumerate(tokens.kinds) if kind == _UNUSED}
     vocab = {text: index for text, index in tokens.vocab.items() if fillers.get(text) != index}
+    kind = file.fields.get("tokenizer.ggml.model")
     if kind == "gpt2":
         pre = file.fields.get("tokenizer.ggml.pre", "default")
         if pre not in PRE_TOKENIZERS:
@@ -121,24 +121,27 @@ def _backend(file: GGUFFile, tokens: _Tokens) -> tuple[Tokenizer, bool]:
         if not isinstance(merges, list):
             _damaged(file, "it has no tokenizer.ggml.merges")
         return byte_level(vocab, merges, PRE_TOKENIZERS[pre]), PRE_TOKENIZERS[pre].adds_bos
-    if kind == "llama":
-        scores = file.fields.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) < len(tokens.texts):
-            _damaged(file, "tokenizer.ggml.scores has too few entries")
-        # Converters write the spaces of added tokens as such, and give them a score of their own.
-        pieces = {
-            text if tokens.kinds[index] != _USER_DEFINED else text.replace(" ", SPACE): index
-            for text, index in vocab.items()
-        }
-        mergeable = {
-            text: 0.0 if tokens.kinds[index] == _USER_DEFINED else scores[index]
-            for text, index in pieces.items()
-            if tokens.kinds[index] in (_NORMAL, _USER_DEFINED)
-        }
-        unknown = tokens.text("unknown") or tokens.texts[0]
-        has_prefix = bool(file.fields.get("tokenizer.ggml.add_space_prefix", True))
-        return sentence_piece(pieces, mergeable, unknown, has_prefix=has_prefix), True
-    _refuse(file, f"is of kind {kind!r}; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece's BPE) are read")
+    if kind != "llama":
+        _refuse(file, f"is of kind {kind!r}; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece's BPE) are read")
+    return _pieces(file, tokens, vocab), True
+
+
+def _pieces(file: GGUFFile, tokens: _Tokens, vocab: dict[str, int]) -> Tokenizer:
+    scores = file.fields.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) < len(tokens.texts):
+        _damaged(file, "tokenizer.ggml.scores has too few entries")
+    # Converters write the spaces of added tokens as such, and give these a score of no use; SentencePiece takes them
+    # before all others.
+    is_added = {index for index, kind in enumerate(tokens.kinds) if kind == _USER_DEFINED}
+    pieces = {text.replace(" ", SPACE) if index in is_added else text: index for text, index in vocab.items()}
+    mergeable = {
+        text: 0.0 if index in is_added else scores[index]
+        for text, index in pieces.items()
+        if tokens.kinds[index] in (_NORMAL, _USER_DEFINED)
+    }
+    unknown = tokens.text("unknown") or tokens.texts[0]
+    has_prefix = bool(file.fields.get("tokenizer.ggml.add_space_prefix", True))
+    return sentence_piece(pieces, mergeable, unknown, has_prefix=has_prefix)
 
 
 def _add_special(backend: Tokenizer, tokens: _Tokens, file: GGUFFile) -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
 from langchain_specdec.models.gguf.config import ARCHITECTURES, GGUFConfig
-from langchain_specdec.models.gguf.file import GGUFFile, Tensor
+from langchain_specdec.models.gguf.file import GGUFFile
 from langchain_specdec.models.gguf.rotary import FACTORS, rotary_tables
 from langchain_specdec.models.gguf.tensors import read_matrices, read_vector
 from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Floats, LayerWeights, Matrix
