@@ -152,15 +152,19 @@ class NativeDecoder:
     ) -> None:
         self._library = library
         self._pid = os.getpid()
-        # C++ copies the structures; what their pointers lead to stays with the weights and the cache.
-        layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
-        model = _model(weights, layers)
+        self._num_threads = max(1, min(num_threads, MAX_THREADS))
         length = -(-max_length // BLOCK) * BLOCK
-        position_bytes = 4 * library.slot_floats(byref(model), length) // length
-        self.cache = NativeCache(len(layers), num_slots, length, position_bytes)
-        memory = self.cache.memory
-        slots = _Cache(memory.ctypes.data, num_slots, length)
-        handle = library.open(byref(model), byref(slots), max(1, min(num_threads, MAX_THREADS)))
+        position_bytes = 4 * library.slot_floats(byref(_model(weights)), length) // length
+        self.cache = NativeCache(len(weights.layers), num_slots, length, position_bytes)
+        self.cache.decoder = weakref.proxy(self)
+        self._open(weights)
+
+    def _open(self, weights: DecoderWeights) -> None:
+        library, cache = self._library, self.cache
+        memory = cache.memory
+        slots = _Cache(memory.ctypes.data, cache.num_slots, cache.max_length)
+        # C++ copies the structures; what their pointers lead to stays with the weights and the cache.
+        handle = library.open(byref(_model(weights)), byref(slots), self._num_threads)
         if not handle:
             msg = "there is no memory for the decoder"
             raise OSError(msg)
@@ -169,7 +173,11 @@ class NativeDecoder:
         self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory))
         # At the end of the process threads and memory go anyway, and another thread may be in a forward.
         self._finalizer.atexit = False
-        self.cache.decoder = weakref.proxy(self)
+
+    def replace(self, weights: DecoderWeights) -> None:
+        """Compute with other weights of the same sizes from here on; what the slots hold stays."""
+        self.close()
+        self._open(weights)
 
     def run(self, step: Step) -> None:
         """One forward. Other Python threads run meanwhile.
@@ -247,7 +255,8 @@ def _layer(layer: LayerWeights) -> _Layer:
     return found
 
 
-def _model(weights: DecoderWeights, layers: ctypes.Array[_Layer]) -> _Model:
+def _model(weights: DecoderWeights) -> _Model:
+    layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
     first = weights.layers[0]
     model = _Model(
         len(layers),
