@@ -25,7 +25,7 @@ from langchain_specdec.runner.cpu.decoder_weights import (
 )
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, narrowed, plain_matrix
-from langchain_specdec.runner.model_inputs import max_positions, num_key_value_heads
+from langchain_specdec.runner.model_config import max_positions, num_key_value_heads
 
 Convert = Callable[[Matrix, bool], Matrix]
 """Makes another matrix of one; told whether it is a table of tokens (the embedding, or the head)."""
@@ -179,10 +179,9 @@ def _family_of(model: nn.Module) -> _Family:
 def _check_sizes(weights: DecoderWeights, config: Any) -> None:
     """Refuse matrices that do not fit each other, of a module that was changed."""
     hidden, query, key = config.hidden_size, weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
-    vocab = weights.vocab
+    vocab, mlp = weights.vocab, weights.layers[0].gate.outputs
     wanted = [(weights.embedding, vocab, hidden), (weights.head, vocab, hidden)]
     for layer in weights.layers:
-        mlp = layer.gate.outputs
         wanted += [(layer.query, query, hidden), (layer.key, key, hidden), (layer.value, key, hidden)]
         wanted += [(layer.gate, mlp, hidden), (layer.up, mlp, hidden)]
         wanted += [(layer.output, hidden, query), (layer.down, hidden, mlp)]
