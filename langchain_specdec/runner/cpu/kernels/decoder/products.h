@@ -131,6 +131,9 @@ inline void product(const Matrix& matrix, int64_t first, int64_t last, int64_t r
     int64_t o = first;
     for (; o + kTileOutputs <= last; o += kTileOutputs)
       outputs_of<Format, kTileOutputs>(matrix, o, rows, x, x_stride, y + o - first, y_stride);
-    for (; o < last; ++o) outputs_of<Format, 1>(matrix, o, rows, x, x_stride, y + o - first, y_stride);
+    for (; o < last; ++o)
+      for (int64_t r = 0; r < rows; ++r)
+        tile<Format, 1, 1>(matrix.data + o * matrix.row_bytes, matrix.row_bytes, matrix.inputs, x + r * x_stride,
+                           x_stride, y + r * y_stride + o - first, y_stride);
   });
 }
