@@ -131,6 +131,11 @@ def model_path(*, progress: Progress | None = None) -> Path:
     return folder
 
 
+def gguf_file() -> Path | None:
+    """The model's file in its package; None where the package is not installed."""
+    return _find_gguf()
+
+
 def _find_gguf() -> Path | None:
     # The package is not imported: it needs `llm` and `llama-cpp-python`, which nothing here uses.
     spec = importlib.util.find_spec(_PACKAGE)

@@ -293,13 +293,6 @@ def _key(shape: ForwardShape) -> GraphKey:
     return rows == 1, width == 1
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the base model."""
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
-    return list(lists[0]) if len(lists) == 1 else []
-
-
 def _group_size(count: int) -> int:
     """Layers per graph: the largest divisor up to the limit, so that groups are equal; else the limit itself."""
     divisors = [d for d in range(3, _MAX_LAYERS_PER_GRAPH + 1) if count % d == 0]
