@@ -1,6 +1,6 @@
 """Runs the forwards of a native decoder over its slots, as `ModelRunner` does those of PyTorch's modules.
 
-A step takes one call of C++, and some ten microseconds of Python. PyTorch is asked only where more than logits and noise
+A step takes one call of C++, and some microseconds of Python. PyTorch is asked only where more than logits and noise
 decides on a token: penalties, grammars, top-p.
 """
 
@@ -182,9 +182,7 @@ class NativeRunner:
         return [[] if UNSOUND in chain else chain for chain in chains]
 
     @torch.inference_mode()
-    def _picked_chain(
-        self, batch: RowBatch, steps: int, vocab_size: int, pick: PickDraft | None
-    ) -> list[list[int]]:
+    def _picked_chain(self, batch: RowBatch, steps: int, vocab_size: int, pick: PickDraft | None) -> list[list[int]]:
         """Where it takes PyTorch to pick."""
         inputs = RowInputs.from_batch(batch, _CPU)
         chains = inputs.tokens[:, :0]
@@ -223,9 +221,7 @@ class NativeRunner:
         self._decoder.close()
         self.cache.release()
 
-    def _run(
-        self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False
-    ) -> None:
+    def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
         self.num_forwards += 1
         if self._unfit is not None:
             raise RuntimeError(self._unfit)
