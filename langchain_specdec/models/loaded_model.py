@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.generation_defaults import read_plain
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
 from langchain_specdec.runner.model_config import max_positions
-
 
 # Bytes of each weight by which models are told apart.
 _NUM_SAMPLED = 64

@@ -36,7 +36,7 @@ class Vocabulary:
 
     model: str = "gpt2"
     pre: str = "gpt-2"
-    tokens: Sequence[str] = tuple("<e> <b> Ġ a b c ab Ġa ! 1".split())
+    tokens: Sequence[str] = ("<e>", "<b>", "Ġ", "a", "b", "c", "ab", "Ġa", "!", "1")
     kinds: Sequence[int] = (CONTROL, CONTROL, *[NORMAL] * 8)
     merges: Sequence[str] = ("a b", "Ġ a")
     scores: Sequence[float] = ()

@@ -22,7 +22,8 @@ _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?
 _TEKKEN = rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST_WITH_SLASH}"
 _GPT4O = rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
+_DIGIT = r"\p{N}"
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", _DIGIT)
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 
@@ -44,7 +45,7 @@ class PreTokenizer:
 
 
 _LLAMA_BPE = PreTokenizer((_LLAMA3,), takes_whole=True, adds_bos=True)
-_OF_DIGITS = PreTokenizer((r"\p{N}", _GPT2))
+_OF_DIGITS = PreTokenizer((_DIGIT, _GPT2))
 _OF_QWEN2 = PreTokenizer((_QWEN2,), is_composed=True)
 PRE_TOKENIZERS = {
     "default": PreTokenizer(_DEFAULT),
@@ -90,9 +91,14 @@ def byte_level(vocab: dict[str, int], merges: Sequence[str], kind: PreTokenizer)
     if kind.is_composed:
         tokenizer.normalizer = normalizers.NFC()
     patterns = list(kind.patterns)
-    # ByteLevel's own pattern is GPT-2's, and faster.
+    # ByteLevel's own pattern is GPT-2's, and faster; so is Digits.
     is_gpt2 = patterns[-1] == _GPT2
-    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns[: len(patterns) - is_gpt2]]
+    splits = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if pattern == _DIGIT
+        else pre_tokenizers.Split(Regex(pattern), "isolated")
+        for pattern in patterns[: len(patterns) - is_gpt2]
+    ]
     splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_gpt2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()

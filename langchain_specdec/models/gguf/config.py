@@ -143,7 +143,7 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         positions = min(positions, scaling["original_max_position_embeddings"])
     config = GGUFConfig(
         model_type="mistral" if kind.model_type == "llama" and window else kind.model_type,
-        dtype="float32",
+        torch_dtype="float32",
         vocab_size=embedding.shape[0],
         hidden_size=hidden,
         intermediate_size=keys.number("feed_forward_length"),
@@ -164,8 +164,6 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         config.partial_rotary_factor = rotary_dim / head_dim
     if kind.is_gemma:
         config.hidden_activation = config.hidden_act = "gelu_pytorch_tanh"
-    else:
-        config.hidden_act = "silu"
     if kind.full_every:
         config.sliding_window = window
         config.layer_types = [_FULL if (i + 1) % kind.full_every == 0 else _SLIDING for i in range(layers)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,8 @@ def transformers_config(model: GGUFModel) -> dict[str, Any]:
     return values
 
 
-def state_dict(model: GGUFModel, tell: Callable[[int, int], None] = lambda *_: None) -> Iterator[tuple[str, Floats]]:
+def state_dict(model: GGUFModel) -> Iterator[tuple[str, Floats]]:
     """The names and numbers of all weights, as transformers' classes have them, each as it is made.
-
-    Args:
-        model: The model.
-        tell: Told how many layers are done, and of how many.
 
     Raises:
         MissingDependencyError: The package gguf, which dequantises, is not installed.
@@ -86,10 +82,8 @@ def state_dict(model: GGUFModel, tell: Callable[[int, int], None] = lambda *_: N
     one = 1 if ARCHITECTURES[model.file.fields["general.architecture"]].is_gemma else 0
     yield "model.embed_tokens.weight", dequantised(weights.embedding)
     for index, layer in enumerate(weights.layers):
-        tell(index, len(weights.layers))
         for name, numbers in _layer(model, layer, one):
             yield f"model.layers.{index}.{name}", numbers
-    tell(len(weights.layers), len(weights.layers))
     yield "model.norm.weight", weights.final_norm - one
     if not is_tied:
         yield "lm_head.weight", dequantised(weights.head)

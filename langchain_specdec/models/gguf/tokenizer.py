@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from tokenizers import AddedToken, Tokenizer, processors
 
-from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
+from langchain_specdec.errors import ModelLoadError, SpecDecError, UnsupportedModelError
 from langchain_specdec.models.gguf.byte_level import PRE_TOKENIZERS, byte_level
 from langchain_specdec.models.gguf.file import GGUFFile
 from langchain_specdec.models.gguf.sentence_piece import SPACE, sentence_piece
@@ -34,27 +34,34 @@ def read_tokenizer(file: GGUFFile, max_length: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokens = _Tokens(file)
-    try:
-        backend, adds_bos = _backend(file, tokens)
-        _add_special(backend, tokens, file)
-    except (UnsupportedModelError, ModelLoadError):
-        raise
-    except Exception as error:  # as tokenizers raises
-        _damaged(file, f"its tokenizer cannot be built ({' '.join(str(error).split())})", error)
     special = {
-        f"{ours}_token": tokens.text(theirs)
+        f"{ours}_token": text
         for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        if (text := tokens.text(theirs)) is not None
     }
-    _add_ends(backend, tokens, file, adds_bos=adds_bos)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_Built(backend),
+        tokenizer_object=_Built(build_backend(file)),
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],  # else the class adds token_type_ids
         clean_up_tokenization_spaces=False,
-        **{name: text for name, text in special.items() if text is not None},
+        **special,
     )
     tokenizer.chat_template = _chat_template(file)
     return tokenizer
+
+
+def build_backend(file: GGUFFile) -> Tokenizer:
+    """Build what encodes and decodes in a file's tokenizer. Raises what `read_tokenizer` raises."""
+    tokens = _Tokens(file)
+    try:
+        backend, adds_bos = _backend(file, tokens)
+        _add_special(backend, tokens, file)
+        _add_ends(backend, tokens, file, adds_bos=adds_bos)
+    except SpecDecError:
+        raise
+    except Exception as error:  # as tokenizers raises
+        _damaged(file, f"its tokenizer cannot be built ({' '.join(str(error).split())})", error)
+    return backend
 
 
 def ending_tokens(file: GGUFFile) -> list[int]:
@@ -167,10 +174,9 @@ def _add_ends(backend: Tokenizer, tokens: _Tokens, file: GGUFFile, *, adds_bos: 
     if begin is None and end is None:
         return
     special = [(text, tokens.vocab[text]) for text in dict.fromkeys((begin, end)) if text is not None]
-    parts = [part for part in (begin, "$A", end) if part is not None]
-    seconds = [f"{part}:1" for part in (begin, "$B", end) if part not in (None, ":1")]
+    first, second = ([part for part in (begin, "$A", end) if part], [part for part in (begin, "$B", end) if part])
     backend.post_processor = processors.TemplateProcessing(
-        single=parts, pair=[*parts, *seconds], special_tokens=special
+        single=first, pair=[*first, *(f"{part}:1" for part in second)], special_tokens=special
     )
 
 

@@ -22,7 +22,6 @@ from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLib
 from langchain_specdec.runner.cpu.native_step import NativeStep
 from langchain_specdec.runner.step_inputs import RowBatch
 
-
 _HIDDEN, _MLP, _VOCAB, _HEADS, _KV_HEADS, _HEAD_DIM, _POSITIONS = 48, 80, 67, 6, 2, 8, 12
 # Largest difference of a logit that rounding in another order may make.
 _TOLERANCE = 1e-4
@@ -118,9 +117,7 @@ def _weights() -> DecoderWeights:
     table = RotaryTable(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
     layers = [layer(Format.F32, None), layer(Format.BF16, 4)]
     embedding = matrix(_VOCAB, _HIDDEN, Format.F16)
-    return DecoderWeights(
-        layers, embedding, embedding, norm(_HIDDEN), _HEADS, _KV_HEADS, _HEAD_DIM, 1e-5, (table,)
-    )
+    return DecoderWeights(layers, embedding, embedding, norm(_HIDDEN), _HEADS, _KV_HEADS, _HEAD_DIM, 1e-5, (table,))
 
 
 def _logits(weights: DecoderWeights, prompt: list[int], nodes: list[int], parents: list[int]) -> NDArray[Any]:

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 
 from langchain_specdec.models.gguf import read_gguf
 from langchain_specdec.models.gguf.to_transformers import to_transformers
-from tests.support.gguf_files import FAMILIES, HEAD_DIM, POSITIONS, VOCAB, tiny_model, write_gguf
-from tests.support.reference_decoder import numbers, reference_logits
+from tests.support.gguf_files import FAMILIES, VOCAB, tiny_model, write_gguf
+from tests.support.reference_decoder import reference_logits
 
 pytestmark = pytest.mark.transformers
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, VOCAB, 20)]
