@@ -211,6 +211,22 @@ def test_the_same_model_again_gives_the_same_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_was_changed_is_read_as_it_is_and_none_of_its_layers_replaced(dtype: torch.dtype) -> None:
+    model = random_model(dtype=dtype, initializer_range=0.3)
+    taken(model)
+    layers = {name: id(module) for name, module in model.named_modules()}
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj = nn.Linear(32, 64, bias=False)
+        layers["model.layers.1.mlp.up_proj"] = id(model.model.layers[1].mlp.up_proj)
+        # All of these numbers bfloat16 would hold.
+        model.model.layers[1].mlp.up_proj.weight.fill_(0.5)
+        model.model.norm.weight.mul_(2.0)
+    weights = check_same(model)
+    assert weights.layers[1].up.format is Format.F32
+    assert {name: id(module) for name, module in model.named_modules()} == layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tied_tables_are_one(dtype: torch.dtype) -> None:
     model = random_model(dtype=dtype, tie_word_embeddings=True, initializer_range=0.3)
     for weights in (check_same(model), taken(model)):
