@@ -164,6 +164,23 @@ def test_texts_of_any_length(before: int, window: int | None, softcap: float | N
     check_forwards(shape, random.Random(before), 2, [before], 20)
 
 
+@pytest.mark.parametrize("before", range(508, 515))
+@pytest.mark.parametrize("window", [2, 3, 5])
+def test_a_window_of_each_branch_of_a_tree(before: int, window: int) -> None:
+    # Tokens of a tree do not stand in order of their positions, and the window of one may begin before that of those
+    # that stand before it.
+    row = Row(0, before, list(range(13)), [-1, 0, 1, 2, 1, 2, 2, 4, 4, 6, 8, 8, 0])
+    shape = Shape(windows=(window, None), heads=8, kv_heads=1, positions=LENGTH)
+    weights, tokens = random_decoder(shape), [i * i % shape.vocab for i in range(before)]
+    reference = ReferenceDecoder(weights)
+    _, past = reference.forward(tokens)
+    with decoders(weights, 1, 1) as (decoder,):
+        read_in(decoder, 0, tokens, sizes(random.Random(0), 500), shape.vocab)
+        result = run_rows(decoder, [row], vocab=shape.vocab)
+    expected, _ = reference.forward(row.tokens, past, depths=row.depths, ancestors=row.ancestors)
+    check_close(result.logits[0], weights, row, past, expected)
+
+
 @pytest.mark.parametrize("widest", [1, 2, 3, 5, 8, 16, 17, 33, 40])
 def test_nine_texts_at_once(widest: int) -> None:
     before = [0, 3, 15, 16, 40, 127, 128, 129, 260]
