@@ -24,8 +24,7 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import adapters, loader, model_source
-from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models import adapters, model_source, module_runner, pretrained
 from langchain_specdec.models.adapters import find_parts
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
@@ -228,7 +227,7 @@ def test_a_model_id_that_cannot_be_read(monkeypatch):
     with pytest.raises(ModelLoadError, match="somebody/something: it is not on this machine, and HF_HUB_OFFLINE"):
         load_model("somebody/something")
     # As of one that was found, and went meanwhile.
-    monkeypatch.setattr(loader, "check_source", lambda name, **__: (name, None))
+    monkeypatch.setattr(pretrained, "check_source", lambda name, **__: (name, None))
     # It asks the hub too.
     monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
     with pytest.raises(ModelLoadError) as caught:
@@ -255,7 +254,7 @@ def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, cal
         sources.append(source)
         return find_parts(source, *rest)
 
-    monkeypatch.setattr(loader, "find_parts", find)
+    monkeypatch.setattr(pretrained, "find_parts", find)
     loaded = load_model("somebody/something", device="cpu")
     assert sources == [str(snapshot)]
     assert loaded.name == "somebody/something"
@@ -323,7 +322,7 @@ def test_own_code_of_a_model_does_not_run_unless_asked_for(own_code):
 
 def test_own_code_of_a_model_runs_when_asked_for(own_code, monkeypatch):
     compared = []
-    monkeypatch.setattr(make_runner_module, "check_cached_forward", lambda runner, name: compared.append(name))
+    monkeypatch.setattr(module_runner, "check_cached_forward", lambda runner, name: compared.append(name))
     loaded = load_model(own_code, tiny.byte_tokenizer(), device="cpu", trust_remote_code=True)
     assert type(loaded.model).__name__ == "OwnModel"
     assert loaded.model.config._attn_implementation == ATTENTION_NAME
@@ -632,7 +631,7 @@ def test_max_length_beyond_the_positions_of_the_model():
     ],
 )
 def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions, free, slots, expected):
-    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free)
+    monkeypatch.setattr(module_runner, "free_memory", lambda device: free)
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=positions))
     runner = make_runner(target, num_slots=slots, max_length=None, max_width=4)
     assert runner.max_length == expected
@@ -649,7 +648,7 @@ def test_the_gpu_with_the_least_room_for_its_layers_decides(monkeypatch):
         layer._hf_hook = SimpleNamespace(execution_device=place)
     # A position of a layer takes 128 bytes of each slot.
     free = {torch.device("cuda", 0): 2 * 128 * 700, torch.device("cuda", 1): 2 * 128 * 900}
-    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free[device])
+    monkeypatch.setattr(module_runner, "free_memory", lambda device: free[device])
     assert make_runner(tiny.loaded(model), num_slots=1, max_length=None, max_width=4).max_length == 300
 
 
@@ -720,7 +719,7 @@ def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
 def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
     for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
-        monkeypatch.setattr(make_runner_module, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(module_runner, "free_memory", lambda device, free=free: free)
         make_runner(target, num_slots=2, max_length=None, max_width=4)
         messages = caplog.messages
         assert len(messages) == len(told)
