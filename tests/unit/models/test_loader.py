@@ -25,6 +25,7 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.models import adapters, model_source, module_runner, pretrained
+from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.adapters import find_parts
 from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
@@ -631,7 +632,7 @@ def test_max_length_beyond_the_positions_of_the_model():
     ],
 )
 def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions, free, slots, expected):
-    monkeypatch.setattr(module_runner, "free_memory", lambda device: free)
+    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free)
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=positions))
     runner = make_runner(target, num_slots=slots, max_length=None, max_width=4)
     assert runner.max_length == expected
@@ -648,7 +649,7 @@ def test_the_gpu_with_the_least_room_for_its_layers_decides(monkeypatch):
         layer._hf_hook = SimpleNamespace(execution_device=place)
     # A position of a layer takes 128 bytes of each slot.
     free = {torch.device("cuda", 0): 2 * 128 * 700, torch.device("cuda", 1): 2 * 128 * 900}
-    monkeypatch.setattr(module_runner, "free_memory", lambda device: free[device])
+    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free[device])
     assert make_runner(tiny.loaded(model), num_slots=1, max_length=None, max_width=4).max_length == 300
 
 
@@ -719,7 +720,7 @@ def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
 def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
     for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
-        monkeypatch.setattr(module_runner, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(make_runner_module, "free_memory", lambda device, free=free: free)
         make_runner(target, num_slots=2, max_length=None, max_width=4)
         messages = caplog.messages
         assert len(messages) == len(told)
