@@ -5,7 +5,9 @@ What transformers reads is in `pretrained`, which is imported for it alone: that
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,9 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models import embedded
 from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
+from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
+from langchain_specdec.models.model_source import check_source, means_gguf
 from langchain_specdec.models.private_tokenizer import check_tokenizer
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
@@ -22,6 +26,7 @@ from langchain_specdec.runner.cpu.decoder_trial import native_library
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_logger = logging.getLogger(__name__)
 # What only transformers can do for a model.
 _NOT_NATIVE = ("device_map", "attn_implementation", "quantization_config", "adapter")
 
@@ -38,7 +43,8 @@ def load_model(
     """Load a model and its tokenizer, or take ones that are loaded already.
 
     Args:
-        model: Model id, local folder, `"embedded"`, or a loaded model. An adapter's id or folder stands for its base
+        model: Model id, local folder, GGUF file (`owner/name:file.gguf` on the Hub), `"embedded"`, or a loaded model.
+            An adapter's id or folder stands for its base
             with the adapter merged into it.
         tokenizer: A loaded tokenizer; None loads the model's own.
         dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
@@ -67,9 +73,45 @@ def load_model(
         if file is not None:
             name = embedded.EMBEDDED_MODEL_ID
             return _loaded(read_gguf(file, progress, name=name, with_tokenizer=tokenizer is None), tokenizer)
+    if isinstance(model, (str, os.PathLike)) and str(model) != embedded.EMBEDDED_MODEL_ID and means_gguf(model):
+        return _load_gguf(model, tokenizer, dtype, device, progress, options)
     from langchain_specdec.models.pretrained import load_pretrained
 
     return load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+
+
+def _load_gguf(
+    model: str | os.PathLike[str],
+    tokenizer: Any,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> LoadedModel:
+    """Load a model in the bits of its GGUF file, or where the native decoder cannot run it, dequantised."""
+    name, placed = str(model), resolve_device(device)
+    given = {option: options.get(option) is not None for option in _NOT_NATIVE}
+    given["dtype"] = placed.type == "cpu" and not _is_float32(dtype)
+    if unfit := [option for option, is_given in given.items() if is_given]:
+        msg = (
+            f"{name} is a GGUF file, which runs in the bits that it has, in float32 on a CPU. Leave out "
+            f"{', '.join(unfit)}, or give the model that it was made from."
+        )
+        raise InvalidParameterError(msg)
+    place = {option: options.get(option) for option in ("revision", "token")}
+    source, place["revision"] = check_source(model, **place)
+    read = read_gguf(local_gguf(source, **place), progress, name=name, with_tokenizer=tokenizer is None)
+    tokenizer = read.tokenizer if tokenizer is None else tokenizer
+    if placed.type == "cpu" and native_library() is not None:
+        return _loaded(read, tokenizer)
+    from langchain_specdec.models.gguf.to_transformers import to_transformers
+    from langchain_specdec.models.pretrained import load_pretrained, resolve_dtype
+
+    _logger.info("%s is dequantised: the native decoder, which runs GGUF files as they are, is not to be had.", name)
+    made = to_transformers(read)
+    if isinstance(kind := resolve_dtype(dtype, placed), torch.dtype):
+        made = made.to(kind)
+    return replace(load_pretrained(made, tokenizer, device=placed), is_owned=True)
 
 
 def _is_native(dtype: str | torch.dtype, device: str | torch.device | None, options: dict[str, Any]) -> bool:

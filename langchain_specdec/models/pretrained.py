@@ -57,7 +57,7 @@ def load_pretrained(
         check_tokenizer(tokenizer)
     placed = resolve_device(device)
     check_device_map(device_map)
-    resolved_dtype = _resolve_dtype(dtype, placed)
+    resolved_dtype = resolve_dtype(dtype, placed)
     loaded: Any
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
@@ -164,7 +164,12 @@ def _model_class(config: Any) -> type | None:
     return classes[0] if isinstance(classes, tuple) else classes
 
 
-def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    """A dtype by its name; `"auto"` is float32 on a CPU, and the checkpoint's on a GPU.
+
+    Raises:
+        InvalidParameterError: There is no such dtype, or it holds no fractions.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -45,12 +45,15 @@ def to_transformers(model: GGUFModel) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    from langchain_specdec.models.quiet_loading import quiet_loading
+
     values = transformers_config(model)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    config._name_or_path = model.name
     state = {name: torch.from_numpy(numbers) for name, numbers in state_dict(model)}
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    loaded = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    with quiet_loading():
+        loaded = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    loaded.config._name_or_path = model.name
     if any(name in model.file.tensors for name in FACTORS):
         frequencies, scale = inverse_frequencies(model.file, model.config)
         rotary = loaded.model.rotary_emb

@@ -87,11 +87,15 @@ class _Tokens:
         texts = file.fields.get("tokenizer.ggml.tokens")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             _damaged(file, "it has no tokenizer.ggml.tokens")
+        if "" in texts:
+            texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(texts)]
         self.texts: list[str] = texts
         self.kinds: list[int] = file.fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
         if not isinstance(self.kinds, list) or len(self.kinds) < len(texts):
             _damaged(file, "tokenizer.ggml.token_type has too few entries")
         self.vocab = {text: index for index, text in enumerate(texts)}
+        if len(self.vocab) < len(texts):
+            _damaged(file, "two of its tokens are the same")
 
     def id(self, name: str) -> int | None:
         """The id of the token for a purpose; None where the file has none."""
