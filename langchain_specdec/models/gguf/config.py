@@ -162,6 +162,8 @@ def read_config(file: GGUFFile) -> GGUFConfig:
     rotary_dim = keys.number("rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         config.partial_rotary_factor = rotary_dim / head_dim
+    if name != "qwen2" and "blk.0.attn_q.bias" in file.tensors:
+        config.attention_bias = True
     if kind.is_gemma:
         config.hidden_activation = config.hidden_act = "gelu_pytorch_tanh"
     if kind.full_every:

@@ -105,7 +105,6 @@ def read_weights(file: GGUFFile, config: GGUFConfig, name: str, tell: Callable[[
         attention_scale=scalar**-0.5 if scalar else None,
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
-        head_bias=vectors.get("output.bias"),
     )
 
 
@@ -162,7 +161,6 @@ def _expected(file: GGUFFile, config: GGUFConfig) -> dict[str, tuple[int, ...]]:
     names = {
         "token_embd.weight": (config.vocab_size, hidden),
         "output.weight": (config.vocab_size, hidden),
-        "output.bias": (config.vocab_size,),
         "output_norm.weight": (hidden,),
     }
     return names | {f"blk.{i}.{name}": size for i in range(config.num_hidden_layers) for name, size in layer.items()}
@@ -171,7 +169,7 @@ def _expected(file: GGUFFile, config: GGUFConfig) -> dict[str, tuple[int, ...]]:
 def _is_optional(name: str, file: GGUFFile) -> bool:
     architecture = file.fields["general.architecture"]
     kind = name.split(".", 2)[-1]
-    return name in ("output.weight", "output.bias") or kind in _OPTIONAL.get(architecture, set())
+    return name == "output.weight" or kind in _OPTIONAL.get(architecture, set())
 
 
 def _not_whole(file: GGUFFile, what: str) -> NoReturn:
