@@ -28,12 +28,13 @@ _NORMS = {"attn_norm.weight", "ffn_norm.weight"}
 _HEAD_NORMS = {"attn_q_norm.weight", "attn_k_norm.weight"}
 _POST_NORMS = {"post_attention_norm.weight", "post_ffw_norm.weight"}
 _BIASES = {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
-# What an architecture's layers have beside the matrices and the two norms that all have; None stands for "may have".
+# What an architecture's layers have beside the matrices and the two norms that all have.
 _EXTRAS = {
     "llama": set(), "smollm3": set(), "phi3": set(), "gemma": set(),
     "qwen2": _BIASES, "qwen3": _HEAD_NORMS, "gemma2": _POST_NORMS, "gemma3": _POST_NORMS | _HEAD_NORMS,
 }  # fmt: skip
-_OPTIONAL = {"llama": {*_BIASES, "attn_output.bias"}, "smollm3": {*_BIASES, "attn_output.bias"}, "qwen3": _BIASES}
+# What they may have.
+_OPTIONAL = dict.fromkeys(("llama", "smollm3", "qwen3"), {*_BIASES, "attn_output.bias"})
 # Numbers that are computed anew, or hold for longer texts than are taken.
 _UNUSED = {"rope_factors_long.weight"}
 
