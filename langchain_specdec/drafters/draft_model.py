@@ -202,9 +202,7 @@ class DraftModelDrafter(Drafter):
                 ]
                 allowed = allowed_tensor(masks, 1, logits.shape[2], device)
             ancestors = torch.ones(len(requests), 1, drafts.shape[1], dtype=torch.bool, device=device)
-            return pick_tokens(
-                logits, table, positions, history, drafts, ancestors, allowed, self._runner.make_noise
-            )
+            return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed, self._runner.make_noise)
 
         return pick
 

@@ -13,7 +13,6 @@ from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
 from langchain_specdec.runner.verify import Verdict
 
-
 if TYPE_CHECKING:
     from langchain_specdec.runner.cpu.native_cache import NativeCache
     from langchain_specdec.runner.kv_cache import SlotCache

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.generation_defaults import read_plain
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
 from langchain_specdec.runner.model_config import max_positions
-
 
 # Bytes of each weight by which models are told apart.
 _NUM_SAMPLED = 64
@@ -100,6 +99,7 @@ def _fingerprint(model: Any) -> str:
     """Tells models apart that may share a name: a digest of the first numbers of every weight."""
     if not isinstance(model, torch.nn.Module):
         return _digest([sorted(model.config.to_dict().items()), *map(_beginnings, _parts(model.weights))])
+    from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
     from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
 
     parameters = [
@@ -107,8 +107,12 @@ def _fingerprint(model: Any) -> str:
         (name, tuple(p.shape), [] if p.is_meta else first_numbers(p))
         for name, p in model.named_parameters()
     ]
-    # The model of another backend may be packed.
-    packed = [(name, module.samples) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    # The model of another backend may be packed, or share its weights with a native decoder.
+    packed = [
+        (name, module.samples)
+        for name, module in model.named_modules()
+        if isinstance(module, (PackedLinear, MatrixLinear, MatrixEmbedding))
+    ]
     return _digest([*parameters, *packed])
 
 

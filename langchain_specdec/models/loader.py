@@ -5,16 +5,17 @@ What transformers reads is in `pretrained`, which is imported for it alone: that
 
 from __future__ import annotations
 
-import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.devices import resolve_device
+from langchain_specdec.models.devices import resolve_device, resolve_dtype
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
 from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
@@ -26,9 +27,9 @@ from langchain_specdec.runner.cpu.decoder_trial import native_library
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_logger = logging.getLogger(__name__)
 # What only transformers can do for a model.
 _NOT_NATIVE = ("device_map", "attn_implementation", "quantization_config", "adapter")
+_NOT_OF_GGUF = ("device_map", "quantization_config", "adapter")
 
 
 def load_model(
@@ -68,57 +69,56 @@ def load_model(
     if isinstance(model, GGUFModel):
         _check_loaded(model, dtype, device, options)
         return _loaded(model, tokenizer)
-    if str(model) == embedded.EMBEDDED_MODEL_ID and _is_native(dtype, device, options):
-        file = embedded.gguf_file()
-        if file is not None:
-            name = embedded.EMBEDDED_MODEL_ID
-            return _loaded(read_gguf(file, progress, name=name, with_tokenizer=tokenizer is None), tokenizer)
-    if isinstance(model, (str, os.PathLike)) and str(model) != embedded.EMBEDDED_MODEL_ID and means_gguf(model):
-        return _load_gguf(model, tokenizer, dtype, device, progress, options)
+    if isinstance(model, (str, os.PathLike)):
+        is_native = _is_native(dtype, device, options)
+        if (file := _gguf_file(model, options, is_native=is_native)) is not None:
+            read = read_gguf(file, progress, name=str(model), with_tokenizer=tokenizer is None)
+            loaded = _loaded(read, tokenizer)
+            return loaded if is_native else _dequantised(loaded, dtype, device, options)
     from langchain_specdec.models.pretrained import load_pretrained
 
     return load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
 
 
-def _load_gguf(
-    model: str | os.PathLike[str],
-    tokenizer: Any,
-    dtype: str | torch.dtype,
-    device: str | torch.device | None,
-    progress: Progress | None,
-    options: dict[str, Any],
-) -> LoadedModel:
-    """Load a model in the bits of its GGUF file, or where the native decoder cannot run it, dequantised."""
-    name, placed = str(model), resolve_device(device)
-    given = {option: options.get(option) is not None for option in _NOT_NATIVE}
-    given["dtype"] = placed.type == "cpu" and not _is_float32(dtype)
-    if unfit := [option for option, is_given in given.items() if is_given]:
+def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:
+    """The GGUF file that is meant; None where none is, or where the embedded model's folder does what is asked."""
+    name = str(source)
+    if name == embedded.EMBEDDED_MODEL_ID:
+        return embedded.gguf_file() if is_native else None
+    if not means_gguf(source):
+        return None
+    if too_much := [option for option in _NOT_OF_GGUF if options.get(option) is not None]:
         msg = (
-            f"{name} is a GGUF file, which runs in the bits that it has, in float32 on a CPU. Leave out "
-            f"{', '.join(unfit)}, or give the model that it was made from."
+            f"{name} is a GGUF file, for which there is no {' and no '.join(too_much)}. Leave that out, or give the "
+            "model that the file was made from, by its folder or its id on the Hugging Face Hub."
         )
         raise InvalidParameterError(msg)
-    place = {option: options.get(option) for option in ("revision", "token")}
-    source, place["revision"] = check_source(model, **place)
-    read = read_gguf(local_gguf(source, **place), progress, name=name, with_tokenizer=tokenizer is None)
-    tokenizer = read.tokenizer if tokenizer is None else tokenizer
-    if placed.type == "cpu" and native_library() is not None:
-        return _loaded(read, tokenizer)
-    from langchain_specdec.models.gguf.to_transformers import to_transformers
-    from langchain_specdec.models.pretrained import load_pretrained, resolve_dtype
-
-    _logger.info("%s is dequantised: the native decoder, which runs GGUF files as they are, is not to be had.", name)
-    made = to_transformers(read)
-    if isinstance(kind := resolve_dtype(dtype, placed), torch.dtype):
-        made = made.to(kind)
-    return replace(load_pretrained(made, tokenizer, device=placed), is_owned=True)
+    revision, token = options.get("revision"), options.get("token")
+    found, revision = check_source(source, revision=revision, token=token)
+    return local_gguf(found, revision, token)
 
 
-def _is_native(dtype: str | torch.dtype, device: str | torch.device | None, options: dict[str, Any]) -> bool:
+def _is_native(dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]) -> bool:
     """Whether the native decoder can do what is asked of a GGUF file; else it is dequantised."""
     if any(options.get(name) is not None for name in _NOT_NATIVE) or not _is_float32(dtype):
         return False
     return resolve_device(device).type == "cpu" and native_library() is not None
+
+
+def _dequantised(
+    loaded: LoadedModel, dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]
+) -> LoadedModel:
+    """The model as a module of transformers, for a GPU, another type, or a machine without the native decoder."""
+    from langchain_specdec.models.gguf.to_transformers import to_transformers
+    from langchain_specdec.models.pretrained import load_pretrained
+
+    module = to_transformers(loaded.model)
+    if not _is_float32(dtype):
+        module = module.to(resolve_dtype(dtype, resolve_device(device)))
+    placed = load_pretrained(
+        module, loaded.tokenizer, device=resolve_device(device), attn_implementation=options.get("attn_implementation")
+    )
+    return replace(placed, name=loaded.name, is_owned=True)
 
 
 def _is_float32(dtype: str | torch.dtype) -> bool:
@@ -126,7 +126,7 @@ def _is_float32(dtype: str | torch.dtype) -> bool:
 
 
 def _check_loaded(
-    model: GGUFModel, dtype: str | torch.dtype, device: str | torch.device | None, options: dict[str, Any]
+    model: GGUFModel, dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]
 ) -> None:
     """Nothing that only loading can do may be asked of a loaded model."""
     given = {name: options.get(name) is not None for name in _NOT_NATIVE} | {

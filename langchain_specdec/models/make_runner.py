@@ -78,6 +78,7 @@ def make_runner(
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
 
+ATTENTION_NAME = "specdec"
 # Models that were loaded here and read for a native decoder, which their backend may have handed out since.
 _native_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -88,7 +89,10 @@ def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None]
     if not isinstance(model, nn.Module):
         return model.weights, None
     is_ours = loaded.is_owned or model in _native_modules
-    if not is_ours or model.device.type != "cpu" or model.dtype != torch.float32 or native_library() is None:
+    if not is_ours or model.device.type != "cpu" or model.dtype != torch.float32:
+        return None
+    # Who asks for another attention gets it.
+    if model.config.get_text_config()._attn_implementation not in (None, ATTENTION_NAME) or native_library() is None:
         return None
     from langchain_specdec.models.decoder_families import decoder_weights
 

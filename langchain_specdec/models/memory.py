@@ -54,14 +54,11 @@ def default_threads() -> int:
 
 def _cores_of(processors: Collection[int]) -> int:
     """Physical cores among logical processors; as many as those where the system does not tell."""
-    siblings = set()
-    for processor in processors:
-        try:
-            path = _PROCESSORS / f"cpu{processor}" / "topology" / "thread_siblings_list"
-            siblings.add(path.read_text(encoding="utf-8").strip())
-        except OSError:
-            return len(processors)
-    return len(siblings)
+    paths = [_PROCESSORS / f"cpu{processor}" / "topology" / "thread_siblings_list" for processor in processors]
+    try:
+        return len({path.read_text(encoding="utf-8") for path in paths})
+    except OSError:
+        return len(processors)
 
 
 def _quota(folder: Path, is_v1: bool) -> float | None:

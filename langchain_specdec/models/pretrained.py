@@ -13,7 +13,7 @@ from langchain_specdec.models import embedded
 from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
-from langchain_specdec.models.devices import check_device_map, resolve_device
+from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import check_tokenizer
@@ -162,23 +162,6 @@ def _model_class(config: Any) -> type | None:
     except KeyError:
         return None
     return classes[0] if isinstance(classes, tuple) else classes
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
-    """A dtype by its name; `"auto"` is float32 on a CPU, and the checkpoint's on a GPU.
-
-    Raises:
-        InvalidParameterError: There is no such dtype, or it holds no fractions.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    resolved = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        msg = f"dtype must be 'auto', 'float32', 'bfloat16', 'float16' or a torch dtype, got {dtype!r}."
-        raise InvalidParameterError(msg)
-    return resolved
 
 
 def _check_attention(config: Any, implementation: str | None) -> None:

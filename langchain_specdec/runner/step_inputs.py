@@ -34,6 +34,8 @@ class RowBatch:
         parents: For each token the index of the one that it follows; the first has -1. None: the one before it.
         noise: The noise that picks the tokens that follow, where logits and noise are all it takes; else None.
         num_candidates: How many of the target's best tokens after each token are wanted besides its pick.
+        keeps_logits: Whether the logits are going to be read where logits and noise are all it takes. A runner may
+            have none to read otherwise.
     """
 
     slots: Sequence[int]
@@ -42,6 +44,7 @@ class RowBatch:
     parents: Sequence[Sequence[int]] | None = None
     noise: Noise | None = None
     num_candidates: int = 0
+    keeps_logits: bool = False
 
     @cached_property
     def width(self) -> int:

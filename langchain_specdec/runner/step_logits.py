@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 _CPU = torch.device("cpu")
 
 

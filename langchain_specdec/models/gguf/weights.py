@@ -34,7 +34,7 @@ _EXTRAS = {
     "qwen2": _BIASES, "qwen3": _HEAD_NORMS, "gemma2": _POST_NORMS, "gemma3": _POST_NORMS | _HEAD_NORMS,
 }  # fmt: skip
 # What they may have.
-_OPTIONAL = dict.fromkeys(("llama", "smollm3", "qwen3"), {*_BIASES, "attn_output.bias"})
+_OPTIONAL = {name: {*_BIASES, "attn_output.bias"} for name in ("llama", "smollm3", "qwen3")}
 # Numbers that are computed anew, or hold for longer texts than are taken.
 _UNUSED = {"rope_factors_long.weight"}
 

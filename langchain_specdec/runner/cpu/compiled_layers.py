@@ -32,6 +32,7 @@ from langchain_specdec.runner.cpu.compile_thread import CompileThread
 from langchain_specdec.runner.cpu.compiler import compiler_command, compiler_program, find_compiler
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
+from langchain_specdec.runner.model_config import decoder_layers
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
 
 Trial = Callable[[bool, int, int], tuple[Tensor, float]]

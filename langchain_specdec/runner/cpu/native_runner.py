@@ -1,6 +1,6 @@
 """Runs the forwards of a native decoder over its slots, as `ModelRunner` does those of PyTorch's modules.
 
-A step takes one call of C++, and some ten microseconds of Python. PyTorch is asked only where more than logits and noise
+A step takes one call of C++, and some microseconds of Python. PyTorch is asked only where more than logits and noise
 decides on a token: penalties, grammars, top-p.
 """
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from langchain_specdec.runner.model_runner import PickDraft
 
 _CPU = torch.device("cpu")
+# What nobody was going to read was not kept.
+_NO_LOGITS = np.empty((0, 0, 0), np.float32)
 
 Reread = Callable[[Any], "DecoderWeights | None"]
 """Reads what a decoder runs of a module; None where it is not what a native decoder runs any more."""
@@ -148,15 +150,16 @@ class NativeRunner:
     def verify(self, batch: RowBatch) -> Verification:
         """See `ModelRunner.verify`."""
         picks_too = batch.noise is not None
-        self._run(batch, has_logits=True, picks=picks_too)
+        has_logits = batch.keeps_logits or not picks_too
+        self._run(batch, has_logits=has_logits, picks=picks_too)
         rows, width = len(batch.slots), batch.width
-        logits = StepLogits(self._step.logits(rows, width), self)
+        logits = StepLogits(self._step.logits(rows, width) if has_logits else _NO_LOGITS, self)
         if not picks_too:
             return Verification(logits, None, batch)
         picks = self._step.picks(rows, width)
         for row, tokens in enumerate(batch.tokens):
             picks[row, len(tokens) :] = 0
-        best = self._step.best(rows, width) if batch.num_candidates else ()
+        best = self._step.best(rows, width)
         verdict = np.empty((2 + len(best), rows, width), np.int64)
         verdict[0] = picks
         verdict[1] = accept_rows(batch.tokens, batch.parents, picks.tolist(), width)
@@ -170,17 +173,16 @@ class NativeRunner:
         rows = len(batch.slots)
         chains: list[list[int]] = [[] for _ in range(rows)]
         for _ in range(steps):
-            self._run(batch, has_logits=True, last_only=True, picks=True)
-            picked = self._step.picks(rows, 1)[:, 0].tolist()
-            for row, token in enumerate(picked):
-                chains[row].append(token)
+            self._run(batch, last_only=True, picks=True)
+            picks = self._step.picks(rows, batch.width)
+            picked = [int(picks[row, len(tokens) - 1]) for row, tokens in enumerate(batch.tokens)]
+            for chain, token in zip(chains, picked, strict=True):
+                chain.append(token)
             batch = _following(batch, [max(token, 0) for token in picked])
         return [[] if UNSOUND in chain else chain for chain in chains]
 
     @torch.inference_mode()
-    def _picked_chain(
-        self, batch: RowBatch, steps: int, vocab_size: int, pick: PickDraft | None
-    ) -> list[list[int]]:
+    def _picked_chain(self, batch: RowBatch, steps: int, vocab_size: int, pick: PickDraft | None) -> list[list[int]]:
         """Where it takes PyTorch to pick."""
         inputs = RowInputs.from_batch(batch, _CPU)
         chains = inputs.tokens[:, :0]
@@ -204,7 +206,9 @@ class NativeRunner:
         self._run(batch, has_logits=True, last_only=True, picks=False)
         if not is_counted:
             self.num_forwards -= 1
-        return torch.from_numpy(self._step.logits(len(batch.slots), 1)).clone()
+        logits = self._step.logits(len(batch.slots), batch.width)
+        rows = [logits[row, len(tokens) - 1] for row, tokens in enumerate(batch.tokens)]
+        return torch.from_numpy(np.stack(rows))[:, None]
 
     def prefill(self, batch: RowBatch) -> None:
         """See `ModelRunner.prefill`."""
@@ -217,9 +221,7 @@ class NativeRunner:
         self._decoder.close()
         self.cache.release()
 
-    def _run(
-        self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False
-    ) -> None:
+    def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
         self.num_forwards += 1
         if self._unfit is not None:
             raise RuntimeError(self._unfit)

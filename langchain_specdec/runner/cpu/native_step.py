@@ -41,6 +41,7 @@ class NativeStep:
         self._vocab_size = vocab_size
         self._step = Step()
         self._num_tokens = self._num_rows = self._num_pairs = self._num_best = self._num_logits = 0
+        self._best = np.empty(0, np.int64)
         self._logits: Floats = np.empty((0, vocab_size), np.float32)
         self._reserve_rows(8)
         self._reserve_tokens(64)
@@ -71,7 +72,7 @@ class NativeStep:
         Args:
             batch: The rows; their noise and candidates count where picks are wanted.
             has_logits: Whether logits are wanted; without, only keys and values are kept.
-            last_only: Whether that is of the last token of each row alone.
+            last_only: Whether results are wanted of the last token of each row alone; they stand at its place.
             picks: Whether what is picked after each token is wanted, and the best tokens.
 
         Returns:
@@ -92,9 +93,8 @@ class NativeStep:
             step.depths = step.ancestors = None
         else:
             self._fill_trees(batch.parents or (), rows, width)
-        num_results = rows if last_only else rows * width
         step.last_only = int(last_only)
-        step.logits = self._room_for_logits(num_results) if has_logits else None
+        step.logits = self._room_for_logits(rows * width) if has_logits else None
         if picks:
             step.picks, step.scores = self._picks.ctypes.data, self._scores.ctypes.data
         else:
@@ -107,7 +107,7 @@ class NativeStep:
             step.temperatures = step.seeds = None
         step.candidates = min(batch.num_candidates, self._vocab_size) if picks else 0
         if step.candidates:
-            if (size := step.candidates * num_results) > self._num_best:
+            if (size := step.candidates * rows * width) > self._num_best:
                 self._num_best, self._best = size, np.zeros(size, np.int64)
             step.best = self._best.ctypes.data
         else:

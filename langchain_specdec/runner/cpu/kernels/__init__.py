@@ -132,8 +132,8 @@ def _compile(command: list[str], compiler: Sequence[str], sources: Sequence[Path
     compiled = [linked.with_name(f"{path.stem}.o") for path in units]
     # As many at a time as there may be cores; each takes seconds.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda c: _run([*command, "-c", str(c[0]), "-o", str(c[1])]), zip(units, compiled)):
-            pass
+        commands = [[*command, "-c", str(unit), "-o", str(made)] for unit, made in zip(units, compiled, strict=True)]
+        list(pool.map(_run, commands))
     # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
     threads = ["-pthread"] if "-pthread" in command else []
     _run([*compiler, "-shared", *threads, *map(str, compiled), "-o", str(linked)])

@@ -1,6 +1,6 @@
 """GGUF files as models: by their names, in their own bits, or dequantised where that is the only way."""
 
-import logging
+from contextlib import closing
 
 import pytest
 import torch
@@ -37,8 +37,7 @@ def test_a_file_and_its_folder_are_the_same_model(file, monkeypatch):
         assert loaded.tokenizer.decode(loaded.tokenizer("ab a").input_ids) == "ab a"
 
 
-def test_without_the_native_decoder_it_is_dequantised(file, model, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, logger=loader.__name__)
+def test_without_the_native_decoder_it_is_dequantised(file, model, monkeypatch):
     monkeypatch.setattr(loader, "native_library", lambda: None)
     loaded = load_model(file, device="cpu")
     assert type(loaded.model) is type(model)
@@ -46,29 +45,29 @@ def test_without_the_native_decoder_it_is_dequantised(file, model, monkeypatch, 
     tokens = torch.tensor([[2, 3, 4, 5]])
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(tokens).logits, model(tokens).logits)
-    assert "is dequantised" in caplog.text
+
+
+@pytest.mark.parametrize(("option", "value"), [("dtype", "bfloat16"), ("attn_implementation", "eager")])
+def test_what_only_transformers_does_is_done_dequantised(file, model, option, value):
+    loaded = load_model(file, device="cpu", **{option: value})
+    assert type(loaded.model) is type(model)
+    assert str(loaded.model.dtype).endswith(value if option == "dtype" else "float32")
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("dtype", "bfloat16"),
-        ("device_map", "auto"),
-        ("attn_implementation", "sdpa"),
-        ("quantization_config", object()),
-        ("adapter", "some/adapter"),
-    ],
+    ("option", "value"), [("device_map", "auto"), ("quantization_config", object()), ("adapter", "some/adapter")]
 )
 def test_options_that_it_cannot_take_are_refused_before_it_is_read(tmp_path, option, value):
     (tmp_path / "x.gguf").write_bytes(b"not read")
-    with pytest.raises(InvalidParameterError, match=rf"is a GGUF file, .* Leave out {option}, or give"):
-        load_model(tmp_path / "x.gguf", device=None if option == "device_map" else "cpu", **{option: value})
+    for source in (tmp_path / "x.gguf", tmp_path):
+        with pytest.raises(InvalidParameterError, match=rf"is a GGUF file, .* no {option}. Leave that out, or give"):
+            load_model(source, **{option: value})
 
 
 @pytest.mark.compiles
 def test_a_backend_writes_what_transformers_writes(file, model):
     prompt = [2, 3, 4, 5, 6]
-    with LocalBackend(file, device="cpu", max_length=48) as backend:
+    with closing(LocalBackend(file, device="cpu", max_length=48)) as backend:
         request = CompletionRequest(prompt, SamplingParams(max_new_tokens=12, ignore_eos=True))
         (completion,) = backend.complete([request])
     tokens = torch.tensor([prompt])

@@ -115,13 +115,14 @@ class Walk {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (shared_.number.load() != number) return;
     const int64_t layers = shared_.model.layers;
-    if (shared_.progress.load() >> 8 <= frame_.ticket) embed();
-    for (int64_t layer = 0; layer <= layers;) {
+    const bool is_late = shared_.progress.load() >> 8 > frame_.ticket;
+    if (!is_late) embed();
+    for (int64_t layer = is_late ? rejoined(0) : 0; 0 <= layer && layer <= layers;) {
       if (frame_.num_logits == 0 && layer == layers) return;
       if (layer == layers ? head() : run_layer(layer))
         ++layer;
-      else if ((layer = rejoined(layer)) < 0)
-        return;
+      else
+        layer = rejoined(layer);
     }
   }
 
