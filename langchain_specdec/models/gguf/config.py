@@ -10,6 +10,8 @@ from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
 from langchain_specdec.models.gguf.file import GGUFFile
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+# Each takes memory in a rotary table.
+_MOST_POSITIONS = 2**20
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -136,7 +138,7 @@ def read_config(file: GGUFFile) -> GGUFConfig:
     layers = keys.number("block_count")
     head_dim = keys.number("attention.key_length", hidden // heads or 1)
     window = keys.optional("attention.sliding_window")
-    positions = keys.number("context_length")
+    positions = min(keys.number("context_length"), _MOST_POSITIONS)
     scaling = _scaling(file, keys)
     if scaling and scaling["rope_type"] == "longrope":
         # The factors for short texts are those that hold for them whatever comes later.
