@@ -101,7 +101,7 @@ def open_gguf(path: Path) -> GGUFFile:
         ModelLoadError: It cannot be read, it is no GGUF file, it is damaged or cut short, or a part is missing.
     """
     fields, tensors = _read_header(path)
-    if int(fields.get("split.count", 1)) > 1:
+    if fields.get("split.count", 1) not in (0, 1):
         for part in _parts(path):
             tensors |= _read_header(part)[1]
         expected = fields.get("split.tensors.count", len(tensors))
@@ -120,9 +120,16 @@ def shard_names(name: str) -> list[str]:
 
 def _parts(path: Path) -> Iterator[Path]:
     names = shard_names(path.name)
+    if len(names) == 1:
+        raise ModelLoadError(
+            f"{str(path)!r} is a part of a model that is split into several files, and its name does not say which. "
+            f"Give all of them their names back, such as '{path.stem}-00001-of-00003.gguf'."
+        )
     if path.name != names[0]:
-        first = f"Give the first, {str(path.with_name(names[0]))!r}." if len(names) > 1 else "Give its first part."
-        raise ModelLoadError(f"{str(path)!r} is a later part of a model that is split into several files. {first}")
+        raise ModelLoadError(
+            f"{str(path)!r} is a later part of a model that is split into several files. Give the first, "
+            f"{str(path.with_name(names[0]))!r}."
+        )
     for name in names[1:]:
         part = path.with_name(name)
         if not part.is_file():

@@ -187,10 +187,9 @@ def _add_ends(backend: Tokenizer, tokens: _Tokens, file: GGUFFile, *, adds_bos: 
 def _chat_template(file: GGUFFile) -> Any:
     """A file's template; all of them by name where it has several."""
     prefix = "tokenizer.chat_template"
-    default = file.fields.get(prefix)
-    named = {
-        name.removeprefix(f"{prefix}."): text for name, text in file.fields.items() if name.startswith(f"{prefix}.")
-    }
+    texts = {name: text for name, text in file.fields.items() if isinstance(text, str)}
+    default = texts.get(prefix)
+    named = {name.removeprefix(f"{prefix}."): text for name, text in texts.items() if name.startswith(f"{prefix}.")}
     if named and default is not None:
         return {"default": default, **named}
     return named or default
