@@ -1,6 +1,10 @@
 """GGUF files as models: by their names, in their own bits, or dequantised where that is the only way."""
 
+import os
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +84,18 @@ def test_a_backend_writes_what_transformers_writes(file, model):
 def test_a_missing_file_is_told_of(tmp_path):
     with pytest.raises(ModelLoadError, match="There is no file"):
         load_model(tmp_path / "y.gguf")
+
+
+@pytest.mark.process
+def test_reading_imports_nothing_of_transformers_model_code(file):
+    """A fresh process has the model, tokenizer included, without what takes seconds to import."""
+    code = f"""
+import sys
+from langchain_specdec.models.gguf import read_gguf
+read_gguf({str(file)!r}).tokenizer("ab")
+heavy = ("transformers.models.", "transformers.modeling_utils", "transformers.configuration_utils", "sympy", "gguf")
+print([name for name in sys.modules if name.startswith((*heavy, "torch._dynamo"))])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
