@@ -41,6 +41,7 @@ def test_a_dequantised_model_is_the_one_that_was_written(family, tmp_path):
     for name, weight in model.state_dict().items():
         # Gemma's norms are written with one added.
         torch.testing.assert_close(made.state_dict()[name], weight, rtol=0, atol=2e-7 * family.startswith("gemma"))
+    made.set_attn_implementation("eager")  # sdpa of transformers 4 knows no soft caps
     torch.testing.assert_close(logits_of(made), logits_of(model), rtol=1e-5, atol=1e-5)
     assert made.generation_config.eos_token_id == [0]
 
@@ -144,7 +145,7 @@ SHORT, LONG = [1.0 + 0.1 * i for i in range(4)], [2.0 + i for i in range(4)]
         (
             "phi3",
             {
-                "rope_scaling": {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+                "rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
                 "original_max_position_embeddings": 32,
             },
             {"attn_factor": float(np.sqrt(1 + np.log(2) / np.log(32))), "original_context_length": 32},
