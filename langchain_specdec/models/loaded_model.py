@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
 from langchain_specdec.runner.model_inputs import max_positions
 
@@ -27,6 +28,7 @@ class LoadedModel:
         eos_token_ids: Tokens that end a text.
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
         adapter: Id or folder of the adapter that was merged into its weights.
+        quantization: What its runner is to make of its weights, a word of `QUANTIZATIONS`.
     """
 
     model: Any
@@ -35,6 +37,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     is_owned: bool = False
     adapter: str | None = None
+    quantization: str | None = None
 
     @cached_property
     def private_tokenizer(self) -> PrivateTokenizer:
@@ -64,6 +67,8 @@ class LoadedModel:
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             identity["quantization"] = str(quantization)
+        if self.quantization is not None:
+            identity["quantization"] = str(QUANTIZATIONS[self.quantization])
         if not is_own_tokenizer:
             identity["tokenizer"] = _digest([sorted(self.private_tokenizer.copied.get_vocab().items())])
         if not isinstance(source, torch.nn.Module) and Path(str(source)).exists():

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
+from langchain_specdec.models.adapters import Parts, check_mergeable, check_without_adapters, find_parts, merged
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device
@@ -18,6 +18,7 @@ from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.quantized_loading import check_plain, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -35,7 +36,7 @@ def load_model(
     device_map: Any = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
-    quantization_config: Any = None,
+    quantization: Any = None,
     adapter: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     token: str | bool | None = None,
@@ -52,7 +53,8 @@ def load_model(
         device_map: Passed to transformers, for models spread over devices (needs accelerate).
         revision: Branch, tag or commit of the model id.
         attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
-        quantization_config: Passed to transformers.
+        quantization: `"int8"` or `"int4"`, which is the runner's to do on a CPU, and transformers' on a GPU; or a
+            configuration of transformers.
         adapter: Id or folder of a LoRA or another adapter that PEFT can merge into the model's weights.
         trust_remote_code: Whether code that comes with the model may run. Off unless asked for.
         token: Access token of the Hugging Face Hub; None takes the one that is logged in.
@@ -62,7 +64,8 @@ def load_model(
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
         InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
         ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
-        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old; or the model is to be
+            quantised on a GPU, and no package that does it is installed.
     """
     attention.register()
     _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
@@ -75,6 +78,7 @@ def load_model(
     check_device_map(device_map)
     resolved_dtype = _resolve_dtype(dtype, placed)
     loaded: Any
+    by_runner: str | None = None
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
         name = source or type(model).__name__
@@ -83,14 +87,20 @@ def load_model(
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
         check_without_adapters(model, name)
-        _check_loaded(
-            model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config, adapter
-        )
+        given = {
+            "dtype": dtype != "auto" and resolved_dtype != model.dtype,
+            "device_map": device_map is not None,
+            "quantization": isinstance(quantization, str),
+            "quantization_config": quantization is not None and not isinstance(quantization, str),
+            "adapter": adapter is not None,
+        }
+        _check_loaded(model, name, given)
         check_supported(model.config, type(model))
         _check_attention(model.config, attn_implementation)
         loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
     else:
         name = source = str(model)
+        how = quantized_loading(quantization, name, resolved_dtype, placed, device_map)
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
         else:
@@ -105,16 +115,19 @@ def load_model(
             config = AutoConfig.from_pretrained(parts.source, **hub)
             model_class = _model_class(config)
             check_supported(config, model_class)
+            check_plain(config, quantization, what)
+            check_mergeable(parts, how.config or getattr(config, "quantization_config", None))
             _check_attention(config, attn_implementation)
-        if quantization_config is not None and device_map is None:
+        by_runner = how.by_runner
+        if how.config is not None and device_map is None:
             device_map = {"": placed}
         options: dict[str, Any] = {
             "attn_implementation": attn_implementation or _best_attention(model_class, config),
             "device_map": device_map,
-            "quantization_config": quantization_config,
+            "quantization_config": how.config,
         }
         hub |= {key: value for key, value in options.items() if value is not None}
-        loaded = read_weights(parts.source, what, dtype=resolved_dtype, **hub)
+        loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
         if parts.adapter is not None:
             loaded = merged(loaded, parts, token)
         if device_map is None:
@@ -135,7 +148,7 @@ def load_model(
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
-    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned, parts.adapter)
+    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned, parts.adapter, by_runner)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
@@ -144,16 +157,8 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = 
         raise InvalidParameterError(msg)
 
 
-def _check_loaded(
-    model: Any, name: str, dtype: object, device_map: object, quantization_config: object, adapter: object
-) -> None:
-    """Nothing that only loading can do may be asked of a loaded model."""
-    given = {
-        "dtype": dtype not in (None, model.dtype),
-        "device_map": device_map is not None,
-        "quantization_config": quantization_config is not None,
-        "adapter": adapter is not None,
-    }
+def _check_loaded(model: Any, name: str, given: dict[str, bool]) -> None:
+    """Nothing that only loading can do may be asked of a loaded model; `given` says what is."""
     if too_late := [parameter for parameter, is_given in given.items() if is_given]:
         msg = (
             f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "

@@ -12,6 +12,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import free_memory
+from langchain_specdec.models.quantized_module import quantize_module
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile, decoder_layers
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
@@ -59,7 +60,7 @@ def make_runner(
 
     Raises:
         InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
-        UnsupportedModelError: The model does not work with the engine's cache.
+        UnsupportedModelError: The model does not work with the engine's cache, or nothing of it can be quantised.
     """
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
@@ -74,6 +75,8 @@ def make_runner(
     if loaded.is_owned:
         keep_private(loaded.model)
         mapped = MappedWeights()
+        if loaded.quantization is not None:
+            quantize_module(loaded.model, loaded.quantization, loaded.name, mapped.drop)
         if can_pack(loaded.model):
             pack_linears(loaded.model, mapped.drop)
         copy_mapped(loaded.model, mapped)
