@@ -35,6 +35,12 @@ class Stepper:
         self._history: TokenHistory | None = None
         self.num_prefill_tokens = 0
 
+    def begin_thread(self) -> None:
+        """Say that the calling thread is going to run all forwards."""
+        runners = (self._runner, *self._drafter.runners)
+        if all(runner.has_own_threads for runner in runners):
+            self._runner.begin_thread()
+
     def start(self, requests: Sequence[Request]) -> None:
         """Set up what new requests need beside their slot."""
         for request in requests:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from langchain_specdec.errors import UnsupportedModelError
-from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Format, LayerWeights, Matrix
+from langchain_specdec.runner.cpu.decoder_weights import Format, Matrix
 from langchain_specdec.runner.cpu.quantized_blocks import BLOCK, LEAST, MOST, can_quantize, quantized_matrix
 
 _logger = logging.getLogger(__name__)
@@ -37,52 +37,12 @@ QUANTIZATIONS = {
 """What each word of the option becomes on a CPU."""
 
 
-def quantized(weights: DecoderWeights, quantization: str, name: str) -> DecoderWeights:
-    """A decoder with its matrices in blocks. What is given is not written to.
-
-    A matrix stays where its rows are no whole blocks, or blocks would not hold its numbers; a warning tells of it.
+class Quantizer:
+    """Quantises the matrices of a model, and counts their numbers.
 
     Args:
-        weights: A decoder with plain numbers.
+        name: The model's, for messages.
         quantization: `"int8"` or `"int4"`.
-        name: The model's, for messages.
-
-    Raises:
-        UnsupportedModelError: Nothing of it can be quantised.
-    """
-    formats = QUANTIZATIONS[quantization]
-    tally = Tally(name, quantization)
-    embedding = tally.quantized(weights.embedding, formats.tables)
-    is_tied = weights.head.data.ctypes.data == weights.embedding.data.ctypes.data
-    made = replace(
-        weights,
-        layers=[_quantized_layer(layer, formats.layers, tally) for layer in weights.layers],
-        embedding=embedding,
-        head=embedding if is_tied else tally.quantized(weights.head, formats.tables),
-    )
-    tally.report()
-    return made
-
-
-def _quantized_layer(layer: LayerWeights, wanted: Format, tally: Tally) -> LayerWeights:
-    return replace(
-        layer,
-        query=tally.quantized(layer.query, wanted),
-        key=tally.quantized(layer.key, wanted),
-        value=tally.quantized(layer.value, wanted),
-        output=tally.quantized(layer.output, wanted),
-        gate=tally.quantized(layer.gate, wanted),
-        up=tally.quantized(layer.up, wanted),
-        down=tally.quantized(layer.down, wanted),
-    )
-
-
-class Tally:
-    """Quantises matrices of a model, and counts their numbers.
-
-    Args:
-        name: The model's, for messages.
-        quantization: What was asked for.
     """
 
     def __init__(self, name: str, quantization: str) -> None:
@@ -91,13 +51,20 @@ class Tally:
         self._num_done = 0
         self._num_left = 0
 
-    def quantized(self, matrix: Matrix, wanted: Format) -> Matrix:
-        """The matrix in blocks; itself where that cannot be."""
+    def __call__(self, matrix: Matrix, is_table: bool) -> Matrix | None:
+        """A matrix in blocks; None where its rows are no whole blocks, or blocks would not hold its numbers.
+
+        Args:
+            matrix: In plain numbers.
+            is_table: Whether it is the embedding or the head.
+        """
+        formats = QUANTIZATIONS[self._quantization]
+        wanted = formats.tables if is_table else formats.layers
         made = quantized_matrix(matrix, wanted) if can_quantize(matrix) else None
         if made is None:
             self.leave(matrix.outputs * matrix.inputs)
-            return matrix
-        self._num_done += matrix.outputs * matrix.inputs
+        else:
+            self._num_done += matrix.outputs * matrix.inputs
         return made
 
     def leave(self, num_weights: int) -> None:

@@ -46,8 +46,8 @@ def quantized_loading(
     """
     if not isinstance(quantization, str):
         return QuantizedLoading(None, dtype, quantization)
-    if name == embedded.EMBEDDED_MODEL_ID or name.lower().endswith(".gguf"):
-        msg = f"{name} comes in a GGUF file, whose bits it keeps, got {quantization!r}: leave its quantization out."
+    if name == embedded.EMBEDDED_MODEL_ID:
+        msg = f"The model {name!r} comes quantised, in a GGUF file: leave its quantization out, got {quantization!r}."
         raise InvalidParameterError(msg)
     if _is_cpu(device, device_map):
         if device_map is not None:
@@ -63,6 +63,11 @@ def quantized_loading(
     if not isinstance(dtype, torch.dtype):
         dtype = torch.bfloat16
     return QuantizedLoading(None, dtype, gpu_quantization_config(quantization, dtype))
+
+
+def option_of(quantization: object) -> str:
+    """What the user calls what was given: a word is `quantization`, and all else a `quantization_config`."""
+    return "quantization" if isinstance(quantization, str) else "quantization_config"
 
 
 def check_plain(model_config: Any, quantization: object, name: str) -> None:

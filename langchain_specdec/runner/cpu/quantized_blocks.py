@@ -1,4 +1,4 @@
-"""Plain numbers to rows of GGML blocks, and back: 32 numbers share a scale, which is a float16.
+"""Plain numbers to rows of GGML blocks: 32 numbers share a scale, which is a float16.
 
 Q8_0 is what llama.cpp makes of the same numbers, to the bit. IQ4_NL has a rounding of its own: of all 4-bit formats of
 GGML's without tables of importance, its levels lie best for weights, which are dense near zero. Relative errors (root
@@ -27,12 +27,12 @@ _CHUNK = 1 << 16
 # What the greatest number of a matrix may be: float16 holds scales from there on with bits enough, and up to there.
 LEAST, MOST = 2.0**-10, 2.0**22
 
-_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+IQ4_NL_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 # All places where the nearest level changes are multiples of a half, so a table of twice a number has it exactly.
 _HALVES = 256
-_NEAREST = np.abs((np.arange(2 * _HALVES) + 0.5 - _HALVES)[:, None] / 2 - _LEVELS).argmin(1).astype(np.uint8)
+_NEAREST = np.abs((np.arange(2 * _HALVES) + 0.5 - _HALVES)[:, None] / 2 - IQ4_NL_LEVELS).argmin(1).astype(np.uint8)
 # Levels themselves by whole numbers, from -128 on: almost always the nearest, and much faster to look up.
-_NEARLY_NEAREST = _LEVELS[_NEAREST[1::2]].astype(np.int8).tobytes()
+_NEARLY_NEAREST = IQ4_NL_LEVELS[_NEAREST[1::2]].astype(np.int8).tobytes()
 # To which levels a block's greatest number is set for a start. Least squares do the rest.
 _STARTS = (-127.0, -113.0, -140.0, 113.0, 125.0)
 
@@ -63,23 +63,6 @@ def quantized_matrix(matrix: Matrix, wanted: Format) -> Matrix | None:
         greatest = max(greatest, found)
         quantize(blocks, data[rows].reshape(len(blocks), -1))
     return Matrix(data, wanted, matrix.inputs) if greatest == 0 or greatest >= LEAST else None
-
-
-def dequantized(matrix: Matrix) -> Floats:
-    """The numbers of a matrix in plain numbers, Q8_0 or IQ4_NL: float32 `[outputs, inputs]`."""
-    if matrix.format in _PLAIN:
-        return _numbers(matrix.data, matrix.format)
-    numbers = np.empty((matrix.outputs, matrix.inputs), np.float32)
-    for rows in _chunks(matrix):
-        blocks = matrix.data[rows].reshape(-1, _BLOCK_BYTES[matrix.format])
-        scales = blocks[:, :_HEAD].copy().view(np.float16).astype(np.float32)
-        packed = blocks[:, _HEAD:]
-        if matrix.format is Format.Q8_0:
-            levels = packed.view(np.int8).astype(np.float32)
-        else:
-            levels = _LEVELS[np.concatenate([packed & 15, packed >> 4], axis=1)]
-        np.multiply(levels, scales, out=numbers[rows].reshape(-1, BLOCK))
-    return numbers
 
 
 def _chunks(matrix: Matrix) -> Iterator[slice]:

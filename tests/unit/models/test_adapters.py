@@ -23,7 +23,7 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.models.quantized_module import quantize_module
+from langchain_specdec.models.quantized_module import quantize_module, widen_module
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
@@ -239,6 +239,7 @@ def test_what_an_adapter_made_of_weights_can_be_quantised(base: Path, adapter: P
     expected = tiny.tiny_model()
     expected.load_state_dict(expected_weights(base, adapter))
     quantize_module(expected, "int8", "expected")
+    widen_module(expected, "int8", "expected")
     ids = torch.tensor([[1, 2, 3]])
     found = [model(ids).logits for model in (expected, quantised.model, merged.model)]
     assert torch.allclose(found[0], found[1], atol=1e-4)

@@ -25,35 +25,19 @@ from langchain_specdec.models import gpu_quantization
 from langchain_specdec.models.gpu_quantization import gpu_quantization_config
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
-from langchain_specdec.models.quantization import QUANTIZATIONS, quantized
+from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.models.quantized_loading import quantized_loading
-from langchain_specdec.models.quantized_module import quantize_module
-from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Format, LayerWeights, Matrix
-from langchain_specdec.runner.cpu.quantized_blocks import dequantized, quantized_matrix
+from langchain_specdec.models.quantized_module import quantize_module, widen_module
+from langchain_specdec.runner.cpu.decoder_trial import native_library
+from langchain_specdec.runner.cpu.decoder_weights import Format, Matrix
+from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, widened
+from langchain_specdec.runner.cpu.native_runner import NativeRunner
+from langchain_specdec.runner.cpu.quantized_blocks import quantized_matrix
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records")]
 WORDS = ("int8", "int4")
-
-
-def plain(outputs: int, inputs: int, seed: int = 0) -> Matrix:
-    numbers = np.random.default_rng(seed).standard_normal((outputs, inputs)).astype(np.float32) / 8
-    return Matrix(numbers.view(np.uint8), Format.F32, inputs)
-
-
-def decoder(*, is_tied: bool = True, mlp: int = 64) -> DecoderWeights:
-    """Two layers of 32 numbers."""
-    norm = np.ones(32, np.float32)
-    layers = [
-        LayerWeights(
-            *(plain(32, 32, seed + i) for i in range(4)), plain(mlp, 32, seed + 4), plain(mlp, 32, seed + 5),
-            plain(32, mlp, seed + 6), norm, norm, query_bias=norm,
-        )
-        for seed in (1, 11)
-    ]  # fmt: skip
-    embedding = plain(50, 32)
-    return DecoderWeights(layers, embedding, embedding if is_tied else plain(50, 32, 9), norm, 2, 1, 16, 1e-5)
 
 
 def rounded(weight: Tensor, format_: Format) -> Tensor:
@@ -63,88 +47,84 @@ def rounded(weight: Tensor, format_: Format) -> Tensor:
     return torch.from_numpy(gguf.dequantize(made.data, GGMLQuantizationType(format_)))
 
 
-# Matrices.
+# Modules.
+
+
+def as_blocks(model: nn.Module) -> dict[str, tuple[Format, Tensor]]:
+    """What each matrix of a quantised module is in, and its numbers."""
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, (MatrixLinear, MatrixEmbedding))}
+    return {name: (each.format, widened(each.rows, each.format)) for name, each in layers.items()}
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("word", WORDS)
-def test_every_matrix_of_a_decoder(word: str, is_tied: bool, caplog: pytest.LogCaptureFixture) -> None:
-    weights = decoder(is_tied=is_tied)
-    made = quantized(weights, word, "it")
+def test_every_matrix_of_a_module(
+    word: str, dtype: torch.dtype, is_tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.tiny_model(tie_word_embeddings=is_tied, dtype=dtype)
+    before = copy.deepcopy(model).float()
+    quantize_module(model, word, "the/model")
+    found = as_blocks(model)
     formats = QUANTIZATIONS[word]
-    for old, new in zip(weights.layers, made.layers, strict=True):
-        for name in ("query", "key", "value", "output", "gate", "up", "down"):
-            matrix: Matrix = getattr(new, name)
-            assert (matrix.format, matrix.inputs) == (formats.layers, getattr(old, name).inputs)
-            assert np.allclose(dequantized(matrix), dequantized(getattr(old, name)), atol=0.06)
-        assert new.attention_norm is old.attention_norm
-        assert new.query_bias is old.query_bias
-    assert made.embedding.format == made.head.format == Format.Q8_0
-    assert (made.head is made.embedding) == is_tied
-    assert made.num_bytes < weights.num_bytes * (0.27 if word == "int8" else 0.2)
-    assert weights.embedding.format == Format.F32, "what is given stays"
+    weights = {name: each.weight.detach() for name, each in before.named_modules() if hasattr(each, "weight")}
+    assert found.keys() == {name for name, weight in weights.items() if weight.ndim == 2}
+    for name, (format_, numbers) in found.items():
+        wanted = formats.tables if name in ("lm_head", "model.embed_tokens") else formats.layers
+        assert format_ is wanted, name
+        assert torch.equal(numbers, rounded(weights[name], wanted)), name
+    assert (model.lm_head.rows.data_ptr() == model.model.embed_tokens.rows.data_ptr()) == is_tied
+    norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    assert all(torch.equal(a, b) for a, b in zip(norms, (p for p in before.parameters() if p.ndim == 1), strict=True))
+    assert model.dtype == torch.float32
     assert not caplog.records
 
 
-def test_what_cannot_be_quantised_keeps_its_numbers_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    weights = decoder(mlp=40)
-    made = quantized(weights, "int8", "the/model")
-    for old, new in zip(weights.layers, made.layers, strict=True):
-        assert new.down is old.down, "rows of 40 numbers"
-        assert new.gate.format == Format.Q8_0
-    (record,) = caplog.records
-    share = 100 * 2 * 40 * 32 / (2 * (4 * 32 + 3 * 40) * 32 + 50 * 32)
-    assert record.getMessage().startswith(f"{share:.2g}% of the weights of the/model keep their numbers")
-
-
-def test_a_model_of_which_nothing_can_be_quantised() -> None:
-    small = Matrix(np.zeros((3, 20 * 4), np.uint8), Format.F32, 20)
-    layer = LayerWeights(*[small] * 7, np.ones(20, np.float32), np.ones(20, np.float32))
-    weights = DecoderWeights([layer], small, small, np.ones(20, np.float32), 1, 1, 20, 1e-5)
-    with pytest.raises(
-        UnsupportedModelError, match=r"Nothing of the/model can be quantised to int4.*multiple of 32 inputs"
-    ):
-        quantized(weights, "int4", "the/model")
-
-
-# Modules that PyTorch runs.
-
-
-@pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("word", WORDS)
-def test_a_module_computes_with_the_numbers_of_the_blocks(
-    word: str, is_tied: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = tiny.tiny_model(tie_word_embeddings=is_tied)
-    before = copy.deepcopy(model)
-    replaced: list[Tensor] = []
-    quantize_module(model, word, "the/model", replaced.append)
-    formats = QUANTIZATIONS[word]
-    num_changed = 0
-    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
-        is_table = "embed" in name or "lm_head" in name
-        expected = old if old.ndim == 1 else rounded(old.detach(), formats.tables if is_table else formats.layers)
-        assert torch.equal(new, expected), name
-        num_changed += old.ndim > 1
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == is_tied
-    assert len(replaced) == num_changed
+def test_pytorch_computes_with_the_numbers_of_the_blocks(word: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.tiny_model()
+    oracle = copy.deepcopy(model)
+    quantize_module(model, word, "the/model")
+    for name, (_, numbers) in as_blocks(model).items():
+        oracle.get_submodule(name).weight.data = numbers
+    widen_module(model, word, "the/model")
+    assert not any(isinstance(each, MatrixLinear) for each in model.modules())
+    ids = torch.arange(12)[None]
+    assert torch.equal(model(ids).logits, oracle(ids).logits)
     (record,) = caplog.records
-    assert f"those of the model quantised to {formats}" in record.getMessage()
+    assert f"those of the model quantised to {QUANTIZATIONS[word]}" in record.getMessage()
     assert "neither smaller nor faster" in record.getMessage()
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_weights_that_stand_on_their_side(word: str, caplog: pytest.LogCaptureFixture) -> None:
-    """GPT-2 keeps `[inputs, outputs]`, and tables of positions, which stay."""
-    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    """GPT-2 keeps `[inputs, outputs]`, and a table of positions, which stays."""
+    sizes: Any = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
     before = copy.deepcopy(model)
     quantize_module(model, word, "the/model")
-    old, new = before.transformer.h[0].mlp.c_fc.weight, model.transformer.h[0].mlp.c_fc.weight
-    assert torch.equal(new, rounded(old.detach().T, QUANTIZATIONS[word].layers).T)
+    old, new = before.transformer.h[0].mlp.c_fc, model.transformer.h[0].mlp.c_fc
+    expected = rounded(old.weight.detach().T, QUANTIZATIONS[word].layers)
+    inputs = torch.randn(3, 32)
+    assert torch.allclose(new(inputs), inputs @ expected.T + old.bias, atol=1e-5)
     assert torch.equal(model.transformer.wpe.weight, before.transformer.wpe.weight)
     left, of_gpt2 = 16 * 32, (64 + 3 * 32 + 32 + 4 * 32 + 4 * 32) * 32
-    assert caplog.messages[0].startswith(f"{100 * left / (left + of_gpt2):.2g}% of the weights of the/model keep")
+    share = 100 * left / (left + of_gpt2)
+    assert caplog.messages[0].startswith(f"{share:.2g}% of the weights of the/model keep their numbers")
+
+
+def test_what_cannot_be_quantised_keeps_its_numbers_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.tiny_model(intermediate_size=40)
+    weights = model.model.layers[1].mlp.down_proj.weight.detach().clone()
+    quantize_module(model, "int8", "the/model")
+    assert torch.equal(model.model.layers[1].mlp.down_proj.weight, weights), "rows of 40 numbers"
+    assert isinstance(model.model.layers[1].mlp.up_proj, MatrixLinear)
+    assert "% of the weights of the/model keep their numbers and are not quantised to int8" in caplog.messages[0]
+
+
+def test_a_model_of_which_nothing_can_be_quantised() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Nothing of the/model can be quantised to int4.*multiple of 32"):
+        quantize_module(tiny.tiny_model(hidden_size=24, intermediate_size=40), "int4", "the/model")
 
 
 def test_only_plain_linear_layers_of_a_module() -> None:
@@ -153,10 +133,9 @@ def test_only_plain_linear_layers_of_a_module() -> None:
 
     model: Any = nn.Sequential(Own(32, 32), nn.Linear(32, 32))
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
-    before = copy.deepcopy(model)
     quantize_module(model, "int8", "it")
-    assert torch.equal(model[0].weight, before[0].weight)
-    assert not torch.equal(model[1].weight, before[1].weight)
+    assert type(model[0]) is Own
+    assert isinstance(model[1], MatrixLinear)
 
 
 # The whole way.
@@ -177,8 +156,11 @@ def greedy(folder: Path, **options: Any) -> list[int]:
         return tiny.token_ids(tiny.read(backend.start([CompletionRequest("The sea", params)])[0])[0])
 
 
+@pytest.mark.parametrize("is_native", [True, False])
 @pytest.mark.parametrize("word", WORDS)
-def test_the_text_is_that_of_the_quantised_model(folder: Path, word: str) -> None:
+def test_the_text_is_that_of_the_quantised_model(
+    folder: Path, word: Any, is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By transformers alone, in float32, with the weights that gguf makes of the blocks."""
     plain_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     oracle = copy.deepcopy(plain_model)
@@ -195,6 +177,12 @@ def test_the_text_is_that_of_the_quantised_model(folder: Path, word: str) -> Non
         for model in (oracle, plain_model)
     ]
     assert not torch.equal(*written), "else this shows nothing"
+    if not is_native:
+        monkeypatch.setattr("langchain_specdec.models.make_runner.native_library", lambda: None)
+    elif native_library() is None:
+        pytest.skip("there is no native decoder here")
+    with closing(LocalBackend(folder, device="cpu", max_length=64, quantization=word)) as backend:
+        assert isinstance(backend.engine.runner, NativeRunner) == is_native
     assert greedy(folder, quantization=word) == written[0].tolist()
 
 
@@ -256,10 +244,22 @@ def test_what_contradicts_it(folder: Path, options: dict[str, Any], message: str
         LocalBackend(folder, **options)
 
 
-@pytest.mark.parametrize("name", ["embedded", "some/where/model.GGUF", "repo/id:model-Q4_K_M.gguf"])
-def test_a_gguf_model_has_its_bits(name: str, no_work: None) -> None:
-    with pytest.raises(InvalidParameterError, match=f"{name} comes in a GGUF file, whose bits it keeps"):
-        load_model(name, quantization="int8", device="cpu")
+@pytest.mark.parametrize("device", ["cpu", None])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("embedded", "The model 'embedded' comes quantised, in a GGUF file: leave its quantization out, got 'int8'"),
+        ("model.gguf", "model.gguf is a GGUF file, for which there is no quantization. Leave that out"),
+        ("owner/name:model-Q4_K_M.gguf", "is a GGUF file, for which there is no quantization. Leave that out"),
+    ],
+)
+def test_a_gguf_model_has_its_bits(
+    name: str, message: str, device: str | None, no_work: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").touch()
+    with pytest.raises(InvalidParameterError, match=message):
+        LocalBackend(name, quantization="int8", device=device)
 
 
 def test_a_model_that_comes_quantised(folder: Path, tmp_path: Path, no_work: None) -> None:

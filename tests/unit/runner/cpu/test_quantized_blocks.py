@@ -5,12 +5,15 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
 
+from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import Floats, Format, Matrix
-from langchain_specdec.runner.cpu.quantized_blocks import can_quantize, dequantized, quantized_matrix
+from langchain_specdec.runner.cpu.matrix_layers import widened
+from langchain_specdec.runner.cpu.quantized_blocks import can_quantize, quantized_matrix
 
 WANTED = (Format.Q8_0, Format.IQ4_NL)
 
@@ -28,6 +31,11 @@ def quantized(numbers: Floats, wanted: Format) -> Matrix:
     made = quantized_matrix(matrix(numbers), wanted)
     assert made is not None
     return made
+
+
+def dequantized(made: Matrix) -> Floats:
+    """What a module computes with."""
+    return widened(torch.from_numpy(made.data), made.format).numpy()
 
 
 def by_gguf(numbers: Floats, kind: GGMLQuantizationType) -> Floats:
@@ -80,9 +88,13 @@ def test_4_bits_are_nearer_than_those_of_more_bytes_for_weights_as_they_are() ->
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_stand_for_what_gguf_says(wanted: Format, kind: str) -> None:
+    """For a module, and for the native decoder."""
     made = quantized(samples(kind, 37), wanted)
     assert (made.format, made.inputs, made.outputs) == (wanted, 512, 37)
-    assert np.array_equal(dequantized(made), gguf.dequantize(made.data, GGMLQuantizationType(wanted)))
+    expected = gguf.dequantize(made.data, GGMLQuantizationType(wanted))
+    assert np.array_equal(dequantized(made), expected)
+    if (library := native_library()) is not None:
+        assert np.array_equal([library.widen(made, row) for row in range(37)], expected)
 
 
 @pytest.mark.parametrize("wanted", WANTED)
