@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
-from langchain_specdec.runner.model_config import decoder_layers, num_key_value_heads
+from langchain_specdec.runner.model_config import ATTENTION_NAME, decoder_layers, num_key_value_heads
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
@@ -65,7 +67,7 @@ def make_runner(
         from langchain_specdec.models.quantized_module import quantize_module
 
         quantize_module(loaded.model, loaded.quantization, loaded.name)
-    native = _native_weights(loaded)
+    native = _native_weights(loaded, None if max_length is None else max_length + max_width)
     if native is not None:
         weights, reread = native
         library = native_library()
@@ -82,31 +84,32 @@ def make_runner(
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
 
-ATTENTION_NAME = "specdec"
 # Models that were loaded here and read for a native decoder, which their backend may have handed out since.
 _native_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None] | None:
+def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[DecoderWeights, Reread | None] | None:
     """What a native decoder runs of a model, and what reads it again once it has changed; None where none runs it."""
-    model = loaded.model
+    model: Any = loaded.model
     if not isinstance(model, nn.Module):
         return model.weights, None
+    module: Any = model
     is_ours = loaded.is_owned or model in _native_modules
-    if not is_ours or model.device.type != "cpu" or model.dtype != torch.float32:
+    if not is_ours or module.device.type != "cpu" or module.dtype != torch.float32:
         return None
     # Who asks for another attention gets it.
-    if model.config.get_text_config()._attn_implementation not in (None, ATTENTION_NAME) or native_library() is None:
+    if module.config.get_text_config()._attn_implementation not in (None, ATTENTION_NAME) or native_library() is None:
         return None
     from langchain_specdec.models.decoder_families import decoder_weights
 
     if loaded.is_owned:
         keep_private(model)
-    weights = decoder_weights(model)
+    reread = functools.partial(decoder_weights, positions=positions)
+    weights = reread(model)
     if weights is None:
         return None
     _native_modules.add(model)
-    return weights, decoder_weights
+    return weights, reread
 
 
 def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+ATTENTION_NAME = "specdec"
+"""What the engine's own attention is called in a configuration; see `attention.slot_attention`."""
+
 
 def num_key_value_heads(config: Any) -> int:
     """Heads that have keys and values of their own; all of them where a configuration does not say."""

@@ -90,12 +90,6 @@ class ModelRunner:
     has_own_threads = False
     """Whether its forwards run on threads of their own, so that PyTorch's need not."""
 
-    def begin_thread(self) -> None:
-        """Say that the calling thread is going to run forwards, of this runner or of others with threads of their own.
-
-        Those that have such threads take PyTorch's from this one thread: they would be in the way.
-        """
-
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked."""
         model = self.model  # another thread may release it meanwhile

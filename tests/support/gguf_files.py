@@ -86,7 +86,7 @@ def write_gguf(
     """
     config = model.config
     name = _ARCHITECTURES.get(config.model_type, config.model_type)
-    options = {"split_max_tensors": -(-len(model.state_dict()) // parts)} if parts > 1 else {}
+    options: dict[str, Any] = {"split_max_tensors": -(-len(model.state_dict()) // parts)} if parts > 1 else {}
     writer = gguf.GGUFWriter(path, name, **options)
     for key, value in {**_metadata(config, name), **(fields or {})}.items():
         if not key.endswith(tuple(leave_out)) or not leave_out:

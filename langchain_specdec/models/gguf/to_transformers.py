@@ -51,7 +51,7 @@ def to_transformers(model: GGUFModel) -> Any:
     values = transformers_config(model)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     state = {name: torch.from_numpy(numbers) for name, numbers in state_dict(model)}
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
     with quiet_loading():
         loaded = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     if different := sorted(set(loaded.state_dict()).symmetric_difference(state) - {"lm_head.weight"}):

@@ -108,10 +108,18 @@ def _weights() -> DecoderWeights:
 
     def layer(format_: Format, window: int | None) -> LayerWeights:
         wide, narrow = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
-        sizes = ((wide, _HIDDEN), (narrow, _HIDDEN), (narrow, _HIDDEN), (_HIDDEN, wide))
-        attention = [matrix(*size, format_) for size in sizes]
-        mlp = [matrix(*size, format_) for size in ((_MLP, _HIDDEN), (_MLP, _HIDDEN), (_HIDDEN, _MLP))]
-        return LayerWeights(*attention, *mlp, norm(_HIDDEN), norm(_HIDDEN), window=window)
+        return LayerWeights(
+            query=matrix(wide, _HIDDEN, format_),
+            key=matrix(narrow, _HIDDEN, format_),
+            value=matrix(narrow, _HIDDEN, format_),
+            output=matrix(_HIDDEN, wide, format_),
+            gate=matrix(_MLP, _HIDDEN, format_),
+            up=matrix(_MLP, _HIDDEN, format_),
+            down=matrix(_HIDDEN, _MLP, format_),
+            attention_norm=norm(_HIDDEN),
+            mlp_norm=norm(_HIDDEN),
+            window=window,
+        )
 
     angles = np.outer(np.arange(_POSITIONS), 0.5 ** np.arange(_HEAD_DIM // 2))
     table = RotaryTable(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
@@ -160,7 +168,8 @@ def _attention(
     value = heads(layer.value, weights.kv_heads).repeat(groups, 0)
     scores = np.where(seen, query @ key.swapaxes(1, 2) / math.sqrt(weights.head_dim), -np.inf)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
-    return (scores / scores.sum(-1, keepdims=True) @ value).swapaxes(0, 1).reshape(len(x), -1)
+    attended: NDArray[Any] = (scores / scores.sum(-1, keepdims=True) @ value).swapaxes(0, 1).reshape(len(x), -1)
+    return attended
 
 
 def _numbers(matrix: Matrix) -> NDArray[np.float64]:
@@ -170,4 +179,5 @@ def _numbers(matrix: Matrix) -> NDArray[np.float64]:
 
 
 def _normed(x: NDArray[Any], weight: Floats, eps: float) -> NDArray[Any]:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    normed: NDArray[Any] = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return normed

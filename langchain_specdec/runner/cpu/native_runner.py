@@ -19,7 +19,6 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
 from langchain_specdec.runner.cpu.native_step import NativeStep
-from langchain_specdec.runner.cpu.worker_threads import use_one_worker
 from langchain_specdec.runner.model_config import max_positions
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -68,7 +67,7 @@ class NativeRunner:
     ) -> None:
         self.model = model
         self._reread = reread
-        self._weights = weights
+        self._weights: DecoderWeights | None = weights
         self._state = None if reread is None else WeightsState.of(modules_of(model))
         self._unfit: str | None = None
         self.max_length = max_length
@@ -114,7 +113,8 @@ class NativeRunner:
             return False
         self._state = state
         weights = reread(model)
-        if weights is None or weights.num_bytes != self._weights.num_bytes:
+        before = self._weights
+        if weights is None or before is None or weights.num_bytes != before.num_bytes:
             self._unfit = "it is not what a native decoder runs any more"
         else:
             self._unfit, self._weights = None, weights
@@ -138,10 +138,6 @@ class NativeRunner:
     def evaluating(self) -> AbstractContextManager[None]:
         """It has no other mode."""
         return nullcontext()
-
-    def begin_thread(self) -> None:
-        """See `ModelRunner.begin_thread`."""
-        use_one_worker()
 
     def make_noise(self, seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
         """See `sampling.noise.gumbel_noise`: the very numbers that the decoder picks by."""
@@ -217,7 +213,7 @@ class NativeRunner:
 
     def release(self) -> None:
         """See `ModelRunner.release`."""
-        self.model = None
+        self.model = self._reread = self._weights = None
         self._decoder.close()
         self.cache.release()
 

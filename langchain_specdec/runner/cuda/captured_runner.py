@@ -90,9 +90,6 @@ class CapturedRunner:
     make_noise = staticmethod(gumbel_noise)
     has_own_threads = False
 
-    def begin_thread(self) -> None:
-        """See `ModelRunner.begin_thread`."""
-
     def note_weights(self) -> bool:
         """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""
         before = self.uncaptured.weights

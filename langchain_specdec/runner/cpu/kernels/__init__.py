@@ -87,9 +87,9 @@ def _sources(name: str) -> tuple[list[Path], tuple[str, ...] | None]:
     capability = torch.backends.cpu.get_cpu_capability()
     folder = _FOLDER / name
     if not folder.is_dir():
-        flags = _FLAGS.get(capability)
-        return [_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h"))], flags and (*flags, "-fopenmp")
-    flags = () if platform.machine().lower() in _ARM else _FOLDER_FLAGS.get(capability)
+        alone = _FLAGS.get(capability)
+        return [_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h"))], alone and (*alone, "-fopenmp")
+    flags: tuple[str, ...] | None = () if platform.machine().lower() in _ARM else _FOLDER_FLAGS.get(capability)
     sources = [path for path in (*sorted(folder.iterdir()), *sorted(_FOLDER.glob("*.h"))) if path.suffix in _SUFFIXES]
     return sources, None if flags is None else (*flags, "-pthread")
 

@@ -4,6 +4,7 @@ import json
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ GPT4O = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
-ORIGINALS = {
+ORIGINALS: dict[str, list[Any]] = {
     "gpt-2": [],
     "smollm": [DIGITS],
     "starcoder": [DIGITS],
@@ -86,7 +87,7 @@ def original(pre: str) -> Tokenizer:
     return tokenizer
 
 
-def as_fields(tokenizer: Tokenizer, pre: str) -> dict:
+def as_fields(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
     """What the converter writes of a byte-level tokenizer, with two fillers at the end."""
     vocab, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
     tokens = sorted(vocab, key=vocab.__getitem__)
@@ -107,7 +108,7 @@ def as_fields(tokenizer: Tokenizer, pre: str) -> dict:
     }
 
 
-def file_of(fields: dict) -> GGUFFile:
+def file_of(fields: dict[str, Any]) -> GGUFFile:
     return GGUFFile(Path("x.gguf"), fields, {})
 
 
@@ -165,7 +166,7 @@ PIECES = [
 ]
 
 
-def piece_fields(**changes) -> dict:
+def piece_fields(**changes: Any) -> dict[str, Any]:
     """A vocabulary as Llama 2's: unknown, control and byte tokens, then pieces, the first of which are merged first."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *bytes_, *PIECES, "<|im_end|>"]

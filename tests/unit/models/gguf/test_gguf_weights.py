@@ -20,7 +20,8 @@ TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, VOCAB, 20
 
 def logits_of(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([TOKENS])).logits[0]
+        logits: torch.Tensor = model(input_ids=torch.tensor([TOKENS])).logits[0]
+    return logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +113,7 @@ def test_a_quantised_model_computes_what_it_does_dequantised(kind, tmp_path):
     )
 
 
-def llama3_factors(scaling: dict, base: float) -> np.ndarray:
+def llama3_factors(scaling: dict[str, Any], base: float) -> np.ndarray:
     """As generate_extra_tensors of the converter."""
     factors = []
     for turn in 1.0 / base ** (np.arange(0, HEAD_DIM, 2, dtype=np.float32) / HEAD_DIM):
