@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
-from transformers.utils import is_accelerate_available, is_bitsandbytes_available, is_torchao_available
+from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available, is_torchao_available
 
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 

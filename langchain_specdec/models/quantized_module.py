@@ -101,5 +101,5 @@ def _widened(layer: MatrixLinear) -> nn.Linear:
     for numbers, rows in zip(weight.split(_ROWS_AT_ONCE), layer.rows.split(_ROWS_AT_ONCE), strict=True):
         numbers.copy_(widened(rows, layer.format))
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = layer.bias
+    linear.register_parameter("bias", layer.bias)
     return linear

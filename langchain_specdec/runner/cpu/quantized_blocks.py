@@ -21,7 +21,7 @@ Bytes = NDArray[np.uint8]
 BLOCK = 32
 _HEAD = 2  # Bytes of a scale
 _BLOCK_BYTES = {Format.Q8_0: _HEAD + BLOCK, Format.IQ4_NL: _HEAD + BLOCK // 2}
-_PLAIN = {Format.F32: np.dtype(np.float32), Format.F16: np.dtype(np.float16), Format.BF16: np.dtype(np.uint16)}
+_PLAIN: dict[Format, Any] = {Format.F32: np.float32, Format.F16: np.float16, Format.BF16: np.uint16}
 # Numbers that are looked at together, so that what is made of them on the way stays in a core's cache.
 _CHUNK = 1 << 16
 # What the greatest number of a matrix may be: float16 holds scales from there on with bits enough, and up to there.

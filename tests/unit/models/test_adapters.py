@@ -6,12 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
@@ -225,7 +226,7 @@ def test_no_adapter_for_quantised_weights(
     if not is_given:
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    options: dict[str, Any] = {"quantization": BitsAndBytesConfig(load_in_4bit=True)} if is_given else {}
+    options: dict[str, Any] = {"quantization": SimpleNamespace(**quantization)} if is_given else {}
     with pytest.raises(UnsupportedModelError, match="cannot be merged into quantised weights"):
         load_model(adapter, device="cpu", **options)
 

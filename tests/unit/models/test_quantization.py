@@ -16,7 +16,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
@@ -284,6 +284,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
     monkeypatch.setattr(gpu_quantization, "_PACKAGES", packages)
     monkeypatch.setattr(gpu_quantization, "is_accelerate_available", lambda: "accelerate" in names)
+    # transformers 4 asks for the package's version when it makes one.
+    monkeypatch.setattr(gpu_quantization, "BitsAndBytesConfig", lambda **given: SimpleNamespace(**given))
     return names
 
 
@@ -315,7 +317,7 @@ def test_torchao_comes_first(torchao: Any, installed: list[str]) -> None:
     assert made == torchao.Int8WeightOnlyConfig(set_inductor_config=False)
     made = gpu_quantization_config("int4", torch.bfloat16).quant_type
     assert made == torchao.Int4WeightOnlyConfig(32, set_inductor_config=False, int4_packing_format="tile_packed_to_4d")
-    assert isinstance(gpu_quantization_config("int4", torch.float16), BitsAndBytesConfig)
+    assert gpu_quantization_config("int4", torch.float16).load_in_4bit, "by bitsandbytes"
 
 
 def test_an_older_torchao_has_one_way_of_packing(torchao: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +391,6 @@ def test_the_configuration_reaches_transformers(
     monkeypatch.setattr("langchain_specdec.models.quantized_loading._is_cpu", lambda *_: False)
     loaded = load_model(folder, device="cpu", dtype="bfloat16", quantization="int4")
     (options,) = calls
-    assert isinstance(options["quantization_config"], BitsAndBytesConfig)
     assert options["quantization_config"].load_in_4bit
     assert options["dtype"] == torch.bfloat16
     assert options["device_map"] == {"": torch.device("cpu")}

@@ -79,31 +79,32 @@ def test_special_layers_stay_as_they_are() -> None:
 class Wrapped(Tensor):
     """A weight of a class of its own, as those that torchao quantises: plain layers hold it, few operators take it."""
 
-    inner: Tensor
+    numbers: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Self:
-        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
-        made.inner = inner
-        return made  # type: ignore[no-any-return]
+    def __new__(cls, numbers: Tensor) -> Self:
+        made = Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=numbers.dtype)
+        made.numbers = numbers
+        return made
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
+        return ["numbers"], None
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:
-            return cls(args[0].inner)
+            return cls(args[0].numbers)
         raise NotImplementedError(func)
 
 
 def test_weights_of_other_classes_stay_in_their_layers() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    weight = model[0].weight.detach()
-    model[0].weight = nn.Parameter(Wrapped(weight), requires_grad=False)
+    quantised = nn.Linear(16, 16)
+    weight = quantised.weight.detach()
+    quantised.weight = nn.Parameter(Wrapped(weight), requires_grad=False)
+    model = nn.Sequential(quantised, nn.Linear(16, 16))
     assert pack_linears(model) == 1
-    assert type(model[0]) is nn.Linear
-    assert first_numbers(model[0].weight) == first_numbers(weight) == weight.flatten()[:16].tolist()
+    assert model[0] is quantised
+    assert first_numbers(quantised.weight) == first_numbers(weight) == weight.flatten()[:16].tolist()
 
 
 def test_what_cannot_be_packed_is_told() -> None:
