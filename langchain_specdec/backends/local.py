@@ -86,7 +86,7 @@ class LocalBackend(Backend):
             tokenizer,
             chosen,
             revision=chosen["revision"],
-            quantization_config=chosen["quantization_config"],
+            quantization=chosen["quantization"] or chosen["quantization_config"],
             adapter=chosen["adapter"],
         )
         self._tokenizer = self._target.private_tokenizer
@@ -281,7 +281,13 @@ def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) ->
 
 
 def _make_draft_runner(target: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:
-    draft = _load(options["draft_model"], options["draft_tokenizer"], options, revision=options["draft_revision"])
+    draft = _load(
+        options["draft_model"],
+        options["draft_tokenizer"],
+        options,
+        revision=options["draft_revision"],
+        quantization=options["draft_quantization"],
+    )
     check_pair(target, draft)
     # One position more than the target: its first token in a step may be the one before the last.
     length = min(runner.max_length, draft.max_positions or runner.max_length)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DrafterName = Literal["auto", "prompt_lookup", "draft_model", "none"]
 DRAFTERS: tuple[str, ...] = get_args(DrafterName)
 """Names of the drafters that can be asked for."""
+Quantization = Literal["int8", "int4"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+"""What weights can be quantised to."""
 _COMPILE_MODES = ("auto", "off", "reduce-overhead", "max-autotune")
 
 
@@ -85,6 +88,12 @@ class LoadingOptions(TypedDict, total=False):
         None, "Passed to transformers, for models spread over devices; needs accelerate.", str)]
     revision: Annotated[str | None, Option(None, "Branch, tag or commit of the model id.", str)]
     draft_revision: Annotated[str | None, Option(None, "The same for the draft model.", str)]
+    quantization: Annotated[Quantization | None, Option(
+        None, "Bits of the target's weights, which are quantised when it is loaded: the text is that of the quantised "
+        "model.", str, words=QUANTIZATIONS, unset="the checkpoint's own")]
+    draft_quantization: Annotated[Quantization | None, Option(
+        None, "The same for the draft model, which changes no text.", str, words=QUANTIZATIONS,
+        unset="the checkpoint's own")]
     quantization_config: Annotated[Any, Option(None, "Passed to transformers, for the target.")]
     adapter: Annotated["str | os.PathLike[str] | None", Option(
         None, "Folder or model id of a LoRA or another adapter for the target, merged into its weights when it is "
@@ -122,6 +131,12 @@ def checked_options(given: Mapping[str, Any]) -> LocalOptions:
         raise InvalidParameterError(msg)
     if drafter in ("prompt_lookup", "none") and has_draft_model:
         msg = f"drafter={drafter!r} would never use the draft model. Leave it out, or take 'auto' or 'draft_model'."
+        raise InvalidParameterError(msg)
+    if options["draft_quantization"] is not None and not has_draft_model:
+        msg = "draft_quantization needs a draft model: give draft_model, or leave it out."
+        raise InvalidParameterError(msg)
+    if options["quantization"] is not None and options["quantization_config"] is not None:
+        msg = "Give quantization or quantization_config, not both."
         raise InvalidParameterError(msg)
     for name, option in OPTIONS.items():
         if name != "draft_length":

@@ -158,7 +158,20 @@ def _defaults() -> list[Finding]:
     findings.append(Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"))
     if device.type == "cuda":
         findings.append(_attention_backends(device))
+    findings.append(_quantization(device))
     return findings
+
+
+def _quantization(device: Any) -> Finding:
+    from langchain_specdec.models.quantization import QUANTIZATIONS
+
+    name = "quantization"
+    if device.type == "cpu":
+        return Finding(name, "; ".join(f"{word}: {becomes}" for word, becomes in QUANTIZATIONS.items()))
+    from langchain_specdec.models.gpu_quantization import INSTALL_COMMAND, description
+
+    found = [f"{word}: {becomes}" for word in QUANTIZATIONS if (becomes := description(word))]
+    return Finding(name, "; ".join(found) or "none", "info", "" if found else INSTALL_COMMAND)
 
 
 def _attention_backends(device: Any) -> Finding:

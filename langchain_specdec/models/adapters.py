@@ -103,22 +103,31 @@ def find_parts(
     return Parts(place, base_revision, source, revision, source if has_tokenizer else place)
 
 
+def check_mergeable(parts: Parts, quantization: object) -> None:
+    """Raise an `UnsupportedModelError` where an adapter would have to be merged into weights that come quantised.
+
+    Args:
+        parts: What was found.
+        quantization: The `quantization_config` that is given or that the base comes with; None: neither.
+    """
+    if parts.adapter is not None and quantization is not None:
+        msg = (
+            f"{parts.adapter} cannot be merged into quantised weights without changing its text. Load {parts.source} "
+            "without quantisation, or save the merged model and quantise that."
+        )
+        raise UnsupportedModelError(msg)
+
+
 def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
     """The model with its adapter merged into its weights, which are written to.
 
     Raises:
         MissingDependencyError: PEFT is not installed, or does not fit the version of transformers.
-        UnsupportedModelError: An adapter of this kind, or for weights like these, cannot be merged.
+        UnsupportedModelError: An adapter of this kind cannot be merged.
         ModelLoadError: The adapter cannot be read, or is for another model.
     """
     adapter = parts.adapter
     assert adapter is not None  # noqa: S101
-    if getattr(model, "hf_quantizer", None) is not None:
-        msg = (
-            f"{adapter} cannot be merged into quantised weights without changing its text. Load {parts.source} without "
-            "quantisation, or save the merged model and quantise that."
-        )
-        raise UnsupportedModelError(msg)
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:  # also of a PEFT that is too old for this version of transformers

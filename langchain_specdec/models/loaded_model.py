@@ -15,6 +15,7 @@ import torch
 
 from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
 from langchain_specdec.runner.model_config import max_positions
 
@@ -34,6 +35,7 @@ class LoadedModel:
         eos_token_ids: Tokens that end a text.
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
         adapter: Id or folder of the adapter that was merged into its weights.
+        quantization: What its runner is to make of its weights, a word of `QUANTIZATIONS`.
     """
 
     model: Any
@@ -42,6 +44,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     is_owned: bool = False
     adapter: str | None = None
+    quantization: str | None = None
 
     @cached_property
     def private_tokenizer(self) -> PrivateTokenizer:
@@ -71,6 +74,8 @@ class LoadedModel:
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             identity["quantization"] = str(quantization)
+        if self.quantization is not None:
+            identity["quantization"] = str(QUANTIZATIONS[self.quantization])
         if not isinstance(self.model, torch.nn.Module):
             identity["quantization"] = ", ".join(sorted(format_names(self.model.weights)))
         if not is_own_tokenizer:

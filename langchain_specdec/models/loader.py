@@ -6,7 +6,7 @@ What transformers reads is in `pretrained`, which is imported for it alone: that
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import check_source, means_gguf
 from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.quantized_loading import option_of
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # What only transformers can do for a model.
-_NOT_NATIVE = ("device_map", "attn_implementation", "quantization_config", "adapter")
-_NOT_OF_GGUF = ("device_map", "quantization_config", "adapter")
+_NOT_NATIVE = ("device_map", "attn_implementation", "quantization", "adapter")
+_NOT_OF_GGUF = ("device_map", "quantization", "adapter")
 
 
 def load_model(
@@ -53,16 +54,18 @@ def load_model(
         progress: Told about each step of preparing the embedded model.
         options: As in `LocalOptions`: `device_map` (passed to transformers, for models spread over devices; needs
             accelerate), `revision` (branch, tag or commit of the model id), `attn_implementation` (None is the engine's
-            own; `"sdpa"` and `"eager"` are transformers'), `quantization_config` (passed to transformers), `adapter`
-            (id or folder of a LoRA or another adapter that PEFT can merge into the weights), `trust_remote_code`
-            (whether code that comes with the model may run; off unless asked for), and `token` (access token of the
-            Hugging Face Hub; None takes the one that is logged in).
+            own; `"sdpa"` and `"eager"` are transformers'), `adapter` (id or folder of a LoRA or another adapter that
+            PEFT can merge into the weights), `trust_remote_code` (whether code that comes with the model may run; off
+            unless asked for), and `token` (access token of the Hugging Face Hub; None takes the one that is logged
+            in). And `quantization`: `"int8"` or `"int4"`, which is the runner's to do on a CPU and transformers' on a
+            GPU, or a `quantization_config` of transformers.
 
     Raises:
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
         InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
         ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
-        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old; or the model is to be
+            quantised on a GPU, and no package that does it is installed.
     """
     if tokenizer is not None:
         check_tokenizer(tokenizer)
@@ -87,7 +90,7 @@ def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is
         return embedded.gguf_file() if is_native else None
     if not means_gguf(source):
         return None
-    if too_much := [option for option in _NOT_OF_GGUF if options.get(option) is not None]:
+    if too_much := _asked_for(options, _NOT_OF_GGUF):
         msg = (
             f"{name} is a GGUF file, for which there is no {' and no '.join(too_much)}. Leave that out, or give the "
             "model that the file was made from, by its folder or its id on the Hugging Face Hub."
@@ -121,6 +124,12 @@ def _dequantised(
     return replace(placed, name=loaded.name, is_owned=True)
 
 
+def _asked_for(options: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of the options that are given, as the user calls them."""
+    given = [name for name in names if options.get(name) is not None]
+    return [option_of(options[name]) if name == "quantization" else name for name in given]
+
+
 def _is_float32(dtype: str | torch.dtype) -> bool:
     return str(dtype).removeprefix("torch.") in ("auto", "float32")
 
@@ -129,11 +138,11 @@ def _check_loaded(
     model: GGUFModel, dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]
 ) -> None:
     """Nothing that only loading can do may be asked of a loaded model."""
-    given = {name: options.get(name) is not None for name in _NOT_NATIVE} | {
+    given = {
         "dtype": not _is_float32(dtype),
         "device": device is not None and resolve_device(device).type != "cpu",
     }
-    if too_late := [name for name, is_given in given.items() if is_given]:
+    if too_late := [*_asked_for(options, _NOT_NATIVE), *(name for name, is_given in given.items() if is_given)]:
         msg = (
             f"{model.name} is loaded already (in the bits of its GGUF file, on the CPU), which is too late for "
             f"{', '.join(too_late)}. Give the file instead."

@@ -59,10 +59,14 @@ def make_runner(
 
     Raises:
         InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
-        UnsupportedModelError: The model does not work with the engine's cache.
+        UnsupportedModelError: The model does not work with the engine's cache, or nothing of it can be quantised.
     """
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
+    if loaded.quantization is not None:
+        from langchain_specdec.models.quantized_module import quantize_module
+
+        quantize_module(loaded.model, loaded.quantization, loaded.name)
     native = _native_weights(loaded, None if max_length is None else max_length + max_width)
     if native is not None:
         weights, reread = native

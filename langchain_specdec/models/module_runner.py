@@ -7,6 +7,7 @@ from collections.abc import Callable
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.models.quantized_module import widen_module
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
@@ -55,6 +56,8 @@ def make_module_runner(
         raise InvalidParameterError(msg)
     if loaded.is_owned:
         keep_private(loaded.model)
+        if loaded.quantization is not None:
+            widen_module(loaded.model, loaded.quantization, loaded.name)
         mapped = MappedWeights()
         if can_pack(loaded.model):
             pack_linears(loaded.model, mapped.drop)

@@ -10,13 +10,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
+from langchain_specdec.models.adapters import Parts, check_mergeable, check_without_adapters, find_parts, merged
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner import attention
@@ -34,7 +35,7 @@ def load_pretrained(
     device_map: Any = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
-    quantization_config: Any = None,
+    quantization: Any = None,
     adapter: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     token: str | bool | None = None,
@@ -46,7 +47,8 @@ def load_pretrained(
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
         InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
         ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
-        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old; or the model is to be
+            quantised on a GPU, and no package that does it is installed.
     """
     attention.register()
     _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
@@ -59,6 +61,7 @@ def load_pretrained(
     check_device_map(device_map)
     resolved_dtype = resolve_dtype(dtype, placed)
     loaded: Any
+    by_runner: str | None = None
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
         name = source or type(model).__name__
@@ -67,14 +70,20 @@ def load_pretrained(
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
         check_without_adapters(model, name)
-        _check_loaded(
-            model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config, adapter
-        )
+        given = {
+            "dtype": dtype != "auto" and resolved_dtype != model.dtype,
+            "device_map": device_map is not None,
+            option_of(quantization): quantization is not None,
+            "adapter": adapter is not None,
+        }
+        _check_loaded(model, name, given)
         check_supported(model.config, type(model))
         _check_attention(model.config, attn_implementation)
         loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
     else:
         name = source = str(model)
+        how = quantized_loading(quantization, name, resolved_dtype, placed, device_map)
+        by_runner = how.by_runner
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None
         else:
@@ -89,16 +98,18 @@ def load_pretrained(
             config = AutoConfig.from_pretrained(parts.source, **hub)
             model_class = _model_class(config)
             check_supported(config, model_class)
+            check_plain(config, quantization, what)
+            check_mergeable(parts, how.config or getattr(config, "quantization_config", None))
             _check_attention(config, attn_implementation)
-        if quantization_config is not None and device_map is None:
+        if how.config is not None and device_map is None:
             device_map = {"": placed}
         options: dict[str, Any] = {
             "attn_implementation": attn_implementation or _best_attention(model_class, config),
             "device_map": device_map,
-            "quantization_config": quantization_config,
+            "quantization_config": how.config,
         }
         hub |= {key: value for key, value in options.items() if value is not None}
-        loaded = read_weights(parts.source, what, dtype=resolved_dtype, **hub)
+        loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
         if parts.adapter is not None:
             loaded = merged(loaded, parts, token)
         if device_map is None:
@@ -119,7 +130,7 @@ def load_pretrained(
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
-    return LoadedModel(loaded, tokenizer, name, eos_token_ids(loaded, tokenizer), is_owned, parts.adapter)
+    return LoadedModel(loaded, tokenizer, name, eos_token_ids(loaded, tokenizer), is_owned, parts.adapter, by_runner)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
@@ -128,16 +139,8 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = 
         raise InvalidParameterError(msg)
 
 
-def _check_loaded(
-    model: Any, name: str, dtype: object, device_map: object, quantization_config: object, adapter: object
-) -> None:
-    """Nothing that only loading can do may be asked of a loaded model."""
-    given = {
-        "dtype": dtype not in (None, model.dtype),
-        "device_map": device_map is not None,
-        "quantization_config": quantization_config is not None,
-        "adapter": adapter is not None,
-    }
+def _check_loaded(model: Any, name: str, given: dict[str, bool]) -> None:
+    """Nothing that only loading can do may be asked of a loaded model; `given` says what is."""
     if too_late := [parameter for parameter, is_given in given.items() if is_given]:
         msg = (
             f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "

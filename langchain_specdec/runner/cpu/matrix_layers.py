@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langchain_specdec.runner.cpu.decoder_weights import Format, Matrix
+from langchain_specdec.runner.cpu.quantized_blocks import IQ4_NL_LEVELS
 
 # Rows that are widened at a time.
 _ROWS_AT_ONCE = 4096
 _NUM_SAMPLED = 16
 # Bytes of a block's scales, and of all of it.
-_BLOCKS = {Format.Q8_0: (2, 34), Format.Q4_0: (2, 18), Format.Q4_1: (4, 20)}
+_BLOCKS = {Format.Q8_0: (2, 34), Format.Q4_0: (2, 18), Format.Q4_1: (4, 20), Format.IQ4_NL: (2, 18)}
 _PLAIN = {Format.F32: torch.float32, Format.F16: torch.float16, Format.BF16: torch.bfloat16}
 
 
@@ -55,7 +56,10 @@ def widened(rows: Tensor, number_format: Format) -> Tensor:
     if number_format is Format.Q8_0:
         numbers = packed.contiguous().view(torch.int8) * scales
     else:
-        numbers = torch.cat([packed & 15, packed >> 4], dim=-1).float()
+        nibbles = torch.cat([packed & 15, packed >> 4], dim=-1)
+        if number_format is Format.IQ4_NL:
+            return (torch.from_numpy(IQ4_NL_LEVELS)[nibbles.int()] * scales).flatten(-2)
+        numbers = nibbles.float()
         if number_format is Format.Q4_0:
             numbers = (numbers - 8) * scales
         else:
@@ -141,6 +145,12 @@ class MatrixEmbedding(nn.Embedding):
         """`[..., embedding_dim]` for `[...]`."""
         numbers = widened(self.rows[index], self.format).to(self.weight.dtype)
         return numbers if self.embed_scale is None else numbers * self.embed_scale
+
+
+def matrix_of(weight: Tensor) -> Matrix:
+    """A weight `[outputs, inputs]` in the type that it is in; one that no matrix has, as float64, becomes float32."""
+    found = next((known for known, dtype in _PLAIN.items() if dtype == weight.dtype), None)
+    return _of_bytes(weight.float(), Format.F32) if found is None else _of_bytes(weight, found)
 
 
 def _of_bytes(weight: Tensor, number_format: Format) -> Matrix:

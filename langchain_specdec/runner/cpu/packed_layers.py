@@ -107,7 +107,9 @@ class _TiedEmbedding(nn.Embedding):
 
 
 def first_numbers(weight: Tensor) -> list[float]:
-    """The first numbers of a weight, for telling it from others."""
+    """The first numbers of a weight, for telling it from others; of one that is made of several, those of each."""
+    if hasattr(weight, "__tensor_flatten__"):  # As quantised ones are, which cannot be flattened themselves
+        return [number for name in weight.__tensor_flatten__()[0] for number in first_numbers(getattr(weight, name))]
     numbers: list[float] = weight.detach().flatten()[:_NUM_SAMPLED].float().tolist()
     return numbers
 
@@ -171,7 +173,8 @@ def _groups(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
 
 
 def _pays(linear: nn.Linear) -> bool:
-    return linear.weight.numel() >= _MIN_WEIGHTS
+    # Weights of other classes, quantised ones say, bring a product of their own.
+    return type(linear.weight.data) is Tensor and linear.weight.numel() >= _MIN_WEIGHTS
 
 
 def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:

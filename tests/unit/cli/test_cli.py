@@ -438,7 +438,25 @@ def test_doctor_in_json():
     assert versions["torch"] == metadata.version("torch")
     assert versions["langchain-specdec"].startswith(__version__)
     names = {finding["name"] for finding in report["a model would run"]}
-    assert names - {"linear layers"} == {"device", "dtype", "attention", "C++ compiler"}
+    assert names - {"linear layers"} == {"device", "dtype", "attention", "C++ compiler", "quantization"}
+
+
+@pytest.mark.parametrize(
+    ("device", "described", "told"),
+    [
+        ("cpu", "", "int8: Q8_0; int4: IQ4_NL, embedding and head Q8_0"),
+        ("mps", "", "pip install torchao accelerate"),
+        ("mps", "of {} (some package)", "int8: of int8 (some package); int4: of int4 (some package)"),
+    ],
+)
+def test_doctor_tells_what_quantised_weights_become(monkeypatch, device, described, told):
+    from langchain_specdec.models import devices, gpu_quantization
+
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device(device))
+    monkeypatch.setattr(gpu_quantization, "description", described.format)
+    findings = json.loads(specdec("doctor", "--json").stdout)["a model would run"]
+    (finding,) = (each for each in findings if each["name"] == "quantization")
+    assert told in (finding["value"], finding["advice"])
 
 
 @pytest.mark.parametrize("backend", ["EFFICIENT_ATTENTION", "MATH"])

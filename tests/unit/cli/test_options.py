@@ -78,7 +78,7 @@ def test_flags_of_the_engine_reach_it(asked: dict[str, Any], command: str) -> No
         "drafter": "prompt_lookup", "draft_length": 3, "max_draft_tokens": 4, "max_tree_nodes": 5, "num_slots": 2,
         "prompt_lookup_max_ngram": 6, "max_length": 700, "prefill_chunk": 8, "dtype": "float32", "device": "cpu",
         "device_map": "auto", "revision": "v1", "draft_revision": "v2", "attn_implementation": "eager",
-        "compile": "off",
+        "compile": "off", "quantization": "int4",
     }  # fmt: skip
     flags = [word for name, value in given.items() for word in (flag_of(name), value)]
     arguments = [command, *(["x"] if command == "generate" else []), "-m", "some/model"]
@@ -90,6 +90,12 @@ def test_flags_of_the_engine_reach_it(asked: dict[str, Any], command: str) -> No
     assert specdec(*arguments).exit_code == 0
     defaults = {name: option.default for name, option in OPTIONS.items() if name not in NO_FLAGS}
     assert {name: asked[name] for name in defaults} == {**defaults, "num_slots": 1}
+
+
+def test_the_draft_model_has_bits_of_its_own(asked: dict[str, Any]) -> None:
+    result = specdec("generate", "x", "-m", "m", "--draft-model", "some/draft", "--draft-quantization", "int8")
+    assert result.exit_code == 0, result.output
+    assert (asked["quantization"], asked["draft_quantization"]) == (None, "int8")
 
 
 def test_any_sampling_parameter_can_be_named(asked: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.models.loader import load_model
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.quantized_module import quantize_module, widen_module
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 
@@ -211,6 +214,37 @@ def test_adapters_that_cannot_be_merged(base: Path, tmp_path: Path, spoil: str) 
     expected = UnsupportedModelError if changes else ModelLoadError
     with pytest.raises(expected, match=r"the adapter|is an adapter of the kind PROMPT_TUNING"):
         load_model(base, adapter=adapter, device="cpu")
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_no_adapter_for_quantised_weights(
+    base: Path, adapter: Path, is_given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for those that transformers would quantise, nor for those that are; nothing is read to find that out."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("too early for work"))
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    if not is_given:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    options: dict[str, Any] = {"quantization": SimpleNamespace(**quantization)} if is_given else {}
+    with pytest.raises(UnsupportedModelError, match="cannot be merged into quantised weights"):
+        load_model(adapter, device="cpu", **options)
+
+
+def test_what_an_adapter_made_of_weights_can_be_quantised(base: Path, adapter: Path) -> None:
+    pytest.importorskip("peft")
+    merged = load_model(adapter, device="cpu")
+    quantised = load_model(adapter, device="cpu", quantization="int8")
+    for loaded in (merged, quantised):
+        make_runner(loaded, num_slots=1, max_length=16, max_width=2)
+    expected = tiny.tiny_model()
+    expected.load_state_dict(expected_weights(base, adapter))
+    quantize_module(expected, "int8", "expected")
+    widen_module(expected, "int8", "expected")
+    ids = torch.tensor([[1, 2, 3]])
+    found = [model(ids).logits for model in (expected, quantised.model, merged.model)]
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+    assert not torch.allclose(found[0], found[2], atol=1e-4)
 
 
 def test_a_loaded_model_takes_no_adapter(adapter: Path) -> None:

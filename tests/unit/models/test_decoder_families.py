@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from langchain_specdec.models.decoder_families import decoder_weights, why_not_native
+from langchain_specdec.models.quantization import QUANTIZATIONS
+from langchain_specdec.models.quantized_module import quantize_module, widen_module
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format, Matrix
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
-from langchain_specdec.runner.cpu.matrix_layers import MatrixLinear
+from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, widened
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from tests.support import model_families as families
 from tests.support import tiny_models as tiny
@@ -98,6 +101,40 @@ def test_families_run_natively(name: str, dtype: torch.dtype) -> None:
         decoder.close()
     logits = np.concatenate([*(result.logits[0] for result in found), tree.logits[0][[0, 2, 4]]])
     np.testing.assert_allclose(logits, expected[:34].numpy(), rtol=0, atol=1e-4)
+
+
+def quantised(name: str, word: str) -> tuple[Any, torch.Tensor]:
+    """A model in blocks, and the logits of a plain one with the numbers that these stand for."""
+    model = varied(families.make_model(name))
+    oracle = copy.deepcopy(model)
+    plain = own_logits(model)
+    quantize_module(model, word, name)
+    for path, layer in model.named_modules():
+        if isinstance(layer, (MatrixLinear, MatrixEmbedding)):
+            plain_layer, numbers = oracle.get_submodule(path), widened(layer.rows, layer.format)
+            plain_layer.weight.data = numbers.T.contiguous() if isinstance(plain_layer, Conv1D) else numbers
+    expected = own_logits(oracle)
+    assert (expected - plain).abs().max() > 1e-3, "else this shows nothing"
+    return model, expected
+
+
+@pytest.mark.parametrize("word", ["int8", "int4"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_quantised_families(name: str, word: str) -> None:
+    model, expected = quantised(name, word)
+    weights = taken(model)
+    formats = QUANTIZATIONS[word]
+    assert (weights.embedding.format, weights.layers[0].gate.format) == (formats.tables, formats.layers)
+    torch.testing.assert_close(reference_logits(weights, TEXT), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(own_logits(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(families.ALL_FAMILIES))
+def test_quantised_families_by_pytorch(name: str) -> None:
+    model, expected = quantised(name, "int8")
+    widen_module(model, "int8", name)
+    assert not any(isinstance(layer, MatrixLinear) for layer in model.modules())
+    torch.testing.assert_close(own_logits(model), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", sorted(set(families.ALL_FAMILIES) - set(NATIVE)))

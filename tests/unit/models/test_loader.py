@@ -356,7 +356,7 @@ def test_what_is_passed_on_when_given(folder, calls):
         dtype="bfloat16",
         revision="v1.0",
         attn_implementation="eager",
-        quantization_config=quantization,
+        quantization=quantization,
         trust_remote_code=True,
         token="secret",
     )
@@ -426,11 +426,16 @@ def test_unknown_attention(folder, no_work):
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("dtype", "bfloat16"), ("device_map", "auto"), ("quantization_config", SimpleNamespace(bits=4))],
+    [
+        ("dtype", "bfloat16"),
+        ("device_map", "auto"),
+        ("quantization_config", SimpleNamespace(bits=4)),
+        ("quantization", "int8"),
+    ],
 )
 def test_a_loaded_model_is_not_loaded_again(parameter, value, no_work):
-    with pytest.raises(InvalidParameterError, match=f"LlamaForCausalLM is loaded already .*{parameter}"):
-        load_model(make_tiny(), tiny.byte_tokenizer(), **{parameter: value})
+    with pytest.raises(InvalidParameterError, match=rf"LlamaForCausalLM is loaded already .* late for {parameter}\."):
+        LocalBackend(make_tiny(), tiny.byte_tokenizer(), **{parameter: value})
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", torch.float32])

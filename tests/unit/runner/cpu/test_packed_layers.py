@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from langchain_specdec.runner.cpu import onednn_linear
 from langchain_specdec.runner.cpu import packed_layers as packing
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import can_use_onednn
-from langchain_specdec.runner.cpu.packed_layers import PackedLinear, can_pack, pack_linears
+from langchain_specdec.runner.cpu.packed_layers import PackedLinear, can_pack, first_numbers, pack_linears
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [
@@ -73,6 +74,37 @@ def test_special_layers_stay_as_they_are() -> None:
     assert pack_linears(model) == 1
     assert type(model[0]) is Quantised
     assert type(model[2]) is nn.Linear, "it is too small to gain, and its model may write its weight"
+
+
+class Wrapped(Tensor):
+    """A weight of a class of its own, as those that torchao quantises: plain layers hold it, few operators take it."""
+
+    numbers: Tensor
+
+    @staticmethod
+    def __new__(cls, numbers: Tensor) -> Self:
+        made = Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=numbers.dtype)
+        made.numbers = numbers
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].numbers)
+        raise NotImplementedError(func)
+
+
+def test_weights_of_other_classes_stay_in_their_layers() -> None:
+    quantised = nn.Linear(16, 16)
+    weight = quantised.weight.detach()
+    quantised.weight = nn.Parameter(Wrapped(weight), requires_grad=False)
+    model = nn.Sequential(quantised, nn.Linear(16, 16))
+    assert pack_linears(model) == 1
+    assert model[0] is quantised
+    assert first_numbers(quantised.weight) == first_numbers(weight) == weight.flatten()[:16].tolist()
 
 
 def test_what_cannot_be_packed_is_told() -> None:

@@ -202,6 +202,14 @@ struct IQ4_NL {
 #if defined(__AVX512F__)
     const Line16 line(load(values) * scale);
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(nibbles16(block + 2, v));
+#elif defined(__AVX2__)
+    // Each half of the table by the lower three bits, and the half by the fourth.
+    const __m256 low = (__m256)(load(values) * scale), high = (__m256)(load(values + 8) * scale);
+    for (int v = 0; v < kChunkVectors; ++v) {
+      const __m256i q = (__m256i)nibbles16(block + 2, v);
+      const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(q, 28));
+      w[v] = (Vector)_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, q), _mm256_permutevar8x32_ps(high, q), upper);
+    }
 #else
     for (int v = 0; v < kChunkVectors; ++v) {
       const Integers q = nibbles16(block + 2, v) & 15;
