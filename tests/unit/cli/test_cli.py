@@ -538,7 +538,7 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
         for done in range(3):
             tell("Unpacking the weights", done, 1)
         tell("Writing the weights", 0, 1)
-        tell(READING_WEIGHTS, 1, 1)
+        tell(READING_WEIGHTS, 0, 1)
     assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\nReading the weights\n"
 
 
