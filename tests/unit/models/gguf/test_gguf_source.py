@@ -32,7 +32,7 @@ def test_a_file_of_this_machine_is_not_downloaded(asked: list[Any], tmp_path: Pa
 
 def test_all_parts_of_a_model_are_downloaded(asked: list[Any]) -> None:
     options = {"revision": "v1", "token": "hf_x"}
-    assert local_gguf("o/n:q/x.gguf", **options) == Path("/cache/q/x.gguf")  # type: ignore[arg-type]
+    assert local_gguf("o/n:q/x.gguf", **options) == Path("/cache/q/x.gguf")
     assert asked == [("o/n", "q/x.gguf", options)]
     del asked[:]
     assert local_gguf("o/n:q/x-00002-of-00003.gguf") == Path("/cache/q/x-00001-of-00003.gguf")
