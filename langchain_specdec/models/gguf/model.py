@@ -17,7 +17,7 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # as modules: each is equal to itself alone
 class GGUFModel:
     """A model in the bits of its file, with what else is asked of a Hugging Face model.
 
