@@ -73,7 +73,7 @@ def load_model(
         is_native = _is_native(dtype, device, options)
         if (file := _gguf_file(model, options, is_native=is_native)) is not None:
             read = read_gguf(file, progress, name=str(model), with_tokenizer=tokenizer is None)
-            loaded = _loaded(read, tokenizer)
+            loaded = replace(_loaded(read, tokenizer), is_owned=True)
             return loaded if is_native else _dequantised(loaded, dtype, device, options)
     from langchain_specdec.models.pretrained import load_pretrained
 

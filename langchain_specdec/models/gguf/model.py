@@ -20,7 +20,7 @@ from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 _LONG = 2**29
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # as modules: each is equal to itself alone
 class GGUFModel:
     """A model in the bits of its file, with what else is asked of a Hugging Face model.
 

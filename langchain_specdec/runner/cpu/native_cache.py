@@ -38,11 +38,12 @@ class NativeCache:
         position_bytes: What a position takes in one layer.
 
     Raises:
-        OSError: There is no room for so many addresses.
+        MemoryError: There is no room for so many addresses.
 
     Attributes:
         num_slots: As given.
         max_length: As given.
+        bytes_per_token: What a token takes in all layers.
         decoder: What moves and wipes; set by the decoder itself.
     """
 
@@ -52,9 +53,14 @@ class NativeCache:
         self.num_slots = num_slots
         self.max_length = max_length
         self._num_layers = num_layers
-        self._token_bytes = num_layers * position_bytes
+        self.bytes_per_token = num_layers * position_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        pages = mmap.mmap(-1, self._token_bytes * num_slots * max_length, flags=flags)
+        size = self.bytes_per_token * num_slots * max_length
+        try:
+            pages = mmap.mmap(-1, size, flags=flags)
+        except (OSError, OverflowError) as error:
+            msg = f"{num_slots} slots of {max_length} positions take {size / 1e9:.1f} GB of addresses"
+            raise MemoryError(msg) from error
         # A long slot would otherwise take 2 MiB for its first token in each head of each layer.
         with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
@@ -82,7 +88,7 @@ class NativeCache:
     @property
     def num_bytes(self) -> int:
         """Memory that is in use, in bytes: that of the positions written and not wiped."""
-        return self._token_bytes * sum(self._written)
+        return self.bytes_per_token * sum(self._written)
 
     def note(self, slot: int, stop: int) -> None:
         """Say that a forward writes to a slot up to a position."""

@@ -140,7 +140,7 @@ class NativeDecoder:
         num_threads: Threads that share the work, the calling one included; there may be fewer.
 
     Raises:
-        OSError: There is no memory for it.
+        MemoryError: There is no memory for it.
 
     Attributes:
         cache: Its slots.
@@ -167,7 +167,7 @@ class NativeDecoder:
         handle = library.open(byref(_model(weights)), byref(slots), self._num_threads)
         if not handle:
             msg = "there is no memory for the decoder"
-            raise OSError(msg)
+            raise MemoryError(msg)
         self._handle: int | None = handle
         self.num_threads = int(library.threads(handle))
         self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory))

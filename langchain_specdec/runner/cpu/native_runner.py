@@ -51,7 +51,7 @@ class NativeRunner:
             none.
 
     Raises:
-        OSError: There is no memory for it.
+        MemoryError: There is no memory for it.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class NativeRunner:
         self._library = library
         self._decoder = NativeDecoder(library, weights, num_slots, max_length + max_width, num_threads)
         self.cache = self._decoder.cache
+        self.bytes_per_token = self.cache.bytes_per_token
         self.num_threads = self._decoder.num_threads
         self._step = NativeStep(weights.vocab)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,7 +115,7 @@ def threads(root: Path, monkeypatch: pytest.MonkeyPatch, *, processors: set[int]
     (root / "own").write_text("0::/\n")
     monkeypatch.setattr(memory, "_PROCESSORS", root / "cpu")
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
-    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: processors, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors, raising=False)
     return memory.default_threads()
 
 
@@ -129,6 +130,6 @@ def test_threads_are_the_cores_that_may_be_used(root: Path, monkeypatch: pytest.
 def test_threads_are_never_more_than_a_decoder_takes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PROCESSORS", root / "nothing")
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 192)
-    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: set(range(192)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(192)), raising=False)
     (root / "own").write_text("")
     assert memory.default_threads() == 64

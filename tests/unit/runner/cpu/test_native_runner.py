@@ -52,6 +52,10 @@ def ragged(noise: Noise | None, *, candidates: int = 0, keeps_logits: bool = Tru
     )
 
 
+def verdict_of(runner: NativeRunner, batch: RowBatch) -> Any:
+    return runner.verify(batch).verdict
+
+
 def expected(weights: DecoderWeights, tokens: list[int]) -> torch.Tensor:
     return torch.as_tensor(np.asarray(reference_logits(weights, tokens)))[-1].float()
 
@@ -80,7 +84,8 @@ def test_the_verdict_is_that_of_pytorch_on_the_same_logits(temperatures: list[fl
     noise = Noise([1, 2**40 + 5, 2**63 + 1], temperatures)
     batch = ragged(noise, candidates=4)
     verification = runner.verify(batch)
-    verdict, logits = verification.verdict, verification.logits.tensor
+    verdict: Any = verification.verdict
+    logits = verification.logits.tensor
     inputs = RowInputs.from_batch(batch, logits.device)
     wanted = pick_and_accept(logits, inputs, is_sampled=False, num_candidates=4)
     picks = pick_noisy(logits, inputs.temperature, inputs.seeds, inputs.next_positions, runner.make_noise)
@@ -106,11 +111,11 @@ def test_a_draft_stands_as_far_as_it_is_what_the_decoder_picks() -> None:
     if wrong == text[0]:
         pytest.skip("siblings differ")
     batch = RowBatch([0], [len(PROMPT) - 1], [nodes], [parents], greedy)
-    verdict = runner.verify(batch).verdict
+    verdict = verdict_of(runner, batch)
     assert verdict[1, 0].tolist() == [1, 0, 1, 1, int(wrong == text[2])]
     runner.cache.keep(0, len(PROMPT) - 1, [0, 2, 3])
     follow = RowBatch([0], [len(PROMPT) + 2], [[text[2]]], None, greedy)
-    assert runner.verify(follow).verdict[0, 0, 0] == text[3]
+    assert verdict_of(runner, follow)[0, 0, 0] == text[3]
 
 
 def test_a_chain_is_what_steps_would_write() -> None:
@@ -121,7 +126,7 @@ def test_a_chain_is_what_steps_would_write() -> None:
         text = list(tokens)
         for _ in range(3):
             one = Noise([noise.seeds[row]], [noise.temperatures[row]])
-            text.append(int(make().verify(RowBatch([0], [0], [text], None, one)).verdict[0, 0, len(text) - 1]))
+            text.append(int(verdict_of(make(), RowBatch([0], [0], [text], None, one))[0, 0, len(text) - 1]))
         assert chains[row] == text[len(tokens) :]
     # Some of the vocabulary only: the others are never picked.
     few = max(min(min(chain) for chain in chains), 2)
@@ -135,7 +140,7 @@ def test_scores_that_are_not_sound_pick_nothing() -> None:
     broken = replace(weights, final_norm=np.full_like(weights.final_norm, np.nan))
     runner, noise = make(broken), Noise([0, 1], [0.0, 0.8])
     batch = RowBatch([0, 1], [0, 0], [[1, 2], [3, 4]], None, noise)
-    assert (runner.verify(batch).verdict[0] == UNSOUND).all()
+    assert (verdict_of(runner, batch)[0] == UNSOUND).all()
     assert runner.chain(batch, 2, runner.vocab_size) == [[], []]
     assert runner.chain(batch, 2, runner.vocab_size - 1) == [[], []]
 
