@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_specdec.cli.progress import Bars, Display, Lines, rows_on, ticking
 from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import is_drawable, visible
+from langchain_specdec.progress import READING_WEIGHTS
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
@@ -85,8 +86,12 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
 
 
 def tell_once(display: Display) -> Callable[[str, int, int], None]:
-    """What a loader is to call; lines say that what takes so long is done once only."""
-    return lambda what, done, total: display.tell(what if display.is_drawn else f"{what} (once)", done, total)
+    """What a loader is to call; lines say of what takes so long that it is done once only, where it is."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        display.tell(what if display.is_drawn or what == READING_WEIGHTS else f"{what} (once)", done, total)
+
+    return tell
 
 
 @contextmanager

@@ -13,11 +13,14 @@ from langchain_specdec.models.gguf.config import GGUFConfig, read_config
 from langchain_specdec.models.gguf.file import GGUFFile, open_gguf
 from langchain_specdec.models.gguf.tokenizer import ending_tokens, read_tokenizer
 from langchain_specdec.models.gguf.weights import check_tensors, read_weights
-from langchain_specdec.progress import Progress
+from langchain_specdec.progress import READING_WEIGHTS, Progress
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 
+# Bytes whose reading is worth a word: less take a part of a second.
+_LONG = 2**29
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)  # as modules: each is equal to itself alone
 class GGUFModel:
     """A model in the bits of its file, with what else is asked of a Hugging Face model.
 
@@ -53,7 +56,7 @@ def read_gguf(
 
     Args:
         path: A GGUF file; the first one of a model that is split.
-        progress: Told how many bytes are read, and of how many.
+        progress: Told how many bytes are read, and of how many, where it takes more than a moment.
         name: What the user calls it; None is the path.
         with_tokenizer: Whether its tokenizer is wanted.
 
@@ -63,7 +66,6 @@ def read_gguf(
             its weights are read.
         MissingDependencyError: The package gguf has to dequantise weights, and is not installed.
     """
-    tell = progress or (lambda *_: None)
     file = open_gguf(Path(path))
     shown = str(path) if name is None else name
     config = read_config(file)
@@ -73,5 +75,10 @@ def read_gguf(
         bos_token_id=config.bos_token_id, eos_token_id=ending_tokens(file), pad_token_id=config.pad_token_id
     )
     tokenizer = read_tokenizer(file, config.max_position_embeddings) if with_tokenizer else None
-    weights = read_weights(file, config, shown, lambda done, total: tell("Reading the model file", done, total))
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None and total >= _LONG:
+            progress(READING_WEIGHTS, done, total)
+
+    weights = read_weights(file, config, shown, tell)
     return GGUFModel(shown, config, generation, weights, tokenizer, file)

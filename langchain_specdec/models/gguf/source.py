@@ -1,4 +1,4 @@
-"""Where the GGUF file of a model is: here, in the package of the embedded model, or on the Hub."""
+"""Where the GGUF file of a model is on this machine, downloaded from the Hub if need be."""
 
 from __future__ import annotations
 

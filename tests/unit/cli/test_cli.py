@@ -33,6 +33,7 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Token
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
+from langchain_specdec.progress import READING_WEIGHTS
 from langchain_specdec.runner.trials import CompileMode
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher.extras import install_command
@@ -555,7 +556,8 @@ def test_without_a_terminal_preparing_is_told_in_lines(capsys):
         for done in range(3):
             tell("Unpacking the weights", done, 1)
         tell("Writing the weights", 0, 1)
-    assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\n"
+        tell(READING_WEIGHTS, 0, 1)
+    assert capsys.readouterr().err == "Unpacking the weights (once)\nWriting the weights (once)\nReading the weights\n"
 
 
 @pytest.mark.parametrize("name", ["[red]x", "models[/x]/y", "a\x1b[31mb :cat:"])

@@ -140,6 +140,13 @@ SHORT, LONG = [1.0 + 0.1 * i for i in range(4)], [2.0 + i for i in range(4)]
     ("family", "options", "fields", "tensors"),
     [
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, {"type": "linear", "factor": 4.0}, {}),
+        # Only layers without a window are scaled.
+        (
+            "gemma3_text",
+            {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {"type": "linear", "factor": 8.0},
+            {},
+        ),
         ("qwen2", {"rope_scaling": YARN}, {"type": "yarn", "factor": 4.0, "original_context_length": 16}, {}),
         ("llama", {"rope_scaling": LLAMA3}, {}, {"rope_freqs.weight": llama3_factors(LLAMA3, 10000.0)}),
         (
