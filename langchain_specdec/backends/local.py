@@ -56,7 +56,7 @@ class LocalBackend(Backend):
     """A model, its drafter and the engine that runs them.
 
     Args:
-        model: Model id, local folder, `"embedded"`, or a loaded Hugging Face model.
+        model: Model id, local folder, GGUF file, `"embedded"`, or a loaded Hugging Face model.
         tokenizer: A loaded tokenizer; None loads the model's own. It is copied here: its truncation, its padding, and
             what is changed in it later have no effect.
         options: See `LocalOptions`.

@@ -94,7 +94,7 @@ class LoadingOptions(TypedDict, total=False):
     token: Annotated[str | bool | None, Option(
         None, "Access token of the Hugging Face Hub.", unset="the one that is logged in")]
     progress: Annotated[Progress | None, Option(
-        None, "Told `(description, done, total)` while the embedded model is prepared, and when graphs are captured, "
+        None, "Told `(description, done, total)` while a GGUF file is read or dequantised, and when graphs are captured, "
         "then from the engine's thread.")]
 
 

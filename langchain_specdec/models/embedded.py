@@ -201,7 +201,7 @@ def _write_model(source: Path, folder: Path, progress: Progress) -> None:
     needed = sum(4 * math.prod(tensor.shape) for tensor in tensors) + _SPARE_BYTES
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"{free // 10**6} MB are free, {needed // 10**6} MB are needed")
-    weights = {}
+    weights: dict[str, Any] = {}
     for name, numbers in state_dict(model):
         progress("Unpacking the weights", len(weights), len(tensors))
         # 32 bits hold the unpacked values as they are; 16 bits would round them once more.

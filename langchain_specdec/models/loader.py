@@ -18,9 +18,8 @@ from langchain_specdec.models import embedded
 from langchain_specdec.models.devices import resolve_device, resolve_dtype
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
 from langchain_specdec.models.gguf.source import local_gguf
-from langchain_specdec.models.hub import hub_file
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
-from langchain_specdec.models.model_source import check_source, gguf_files
+from langchain_specdec.models.model_source import check_source, means_gguf
 from langchain_specdec.models.private_tokenizer import check_tokenizer
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
@@ -45,7 +44,8 @@ def load_model(
     """Load a model and its tokenizer, or take ones that are loaded already.
 
     Args:
-        model: Model id, local folder, `"embedded"`, or a loaded model. An adapter's id or folder stands for its base
+        model: Model id, local folder, GGUF file (`owner/name:file.gguf` on the Hub), `"embedded"`, or a loaded model.
+            An adapter's id or folder stands for its base
             with the adapter merged into it.
         tokenizer: A loaded tokenizer; None loads the model's own.
         dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
@@ -82,20 +82,19 @@ def load_model(
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:
     """The GGUF file that is meant; None where none is, or where the embedded model's folder does what is asked."""
-    name, path = str(source), Path(source)
+    name = str(source)
     if name == embedded.EMBEDDED_MODEL_ID:
         return embedded.gguf_file() if is_native else None
-    is_file = path.suffix.lower() == ".gguf" or hub_file(name) is not None
-    if not is_file and not (path.is_dir() and not (path / "config.json").exists() and gguf_files(path)):
+    if not means_gguf(source):
         return None
-    revision, token = options.get("revision"), options.get("token")
-    found, revision = check_source(source, revision=revision, token=token)
     if too_much := [option for option in _NOT_OF_GGUF if options.get(option) is not None]:
         msg = (
             f"{name} is a GGUF file, for which there is no {' and no '.join(too_much)}. Leave that out, or give the "
             "model that the file was made from, by its folder or its id on the Hugging Face Hub."
         )
         raise InvalidParameterError(msg)
+    revision, token = options.get("revision"), options.get("token")
+    found, revision = check_source(source, revision=revision, token=token)
     return local_gguf(found, revision, token)
 
 

@@ -107,6 +107,14 @@ def check_source(
     return name, revision
 
 
+def means_gguf(source: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a GGUF model, on this machine or on the Hub, which is not asked."""
+    name, path = str(source), Path(source)
+    if path.is_dir():
+        return not _has_config(path) and bool(gguf_files(path))
+    return path.suffix.lower() == ".gguf" and (path.is_file() or hub_file(name) is not None)
+
+
 def gguf_files(folder: Path) -> list[Path]:
     """The GGUF models in a folder: the first file of each that is split, and none that only goes with another."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())

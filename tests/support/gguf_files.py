@@ -78,15 +78,15 @@ def write_gguf(
         path: The file.
         model: The model.
         vocabulary: Its tokenizer.
-        kinds: Types of matrices, by the ends of their names in the file.
+        kinds: Types of matrices, by the ends of their names in the file; others are float32.
         fields: Metadata to add or to replace, after the architecture's name and a dot; whole keys begin with ".".
         leave_out: Ends of names of metadata and tensors that are not written.
-        tensors: Tensors to add or to replace.
+        tensors: Tensors to add or to replace; bytes are written as they are.
         parts: How many files to write.
     """
     config = model.config
     name = _ARCHITECTURES.get(config.model_type, config.model_type)
-    options = {"split_max_tensors": -(-len(model.state_dict()) // parts)} if parts > 1 else {}
+    options: dict[str, Any] = {"split_max_tensors": -(-len(model.state_dict()) // parts)} if parts > 1 else {}
     writer = gguf.GGUFWriter(path, name, **options)
     for key, value in {**_metadata(config, name), **(fields or {})}.items():
         if not key.endswith(tuple(leave_out)) or not leave_out:
@@ -96,7 +96,9 @@ def write_gguf(
         if leave_out and key.endswith(tuple(leave_out)):
             continue
         kind = next((kind for end, kind in (kinds or {}).items() if key.endswith(end)), None)
-        if kind is None or weight.ndim < 2:
+        if weight.dtype == np.uint8:
+            writer.add_tensor(key, weight, raw_dtype=kind)
+        elif kind is None or weight.ndim < 2:
             writer.add_tensor(key, weight.astype(np.float32))
         else:
             writer.add_tensor(key, gguf.quantize(weight.astype(np.float32), kind), raw_dtype=kind)

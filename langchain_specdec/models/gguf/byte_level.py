@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -93,7 +94,7 @@ def byte_level(vocab: dict[str, int], merges: Sequence[str], kind: PreTokenizer)
     patterns = list(kind.patterns)
     # ByteLevel's own pattern is GPT-2's, and faster; so is Digits.
     is_gpt2 = patterns[-1] == _GPT2
-    splits = [
+    splits: list[Any] = [
         pre_tokenizers.Digits(individual_digits=True)
         if pattern == _DIGIT
         else pre_tokenizers.Split(Regex(pattern), "isolated")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
 from langchain_specdec.models.gguf.file import GGUFFile
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+# Each takes memory in a rotary table.
+_MOST_POSITIONS = 2**20
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -71,7 +73,7 @@ class Keys:
         self._file = file
         self._architecture = architecture
 
-    def number(self, name: str, default: float | None = None) -> Any:
+    def number(self, name: str, default: float | None = None) -> float:
         """A number above 0; of a list with one for each layer, the one that is all of them.
 
         Raises:
@@ -87,12 +89,19 @@ class Keys:
                 )
             value = value[0] if value else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**63:
-            raise ModelLoadError(f"{str(self._file.path)!r} is no whole model: {key} is {value!r}. Download it anew.")
+            _not_whole(self._file, f"{key} is {value!r}")
         return value
 
-    def optional(self, name: str) -> Any:
-        """A number above 0; None where there is none, or where it is 0."""
-        return self.number(name) if self._file.fields.get(f"{self._architecture}.{name}") else None
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number above 0; see `number`."""
+        value = self.number(name, default)
+        if not isinstance(value, int):
+            _not_whole(self._file, f"{self._architecture}.{name} is {value!r}")
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a key, and its value is not 0."""
+        return bool(self._file.fields.get(f"{self._architecture}.{name}"))
 
     def text(self, name: str, default: str) -> str:
         """A text."""
@@ -110,7 +119,7 @@ def architecture_of(file: GGUFFile) -> Architecture:
     reason = None
     if kind != "model":
         reason = f"it holds no model but {_article(kind)}; give the model's own file"
-    elif name not in ARCHITECTURES:
+    elif not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         reason = f"its architecture is {name!r}; GGUF files of {known} work. Give the model in its original form"
     elif file.fields.get(f"{name}.expert_count"):
@@ -127,16 +136,22 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         ModelLoadError: Something is missing.
         UnsupportedModelError: The engine cannot run such a model.
     """
-    name = file.fields.get("general.architecture", "")
-    kind, keys = architecture_of(file), Keys(file, name)
+    kind, name = architecture_of(file), file.fields["general.architecture"]
+    keys = Keys(file, name)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
-        raise ModelLoadError(f"{str(file.path)!r} is no whole model: token_embd.weight is missing. Download it anew.")
-    heads, hidden = keys.number("attention.head_count"), keys.number("embedding_length")
-    layers = keys.number("block_count")
-    head_dim = keys.number("attention.key_length", hidden // heads or 1)
-    window = keys.optional("attention.sliding_window")
-    positions = keys.number("context_length")
+        _not_whole(file, "token_embd.weight is missing")
+    layers, hidden = keys.count("block_count"), keys.count("embedding_length")
+    heads = keys.count("attention.head_count")
+    kv_heads = keys.count("attention.head_count_kv", heads)
+    head_dim = keys.count("attention.key_length", hidden // heads or 1)
+    rotary_dim = keys.count("rope.dimension_count", head_dim)
+    if heads % kv_heads or rotary_dim % 2 or rotary_dim > head_dim:
+        _not_whole(
+            file, f"{heads} heads of {head_dim} numbers, {rotary_dim} of which turn, do not fit {kv_heads} heads"
+        )
+    window = keys.count("attention.sliding_window") if keys.has("attention.sliding_window") else None
+    positions = min(keys.count("context_length"), _MOST_POSITIONS)
     scaling = _scaling(file, keys)
     if scaling and scaling["rope_type"] == "longrope":
         # The factors for short texts are those that hold for them whatever comes later.
@@ -146,10 +161,10 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         torch_dtype="float32",
         vocab_size=embedding.shape[0],
         hidden_size=hidden,
-        intermediate_size=keys.number("feed_forward_length"),
+        intermediate_size=keys.count("feed_forward_length"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=keys.number("attention.head_count_kv", heads),
+        num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=positions,
         rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
@@ -159,20 +174,19 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         tie_word_embeddings="output.weight" not in file.tensors,
         **_special_tokens(file),
     )
-    rotary_dim = keys.number("rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         config.partial_rotary_factor = rotary_dim / head_dim
+    if name != "qwen2" and "blk.0.attn_q.bias" in file.tensors:
+        config.attention_bias = True
     if kind.is_gemma:
         config.hidden_activation = config.hidden_act = "gelu_pytorch_tanh"
     if kind.full_every:
-        config.sliding_window = window
+        config.sliding_window = window or keys.count("attention.sliding_window")
         config.layer_types = [_FULL if (i + 1) % kind.full_every == 0 else _SLIDING for i in range(layers)]
         by_heads = (name, layers) in _SCALED_BY_HEADS
         config.query_pre_attn_scalar = hidden // heads if by_heads else head_dim
-        config.attn_logit_softcapping = keys.optional("attn_logit_softcapping")
-        config.final_logit_softcapping = keys.optional("final_logit_softcapping")
-        if not window:
-            keys.number("attention.sliding_window")
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            setattr(config, cap, keys.number(cap) if keys.has(cap) else None)
     if name == "gemma3":
         config.rope_local_base_freq = keys.number("rope.freq_base_swa", 10000.0)
     if kind.rotary_every:
@@ -196,10 +210,10 @@ def _scaling(file: GGUFFile, keys: Keys) -> dict[str, Any] | None:
     if kind in ("linear", "yarn"):
         scaling["factor"] = float(keys.number("rope.scaling.factor"))
     if kind != "linear":
-        scaling["original_max_position_embeddings"] = keys.number("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = keys.count("rope.scaling.original_context_length")
     for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-        if kind == "yarn" and (beta := keys.optional(f"rope.scaling.{theirs}")):
-            scaling[ours] = float(beta)
+        if kind == "yarn" and keys.has(f"rope.scaling.{theirs}"):
+            scaling[ours] = float(keys.number(f"rope.scaling.{theirs}"))
     if kind == "longrope":
         scaling["attention_factor"] = float(keys.number("rope.scaling.attn_factor", 1.0))
     return scaling
@@ -210,6 +224,10 @@ def _special_tokens(file: GGUFFile) -> dict[str, int | None]:
     count = len(file.fields.get("tokenizer.ggml.tokens", ()))
     ids = {ours: file.fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names.items()}
     return {name: index if isinstance(index, int) and 0 <= index < count else None for name, index in ids.items()}
+
+
+def _not_whole(file: GGUFFile, what: str) -> NoReturn:
+    raise ModelLoadError(f"{str(file.path)!r} is no whole model: {what}. Download it anew.")
 
 
 def _article(kind: object) -> str:

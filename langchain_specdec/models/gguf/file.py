@@ -20,7 +20,7 @@ from langchain_specdec.errors import ModelLoadError
 from langchain_specdec.runner.cpu.decoder_weights import Format
 
 # Numbers of a block, and its bytes.
-BLOCKS = {
+BLOCKS: dict[int, tuple[int, int]] = {
     Format.F32: (1, 4), Format.F16: (1, 2), Format.BF16: (1, 2),
     Format.Q4_0: (32, 18), Format.Q4_1: (32, 20), Format.Q5_0: (32, 22), Format.Q5_1: (32, 24), Format.Q8_0: (32, 34),
     Format.Q4_K: (256, 144), Format.Q5_K: (256, 176), Format.Q6_K: (256, 210), Format.IQ4_NL: (32, 18),
@@ -101,7 +101,7 @@ def open_gguf(path: Path) -> GGUFFile:
         ModelLoadError: It cannot be read, it is no GGUF file, it is damaged or cut short, or a part is missing.
     """
     fields, tensors = _read_header(path)
-    if int(fields.get("split.count", 1)) > 1:
+    if fields.get("split.count", 1) not in (0, 1):
         for part in _parts(path):
             tensors |= _read_header(part)[1]
         expected = fields.get("split.tensors.count", len(tensors))
@@ -120,9 +120,16 @@ def shard_names(name: str) -> list[str]:
 
 def _parts(path: Path) -> Iterator[Path]:
     names = shard_names(path.name)
+    if len(names) == 1:
+        raise ModelLoadError(
+            f"{str(path)!r} is a part of a model that is split into several files, and its name does not say which. "
+            f"Give all of them their names back, such as '{path.stem}-00001-of-00003.gguf'."
+        )
     if path.name != names[0]:
-        first = f"Give the first, {str(path.with_name(names[0]))!r}." if len(names) > 1 else "Give its first part."
-        raise ModelLoadError(f"{str(path)!r} is a later part of a model that is split into several files. {first}")
+        raise ModelLoadError(
+            f"{str(path)!r} is a later part of a model that is split into several files. Give the first, "
+            f"{str(path.with_name(names[0]))!r}."
+        )
     for name in names[1:]:
         part = path.with_name(name)
         if not part.is_file():
@@ -243,14 +250,14 @@ class _Header:
 @cache
 def _block(kind: int) -> tuple[int, int]:
     """Numbers of a block of a type, and its bytes; (0, 0) where no version of the package gguf here knows it."""
-    if kind in iter(Format):
-        return BLOCKS[Format(kind)]
+    if kind in BLOCKS:
+        return BLOCKS[kind]
     try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf import GGML_QUANT_SIZES
     except ImportError:
         return 0, 0
     sizes: dict[int, tuple[int, int]] = {int(known): size for known, size in GGML_QUANT_SIZES.items()}
-    return sizes.get(kind, (0, 0)) if kind in iter(GGMLQuantizationType) else (0, 0)
+    return sizes.get(kind, (0, 0))
 
 
 def damaged(path: Path, what: str, cause: Exception | None = None) -> NoReturn:

@@ -34,7 +34,8 @@ def rotary_tables(file: GGUFFile, config: GGUFConfig) -> list[RotaryTable]:
 
 def rotary_dim(config: GGUFConfig) -> int:
     """Numbers of a head that positions turn."""
-    return round(config.head_dim * float(getattr(config, "partial_rotary_factor", 1.0)))
+    numbers: int = round(config.head_dim * float(getattr(config, "partial_rotary_factor", 1.0)))
+    return numbers
 
 
 def inverse_frequencies(file: GGUFFile, config: GGUFConfig) -> tuple[Tensor, float]:

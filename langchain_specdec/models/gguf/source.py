@@ -11,8 +11,8 @@ from langchain_specdec.models.gguf.file import shard_names
 from langchain_specdec.models.hub import downloaded_file, hub_file, unreachable
 
 
-def local_gguf(source: str, revision: str | None = None, token: str | bool | None = None) -> Path | None:
-    """The file of a model that `check_source` let through, downloaded with all its parts where it is on the Hub.
+def local_gguf(source: str, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """The file of a GGUF model, downloaded with all its parts where it is on the Hub.
 
     Args:
         source: What `check_source` returned.
@@ -20,16 +20,13 @@ def local_gguf(source: str, revision: str | None = None, token: str | bool | Non
         token: Access token of the Hub; None takes the one that is logged in.
 
     Returns:
-        The file, the first one where the model is split; None where the source is no GGUF model.
+        The file, the first one where the model is split.
 
     Raises:
         ModelLoadError: It cannot be downloaded.
     """
-    path = Path(source)
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return path
-    if (on_hub := hub_file(source)) is None:
-        return None
+    if (on_hub := hub_file(source)) is None or Path(source).exists():
+        return Path(source)
     repository, file = on_hub
     folder, slash, name = file.rpartition("/")
     names = [f"{folder}{slash}{part}" for part in shard_names(name)]

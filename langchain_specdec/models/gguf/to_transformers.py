@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from langchain_specdec.errors import MissingDependencyError
+from langchain_specdec.errors import MissingDependencyError, UnsupportedModelError
 from langchain_specdec.models.gguf.config import ARCHITECTURES
 from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.models.gguf.rotary import FACTORS, inverse_frequencies
@@ -41,16 +41,25 @@ def to_transformers(model: GGUFModel) -> Any:
 
     Raises:
         MissingDependencyError: The package gguf, which dequantises, is not installed.
+        UnsupportedModelError: The installed transformers has no place for a weight.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    from langchain_specdec.models.quiet_loading import quiet_loading
+
     values = transformers_config(model)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    config._name_or_path = model.name
     state = {name: torch.from_numpy(numbers) for name, numbers in state_dict(model)}
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    loaded = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    with quiet_loading():
+        loaded = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    if different := sorted(set(loaded.state_dict()).symmetric_difference(state) - {"lm_head.weight"}):
+        raise UnsupportedModelError(
+            f"{model.name} has other weights than {model_class.__name__} of this version of transformers "
+            f"({', '.join(different[:3])}): it runs on a CPU only, where a C++ compiler is installed."
+        )
+    loaded.config._name_or_path = model.name
     if any(name in model.file.tensors for name in FACTORS):
         frequencies, scale = inverse_frequencies(model.file, model.config)
         rotary = loaded.model.rotary_emb
@@ -87,8 +96,6 @@ def state_dict(model: GGUFModel) -> Iterator[tuple[str, Floats]]:
     yield "model.norm.weight", weights.final_norm - one
     if not is_tied:
         yield "lm_head.weight", dequantised(weights.head)
-    if weights.head_bias is not None:
-        yield "lm_head.bias", weights.head_bias
 
 
 def dequantised(matrix: Matrix) -> Floats:
@@ -125,6 +132,9 @@ def _layer(model: GGUFModel, layer: LayerWeights, one: int) -> Iterator[tuple[st
         if model.weights.has_rotary_pairs and kind in heads and not field.name.endswith("norm"):
             value = _halves_from_pairs(value, heads[kind])
         found[field.name] = value
+    if getattr(model.config, "attention_bias", False):  # transformers has all four of them then
+        for kind in ("query", "key", "value", "output"):
+            found.setdefault(f"{kind}_bias", np.zeros(found[kind].shape[0], np.float32))
     if model.config.model_type == "phi3":
         for name, parts in _FUSED:
             yield name, np.concatenate([found.pop(part) for part in parts])

@@ -40,7 +40,7 @@ def read_tokenizer(file: GGUFFile, max_length: int) -> Any:
         if (text := tokens.text(theirs)) is not None
     }
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_Built(build_backend(file)),
+        tokenizer_object=_Built(_build(file, tokens)),
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],  # else the class adds token_type_ids
         clean_up_tokenization_spaces=False,
@@ -52,7 +52,10 @@ def read_tokenizer(file: GGUFFile, max_length: int) -> Any:
 
 def build_backend(file: GGUFFile) -> Tokenizer:
     """Build what encodes and decodes in a file's tokenizer. Raises what `read_tokenizer` raises."""
-    tokens = _Tokens(file)
+    return _build(file, _Tokens(file))
+
+
+def _build(file: GGUFFile, tokens: _Tokens) -> Tokenizer:
     try:
         backend, adds_bos = _backend(file, tokens)
         _add_special(backend, tokens, file)
@@ -87,11 +90,15 @@ class _Tokens:
         texts = file.fields.get("tokenizer.ggml.tokens")
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             _damaged(file, "it has no tokenizer.ggml.tokens")
+        if "" in texts:
+            texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(texts)]
         self.texts: list[str] = texts
         self.kinds: list[int] = file.fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
         if not isinstance(self.kinds, list) or len(self.kinds) < len(texts):
             _damaged(file, "tokenizer.ggml.token_type has too few entries")
         self.vocab = {text: index for index, text in enumerate(texts)}
+        if len(self.vocab) < len(texts):
+            _damaged(file, "two of its tokens are the same")
 
     def id(self, name: str) -> int | None:
         """The id of the token for a purpose; None where the file has none."""
@@ -116,9 +123,11 @@ class _Built:
 
 def _backend(file: GGUFFile, tokens: _Tokens) -> tuple[Tokenizer, bool]:
     """A tokenizer without special tokens, and whether it begins texts with one where the file does not say."""
-    # Converters fill tables up to the size of the embeddings.
-    fillers = {f"[PAD{index}]": index for index, kind in enumerate(tokens.kinds) if kind == _UNUSED}
-    vocab = {text: index for text, index in tokens.vocab.items() if fillers.get(text) != index}
+    vocab = tokens.vocab
+    if _UNUSED in tokens.kinds:
+        # Converters fill tables up to the size of the embeddings.
+        fillers = {f"[PAD{index}]": index for index, kind in enumerate(tokens.kinds) if kind == _UNUSED}
+        vocab = {text: index for text, index in vocab.items() if fillers.get(text) != index}
     kind = file.fields.get("tokenizer.ggml.model")
     if kind == "gpt2":
         pre = file.fields.get("tokenizer.ggml.pre", "default")
@@ -183,10 +192,9 @@ def _add_ends(backend: Tokenizer, tokens: _Tokens, file: GGUFFile, *, adds_bos: 
 def _chat_template(file: GGUFFile) -> Any:
     """A file's template; all of them by name where it has several."""
     prefix = "tokenizer.chat_template"
-    default = file.fields.get(prefix)
-    named = {
-        name.removeprefix(f"{prefix}."): text for name, text in file.fields.items() if name.startswith(f"{prefix}.")
-    }
+    texts = {name: text for name, text in file.fields.items() if isinstance(text, str)}
+    default = texts.get(prefix)
+    named = {name.removeprefix(f"{prefix}."): text for name, text in texts.items() if name.startswith(f"{prefix}.")}
     if named and default is not None:
         return {"default": default, **named}
     return named or default

@@ -28,12 +28,13 @@ _NORMS = {"attn_norm.weight", "ffn_norm.weight"}
 _HEAD_NORMS = {"attn_q_norm.weight", "attn_k_norm.weight"}
 _POST_NORMS = {"post_attention_norm.weight", "post_ffw_norm.weight"}
 _BIASES = {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
-# What an architecture's layers have beside the matrices and the two norms that all have; None stands for "may have".
+# What an architecture's layers have beside the matrices and the two norms that all have.
 _EXTRAS = {
     "llama": set(), "smollm3": set(), "phi3": set(), "gemma": set(),
     "qwen2": _BIASES, "qwen3": _HEAD_NORMS, "gemma2": _POST_NORMS, "gemma3": _POST_NORMS | _HEAD_NORMS,
 }  # fmt: skip
-_OPTIONAL = {"llama": {*_BIASES, "attn_output.bias"}, "smollm3": {*_BIASES, "attn_output.bias"}, "qwen3": _BIASES}
+# What they may have.
+_OPTIONAL = {name: {*_BIASES, "attn_output.bias"} for name in ("llama", "smollm3", "qwen3")}
 # Numbers that are computed anew, or hold for longer texts than are taken.
 _UNUSED = {"rope_factors_long.weight"}
 
@@ -105,7 +106,6 @@ def read_weights(file: GGUFFile, config: GGUFConfig, name: str, tell: Callable[[
         attention_scale=scalar**-0.5 if scalar else None,
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
-        head_bias=vectors.get("output.bias"),
     )
 
 
@@ -162,7 +162,6 @@ def _expected(file: GGUFFile, config: GGUFConfig) -> dict[str, tuple[int, ...]]:
     names = {
         "token_embd.weight": (config.vocab_size, hidden),
         "output.weight": (config.vocab_size, hidden),
-        "output.bias": (config.vocab_size,),
         "output_norm.weight": (hidden,),
     }
     return names | {f"blk.{i}.{name}": size for i in range(config.num_hidden_layers) for name, size in layer.items()}
@@ -171,7 +170,7 @@ def _expected(file: GGUFFile, config: GGUFConfig) -> dict[str, tuple[int, ...]]:
 def _is_optional(name: str, file: GGUFFile) -> bool:
     architecture = file.fields["general.architecture"]
     kind = name.split(".", 2)[-1]
-    return name in ("output.weight", "output.bias") or kind in _OPTIONAL.get(architecture, set())
+    return name == "output.weight" or kind in _OPTIONAL.get(architecture, set())
 
 
 def _not_whole(file: GGUFFile, what: str) -> NoReturn:

@@ -31,21 +31,43 @@ typedef int8_t StoredSigned __attribute__((vector_size(kLanes), aligned(1), may_
 typedef float Four __attribute__((vector_size(16)));
 typedef float StoredFour __attribute__((vector_size(16), aligned(4), may_alias));
 
+// A number in all lanes. Subtracting zero leaves it as it is, adding it would not: -0.
+inline Vector spread(float x) { return x - Vector{}; }
+
 inline Vector load(const float* p) { return *reinterpret_cast<const StoredFloats*>(p); }
 
-// bfloat16 is the upper half of a float32.
+// bfloat16 is the upper half of a float32. GCC 12 takes numbers one by one out of vectors that are narrower than a
+// register, so that loads are spelled out where they are to be fast.
 inline Vector load(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (Vector)((Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
+#elif defined(__AVX2__)
+  return (Vector)((Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#else
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const StoredHalves*>(p), Bits) << 16);
+#endif
 }
 
 inline void store(float* p, Vector v) { *reinterpret_cast<StoredFloats*>(p) = v; }
 
 inline Integers load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
   return __builtin_convertvector(*reinterpret_cast<const StoredBytes*>(p), Integers);
+#endif
 }
 
 inline Integers load_signed(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
   return __builtin_convertvector(*reinterpret_cast<const StoredSigned*>(p), Integers);
+#endif
 }
 
 // 0, 1, 2, ...
@@ -98,7 +120,7 @@ inline float largest_of(Vector v) {
 // e to the x, to 2 units in the last place (Cephes' expf); 0 below -87 and no more above 88, where float32 ends. NaN
 // stays.
 inline Vector exponential(Vector x) {
-  const Vector least = Vector{} - 87.0f, most = Vector{} + 88.0f;
+  const Vector least = spread(-87.0f), most = spread(88.0f);
   const Integers is_zero = x < least;
   x = smaller(most, larger(least, x));
   // Adding and taking away 1.5 * 2^23 rounds to whole numbers.

@@ -180,7 +180,7 @@ inline void join(const float* parts, int64_t spans, int64_t distance, int64_t va
   std::fill_n(whole, value_dim, 0.0f);
   for (int64_t s = 0; s < spans; ++s) {
     const float* part = parts + s * distance;
-    const float factor = exponential(Vector{} + (part[0] - top))[0];
+    const float factor = exponential(spread(part[0] - top))[0];
     sum += factor * part[1];
     for (int64_t d = 0; d < value_dim; d += kLanes)
       store(whole + d, load(whole + d) + factor * load(part + 2 + d));

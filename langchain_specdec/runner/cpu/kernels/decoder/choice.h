@@ -36,10 +36,10 @@ struct Noise {
     const Bits tokens = (Bits)(counting() + static_cast<int32_t>(token));
     const Bits bits = mixed(mixed(tokens + low) ^ high);
     Vector v = (__builtin_convertvector((Integers)(bits & 0x7FFFFFFFu), Vector) + 0.5f) * 4.656612873077393e-10f;
-    v = smaller(v, Vector{} + (1.0f - 5.9604644775390625e-8f));
+    v = smaller(v, spread(1.0f - 5.9604644775390625e-8f));
     // log1p(-v): what rounding 1 - v loses is made up for by a factor (Goldberg 1991, theorem 4).
     const Vector rest = 1.0f - v, lost = 1.0f - rest;
-    const Vector exact = lost == 0.0f ? v : -logarithm(rest) * (v / (lost == 0.0f ? Vector{} + 1.0f : lost));
+    const Vector exact = lost == 0.0f ? v : -logarithm(rest) * (v / (lost == 0.0f ? spread(1.0f) : lost));
     return -logarithm(exact);
   }
 };
@@ -117,7 +117,7 @@ inline void choose(const float* logits, int64_t count, int64_t first, float temp
   };
   for (int64_t at = 0; at < count; at += kLanes) {
     const int64_t lanes = std::min<int64_t>(kLanes, count - at);
-    Vector logit = Vector{} - std::numeric_limits<float>::infinity();
+    Vector logit = spread(-std::numeric_limits<float>::infinity());
     if (lanes == kLanes)
       logit = load(logits + at);
     else

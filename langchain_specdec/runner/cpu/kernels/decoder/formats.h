@@ -35,17 +35,37 @@ inline float from_half(const uint8_t* p) {
 #endif
 }
 
+// A half and the one after it, in all lanes.
+struct Halves {
+#if defined(__AVX512F__)
+  // Both are widened at once: spreading them out costs as much as widening the weights that they are of.
+  __m128 both;
+  explicit Halves(const uint8_t* p) {
+    int32_t bits;
+    std::memcpy(&bits, p, 4);
+    both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+  }
+  Vector first() const { return (Vector)_mm512_broadcastss_ps(both); }
+  Vector second() const { return (Vector)_mm512_permutexvar_ps(_mm512_set1_epi32(1), _mm512_castps128_ps512(both)); }
+#else
+  const uint8_t* p;
+  explicit Halves(const uint8_t* p) : p(p) {}
+  Vector first() const { return spread(from_half(p)); }
+  Vector second() const { return spread(from_half(p + 2)); }
+#endif
+};
+
 // scale * q + least, for whole numbers q below 16; of those given, the four lowest bits count.
 struct Line16 {
 #if defined(__AVX512F__)
   // One lookup in a register in place of three operations.
   Vector table;
-  Line16(float scale, float least) : table(__builtin_convertvector(counting(), Vector) * scale + least) {}
+  Line16(Vector scale, Vector least) : table(__builtin_convertvector(counting(), Vector) * scale + least) {}
   explicit Line16(Vector values) : table(values) {}
   Vector operator()(Integers q) const { return (Vector)_mm512_permutexvar_ps((__m512i)q, (__m512)table); }
 #else
-  float scale, least;
-  Line16(float scale, float least) : scale(scale), least(least) {}
+  Vector scale, least;
+  Line16(Vector scale, Vector least) : scale(scale), least(least) {}
   Vector operator()(Integers q) const { return __builtin_convertvector(q & 15, Vector) * scale + least; }
 #endif
 };
@@ -54,15 +74,15 @@ struct Line16 {
 struct Line32 {
 #if defined(__AVX512F__)
   Vector low, high;
-  Line32(float scale, float least)
+  Line32(Vector scale, Vector least)
       : low(__builtin_convertvector(counting(), Vector) * scale + least),
         high(__builtin_convertvector(counting() + 16, Vector) * scale + least) {}
   Vector operator()(Integers q) const {
     return (Vector)_mm512_permutex2var_ps((__m512)low, (__m512i)q, (__m512)high);
   }
 #else
-  float scale, least;
-  Line32(float scale, float least) : scale(scale), least(least) {}
+  Vector scale, least;
+  Line32(Vector scale, Vector least) : scale(scale), least(least) {}
   Vector operator()(Integers q) const { return __builtin_convertvector(q & 31, Vector) * scale + least; }
 #endif
 };
@@ -125,8 +145,8 @@ struct Q4_0 {
   static constexpr int64_t kParts = 1, kBytes = 18;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    const float scale = from_half(block);
-    const Line16 line(scale, -8.0f * scale);
+    const Vector scale = Halves(block).first();
+    const Line16 line(scale, scale * -8.0f);
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(nibbles16(block + 2, v));
   }
 };
@@ -135,7 +155,8 @@ struct Q4_1 {
   static constexpr int64_t kParts = 1, kBytes = 20;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    const Line16 line(from_half(block), from_half(block + 2));
+    const Halves halves(block);
+    const Line16 line(halves.first(), halves.second());
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(nibbles16(block + 4, v));
   }
 };
@@ -144,8 +165,8 @@ struct Q5_0 {
   static constexpr int64_t kParts = 1, kBytes = 22;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    const float scale = from_half(block);
-    const Line32 line(scale, -16.0f * scale);
+    const Vector scale = Halves(block).first();
+    const Line32 line(scale, scale * -16.0f);
     const uint32_t fifths = load_word(block + 2);
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line((nibbles16(block + 6, v) & 15) | fifths32(fifths, v));
   }
@@ -155,7 +176,8 @@ struct Q5_1 {
   static constexpr int64_t kParts = 1, kBytes = 24;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    const Line32 line(from_half(block), from_half(block + 2));
+    const Halves halves(block);
+    const Line32 line(halves.first(), halves.second());
     const uint32_t fifths = load_word(block + 4);
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line((nibbles16(block + 8, v) & 15) | fifths32(fifths, v));
   }
@@ -165,7 +187,7 @@ struct Q8_0 {
   static constexpr int64_t kParts = 1, kBytes = 34;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    const float scale = from_half(block);
+    const Vector scale = Halves(block).first();
     for (int v = 0; v < kChunkVectors; ++v)
       w[v] = __builtin_convertvector(load_signed(block + 2 + v * kLanes), Vector) * scale;
   }
@@ -212,7 +234,7 @@ struct Q4_K {
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int part, Vector* w) {
     const SixBits bits(block, part);
-    const Line16 line(bits.scale, bits.least);
+    const Line16 line(spread(bits.scale), spread(bits.least));
     const uint8_t* q = block + 16 + part / 2 * 32;
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(load_bytes(q + v * kLanes) >> part % 2 * 4);
   }
@@ -223,7 +245,7 @@ struct Q5_K {
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int part, Vector* w) {
     const SixBits bits(block, part);
-    const Line32 line(bits.scale, bits.least);
+    const Line32 line(spread(bits.scale), spread(bits.least));
     const uint8_t *fifths = block + 16, *q = block + 48 + part / 2 * 32;
     for (int v = 0; v < kChunkVectors; ++v) {
       const Integers low = load_bytes(q + v * kLanes) >> part % 2 * 4;

@@ -18,8 +18,10 @@ constexpr int kTileOutputs = 2, kTileRows = 3;
 #else
 constexpr int kTileOutputs = 4, kTileRows = 4;
 #endif
+// How far ahead of its own reading a tile asks memory for weights, in bytes.
+constexpr int64_t kAhead = 4096;
 // From this many tiles of rows on, weights are widened once, into the cache, and not by each tile.
-constexpr int64_t kWideningTiles = 3;
+constexpr int64_t kWideningTiles = 5;
 
 // Rows of activations are whole chunks, zeros after the last number.
 inline int64_t padded(int64_t count) { return (count + kChunk - 1) / kChunk * kChunk; }
@@ -44,7 +46,10 @@ void tile(const uint8_t* weight, int64_t row_bytes, int64_t inputs, const float*
       }
   };
   const int64_t blocks = inputs / (kChunk * Format::kParts);
+  const uint8_t* ahead = weight + kAhead;
   for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t line = 0; line < outputs * Format::kBytes; line += kLine) __builtin_prefetch(ahead + line);
+    ahead += outputs * Format::kBytes;
     for (int part = 0; part < Format::kParts; ++part) {
       Vector w[outputs][kChunkVectors];
       for (int o = 0; o < outputs; ++o) Format::widen(weight + o * row_bytes, part, w[o]);
@@ -131,6 +136,9 @@ inline void product(const Matrix& matrix, int64_t first, int64_t last, int64_t r
     int64_t o = first;
     for (; o + kTileOutputs <= last; o += kTileOutputs)
       outputs_of<Format, kTileOutputs>(matrix, o, rows, x, x_stride, y + o - first, y_stride);
-    for (; o < last; ++o) outputs_of<Format, 1>(matrix, o, rows, x, x_stride, y + o - first, y_stride);
+    for (; o < last; ++o)
+      for (int64_t r = 0; r < rows; ++r)
+        tile<Format, 1, 1>(matrix.data + o * matrix.row_bytes, matrix.row_bytes, matrix.inputs, x + r * x_stride,
+                           x_stride, y + r * y_stride + o - first, y_stride);
   });
 }

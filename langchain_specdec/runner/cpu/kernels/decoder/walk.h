@@ -1,91 +1,13 @@
-// One thread's way through the layers, and the memory that it writes to.
+// One thread's way through the layers.
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
 
-#include "attention.h"
 #include "choice.h"
-#include "crew.h"
-#include "frame.h"
 #include "products.h"
-
-// Memory in whole cache lines; it is taken where it is written.
-class Floats {
- public:
-  Floats() = default;
-  explicit Floats(int64_t count, bool is_zero = false) {
-    const size_t bytes = (static_cast<size_t>(count) * 4 + 64 + 63) / 64 * 64;
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    if (is_zero) std::memset(data_.get(), 0, bytes);
-  }
-  operator float*() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float[], Free> data_;
-};
-
-// Sizes that are asked for often.
-struct Sizes {
-  int64_t hidden, queries, keys, mlp, vocab, head_dim, value_dim, group, slot_keys, slot_floats, max_tokens, max_outputs;
-
-  Sizes(const Model& m, int64_t length)
-      : hidden(m.hidden), queries(m.heads * m.head_dim), keys(m.kv_heads * m.head_dim), mlp(m.mlp), vocab(m.vocab),
-        head_dim(m.head_dim), value_dim((m.head_dim + kGroup - 1) / kGroup * kGroup), group(m.heads / m.kv_heads),
-        slot_keys(m.kv_heads * length * m.head_dim), slot_floats(slot_keys + m.kv_heads * length * value_dim),
-        max_outputs(std::max({queries + 2 * keys, mlp, hidden})) {
-    // What a thread keeps of a ring of stages stays below 32 MB, but a tree has to fit.
-    max_tokens = std::min(kMaxTokens, std::max<int64_t>(80, (32 << 20) / (4 * kRing * max_outputs)));
-  }
-};
-
-// What threads share.
-struct Shared {
-  Model model;
-  std::vector<Layer> layers;
-  Cache cache;
-  Sizes sizes;
-  Stages stages;
-  Frame frame;
-  std::atomic<int64_t> number{0};    // Of the frame; odd while it is written
-  std::atomic<int64_t> progress{0};  // Ticket of the first stage of the last layer that was begun, and the thread
-  std::vector<std::atomic<int64_t>> kept;  // By layer: ticket of a walk, and a thread that has its keys and values
-
-  Shared(const Model& m, const Cache& c)
-      : model(m), layers(m.layer, m.layer + m.layers), cache(c), sizes(m, c.length), kept(m.layers) {
-    model.layer = layers.data();
-    for (auto& entry : kept) entry = 0;
-  }
-
-  const float* slot_keys(int64_t layer, int64_t slot, int64_t head) const {
-    return cache.data + (layer * cache.slots + slot) * sizes.slot_floats + head * cache.length * sizes.head_dim;
-  }
-  const float* slot_values(int64_t layer, int64_t slot, int64_t head) const {
-    return cache.data + (layer * cache.slots + slot) * sizes.slot_floats + sizes.slot_keys +
-           head * cache.length * sizes.value_dim;
-  }
-};
-
-// Some outputs of a stage for each of its pieces.
-struct Split {
-  int64_t outputs, per, pieces;
-
-  Split(int64_t outputs, int64_t threads) : outputs(outputs) {
-    const int64_t wanted = threads == 1 ? 1 : 6 * threads;
-    per = std::max<int64_t>(16, (outputs / wanted + 15) / 16 * 16);
-    per = std::max(per, (outputs / kMaxPieces / 16 + 1) * 16);
-    pieces = (outputs + per - 1) / per;
-  }
-  int64_t first(int64_t piece) const { return piece * per; }
-  int64_t last(int64_t piece) const { return std::min(outputs, (piece + 1) * per); }
-};
+#include "units.h"
 
 class Walk;
 using Walks = std::vector<std::unique_ptr<Walk>>;
@@ -95,7 +17,7 @@ constexpr int64_t kStages = 5;  // Of a layer
 class Walk {
  public:
   Walk(Shared& shared, const Walks& walks, int64_t index, int64_t threads)
-      : shared_(shared), s_(shared.sizes), walks_(walks), index_(index), threads_(threads) {
+      : shared_(shared), s_(shared.sizes), walks_(walks), index_(index), threads_(threads), units_(shared, frame_) {
     const int64_t tokens = s_.max_tokens;
     for (auto& hidden : hidden_) hidden = Floats(tokens * padded(s_.hidden));
     for (auto& out : out_) out = Floats(tokens * s_.max_outputs);
@@ -394,148 +316,16 @@ class Walk {
     }
   }
 
-  // Some tokens of a row in the heads of a group, and where their spans' parts begin.
-  struct Unit {
-    int64_t row, head, first, count, begin, spans, part;
-  };
-
   // Attention, to `attended_`.
   bool attend(const Layer& layer, int64_t index, int64_t ticket) {
-    units_.clear();
-    const int64_t most = std::max<int64_t>(1, kMaxQueries / s_.group), room = s_.max_tokens * s_.max_outputs;
-    int64_t spans = 0, parts = 0;
-    for (int64_t r = 0; r < frame_.num_rows; ++r) {
-      const Row& row = frame_.rows[r];
-      for (int64_t first = 0; first < row.count; first += most) {
-        Unit unit = {r, 0, first, std::min(most, row.count - first), 0, 0, 0};
-        const int64_t end = row.start + (row.is_chain ? first + unit.count : row.count);
-        const int64_t position = frame_.tokens[row.first + first].position;
-        if (layer.window > 0) unit.begin = std::max<int64_t>(0, position - layer.window + 1) / kSpan;
-        unit.spans = (end + kSpan - 1) / kSpan - unit.begin;
-        for (unit.head = 0; unit.head < shared_.model.kv_heads; ++unit.head) {
-          unit.part = parts;
-          parts += unit.spans * unit.count * s_.group * (2 + s_.value_dim);
-          spans += unit.spans;
-          units_.push_back(unit);
-        }
-      }
-    }
-    const int64_t units = static_cast<int64_t>(units_.size());
-    // Few units are cut up by spans, whose parts every thread joins.
-    const bool is_cut = threads_ > 1 && units < 4 * threads_ && parts <= room && spans > units;
-    const int64_t total = is_cut ? spans : units, wanted = std::min(kMaxPieces, is_cut ? 8 * threads_ : units);
-    const int64_t per = (total + wanted - 1) / wanted, pieces = (total + per - 1) / per;
-    if (!shared_.stages.share(ticket, pieces, index_, [&](int64_t piece) {
-          const int64_t first = piece * per, last = std::min(total, first + per);
-          if (is_cut)
-            span_pieces(layer, index, first, last, out(ticket));
-          else
-            for (int64_t u = first; u < last; ++u) whole_unit(layer, index, units_[u], out(ticket));
-        }))
+    units_.plan(layer, index, merged_, s_.queries + 2 * s_.keys, keys_of(index), values_of(index), threads_);
+    if (!shared_.stages.share(ticket, units_.pieces(), index_, [&](int64_t piece) { units_.run(piece, out(ticket)); }))
       return false;
-    int64_t entry = 0;
-    for (int64_t u = 0; u < units; ++u) {
-      const Unit& unit = units_[u];
-      const int64_t size = unit.count * s_.group * (2 + s_.value_dim);
-      if (is_cut) {
-        parts_.resize(std::max<size_t>(parts_.size(), unit.spans * size));
-        for (int64_t s = 0; s < unit.spans; ++s, ++entry) {
-          const float* from = walks_[shared_.stages.owner(ticket, entry / per)]->out(ticket) + unit.part + s * size;
-          std::copy_n(from, size, parts_.data() + s * size);
-        }
-        join_unit(unit, parts_.data(), attended_, padded(s_.queries));
-      } else {
-        const float* from = walks_[shared_.stages.owner(ticket, u / per)]->out(ticket);
-        for (int64_t i = 0; i < unit.count; ++i) {
-          const int64_t t = frame_.rows[unit.row].first + unit.first + i, at = unit.head * s_.group * s_.head_dim;
-          std::copy_n(from + t * s_.queries + at, s_.group * s_.head_dim, attended_ + t * padded(s_.queries) + at);
-        }
-      }
-    }
+    const auto outputs_of = [&](int64_t piece) -> const float* {
+      return walks_[shared_.stages.owner(ticket, piece)]->out(ticket);
+    };
+    units_.gather(outputs_of, attended_, padded(s_.queries));
     return shared_.stages.is_intact(ticket);
-  }
-
-  // Spans first to last of all units' in order, to where their parts stand.
-  void span_pieces(const Layer& layer, int64_t index, int64_t first, int64_t last, float* parts) {
-    int64_t entry = 0;
-    for (const Unit& unit : units_) {
-      const int64_t from = std::max(first, entry), to = std::min(last, entry + unit.spans);
-      if (from < to) spans_of(layer, index, unit, from - entry, to - entry, parts + unit.part);
-      entry += unit.spans;
-    }
-  }
-
-  void whole_unit(const Layer& layer, int64_t index, const Unit& unit, float* outputs) {
-    const int64_t size = unit.count * s_.group * (2 + s_.value_dim);
-    parts_.resize(std::max<size_t>(parts_.size(), unit.spans * size));
-    spans_of(layer, index, unit, 0, unit.spans, parts_.data());
-    join_unit(unit, parts_.data(), outputs, s_.queries);
-  }
-
-  void join_unit(const Unit& unit, const float* parts, float* outputs, int64_t stride) {
-    const int64_t queries = unit.count * s_.group, part = 2 + s_.value_dim;
-    whole_.resize(s_.value_dim);
-    for (int64_t q = 0; q < queries; ++q) {
-      const int64_t t = frame_.rows[unit.row].first + unit.first + q / s_.group;
-      const int64_t head = unit.head * s_.group + q % s_.group;
-      join(parts + q * part, unit.spans, queries * part, s_.value_dim, s_.head_dim,
-           outputs + t * stride + head * s_.head_dim, whole_.data());
-    }
-  }
-
-  void spans_of(const Layer& layer, int64_t index, const Unit& unit, int64_t from, int64_t to, float* parts) {
-    const Row& row = frame_.rows[unit.row];
-    const int64_t queries = unit.count * s_.group, width = s_.queries + 2 * s_.keys, dim = s_.head_dim;
-    queries_.resize(queries * dim);
-    for (int64_t q = 0; q < queries; ++q)
-      std::copy_n(merged_ + (row.first + unit.first + q / s_.group) * width + (unit.head * s_.group + q % s_.group) * dim,
-                  dim, queries_.data() + q * dim);
-    scores_.resize(std::max<size_t>(scores_.size(), queries * kSpan));
-    Keys keys;
-    keys.old_keys = shared_.slot_keys(index, row.slot, unit.head);
-    keys.old_values = shared_.slot_values(index, row.slot, unit.head);
-    keys.start = row.start;
-    keys.end = row.start + (row.is_chain ? unit.first + unit.count : row.count);
-    keys.new_stride = s_.keys;
-    keys.new_values = values_of(index) + row.first * s_.keys + unit.head * dim;
-    if ((unit.begin + to) * kSpan > row.start) group_keys(index, row, unit, keys);
-    const Queries q = {queries, dim, s_.value_dim, queries_.data(), shared_.model.attention_softcap};
-    const auto hide = [&](float* scores, int64_t first, int64_t last) { mask(layer, row, unit, scores, first, last); };
-    for (int64_t s = from; s < to; ++s)
-      span_part(q, keys, unit.begin + s, hide, scores_.data(), parts + s * queries * (2 + s_.value_dim));
-  }
-
-  // New keys in groups, the first of them with the old ones that it begins with.
-  void group_keys(int64_t index, const Row& row, const Unit& unit, Keys& keys) {
-    const int64_t dim = s_.head_dim, begin = row.start / kGroup, size = dim * kGroup;
-    const int64_t groups = (keys.end + kGroup - 1) / kGroup - begin;
-    grouped_.resize(std::max<size_t>(grouped_.size(), groups * size + 16));
-    float* to = grouped_.data() + (16 - reinterpret_cast<uintptr_t>(grouped_.data()) / 4 % 16) % 16;
-    if (row.start % kGroup) std::copy_n(keys.old_keys + begin * size, size, to);
-    const float* from = keys_of(index) + row.first * s_.keys + unit.head * dim;
-    for (int64_t i = 0; i < keys.end - row.start; ++i, from += s_.keys) {
-      const int64_t at = row.start + i - begin * kGroup;
-      float* group = to + at / kGroup * size + at % kGroup;
-      for (int64_t d = 0; d < dim; ++d) group[d * kGroup] = from[d];
-    }
-    keys.new_keys = to;
-  }
-
-  // Hides keys first to last that a unit's tokens do not see.
-  void mask(const Layer& layer, const Row& row, const Unit& unit, float* scores, int64_t first, int64_t last) {
-    for (int64_t i = 0; i < unit.count; ++i) {
-      const int64_t token = row.first + unit.first + i, position = frame_.tokens[token].position;
-      float* rows = scores + i * s_.group * kSpan;
-      const auto hide = [&](int64_t key) {
-        for (int64_t g = 0; g < s_.group; ++g) rows[g * kSpan + key - first] = kHidden;
-      };
-      const int64_t least = layer.window > 0 ? position - layer.window + 1 : 0;
-      for (int64_t key = first; key < std::min({last, least, row.start}); ++key) hide(key);
-      for (int64_t key = std::max(first, row.start); key < last; ++key) {
-        const int64_t other = key - row.start;
-        if (!frame_.sees(token, other) || frame_.tokens[row.first + other].position < least) hide(key);
-      }
-    }
   }
 
   bool head() {
@@ -579,6 +369,6 @@ class Walk {
   Floats out_[kRing];    // What this thread computed of stages, by ticket
   Floats normed_, attended_, active_, merged_, new_keys_, new_values_, logits_;
   std::unique_ptr<Best[]> bests_;
-  std::vector<Unit> units_;
-  std::vector<float> up_, parts_, whole_, queries_, scores_, grouped_;
+  Units units_;
+  std::vector<float> up_;
 };

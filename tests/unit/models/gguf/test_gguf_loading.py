@@ -1,0 +1,101 @@
+"""GGUF files as models: by their names, in their own bits, or dequantised where that is the only way."""
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError
+from langchain_specdec.models import loader
+from langchain_specdec.models.gguf import GGUFModel
+from langchain_specdec.models.loader import load_model
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support.gguf_files import tiny_model, write_gguf
+
+pytestmark = pytest.mark.transformers
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    return write_gguf(tmp_path / "x.gguf", model)
+
+
+def test_a_file_and_its_folder_are_the_same_model(file, monkeypatch):
+    monkeypatch.setattr(loader, "native_library", object)
+    for source in (file, str(file), file.parent):
+        loaded = load_model(source, device="cpu")
+        assert isinstance(loaded.model, GGUFModel)
+        assert loaded.name == loaded.model.name == str(source)
+        assert loaded.eos_token_ids == (0,)
+        assert loaded.tokenizer.decode(loaded.tokenizer("ab a").input_ids) == "ab a"
+
+
+def test_without_the_native_decoder_it_is_dequantised(file, model, monkeypatch):
+    monkeypatch.setattr(loader, "native_library", lambda: None)
+    loaded = load_model(file, device="cpu")
+    assert type(loaded.model) is type(model)
+    assert (loaded.is_owned, loaded.name, loaded.eos_token_ids) == (True, str(file), (0,))
+    tokens = torch.tensor([[2, 3, 4, 5]])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize(("option", "value"), [("dtype", "bfloat16"), ("attn_implementation", "eager")])
+def test_what_only_transformers_does_is_done_dequantised(file, model, option, value):
+    loaded = load_model(file, device="cpu", **{option: value})
+    assert type(loaded.model) is type(model)
+    assert str(loaded.model.dtype).endswith(value if option == "dtype" else "float32")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("device_map", "auto"), ("quantization_config", object()), ("adapter", "some/adapter")]
+)
+def test_options_that_it_cannot_take_are_refused_before_it_is_read(tmp_path, option, value):
+    (tmp_path / "x.gguf").write_bytes(b"not read")
+    for source in (tmp_path / "x.gguf", tmp_path):
+        with pytest.raises(InvalidParameterError, match=rf"is a GGUF file, .* no {option}. Leave that out, or give"):
+            load_model(source, **{option: value})
+
+
+@pytest.mark.compiles
+def test_a_backend_writes_what_transformers_writes(file, model):
+    prompt = [2, 3, 4, 5, 6]
+    with closing(LocalBackend(file, device="cpu", max_length=48)) as backend:
+        request = CompletionRequest(prompt, SamplingParams(max_new_tokens=12, ignore_eos=True))
+        (completion,) = backend.complete([request])
+    tokens = torch.tensor([prompt])
+    with torch.inference_mode():
+        for _ in range(12):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert [token.id for token in completion.tokens] == tokens[0, len(prompt) :].tolist()
+
+
+def test_a_missing_file_is_told_of(tmp_path):
+    with pytest.raises(ModelLoadError, match="There is no file"):
+        load_model(tmp_path / "y.gguf")
+
+
+@pytest.mark.process
+def test_reading_imports_nothing_of_transformers_model_code(file):
+    """A fresh process has the model, tokenizer included, without what takes seconds to import."""
+    code = f"""
+import sys
+from langchain_specdec.models.gguf import read_gguf
+read_gguf({str(file)!r}).tokenizer("ab")
+heavy = ("transformers.models.", "transformers.modeling_utils", "transformers.configuration_utils", "sympy", "gguf")
+print([name for name in sys.modules if name.startswith((*heavy, "torch._dynamo"))])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
