@@ -6,15 +6,16 @@ of one, by a class, a hook, a bias or a buffer, is of none of them, and runs as 
 
 from __future__ import annotations
 
-import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langchain_specdec.models.known_families import FAMILIES, Family
 from langchain_specdec.runner.cpu.decoder_weights import (
     Activation,
     DecoderWeights,
@@ -32,65 +33,10 @@ Convert = Callable[[Matrix, bool], Matrix]
 
 _DEFAULT_POSITIONS = 8192
 _SLIDING = "sliding_attention"
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How a family differs from Llama.
-
-    Attributes:
-        name: Of its module in transformers.
-        prefix: Of its classes.
-        windows: Which layers have the configuration's `sliding_window`: "none", "all", or those of the kind
-            "sliding_attention" ("by_kind").
-        is_fused: Whether query, key and value are one layer, and gate and up another.
-        has_head_norms: Whether each head's query and key is normed.
-        has_output_norms: Whether the outputs of attention and of the MLP are.
-        norm_offset: What is added to the weights of norms.
-        embedding_scale: What the configuration has embeddings multiplied by.
-        scales: Names of the configuration's factors of outputs, and divisor of logits.
-        softcaps: Names of the configuration's soft caps, of scores and of logits.
-    """
-
-    name: str
-    prefix: str
-    windows: str = "none"
-    is_fused: bool = False
-    has_head_norms: bool = False
-    has_output_norms: bool = False
-    norm_offset: float = 0.0
-    embedding_scale: Callable[[Any], float] = lambda _: 1.0
-    scales: tuple[str, str] = ("", "")
-    softcaps: tuple[str, str] = ("", "")
-
-
-def _root_of_hidden(config: Any) -> float:
-    return math.sqrt(config.hidden_size)
-
-
-_GEMMA: dict[str, Any] = {"norm_offset": 1.0, "embedding_scale": _root_of_hidden}
-_GEMMA2 = _GEMMA | {"windows": "by_kind", "has_output_norms": True}
-_FAMILIES = (
-    _Family("llama", "Llama"),
-    _Family("mistral", "Mistral", windows="all"),
-    _Family("qwen2", "Qwen2", windows="by_kind"),
-    _Family("qwen3", "Qwen3", windows="by_kind", has_head_norms=True),
-    _Family("smollm3", "SmolLM3", windows="by_kind"),
-    _Family("phi3", "Phi3", windows="all", is_fused=True),
-    _Family("gemma", "Gemma", **_GEMMA),
-    _Family("gemma2", "Gemma2", softcaps=("attn_logit_softcapping", "final_logit_softcapping"), **_GEMMA2),
-    # Its configuration has a soft cap of scores too, of which its attention is not told.
-    _Family("gemma3", "Gemma3", has_head_norms=True, softcaps=("", "final_logit_softcapping"), **_GEMMA2),
-    _Family(
-        "granite",
-        "Granite",
-        embedding_scale=lambda config: float(config.embedding_multiplier),
-        scales=("residual_multiplier", "logits_scaling"),
-    ),
-)
-_BY_CLASS = {f"transformers.models.{f.name}.modeling_{f.name}.{f.prefix}ForCausalLM": f for f in _FAMILIES}
 # What modules of all families are made of beside their own classes. Dropout does nothing in eval mode.
 _COMMON = (nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, MatrixLinear, MatrixEmbedding)
+# Models whose weights a native decoder was given.
+_given: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _BUFFERS = ("inv_freq", "embed_scale", "rows")
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: F.silu,
@@ -110,18 +56,20 @@ def decoder_weights(
 
     Linear layers and embeddings whose numbers fit into fewer bytes, or that `convert` gives another form, are replaced
     in the model by layers over these arrays, and what stays in float32 is the model's own memory: nothing is there
-    twice, and the model can still be called. Weights that are mapped from files get memory of their own. Asked for the
-    same model again, this gives arrays over the same memory.
+    twice, and the model can still be called. Weights that are mapped from files get memory of their own. Of a model
+    that was given before, which others may hold by now, nothing is replaced: these are arrays over what it has.
 
     Args:
-        model: In eval mode, and nobody else's. Where the answer is None it is as it was.
+        model: In eval mode, and nobody else's the first time. Where the answer is None it is as it was.
         positions: Positions that rotary tables are for; None is as many as the model was made for.
         convert: Makes other matrices of those that the model has.
     """
     if why_not_native(model) is not None:
         return None
     with torch.no_grad():
-        _share_weights(model, convert)
+        if model not in _given:
+            _share_weights(model, convert)
+            _given.add(model)
         return _Reader(model).weights(positions)
 
 
@@ -167,9 +115,9 @@ def _check_modules(model: nn.Module) -> None:
             raise _UnknownError(msg)
 
 
-def _family_of(model: nn.Module) -> _Family:
+def _family_of(model: nn.Module) -> Family:
     kind = type(model)
-    family = _BY_CLASS.get(f"{kind.__module__}.{kind.__qualname__}")
+    family = FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")
     if family is None:
         msg = f"a {kind.__name__} is of no family that it runs"
         raise _UnknownError(msg)

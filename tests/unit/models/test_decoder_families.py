@@ -14,11 +14,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from langchain_specdec.models.decoder_families import decoder_weights, why_not_native
+from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format, Matrix
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixLinear
+from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from tests.support import model_families as families
 from tests.support import tiny_models as tiny
+from tests.support.random_decoders import Row, run_rows
 from tests.support.reference_decoder import reference_logits
 
 pytestmark = pytest.mark.transformers
@@ -28,6 +31,7 @@ NATIVE = [
     "qwen2", "qwen2-some-sliding", "qwen2-all-sliding", "qwen3", "smollm3", "gemma2", "gemma3", "phi3",
     "phi3-long-rope", "granite",
 ]  # fmt: skip
+PIECES = [(0, 11), (11, 31)]
 TEXT = [(7 * i * i + 3 * i) % 251 for i in range(40)]
 
 
@@ -75,6 +79,25 @@ def check_same(model: Any) -> DecoderWeights:
 @pytest.mark.parametrize("name", NATIVE)
 def test_families(name: str) -> None:
     check_same(varied(families.make_model(name)))
+
+
+@pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_run_natively(name: str, dtype: torch.dtype) -> None:
+    model = varied(families.make_model(name), dtype)
+    expected = own_logits(model)
+    library = native_library()
+    assert library is not None
+    decoder = NativeDecoder(library, taken(model), 2, families.POSITIONS, 2)
+    try:
+        # The text in two pieces, then as the branch of a tree whose other branches are no part of it.
+        found = [run_rows(decoder, [Row(1, start, TEXT[start:stop])], vocab=tiny.VOCAB) for start, stop in PIECES]
+        tree = run_rows(decoder, [Row(1, 31, [TEXT[31], 9, TEXT[32], 8, TEXT[33]], [-1, 0, 0, 1, 2])], vocab=tiny.VOCAB)
+    finally:
+        decoder.close()
+    logits = np.concatenate([*(result.logits[0] for result in found), tree.logits[0][[0, 2, 4]]])
+    np.testing.assert_allclose(logits, expected[:34].numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(set(families.ALL_FAMILIES) - set(NATIVE)))
@@ -185,6 +208,22 @@ def test_the_same_model_again_gives_the_same_memory() -> None:
         assert (a.query.data.ctypes.data, a.query.format) == (b.query.data.ctypes.data, b.query.format)
         assert a.mlp_norm.ctypes.data == b.mlp_norm.ctypes.data
     assert first.embedding.data.ctypes.data == second.embedding.data.ctypes.data
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_was_changed_is_read_as_it_is_and_none_of_its_layers_replaced(dtype: torch.dtype) -> None:
+    model = random_model(dtype=dtype, initializer_range=0.3)
+    taken(model)
+    layers = {name: id(module) for name, module in model.named_modules()}
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj = nn.Linear(32, 64, bias=False)
+        layers["model.layers.1.mlp.up_proj"] = id(model.model.layers[1].mlp.up_proj)
+        # All of these numbers bfloat16 would hold.
+        model.model.layers[1].mlp.up_proj.weight.fill_(0.5)
+        model.model.norm.weight.mul_(2.0)
+    weights = check_same(model)
+    assert weights.layers[1].up.format is Format.F32
+    assert {name: id(module) for name, module in model.named_modules()} == layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

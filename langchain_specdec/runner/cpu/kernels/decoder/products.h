@@ -12,7 +12,7 @@
 #include "formats.h"
 
 #if defined(__AVX512F__)
-constexpr int kTileOutputs = 4, kTileRows = 5;
+constexpr int kTileOutputs = 4, kTileRows = 6;
 #elif defined(__AVX2__)
 constexpr int kTileOutputs = 2, kTileRows = 3;
 #else
@@ -21,7 +21,7 @@ constexpr int kTileOutputs = 4, kTileRows = 4;
 // How far ahead of its own reading a tile asks memory for weights, in bytes.
 constexpr int64_t kAhead = 4096;
 // From this many tiles of rows on, weights are widened once, into the cache, and not by each tile.
-constexpr int64_t kWideningTiles = 5;
+constexpr int64_t kWideningTiles = 4;
 
 // Rows of activations are whole chunks, zeros after the last number.
 inline int64_t padded(int64_t count) { return (count + kChunk - 1) / kChunk * kChunk; }
