@@ -17,8 +17,6 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
@@ -133,6 +131,12 @@ class EngineContestants:
 
     def _share(self, engine: Engine) -> None:
         """Have all engines run the same compiled layers, or list the graphs that each captures for itself."""
+        if self._target.compiled is None and self._target.captured is None:
+            return
+        # A native decoder does without what these import.
+        from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+        from langchain_specdec.runner.model_runner import ModelRunner
+
         if self._target.compiled is not None and isinstance(engine.runner, ModelRunner):
             engine.runner.compiled = self._target.compiled
         if self._target.captured is not None:

@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,31 @@ def test_a_number_of_threads_is_everybody_s(file: Path, server: Server) -> None:
         assert make_header(plan, setup, "", "", 1)["machine"]["threads"] == 3
     assert torch.get_num_threads() == before
     assert plan_of(file, "plain").num_threads == default_threads()
+
+
+CHILD = """
+import sys
+from langchain_specdec.bench.build import set_up
+from langchain_specdec.bench.contestant import ContestantSpec
+from langchain_specdec.bench.plan import Plan
+from langchain_specdec.bench.workload import Question
+from langchain_specdec.sampling.params import SamplingParams
+plan = Plan(sys.argv[1], [ContestantSpec(sys.argv[2], sys.argv[2])], SamplingParams(max_new_tokens=8), device="cpu")
+with set_up(plan, [Question("1", "qa", "a b")]):
+    print(*(name for name in sys.argv[3:] if name in sys.modules))
+"""
+MODEL_CODE = ("torch._dynamo", "transformers.modeling_utils", "transformers.generation")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("kind", "without"), [("plain", ()), ("llama-cpp", ("langchain_specdec.engine.engine",))])
+def test_a_contestant_alone_in_its_process_imports_nothing_for_others(
+    file: Path, kind: str, without: tuple[str, ...]
+) -> None:
+    if kind == "plain" and native_library() is None:
+        pytest.skip("no native decoder here")
+    command = [sys.executable, "-c", CHILD, str(file), kind, *MODEL_CODE, *without]
+    assert subprocess.check_output(command, text=True).strip() == ""  # noqa: S603
 
 
 @pytest.mark.process
