@@ -120,6 +120,7 @@ class Kind:
         draft_model: "needed" where it cannot do without one, "used" where it takes one if there is one.
         is_single: Whether it decodes one prompt at a time only.
         package: Distribution that it needs beside this one.
+        is_gguf: Whether it reads the model's GGUF file, and nothing that was loaded here.
     """
 
     summary: str
@@ -130,11 +131,14 @@ class Kind:
     draft_model: Literal["", "used", "needed"] = ""
     is_single: bool = False
     package: str = ""
+    is_gguf: bool = False
 
 
 _LENGTH = "draft length"
 # These strategies of flashspec need a draft model; its others do not.
 _COMPOSITES = ("composite-g4", "composite-g6-f2")
+# Its "ngram-mod" is left out: what it learns of a prompt it keeps, and it would draft the answer in the next run.
+_LLAMA_CPP_LOOKUPS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v")
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 KINDS: Mapping[str, Kind] = {
@@ -171,6 +175,17 @@ KINDS: Mapping[str, Kind] = {
         is_single=True,
         package="flashspec",
     ),
+    "economize": Kind(
+        "economize's engine, prompt lookup", setting="cycle_length", max_setting=1000, package="economize"
+    ),
+    "llama-cpp": Kind("llama.cpp, on the same GGUF file", package="xllamacpp", is_gguf=True),
+    "llama-cpp-lookup": Kind(
+        "the same with its own lookup",
+        setting="kind of speculation",
+        choices=_LLAMA_CPP_LOOKUPS,
+        package="xllamacpp",
+        is_gguf=True,
+    ),
 }
 """All contestants by name."""
 
@@ -198,6 +213,16 @@ class ContestantSpec:
     def is_ours(self) -> bool:
         """Whether it runs on this package's engine."""
         return KINDS[self.kind].is_ours
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it reads the model's GGUF file by itself."""
+        return KINDS[self.kind].is_gguf
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it runs on the weights as transformers has them."""
+        return not self.is_ours and not self.is_gguf
 
 
 def parse_contestants(names: Sequence[str], *, has_draft_model: bool, batch: int) -> list[ContestantSpec]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_specdec.bench.build import Plan, Setup
+from langchain_specdec.bench.build import Setup
 from langchain_specdec.bench.machine import describe_machine, versions
+from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.weights import Weights
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 
@@ -31,6 +32,7 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
             "dtype": str(target.dtype).removeprefix("torch."),
             "step_bytes": target.num_bytes,
             "num_packed": target.num_packed,
+            "formats": target.formats,
         },
         "draft_model": {"name": draft.name, "step_bytes": draft.num_bytes} if draft is not None else None,
         "settings": {
@@ -49,7 +51,10 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
             "synthetic_cost": plan.synthetic_cost,
             "step_cost": plan.step_cost,
             "compile": plan.compile,
+            "neighbours": plan.neighbours,
+            "neighbour_engines": plan.neighbour_engines,
             **plan.engine,
+            "num_threads": plan.num_threads,
         },
     }
 

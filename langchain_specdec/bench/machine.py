@@ -17,7 +17,7 @@ import torch
 
 from langchain_specdec._version import __version__
 
-_PACKAGES = ("torch", "transformers", "flashspec")
+_PACKAGES = ("torch", "transformers", "flashspec", "economize", "xllamacpp")
 _BUFFER_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 _ROUNDS = 8
 

@@ -1,7 +1,8 @@
 """Peak memory of each contestant, measured in a process of its own, where nobody else holds anything.
 
 On CPU it is the resident set, from the start of the process (PyTorch itself included); on CUDA what PyTorch's
-allocator had handed out. Both peaks are given: that of loading, and that of warm-up and decoding after it.
+allocator had handed out. Both peaks are given: that of loading, and that of warm-up and decoding after it. Nothing but
+PyTorch and transformers is imported before the first look, so that what a contestant imports counts as its own.
 """
 
 from __future__ import annotations
@@ -14,20 +15,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
-from transformers.utils import logging
-
-from langchain_specdec.bench.build import Plan, set_up
-from langchain_specdec.bench.measure import grouped
-from langchain_specdec.bench.workload import Question
-from langchain_specdec.errors import SpecDecError
+if TYPE_CHECKING:
+    from langchain_specdec.bench.plan import Plan
+    from langchain_specdec.bench.workload import Question
 
 _MIB = 2**20
 # Ctrl-C reaches this process too. It ignores the signal, as its parent ends it.
 _CHILD = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import torch, transformers; "
     "from langchain_specdec.bench.memory import main; main()"
 )
 
@@ -43,6 +40,7 @@ class MemoryUse:
         loading_peak: Most while the model was loaded and arranged.
         loaded: After that.
         decoding_peak: Most while decoding, warm-up and caches included.
+        own_peak: The higher of the peaks, less what was in use at the start.
         failure: Why there are no figures; "" where there are.
     """
 
@@ -52,6 +50,7 @@ class MemoryUse:
     loading_peak: float = 0.0
     loaded: float = 0.0
     decoding_peak: float = 0.0
+    own_peak: float = 0.0
     failure: str = ""
 
 
@@ -76,19 +75,26 @@ def measure_memory(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
 
 def main() -> None:
     """What the process does: it takes plan and workload from standard input, and prints a `MemoryUse`."""
-    # Unpickling is safe here: the parent process wrote the bytes.
+    gauge = _Gauge()
+    at_start = gauge.now()
+    # Unpickling is safe here: the parent process wrote the bytes. It imports what they are of.
     plan, questions = pickle.load(sys.stdin.buffer)  # noqa: S301
-    use = _use(plan, questions)
+    use = _use(plan, questions, gauge, at_start)
     sys.stdout.write(json.dumps(asdict(use)) + "\n")
 
 
-def _use(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
+def _use(plan: Plan, questions: Sequence[Question], gauge: _Gauge, at_start: float) -> MemoryUse:
+    from transformers.utils import logging
+
+    from langchain_specdec.bench.build import set_up
+    from langchain_specdec.bench.measure import grouped
+    from langchain_specdec.errors import SpecDecError
+    from langchain_specdec.models.devices import resolve_device
+
     name = plan.specs[0].name
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    gauge = _Gauge(plan.device)
-    at_start = gauge.now()
-    gauge.reset()
+    gauge.watch(resolve_device(plan.device).type)
     try:
         with contextlib.redirect_stdout(sys.stderr), set_up(plan, questions) as setup:
             loading_peak, loaded = gauge.peak(), gauge.now()
@@ -101,25 +107,30 @@ def _use(plan: Plan, questions: Sequence[Question]) -> MemoryUse:
             decoding_peak = gauge.peak()
     except (SpecDecError, RuntimeError) as error:
         return MemoryUse(name, failure=" ".join(str(error).split()))
-    return MemoryUse(name, gauge.kind, at_start, loading_peak, loaded, decoding_peak)
+    at_start = 0.0 if gauge.kind == "CUDA" else at_start
+    own_peak = max(loading_peak, decoding_peak) - at_start
+    return MemoryUse(name, gauge.kind, at_start, loading_peak, loaded, decoding_peak, own_peak)
 
 
 class _Gauge:
-    """Reads how much memory is in use and was at most, in MiB.
+    """Reads how much memory is in use and was at most, in MiB: the resident set, until another device is watched."""
 
-    Args:
-        device: Where the contestant runs; None is the best there is.
-    """
-
-    def __init__(self, device: str | None) -> None:
-        import torch
-
-        from langchain_specdec.models.devices import resolve_device
-
+    def __init__(self) -> None:
         self._cuda: Any = None
-        if resolve_device(device).type == "cuda":
+        self.reset()
+
+    @property
+    def kind(self) -> str:
+        """What is read."""
+        return "CUDA" if self._cuda else "resident set"
+
+    def watch(self, device_type: str) -> None:
+        """Read the memory of that kind of device from now on."""
+        if device_type == "cuda":
+            import torch
+
             self._cuda = torch.cuda
-        self.kind = "CUDA" if self._cuda else "resident set"
+            self.reset()
 
     def now(self) -> float:
         """In use."""
@@ -147,6 +158,8 @@ def _status(name: str) -> float:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         if sys.platform == "win32":
+            import psutil
+
             used = psutil.Process().memory_info()
             return float((used.peak_wset if name == "VmHWM" else used.rss) / _MIB)
         import resource

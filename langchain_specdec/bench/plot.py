@@ -73,7 +73,8 @@ def draw(report: Report, path: Path, *, inches: float | None = None, source: str
     axes.set_ylim(bottom=0)
     model, machine = report.header["model"], report.header["machine"]
     axes.set_title(
-        f"{model['name']}, {model['dtype']}, {machine.get('gpu', machine['processor'])}\n"
+        f"{model['name']}, {model['dtype']}, {machine.get('gpu', machine['processor'])}"
+        f"{report.beside and f', beside {report.beside}'}\n"
         "median of prompts; lines are quartiles",
         fontsize=9,
         loc="left",

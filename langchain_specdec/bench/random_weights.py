@@ -8,14 +8,15 @@ agreement, and say nothing about acceptance.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.devices import resolve_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PREFIX = "random:"
 _LLAMA_3 = {
@@ -84,6 +85,8 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     Raises:
         InvalidParameterError: The shape or the dtype does not exist.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM  # real models may do without
+
     shape = model.removeprefix(_PREFIX)
     if shape not in SHAPES:
         msg = f"There are no random weights of the shape {shape!r}. Shapes: {', '.join(SHAPES)}."
@@ -101,6 +104,9 @@ def random_model(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
 
 
 def _byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {text: number for number, text in enumerate(alphabet)}
     vocabulary |= {f"<{number}>": number for number in range(len(alphabet), vocab_size)}

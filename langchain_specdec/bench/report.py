@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from langchain_specdec.bench.measure import Measurement
-from langchain_specdec.bench.statistics import ALL, Figures, Mismatches, Rate, Run, figures, mismatches
+from langchain_specdec.bench.statistics import ALL, Figures, Mismatches, Rate, Run, figures, mismatches, rate_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ class Report:
     runs: Sequence[Run]
     is_interrupted: bool
     roofline: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> str:
+        """What kept the machine busy meanwhile, in words; "" where nothing of ours did."""
+        neighbours = self.header.get("neighbours") or {}
+        busy = neighbours.get("busy", 0)
+        parts = [f"{busy} busy process{'' if busy == 1 else 'es'}"] * bool(busy)
+        for rate in neighbours.get("engines", ()):
+            parts.append(f"an engine that decoded plainly{'' if rate is None else f' at {rate:.1f} tokens/s'}")
+        return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, every run included."""
@@ -108,7 +118,7 @@ def make_report(
         bandwidth: Bytes per second that the device can read.
     """
     runs = measurement.runs
-    rate: Rate = "decode" if batch == 1 else "overall"
+    rate = rate_of(batch)
     categories = list(dict.fromkeys(run.category for run in runs))
     contestants = [
         ContestantReport(

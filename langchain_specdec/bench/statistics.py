@@ -82,6 +82,8 @@ class Figures:
         seconds: Spread over the groups of the time to the last token.
         drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
         accepted_per_position: Those of them whose token at that place became text.
+        prefill_per_second: Prompt tokens that went through the model over the time to the first delivery, of all runs;
+            None where several prompts run at once, of which only one has that time.
     """
 
     num_groups: int
@@ -99,6 +101,7 @@ class Figures:
     seconds: Spread | None = None
     drafted_per_position: tuple[int, ...] = ()
     accepted_per_position: tuple[int, ...] = ()
+    prefill_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,14 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
         pair = _rate(mine[key].result, rate), _rate(theirs[key].result, rate)
         if pair[0] is not None and pair[1] is not None:
             ratios.setdefault(key[0], []).append(pair[0] / pair[1])
-    total, other = (_total_rate([of[key].result for key in both], rate) for of in (mine, theirs))
+    total, other = (total_rate([of[key].result for key in both], rate) for of in (mine, theirs))
     steps = [(r.num_tokens, r.num_steps) for r in results if r.num_steps]
     drafted = sum(r.drafted_tokens or 0 for r in results)
     prefilled = [r.prefilled_tokens for r in results if r.prefilled_tokens is not None]
     return Figures(
         num_groups=len({group for group, _ in mine}),
         num_tokens=sum(r.num_tokens for r in results),
-        tokens_per_second=_total_rate(results, rate),
+        tokens_per_second=total_rate(results, rate),
         rate=spread(_medians(mine.values(), lambda result: _rate(result, rate))),
         ratio=spread(statistics.median(values) for values in ratios.values()),
         ratio_of_totals=total / other if total and other else None,
@@ -165,6 +168,7 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
         prompt_tokens=sum(run.prompt_tokens for run in mine.values()),
         drafted_per_position=_sums(r.drafted_per_position for r in results),
         accepted_per_position=_sums(r.accepted_per_position for r in results),
+        prefill_per_second=_prefill_rate(results) if rate == "decode" else None,
     )
 
 
@@ -219,13 +223,25 @@ def _parts(result: RunResult, rate: Rate) -> tuple[int, float]:
     return result.decode_tokens, result.decode_seconds
 
 
+def _prefill_rate(results: Sequence[RunResult]) -> float | None:
+    parts = [(r.prefilled_tokens, r.first_seconds) for r in results if r.prefilled_tokens]
+    seconds = sum(s for _, s in parts)
+    return sum(t for t, _ in parts) / seconds if seconds > 0 else None
+
+
 def _rate(result: RunResult, rate: Rate) -> float | None:
     """Tokens per second; None of an answer that came in one delivery."""
     tokens, seconds = _parts(result, rate)
     return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
-def _total_rate(results: Sequence[RunResult], rate: Rate) -> float | None:
+def rate_of(batch: int) -> Rate:
+    """Which rate the figures are: of groups, prompts are read while others decode, so it is that of the whole."""
+    return "decode" if batch == 1 else "overall"
+
+
+def total_rate(results: Sequence[RunResult], rate: Rate) -> float | None:
+    """Total tokens over total time, per second; None where nothing has a rate."""
     parts = [_parts(result, rate) for result in results]
     tokens, seconds = sum(t for t, _ in parts), sum(s for _, s in parts)
     return tokens / seconds if tokens > 0 and seconds > 0 else None

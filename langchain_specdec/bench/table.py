@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from langchain_specdec.bench.statistics import ALL, Figures
 
 if TYPE_CHECKING:
     from langchain_specdec.bench.memory import MemoryUse
+    from langchain_specdec.bench.startup import StartUp
 
 _NOTHING = "–"
 _SHOWN_MISMATCHES = 4
@@ -47,6 +49,8 @@ def headlines(report: Report) -> Iterator[tuple[str, str]]:
             f"plain takes {1e3 * roof['plain_step_seconds']:.2f} ms a token: "
             f"{roof['share']:.0%} of what bandwidth allows",
         )
+    if report.beside:
+        yield "beside", report.beside
     if header.get("layers"):
         yield "layers", _layers(header["layers"])
     settings = header["settings"]
@@ -119,6 +123,7 @@ def summary_rows(report: Report) -> Iterator[tuple[str, list[str]]]:
     rows: dict[str, Callable[[ContestantReport], str]] = {
         "ratio of totals": lambda c: _times(c.by_category[ALL].ratio_of_totals),
         "first token, ms": lambda c: _milliseconds(c.by_category[ALL]),
+        "prompt tokens/s": lambda c: _number(c.by_category[ALL].prefill_per_second, ".0f"),
         "tokens per step": lambda c: _number(c.by_category[ALL].tokens_per_step, ".2f"),
         "accepted / drafted": lambda c: _number(c.by_category[ALL].acceptance_rate, ".0%"),
         "prompt tokens run": lambda c: _prefilled(c.by_category[ALL]),
@@ -211,9 +216,25 @@ def memory_table(uses: Sequence[MemoryUse]) -> Table:
     built = Table(
         title=f"memory in MiB ({kind}), each in a process of its own", title_justify="left", title_style="bold"
     )
-    for column in ("contestant", "at start", "loading, peak", "loaded", "decoding, peak"):
+    for column in ("contestant", "at start", "loading, peak", "loaded", "decoding, peak", "own, peak"):
         built.add_column(column, justify="left" if column == "contestant" else "right")
     for use in uses:
-        values = (use.at_start, use.loading_peak, use.loaded, use.decoding_peak)
-        built.add_row(use.contestant, *((_NOTHING,) * 4 if use.failure else (f"{value:.0f}" for value in values)))
+        values = (use.at_start, use.loading_peak, use.loaded, use.decoding_peak, use.own_peak)
+        built.add_row(
+            use.contestant, *((_NOTHING,) * len(values) if use.failure else (f"{value:.0f}" for value in values))
+        )
+    return built
+
+
+def startup_table(starts: Sequence[StartUp]) -> Table:
+    """Time to the first token by contestant."""
+    built = Table(
+        title="seconds to the first token of a fresh process (median)", title_justify="left", title_style="bold"
+    )
+    for column in ("contestant", "after import torch", "of the process"):
+        built.add_column(column, justify="left" if column == "contestant" else "right")
+    for start in starts:
+        values = (start.seconds, start.process_seconds)
+        cells = (_NOTHING if start.failure else f"{statistics.median(seconds):.2f}" for seconds in values)
+        built.add_row(start.contestant, *cells)
     return built

@@ -1,30 +1,37 @@
 """One set of weights for everybody: loaded once, and arranged so that each contestant runs in its own best form.
 
 transformers' `generate` and what builds on it get the model as transformers makes it. The engine gets a second module
-over the very same weights, with its own attention. On CPU the engine keeps its linear layers packed, so there, and
-only there, these weights are in memory twice.
+over the very same weights, with its own attention. On CPU the engine keeps its linear layers packed, so there these
+weights are in memory twice. llama.cpp maps the GGUF file itself.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
 
 from langchain_specdec.bench.random_weights import is_random, random_model
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import load_model
+from langchain_specdec.models import embedded
+from langchain_specdec.models.gguf.config import read_config
+from langchain_specdec.models.gguf.file import open_gguf
+from langchain_specdec.models.gguf.source import local_gguf
+from langchain_specdec.models.gguf.tokenizer import ending_tokens, read_tokenizer
+from langchain_specdec.models.loaded_model import format_names
+from langchain_specdec.models.model_source import check_source, means_gguf
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
-from langchain_specdec.runner.cpu.kernel_linear import PanelWeight
-from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
-from langchain_specdec.runner.cuda.capture import can_capture
-from langchain_specdec.runner.cuda.graph_store import GraphStore
+from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Matrix
 from langchain_specdec.runner.trials import CompileMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from langchain_specdec.models.loaded_model import LoadedModel
+    from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
+    from langchain_specdec.runner.cuda.graph_store import GraphStore
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Weights:
 
     Attributes:
         ours: For the engine; None where only peers take part.
-        peer: As transformers runs it; None where only the engine takes part.
+        peer: As transformers runs it; None where nobody runs it so.
         tokenizer: Its tokenizer.
         name: Model id or folder.
         eos_token_ids: Tokens that end a text.
@@ -46,6 +53,10 @@ class Weights:
             are.
         captured: The graphs of the engine's contestants, which have their own, on CUDA; filled as these are made. None
             where steps are not captured.
+        gguf_path: The GGUF file that it comes in; "" where nobody reads one.
+        max_positions: Positions that it was made for; None where it does not say.
+        formats: How the matrices are held that the engine's native decoder runs, as "Q4_1, Q8_0"; "" where it runs the
+            module.
     """
 
     ours: LoadedModel | None
@@ -60,6 +71,9 @@ class Weights:
     compiled: CompiledLayers | None
     obstacle: str
     captured: list[GraphStore] | None = None
+    gguf_path: str = ""
+    max_positions: int | None = None
+    formats: str = ""
 
 
 def load_weights(
@@ -68,6 +82,7 @@ def load_weights(
     *,
     for_ours: bool,
     for_peers: bool,
+    for_gguf: bool = False,
     dtype: str,
     device: str | None,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
@@ -79,83 +94,124 @@ def load_weights(
         model: Model id, folder, `"embedded"`, `"random:SHAPE"`, or a loaded model, which is given up to the bench.
         tokenizer: A loaded model's tokenizer.
         for_ours: Whether the engine takes part.
-        for_peers: Whether peers do.
+        for_peers: Whether peers on transformers' model do.
+        for_gguf: Whether peers that read its GGUF file do.
         dtype: As in `LocalBackend`.
         device: As in `LocalBackend`.
         compile: As in `LocalBackend`, but that graphs are made when a contestant warms up.
         progress: Told while the embedded model is prepared.
 
     Raises:
-        InvalidParameterError: The layers have to be compiled, or the steps captured, and cannot be.
+        InvalidParameterError: The layers have to be compiled, or the steps captured, and cannot be. A GGUF file is
+            wanted, and the model comes in none.
         SpecDecError: As `load_model` does.
     """
+    gguf_path = gguf_file(model) if for_gguf else ""
+    if not for_ours and not for_peers:
+        return _without_weights(str(model), gguf_path)
+    # What is imported here is not to count for a contestant that can do without.
+    from langchain_specdec.models.loader import load_model
+
+    source: Any = model
     if isinstance(model, str) and is_random(model):
-        model, tokenizer = random_model(model, dtype, device)
+        source, tokenizer = random_model(model, dtype, device)
         dtype = "auto"
-    loaded = load_model(model, tokenizer, dtype=dtype, device=device, progress=progress)
-    num_bytes = step_bytes(loaded.model)
-    peer = _peer(loaded.model) if for_peers else None
-    num_packed = 0
-    if for_ours and can_pack(loaded.model):
-        num_packed = pack_linears(loaded.model)
-        num_bytes -= _narrowed_bytes(loaded.model)
-    compiled, obstacle = _compiled(loaded, compile) if for_ours else (None, "")
+    elif model == embedded.EMBEDDED_MODEL_ID and not for_ours:
+        source = str(embedded.model_path(progress=progress))
+    loaded = load_model(source, tokenizer, dtype=dtype, device=device, progress=progress)
+    name = model if isinstance(model, str) else loaded.name
+    peer: Any = None
+    decoder: DecoderWeights | None = None
+    num_bytes = num_packed = 0
+    if isinstance(loaded.model, torch.nn.Module):
+        from langchain_specdec.bench.module_weights import arrange, as_peer, narrowed_bytes, step_bytes
+
+        peer = as_peer(loaded.model) if for_peers else None
+        num_bytes = step_bytes(loaded.model)
+        if for_ours:
+            loaded = replace(loaded, is_owned=True)
+            if loaded.model.device.type == "cpu":
+                decoder, num_packed = arrange(loaded)
+                num_bytes -= narrowed_bytes(loaded.model)
+    else:
+        decoder = loaded.model.weights
+        if for_peers:
+            from langchain_specdec.bench.module_weights import as_peer
+            from langchain_specdec.models.gguf.to_transformers import to_transformers
+
+            peer = as_peer(to_transformers(loaded.model))
+    if decoder is not None:
+        num_bytes = sum(matrix.data.nbytes for matrix in _matrices(decoder))
+    graphs, obstacle = _compiled(loaded, decoder, compile) if for_ours else (None, "")
     is_captured = for_ours and compile != "off" and not obstacle and loaded.model.device.type == "cuda"
     return Weights(
         loaded if for_ours else None,
         peer,
         loaded.tokenizer,
-        loaded.name,
+        name,
         loaded.eos_token_ids,
         num_bytes,
         loaded.model.dtype,
         loaded.model.device,
         num_packed,
-        compiled,
+        graphs,
         obstacle,
         [] if is_captured else None,
+        gguf_path,
+        loaded.max_positions,
+        ", ".join(sorted(format_names(decoder))) if decoder is not None else "",
     )
 
 
-def _compiled(loaded: LoadedModel, mode: CompileMode) -> tuple[CompiledLayers | None, str]:
+def _compiled(
+    loaded: LoadedModel, decoder: DecoderWeights | None, mode: CompileMode
+) -> tuple[CompiledLayers | None, str]:
     if mode == "off":
         return None, ""
-    is_cuda = loaded.model.device.type == "cuda"
-    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
-    if obstacle is None:
-        return None if is_cuda else CompiledLayers(loaded.model, mode), ""
+    if decoder is None:
+        from langchain_specdec.bench.module_weights import compiled
+
+        return compiled(loaded, mode)
+    obstacle = "the native decoder runs it, which has nothing to compile"
     if mode != "auto":
-        done = "captured" if is_cuda else "compiled"
-        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave out --compile, or set it to auto or off."
+        msg = f"{loaded.name} cannot be compiled: {obstacle}. Leave out --compile, or set it to auto or off."
         raise InvalidParameterError(msg)
     return None, obstacle
 
 
-def _peer(model: Any) -> Any:
-    """A second module over the same weights, as transformers would have loaded it."""
-    shared = {id(tensor): tensor for tensor in model.parameters()}
-    peer = copy.deepcopy(model, shared)
-    soft_cap = getattr(peer.config.get_text_config(), "attn_logit_softcapping", None)
-    # transformers' own choice where nothing is asked for.
-    peer.set_attn_implementation("sdpa" if getattr(peer, "_supports_sdpa", True) and not soft_cap else "eager")
-    # The checkpoint's defaults (top_p, a repetition penalty, ...) would add to the parameters of a run.
-    peer.generation_config = GenerationConfig()
-    return peer
+def _without_weights(name: str, gguf_path: str) -> Weights:
+    """What is asked of a model whose file others read by themselves."""
+    file = open_gguf(Path(gguf_path))
+    config = read_config(file)
+    tokenizer = read_tokenizer(file, config.max_position_embeddings)
+    eos = tuple(ending_tokens(file))
+    cpu = torch.device("cpu")
+    return Weights(
+        None, None, tokenizer, name, eos, 0, torch.float32, cpu, 0, None, "",
+        gguf_path=gguf_path, max_positions=config.max_position_embeddings,
+    )  # fmt: skip
 
 
-def step_bytes(model: torch.nn.Module) -> int:
-    """Bytes of weights that a decoding step of one token reads: all of them, but of an embedding only a row.
+def gguf_file(model: object) -> str:
+    """The GGUF file that a model comes in, downloaded where it is on the Hub.
 
-    An embedding that is the head too is read whole, as the head.
+    Raises:
+        InvalidParameterError: It comes in none.
+        ModelLoadError: It cannot be found or downloaded.
     """
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    is_tied = head is not None and head.weight is embedding
-    parameters = {id(p): p for p in model.parameters() if p is not embedding or is_tied}
-    return sum(p.numel() * p.element_size() for p in parameters.values())
+    path = None
+    if model == embedded.EMBEDDED_MODEL_ID:
+        path = embedded.gguf_file()
+    elif isinstance(model, str) and not is_random(model):
+        source, revision = check_source(model)
+        path = local_gguf(source, revision) if means_gguf(model) else None
+    if path is None:
+        msg = f"llama-cpp reads a GGUF file, and {model} is none. Leave it out, or measure embedded or a file.gguf."
+        raise InvalidParameterError(msg)
+    return str(path)
 
 
-def _narrowed_bytes(model: torch.nn.Module) -> int:
-    """Bytes that a step is spared by packing: weights in float32 that bfloat16 holds exactly are kept in that."""
-    panels = [module for module in model.modules() if isinstance(module, PanelWeight)]
-    return sum(p.out_features * p.panels.shape[1] * 2 for p in panels if p.panels.dtype == torch.bfloat16)
+def _matrices(weights: DecoderWeights) -> list[Matrix]:
+    """What a decoding step reads: all matrices but an embedding that is not the head too."""
+    layers = ((m.query, m.key, m.value, m.output, m.gate, m.up, m.down) for m in weights.layers)
+    return [weights.head, *(matrix for layer in layers for matrix in layer)]

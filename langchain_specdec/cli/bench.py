@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,14 +29,19 @@ from langchain_specdec.pages.render import check_page, write_page
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from langchain_specdec.bench.build import Plan
+    from langchain_specdec.bench.memory import MemoryUse
+    from langchain_specdec.bench.plan import Plan
     from langchain_specdec.bench.report import Report
+    from langchain_specdec.bench.startup import StartUp
 
 _WHAT, _WHO, _HOW = "Workload", "Contestants", "Measurement"
 _BASELINE = "plain"
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
 # The engine's options that are the same for all contestants; the rest is each contestant's, or the workload's.
-_ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup_max_ngram", "prefill_chunk")
+_ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup_max_ngram", "prefill_chunk",
+           "num_threads")  # fmt: skip
+# Those that peers have too.
+_EVERYBODYS = ("num_threads",)
 _FLAGS = ("model", "draft_model", "dtype", "device", "compile", *_ENGINE, "max_new_tokens", "temperature", "seed",
           "ignore_eos")  # fmt: skip
 
@@ -48,7 +53,8 @@ def _whole(default: int | None, help_text: str, unset: str = "") -> Option:
 # fmt: off
 @takes_options(
     _FLAGS, compile={"default": "off"}, max_new_tokens={"default": 64}, seed={"default": 0},
-    model={"help": "Model id, folder, `embedded`, or `random:SHAPE` as random:llama-8b."})
+    model={"help": "Model id, folder, GGUF file, `embedded`, or `random:SHAPE` as random:llama-8b."},
+    num_threads={"help": "On a CPU, threads of each contestant."})
 def bench(
     given: Given,
     *,
@@ -73,6 +79,13 @@ def bench(
         "measured", "What the engine takes wide steps to cost: what it measures, or (flat) no more than narrow ones, "
         "for counts that do not depend on the machine.", str, words=("measured", "flat")), _HOW],
     memory: Annotated[bool, Option(False, "Measure peak memory instead, each contestant in a process.", bool), _HOW],
+    startup: Annotated[bool, Option(
+        False, "Measure the time to the first token instead, each contestant in fresh processes.", bool), _HOW],
+    neighbours: Annotated[int, Option(
+        0, "Busy processes beside.", int, 0, 64, range="a whole number from 0 to 64"), _HOW],
+    neighbour_engines: Annotated[int, Option(
+        0, "Processes beside that decode by this engine, as plain does.", int, 0, 64,
+        range="a whole number from 0 to 64"), _HOW],
     as_json: Annotated[bool, Option(
         False, "Print one JSON object, every run in it; the table goes to stderr.", bool), OUTPUT],
     plot: Annotated[Path | None, Option(None, "Draw bars by category into this file.", Path), OUTPUT],
@@ -87,10 +100,21 @@ def bench(
     specs = parse_contestants(names, has_draft_model=has_draft_model, batch=batch)
     chosen = _baseline(baseline, names)
     agreement, cost = _synthetic(synthetic_agreement, synthetic_cost, specs, has_draft_model=has_draft_model)
-    asked = [flag_of(name) for name in _ENGINE if options[name] != FLAGS[name].default]
+    ours_only = [name for name in _ENGINE if name not in _EVERYBODYS]
+    asked = [flag_of(name) for name in ours_only if options[name] != FLAGS[name].default]
     asked += ["--compile"] * (options["compile"] != "off") + ["--step-cost"] * (step_cost == "flat")
     if asked and not any(spec.is_ours for spec in specs):
         msg = f"{' and '.join(asked)} can be given for this engine only, and none of its contestants is asked for."
+        raise InvalidParameterError(msg)
+    if startup:
+        _check_startup(
+            specs, given.model,
+            {"--memory": memory, "--plot": plot, "--html": html, "--baseline": baseline, "--batch": batch > 1,
+             "--neighbour-engines": neighbour_engines, "--workload": workload, "--category": category,
+             "--limit": limit, "--num-threads": options["num_threads"]},
+        )  # fmt: skip
+    if memory and (neighbours or neighbour_engines):
+        msg = "--memory measures no speed: leave out --neighbours and --neighbour-engines."
         raise InvalidParameterError(msg)
     if memory and (plot is not None or html is not None or repeat > 1 or baseline is not None):
         msg = "--memory measures no speed: leave out --plot, --html, --repeat and --baseline."
@@ -101,8 +125,12 @@ def bench(
     if html is not None:
         check_page(html, workload)
     with spinner("Starting PyTorch"):
-        from langchain_specdec.bench.build import Plan, check_packages
+        from langchain_specdec.bench.build import check_packages
+        from langchain_specdec.bench.plan import Plan
     check_packages(specs)
+    if startup:
+        _startup(specs, given.model, repeat, neighbours, as_json=as_json)
+        return
     plan = Plan(
         given.model,
         specs,
@@ -119,6 +147,8 @@ def bench(
         synthetic_cost=cost,
         step_cost=step_cost,
         compile=options["compile"],
+        neighbours=neighbours,
+        neighbour_engines=neighbour_engines,
     )
     if memory:
         _memory(plan, questions, as_json=as_json)
@@ -178,6 +208,7 @@ def _measure(
     from langchain_specdec.bench.header import describe_layers, make_header
     from langchain_specdec.bench.machine import read_bandwidth
     from langchain_specdec.bench.measure import grouped, measure
+    from langchain_specdec.bench.neighbours import EngineNeighbours, busy_neighbours
     from langchain_specdec.bench.report import make_report
 
     with spinner(f"Loading {plan.model}") as shown:
@@ -190,8 +221,15 @@ def _measure(
         header = make_header(plan, setup, shlex.join(["specdec", *sys.argv[1:]]), workload, repeat)
         groups = grouped(setup.prompts, plan.batch)
         runs = len(setup.contestants) * len(groups) * repeat
-        with _ended_like_ctrl_c(), _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell:
+        engines = EngineNeighbours(plan, questions, plan.neighbour_engines)
+        with (
+            _ended_like_ctrl_c(),
+            busy_neighbours(plan.neighbours),
+            engines.running(),
+            _progress(f"Measuring {runs} runs of {len(setup.contestants)} contestants") as tell,
+        ):
             measurement = measure(setup.contestants, groups, repeat, tell)
+        header["neighbours"] = {"busy": plan.neighbours, "engines": engines.tokens_per_second}
         # Only now is it known what was compiled, and whether it held.
         header["layers"] = describe_layers(setup.target) if setup.target.ours else None
         report = make_report(
@@ -295,8 +333,43 @@ def _memory(plan: Plan, questions: Sequence[Question], *, as_json: bool) -> None
         print(json_line([asdict(use) for use in uses]))
     else:
         Console().print(memory_table(uses))
-    for use in uses:
-        if use.failure:
-            print(visible(f"{use.contestant} failed: {use.failure}"), file=sys.stderr)
-    if any(use.failure for use in uses):
+    _tell_failures(uses)
+
+
+def _check_startup(
+    specs: list[ContestantSpec], model: str, given: Mapping[str, object]
+) -> None:
+    from langchain_specdec.bench.startup import check_startup
+
+    if others := [flag for flag, value in given.items() if value]:
+        msg = f"--startup measures how long a process takes to its first token: leave out {', '.join(others)}."
+        raise InvalidParameterError(msg)
+    check_startup(specs, model)
+
+
+def _startup(specs: Sequence[ContestantSpec], model: str, repeat: int, neighbours: int, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from langchain_specdec.bench.neighbours import busy_neighbours
+    from langchain_specdec.bench.startup import measure_startup, sources
+    from langchain_specdec.bench.table import startup_table
+
+    models = sources(model, specs)
+    starts = []
+    with _ended_like_ctrl_c(), busy_neighbours(neighbours):
+        for spec in specs:
+            with spinner(f"Starting {spec.name} in processes of its own"):
+                starts.append(measure_startup(spec, models, repeat))
+    if as_json:
+        print(json_line([asdict(start) for start in starts]))
+    else:
+        Console().print(startup_table(starts))
+    _tell_failures(starts)
+
+
+def _tell_failures(results: Sequence[MemoryUse | StartUp]) -> None:
+    for result in results:
+        if result.failure:
+            print(visible(f"{result.contestant} failed: {result.failure}"), file=sys.stderr)
+    if any(result.failure for result in results):
         raise typer.Exit(FAILED)

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from langchain_specdec.bench.machine import read_bandwidth
-from langchain_specdec.bench.weights import step_bytes
+from langchain_specdec.bench.module_weights import step_bytes
 from langchain_specdec.runner import model_runner
 from langchain_specdec.runner.runner import Runner
 from tools.gpu_check.check import Check

@@ -13,21 +13,25 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from langchain_specdec.bench import plot
-from langchain_specdec.bench.build import Plan, check_packages, set_up
+from langchain_specdec.bench.build import check_packages, set_up
 from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
 from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
+from langchain_specdec.bench.module_weights import step_bytes
+from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.random_weights import SHAPES, random_model
 from langchain_specdec.bench.report import make_report
 from langchain_specdec.bench.statistics import ALL, Run, Spread, figures, first_difference, mismatches, spread
 from langchain_specdec.bench.table import print_report
-from langchain_specdec.bench.weights import load_weights, step_bytes
+from langchain_specdec.bench.weights import load_weights
 from langchain_specdec.bench.workload import Question, encode, load_workload, select
 from langchain_specdec.cli.app import app
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+from langchain_specdec.models import make_runner
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import byte_tokenizer, tiny_model
@@ -36,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
-has_flashspec = importlib.util.find_spec("flashspec") is not None
+INSTALLED = [name for name in ("flashspec", "economize") if importlib.util.find_spec(name) is not None]
 TINY = ("--model", "random:tiny", "--max-prompt-tokens", "60", "--max-new-tokens", "12", "--limit", "1")
 
 
@@ -109,6 +113,9 @@ def test_a_contestant_has_a_name_a_setting_and_a_concurrency():
         ("auto@x", "prompts at once"),
         ("auto@2@3", "no contestant"),
         ("hf-compiled:fastest", "max-autotune"),
+        ("economize:0", "its cycle_length, a whole number from 1 to 1000"),
+        ("llama-cpp:3", "llama-cpp has no setting"),
+        ("llama-cpp-lookup:ngram-mod", "its kind of speculation, ngram-simple, ngram-map-k, ngram-map-k4v"),
         ("draft_model", "needs a draft model"),
         ("hf-assisted:4", "needs a draft model"),
         ("flashspec:composite-g4", "needs a draft model"),
@@ -131,10 +138,13 @@ def test_contestants_that_do_not_go_with_the_rest_are_refused():
 
 
 @pytest.mark.transformers
-def test_a_missing_package_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "package"), [("flashspec", "flashspec"), ("economize", "economize"), ("llama-cpp-lookup", "xllamacpp")]
+)
+def test_a_missing_package_is_named(name, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install flashspec"):
-        check_packages(parsed("flashspec"))
+    with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
+        check_packages(parsed("plain", name))
     check_packages(parsed("plain", "hf"))
 
 
@@ -323,6 +333,15 @@ def test_counts_are_summed_and_unknown_ones_stay_unknown():
     assert figures([run("a", 0, known), run("a", 1, known, category="x")], "a", "a", "x", "decode").num_groups == 1
 
 
+def test_prompt_tokens_a_second_are_those_that_were_read_over_the_time_to_the_first_delivery():
+    runs = [run("a", n, result([1, 2], first=1.0 + n, prefilled_tokens=30)) for n in range(2)]
+    assert figures(runs, "a", "a", ALL, "decode").prefill_per_second == pytest.approx(60 / 3)
+    # Of several at once only one has its first delivery at that time.
+    assert figures(runs, "a", "a", ALL, "overall").prefill_per_second is None
+    unknown = figures([run("a", 0, result([1, 2]))], "a", "a", ALL, "decode")
+    assert unknown.prefill_per_second is None
+
+
 def test_first_difference():
     assert first_difference([1, 2, 3], [1, 2, 3]) is None
     assert first_difference([1, 2, 3], [1, 5, 3]) == 1
@@ -430,6 +449,25 @@ def test_names_are_shown_as_they_are():
     text = printed(rep)
     for part in ("[red]qa", "[/] :cat:", "models[/x]/:cat:"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "line"),
+    [
+        (None, ""),
+        ({"busy": 0, "engines": []}, ""),
+        ({"busy": 1, "engines": []}, "1 busy process"),
+        ({"busy": 2, "engines": [20.25, None]},
+         "2 busy processes, an engine that decoded plainly at 20.2 tokens/s, an engine that decoded plainly"),
+    ],
+)  # fmt: skip
+def test_neighbours_are_told(neighbours, line):
+    rep = report()
+    if neighbours is not None:
+        rep.header["neighbours"] = neighbours
+    assert rep.beside == line
+    assert (f"beside    {line}\n" in printed(rep, 200)) == bool(line)
+    assert ("beside  " in printed(rep, 200)) == bool(line)
 
 
 def test_a_failure_and_an_interruption_are_told():
@@ -570,14 +608,23 @@ def test_bytes_of_a_step():
 
 
 @pytest.mark.transformers
-def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them():
+@pytest.mark.parametrize("is_native", [True, False])
+def test_bytes_of_a_step_are_those_of_the_weights_as_the_engine_keeps_them(is_native, monkeypatch):
+    if is_native and native_library() is None:
+        pytest.skip("no native decoder here")
     model = tiny_model()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).float()
     everything = step_bytes(model)
     linears = sum(4 * m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    if not is_native:
+        monkeypatch.setattr(make_runner, "native_library", lambda: None)
     weights = load_weights(model, byte_tokenizer(), for_ours=True, for_peers=False, dtype="auto", device="cpu")
-    assert weights.num_bytes == everything - (linears // 2 if can_use_panels(torch.float32) else 0)
+    if is_native:
+        assert (weights.formats, weights.num_bytes) == ("BF16", linears // 2)
+    else:
+        assert weights.formats == ""
+        assert weights.num_bytes == everything - (linears // 2 if can_use_panels(torch.float32) else 0)
 
 
 @pytest.mark.transformers
@@ -628,7 +675,7 @@ def results(*names, batch=1, num_prompts=3, repeat=1, draft_model=None, keep_pre
     return {name: [r.result for r in measurement.runs if r.contestant == name] for name in names}
 
 
-PEERS = ["hf", "hf-prompt-lookup:4", *(["flashspec"] if has_flashspec else [])]
+PEERS = ["hf", "hf-prompt-lookup:4", *INSTALLED]
 
 
 @pytest.mark.transformers
@@ -662,11 +709,12 @@ def test_draft_models_and_assistants():
 @pytest.mark.transformers
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_groups_are_decoded_as_many_at_once_as_asked_for(temperature):
-    names = ("plain", "auto", "auto@1", "auto@2", "synthetic", "hf", "hf@2", "hf-prompt-lookup:3@1")
+    names = ("plain", "auto", "auto@1", "auto@2", "synthetic", "hf", "hf@2", "hf-prompt-lookup:3@1",
+             *(f"economize:4@{at_once}" for at_once in (1, 2) if "economize" in INSTALLED))  # fmt: skip
     found = results(*names, batch=3, num_prompts=5, temperature=temperature)
     for name, runs in found.items():
         assert [len(r.token_ids) for r in runs] == [3, 2], name
-        if not temperature or not name.startswith("hf"):
+        if not temperature or not name.startswith(("hf", "economize")):
             rows = [[row[:12] for row in r.token_ids] for r in runs]
             assert rows == [list(r.token_ids) for r in found["plain"]], name
 
@@ -687,6 +735,7 @@ def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
 @pytest.mark.transformers
 @pytest.mark.compiles
 def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeypatch):
+    monkeypatch.setattr(make_runner, "native_library", lambda: None)
     if (obstacle := can_compile(tiny_model())) is not None:
         pytest.skip(obstacle)
     made, calls = [], []
@@ -834,6 +883,11 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--contestants", "hf", "--compile", "auto"), "--compile can be given for this engine only"),
         (("--contestants", "hf", "--compile", "auto", "--step-cost", "flat"), "--compile and --step-cost can be given"),
         (("--memory", "--repeat", "2"), "--memory measures no speed"),
+        (("--memory", "--neighbours", "1"), "leave out --neighbours and --neighbour-engines"),
+        (("--neighbours", "-1"), "--neighbours must be a whole number from 0 to 64"),
+        (("--startup", "--contestants", "plain", "--batch", "2", "--limit", "1"), "leave out --batch, --limit"),
+        (("--startup", "--contestants", "plain,hf-compiled"), "--startup measures plain, auto, hf, llama-cpp"),
+        (("--startup", "--model", "random:tiny", "--contestants", "plain"), "random:tiny is made up"),
         (("--model", "random:huge"), "Shapes: llama-8b"),
         (("--model", "random:tiny", "--chat"), "no chat format"),
         (("--model", "random:tiny", "--max-new-tokens", "9000"), "4096 positions"),
@@ -858,6 +912,7 @@ def test_memory_of_each_contestant():
     for use in uses:
         assert use["decoding_peak"] >= use["loaded"] * 0.9 > 0
         assert use["loading_peak"] >= use["at_start"] > 50
+        assert use["own_peak"] == max(use["loading_peak"], use["decoding_peak"]) - use["at_start"]
 
 
 def test_every_contestant_is_in_the_help():

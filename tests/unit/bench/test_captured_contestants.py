@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec.bench import build, weights
-from langchain_specdec.bench.build import Plan, set_up
+from langchain_specdec.bench import build, ours, weights
+from langchain_specdec.bench.build import set_up
 from langchain_specdec.bench.contestant import Prompt, parse_contestants
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.measure import grouped
+from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.workload import Question
 from langchain_specdec.models import make_runner as factory
 from langchain_specdec.models import module_runner
@@ -32,16 +33,15 @@ QUESTIONS = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sa
 
 def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the bench's runners capture, as they do on a GPU."""
+    monkeypatch.setattr(module_runner, "can_pack", lambda model: False)
     monkeypatch.setattr(factory, "native_library", lambda: None)
-    for module in (weights, module_runner):
-        monkeypatch.setattr(module, "can_pack", lambda model: False)
 
     def make(loaded: Any, *, compile: str, **options: Any) -> CapturedRunner:  # noqa: A002 - the name that users give
         runner = factory.make_runner(loaded, **options)
         assert isinstance(runner, ModelRunner)
         return CapturedRunner(runner, RecordedCapture(), "auto")
 
-    monkeypatch.setattr(build, "make_runner", make)
+    monkeypatch.setattr(ours, "make_runner", make)
     monkeypatch.setattr("langchain_specdec.backends.local.make_runner", make)
     load = weights.load_weights
     monkeypatch.setattr(
