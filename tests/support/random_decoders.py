@@ -238,7 +238,7 @@ def run_rows(
     halves = None if seeds is None else np.array(seeds, np.int32)
     is_tree = any(row.parents is not None for row in rows)
 
-    def address(array: NDArray[Any] | None) -> ctypes.c_void_p | None:
+    def address(array: Any) -> ctypes.c_void_p | None:
         return None if array is None or not array.size else ctypes.c_void_p(array.ctypes.data)
 
     step = Step(rows=count, width=width, last_only=int(last_only), candidates=candidates)

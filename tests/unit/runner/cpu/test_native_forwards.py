@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.runner.cpu.decoder_trial import native_library
-from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format
+from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Floats, Format
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
-from tests.support.random_decoders import Floats, Row, Shape, random_decoder, run_rows
+from tests.support.random_decoders import Row, Shape, random_decoder, run_rows
 from tests.support.reference_decoder import Past, ReferenceDecoder
 
 library = native_library()
