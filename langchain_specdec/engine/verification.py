@@ -50,8 +50,10 @@ class Verifier:
         for row, request in enumerate(requests):
             if request.constraint is not None and paths[row]:
                 paths[row] = _end_in_time(request.constraint, picks[row], paths[row], request.num_remaining)
-        # Sorted on the device, so that closing the gaps of trees takes no further copy to it.
-        order = None if all(map(is_gapless, paths)) else verdict[1].argsort(dim=-1, descending=True, stable=True)
+        order = None
+        if isinstance(verdict, Tensor) and not all(map(is_gapless, paths)):
+            # Sorted on the device, so that closing the gaps of trees takes no further copy to it.
+            order = verdict[1].argsort(dim=-1, descending=True, stable=True)
         return Verdict(batch.tokens, picks, paths, verification.logits, order, ranked)
 
     def _pick(
