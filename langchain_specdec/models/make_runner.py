@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapp
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
 from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-from langchain_specdec.runner.model_inputs import num_key_value_heads
+from langchain_specdec.runner.lazy_memory import is_memory_lazy
+from langchain_specdec.runner.model_inputs import cached_bytes
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
@@ -31,8 +33,9 @@ _TESTED_FAMILIES = {
 
 
 _logger = logging.getLogger(__name__)
+# Where a model does not say for how many positions it was made, and where all slots are allocated at once.
 _DEFAULT_MAX_LENGTH = 8192
-# Share of the free memory that the slots may take where max_length is not given.
+# Share of the free memory that keys and values may take.
 _CACHE_SHARE = 0.5
 
 
@@ -42,6 +45,7 @@ def make_runner(
     num_slots: int,
     max_length: int | None,
     max_width: int,
+    most_positions: int | None = None,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
     progress: Progress | None = None,
 ) -> Runner:
@@ -50,9 +54,10 @@ def make_runner(
     Args:
         loaded: The model.
         num_slots: Completions that can run at a time.
-        max_length: Positions of a slot; None is what the model was made for, up to 8192 and to half of the free
-            memory for all slots.
+        max_length: Positions of a slot; None is what the model was made for, up to what half of the free memory holds:
+            of one slot where memory is taken by the tokens in it, as on a CPU, else of all slots and up to 8192.
         max_width: Most tokens of a row in a verification.
+        most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
             and `GraphStore`.
         progress: Told `(description, done, total)` when graphs are captured.
@@ -80,7 +85,7 @@ def make_runner(
     with fitting(loaded.name):
         if max_length is None:
             # After the weights have taken their memory.
-            max_length = _default_max_length(loaded, num_slots)
+            max_length = _default_max_length(loaded, num_slots, most_positions)
         runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
@@ -103,23 +108,50 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
         raise InvalidParameterError(msg)
 
 
-def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
+def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None) -> int:
     config = loaded.model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_layer = 2 * num_key_value_heads(config) * head_dim * loaded.model.dtype.itemsize * num_slots
     # A model may be spread over several GPUs; the one with the least room for its layers decides.
     counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
+    is_lazy = all(map(_is_lazy, counts))
+    # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
+    num_full = 1 if is_lazy else num_slots
+    per_layer = cached_bytes(config, loaded.model.dtype) * num_full
     free = {device: free_memory(device) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
-    wanted: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH
+    wanted = min(wanted, most_positions or wanted)
+    if not is_lazy:
+        wanted = min(wanted, _DEFAULT_MAX_LENGTH)
     length: int = max(min(wanted, affordable), 1)
     if length < wanted:
         _logger.warning(
-            "max_length is %d positions (prompt and new tokens together), not %d: %d slots of so many fit into half "
-            "of the %.2f GB that are free. Give max_length, or fewer num_slots, or free memory.",
-            length, wanted, num_slots, min(free.values()) / 1e9,
+            "max_length is %d positions (prompt and new tokens together), not %d: %s of so many %s into half "
+            "of the %.2f GB that are free. Give max_length, or %sfree memory.",
+            length, wanted, *(("one slot", "fits") if is_lazy else (f"{num_slots} slots", "fit")),
+            min(free.values()) / 1e9, "" if is_lazy else "fewer num_slots, or ",
         )  # fmt: skip
     return length
+
+
+def token_budget(runners: Sequence[Runner]) -> int | None:
+    """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
+
+    Args:
+        runners: The target's, and that of its draft model, which holds the same tokens.
+
+    Returns:
+        None where nothing is saved by holding fewer: the slots are allocated at once.
+    """
+    device = runners[0].device
+    if not all(_is_lazy(runner.device) for runner in runners):
+        return None
+    per_token = sum(runner.bytes_per_token for runner in runners)
+    return max(int(free_memory(device) * _CACHE_SHARE) // per_token, runners[0].max_length)
+
+
+def _is_lazy(device: torch.device) -> bool:
+    """Whether slots on a device take memory by the tokens in them."""
+    return device.type == "cpu" and is_memory_lazy()
 
 
 def _device_of(layer: nn.Module) -> torch.device:

@@ -108,6 +108,12 @@ def num_key_value_heads(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
+def cached_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one position take in one layer."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * num_key_value_heads(config) * head_dim * dtype.itemsize)
+
+
 def max_positions(config: Any) -> int | None:
     """Positions that a model was made for; None where its configuration does not say.
 
