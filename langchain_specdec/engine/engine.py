@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
+from langchain_specdec.engine.prefill_pace import PrefillPace
 from langchain_specdec.engine.request import Request, Submission
 from langchain_specdec.engine.request_maker import RequestMaker
 from langchain_specdec.engine.scheduler import Scheduler
@@ -47,7 +49,7 @@ class Engine:
         max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
         draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
         is_shared: Whether requests start from the acceptance that others saw.
-        prefill_chunk: Most prompt tokens of one forward, so that a long prompt delays running streams by no more.
+        prefill_chunk: Most prompt tokens of one forward. On a CPU it takes fewer while texts go on; see `PrefillPace`.
         token_budget: Tokens that all slots may hold together; None is without limit. A request waits for its room.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
     """
@@ -70,9 +72,10 @@ class Engine:
         self.runner = runner
         self.drafter = drafter
         cache = runner.cache
-        self._scheduler = Scheduler(cache.num_slots, prefill_chunk, cache.max_length, token_budget)
+        self._scheduler = Scheduler(cache.num_slots, cache.max_length, token_budget)
         self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._stepper = Stepper(runner, drafter, self._planner)
+        self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)
         self._inbox = Inbox()
         own_tokenizer = PrivateTokenizer.of(tokenizer)
         self._requests = RequestMaker(runner, own_tokenizer, eos_token_ids, self._inbox.cancel, is_shared=is_shared)
@@ -231,20 +234,32 @@ class Engine:
             self._stepper.let_go(slot, start)
         for request in admitted:
             self._attempt([request], self._stepper.start)
-        if prefill := self._scheduler.next_prefill():
-            stops = {request.request_id: stop for request, stop in prefill}
-            self._attempt(
-                [request for request, _ in prefill],
-                lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
-            )
+        self._prefill()
         if requests := self._scheduler.next_decode():
+            started = time.perf_counter()
             self._attempt(requests, self._decode)
+            self._pace.observe_step(time.perf_counter() - started)
         for request in self._scheduler.running:
             if request.is_finished:
                 self._drop(request)
                 if self._is_idle:
                     self._measure_idle(request)
         return True
+
+    def _prefill(self) -> None:
+        """Read on in prompts, by one forward."""
+        if not (num_reading := self._scheduler.num_reading):
+            return
+        num_decoding = len(self._scheduler.running) - num_reading
+        prefill = self._scheduler.next_prefill(self._pace.chunk(num_decoding, num_reading))
+        stops = {request.request_id: stop for request, stop in prefill}
+        num_tokens = len(prefill) * max(stop - request.num_cached for request, stop in prefill)
+        started = time.perf_counter()
+        self._attempt(
+            [request for request, _ in prefill],
+            lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
+        )
+        self._pace.observe_prefill(num_tokens, time.perf_counter() - started)
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):

@@ -22,16 +22,12 @@ class Scheduler:
 
     Args:
         num_slots: Requests that can run at a time.
-        prefill_budget: Most tokens, padding included, of one prefill forward.
         max_length: Positions of a slot; padding may not go past them.
         token_budget: Tokens that all slots may hold together, at least as many as any request; None is without limit.
     """
 
-    def __init__(
-        self, num_slots: int, prefill_budget: int, max_length: int = 2**31, token_budget: int | None = None
-    ) -> None:
+    def __init__(self, num_slots: int, max_length: int = 2**31, token_budget: int | None = None) -> None:
         self.num_slots = num_slots
-        self._prefill_budget = prefill_budget
         self._max_length = max_length
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -58,6 +54,11 @@ class Scheduler:
     def requests(self) -> list[Request]:
         """All requests that have not ended, running ones first."""
         return [*self._running, *self._waiting]
+
+    @property
+    def num_reading(self) -> int:
+        """Requests with a slot whose prompt has not been read to its end."""
+        return sum(not request.is_prefilled for request in self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -126,20 +127,23 @@ class Scheduler:
         self._num_turns_waited = 0
         return False
 
-    def next_prefill(self) -> list[tuple[Request, int]]:
+    def next_prefill(self, budget: int) -> list[tuple[Request, int]]:
         """Requests for the next prefill forward and the position to which each is to be taken; oldest first.
 
         Several short prompts share a forward as long as, padded to the widest, they fit the budget and their slots; a
         prompt longer than the budget gets it alone, one chunk at a time.
+
+        Args:
+            budget: Most tokens of the forward, padding included.
         """
         batch: list[tuple[Request, int]] = []
         width = start = 0
         for request in self._running:
             if request.is_prefilled:
                 continue
-            size = min(request.prefill_stop - request.num_cached, self._prefill_budget)
+            size = min(request.prefill_stop - request.num_cached, budget)
             width, start = max(width, size), max(start, request.num_cached)
-            is_too_large = width * (len(batch) + 1) > self._prefill_budget or start + width > self._max_length
+            is_too_large = width * (len(batch) + 1) > budget or start + width > self._max_length
             if batch and is_too_large:
                 break
             batch.append((request, request.num_cached + size))

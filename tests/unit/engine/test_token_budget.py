@@ -65,7 +65,7 @@ def finish(scheduler: Scheduler, request: Request) -> None:
 
 
 def test_a_request_waits_for_its_room_and_nobody_passes_it() -> None:
-    scheduler = Scheduler(4, 64, 1000, token_budget=100)
+    scheduler = Scheduler(4, 1000, token_budget=100)
     small, large, late = of_size(0, 30), of_size(1, 80), of_size(2, 10)
     assert add(scheduler, small, large, late) == [small]
     assert scheduler.admit() == []
@@ -74,7 +74,7 @@ def test_a_request_waits_for_its_room_and_nobody_passes_it() -> None:
 
 
 def test_what_rests_is_let_go_the_longest_rested_first() -> None:
-    scheduler = Scheduler(4, 64, 1000, token_budget=100)
+    scheduler = Scheduler(4, 1000, token_budget=100)
     requests = [of_size(i, 30) for i in range(3)]
     add(scheduler, *requests)
     for request in (requests[1], requests[0], requests[2]):
@@ -95,7 +95,7 @@ def test_what_rests_is_let_go_the_longest_rested_first() -> None:
 
 
 def test_nothing_is_let_go_for_a_request_that_has_to_wait_all_the_same() -> None:
-    scheduler = Scheduler(3, 64, 1000, token_budget=100)
+    scheduler = Scheduler(3, 1000, token_budget=100)
     rested, running = of_size(0, 30), of_size(1, 50)
     add(scheduler, rested, running)
     finish(scheduler, rested)
@@ -104,7 +104,7 @@ def test_nothing_is_let_go_for_a_request_that_has_to_wait_all_the_same() -> None
 
 
 def test_a_slot_keeps_no_more_than_its_request_may_fill() -> None:
-    scheduler = Scheduler(1, 64, 1000, token_budget=100)
+    scheduler = Scheduler(1, 1000, token_budget=100)
     long, short = of_size(0, 90), of_size(1, 20)
     add(scheduler, long)
     finish(scheduler, long)
@@ -113,7 +113,7 @@ def test_a_slot_keeps_no_more_than_its_request_may_fill() -> None:
 
 
 def test_what_other_weights_computed_is_let_go() -> None:
-    scheduler = Scheduler(2, 64, 1000, token_budget=100)
+    scheduler = Scheduler(2, 1000, token_budget=100)
     rested, running = of_size(0, 30), of_size(1, 30)
     add(scheduler, rested, running)
     finish(scheduler, rested)
@@ -131,7 +131,7 @@ def test_what_other_weights_computed_is_let_go() -> None:
 )
 def test_the_slots_never_hold_more_than_the_budget(num_slots: int, sizes: list[int], seed: int) -> None:
     rng, budget = random.Random(seed), 70
-    scheduler = Scheduler(num_slots, 16, 1000, token_budget=budget)
+    scheduler = Scheduler(num_slots, 1000, token_budget=budget)
     waiting = [
         make_request(i, [rng.randrange(2) for _ in range(size - 5)], rng.randint(1, 5)) for i, size in enumerate(sizes)
     ]
