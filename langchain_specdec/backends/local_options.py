@@ -55,8 +55,8 @@ class EngineOptions(TypedDict, total=False):
         None, "Positions of a slot, prompt and new tokens together.", int, 2, 1 << 24,
         unset="what the model was made for, as far as half of the free memory holds it; on a GPU up to 8192")]
     prefill_chunk: Annotated[int, Option(
-        512, "Most prompt tokens of one forward. On a CPU it takes fewer while others decode: what takes as long as a few "
-        "of their steps.", int, 1, 1 << 20)]
+        512, "Most prompt tokens of one forward. On a CPU it takes fewer while others decode: what takes as long as a "
+        "few of their steps.", int, 1, 1 << 20)]
     compile: Annotated[Literal["auto", "off", "reduce-overhead", "max-autotune"], Option(
         "auto", "On a CPU, whether decoder layers are compiled: `auto` once that has become worth what it costs, "
         "`reduce-overhead` and `max-autotune` from the first step on, in the background. On CUDA, whether steps are "
