@@ -78,7 +78,7 @@ class LocalBackend(Backend):
     ) -> None:
         chosen = checked_options(options)
         source = chosen["draft_model"]
-        if source is not None and not isinstance(source, torch.nn.Module):
+        if isinstance(source, (str, os.PathLike)):
             # Before the target is read, which takes long.
             check_source(source, revision=chosen["draft_revision"], token=chosen["token"])
         self._target = _load(
@@ -111,11 +111,12 @@ class LocalBackend(Backend):
             max_width=1 + max(chosen["max_draft_tokens"], max_tree_nodes),
             most_positions=draft.max_positions if draft is not None else None,
             compile=chosen["compile"],
+            num_threads=chosen["num_threads"],
             progress=chosen["progress"],
         )
         if max_tree_nodes and not runner.takes_trees:
             _logger.warning(_NO_TREES, self.model_name)
-        self._weights = WeightsState.of(modules_of(self._target.model))
+        self._weights = WeightsState.of(_modules_of(self._target.model))
         self._runners = [runner]
         if draft is not None:
             self._runners.append(_make_draft_runner(draft, runner, chosen))
@@ -142,6 +143,8 @@ class LocalBackend(Backend):
     def model(self) -> Any:
         """The target's loaded model; another `LocalBackend` may be built on it, to draft in another way.
 
+        That is a Hugging Face module, or the `GGUFModel` of a GGUF file (and of `"embedded"`, on a CPU).
+
         Raises:
             EngineClosedError: The backend was closed, and has let go of its model.
         """
@@ -149,7 +152,8 @@ class LocalBackend(Backend):
         if model is None:
             msg = f"This backend was closed, and has let go of its model ({self.model_name}). Make a new one."
             raise EngineClosedError(msg)
-        share(model)
+        if isinstance(model, torch.nn.Module):
+            share(model)
         return model
 
     @property
@@ -183,7 +187,7 @@ class LocalBackend(Backend):
         How it drafts is left out: the text does not depend on it.
         """
         model = self._target.model  # another thread may close the backend meanwhile
-        if model is not None and not is_private(model):
+        if isinstance(model, torch.nn.Module) and not is_private(model):
             weights = WeightsState.of(modules_of(model))
             if weights != self._weights:
                 self._weights = weights
@@ -273,6 +277,11 @@ class LocalBackend(Backend):
         return ids
 
 
+def _modules_of(model: Any) -> list[torch.nn.Module]:
+    """All modules of a model; a GGUF file's has none, and nobody changes it."""
+    return modules_of(model) if isinstance(model, torch.nn.Module) else []
+
+
 def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) -> LoadedModel:
     return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
 
@@ -293,6 +302,7 @@ def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions
         max_width=1 + options["max_draft_tokens"],
         # On CPU its layers, which are few, run as they are.
         compile=options["compile"] if draft.model.device.type == "cuda" else "off",
+        num_threads=options["num_threads"],
     )
 
 

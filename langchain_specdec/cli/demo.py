@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from langchain_specdec.completions.stats import SpeculationStats
 
 _DOCUMENT = "demo_document.md"
+# Options that both kinds of run share.
+_ALIKE = ("num_slots", "max_length", "prefill_chunk", "num_threads", "attn_implementation")
 # Long enough that the engine finds something to draft, and so measures what steps cost here.
 _WARM_UP_TOKENS = 24
 _EXPLANATION = (
@@ -91,7 +93,7 @@ def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalB
     """A backend that does not speculate on the same weights, so that the model is in memory once."""
     from langchain_specdec.backends.local import LocalBackend
 
-    alike: Any = {n: options[n] for n in ("num_slots", "max_length", "prefill_chunk", "attn_implementation")}
+    alike: Any = {n: options[n] for n in _ALIKE}
     # Layers of a model that is loaded already cannot be compiled, so "auto" is the most that can be asked for.
     alike["compile"] = "off" if options["compile"] == "off" else "auto"
     return LocalBackend(speculative.model, speculative.tokenizer, drafter="none", **alike)
@@ -172,7 +174,8 @@ def _record(backend: LocalBackend, document: str, title: str, params: SamplingPa
     from langchain_specdec.cli.demo_page import Record
 
     device, dtype = backend.model.device, str(backend.model.dtype).removeprefix("torch.")
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = getattr(backend.engine.runner, "num_threads", None) or torch.get_num_threads()
+    threads = f", {count} threads" if device.type == "cpu" else ""
     words = sum(any(map(str.isalnum, word)) for word in document.split())
     facts = [
         ("chain", "DocumentSummarizer: PromptTemplate | SpeculativeLLM | StrOutputParser"),

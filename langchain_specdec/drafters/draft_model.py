@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from torch import Tensor
 from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.grammar.token_masks import allowed_tensor
-from langchain_specdec.runner.model_runner import PickDraft
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
+
+if TYPE_CHECKING:
+    from langchain_specdec.runner.model_runner import PickDraft
 
 _logger = logging.getLogger(__name__)
 
@@ -206,7 +209,7 @@ class DraftModelDrafter(Drafter):
                 ]
                 allowed = allowed_tensor(masks, 1, logits.shape[2], device)
             ancestors = torch.ones(len(requests), 1, drafts.shape[1], dtype=torch.bool, device=device)
-            return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed)
+            return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed, self._runner.make_noise)
 
         return pick
 

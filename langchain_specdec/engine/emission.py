@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,8 +11,11 @@ from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.drafters.acceptance import FORCED
 from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
-from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.verify import Verdict
+
+if TYPE_CHECKING:
+    from langchain_specdec.runner.cpu.native_cache import NativeCache
+    from langchain_specdec.runner.kv_cache import SlotCache
 
 
 class UnsoundScoresError(Exception):
@@ -25,7 +29,7 @@ class Emitter:
         cache: The target's, whose slots keep what the texts keep.
     """
 
-    def __init__(self, cache: SlotCache) -> None:
+    def __init__(self, cache: SlotCache | NativeCache) -> None:
         self._cache = cache
 
     def emit(

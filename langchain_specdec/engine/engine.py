@@ -357,6 +357,7 @@ def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:
             for request in inbox.end():
                 request.stream.put(EngineClosedError("The engine is gone; keep a reference to it while you read."))
             return
+        engine._stepper.begin_thread()
         while True:
             try:
                 if not engine._run_once():

@@ -13,6 +13,7 @@ from langchain_specdec.engine.emission import Emitter
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.verification import Verifier
 from langchain_specdec.errors import GenerationError
+from langchain_specdec.runner.cpu.worker_threads import use_one_worker
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
@@ -37,6 +38,11 @@ class Stepper:
         self._emitter = Emitter(runner.cache)
         self._history: TokenHistory | None = None
         self.num_prefill_tokens = 0
+
+    def begin_thread(self) -> None:
+        """Say that the calling thread is going to run all forwards. PyTorch's threads would be in the way of others."""
+        if all(runner.has_own_threads for runner in (self._runner, *self._drafter.runners)):
+            use_one_worker()
 
     def start(self, requests: Sequence[Request]) -> None:
         """Set up what new requests need beside their slot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any
 
 from torch import Tensor
 
@@ -11,10 +12,9 @@ from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
 from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.grammar.token_masks import allowed_tensor
-from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
-from langchain_specdec.runner.verify import Verdict, Verification, accept_picks
+from langchain_specdec.runner.verify import Verdict, Verification, accept_picks, is_gapless
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
 from langchain_specdec.sampling.noise import Noise
 
@@ -39,9 +39,10 @@ class Verifier:
             [[-1, *(p + 1 for p in d.parents)] for d in drafts],
             Noise.of([r.params for r in requests], [r.seed for r in requests]),
             num_candidates,
+            any(r.params.logprobs is not None for r in requests),
         )
         verification = self._runner.verify(batch)
-        verdict = verification.verdict
+        verdict: Any = verification.verdict
         if verdict is None:
             verdict = self._pick(requests, drafts, verification, num_candidates)
         # The only wait for the device in a step.
@@ -69,7 +70,8 @@ class Verifier:
         history = next((r.history for r in requests if r.history is not None), None)
         draft_ids, ancestors = inputs.tokens[:, 1:], inputs.ancestors[:, :, 1:]
         table = self._tables.table(requests, logits.shape[2], logits.device)
-        picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed)
+        make_noise = self._runner.make_noise
+        picks = pick_tokens(logits, table, inputs.next_positions, history, draft_ids, ancestors, allowed, make_noise)
         # Masks hide scores that are not sound, so the model's own are asked.
         return accept_picks(picks, logits.amax(-1), logits, inputs, num_candidates)
 

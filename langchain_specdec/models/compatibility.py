@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
+
+if TYPE_CHECKING:
+    from langchain_specdec.runner.model_runner import ModelRunner
 
 # "attention" is what configurations call it that list the blocks of hybrid models.
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}

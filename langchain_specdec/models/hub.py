@@ -38,10 +38,10 @@ _SECONDS = 5.0
 _KNOWN_SECONDS = 60.0
 # By the Hub's address: until when it is known, and whether it is out of reach.
 _known: dict[str, tuple[float, bool]] = {}
+_MOST_LISTED = 12
 EXAMPLE = "'HuggingFaceTB/SmolLM2-135M-Instruct'"
 GGUF_ADVICE = (
-    "GGUF files are for llama.cpp and what is built on it, and are not read here. Give the model that it was made "
-    f"from, by its id on the Hugging Face Hub, such as {EXAMPLE}."
+    "Give the path of a GGUF file, the folder that holds one, or one on the Hugging Face Hub as 'owner/name:file.gguf'."
 )
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """One of these is in every model and adapter."""
@@ -51,6 +51,8 @@ def is_here(source: str, revision: str | None = None) -> bool:
     """Whether nothing has to be downloaded, as far as one can tell without asking the Hub."""
     if source == "embedded" or Path(source).exists():
         return True
+    if (on_hub := hub_file(source)) is not None:
+        return downloaded_file(*on_hub, revision) is not None
     try:
         return downloaded(source, revision) is not None
     except HFValidationError:
@@ -65,6 +67,18 @@ def downloaded(name: str, revision: str | None = None) -> Path | None:
             if isinstance(path := try_to_load_from_cache(name, file, cache_dir=cache, revision=revision), str):
                 return Path(path).parent
     return None
+
+
+def hub_file(name: str) -> tuple[str, str] | None:
+    """The id and the file of a name such as `owner/name:file.gguf`; None where it is no such name."""
+    match = re.fullmatch(r"((?:[\w.-]+/)?[\w.-]+):([^:\\\n]+\.gguf)", name, re.IGNORECASE)
+    return None if match is None or match[2].startswith(("/", ".")) or len(match[1]) == 1 else (match[1], match[2])
+
+
+def downloaded_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """Where a file of the Hub was downloaded to; None where it was not."""
+    path = try_to_load_from_cache(name, file, revision=revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def is_out_of_reach(name: str, revision: str | None, token: str | bool | None) -> bool:
@@ -87,16 +101,28 @@ def is_out_of_reach(name: str, revision: str | None, token: str | bool | None) -
     return is_away
 
 
-def obstacle(name: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Why an id that was not downloaded cannot be loaded from the Hub; None where one request tells of nothing."""
-    shown = name if revision is None else f"{name} (revision {revision!r})"
+def obstacle(name: str, revision: str | None, token: str | bool | None, file: str | None = None) -> str | None:
+    """Why an id, or a file of it, that was not downloaded cannot be loaded from the Hub.
+
+    Args:
+        name: The id.
+        revision: Its revision.
+        token: Access token.
+        file: The file; None: a model that transformers reads.
+
+    Returns:
+        The reason in words; None where one request tells of none.
+    """
+    shown = name if file is None else f"{name}:{file}"
+    shown = shown if revision is None else f"{shown} (revision {revision!r})"
     if constants.HF_HUB_OFFLINE:
+        wanted = name if file is None else f"{name} {file}"
         return (
             f"Cannot load {shown}: it is not on this machine, and HF_HUB_OFFLINE is set, so the Hugging Face Hub is "
-            f"not asked. Unset it, download the model before (hf download {name}), or give a local folder."
+            f"not asked. Unset it, download the model before (hf download {wanted}), or give a local folder."
         )
     try:
-        return _of_answer(name, shown, revision, token)
+        return _of_answer(name, shown, revision, token, file)
     except GatedRepoError:
         return (
             f"Cannot load {shown}: access to it has to be granted. Accept its conditions on "
@@ -182,28 +208,34 @@ def without_login(address: str) -> str:
     return re.sub(r"//[^/]*@", "//***@", address).partition("?")[0]
 
 
-def _of_answer(name: str, shown: str, revision: str | None, token: str | bool | None) -> str | None:
+def _of_answer(name: str, shown: str, revision: str | None, token: str | bool | None, file: str | None) -> str | None:
     """What the Hub's answer says against an id. Raises what the request raises."""
     try:
-        _head(name, revision, token)
+        _head(name, revision, token, file or CONFIG_FILES[0])
     except EntryNotFoundError:
         pass
     else:
         return None
     found = _ask("get", f"api/models/{name}/revision/{quote(revision or 'main', safe='')}", token).json()
     files = [entry["rfilename"] for entry in found.get("siblings") or ()]
+    given = sorted(name for name in files if name.lower().endswith(".gguf"))
+    listed = f"{', '.join(given[:_MOST_LISTED])}{', ...' * (len(given) > _MOST_LISTED)}"
+    if file is not None:
+        return f"Cannot load {shown}: there is no such file. " + (
+            f"Its GGUF files are {listed}." if given else f"{name} has no GGUF files: give it itself as the model."
+        )
     if "adapter_config.json" in files:
         return None
-    if any(file.lower().endswith(".gguf") for file in files):
-        return f"Cannot load {shown}: it holds GGUF files only. {GGUF_ADVICE}"
+    if given:
+        return f"Cannot load {shown}: it holds GGUF files. Name one, such as {f'{name}:{given[0]}'!r}: {listed}."
     return (
         f"Cannot load {shown}: it has no config.json, so it holds no model that transformers reads. Give another one."
     )
 
 
-def _head(name: str, revision: str | None, token: str | bool | None) -> None:
-    """Ask the Hub for the configuration of a model. Raises what the request raises."""
-    _ask("head", f"{name}/resolve/{quote(revision or 'main', safe='')}/config.json", token)
+def _head(name: str, revision: str | None, token: str | bool | None, file: str = CONFIG_FILES[0]) -> None:
+    """Ask the Hub for a file of a model. Raises what the request raises."""
+    _ask("head", f"{name}/resolve/{quote(revision or 'main', safe='')}/{quote(file)}", token)
 
 
 def _ask(method: str, path: str, token: str | bool | None) -> Any:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from langchain_specdec.models.generation_defaults import read_plain
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
-from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
-from langchain_specdec.runner.model_inputs import max_positions
+from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
+from langchain_specdec.runner.model_config import max_positions
+
+# Bytes of each weight by which models are told apart.
+_NUM_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class LoadedModel:
     """A model that is ready to run, with its tokenizer.
 
     Attributes:
-        model: Causal language model; one that was loaded elsewhere may be in training mode.
+        model: Causal language model; one that was loaded elsewhere may be in training mode. Out of a GGUF file it is a
+            `GGUFModel`, which is no module.
         tokenizer: Its tokenizer, which its owner may use and change.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.
@@ -64,9 +71,11 @@ class LoadedModel:
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             identity["quantization"] = str(quantization)
+        if not isinstance(self.model, torch.nn.Module):
+            identity["quantization"] = ", ".join(sorted(format_names(self.model.weights)))
         if not is_own_tokenizer:
             identity["tokenizer"] = _digest([sorted(self.private_tokenizer.copied.get_vocab().items())])
-        if not isinstance(source, torch.nn.Module) and Path(str(source)).exists():
+        if isinstance(source, (str, os.PathLike)) and Path(source).exists():
             identity["model"] = str(Path(str(source)).resolve())
         if self.adapter is not None:
             identity["adapter"] = self.adapter
@@ -76,16 +85,60 @@ class LoadedModel:
         return identity
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
-    """Tells models apart that may share a name: a digest of the first numbers of every parameter."""
+def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a text, by a model's generation configuration and by its tokenizer."""
+    token_ids: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (read_plain(generation, "eos_token_id"), tokenizer.eos_token_id):
+        if value is not None:
+            token_ids.update(value if isinstance(value, (list, tuple)) else [value])
+    return tuple(sorted(token_ids))
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells models apart that may share a name: a digest of the first numbers of every weight."""
+    if not isinstance(model, torch.nn.Module):
+        return _digest([sorted(model.config.to_dict().items()), *map(_beginnings, _parts(model.weights))])
+    from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
+    from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
+
     parameters = [
         # Weights that are on disk only are on the device "meta" and have no numbers at hand.
         (name, tuple(p.shape), [] if p.is_meta else first_numbers(p))
         for name, p in model.named_parameters()
     ]
-    # The model of another backend may be packed.
-    packed = [(name, module.samples) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    # The model of another backend may be packed, or share its weights with a native decoder.
+    packed = [
+        (name, module.samples)
+        for name, module in model.named_modules()
+        if isinstance(module, (PackedLinear, MatrixLinear, MatrixEmbedding))
+    ]
     return _digest([*parameters, *packed])
+
+
+def _parts(weights: DecoderWeights) -> Iterator[LayerWeights | DecoderWeights]:
+    yield weights
+    yield from weights.layers
+
+
+def _beginnings(part: LayerWeights | DecoderWeights) -> list[object]:
+    """What a part of a decoder holds: the first bytes of its arrays, and plain values."""
+    beginnings: list[object] = []
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Matrix):
+            beginnings.append((value.format.name, value.data.shape, value.data[:1, :_NUM_SAMPLED].tobytes()))
+        elif isinstance(value, np.ndarray):
+            beginnings.append(value[:_NUM_SAMPLED].tobytes())
+        elif not isinstance(value, (list, tuple)):
+            beginnings.append(value)
+    return beginnings
+
+
+def format_names(weights: DecoderWeights) -> set[str]:
+    """The formats that a decoder's matrices are in, by GGML's names."""
+    matrices = (getattr(part, field.name) for part in _parts(weights) for field in fields(part))
+    return {matrix.format.name for matrix in matrices if isinstance(matrix, Matrix)}
 
 
 def _digest(parts: Iterable[object]) -> str:

@@ -1,45 +1,46 @@
-"""Weights and tokenizers: found, read, put in place and given their slots."""
+"""Models and tokenizers by their name: GGUF files in their own bits, everything else by transformers.
+
+What transformers reads is in `pretrained`, which is imported for it alone: that takes seconds.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
-from langchain_specdec.models.checkpoint import explained, read_weights
-from langchain_specdec.models.compatibility import check_supported
-from langchain_specdec.models.devices import check_device_map, resolve_device
-from langchain_specdec.models.generation_defaults import read_plain
-from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.devices import resolve_device, resolve_dtype
+from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
+from langchain_specdec.models.gguf.source import local_gguf
+from langchain_specdec.models.hub import hub_file
+from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
+from langchain_specdec.models.model_source import check_source, gguf_files
 from langchain_specdec.models.private_tokenizer import check_tokenizer
-from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner import attention
+from langchain_specdec.runner.cpu.decoder_trial import native_library
 
-_ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What only transformers can do for a model.
+_NOT_NATIVE = ("device_map", "attn_implementation", "quantization_config", "adapter")
+_NOT_OF_GGUF = ("device_map", "quantization_config", "adapter")
 
 
-@quiet_loading()
 def load_model(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | GGUFModel,
     tokenizer: Any = None,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
-    device_map: Any = None,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    quantization_config: Any = None,
-    adapter: str | os.PathLike[str] | None = None,
-    trust_remote_code: bool = False,
-    token: str | bool | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> LoadedModel:
     """Load a model and its tokenizer, or take ones that are loaded already.
 
@@ -49,14 +50,13 @@ def load_model(
         tokenizer: A loaded tokenizer; None loads the model's own.
         dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
         device: Where to put it; None is the best there is. Not together with `device_map`.
-        device_map: Passed to transformers, for models spread over devices (needs accelerate).
-        revision: Branch, tag or commit of the model id.
-        attn_implementation: None is the engine's own; `"sdpa"` and `"eager"` are transformers'.
-        quantization_config: Passed to transformers.
-        adapter: Id or folder of a LoRA or another adapter that PEFT can merge into the model's weights.
-        trust_remote_code: Whether code that comes with the model may run. Off unless asked for.
-        token: Access token of the Hugging Face Hub; None takes the one that is logged in.
         progress: Told about each step of preparing the embedded model.
+        options: As in `LocalOptions`: `device_map` (passed to transformers, for models spread over devices; needs
+            accelerate), `revision` (branch, tag or commit of the model id), `attn_implementation` (None is the engine's
+            own; `"sdpa"` and `"eager"` are transformers'), `quantization_config` (passed to transformers), `adapter`
+            (id or folder of a LoRA or another adapter that PEFT can merge into the weights), `trust_remote_code`
+            (whether code that comes with the model may run; off unless asked for), and `token` (access token of the
+            Hugging Face Hub; None takes the one that is logged in).
 
     Raises:
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
@@ -64,174 +64,87 @@ def load_model(
         ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
         MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
     """
-    attention.register()
-    _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
-    if device is not None and device_map is not None:
-        msg = "Give device or device_map, not both."
-        raise InvalidParameterError(msg)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
-    placed = resolve_device(device)
-    check_device_map(device_map)
-    resolved_dtype = _resolve_dtype(dtype, placed)
-    loaded: Any
-    if isinstance(model, torch.nn.Module):
-        source = getattr(model.config, "_name_or_path", "")
-        name = source or type(model).__name__
-        parts = Parts(source, revision, None, None, source)
-        if tokenizer is None and not source:
-            msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
-            raise InvalidParameterError(msg)
-        check_without_adapters(model, name)
-        _check_loaded(
-            model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config, adapter
-        )
-        check_supported(model.config, type(model))
-        _check_attention(model.config, attn_implementation)
-        loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
-    else:
-        name = source = str(model)
-        if name == embedded.EMBEDDED_MODEL_ID:
-            source, revision = str(embedded.model_path(progress=progress)), None
-        else:
-            source, revision = check_source(model, revision=revision, token=token)
-        if adapter is not None:
-            adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
-        parts = find_parts(source, name, adapter, revision, token)
-        hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
-        hub = {key: value for key, value in hub.items() if value is not None}
-        what = name if parts.source == source else f"{parts.source}, the base of {name}"
-        with explained(what, parts.source):
-            config = AutoConfig.from_pretrained(parts.source, **hub)
-            model_class = _model_class(config)
-            check_supported(config, model_class)
-            _check_attention(config, attn_implementation)
-        if quantization_config is not None and device_map is None:
-            device_map = {"": placed}
-        options: dict[str, Any] = {
-            "attn_implementation": attn_implementation or _best_attention(model_class, config),
-            "device_map": device_map,
-            "quantization_config": quantization_config,
-        }
-        hub |= {key: value for key, value in options.items() if value is not None}
-        loaded = read_weights(parts.source, what, dtype=resolved_dtype, **hub)
-        if parts.adapter is not None:
-            loaded = merged(loaded, parts, token)
-        if device_map is None:
-            loaded = loaded.to(placed)
-        loaded.eval()
-    if tokenizer is None:
-        revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
-        advice = (
-            " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
-        )
-        with explained(f"the tokenizer of {name}", parts.tokenizer, advice):
-            tokenizer = AutoTokenizer.from_pretrained(
-                parts.tokenizer,
-                trust_remote_code=trust_remote_code,
-                revision=revision or "main",
-                token=token,
-            )
-    _check_embeddings(loaded, name)
-    _set_attention(loaded, attn_implementation)
-    is_owned = loaded is not model
-    return LoadedModel(loaded, tokenizer, name, _eos_token_ids(loaded, tokenizer), is_owned, parts.adapter)
+    if isinstance(model, GGUFModel):
+        _check_loaded(model, dtype, device, options)
+        return _loaded(model, tokenizer)
+    if isinstance(model, (str, os.PathLike)):
+        is_native = _is_native(dtype, device, options)
+        if (file := _gguf_file(model, options, is_native=is_native)) is not None:
+            read = read_gguf(file, progress, name=str(model), with_tokenizer=tokenizer is None)
+            loaded = _loaded(read, tokenizer)
+            return loaded if is_native else _dequantised(loaded, dtype, device, options)
+    from langchain_specdec.models.pretrained import load_pretrained
+
+    return load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
-    if value is not None and value not in allowed:
-        msg = f"{name}{of} must be one of {', '.join(map(repr, allowed))} or None, got {value!r}."
+def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:
+    """The GGUF file that is meant; None where none is, or where the embedded model's folder does what is asked."""
+    name, path = str(source), Path(source)
+    if name == embedded.EMBEDDED_MODEL_ID:
+        return embedded.gguf_file() if is_native else None
+    is_file = path.suffix.lower() == ".gguf" or hub_file(name) is not None
+    if not is_file and not (path.is_dir() and not (path / "config.json").exists() and gguf_files(path)):
+        return None
+    revision, token = options.get("revision"), options.get("token")
+    found, revision = check_source(source, revision=revision, token=token)
+    if too_much := [option for option in _NOT_OF_GGUF if options.get(option) is not None]:
+        msg = (
+            f"{name} is a GGUF file, for which there is no {' and no '.join(too_much)}. Leave that out, or give the "
+            "model that the file was made from, by its folder or its id on the Hugging Face Hub."
+        )
         raise InvalidParameterError(msg)
+    return local_gguf(found, revision, token)
+
+
+def _is_native(dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]) -> bool:
+    """Whether the native decoder can do what is asked of a GGUF file; else it is dequantised."""
+    if any(options.get(name) is not None for name in _NOT_NATIVE) or not _is_float32(dtype):
+        return False
+    return resolve_device(device).type == "cpu" and native_library() is not None
+
+
+def _dequantised(
+    loaded: LoadedModel, dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]
+) -> LoadedModel:
+    """The model as a module of transformers, for a GPU, another type, or a machine without the native decoder."""
+    from langchain_specdec.models.gguf.to_transformers import to_transformers
+    from langchain_specdec.models.pretrained import load_pretrained
+
+    module = to_transformers(loaded.model)
+    if not _is_float32(dtype):
+        module = module.to(resolve_dtype(dtype, resolve_device(device)))
+    placed = load_pretrained(
+        module, loaded.tokenizer, device=resolve_device(device), attn_implementation=options.get("attn_implementation")
+    )
+    return replace(placed, name=loaded.name, is_owned=True)
+
+
+def _is_float32(dtype: str | torch.dtype) -> bool:
+    return str(dtype).removeprefix("torch.") in ("auto", "float32")
 
 
 def _check_loaded(
-    model: Any, name: str, dtype: object, device_map: object, quantization_config: object, adapter: object
+    model: GGUFModel, dtype: str | torch.dtype, device: str | torch.device | None, options: Mapping[str, Any]
 ) -> None:
     """Nothing that only loading can do may be asked of a loaded model."""
-    given = {
-        "dtype": dtype not in (None, model.dtype),
-        "device_map": device_map is not None,
-        "quantization_config": quantization_config is not None,
-        "adapter": adapter is not None,
+    given = {name: options.get(name) is not None for name in _NOT_NATIVE} | {
+        "dtype": not _is_float32(dtype),
+        "device": device is not None and resolve_device(device).type != "cpu",
     }
-    if too_late := [parameter for parameter, is_given in given.items() if is_given]:
+    if too_late := [name for name, is_given in given.items() if is_given]:
         msg = (
-            f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "
-            f"{', '.join(too_late)}. Give its id or folder instead, or load it that way yourself."
+            f"{model.name} is loaded already (in the bits of its GGUF file, on the CPU), which is too late for "
+            f"{', '.join(too_late)}. Give the file instead."
         )
         raise InvalidParameterError(msg)
 
 
-def _check_embeddings(model: Any, name: str) -> None:
-    """Refuse a model whose embeddings device_map keeps off every device; the engine's tensors go where they are."""
-    if model.get_input_embeddings().weight.is_meta:
-        msg = (
-            f"The input embeddings of {name} are kept off the devices (device_map left them to the CPU or the disk), "
-            f"and the engine needs them on one. Allow more memory, or give a device_map that places them."
-        )
-        raise UnsupportedModelError(msg)
-
-
-def _model_class(config: Any) -> type | None:
-    try:
-        classes = AutoModelForCausalLM._model_mapping[type(config)]
-    except KeyError:
-        return None
-    return classes[0] if isinstance(classes, tuple) else classes
-
-
-def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    resolved = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        msg = f"dtype must be 'auto', 'float32', 'bfloat16', 'float16' or a torch dtype, got {dtype!r}."
+def _loaded(model: GGUFModel, tokenizer: Any) -> LoadedModel:
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
+        msg = f"{model.name} was loaded without its tokenizer: give tokenizer= too."
         raise InvalidParameterError(msg)
-    return resolved
-
-
-def _check_attention(config: Any, implementation: str | None) -> None:
-    has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    if (implementation == "sdpa" and has_soft_cap) or (implementation is not None and _has_own_scaling(config)):
-        _check_choice("attn_implementation", implementation, ("eager",), f" of a {config.model_type!r} model like this")
-
-
-def _has_own_scaling(config: Any) -> bool:
-    """Whether it is a GPT-2 with a scaling of its scores that transformers 4 tells only to its own attention."""
-    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
-    return by_layer or not getattr(config, "scale_attn_weights", True)
-
-
-def _best_attention(model_class: type | None, config: Any) -> str | None:
-    """The attention to run a model with; None is what transformers chooses."""
-    if not getattr(model_class, "_supports_attention_backend", False):
-        return None
-    return "eager" if _has_own_scaling(config) else attention.ATTENTION_NAME
-
-
-def _set_attention(model: Any, implementation: str | None) -> None:
-    """Have the model call an attention that takes the engine's masks."""
-    text = model.config.get_text_config()
-    if implementation is None:
-        implementation = _best_attention(type(model), text) or text._attn_implementation
-        if implementation not in _ATTENTION_CHOICES:
-            implementation = "eager"
-    if text._attn_implementation != implementation and model._can_set_attn_implementation():
-        model.set_attn_implementation(implementation)
-    if text._attn_implementation != implementation:
-        msg = (
-            f"{type(model).__name__} keeps to the attention {text._attn_implementation!r} that it was loaded with and "
-            f"cannot change to {implementation!r}. Load it with attn_implementation={implementation!r}."
-        )
-        raise UnsupportedModelError(msg)
-
-
-def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    token_ids: set[int] = set()
-    generation = getattr(model, "generation_config", None)
-    for value in (read_plain(generation, "eos_token_id"), tokenizer.eos_token_id):
-        if value is not None:
-            token_ids.update(value if isinstance(value, (list, tuple)) else [value])
-    return tuple(sorted(token_ids))
+    return LoadedModel(model, tokenizer, model.name, eos_token_ids(model, tokenizer))

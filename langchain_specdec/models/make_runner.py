@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
+from langchain_specdec.models.compatibility import fitting
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.memory import free_memory
+from langchain_specdec.models.memory import default_threads, free_memory
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile, decoder_layers
-from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
-from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
-from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
-from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.cpu.decoder_trial import native_library
+from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
+from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
-from langchain_specdec.runner.model_inputs import cached_bytes
-from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
-
-# Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
-_TESTED_FAMILIES = {
-    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
-}  # fmt: skip
-
 
 _logger = logging.getLogger(__name__)
 # Where a model does not say for how many positions it was made, and where all slots are allocated at once.
@@ -47,9 +41,13 @@ def make_runner(
     max_width: int,
     most_positions: int | None = None,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
+    num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> Runner:
-    """Give a loaded model its slots, and on CPU a layout of its weights that makes wide steps cheap.
+    """Give a loaded model its slots, and what makes it fast on its device.
+
+    On a CPU that is the native decoder for models of the families that it runs, and for others a layout of the weights
+    that makes wide steps cheap.
 
     Args:
         loaded: The model.
@@ -59,7 +57,8 @@ def make_runner(
         max_width: Most tokens of a row in a verification.
         most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
-            and `GraphStore`.
+            and `GraphStore`. A native decoder has nothing to compile.
+        num_threads: Threads of a native decoder; None is `default_threads`.
         progress: Told `(description, done, total)` when graphs are captured.
 
     Raises:
@@ -68,34 +67,49 @@ def make_runner(
     """
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
-    is_cuda = loaded.model.device.type == "cuda"
-    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
-    if obstacle is None and not is_cuda and not loaded.is_owned:
-        obstacle = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
-    if obstacle is not None and compile not in ("auto", "off"):
-        done = "captured" if is_cuda else "compiled"
-        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
-        raise InvalidParameterError(msg)
+    native = _native_weights(loaded, None if max_length is None else max_length + max_width)
+    if native is not None:
+        weights, reread = native
+        library = native_library()
+        assert library is not None, "asked for before"  # noqa: S101
+        with fitting(loaded.name):
+            length = max_length or _default_max_length(loaded, num_slots, most_positions)
+            threads = num_threads or default_threads()
+            return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
+    from langchain_specdec.models.module_runner import make_module_runner
+
+    def length_of() -> int:
+        return max_length or _default_max_length(loaded, num_slots, most_positions)
+
+    return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
+
+
+# Models that were loaded here and read for a native decoder, which their backend may have handed out since.
+_native_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[DecoderWeights, Reread | None] | None:
+    """What a native decoder runs of a model, and what reads it again once it has changed; None where none runs it."""
+    model: Any = loaded.model
+    if not isinstance(model, nn.Module):
+        return model.weights, None
+    module: Any = model
+    is_ours = loaded.is_owned or model in _native_modules
+    if not is_ours or module.device.type != "cpu" or module.dtype != torch.float32:
+        return None
+    # Who asks for another attention gets it.
+    if module.config.get_text_config()._attn_implementation not in (None, ATTENTION_NAME) or native_library() is None:
+        return None
+    from langchain_specdec.models.decoder_families import decoder_weights
+
     if loaded.is_owned:
-        keep_private(loaded.model)
-        mapped = MappedWeights()
-        if can_pack(loaded.model):
-            pack_linears(loaded.model, mapped.drop)
-        copy_mapped(loaded.model, mapped)
-    with fitting(loaded.name):
-        if max_length is None:
-            # After the weights have taken their memory.
-            max_length = _default_max_length(loaded, num_slots, most_positions)
-        runner = ModelRunner(loaded.model, num_slots, max_length, max_width)
-        if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
-            check_cached_forward(runner, loaded.name)
-            runner.takes_trees = takes_trees(runner)
-    if compile == "off" or obstacle is not None:
-        return runner
-    if is_cuda:
-        return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
-    runner.compiled = CompiledLayers(loaded.model, compile)
-    return runner
+        keep_private(model)
+    reread = functools.partial(decoder_weights, positions=positions)
+    weights = reread(model)
+    if weights is None:
+        return None
+    _native_modules.add(model)
+    return weights, reread
 
 
 def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
@@ -110,12 +124,13 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
 
 def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None) -> int:
     config = loaded.model.config.get_text_config()
-    # A model may be spread over several GPUs; the one with the least room for its layers decides.
-    counts = Counter(map(_device_of, decoder_layers(loaded.model))) or {loaded.model.device: config.num_hidden_layers}
+    counts: Mapping[torch.device, int] = {loaded.model.device: config.num_hidden_layers}
+    if isinstance(loaded.model, nn.Module):
+        # A model may be spread over several GPUs; the one with the least room for its layers decides.
+        counts = Counter(map(_device_of, decoder_layers(loaded.model))) or counts
     is_lazy = all(map(_is_lazy, counts))
     # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
-    num_full = 1 if is_lazy else num_slots
-    per_layer = cached_bytes(config, loaded.model.dtype) * num_full
+    per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
     free = {device: free_memory(device) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH

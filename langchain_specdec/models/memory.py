@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
+from langchain_specdec.runner.cpu.native_decoder import MAX_THREADS
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_PROCESSORS = Path("/sys/devices/system/cpu")
 _V1_CPU = ("quota", "period")
 
 
@@ -32,6 +37,28 @@ def memory_limit() -> int | None:
 def cpu_quota() -> float | None:
     """Cores' worth of time that the control groups of this process allow it; None where none sets a limit."""
     return min((quota for group in own_groups("cpu") if (quota := _quota(*group)) is not None), default=None)
+
+
+def default_threads() -> int:
+    """Threads that share a forward where nobody says how many: one for each core that this process may use.
+
+    Two threads of one core share its arithmetic, and a quota is a share of time: more threads would wait for each other
+    in the rest of it.
+    """
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, _cores_of(os.sched_getaffinity(0)))
+    quota = cpu_quota()
+    return max(1, min(cores if quota is None else min(cores, math.ceil(quota)), MAX_THREADS))
+
+
+def _cores_of(processors: Collection[int]) -> int:
+    """Physical cores among logical processors; as many as those where the system does not tell."""
+    paths = [_PROCESSORS / f"cpu{processor}" / "topology" / "thread_siblings_list" for processor in processors]
+    try:
+        return len({path.read_text(encoding="utf-8") for path in paths})
+    except OSError:
+        return len(processors)
 
 
 def _quota(folder: Path, is_v1: bool) -> float | None:

@@ -16,20 +16,24 @@ from langchain_specdec.models.hub import (
     EXAMPLE,
     GGUF_ADVICE,
     downloaded,
+    downloaded_file,
+    hub_file,
     is_out_of_reach,
     obstacle,
     without_login,
 )
 
 _ONNX = f"ONNX files are not read here. Give the model that it was made from, by its id on the Hub, such as {EXAMPLE}."
+_GGML = "This form of file came before GGUF and is not read. Give a GGUF file of the model."
 _ARCHIVE = "Unpack the archive, and give the folder that holds the model's config.json, weights and tokenizer."
 _WEIGHTS = "Give the folder that holds a model's config.json, weights and tokenizer, not one of its files."
 # What to do about a file, by the end of its name.
 _FILES = {
-    ".gguf": GGUF_ADVICE, ".ggml": GGUF_ADVICE, ".onnx": _ONNX,
+    ".gguf": GGUF_ADVICE, ".ggml": _GGML, ".onnx": _ONNX,
     ".zip": _ARCHIVE, ".tar": _ARCHIVE, ".gz": _ARCHIVE, ".tgz": _ARCHIVE, ".xz": _ARCHIVE, ".7z": _ARCHIVE,
     ".safetensors": _WEIGHTS, ".bin": _WEIGHTS, ".pt": _WEIGHTS, ".pth": _WEIGHTS, ".ckpt": _WEIGHTS, ".json": _WEIGHTS,
 }  # fmt: skip
+_MODEL = "a model's config.json, weights and tokenizer"
 _NAME = r"[\w.-]+/[\w.-]+|[\w.-]+"
 _PATH = r"(?P<id>[\w.-]+(?:/(?!(?:tree|blob|resolve)/)[\w.-]+)?)(?P<rest>[/:?#].*)?"
 _PAGE = rf"(?:https?://)?(?:[^/@]*@)?(?:www\.)?(?:huggingface\.co|hf\.co)/{_PATH}"
@@ -38,7 +42,7 @@ _PAGE = rf"(?:https?://)?(?:[^/@]*@)?(?:www\.)?(?:huggingface\.co|hf\.co)/{_PATH
 def check_source(
     source: str | os.PathLike[str],
     *,
-    holds: str = "a model's config.json, weights and tokenizer",
+    holds: str = _MODEL,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> tuple[str, str | None]:
@@ -48,13 +52,14 @@ def check_source(
     minutes, also for what was downloaded before.
 
     Args:
-        source: Model id, folder or `"embedded"`, as the user gave it.
-        holds: What its folder has to hold, in words.
+        source: Model id, folder, GGUF file (`owner/name:file.gguf` on the Hub) or `"embedded"`, as the user gave it.
+        holds: What its folder has to hold, in words. GGUF files are taken for models only.
         revision: Branch, tag or commit of the id.
         token: Access token of the Hub; None takes the one that is logged in.
 
     Returns:
-        What to read, and its revision: as given, or the folder that it was downloaded to if the Hub is out of reach.
+        What to read, and its revision: as given, the GGUF file in the folder that was given, or where it was
+        downloaded to if the Hub is out of reach.
 
     Raises:
         InvalidParameterError: It is no name.
@@ -67,16 +72,24 @@ def check_source(
     if name == "embedded":
         return name, revision
     path = Path(name)
+    takes_gguf = holds == _MODEL
+    if takes_gguf and not path.exists() and (on_hub := hub_file(name)):
+        return _checked_file(name, *on_hub, revision, token)
     if not name.strip():
         reason: str | None = _no_folder(name, holds)
     elif path.is_dir():
-        reason = _lack(path, name)
+        files = gguf_files(path) if takes_gguf and not _has_config(path) else []
+        if len(files) == 1:
+            return str(files[0]), None
+        reason = _several(name, files) if files else _lack(path, name, holds)
+    elif path.is_file() and takes_gguf and path.suffix.lower() == ".gguf":
+        return name, None
     elif path.is_file():
         reason = f"{name!r} is a file. {_of_file(path, holds)}"
     else:
         reason = _slip(name)
         if reason is None and is_missing_folder(source):
-            advice = _FILES.get(path.suffix.lower())
+            advice = _advice(path, holds)
             reason = f"There is no file {name!r}. {advice}" if advice else _no_folder(name, holds)
         reason = reason or _malformed(name)
     is_name = reason is None and not path.exists()
@@ -84,7 +97,7 @@ def check_source(
         is_away = not constants.HF_HUB_OFFLINE and is_out_of_reach(name, revision, token)
         return (str(folder), None) if is_away else (name, revision)
     if is_name:
-        advice = _FILES.get(path.suffix.lower())
+        advice = _advice(path, holds)
         if advice and "/" not in name:
             reason = f"There is no file {name!r}. {advice}"
         elif (reason := obstacle(name, revision, token)) and advice:
@@ -94,11 +107,36 @@ def check_source(
     return name, revision
 
 
+def gguf_files(folder: Path) -> list[Path]:
+    """The GGUF models in a folder: the first file of each that is split, and none that only goes with another."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
+    later = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+    return [path for path in found if not later.search(path.name) and not path.name.startswith("mmproj")]
+
+
 def is_missing_folder(source: str | os.PathLike[str]) -> bool:
     """Whether a folder is meant that is not there; transformers would take it for a malformed model id."""
     name = str(source)
     is_path = isinstance(source, os.PathLike) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
     return (is_path or "\\" in name) and not Path(name).is_dir()
+
+
+def _checked_file(
+    name: str, repository: str, file: str, revision: str | None, token: str | bool | None
+) -> tuple[str, str | None]:
+    if (reason := _malformed(repository)) is None:
+        if path := downloaded_file(repository, file, revision):
+            is_away = not constants.HF_HUB_OFFLINE and is_out_of_reach(repository, revision, token)
+            return (str(path), None) if is_away else (name, revision)
+        reason = obstacle(repository, revision, token, file)
+    if reason is not None:
+        raise ModelLoadError(reason)
+    return name, revision
+
+
+def _several(name: str, files: list[Path]) -> str:
+    listed = ", ".join(path.name for path in files[:12]) + ", ..." * (len(files) > 12)
+    return f"{name!r} holds {len(files)} GGUF models. Give one, such as {str(files[0])!r}: {listed}."
 
 
 def _slip(name: str) -> str | None:
@@ -108,8 +146,12 @@ def _slip(name: str) -> str | None:
     if page is not None and page["rest"] and page["rest"].startswith(":"):
         return _slip(f"{page['id']}{page['rest']}")
     if page is not None and not page["id"].startswith(("datasets/", "spaces/", "collections/")):
-        branch = re.match(r"/(?:tree|blob|resolve)/([^/?#]+)", page["rest"] or "")
+        branch = re.match(r"/(?:tree|blob|resolve)/([^/?#]+)(?:/([^?#]+\.gguf))?", page["rest"] or "")
         revision = f", and {branch[1]!r} as the revision" if branch and branch[1] != "main" else ""
+        if branch and branch[2]:
+            return (
+                f"{without_login(name)!r} is an address. Give the file as {page['id'] + ':' + branch[2]!r}{revision}."
+            )
         return f"{without_login(name)!r} is an address. Give the model's id, {page['id']!r}{revision}."
     if name.startswith("file:"):
         return f"{name!r} is an address. Give the folder, {name.removeprefix('file:').removeprefix('//')!r}."
@@ -119,14 +161,20 @@ def _slip(name: str) -> str | None:
         return f"{name!r} is no model id. Give {pinned[1]!r} as the model, and {pinned[2]!r} as the revision."
     if re.fullmatch(rf"(?:{_NAME}):[\w.-]+", name):
         return (
-            f"{name!r} is a name of Ollama's, whose models are GGUF files and are not read here. Give the model that "
-            f"it was made from, by its id on the Hugging Face Hub, such as {EXAMPLE}."
+            f"{name!r} is a name of Ollama's or llama.cpp's. Name a GGUF file on the Hugging Face Hub, as in "
+            f"'owner/name:file.gguf', or give a model's id there, such as {EXAMPLE}."
         )
     return None
 
 
-def _of_file(path: Path, holds: str) -> str:
+def _advice(path: Path, holds: str) -> str | None:
+    """What to do about a file; None where its name tells of nothing."""
     advice = _FILES.get(path.suffix.lower())
+    return f"Give the folder that holds {holds}." if advice == GGUF_ADVICE and holds != _MODEL else advice
+
+
+def _of_file(path: Path, holds: str) -> str:
+    advice = _advice(path, holds)
     if advice in (None, _WEIGHTS):
         where = f" ({str(path.parent)!r})" if (path.parent / "config.json").is_file() else ""
         return f"Give the folder that holds {holds}{where}, or an id on the Hugging Face Hub, such as {EXAMPLE}."
@@ -140,14 +188,19 @@ def _no_folder(name: str, holds: str) -> str:
     )
 
 
-def _lack(folder: Path, name: str) -> str | None:
+def _has_config(folder: Path) -> bool:
+    return any((folder / file).exists() for file in CONFIG_FILES)
+
+
+def _lack(folder: Path, name: str, holds: str) -> str | None:
     """What a folder holds in place of a model; None where it may hold one."""
-    if any((folder / file).exists() for file in CONFIG_FILES):
+    if _has_config(folder):
         return None
     start = f"{name!r} has no config.json, so it holds no model."
-    for suffix, advice in ((".gguf", GGUF_ADVICE), (".onnx", _ONNX)):
-        if next(folder.glob(f"*{suffix}"), None):
-            return f"{start} {advice}"
+    if holds != _MODEL and gguf_files(folder):
+        return f"{start} Give the folder that holds {holds}. GGUF files are read as models only."
+    if next(folder.glob("*.onnx"), None):
+        return f"{start} {_ONNX}"
     below = [*folder.glob("snapshots/*/config.json"), *folder.glob("*/config.json")]
     if below:
         return f"{start} There is one in {str(below[0].parent)!r}: give that folder."

@@ -17,8 +17,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from langchain_specdec.runner.cpu.kernel_attention import can_decode_attention, decode_attention
-
-ATTENTION_NAME = "specdec"
+from langchain_specdec.runner.model_config import ATTENTION_NAME as ATTENTION_NAME
 
 # Arguments of attention modules that change the result and that this function would have to honour.
 _UNSUPPORTED = ("s_aux", "position_bias", "head_mask")

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from langchain_specdec.runner.lazy_memory import LazyZeros
 from langchain_specdec.runner.step_inputs import RowInputs
+from langchain_specdec.runner.verify import is_gapless
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,6 @@ class _SlotLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """Positions of a slot (transformers 4)."""
         return self.max_length
-
-
-def is_gapless(offsets: Sequence[int]) -> bool:
-    """Whether nodes stand one after the other from the first on, so that nothing has to move."""
-    return list(offsets) == list(range(len(offsets)))
 
 
 def _zeros(size: tuple[int, ...], like: Tensor) -> tuple[Tensor, LazyZeros | None]:

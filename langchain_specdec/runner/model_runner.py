@@ -13,12 +13,14 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.model_inputs import ModelInputs, cached_bytes, max_positions
+from langchain_specdec.runner.model_config import cached_bytes, max_positions
+from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
+from langchain_specdec.sampling.noise import gumbel_noise
 
 PickDraft = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Picks draft tokens, int64 `[rows, 1]`, by logits `[rows, 1, vocab]`, the positions that the tokens will have
@@ -86,6 +88,9 @@ class ModelRunner:
         """Make all graphs that drafting for certain texts is likely to use; here there are none."""
 
     clock = staticmethod(step_clock)
+    make_noise = staticmethod(gumbel_noise)
+    has_own_threads = False
+    """Whether its forwards run on threads of their own, so that PyTorch's need not."""
 
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked."""

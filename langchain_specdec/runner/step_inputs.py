@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langchain_specdec.sampling.choice import pick_noisy
-from langchain_specdec.sampling.noise import Noise, seed_halves
+from langchain_specdec.sampling.noise import MakeNoise, Noise, gumbel_noise, seed_halves
 from langchain_specdec.sampling.top_tokens import best_token
 
 WIDTHS = (1, 2, 3, 5, 8, 16, 32, 64)
@@ -34,6 +34,8 @@ class RowBatch:
         parents: For each token the index of the one that it follows; the first has -1. None: the one before it.
         noise: The noise that picks the tokens that follow, where logits and noise are all it takes; else None.
         num_candidates: How many of the target's best tokens after each token are wanted besides its pick.
+        keeps_logits: Whether the logits are going to be read where logits and noise are all it takes. A runner may
+            have none to read otherwise.
     """
 
     slots: Sequence[int]
@@ -42,6 +44,7 @@ class RowBatch:
     parents: Sequence[Sequence[int]] | None = None
     noise: Noise | None = None
     num_candidates: int = 0
+    keeps_logits: bool = False
 
     @cached_property
     def width(self) -> int:
@@ -152,20 +155,23 @@ class RowInputs:
         first, width = self.places[:, None], self.tokens.shape[1]
         return first + torch.arange(width, device=first.device) if width > 1 else first
 
-    def pick(self, logits: Tensor, positions: Tensor, *, is_sampled: bool) -> Tensor:
+    def pick(
+        self, logits: Tensor, positions: Tensor, *, is_sampled: bool, make_noise: MakeNoise = gumbel_noise
+    ) -> Tensor:
         """The tokens that logits and noise pick for these rows; nothing in it waits for the device.
 
         Args:
             logits: `[rows, width, vocab]`.
             positions: Index in its text of the token to pick, int64 `[rows, width]`.
             is_sampled: Whether any row is not greedy.
+            make_noise: See `MakeNoise`.
 
         Returns:
             Token ids, int64 `[rows, width]`.
         """
         if not is_sampled:
             return best_token(logits)
-        return pick_noisy(logits, self.temperature, self.seeds, positions)
+        return pick_noisy(logits, self.temperature, self.seeds, positions, make_noise)
 
     def following(self, tokens: Tensor) -> RowInputs:
         """What comes after these rows: one token for each, int64 `[rows, 1]`."""

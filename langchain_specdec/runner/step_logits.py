@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+_CPU = torch.device("cpu")
 
 
 class _Counter(Protocol):
@@ -21,7 +26,7 @@ class StepLogits:
     is an error with every runner; whoever needs them longer copies them.
 
     Args:
-        tensor: The logits; positions past a row's own length hold nothing of use.
+        tensor: The logits, or an array of them; positions past a row's own length hold nothing of use.
         runner: The runner whose latest forward computed them.
 
     Attributes:
@@ -29,9 +34,9 @@ class StepLogits:
         device: Where they are.
     """
 
-    def __init__(self, tensor: Tensor, runner: _Counter) -> None:
+    def __init__(self, tensor: Tensor | NDArray[np.float32], runner: _Counter) -> None:
         self.shape = tensor.shape
-        self.device = tensor.device
+        self.device = tensor.device if isinstance(tensor, Tensor) else _CPU
         self._tensor = tensor
         self._runner = runner
         self._num_forwards = runner.num_forwards
@@ -46,7 +51,8 @@ class StepLogits:
         if self._runner.num_forwards != self._num_forwards:
             msg = "These logits are of an earlier forward: read or copy them before the runner's next one."
             raise RuntimeError(msg)
-        return self._tensor
+        tensor = self._tensor
+        return tensor if isinstance(tensor, Tensor) else torch.from_numpy(tensor)
 
     def __getitem__(self, index: Any) -> Tensor:
         """`tensor[index]`."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from langchain_specdec.runner.step_inputs import RowInputs
+from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.top_tokens import top_tokens
 
@@ -22,13 +26,20 @@ class Verification:
 
     Attributes:
         logits: `[rows, width, vocab]`; see `StepLogits`.
-        verdict: What `pick_and_accept` says; None where more than logits and noise decides.
-        inputs: The rows.
+        verdict: What `pick_and_accept` says, a tensor, or an array where no device is involved; None where more than
+            logits and noise decides.
+        rows: The rows, on the device if they were taken there.
     """
 
     logits: StepLogits
-    verdict: Tensor | None
-    inputs: RowInputs
+    verdict: Tensor | NDArray[np.int64] | None
+    rows: RowInputs | RowBatch
+
+    @property
+    def inputs(self) -> RowInputs:
+        """The rows on the device."""
+        rows = self.rows
+        return RowInputs.from_batch(rows, self.logits.device) if isinstance(rows, RowBatch) else rows
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,37 @@ def accept(nodes: Tensor, parents: Tensor, ancestors: Tensor, num_nodes: Tensor,
     # A node stands if every node that leads to it matches: one comparison, however deep the tree is.
     stands = (matches[:, None, :] | ~ancestors).all(-1)
     return stands & (torch.arange(nodes.shape[1], device=nodes.device) < num_nodes[:, None])
+
+
+def accept_rows(
+    nodes: Sequence[Sequence[int]], parents: Sequence[Sequence[int]] | None, picks: list[list[int]], width: int
+) -> list[list[bool]]:
+    """`accept` on the host, for rows that are not padded.
+
+    Args:
+        nodes: The last token and the draft tokens of each row.
+        parents: Index of each node's parent among the row's nodes; None: the node before it.
+        picks: The target's pick after each node; what stands after a row's own is not looked at.
+        width: Entries of each row of the answer.
+
+    Returns:
+        Which nodes stand; padding does not.
+    """
+    verdicts = []
+    for row, tokens in enumerate(nodes):
+        above, chosen = parents[row] if parents is not None else range(-1, len(tokens) - 1), picks[row]
+        stands = [True]
+        for node in range(1, len(tokens)):
+            parent = above[node]
+            stands.append(stands[parent] and tokens[node] == chosen[parent])
+        stands += [False] * (width - len(tokens))
+        verdicts.append(stands)
+    return verdicts
+
+
+def is_gapless(offsets: Sequence[int]) -> bool:
+    """Whether nodes stand one after the other from the first on, so that nothing has to move."""
+    return all(map(operator.eq, offsets, itertools.count()))
 
 
 def pick_and_accept(logits: Tensor, inputs: RowInputs, *, is_sampled: bool, num_candidates: int = 0) -> Tensor:

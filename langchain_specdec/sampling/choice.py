@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from langchain_specdec.sampling.noise import gumbel_noise, seed_halves
+from langchain_specdec.sampling.noise import MakeNoise, gumbel_noise, seed_halves
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.sampling.top_tokens import best_token
 
@@ -252,6 +252,7 @@ def pick_tokens(
     drafts: Tensor | None = None,
     ancestors: Tensor | None = None,
     allowed: Tensor | None = None,
+    make_noise: MakeNoise = gumbel_noise,
 ) -> Tensor:
     """The token that each position's distribution and noise choose; greedy and sampled alike.
 
@@ -263,6 +264,7 @@ def pick_tokens(
         drafts: See `process_logits`.
         ancestors: See `process_logits`.
         allowed: See `process_logits`.
+        make_noise: See `MakeNoise`.
 
     Returns:
         Token ids, int64 `[rows, width]`.
@@ -271,11 +273,13 @@ def pick_tokens(
         return best_token(logits if allowed is None else logits.masked_fill(~allowed, -math.inf))
     scores = process_logits(logits, table, history, drafts, ancestors, allowed)
     if table.is_sampled:
-        scores = scores + table.temperature * gumbel_noise(table.seeds, positions, scores.shape[-1])
+        scores = scores + table.temperature * make_noise(table.seeds, positions, scores.shape[-1])
     return best_token(scores)
 
 
-def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+def pick_noisy(
+    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, make_noise: MakeNoise = gumbel_noise
+) -> Tensor:
     """`pick_tokens` where `SamplingParams.needs_only_noise`; nothing in it waits for the device.
 
     Args:
@@ -283,9 +287,10 @@ def pick_noisy(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Te
         temperature: Floating point `[rows]`; 0 is greedy.
         seeds: Lower and upper half of each row's seed, as int32 numbers, any whole number type `[rows, 2]`.
         positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
+        make_noise: See `MakeNoise`.
 
     Returns:
         Token ids, int64 `[rows, width]`.
     """
-    noise = gumbel_noise(seeds.to(torch.int32), positions, logits.shape[-1])
+    noise = make_noise(seeds.to(torch.int32), positions, logits.shape[-1])
     return best_token(logits.float() + temperature.float()[:, None, None] * noise)

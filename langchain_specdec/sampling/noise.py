@@ -7,7 +7,7 @@ and Drafter-Invariant Speculative Decoding", https://arxiv.org/abs/2408.07978).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from langchain_specdec.sampling.params import SamplingParams
+
+
+MakeNoise = Callable[[Tensor, Tensor, int], Tensor]
+"""Makes noise as `gumbel_noise` does; a runner that picks tokens by itself has its own, the same but for rounding."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-from langchain_specdec.runner.kv_cache import is_gapless
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import is_gapless
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.fake_cuda import FIRST_LETTER, NUM_LETTERS, FakeCapture, FakeCuda, Record, letters, make_model
 from tests.support.model_families import make_config

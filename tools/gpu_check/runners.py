@@ -77,7 +77,9 @@ def backend_of(check: Check, model: Any, tokenizer: Any, *, is_captured: bool, *
 
 def plain(runner: Runner) -> ModelRunner:
     """The runner without its graphs."""
-    return runner.uncaptured if isinstance(runner, CapturedRunner) else runner
+    inner = runner.uncaptured if isinstance(runner, CapturedRunner) else runner
+    assert isinstance(inner, ModelRunner)
+    return inner
 
 
 def captured(runner: Runner) -> CapturedRunner:

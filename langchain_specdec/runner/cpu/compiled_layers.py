@@ -32,6 +32,7 @@ from langchain_specdec.runner.cpu.compile_thread import CompileThread
 from langchain_specdec.runner.cpu.compiler import compiler_command, compiler_program, find_compiler
 from langchain_specdec.runner.cpu.worker_threads import release_workers
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
+from langchain_specdec.runner.model_config import decoder_layers
 from langchain_specdec.runner.trials import CompileMode, MadeGraph, Shortcut, largest_error
 
 Trial = Callable[[bool, int, int], tuple[Tensor, float]]
@@ -291,13 +292,6 @@ def _keep_tensor_guards(entries: Any) -> Any:
 def _key(shape: ForwardShape) -> GraphKey:
     rows, width = shape.positions.shape
     return rows == 1, width == 1
-
-
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the base model."""
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
-    return list(lists[0]) if len(lists) == 1 else []
 
 
 def _group_size(count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable
@@ -20,6 +21,19 @@ def release_workers() -> None:
     pause = _pause()
     if pause is not None:
         pause(_SOFT)
+
+
+def use_one_worker() -> None:
+    """Have the calling thread's parallel operators run in it alone; all other threads' go on as they did.
+
+    For a thread whose forwards run on threads of their own: workers beside those would only wait, spinning.
+    """
+    import torch
+
+    # PyTorch sets a thread's number at its first operator there, which would undo this.
+    torch.get_num_threads()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).omp_set_num_threads(1)
 
 
 def _pause() -> Callable[[int], int] | None:

@@ -26,6 +26,7 @@ from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
+from langchain_specdec.sampling.noise import gumbel_noise
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
 _MAX_FED = 2
@@ -87,6 +88,8 @@ class CapturedRunner:
         return not (self._is_complete or self.store.is_stopped or self.store.is_frozen)
 
     clock = staticmethod(step_clock)
+    make_noise = staticmethod(gumbel_noise)
+    has_own_threads = False
 
     def note_weights(self) -> bool:
         """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""

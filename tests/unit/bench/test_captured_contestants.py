@@ -17,6 +17,7 @@ from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.measure import grouped
 from langchain_specdec.bench.workload import Question
 from langchain_specdec.models import make_runner as factory
+from langchain_specdec.models import module_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.model_runner import ModelRunner
@@ -31,7 +32,8 @@ QUESTIONS = [Question(str(i), "qa", f"the cat {i} sat on the mat, the cat {i} sa
 
 def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the bench's runners capture, as they do on a GPU."""
-    for module in (weights, factory):
+    monkeypatch.setattr(factory, "native_library", lambda: None)
+    for module in (weights, module_runner):
         monkeypatch.setattr(module, "can_pack", lambda model: False)
 
     def make(loaded: Any, *, compile: str, **options: Any) -> CapturedRunner:  # noqa: A002 - the name that users give

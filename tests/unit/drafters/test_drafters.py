@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_index_work_per_token_does_not_grow_with_the_text() -> None:
 
     max_ngram, tokens = 5, [random.Random(0).randrange(4) for _ in range(2000)]
     index = NgramIndex(max_ngram)
-    index._masked_tables = [(mask, Counting()) for mask, _ in index._masked_tables]
+    index._masked_tables[:] = [(mask, cast("Any", Counting())) for mask, _ in index._masked_tables]
     for end in range(1, len(tokens) + 1):
         before = Counting.num_writes, Counting.num_reads
         index.extend(tokens[:end])
@@ -126,7 +126,8 @@ def test_a_long_prompt_is_indexed_as_it_is_read(make: Callable[[], Drafter]) -> 
 def test_a_long_prompt_that_a_slot_held_is_indexed_over_several_steps(make: Callable[[], Drafter]) -> None:
     prompt = [random.Random(1).randrange(40_000) for _ in range(10_000)]
     request, drafter = FakeRequest(0, [*prompt, *prompt[:5]]), make()
-    indexed, offers = [], []
+    indexed: list[int] = []
+    offers: list[Sequence[Proposal]] = []
     for _ in range(6):
         before = _index_of(drafter).num_indexed if indexed else 0
         offers.append(drafter.consider(request, DraftLimits(4)))

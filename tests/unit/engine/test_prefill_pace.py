@@ -110,7 +110,12 @@ def test_a_prompt_alone_is_read_in_whole_chunks(engines: MakeEngine, monkeypatch
     engine = engines(tiny_model(), max_length=500, prefill_chunk=128)
     widths: list[int] = []
     prefill = engine.runner.prefill
-    monkeypatch.setattr(engine.runner, "prefill", lambda batch: (widths.append(batch.width), prefill(batch)))
+
+    def counted(batch: RowBatch) -> None:
+        widths.append(batch.width)
+        prefill(batch)
+
+    monkeypatch.setattr(engine.runner, "prefill", counted)
     read(engine.submit([1] * 400, SamplingParams(max_new_tokens=2)))
     read(engine.submit([2] * 400, SamplingParams(max_new_tokens=2)))
     assert widths == [128, 128, 128, 15] * 2

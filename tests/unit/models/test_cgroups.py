@@ -101,3 +101,34 @@ def test_the_quota_of_cores_of_version_1(root: Path, quota: str, cores: float | 
     (root / "cgroup/cpu/pod/cpu.cfs_period_us").write_text("100000\n")
     (root / "own").write_text("3:cpu:/pod\n2:memory:/\n")
     assert memory.cpu_quota() == cores
+
+
+def threads(root: Path, monkeypatch: pytest.MonkeyPatch, *, processors: set[int], quota: str = "max") -> int:
+    """Of a machine with four cores of two threads each."""
+    for processor in range(8):
+        folder = root / f"cpu/cpu{processor}/topology"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "thread_siblings_list").write_text(f"{processor % 4},{processor % 4 + 4}\n")
+    (root / "cgroup").mkdir(exist_ok=True)
+    (root / "cgroup/cpu.max").write_text(f"{quota} 100000\n")
+    (root / "own").write_text("0::/\n")
+    monkeypatch.setattr(memory, "_PROCESSORS", root / "cpu")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: processors, raising=False)
+    return memory.default_threads()
+
+
+def test_threads_are_the_cores_that_may_be_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads(root, monkeypatch, processors=set(range(8))) == 4
+    assert threads(root, monkeypatch, processors={0, 4, 5}) == 2
+    assert threads(root, monkeypatch, processors={3}) == 1
+    assert threads(root, monkeypatch, processors=set(range(8)), quota="250000") == 3
+    assert threads(root, monkeypatch, processors=set(range(8)), quota="10000") == 1
+
+
+def test_threads_are_never_more_than_a_decoder_takes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_PROCESSORS", root / "nothing")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 192)
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: set(range(192)), raising=False)
+    (root / "own").write_text("")
+    assert memory.default_threads() == 64

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
-from langchain_specdec.models import loader
+from langchain_specdec.models import pretrained
 from langchain_specdec.models.checkpoint import explained
 from langchain_specdec.models.loader import load_model
 from tests.support import tiny_models as tiny
@@ -171,6 +171,6 @@ def test_what_tells_of_the_machine_is_passed_on(error: type[BaseException], fold
     def read(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(loader, "read_weights", read)
+    monkeypatch.setattr(pretrained, "read_weights", read)
     with pytest.raises(error):
         load_model(folder, device="cpu")

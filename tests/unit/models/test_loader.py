@@ -25,7 +25,7 @@ from langchain_specdec.errors import (
     SpecDecError,
     UnsupportedModelError,
 )
-from langchain_specdec.models import adapters, loader, model_source
+from langchain_specdec.models import adapters, model_source, module_runner, pretrained
 from langchain_specdec.models import make_runner as make_runner_module
 from langchain_specdec.models.adapters import find_parts
 from langchain_specdec.models.compatibility import check_pair, check_supported
@@ -229,7 +229,7 @@ def test_a_model_id_that_cannot_be_read(monkeypatch):
     with pytest.raises(ModelLoadError, match="somebody/something: it is not on this machine, and HF_HUB_OFFLINE"):
         load_model("somebody/something")
     # As of one that was found, and went meanwhile.
-    monkeypatch.setattr(loader, "check_source", lambda name, **__: (name, None))
+    monkeypatch.setattr(pretrained, "check_source", lambda name, **__: (name, None))
     # It asks the hub too.
     monkeypatch.setattr(adapters, "find_adapter_config_file", lambda *_, **__: None)
     with pytest.raises(ModelLoadError) as caught:
@@ -256,7 +256,7 @@ def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, cal
         sources.append(source)
         return find_parts(source, *rest)
 
-    monkeypatch.setattr(loader, "find_parts", find)
+    monkeypatch.setattr(pretrained, "find_parts", find)
     loaded = load_model("somebody/something", device="cpu")
     assert sources == [str(snapshot)]
     assert loaded.name == "somebody/something"
@@ -265,7 +265,7 @@ def test_the_hub_is_left_alone_where_it_is_out_of_reach(monkeypatch, folder, cal
 @pytest.mark.parametrize("name", ["draft.gguf", "https://huggingface.co/a/b"])
 def test_a_draft_model_and_an_adapter_are_looked_at_before_anything_is_read(folder, name, no_work):
     for options in ({"draft_model": name}, {"adapter": name}):
-        with pytest.raises(ModelLoadError, match=r"GGUF files|Give the model's id, 'a/b'"):
+        with pytest.raises(ModelLoadError, match=r"There is no file|Give the model's id, 'a/b'"):
             LocalBackend(folder, device="cpu", **options)
 
 
@@ -324,7 +324,7 @@ def test_own_code_of_a_model_does_not_run_unless_asked_for(own_code):
 
 def test_own_code_of_a_model_runs_when_asked_for(own_code, monkeypatch):
     compared = []
-    monkeypatch.setattr(make_runner_module, "check_cached_forward", lambda runner, name: compared.append(name))
+    monkeypatch.setattr(module_runner, "check_cached_forward", lambda runner, name: compared.append(name))
     loaded = load_model(own_code, tiny.byte_tokenizer(), device="cpu", trust_remote_code=True)
     assert type(loaded.model).__name__ == "OwnModel"
     assert loaded.model.config._attn_implementation == ATTENTION_NAME

@@ -16,6 +16,7 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import EngineClosedError
 from langchain_specdec.models import memory
+from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import byte_tokenizer, tiny_model, wait_until
 
@@ -48,6 +49,9 @@ def parts_of(backend: LocalBackend) -> list[weakref.ref[Any]]:
     """What has the weights and the slots."""
     refs = []
     for runner in backend._runners:
+        if isinstance(runner, NativeRunner):
+            refs += [weakref.ref(runner.model), weakref.ref(runner.cache.memory), weakref.ref(runner._weights)]
+            continue
         buffers = [layer.keys for layer in runner.cache._slot_layers]
         assert all(buffer is not None for buffer in buffers)
         weights = next((b for name, b in runner.model.named_buffers() if name.endswith("panels")), None)

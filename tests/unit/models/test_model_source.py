@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models import hub
+from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.hub import unreachable, within
 from langchain_specdec.models.model_source import check_source
 
@@ -56,9 +57,9 @@ def refusal(source: Any, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("x.gguf", "There is no file 'x.gguf'. GGUF files are for llama.cpp"),
-        ("/no/such/x.GGUF", "There is no file '/no/such/x.GGUF'. GGUF files are for llama.cpp"),
-        ("owner/x.gguf", "If a file is meant: there is none of that name. GGUF files"),
+        ("x.gguf", "There is no file 'x.gguf'. Give the path of a GGUF file"),
+        ("/no/such/x.GGUF", "There is no file '/no/such/x.GGUF'. Give the path of a GGUF file"),
+        ("owner/x.gguf", "If a file is meant: there is none of that name. Give the path of a GGUF file"),
         ("./x.onnx", "ONNX files are not read here"),
         ("model.safetensors", "There is no file 'model.safetensors'. Give the folder that holds"),
         ("model.zip", "Unpack the archive"),
@@ -73,6 +74,8 @@ def refusal(source: Any, **options: Any) -> str:
         ("huggingface.co/a/b/", "Give the model's id, 'a/b'."),
         ("https://huggingface.co/gpt2/tree/main", "Give the model's id, 'gpt2'."),
         ("https://huggingface.co/a/b/tree/v1?x=y", "Give the model's id, 'a/b', and 'v1' as the revision."),
+        ("https://huggingface.co/a/b/blob/main/q/x.gguf", "Give the file as 'a/b:q/x.gguf'."),
+        ("https://huggingface.co/a/b/resolve/v1/x.gguf?x=y", "the file as 'a/b:x.gguf', and 'v1' as the revision."),
         ("https://mirror.example/a/b", "Give a folder, or a model's id"),
         ("https://huggingface.co/datasets/a/b", "Give a folder, or a model's id"),
         ("file:///models/x", "Give the folder, '/models/x'."),
@@ -98,7 +101,7 @@ def test_keys_in_an_address_are_not_repeated(host: str) -> None:
 @pytest.mark.parametrize(
     ("file", "advice"),
     [
-        ("x.gguf", "GGUF files are for llama.cpp"),
+        ("x.ggml", "This form of file came before GGUF"),
         ("x.onnx", "ONNX files are not read here"),
         ("x.zip", "Unpack the archive"),
         ("model.safetensors", "Give the folder that holds a model's config.json"),
@@ -121,7 +124,6 @@ def test_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
 @pytest.mark.parametrize(
     ("file", "advice"),
     [
-        ("x.gguf", "GGUF files are for llama.cpp"),
         ("model.onnx", "ONNX files are not read here"),
         ("snapshots/abc/config.json", "There is one in '{folder}/snapshots/abc': give that folder."),
         ("checkpoint-7/config.json", "There is one in '{folder}/checkpoint-7': give that folder."),
@@ -145,7 +147,68 @@ def test_models_and_adapters_are_let_through(tmp_path: Path, empty_cache: Path, 
     assert check_source("embedded") == ("embedded", None)
 
 
+def test_a_gguf_file_is_let_through_as_it_is_and_out_of_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "x-Q4.gguf"
+    file.touch()
+    for name in ("mmproj-x.gguf", "README.md"):
+        (tmp_path / name).touch()
+    assert check_source(str(file)) == check_source(file) == check_source(tmp_path) == (str(file), None)
+    (tmp_path / "config.json").write_text("{}")
+    assert check_source(tmp_path) == (str(tmp_path), None)
+
+
+def test_a_model_in_parts_is_one(tmp_path: Path) -> None:
+    for part in (1, 2, 3):
+        (tmp_path / f"x-0000{part}-of-00003.gguf").touch()
+    assert check_source(tmp_path) == (str(tmp_path / "x-00001-of-00003.gguf"), None)
+
+
+def test_a_folder_with_several_gguf_models_is_told_how_to_name_one(tmp_path: Path) -> None:
+    for name in ("b.gguf", "a.GGUF"):
+        (tmp_path / name).touch()
+    message = refusal(tmp_path)
+    assert message == f"{str(tmp_path)!r} holds 2 GGUF models. Give one, such as {str(tmp_path / 'a.GGUF')!r}: " + (
+        "a.GGUF, b.gguf."
+    )
+
+
+def test_no_adapter_is_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").touch()
+    for given in (tmp_path, tmp_path / "x.gguf"):
+        assert "Give the folder that holds an adapter" in refusal(given, holds="an adapter's weights")
+    assert "Give the folder that holds an adapter" in refusal("y.gguf", holds="an adapter's weights")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name:x.gguf", ("owner/name", "x.gguf")),
+        ("name:Q4/x-Q4_K_M.GGUF", ("name", "Q4/x-Q4_K_M.GGUF")),
+        ("owner/name:Q4_K_M", None),
+        ("C:x.gguf", None),
+        ("C:\\x.gguf", None),
+        ("owner/name:../x.gguf", None),
+        ("owner/name:/x.gguf", None),
+        ("x.gguf", None),
+    ],
+)
+def test_names_of_files_on_the_hub(name: str, expected: object) -> None:
+    assert hub.hub_file(name) == expected
+
+
 # The Hub.
+
+
+def test_a_downloaded_gguf_file_is_let_through(empty_cache: Path) -> None:
+    message = refusal(f"{ID}:x.gguf")
+    assert message.startswith(f"Cannot load {ID}:x.gguf: it is not on this machine")
+    assert f"hf download {ID} x.gguf" in message
+    assert not hub.is_here(f"{ID}:x.gguf")
+    download(empty_cache, file="x.gguf")
+    assert hub.is_here(f"{ID}:x.gguf")
+    assert check_source(f"{ID}:x.gguf") == (f"{ID}:x.gguf", None)
+    found = local_gguf(f"{ID}:x.gguf")
+    assert found == empty_cache / f"models--{ID.replace('/', '--')}" / "snapshots" / "abc" / "x.gguf"
 
 
 def test_offline_an_id_is_refused_without_a_question() -> None:
@@ -247,7 +310,10 @@ def test_what_the_hub_refuses(answers: type[_Hub], name: str, said: str) -> None
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("x-Q4.gguf", "README.md"), "it holds GGUF files only. GGUF files are for llama.cpp"),
+        (
+            ("x-Q4.gguf", "README.md"),
+            "it holds GGUF files. Name one, such as 'o/404-EntryNotFound:x-Q4.gguf': x-Q4.gguf.",
+        ),
         (("README.md",), "it has no config.json"),
         (("adapter_config.json", "adapter_model.safetensors"), None),
     ],
@@ -259,6 +325,31 @@ def test_repositories_without_a_configuration(answers: type[_Hub], files: tuple[
     else:
         assert said in refusal("o/404-EntryNotFound")
     assert len(answers.questions) == 2
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("b.gguf", "a/x.gguf", "README.md"), "there is no such file. Its GGUF files are a/x.gguf, b.gguf."),
+        (
+            ("config.json",),
+            "there is no such file. o/404-EntryNotFound has no GGUF files: give it itself as the model.",
+        ),
+    ],
+)
+def test_a_gguf_file_that_is_not_there_is_answered_with_those_that_are(
+    answers: type[_Hub], files: tuple[str, ...], said: str
+) -> None:
+    answers.files = files
+    assert refusal("o/404-EntryNotFound:x.gguf") == f"Cannot load o/404-EntryNotFound:x.gguf: {said}"
+    assert answers.questions[0] == "/o/404-EntryNotFound/resolve/main/x.gguf"
+
+
+@pytest.mark.server
+def test_a_gguf_file_on_the_hub_takes_one_question(answers: type[_Hub]) -> None:
+    assert check_source("o/200:q/x.gguf", revision="v1") == ("o/200:q/x.gguf", "v1")
+    assert answers.questions == ["/o/200/resolve/v1/q/x.gguf"]
 
 
 @pytest.mark.server

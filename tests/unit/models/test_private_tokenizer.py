@@ -255,7 +255,7 @@ class Shouting(PreTrainedTokenizerFast):
     """Decodes in its own way, as a few tokenizers of transformers do."""
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(*args, **kwargs).upper()
+        return str(super().decode(*args, **kwargs)).upper()
 
 
 def test_tokens_are_decoded_as_the_tokenizers_own_call_does(monkeypatch: pytest.MonkeyPatch) -> None:

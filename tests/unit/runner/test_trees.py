@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.sampling.params import SamplingParams
@@ -140,6 +141,7 @@ def test_each_node_gets_the_logits_of_its_own_chain(
     nodes = [[p[-1], *(rng.randrange(256) for _ in parents[1:])] for p, parents in zip(prompts, rows, strict=True)]
     logits = runner.verify(RowBatch(used, [len(p) - 1 for p in prompts], nodes, rows)).logits.tensor
     assert torch.isfinite(logits).all()  # Padding too: NaN there would stay in the cache.
+    assert isinstance(runner, ModelRunner)
     for layer in runner.cache._slot_layers:
         assert layer.keys is not None is not layer.values
         assert torch.isfinite(layer.keys).all()

@@ -1,7 +1,8 @@
 """Kernels of our own in C++, for what neither PyTorch nor oneDNN does fast: decoding a few tokens on a CPU.
 
-A kernel is one source file beside this one. It is compiled when it is first needed, which takes a second, and kept in
-the user's cache folder, if there is one. Each has a module of the engine that tests it and calls it.
+A kernel is one source file beside this one, or a folder of them with threads of its own. It is compiled when it is
+first needed, which takes seconds, and kept in the user's cache folder, if there is one. Each has a module of the engine
+that tests it and calls it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
+import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +38,14 @@ _FOLDER = Path(__file__).parent
 _BUILD_SECONDS = 120
 # Compiler flags by what PyTorch finds the processor to be able to. Others would gain little.
 _FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
+# Of a folder: half-precision numbers came before AVX2, and PyTorch's AVX512 stands for these four.
+_FOLDER_FLAGS = {
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+}
+_SUFFIXES = (".cpp", ".h")
+# NEON is part of all 64-bit ARM processors.
+_ARM = ("aarch64", "arm64")
 
 
 def tested_kernel(
@@ -42,16 +54,16 @@ def tested_kernel(
     """The kernel of that name; None where there is none for this machine, or it fails its test here.
 
     Args:
-        name: Of its source file.
+        name: Of its source file, or of its folder.
         purpose: What it is for, in a message.
         wrap: Makes what calls it of its library.
         is_right: Its test.
     """
-    flags = _FLAGS.get(torch.backends.cpu.get_cpu_capability())
+    sources, flags = _sources(name)
     if flags is None or sys.platform != "linux":
         return None
     try:
-        kernel = wrap(_library(_FOLDER / f"{name}.cpp", flags))
+        kernel = wrap(_library(name, sources, flags))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         if find_compiler() is None:
             _warn_once(compiler_command())
@@ -70,7 +82,19 @@ def _warn_once(command: tuple[str, ...]) -> None:
     _logger.warning("There is no C++ compiler %s: %s.", shlex.join(command), WITHOUT)
 
 
-def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+def _sources(name: str) -> tuple[list[Path], tuple[str, ...] | None]:
+    """What a kernel is compiled of, headers included, and its flags on this processor; None where there are none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    folder = _FOLDER / name
+    if not folder.is_dir():
+        alone = _FLAGS.get(capability)
+        return [_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h"))], alone and (*alone, "-fopenmp")
+    flags: tuple[str, ...] | None = () if platform.machine().lower() in _ARM else _FOLDER_FLAGS.get(capability)
+    sources = [path for path in (*sorted(folder.iterdir()), *sorted(_FOLDER.glob("*.h"))) if path.suffix in _SUFFIXES]
+    return sources, None if flags is None else (*flags, "-pthread")
+
+
+def _library(name: str, sources: Sequence[Path], flags: tuple[str, ...]) -> ctypes.CDLL:
     """Load what an earlier run compiled, or compile it.
 
     Raises:
@@ -78,9 +102,9 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         subprocess.SubprocessError: It failed.
     """
     compiler = compiler_command()
-    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(_FOLDER.glob("*.h")))]
+    texts = [path.read_text(encoding="utf-8") for path in sources]
     identity = hashlib.sha256("\0".join((*texts, *compiler, *flags)).encode()).hexdigest()
-    name = f"{source.stem}-{identity[:16]}"
+    name = f"{name}-{identity[:16]}"
     folder = _cache_folder()
     with tempfile.TemporaryDirectory(prefix="specdec-") as private:
         linked = Path(private) / f"{name}.so"
@@ -91,10 +115,7 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(linked))
             linked.unlink()
-        compiled = linked.with_suffix(".o")
-        _run([*compiler, "-O3", "-std=c++17", "-fPIC", "-fopenmp", *flags, "-c", str(source), "-o", str(compiled)])
-        # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
-        _run([*compiler, "-shared", str(compiled), "-o", str(linked)])
+        _compile([*compiler, "-O3", "-std=c++17", "-fPIC", *flags], compiler, sources, linked)
         content = linked.read_bytes()
         library = ctypes.CDLL(str(linked))
     if folder is None:
@@ -104,6 +125,18 @@ def _library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     except OSError as error:
         _logger.debug("cannot keep %s in %s: %s", name, folder, error)
     return library
+
+
+def _compile(command: list[str], compiler: Sequence[str], sources: Sequence[Path], linked: Path) -> None:
+    units = [path for path in sources if path.suffix == ".cpp"]
+    compiled = [linked.with_name(f"{path.stem}.o") for path in units]
+    # As many at a time as there may be cores; each takes seconds.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        commands = [[*command, "-c", str(unit), "-o", str(made)] for unit, made in zip(units, compiled, strict=True)]
+        list(pool.map(_run, commands))
+    # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
+    threads = ["-pthread"] if "-pthread" in command else []
+    _run([*compiler, "-shared", *threads, *map(str, compiled), "-o", str(linked)])
 
 
 def _cache_folder() -> Path | None:

@@ -43,27 +43,6 @@ struct Strides {
   int64_t row, head, position;
 };
 
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-
-// e to the x, to 2 units in the last place (Cephes' expf); 0 below -87, where float32 ends. NaN stays.
-inline Vector exponential(Vector x) {
-  const Vector least = Vector{} - 87.0f;
-  const Integers is_zero = x < least;
-  x = larger(least, x);
-  // Adding and taking away 1.5 * 2^23 rounds to whole numbers.
-  const Vector n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-  x = x - n * 0.693359375f;
-  x = x + n * 2.12194440e-4f;
-  Vector y = x * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * x + 8.3334519073e-3f;
-  y = y * x + 4.1665795894e-2f;
-  y = y * x + 1.6666665459e-1f;
-  y = y * x + 5.0000001201e-1f;
-  y = y * (x * x) + x + 1.0f;
-  const Vector power = (Vector)((__builtin_convertvector(n, Integers) + 127) << 23);
-  return is_zero ? Vector{} : y * power;
-}
-
 // Memory that will be needed soon, to be asked for bit by bit while something else is computed: asked for at once, it
 // would hold up all that is read meanwhile. What is past the end may be asked for, too; that does nothing.
 struct Ahead {

@@ -20,6 +20,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.module_runner import make_module_runner
 from langchain_specdec.runner.cpu import compile_costs
 from langchain_specdec.runner.cpu import compiled_layers as compilation
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts
@@ -64,7 +65,8 @@ def layers_of(engine: Engine) -> CompiledLayers:
 
 def compiled_engine(mode: str = "reduce-overhead", **overrides: Any) -> Engine:
     target = dataclasses.replace(loaded(tiny_model(**overrides)), is_owned=True)
-    runner = make_runner(target, num_slots=4, max_length=256, max_width=11, compile=mode)  # type: ignore[arg-type]
+    # As models run that are of no family with a native decoder.
+    runner = make_module_runner(target, 4, lambda: 256, 11, mode, None)  # type: ignore[arg-type]
     return Engine(runner, PromptLookupDrafter(5), target.tokenizer, (256,), step_cost=StepCost.flat())
 
 

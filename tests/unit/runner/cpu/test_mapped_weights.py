@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from langchain_specdec.models import make_runner as make_runner_module
+from langchain_specdec.models import module_runner
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
@@ -114,7 +114,7 @@ def test_nothing_of_a_model_is_read_from_its_file_any_more(
     if is_written:
         model.model.layers[0].mlp.up_proj.weight.data[3] = 7.0
     expected, counts = numbers(model, ids), model.counts.clone()
-    monkeypatch.setattr(make_runner_module, "can_pack", lambda _: is_packed)
+    monkeypatch.setattr(module_runner, "can_pack", lambda _: is_packed)
     loaded = LoadedModel(model, None, "tiny", (0,), is_owned=True)
     make_runner(loaded, num_slots=1, max_length=64, max_width=4)
     mapped = MappedWeights()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from langchain_specdec.models.loader import _best_attention
+from langchain_specdec.models.pretrained import _best_attention
 from langchain_specdec.runner.cuda.buckets import Bucket
 from langchain_specdec.runner.cuda.captured_runner import verify_step
 from langchain_specdec.runner.cuda.waiting import RefuseWaiting

@@ -42,10 +42,11 @@ struct Model {
   const Layer* layer;
 };
 
-// Keys and values: [layers, 2, slots, kv_heads, length, head_dim] in float32.
+// Keys and values in float32, by layer and slot, `decoder_slot_floats` numbers each: first the keys of each head of
+// keys, [length / 16, head_dim, 16], then its values, [length, head_dim in whole groups of 16]. Zeros at first.
 struct Cache {
   float* data;
-  int64_t slots, length;
+  int64_t slots, length;  // length: a multiple of 16
 };
 
 // The rows of a forward. Null is "not wanted", or "as usual".
@@ -67,17 +68,25 @@ struct Step {
   int64_t* best;             // [candidates, rows, width]
 };
 
-// Null where threads cannot be had. Weights and cache have to outlive it; the structs themselves are copied.
+// Numbers of a layer's keys and values in one slot.
+int64_t decoder_slot_floats(const Model* model, int64_t length);
+// Null where memory cannot be had. Weights and cache have to outlive it; the structs themselves are copied.
 void* decoder_open(const Model* model, const Cache* cache, int64_t threads);
 void decoder_close(void* decoder);
-// One forward; returns when all of it is done. One thread at a time.
+// Threads that it has, the calling one included.
+int64_t decoder_threads(const void* decoder);
+// One forward; returns when all of it is done. One thread at a time, as with all that changes the cache.
 void decoder_run(void* decoder, const Step* step);
-// Moves what is at start + offsets[i] of a slot to start + i, in all layers.
+// Moves what is at start + offsets[i] of a slot to start + i, in all layers. Offsets grow.
 void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count);
-// Bytes of a row of `inputs` numbers in a format, 0 where it is not known.
-int64_t decoder_row_bytes(int64_t format, int64_t inputs);
-// A row of a matrix as numbers, for embeddings and tests.
-void decoder_widen(const Matrix* matrix, int64_t row, float* numbers);
-// y = x W^T for x [rows, inputs], without threads; for tests.
+// Writes zeros over what is in a slot from a position on, up to another one, and gives whole pages of it back.
+void decoder_wipe(void* decoder, int64_t slot, int64_t start, int64_t stop);
+// Keys or values of a slot as they would be in a plain cache, [kv_heads, count, head_dim], for tests.
+void decoder_read(void* decoder, int64_t layer, int64_t slot, int64_t count, float* keys, float* values);
+// A row of a matrix as numbers, `inputs` of them in whole chunks of 32. 0 where the format is not known.
+int64_t decoder_widen(const Matrix* matrix, int64_t row, float* numbers);
+// y = x W^T for x [rows, inputs in whole chunks of 32], y [rows, outputs], without threads; for tests.
 void decoder_product(const Matrix* matrix, const float* x, int64_t rows, float* y);
+// The noise of tokens 0 to count - 1 at a position, in whole vectors of 16.
+void decoder_noise(const int32_t* seeds, int64_t position, int64_t count, float* noise);
 }

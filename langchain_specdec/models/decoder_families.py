@@ -1,0 +1,397 @@
+"""Hugging Face modules as the arrays that a native decoder runs.
+
+A family stands here if all that it computes is known. A module that differs in anything from what transformers makes
+of one, by a class, a hook, a bias or a buffer, is of none of them, and runs as a module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langchain_specdec.runner.cpu.decoder_weights import (
+    Activation,
+    DecoderWeights,
+    Floats,
+    LayerWeights,
+    Matrix,
+    RotaryTable,
+)
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
+from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, narrowed, plain_matrix
+from langchain_specdec.runner.model_config import max_positions, num_key_value_heads
+
+Convert = Callable[[Matrix, bool], Matrix]
+"""Makes another matrix of one; told whether it is a table of tokens (the embedding, or the head)."""
+
+_DEFAULT_POSITIONS = 8192
+_SLIDING = "sliding_attention"
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a family differs from Llama.
+
+    Attributes:
+        name: Of its module in transformers.
+        prefix: Of its classes.
+        windows: Which layers have the configuration's `sliding_window`: "none", "all", or those of the kind
+            "sliding_attention" ("by_kind").
+        is_fused: Whether query, key and value are one layer, and gate and up another.
+        has_head_norms: Whether each head's query and key is normed.
+        has_output_norms: Whether the outputs of attention and of the MLP are.
+        norm_offset: What is added to the weights of norms.
+        embedding_scale: What the configuration has embeddings multiplied by.
+        scales: Names of the configuration's factors of outputs, and divisor of logits.
+        softcaps: Names of the configuration's soft caps, of scores and of logits.
+    """
+
+    name: str
+    prefix: str
+    windows: str = "none"
+    is_fused: bool = False
+    has_head_norms: bool = False
+    has_output_norms: bool = False
+    norm_offset: float = 0.0
+    embedding_scale: Callable[[Any], float] = lambda _: 1.0
+    scales: tuple[str, str] = ("", "")
+    softcaps: tuple[str, str] = ("", "")
+
+
+def _root_of_hidden(config: Any) -> float:
+    return math.sqrt(config.hidden_size)
+
+
+_GEMMA: dict[str, Any] = {"norm_offset": 1.0, "embedding_scale": _root_of_hidden}
+_GEMMA2 = _GEMMA | {"windows": "by_kind", "has_output_norms": True}
+_FAMILIES = (
+    _Family("llama", "Llama"),
+    _Family("mistral", "Mistral", windows="all"),
+    _Family("qwen2", "Qwen2", windows="by_kind"),
+    _Family("qwen3", "Qwen3", windows="by_kind", has_head_norms=True),
+    _Family("smollm3", "SmolLM3", windows="by_kind"),
+    _Family("phi3", "Phi3", windows="all", is_fused=True),
+    _Family("gemma", "Gemma", **_GEMMA),
+    _Family("gemma2", "Gemma2", softcaps=("attn_logit_softcapping", "final_logit_softcapping"), **_GEMMA2),
+    # Its configuration has a soft cap of scores too, of which its attention is not told.
+    _Family("gemma3", "Gemma3", has_head_norms=True, softcaps=("", "final_logit_softcapping"), **_GEMMA2),
+    _Family(
+        "granite",
+        "Granite",
+        embedding_scale=lambda config: float(config.embedding_multiplier),
+        scales=("residual_multiplier", "logits_scaling"),
+    ),
+)
+_BY_CLASS = {f"transformers.models.{f.name}.modeling_{f.name}.{f.prefix}ForCausalLM": f for f in _FAMILIES}
+# What modules of all families are made of beside their own classes. Dropout does nothing in eval mode.
+_COMMON = (nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, MatrixLinear, MatrixEmbedding)
+_BUFFERS = ("inv_freq", "embed_scale", "rows")
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: F.silu,
+    Activation.GELU_TANH: lambda gate: F.gelu(gate, approximate="tanh"),
+    Activation.GELU: F.gelu,
+}
+
+
+class _UnknownError(Exception):
+    """A model is not what a native decoder runs; the message says why, as the rest of a sentence."""
+
+
+def decoder_weights(
+    model: nn.Module, positions: int | None = None, convert: Convert | None = None
+) -> DecoderWeights | None:
+    """What a native decoder needs of a model; None where it is not of a family that one runs.
+
+    Linear layers and embeddings whose numbers fit into fewer bytes, or that `convert` gives another form, are replaced
+    in the model by layers over these arrays, and what stays in float32 is the model's own memory: nothing is there
+    twice, and the model can still be called. Weights that are mapped from files get memory of their own. Asked for the
+    same model again, this gives arrays over the same memory.
+
+    Args:
+        model: In eval mode, and nobody else's. Where the answer is None it is as it was.
+        positions: Positions that rotary tables are for; None is as many as the model was made for.
+        convert: Makes other matrices of those that the model has.
+    """
+    if why_not_native(model) is not None:
+        return None
+    with torch.no_grad():
+        _share_weights(model, convert)
+        return _Reader(model).weights(positions)
+
+
+def why_not_native(model: nn.Module) -> str | None:
+    """Why a native decoder cannot run a model, as the rest of a sentence; None where it can."""
+    try:
+        with torch.no_grad():
+            _check_modules(model)
+            _check_sizes(_Reader(model).weights(positions=1), model.config)
+    except _UnknownError as reason:
+        return str(reason)
+    except AttributeError as error:
+        return f"it is not as in the versions of transformers that are known ({error})"
+    return None
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse whatever else than its known classes may decide what a model computes, and where."""
+    family, home = _family_of(model), type(model).__module__
+    for name, module in model.named_modules():
+        kind, where, settings = type(module), name or "it", vars(module)
+        is_own = kind.__module__ == home and kind.__name__.startswith(family.prefix)
+        if not is_own and kind not in _COMMON and not name.endswith(("act_fn", "activation_fn")):
+            msg = f"{where} is a {kind.__name__}"
+            raise _UnknownError(msg)
+        if is_own and kind.forward.__module__ != home:
+            msg = f"the forward of {kind.__name__} was replaced"
+            raise _UnknownError(msg)
+        if module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in settings or "forward" in settings:
+            msg = f"{where} has hooks, or a forward of its own"
+            raise _UnknownError(msg)
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            msg = f"{where} changes its weights when it is called"
+            raise _UnknownError(msg)
+    for name, parameter in model.named_parameters():
+        is_plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
+        if not is_plain or parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            msg = f"{name} is not float32 on CPU"
+            raise _UnknownError(msg)
+    for name, buffer in model.named_buffers():
+        if buffer.device.type != "cpu" or not name.endswith(_BUFFERS):
+            msg = f"{name} is a buffer that is not known, or is not on CPU"
+            raise _UnknownError(msg)
+
+
+def _family_of(model: nn.Module) -> _Family:
+    kind = type(model)
+    family = _BY_CLASS.get(f"{kind.__module__}.{kind.__qualname__}")
+    if family is None:
+        msg = f"a {kind.__name__} is of no family that it runs"
+        raise _UnknownError(msg)
+    return family
+
+
+def _check_sizes(weights: DecoderWeights, config: Any) -> None:
+    """Refuse matrices that do not fit each other, of a module that was changed."""
+    hidden, query, key = config.hidden_size, weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
+    vocab, mlp = weights.vocab, weights.layers[0].gate.outputs
+    wanted = [(weights.embedding, vocab, hidden), (weights.head, vocab, hidden)]
+    for layer in weights.layers:
+        wanted += [(layer.query, query, hidden), (layer.key, key, hidden), (layer.value, key, hidden)]
+        wanted += [(layer.gate, mlp, hidden), (layer.up, mlp, hidden)]
+        wanted += [(layer.output, hidden, query), (layer.down, hidden, mlp)]
+    if weights.heads % weights.kv_heads or any((m.outputs, m.inputs) != (rows, size) for m, rows, size in wanted):
+        msg = "its layers have other sizes than its configuration says"
+        raise _UnknownError(msg)
+
+
+def _share_weights(model: Any, convert: Convert | None) -> None:
+    """Have the matrices of a model in as few bytes as they need, each once."""
+    mapped = MappedWeights()
+    tables = {id(model.lm_head), id(model.model.embed_tokens)}
+    # Tied layers have one. The weights are kept until the end: an id is another tensor's once its tensor is gone.
+    known: dict[int, tuple[Tensor, Matrix]] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, (nn.Linear, nn.Embedding)) or isinstance(child, MatrixEmbedding):
+                continue
+            weight = child.weight
+            if id(weight) not in known:
+                matrix = narrowed(weight.detach())
+                known[id(weight)] = weight, matrix if convert is None else convert(matrix, id(child) in tables)
+            matrix = known[id(weight)][1]
+            if matrix.data.ctypes.data == weight.data_ptr():
+                continue
+            if isinstance(child, nn.Embedding):
+                setattr(parent, name, MatrixEmbedding(child, matrix).eval())
+            else:
+                setattr(parent, name, MatrixLinear(matrix, child.bias).eval())
+            mapped.drop(weight.detach())
+    copy_mapped(model, mapped)
+
+
+class _Reader:
+    """Reads a model of a known family, and refuses what a native decoder would compute otherwise.
+
+    Args:
+        model: Whose modules and forwards are transformers' own.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._family = _family_of(model)
+        self._model, self._base, self._config = model, model.model, model.config
+        self._read: set[int] = set()
+        self._epsilons: set[float] = set()
+
+    def weights(self, positions: int | None) -> DecoderWeights:
+        """Arrays over all of the model's memory."""
+        family, config, base, head = self._family, self._config, self._base, self._model.lm_head
+        # transformers runs so many.
+        layers = list(base.layers)[: config.num_hidden_layers]
+        attentions = [layer.self_attn for layer in layers]
+        if not all(attention.is_causal for attention in attentions):
+            msg = "its tokens see those that come later"
+            raise _UnknownError(msg)
+        known = max_positions(config) or _DEFAULT_POSITIONS
+        tables = self._rotary_tables(min(positions or known, known))
+        scale = getattr(base.embed_tokens, "embed_scale", None)
+        score_cap, logit_cap = (getattr(config, name) if name else None for name in family.softcaps)
+        residual, logits_divisor = (float(getattr(config, name)) if name else 1.0 for name in family.scales)
+        weights = DecoderWeights(
+            layers=[self._layer(layer, index, list(tables)) for index, layer in enumerate(layers)],
+            embedding=self._matrix(base.embed_tokens),
+            head=self._matrix(head),
+            final_norm=self._norm(base.norm),
+            heads=config.num_attention_heads,
+            kv_heads=num_key_value_heads(config),
+            head_dim=_same("head size", (attention.head_dim for attention in attentions)),
+            norm_eps=0.0,
+            rotary=list(tables.values()),
+            activation=_same("activation", (_activation(layer.mlp) for layer in layers)),
+            embedding_scale=family.embedding_scale(config) if scale is None else float(scale),
+            attention_scale=_same("scale", (attention.scaling for attention in attentions)),
+            attention_softcap=score_cap,
+            logit_softcap=logit_cap,
+            residual_scale=residual,
+            logit_scale=1.0 / logits_divisor,
+            head_bias=self._vector(head.bias),
+        )
+        if unused := [name for name, parameter in self._model.named_parameters() if id(parameter) not in self._read]:
+            msg = f"{unused[0]} has no place in it"
+            raise _UnknownError(msg)
+        return replace(weights, norm_eps=_same("epsilon", self._epsilons))
+
+    def _layer(self, layer: Any, index: int, tables: Sequence[str]) -> LayerWeights:
+        family, attention, mlp = self._family, layer.self_attn, layer.mlp
+        if family.is_fused:
+            queries = self._config.num_attention_heads * attention.head_dim
+            keys = num_key_value_heads(self._config) * attention.head_dim
+            query, key, value = self._split(attention.qkv_proj, (queries, keys, keys))
+            inner = mlp.down_proj.in_features
+            (gate, _), (up, _) = self._split(mlp.gate_up_proj, (inner, inner))
+        else:
+            query, key, value = (self._linear(attention, name) for name in ("q_proj", "k_proj", "v_proj"))
+            gate, up = self._matrix(mlp.gate_proj), self._matrix(mlp.up_proj)
+        output, output_bias = self._linear(attention, "o_proj")
+        has_output_norms = family.has_output_norms
+        before_mlp = layer.pre_feedforward_layernorm if has_output_norms else layer.post_attention_layernorm
+        kind = self._kind(index)
+        return LayerWeights(
+            query=query[0],
+            key=key[0],
+            value=value[0],
+            output=output,
+            gate=gate,
+            up=up,
+            down=self._matrix(mlp.down_proj),
+            attention_norm=self._norm(layer.input_layernorm),
+            mlp_norm=self._norm(before_mlp),
+            query_norm=self._norm(attention.q_norm) if family.has_head_norms else None,
+            key_norm=self._norm(attention.k_norm) if family.has_head_norms else None,
+            post_attention_norm=self._norm(layer.post_attention_layernorm) if has_output_norms else None,
+            post_mlp_norm=self._norm(layer.post_feedforward_layernorm) if has_output_norms else None,
+            query_bias=query[1],
+            key_bias=key[1],
+            value_bias=value[1],
+            output_bias=output_bias,
+            # SmolLM3 has layers without.
+            rotary=(tables.index(kind) if kind in tables else 0) if getattr(attention, "use_rope", True) else None,
+            window=self._window(kind),
+        )
+
+    def _kind(self, index: int) -> str:
+        return str(self._config.layer_types[index]) if self._family.windows == "by_kind" else ""
+
+    def _window(self, kind: str) -> int | None:
+        has_one = self._family.windows == "all" or kind == _SLIDING
+        window = self._config.sliding_window if has_one else None
+        return None if window is None else int(window)
+
+    def _rotary_tables(self, positions: int) -> dict[str, RotaryTable]:
+        """By the kinds of layers that have one of their own; one under "" where all have the same."""
+        rotary, local = self._base.rotary_emb, getattr(self._base, "rotary_emb_local", None)
+        if local is not None:  # Gemma 3 in transformers 4
+            return {"full_attention": _rotary_table(rotary, positions), _SLIDING: _rotary_table(local, positions)}
+        kinds = getattr(rotary, "layer_types", None)
+        if kinds:
+            return {kind: _rotary_table(rotary, positions, kind) for kind in kinds}
+        return {"": _rotary_table(rotary, positions)}
+
+    def _matrix(self, layer: Any) -> Matrix:
+        """The weight of a layer, whose bias is another matter."""
+        if isinstance(layer, (MatrixLinear, MatrixEmbedding)):
+            if isinstance(layer, MatrixEmbedding):
+                self._read.add(id(layer.weight))
+            return layer.matrix
+        self._read.add(id(layer.weight))
+        return plain_matrix(layer.weight)
+
+    def _linear(self, parent: Any, name: str) -> tuple[Matrix, Floats | None]:
+        layer = getattr(parent, name)
+        return self._matrix(layer), self._vector(layer.bias)
+
+    def _split(self, layer: Any, sizes: Sequence[int]) -> list[tuple[Matrix, Floats | None]]:
+        """The parts of a layer that is several."""
+        matrix, bias = self._matrix(layer), self._vector(layer.bias)
+        ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+        if ends[-1] != matrix.outputs:
+            msg = "its layers have other sizes than its configuration says"
+            raise _UnknownError(msg)
+        spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        return [(matrix.rows(s.start, s.stop), None if bias is None else bias[s]) for s in spans]
+
+    def _norm(self, norm: Any) -> Floats:
+        self._epsilons.add(float(_one_of(norm, "variance_epsilon", "eps")))
+        self._read.add(id(norm.weight))
+        weight = norm.weight.detach()
+        return _floats(weight + self._family.norm_offset if self._family.norm_offset else weight)
+
+    def _vector(self, parameter: nn.Parameter | None) -> Floats | None:
+        if parameter is None:
+            return None
+        self._read.add(id(parameter))
+        return _floats(parameter)
+
+
+def _rotary_table(rotary: Any, positions: int, *kind: str) -> RotaryTable:
+    cosines, sines = (turn[0] for turn in rotary(torch.zeros(1), torch.arange(positions)[None], *kind))
+    half = cosines.shape[1] // 2
+    if not (torch.equal(cosines[:, :half], cosines[:, half:]) and torch.equal(sines[:, :half], sines[:, half:])):
+        msg = "its rotary embedding does not turn halves of heads"
+        raise _UnknownError(msg)
+    return RotaryTable(_floats(cosines[:, :half]), _floats(sines[:, :half]))
+
+
+def _activation(mlp: Any) -> Activation:
+    """Which one a module computes, whatever it is called: transformers has several names for each."""
+    module = _one_of(mlp, "act_fn", "activation_fn")
+    inputs = torch.linspace(-30.0, 30.0, 1001)
+    outputs = module(inputs)
+    for activation, function in _ACTIVATIONS.items():
+        if torch.allclose(outputs, function(inputs), rtol=1e-6, atol=1e-6):
+            return activation
+    msg = f"the activation of its MLPs is {type(module).__name__}"
+    raise _UnknownError(msg)
+
+
+def _one_of(module: Any, first: str, second: str) -> Any:
+    return getattr(module, first) if hasattr(module, first) else getattr(module, second)
+
+
+def _same(what: str, values: Iterable[Any]) -> Any:
+    """The value that all have."""
+    found = set(values)
+    if len(found) != 1:
+        msg = f"its layers differ in their {what}"
+        raise _UnknownError(msg)
+    return found.pop()
+
+
+def _floats(tensor: Tensor) -> Floats:
+    array: Floats = tensor.detach().float().contiguous().numpy()
+    return array

@@ -1,0 +1,72 @@
+"""Gives a Hugging Face module its slots, and what makes it fast on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
+from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
+from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
+from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.model_state import keep_private
+from langchain_specdec.runner.trials import CompileMode
+
+# Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
+_TESTED_FAMILIES = {
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
+}  # fmt: skip
+
+
+def make_module_runner(
+    loaded: LoadedModel,
+    num_slots: int,
+    length_of: Callable[[], int],
+    max_width: int,
+    compile: CompileMode,  # noqa: A002 - the name that users give
+    progress: Progress | None,
+) -> ModelRunner | CapturedRunner:
+    """Give a loaded module its slots, and on CPU a layout of its weights that makes wide steps cheap.
+
+    Args:
+        loaded: The model.
+        num_slots: See `make_runner`.
+        length_of: Says how many positions a slot has; asked after the weights have taken their memory.
+        max_width: See `make_runner`.
+        compile: See `make_runner`.
+        progress: See `make_runner`.
+
+    Raises:
+        InvalidParameterError: It cannot be compiled or captured.
+        UnsupportedModelError: The model does not work with the engine's cache.
+    """
+    is_cuda = loaded.model.device.type == "cuda"
+    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
+    if obstacle is None and not is_cuda and not loaded.is_owned:
+        obstacle = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
+    if obstacle is not None and compile not in ("auto", "off"):
+        done = "captured" if is_cuda else "compiled"
+        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
+        raise InvalidParameterError(msg)
+    if loaded.is_owned:
+        keep_private(loaded.model)
+        mapped = MappedWeights()
+        if can_pack(loaded.model):
+            pack_linears(loaded.model, mapped.drop)
+        copy_mapped(loaded.model, mapped)
+    with fitting(loaded.name):
+        runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
+        if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
+            check_cached_forward(runner, loaded.name)
+            runner.takes_trees = takes_trees(runner)
+    if compile == "off" or obstacle is not None:
+        return runner
+    if is_cuda:
+        return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
+    runner.compiled = CompiledLayers(loaded.model, compile)
+    return runner

@@ -1,0 +1,200 @@
+"""Models and tokenizers as transformers reads them: found, read, checked and put in place."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.models import embedded
+from langchain_specdec.models.adapters import Parts, check_without_adapters, find_parts, merged
+from langchain_specdec.models.checkpoint import explained, read_weights
+from langchain_specdec.models.compatibility import check_supported
+from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
+from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
+from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.quiet_loading import quiet_loading
+from langchain_specdec.progress import Progress
+from langchain_specdec.runner import attention
+
+_ATTENTION_CHOICES = (attention.ATTENTION_NAME, "sdpa", "eager")
+
+
+@quiet_loading()
+def load_pretrained(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    adapter: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer, or take ones that are loaded already; see `loader.load_model`.
+
+    Raises:
+        UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
+        InvalidParameterError: Parameters contradict each other or do not exist. Raised before anything is read.
+        ModelLoadError: The model or its tokenizer cannot be found or read, or weights are missing.
+        MissingDependencyError: An adapter is to be merged, and PEFT is not installed, or too old.
+    """
+    attention.register()
+    _check_choice("attn_implementation", attn_implementation, _ATTENTION_CHOICES)
+    if device is not None and device_map is not None:
+        msg = "Give device or device_map, not both."
+        raise InvalidParameterError(msg)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    placed = resolve_device(device)
+    check_device_map(device_map)
+    resolved_dtype = resolve_dtype(dtype, placed)
+    loaded: Any
+    if isinstance(model, torch.nn.Module):
+        source = getattr(model.config, "_name_or_path", "")
+        name = source or type(model).__name__
+        parts = Parts(source, revision, None, None, source)
+        if tokenizer is None and not source:
+            msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
+            raise InvalidParameterError(msg)
+        check_without_adapters(model, name)
+        _check_loaded(
+            model, name, None if dtype == "auto" else resolved_dtype, device_map, quantization_config, adapter
+        )
+        check_supported(model.config, type(model))
+        _check_attention(model.config, attn_implementation)
+        loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
+    else:
+        name = source = str(model)
+        if name == embedded.EMBEDDED_MODEL_ID:
+            source, revision = str(embedded.model_path(progress=progress)), None
+        else:
+            source, revision = check_source(model, revision=revision, token=token)
+        if adapter is not None:
+            adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
+        parts = find_parts(source, name, adapter, revision, token)
+        hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
+        hub = {key: value for key, value in hub.items() if value is not None}
+        what = name if parts.source == source else f"{parts.source}, the base of {name}"
+        with explained(what, parts.source):
+            config = AutoConfig.from_pretrained(parts.source, **hub)
+            model_class = _model_class(config)
+            check_supported(config, model_class)
+            _check_attention(config, attn_implementation)
+        if quantization_config is not None and device_map is None:
+            device_map = {"": placed}
+        options: dict[str, Any] = {
+            "attn_implementation": attn_implementation or _best_attention(model_class, config),
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+        }
+        hub |= {key: value for key, value in options.items() if value is not None}
+        loaded = read_weights(parts.source, what, dtype=resolved_dtype, **hub)
+        if parts.adapter is not None:
+            loaded = merged(loaded, parts, token)
+        if device_map is None:
+            loaded = loaded.to(placed)
+        loaded.eval()
+    if tokenizer is None:
+        revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
+        advice = (
+            " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
+        )
+        with explained(f"the tokenizer of {name}", parts.tokenizer, advice):
+            tokenizer = AutoTokenizer.from_pretrained(
+                parts.tokenizer,
+                trust_remote_code=trust_remote_code,
+                revision=revision or "main",
+                token=token,
+            )
+    _check_embeddings(loaded, name)
+    _set_attention(loaded, attn_implementation)
+    is_owned = loaded is not model
+    return LoadedModel(loaded, tokenizer, name, eos_token_ids(loaded, tokenizer), is_owned, parts.adapter)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
+    if value is not None and value not in allowed:
+        msg = f"{name}{of} must be one of {', '.join(map(repr, allowed))} or None, got {value!r}."
+        raise InvalidParameterError(msg)
+
+
+def _check_loaded(
+    model: Any, name: str, dtype: object, device_map: object, quantization_config: object, adapter: object
+) -> None:
+    """Nothing that only loading can do may be asked of a loaded model."""
+    given = {
+        "dtype": dtype not in (None, model.dtype),
+        "device_map": device_map is not None,
+        "quantization_config": quantization_config is not None,
+        "adapter": adapter is not None,
+    }
+    if too_late := [parameter for parameter, is_given in given.items() if is_given]:
+        msg = (
+            f"{name} is loaded already ({str(model.dtype).removeprefix('torch.')}), which is too late for "
+            f"{', '.join(too_late)}. Give its id or folder instead, or load it that way yourself."
+        )
+        raise InvalidParameterError(msg)
+
+
+def _check_embeddings(model: Any, name: str) -> None:
+    """Refuse a model whose embeddings device_map keeps off every device; the engine's tensors go where they are."""
+    if model.get_input_embeddings().weight.is_meta:
+        msg = (
+            f"The input embeddings of {name} are kept off the devices (device_map left them to the CPU or the disk), "
+            f"and the engine needs them on one. Allow more memory, or give a device_map that places them."
+        )
+        raise UnsupportedModelError(msg)
+
+
+def _model_class(config: Any) -> type | None:
+    try:
+        classes = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return classes[0] if isinstance(classes, tuple) else classes
+
+
+def _check_attention(config: Any, implementation: str | None) -> None:
+    has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if (implementation == "sdpa" and has_soft_cap) or (implementation is not None and _has_own_scaling(config)):
+        _check_choice("attn_implementation", implementation, ("eager",), f" of a {config.model_type!r} model like this")
+
+
+def _has_own_scaling(config: Any) -> bool:
+    """Whether it is a GPT-2 with a scaling of its scores that transformers 4 tells only to its own attention."""
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    return by_layer or not getattr(config, "scale_attn_weights", True)
+
+
+def _best_attention(model_class: type | None, config: Any) -> str | None:
+    """The attention to run a model with; None is what transformers chooses."""
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return None
+    return "eager" if _has_own_scaling(config) else attention.ATTENTION_NAME
+
+
+def _set_attention(model: Any, implementation: str | None) -> None:
+    """Have the model call an attention that takes the engine's masks."""
+    text = model.config.get_text_config()
+    if implementation is None:
+        implementation = _best_attention(type(model), text) or text._attn_implementation
+        if implementation not in _ATTENTION_CHOICES:
+            implementation = "eager"
+    if text._attn_implementation != implementation and model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    if text._attn_implementation != implementation:
+        msg = (
+            f"{type(model).__name__} keeps to the attention {text._attn_implementation!r} that it was loaded with and "
+            f"cannot change to {implementation!r}. Load it with attn_implementation={implementation!r}."
+        )
+        raise UnsupportedModelError(msg)

@@ -1,0 +1,198 @@
+// Threads that work through the stages of a forward together, whichever of them the system lets run.
+//
+// Every thread walks through all stages by itself. What is large in a stage is cut into pieces, each of which is claimed
+// by one thread, which writes to memory of its own and then says that the piece is its. All else is computed by every
+// thread for itself. A thread that finds all pieces claimed, but one not done for a while, does that piece too: its
+// owner may have been taken off its core for milliseconds, and a piece takes microseconds. So nothing ever waits for a
+// thread that does not run, the calling one included. A thread that comes back late finds that the others are further,
+// and joins them there.
+//
+// What a late thread reads meanwhile may be of a later stage. It computes nonsense from it then, within bounds, in its
+// own memory, and nobody asks it for that piece any more: whoever reads of another thread looks afterwards whether that
+// one can have gone on to write there.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+inline int64_t process_id() { return getpid(); }
+#else
+inline int64_t process_id() { return 0; }
+#endif
+
+constexpr int64_t kMaxThreads = 64;
+constexpr int64_t kMaxPieces = 256;
+// Stages whose outputs are kept. More than a layer has: a thread that lost its place can always go on from where the last
+// layer was begun, even if whoever began it is off its core.
+constexpr int64_t kRing = 8;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+inline int64_t nanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Raises a number that several threads raise.
+inline void raise(std::atomic<int64_t>& number, int64_t value) {
+  int64_t seen = number.load();
+  while (seen < value && !number.compare_exchange_weak(seen, value)) {}
+}
+
+// The pieces of all stages. A stage has a number, its ticket, which grows over the whole life of a decoder.
+class Stages {
+ public:
+  // Works on a stage until all its pieces are done, by whomever. False where other threads are further.
+  template <class Run>
+  bool share(int64_t ticket, int64_t pieces, int64_t thread, Run run) {
+    Stage& stage = stages_[ticket % kRing];
+    raise(front_, ticket);
+    int64_t longest = 0;
+    const auto work = [&](int64_t piece) {
+      const int64_t started = nanoseconds();
+      run(piece);
+      stage.own(piece, ticket, thread);
+      longest = std::max(longest, nanoseconds() - started);
+    };
+    int64_t seen = stage.claims.load(std::memory_order_acquire);
+    while (seen >> kBits <= ticket) {
+      const int64_t next = seen >> kBits < ticket ? 0 : seen & (kMaxPieces * 2 - 1);
+      if (next >= pieces) break;
+      if (!stage.claims.compare_exchange_weak(seen, ticket << kBits | (next + 1))) continue;
+      work(next);
+      seen = stage.claims.load(std::memory_order_acquire);
+    }
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      int64_t since = 0;
+      for (int64_t spins = 0; stage.ticket(piece) < ticket; ++spins) {
+        if (front_.load(std::memory_order_relaxed) >= ticket + kRing) return false;
+        relax();
+        if (spins % 64 != 63) continue;
+        const int64_t now = nanoseconds();
+        if (since == 0) since = now;
+        if (now - since > kPatience + 2 * longest) work(piece);
+      }
+      if (stage.ticket(piece) > ticket) return false;
+    }
+    return true;
+  }
+
+  // Who did a piece.
+  int64_t owner(int64_t ticket, int64_t piece) const {
+    return stages_[ticket % kRing].owners[piece].load(std::memory_order_acquire) & 255;
+  }
+
+  // Whether what was read of a stage's outputs up to now was of this stage.
+  bool is_intact(int64_t ticket) const {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    return front_.load() < ticket + kRing;
+  }
+
+ private:
+  // Nanoseconds that a piece which takes none is waited for before it is done again.
+  static constexpr int64_t kPatience = 15000;
+  static constexpr int64_t kBits = 10;
+
+  struct alignas(64) Stage {
+    std::atomic<int64_t> claims{0};               // ticket, then the next piece to claim
+    alignas(64) std::atomic<int64_t> owners[kMaxPieces];  // ticket, then the thread
+
+    Stage() {
+      for (auto& owner : owners) owner = 0;
+    }
+    int64_t ticket(int64_t piece) const { return owners[piece].load(std::memory_order_acquire) >> 8; }
+    void own(int64_t piece, int64_t ticket, int64_t thread) {
+      int64_t seen = owners[piece].load(std::memory_order_relaxed);
+      while (seen >> 8 < ticket && !owners[piece].compare_exchange_weak(seen, ticket << 8 | thread)) {}
+    }
+  };
+
+  Stage stages_[kRing];
+  std::atomic<int64_t> front_{0};  // The last stage that any thread has begun
+};
+
+// Threads that wait for forwards. Waiting is spinning for a moment, then sleeping.
+class Crew {
+ public:
+  // `walk(thread, number)` takes part in a forward, in threads 1 to threads - 1; the caller is thread 0.
+  Crew(int64_t threads, std::function<void(int64_t, int64_t)> walk) : walk_(std::move(walk)), process_(process_id()) {
+    try {
+      for (int64_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { wait(t); });
+    } catch (const std::system_error&) {
+      // With fewer, then: what there is for the others is done by these.
+    }
+  }
+
+  ~Crew() {
+    if (process_id() != process_) {
+      // A forked child has none of them.
+      for (auto& thread : threads_) thread.detach();
+      return;
+    }
+    {
+      const std::lock_guard<std::mutex> guard(lock_);
+      is_over_ = true;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  // Has the others take part in a forward from now on; numbers grow.
+  void begin(int64_t number) {
+    begun_.store(number);
+    if (sleeping_.load() == 0 || process_id() != process_) return;
+    {
+      const std::lock_guard<std::mutex> guard(lock_);
+    }
+    wake_.notify_all();
+  }
+
+  int64_t size() const { return static_cast<int64_t>(threads_.size()) + 1; }
+
+ private:
+  // Nanoseconds of spinning: the time between two steps of a text, mostly.
+  static constexpr int64_t kSpin = 60000;
+
+  void wait(int64_t thread) {
+    int64_t last = 0;
+    while (true) {
+      const int64_t started = nanoseconds();
+      for (int64_t spins = 1; begun_.load(std::memory_order_acquire) == last; ++spins) {
+        relax();
+        if (spins % 64 == 0 && nanoseconds() - started > kSpin) break;
+      }
+      if (begun_.load() == last) {
+        std::unique_lock<std::mutex> guard(lock_);
+        ++sleeping_;
+        wake_.wait(guard, [&] { return is_over_ || begun_.load() != last; });
+        --sleeping_;
+        if (is_over_) return;
+      }
+      if (is_over_) return;
+      last = begun_.load();
+      walk_(thread, last);
+    }
+  }
+
+  std::function<void(int64_t, int64_t)> walk_;
+  int64_t process_;
+  std::mutex lock_;
+  std::condition_variable wake_;
+  std::atomic<bool> is_over_{false};
+  std::atomic<int64_t> begun_{0}, sleeping_{0};
+  std::vector<std::thread> threads_;
+};

@@ -1,0 +1,169 @@
+// A forward of a decoder of the Llama kind in one call: norms, rotary positions, grouped attention over slots, gated MLPs,
+// head, and the choice of the token, over weights that keep the bits of their file. See `crew.h` for its threads.
+//
+// No header of PyTorch is included, and OpenMP is not used.
+
+#include "decoder.h"
+
+#include <cstring>
+
+#include "walk.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+class Decoder {
+ public:
+  Decoder(const Model& model, const Cache& cache, int64_t threads)
+      : shared_(model, cache), walks_(make_walks(shared_, walks_, threads)),
+        crew_(threads, [this](int64_t thread, int64_t number) { walks_[thread]->run(number); }) {}
+
+  void run(const Step& step) {
+    Frames frames(step, shared_.sizes.max_tokens);
+    while (frames.fill(next_)) {
+      const int64_t number = next_.number = number_ += 2;
+      next_.ticket = ticket_;
+      ticket_ += kStages * shared_.model.layers + 1;
+      shared_.number.store(number - 1);
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+      shared_.frame.take(next_);
+      shared_.number.store(number);
+      crew_.begin(number);
+      walks_[0]->run(number);
+      walks_[0]->commit();
+      walks_[0]->answer(step);
+    }
+  }
+
+  void keep(int64_t slot, int64_t start, const int64_t* offsets, int64_t count) {
+    each_head(slot, [&](float* keys, float* values) {
+      const Sizes& s = shared_.sizes;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t from = start + offsets[i], to = start + i;
+        if (from == to) continue;
+        for (int64_t d = 0; d < s.head_dim; ++d) at(keys, to)[d * kGroup] = at(keys, from)[d * kGroup];
+        std::memmove(values + to * s.value_dim, values + from * s.value_dim, 4 * s.value_dim);
+      }
+    });
+  }
+
+  void wipe(int64_t slot, int64_t start, int64_t stop) {
+    each_head(slot, [&](float* keys, float* values) {
+      const Sizes& s = shared_.sizes;
+      int64_t first = start;
+      for (; first < stop && first % kGroup; ++first) {
+        for (int64_t d = 0; d < s.head_dim; ++d) at(keys, first)[d * kGroup] = 0;
+        std::memset(values + first * s.value_dim, 0, 4 * s.value_dim);
+      }
+      const int64_t end = std::min((stop + kGroup - 1) / kGroup * kGroup, shared_.cache.length);
+      if (first >= end) return;
+      clear(keys + first * s.head_dim, (end - first) * s.head_dim);
+      clear(values + first * s.value_dim, (end - first) * s.value_dim);
+    });
+  }
+
+  void read(int64_t layer, int64_t slot, int64_t count, float* keys, float* values) const {
+    const Sizes& s = shared_.sizes;
+    for (int64_t head = 0; head < shared_.model.kv_heads; ++head)
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < s.head_dim; ++d) {
+          const int64_t to = (head * count + i) * s.head_dim + d;
+          keys[to] = at(const_cast<float*>(shared_.slot_keys(layer, slot, head)), i)[d * kGroup];
+          values[to] = shared_.slot_values(layer, slot, head)[i * s.value_dim + d];
+        }
+  }
+
+  int64_t threads() const { return crew_.size(); }
+
+ private:
+  static Walks make_walks(Shared& shared, const Walks& walks, int64_t threads) {
+    Walks made;
+    for (int64_t t = 0; t < threads; ++t) made.push_back(std::make_unique<Walk>(shared, walks, t, threads));
+    return made;
+  }
+
+  // Where the numbers of a position's key begin.
+  float* at(float* keys, int64_t position) const {
+    return keys + position / kGroup * kGroup * shared_.sizes.head_dim + position % kGroup;
+  }
+
+  template <class Action>
+  void each_head(int64_t slot, Action action) {
+    for (int64_t layer = 0; layer < shared_.model.layers; ++layer)
+      for (int64_t head = 0; head < shared_.model.kv_heads; ++head)
+        action(const_cast<float*>(shared_.slot_keys(layer, slot, head)),
+               const_cast<float*>(shared_.slot_values(layer, slot, head)));
+  }
+
+  // Zeros, by giving whole pages back to the system, which are zeros when they come again.
+  static void clear(float* first, int64_t count) {
+    char *begin = reinterpret_cast<char*>(first), *end = reinterpret_cast<char*>(first + count);
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 65536;
+    char* page = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage);
+    char* last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kPage * kPage);
+    if (page < last && madvise(page, last - page, MADV_DONTNEED) == 0) {
+      std::memset(begin, 0, page - begin);
+      begin = last;
+    }
+#endif
+    std::memset(begin, 0, end - begin);
+  }
+
+  Shared shared_;
+  Walks walks_;
+  Frame next_;
+  int64_t number_ = 0, ticket_ = 1;
+  Crew crew_;  // Last, so that its threads end first
+};
+
+}  // namespace
+
+extern "C" {
+
+int64_t decoder_slot_floats(const Model* model, int64_t length) { return Sizes(*model, length).slot_floats; }
+
+void* decoder_open(const Model* model, const Cache* cache, int64_t threads) {
+  try {
+    return new Decoder(*model, *cache, std::min(std::max<int64_t>(threads, 1), kMaxThreads));
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+void decoder_close(void* decoder) { delete static_cast<Decoder*>(decoder); }
+
+int64_t decoder_threads(const void* decoder) { return static_cast<const Decoder*>(decoder)->threads(); }
+
+void decoder_run(void* decoder, const Step* step) { static_cast<Decoder*>(decoder)->run(*step); }
+
+void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count) {
+  static_cast<Decoder*>(decoder)->keep(slot, start, offsets, count);
+}
+
+void decoder_wipe(void* decoder, int64_t slot, int64_t start, int64_t stop) {
+  static_cast<Decoder*>(decoder)->wipe(slot, start, stop);
+}
+
+void decoder_read(void* decoder, int64_t layer, int64_t slot, int64_t count, float* keys, float* values) {
+  static_cast<Decoder*>(decoder)->read(layer, slot, count, keys, values);
+}
+
+int64_t decoder_widen(const Matrix* matrix, int64_t row, float* numbers) {
+  return with_format(matrix->format, [&](auto format) {
+    widen_row<decltype(format)>(matrix->data + row * matrix->row_bytes, matrix->inputs, numbers);
+  });
+}
+
+void decoder_product(const Matrix* matrix, const float* x, int64_t rows, float* y) {
+  product(*matrix, 0, matrix->outputs, rows, x, padded(matrix->inputs), y, matrix->outputs);
+}
+
+void decoder_noise(const int32_t* seeds, int64_t position, int64_t count, float* noise) {
+  const Noise of(seeds, position);
+  for (int64_t token = 0; token < count; token += kLanes) store(noise + token, of(token));
+}
+}

@@ -1,0 +1,45 @@
+"""What a model and its configuration say of its sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+ATTENTION_NAME = "specdec"
+"""What the engine's own attention is called in a configuration; see `attention.slot_attention`."""
+
+
+def num_key_value_heads(config: Any) -> int:
+    """Heads that have keys and values of their own; all of them where a configuration does not say."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def cached_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one position take in one layer."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * num_key_value_heads(config) * head_dim * dtype.itemsize)
+
+
+def max_positions(config: Any) -> int | None:
+    """Positions that a model was made for; None where its configuration does not say.
+
+    Longrope models read texts of more than their original length with other frequencies. Those would not fit the
+    keys in the cache, and one long text would change the short ones beside it, so the original length is the limit.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Models with several kinds of layers may have parameters for each kind.
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type", parameters.get("type")) == "longrope":
+            original = getattr(config, "original_max_position_embeddings", None)
+            limits.append(parameters.get("original_max_position_embeddings") or original)
+    return min((int(limit) for limit in limits if limit and limit > 0), default=None)
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the base model."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return list(lists[0]) if len(lists) == 1 else []
