@@ -7,7 +7,7 @@ the simple tree: its r_i are the products a_1...a_i of its tokens' chances, and 
 2023 with measured instead of constant costs. Tokens are taken in order of r_i, so that every number of them is the best
 tree of that size. The best n may be 0. V and D are measured, the chances are estimated while running.
 
-Clocks, costs and rates are known here and nowhere else in a step.
+Clocks, costs and rates are known here, and beside it only in the pace at which prompts are read.
 """
 
 from __future__ import annotations

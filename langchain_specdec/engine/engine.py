@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -236,9 +235,8 @@ class Engine:
             self._attempt([request], self._stepper.start)
         self._prefill()
         if requests := self._scheduler.next_decode():
-            started = time.perf_counter()
-            self._attempt(requests, self._decode)
-            self._pace.observe_step(time.perf_counter() - started)
+            with self._pace.decoding():
+                self._attempt(requests, self._decode)
         for request in self._scheduler.running:
             if request.is_finished:
                 self._drop(request)
@@ -254,12 +252,11 @@ class Engine:
         prefill = self._scheduler.next_prefill(self._pace.chunk(num_decoding, num_reading))
         stops = {request.request_id: stop for request, stop in prefill}
         num_tokens = len(prefill) * max(stop - request.num_cached for request, stop in prefill)
-        started = time.perf_counter()
-        self._attempt(
-            [request for request, _ in prefill],
-            lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
-        )
-        self._pace.observe_prefill(num_tokens, time.perf_counter() - started)
+        with self._pace.reading(num_tokens):
+            self._attempt(
+                [request for request, _ in prefill],
+                lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
+            )
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):

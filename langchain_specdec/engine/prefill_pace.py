@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 # A chunk may take the time of so many decoding steps while texts go on.
 _STEPS_PER_CHUNK = 4.0
 # Fewer tokens cost about as much: reading the weights bounds the forward.
@@ -41,6 +45,20 @@ class PrefillPace:
             return min(_FIRST_CHUNK, self._prefill_chunk)
         seconds = _STEPS_PER_CHUNK * self._seconds_per_step * max(1.0, num_reading / num_decoding)
         return min(max(int(seconds / self._seconds_per_token), _LEAST_CHUNK), self._prefill_chunk)
+
+    @contextmanager
+    def reading(self, num_tokens: int) -> Iterator[None]:
+        """Learn what the prefill forward within takes."""
+        started = time.perf_counter()
+        yield
+        self.observe_prefill(num_tokens, time.perf_counter() - started)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Learn what the decoding step within takes."""
+        started = time.perf_counter()
+        yield
+        self.observe_step(time.perf_counter() - started)
 
     def observe_prefill(self, num_tokens: int, seconds: float) -> None:
         """Learn what a prefill forward of so many tokens, padding included, took."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec.engine import engine as engine_module
+from langchain_specdec.engine import prefill_pace
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.prefill_pace import PrefillPace
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -64,7 +64,7 @@ def test_seven_texts_go_on_while_a_long_prompt_is_read(engines: MakeEngine, monk
     model = tiny_model(max_position_embeddings=4096)
     engine = engines(model, num_slots=8, max_length=4000)
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(prefill_pace, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     log: list[tuple[str, float]] = []
     runner = engine.runner
     prefill, verify = runner.prefill, runner.verify
