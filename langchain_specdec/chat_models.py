@@ -366,7 +366,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
         with self._start(call.request, call.limit) as stream:
-            return ChatResult(generations=[call.reader.generation(list(stream))])
+            return ChatResult(generations=[call.reader.generation(list(stream.whole()))])
 
     async def _agenerate(
         self,
@@ -377,7 +377,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> ChatResult:
         call = await self._aprepare(messages, stop, kwargs)
         with await self._astart(call.request, call.limit) as stream:
-            return ChatResult(generations=[call.reader.generation([event async for event in stream])])
+            return ChatResult(generations=[call.reader.generation([event async for event in stream.whole()])])
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: RunManager = None, **kwargs: Any

@@ -117,7 +117,7 @@ class Backend(ABC):
         """Run several completions at once, in the order given. If one fails the others are stopped and it raises."""
         streams = self.start(requests)
         try:
-            return [collect(stream) for stream in streams]
+            return [collect(stream.whole()) for stream in streams]
         finally:
             for stream in streams:
                 stream.close()
@@ -128,7 +128,7 @@ class Backend(ABC):
         completions = []
         try:
             for stream in streams:
-                completions.append(collect([event async for event in stream]))  # noqa: PERF401
+                completions.append(collect([event async for event in stream.whole()]))  # noqa: PERF401
         finally:
             for stream in streams:
                 stream.close()

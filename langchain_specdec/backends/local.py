@@ -27,7 +27,7 @@ from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.generation_defaults import read_generation_defaults
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
-from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
@@ -77,10 +77,10 @@ class LocalBackend(Backend):
         **options: Unpack[LocalOptions],
     ) -> None:
         chosen = checked_options(options)
-        draft = chosen["draft_model"]
-        if isinstance(draft, (str, os.PathLike)):
+        source = chosen["draft_model"]
+        if isinstance(source, (str, os.PathLike)):
             # Before the target is read, which takes long.
-            check_source(draft, revision=chosen["draft_revision"], token=chosen["token"])
+            check_source(source, revision=chosen["draft_revision"], token=chosen["token"])
         self._target = _load(
             model,
             tokenizer,
@@ -100,11 +100,22 @@ class LocalBackend(Backend):
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
         max_tree_nodes = chosen["max_tree_nodes"] if has_trees else 0
+        draft = None
+        if source is not None:
+            draft = _load(
+                source,
+                chosen["draft_tokenizer"],
+                chosen,
+                revision=chosen["draft_revision"],
+                quantization=chosen["draft_quantization"],
+            )
+            check_pair(self._target, draft)
         runner = make_runner(
             self._target,
             num_slots=chosen["num_slots"],
             max_length=chosen["max_length"],
             max_width=1 + max(chosen["max_draft_tokens"], max_tree_nodes),
+            most_positions=draft.max_positions if draft is not None else None,
             compile=chosen["compile"],
             num_threads=chosen["num_threads"],
             progress=chosen["progress"],
@@ -113,8 +124,8 @@ class LocalBackend(Backend):
             _logger.warning(_NO_TREES, self.model_name)
         self._weights = WeightsState.of(_modules_of(self._target.model))
         self._runners = [runner]
-        if chosen["draft_model"] is not None:
-            self._runners.append(_make_draft_runner(self._target, runner, chosen))
+        if draft is not None:
+            self._runners.append(_make_draft_runner(draft, runner, chosen))
         self.engine = Engine(
             runner,
             _make_drafter(self._runners, chosen),
@@ -125,6 +136,7 @@ class LocalBackend(Backend):
             draft_length=chosen["draft_length"],
             is_shared=chosen["shared_lookup"],
             prefill_chunk=chosen["prefill_chunk"],
+            token_budget=token_budget(self._runners),
             step_cost=chosen["step_cost"],
         )
 
@@ -280,15 +292,7 @@ def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) ->
     return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
 
 
-def _make_draft_runner(target: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:
-    draft = _load(
-        options["draft_model"],
-        options["draft_tokenizer"],
-        options,
-        revision=options["draft_revision"],
-        quantization=options["draft_quantization"],
-    )
-    check_pair(target, draft)
+def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:
     # One position more than the target: its first token in a step may be the one before the last.
     length = min(runner.max_length, draft.max_positions or runner.max_length)
     if length < runner.max_length:

@@ -56,9 +56,10 @@ class EngineOptions(TypedDict, total=False):
     num_slots: Annotated[int, Option(8, "Completions that run at a time; more wait for a slot.", int, 1, 1024)]
     max_length: Annotated[int | None, Option(
         None, "Positions of a slot, prompt and new tokens together.", int, 2, 1 << 24,
-        unset="what the model was made for, up to 8192 and to half of the free memory")]
+        unset="what the model was made for, as far as half of the free memory holds it; on a GPU up to 8192")]
     prefill_chunk: Annotated[int, Option(
-        512, "Most prompt tokens of one forward. Running streams wait for no more than that.", int, 1, 1 << 20)]
+        512, "Most prompt tokens of one forward. On a CPU it takes fewer while others decode: what takes as long as a "
+        "few of their steps.", int, 1, 1 << 20)]
     num_threads: Annotated[int | None, Option(
         None, "On a CPU, threads that share a forward of the native decoder.", int, 1, 64,
         unset="the physical cores that this process may use")]

@@ -93,6 +93,7 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
         self._is_ended = False
         self._is_stopped = False
         self._is_in_scope = False
+        self._is_read_whole = False
         self.is_closed = False
         self._pid = os.getpid()
 
@@ -103,7 +104,8 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
                 if self._first_token_at is None and isinstance(event, TokenEvent):
                     self._first_token_at = time.monotonic()
                 self._events.append(event)
-                self._wake()
+                if not (self._is_read_whole and isinstance(event, TokenEvent)):
+                    self._wake()
         if self._has_lost_its_loop:
             self.stop(_NO_LOOP)
 
@@ -123,6 +125,11 @@ class CompletionStream(Iterator[Event], AsyncIterator[Event]):
             self._events.append(GenerationError(reason))
             self._wake()
         self._on_close()
+
+    def whole(self) -> Self:
+        """This stream, for a reader that does nothing before the end: a step wakes it no more, which takes a core."""
+        self._is_read_whole = True
+        return self
 
     def belongs_to(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Note the event loop that reads; None is a thread. The completion is stopped once that loop is closed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 DraftKind = tuple[str, int]
 """What kind of guess a draft token is: its source and a number that tells good guesses of it from bad ones."""
@@ -45,9 +46,10 @@ class AcceptanceRates:
 
     def rate(self, kind: DraftKind) -> float:
         """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
-        accepted, trials = self._counts.get(kind, (0.0, 0.0))
-        prior = self._shared.rate(kind) if self._shared else _prior(kind)
-        return (accepted + _PRIOR_WEIGHT * prior) / (trials + _PRIOR_WEIGHT)
+        shared = self._shared
+        prior = _prior(kind) if shared is None else shared.rate(kind)
+        counts = self._counts.get(kind)
+        return prior if counts is None else (counts[0] + _PRIOR_WEIGHT * prior) / (counts[1] + _PRIOR_WEIGHT)
 
     def chain(self, kinds: Sequence[DraftKind]) -> tuple[float, ...]:
         """Chance that each token of a chain is reached: that it and all before it are right."""
@@ -68,6 +70,7 @@ class AcceptanceRates:
             self._shared.observe(outcomes)
 
 
+@cache
 def _prior(kind: DraftKind) -> float:
     source, number = kind
     chances = _PRIORS.get(source, _OTHER_PRIOR)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from langchain_specdec.drafters.token_runs import TOKEN_BITS, mask_of, run_of
+
 # Most continuations kept for a run of tokens.
 _MAX_CONTINUATIONS = 4
 
@@ -19,13 +21,13 @@ class AnswerIndex:
 
     Args:
         sizes: The n, in any order.
-        max_entries: Most n-grams that are kept, all sizes together. One takes about 0.3 kB.
+        max_entries: Most n-grams that are kept, all sizes together. One takes about 0.2 kB.
     """
 
     def __init__(self, sizes: Sequence[int] = (2, 4), max_entries: int = 1 << 18) -> None:
-        self._sizes = tuple(sorted(sizes, reverse=True))
+        self._masks = tuple((n, mask_of(n), mask_of(n - 1)) for n in sorted(sizes, reverse=True))
         self._max_entries = max_entries
-        self._entries: OrderedDict[tuple[int, ...], list[tuple[int, int]]] = OrderedDict()
+        self._entries: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
 
     def __len__(self) -> int:
         """N-grams that are kept."""
@@ -33,35 +35,36 @@ class AnswerIndex:
 
     def add(self, tokens: Sequence[int], start: int) -> None:
         """Count the tokens from index `start` on; the n-grams that they follow may reach back before it."""
-        entries = self._entries
-        for end in range(start, len(tokens)):
-            for n in self._sizes:
-                if n > end:
-                    continue
-                key = tuple(tokens[end - n : end])
+        entries, longest = self._entries, self._masks[0][0]
+        run = run_of(tokens[max(start - longest, 0) : start])
+        for token in tokens[start:]:
+            for _, mask, shorter in self._masks:
+                key = run & mask
+                if key <= shorter:
+                    continue  # the text began later
                 known = entries.get(key)
                 if known is None:
-                    entries[key] = [(tokens[end], 1)]
+                    entries[key] = [(token, 1)]
                 else:
                     entries.move_to_end(key)
-                    _count(known, tokens[end])
+                    _count(known, token)
+            run = (run << TOKEN_BITS | token + 1) & self._masks[0][1]
         while len(entries) > self._max_entries:
             entries.popitem(last=False)
 
-    def find(self, context: tuple[int, ...]) -> tuple[int, Sequence[tuple[int, int]]] | None:
-        """What followed the end of `context`, by the longest n-gram that is known.
+    def find(self, run: int) -> tuple[int, Sequence[tuple[int, int]]] | None:
+        """What followed the end of a run of tokens, by the longest n-gram that is known.
 
         Returns:
             n, and the tokens with their counts: the most frequent first, of equals the most recent. None if no
             n-gram at the end is known.
         """
-        for n in self._sizes:
-            if n <= len(context):
-                key = context[-n:]
-                known = self._entries.get(key)
-                if known is not None:
-                    self._entries.move_to_end(key)
-                    return n, known
+        for n, mask, shorter in self._masks:
+            key = run & mask
+            known = self._entries.get(key) if key > shorter else None
+            if known is not None:
+                self._entries.move_to_end(key)
+                return n, known
         return None
 
 

@@ -163,5 +163,8 @@ class Drafter:
     def release(self, request: DraftingRequest) -> None:
         """Forget the request. Called once, also for a request that failed before its prefill."""
 
+    def let_go(self, slot: int, start: int) -> None:
+        """Give back the memory of what is held of a slot's text from a position on; nobody needs it any more."""
+
     def forget(self) -> None:
         """Forget what requests to come would draft from those before them."""

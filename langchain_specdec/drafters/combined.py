@@ -74,6 +74,11 @@ class CombinedDrafter(Drafter):
         for drafter in self._drafters:
             drafter.release(request)
 
+    def let_go(self, slot: int, start: int) -> None:
+        """Every drafter gives it back."""
+        for drafter in self._drafters:
+            drafter.let_go(slot, start)
+
     def forget(self) -> None:
         """Every drafter forgets what it shares."""
         for drafter in self._drafters:

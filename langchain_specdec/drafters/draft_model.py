@@ -105,6 +105,13 @@ class DraftModelDrafter(Drafter):
         """Take in all texts anew."""
         self._contents.clear()
 
+    def let_go(self, slot: int, start: int) -> None:
+        """Give back the draft model's keys and values too."""
+        if (contents := self._contents.get(slot)) is not None:
+            del contents.token_ids[start:]
+            contents.num_confirmed = min(contents.num_confirmed, start)
+        self._runner.cache.wipe(slot, start)
+
     def release(self, request: DraftingRequest) -> None:
         """Forget that the model was of no use for the request."""
         self._given_up.discard(request.request_id)

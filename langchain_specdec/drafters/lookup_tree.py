@@ -16,6 +16,7 @@ from langchain_specdec.drafters.answer_index import AnswerIndex
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, continue_from
 from langchain_specdec.drafters.recycled_tokens import RecycledTokens
+from langchain_specdec.drafters.token_runs import TOKEN_BITS, mask_of, run_of
 from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.runner.verify import Verdict
 
@@ -25,10 +26,23 @@ _CONTEXT = 5
 _MAX_COUNT = 4
 # Children of the root that are at least this likely are in the tree even where they do not pay, to watch their rate.
 _WATCHED_REACH = 0.02
-# Kinds of what the answer index offers, by the length of its match: the most frequent continuation, and the others.
-_ANSWER_KINDS = {2: ("shared-2", "shared-2-other"), 4: ("shared-4", "shared-4-other")}
+_CONTEXT_MASK = mask_of(_CONTEXT)
 # Continuations of the answer index that are tried for a node.
 _MAX_CONTINUATIONS = 3
+# All kinds of guesses, made once. Of what the answer index offers, by the length of its match: the most frequent
+# continuation by its count, and the others by rank.
+_LOOKUP_KINDS: list[DraftKind] = [("lookup", match) for match in range(_MAX_MATCH + 1)]
+_ANSWER_KINDS: dict[int, tuple[list[DraftKind], list[DraftKind]]] = {
+    size: (
+        [(f"shared-{size}", count) for count in range(_MAX_COUNT + 1)],
+        [(f"shared-{size}-other", rank) for rank in range(_MAX_CONTINUATIONS)],
+    )
+    for size in (2, 4)
+}
+_NUM_CANDIDATES = 8
+_RECYCLED_KINDS: dict[str, list[DraftKind]] = {
+    source: [(source, rank) for rank in range(_NUM_CANDIDATES)] for source in ("pair", "token")
+}
 
 
 @dataclass
@@ -46,6 +60,8 @@ class _Text:
     index: NgramIndex
     num_counted: int
     memory: _Memory
+    # Whether the index has all of it; a long prompt that needed no prefill is taken in over several steps.
+    is_current: bool = True
 
 
 class LookupTreeDrafter(Drafter):
@@ -57,7 +73,7 @@ class LookupTreeDrafter(Drafter):
             how long a step takes does.
     """
 
-    num_candidates = 8
+    num_candidates = _NUM_CANDIDATES
 
     def __init__(self, max_ngram: int, *, is_shared: bool = True) -> None:
         self._max_ngram = max_ngram
@@ -68,7 +84,7 @@ class LookupTreeDrafter(Drafter):
         """Grow the tree; what is unlikely but costs nothing to watch comes last."""
         # The text is remembered even where no draft is wanted.
         text = self._text(request)
-        if limits.max_depth < 1:
+        if limits.max_depth < 1 or not (text.is_current or request.constraint is not None):
             return []
         if limits.max_nodes < 1 and request.constraint is None:
             draft = _chain(text, request.token_ids, request.rates, limits.max_depth)
@@ -81,10 +97,10 @@ class LookupTreeDrafter(Drafter):
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
         for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
             nodes, recycled = verdict.nodes[row], self._text(request).memory.recycled
-            before = request.token_ids[-2] if len(request.token_ids) > 1 else None
+            run = run_of(request.token_ids[-2:-1])
             for node in path:
-                recycled.update(before, nodes[node], verdict.candidates(row, node))
-                before = nodes[node]
+                run = run << TOKEN_BITS | nodes[node] + 1
+                recycled.update(run, verdict.candidates(row, node))
 
     def forget(self) -> None:
         """Start anew with what is shared, for requests to come."""
@@ -95,35 +111,34 @@ class LookupTreeDrafter(Drafter):
         """Drop what is the request's alone."""
         self._texts.pop(request.request_id, None)
 
-    def _text(self, request: DraftingRequest) -> _Text:
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
+        """Index a prompt chunk by chunk as it is read, not all of it at the first step."""
+        for request, stop in zip(requests, stops, strict=True):
+            self._known(request).index.extend(request.token_ids, stop)
+
+    def _known(self, request: DraftingRequest) -> _Text:
         text = self._texts.get(request.request_id)
         if text is None:
             text = _Text(NgramIndex(self._max_ngram), request.num_prompt_tokens, self._memory or _Memory())
             self._texts[request.request_id] = text
-        text.index.extend(request.token_ids)
-        text.memory.answers.add(request.token_ids, text.num_counted)
-        text.num_counted = len(request.token_ids)
+        return text
+
+    def _text(self, request: DraftingRequest) -> _Text:
+        """What is known of the request's text, taken in as far as it has come."""
+        text, tokens = self._known(request), request.token_ids
+        text.is_current = text.index.extend(tokens)
+        if text.num_counted < len(tokens):
+            text.memory.answers.add(tokens, text.num_counted)
+            text.num_counted = len(tokens)
         return text
 
 
 _Successor = tuple[int, DraftKind, int | None, int]
 """A token that may follow a node: its kind, and where and by what match the own text goes on after it."""
 
-
-@dataclass(slots=True)
-class _Node:
-    """A token that may be drafted: where it would stand and what is known of what follows it.
-
-    `position` is where the own text goes on after it, if it was found there, by a match of `match` tokens.
-    """
-
-    parent: int
-    token: int
-    kind: DraftKind
-    depth: int
-    context: tuple[int, ...]
-    position: int | None
-    match: int
+_Line = tuple[float, int, int, _Successor, int, int]
+"""A node that is lined up: its chance of being reached, negated; a number that tells equals apart; its parent; itself;
+the run of tokens that ends with it, and its depth."""
 
 
 class _Tree:
@@ -138,49 +153,56 @@ class _Tree:
         self._constraint = request.constraint
         self._rates = request.rates
         self._known_rates: dict[DraftKind, float] = {}
-        self._heap: list[tuple[float, int, _Node]] = []
+        self._heap: list[_Line] = []
         self._num_pushed = 0
-        self._grown: list[_Node] = []
-        self._reaches: list[float] = []
+        self._grown: list[int] = []
+        self._parents: list[int] = []
         self._repetition: int | None = None
 
     def grow(self) -> tuple[Draft, tuple[float, ...]]:
         """The tree within the limits, likeliest nodes first, and each node's chance of being reached."""
         match, position = self._text.index.find() or (0, None)
         self._repetition = position
-        self._expand(-1, 1.0, _Node(-2, -1, ("", 0), 0, tuple(self._tokens[-_CONTEXT:]), position, match))
-        grown, max_nodes, max_depth = self._grown, self._limits.max_nodes, self._limits.max_depth
-        while self._heap and len(grown) < max_nodes:
-            negative_reach, _, node = heapq.heappop(self._heap)
-            grown.append(node)
-            self._reaches.append(-negative_reach)
-            if node.depth < max_depth and len(grown) < max_nodes:
-                self._expand(len(grown) - 1, -negative_reach, node)
-        tree = Draft(tuple(n.token for n in grown), tuple(n.parent for n in grown), tuple(n.kind for n in grown))
-        return tree, tuple(self._reaches)
+        self._expand(-1, 1.0, run_of(self._tokens[-_CONTEXT:]), 0, position, match)
+        heap, grown, parents = self._heap, self._grown, self._parents
+        kinds: list[DraftKind] = []
+        reaches: list[float] = []
+        max_nodes, max_depth = self._limits.max_nodes, self._limits.max_depth
+        while heap and len(grown) < max_nodes:
+            negative_reach, _, parent, (token, kind, position, match), run, depth = heapq.heappop(heap)
+            grown.append(token)
+            parents.append(parent)
+            kinds.append(kind)
+            reaches.append(-negative_reach)
+            if depth < max_depth and len(grown) < max_nodes:
+                self._expand(len(grown) - 1, -negative_reach, run, depth, position, match)
+        return Draft(tuple(grown), tuple(parents), tuple(kinds)), tuple(reaches)
 
-    def _expand(self, place: int, reach: float, node: _Node) -> None:
-        """Line up what may follow the node."""
-        least, rest, context = self._limits.min_reach, reach, node.context
+    def _expand(self, place: int, reach: float, run: int, depth: int, position: int | None, match: int) -> None:
+        """Line up what may follow the node at a place, whose own text goes on at `position` by a match."""
+        least, rest = self._limits.min_reach, reach
         if place < 0:
             # Children of the root are watched: their rate must be known before they can pay. All of them are where
             # width is nearly free.
             least = _WATCHED_REACH if least > _WATCHED_REACH else 0.0
-        successors = self._successors(place, node)
+        elif position is None:
+            match, position = self._text.index.lookup(run) or (0, None)
+        successors = self._successors(run, position, match)
         if self._constraint is not None:
             successors = self._narrowed(successors, self._constraint, place)
-        for token, kind, position, match in successors[: self._max_branches]:
-            rate = self._known_rates.get(kind)
+        known_rates = self._known_rates
+        for successor in successors[: self._max_branches]:
+            kind = successor[1]
+            rate = known_rates.get(kind)
             if rate is None:
-                rate = self._known_rates[kind] = self._rates.rate(kind)
+                rate = known_rates[kind] = self._rates.rate(kind)
             chance = rest * rate
             rest -= chance
             # The first child is watched even after many failures: a text may turn predictable.
             if chance >= least or not (self._grown or self._heap):
                 self._num_pushed += 1
-                following = (*context[1 - _CONTEXT :], token)
-                child = _Node(place, token, kind, node.depth + 1, following, position, match)
-                heapq.heappush(self._heap, (-chance, self._num_pushed, child))
+                following = (run << TOKEN_BITS | successor[0] + 1) & _CONTEXT_MASK
+                heapq.heappush(self._heap, (-chance, self._num_pushed, place, successor, following, depth + 1))
             elif rest < least:
                 break
 
@@ -188,8 +210,8 @@ class _Tree:
         """What a grammar leaves of the successors of a node, or the one that it forces."""
         path: list[int] = []
         while place >= 0:
-            path.append(self._grown[place].token)
-            place = self._grown[place].parent
+            path.append(self._grown[place])
+            place = self._parents[place]
         path.reverse()
         if forced := constraint.forced_after(path):
             known = next((s for s in successors if s[0] == forced[0]), None)
@@ -197,35 +219,33 @@ class _Tree:
         allowed = constraint.allowed_after(path, [s[0] for s in successors])
         return [s for s, is_allowed in zip(successors, allowed, strict=True) if is_allowed]
 
-    def _successors(self, place: int, node: _Node) -> list[_Successor]:
-        """Tokens that may follow the node, each once: kind, and where and by what match the own text goes on."""
-        context, position, match = node.context, node.position, node.match
-        memory = self._text.memory
-        if position is None and place >= 0:
-            match, position = self._text.index.lookup(context) or (0, None)
+    def _successors(self, run: int, position: int | None, match: int) -> list[_Successor]:
+        """Tokens that may follow a run, each once: kind, and where and by what match the own text goes on."""
+        memory, tokens = self._text.memory, self._tokens
         successors: list[_Successor] = []
         seen = set()
-        if position is not None and position >= len(self._tokens):
+        if position is not None and position >= len(tokens):
             # The path has reached the end of the text: a repetition goes on with what the text's end would bring.
             position = self._repetition
         if position is not None:
-            token = self._tokens[position]
+            token = tokens[position]
             seen.add(token)
-            successors.append((token, ("lookup", min(match, _MAX_MATCH)), position + 1, match + 1))
-        if answers := memory.answers.find(context):
+            kind = _LOOKUP_KINDS[match] if match < _MAX_MATCH else _LOOKUP_KINDS[_MAX_MATCH]
+            successors.append((token, kind, position + 1, match + 1))
+        if answers := memory.answers.find(run):
             size, continuations = answers
-            first, others = _ANSWER_KINDS[size]
+            firsts, others = _ANSWER_KINDS[size]
             for rank, (token, count) in enumerate(continuations[:_MAX_CONTINUATIONS]):
                 if token not in seen:
                     seen.add(token)
-                    kind = (others, rank) if rank else (first, min(count, _MAX_COUNT))
+                    kind = others[rank] if rank else firsts[count if count < _MAX_COUNT else _MAX_COUNT]
                     successors.append((token, kind, None, 0))
-        if recycled := memory.recycled.find(context):
-            source, tokens = recycled
-            for rank, token in enumerate(tokens):
+        if recycled := memory.recycled.find(run):
+            source, candidates = recycled
+            for token, kind in zip(candidates, _RECYCLED_KINDS[source], strict=False):
                 if token not in seen:
                     seen.add(token)
-                    successors.append((token, (source, rank), None, 0))
+                    successors.append((token, kind, None, 0))
         return successors
 
 
@@ -237,16 +257,16 @@ def _chain(text: _Text, tokens: Sequence[int], rates: AcceptanceRates, length: i
     chain_kinds: list[DraftKind] = []
     if position is not None:
         kinds = [("lookup", min(match + i, _MAX_MATCH)) for i in range(length)]
-    context = tuple(tokens[-_CONTEXT:])
-    while len(chain) < length and (answers := text.memory.answers.find(context)):
+    run = run_of(tokens[-_CONTEXT:])
+    while len(chain) < length and (answers := text.memory.answers.find(run)):
         size, continuations = answers
         token, count = continuations[0]
-        kind = (_ANSWER_KINDS[size][0], min(count, _MAX_COUNT))
+        kind = _ANSWER_KINDS[size][0][min(count, _MAX_COUNT)]
         if not chain and kinds and rates.rate(kinds[0]) >= rates.rate(kind):
             break
         chain.append(token)
         chain_kinds.append(kind)
-        context = (*context[1 - _CONTEXT :], token)
+        run = (run << TOKEN_BITS | token + 1) & _CONTEXT_MASK
     if chain:
         return Draft.chain(chain, chain_kinds)
     return EMPTY_DRAFT if position is None else Draft.chain(continue_from(tokens, position, length), kinds)

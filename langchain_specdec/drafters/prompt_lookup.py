@@ -11,9 +11,14 @@ from collections.abc import Sequence
 
 from langchain_specdec.drafters.acceptance import FORCED, DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.token_runs import TOKEN_BITS, mask_of, run_of
 from langchain_specdec.grammar.constraint import Constraint
 
 _MAX_KIND = 16
+
+
+# Tokens that one step indexes at most, so that a long text which was not read just now holds up nobody.
+_MOST_INDEXED = 2048
 
 
 class NgramIndex:
@@ -24,21 +29,40 @@ class NgramIndex:
     """
 
     def __init__(self, max_ngram: int) -> None:
-        self._tables: list[dict[object, int]] = [{} for _ in range(max_ngram)]
+        # What the n-grams of each n are of a run, and where they were seen.
+        self._masked_tables: list[tuple[int, dict[int, int]]] = [(mask_of(n), {}) for n in range(1, max_ngram + 1)]
         # For each n: where the text went on after the last earlier occurrence of its final n-gram.
         self._continuations: list[int | None] = [None] * max_ngram
-        self._num_indexed = 0
+        self._run = 0
+        self.num_indexed = 0
+        """Tokens of the text that are in the index."""
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Index what `tokens` has beyond what is indexed; one dictionary entry per n-gram size and token."""
-        for end in range(self._num_indexed + 1, len(tokens) + 1):
-            for n, table in enumerate(self._tables, start=1):
-                if n > end:
-                    break
-                key: object = tokens[end - 1] if n == 1 else tuple(tokens[end - n : end])
-                self._continuations[n - 1] = table.get(key)
-                table[key] = end
-        self._num_indexed = max(self._num_indexed, len(tokens))
+    def extend(self, tokens: Sequence[int], stop: int | None = None) -> bool:
+        """Index what `tokens` has up to `stop`, beyond what is indexed; one dictionary entry per n-gram size and token.
+
+        At most 2048 tokens are taken at once.
+
+        Returns:
+            Whether all of them are indexed.
+        """
+        stop = len(tokens) if stop is None else stop
+        first, last = self.num_indexed, min(stop, self.num_indexed + _MOST_INDEXED)
+        if first >= last:
+            return first >= stop
+        run, masked_tables = self._run, self._masked_tables
+        longest = masked_tables[-1][0]
+        for end, token in enumerate(tokens[first : last - 1], start=first + 1):
+            run = (run << TOKEN_BITS | token + 1) & longest
+            # The first tokens of a text end no longer n-grams.
+            for mask, table in masked_tables if end >= len(masked_tables) else masked_tables[:end]:
+                table[run & mask] = end
+        self._run = run = (run << TOKEN_BITS | tokens[last - 1] + 1) & longest
+        for n, (mask, table) in enumerate(masked_tables[:last]):
+            key = run & mask
+            self._continuations[n] = table.get(key)
+            table[key] = last
+        self.num_indexed = last
+        return last >= stop
 
     def find(self) -> tuple[int, int] | None:
         """The longest n-gram at the end of the text that was seen before.
@@ -47,21 +71,24 @@ class NgramIndex:
             Its length and the index of the token that followed its most recent earlier occurrence; None if even the
             last token is new.
         """
-        for n in range(len(self._continuations), 0, -1):
-            position = self._continuations[n - 1]
+        continuations = self._continuations
+        for n in range(len(continuations), 0, -1):
+            position = continuations[n - 1]
             if position is not None:
                 return n, position
         return None
 
-    def lookup(self, context: tuple[int, ...]) -> tuple[int, int] | None:
-        """The longest n-gram at the end of `context` that stands in the text, and where it last continued.
+    def lookup(self, run: int) -> tuple[int, int] | None:
+        """The longest n-gram at the end of a run that stands in the text, and where it last continued.
 
         Unlike `find` this takes tokens that are no part of the text yet. What the text ends with has no continuation.
         """
-        for n in range(min(len(context), len(self._tables)), 0, -1):
-            position = self._tables[n - 1].get(context[-1] if n == 1 else context[-n:])
-            if position is not None and position < self._num_indexed:
+        n = len(self._masked_tables)
+        for mask, table in reversed(self._masked_tables):
+            position = table.get(run & mask)
+            if position is not None and position < self.num_indexed:
                 return n, position
+            n -= 1
         return None
 
 
@@ -90,11 +117,23 @@ class PromptLookupDrafter(Drafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """The continuation found by looking up the end of the text."""
-        index = self._indexes.setdefault(request.request_id, NgramIndex(self._max_ngram))
+        index = self._index(request)
         # Indexed even where no draft is wanted, so that no later step has to index the whole text at once.
-        index.extend(request.token_ids)
+        if not index.extend(request.token_ids) and request.constraint is None:
+            return []
         draft = _follow(index, request, limits.max_depth)
         return [Proposal(draft, request.rates.chain(draft.kinds))] if len(draft) else []
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
+        """Index a prompt chunk by chunk as it is read, not all of it at the first step."""
+        for request, stop in zip(requests, stops, strict=True):
+            self._index(request).extend(request.token_ids, stop)
+
+    def _index(self, request: DraftingRequest) -> NgramIndex:
+        index = self._indexes.get(request.request_id)
+        if index is None:
+            index = self._indexes[request.request_id] = NgramIndex(self._max_ngram)
+        return index
 
     def release(self, request: DraftingRequest) -> None:
         """Drop the request's index."""
@@ -125,7 +164,7 @@ def _follow_grammar(index: NgramIndex, tokens: Sequence[int], constraint: Constr
             match = None
             continue
         if match is None:
-            match = index.lookup((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:])
+            match = index.lookup(run_of((*tokens[-_MAX_KIND:], *chain)[-_MAX_KIND:]))
         # A match at the end of the text would have to repeat, which the grammar need not allow.
         if match is None or match[1] >= len(tokens):
             break

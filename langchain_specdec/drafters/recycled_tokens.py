@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from langchain_specdec.drafters.token_runs import mask_of
+
+_TOKEN, _PAIR = mask_of(1), mask_of(2)
+
 
 class RecycledTokens:
     """The candidates seen last after each pair of tokens and after each token.
@@ -21,29 +25,29 @@ class RecycledTokens:
 
     def __init__(self, max_pairs: int = 1 << 16) -> None:
         self._max_pairs = max_pairs
+        # By runs of one token and of two.
         self._by_token: dict[int, Sequence[int]] = {}
-        self._by_pair: OrderedDict[tuple[int, int], Sequence[int]] = OrderedDict()
+        self._by_pair: OrderedDict[int, Sequence[int]] = OrderedDict()
 
     def __len__(self) -> int:
         """Pairs that are kept."""
         return len(self._by_pair)
 
-    def update(self, before: int | None, token: int, candidates: Sequence[int]) -> None:
-        """Note the target's candidates after `token`, best first; `before` stands before it, if anything does."""
-        self._by_token[token] = candidates
-        if before is None:
-            return
-        pair = (before, token)
+    def update(self, run: int, candidates: Sequence[int]) -> None:
+        """Note the target's candidates after a run of tokens, best first."""
+        self._by_token[run & _TOKEN] = candidates
+        pair = run & _PAIR
+        if pair <= _TOKEN:
+            return  # nothing stands before it
         self._by_pair[pair] = candidates
         self._by_pair.move_to_end(pair)
         if len(self._by_pair) > self._max_pairs:
             self._by_pair.popitem(last=False)
 
-    def find(self, context: tuple[int, ...]) -> tuple[str, Sequence[int]] | None:
-        """The candidates for what follows `context`, best first, and by what they were found: "pair" or "token"."""
-        if len(context) > 1:
-            known = self._by_pair.get((context[-2], context[-1]))
-            if known is not None:
-                return "pair", known
-        known = self._by_token.get(context[-1])
+    def find(self, run: int) -> tuple[str, Sequence[int]] | None:
+        """The candidates for what follows a run, best first, and by what they were found: "pair" or "token"."""
+        known = self._by_pair.get(run & _PAIR)
+        if known is not None:
+            return "pair", known
+        known = self._by_token.get(run & _TOKEN)
         return None if known is None else ("token", known)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.stream import CompletionStream
-from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
-from langchain_specdec.engine.request import Request, Submission, check_prompt, make_stopper
+from langchain_specdec.engine.prefill_pace import PrefillPace
+from langchain_specdec.engine.request import Request, Submission
+from langchain_specdec.engine.request_maker import RequestMaker
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
-from langchain_specdec.errors import (
-    EngineClosedError,
-    GenerationError,
-    UnsupportedModelError,
-)
-from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.errors import EngineClosedError, GenerationError
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
@@ -54,7 +48,8 @@ class Engine:
         max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
         draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
         is_shared: Whether requests start from the acceptance that others saw.
-        prefill_chunk: Most prompt tokens of one forward, so that a long prompt delays running streams by no more.
+        prefill_chunk: Most prompt tokens of one forward. On a CPU it takes fewer while texts go on; see `PrefillPace`.
+        token_budget: Tokens that all slots may hold together; None is without limit. A request waits for its room.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
     """
 
@@ -70,19 +65,19 @@ class Engine:
         draft_length: int | Literal["auto"] = "auto",
         is_shared: bool = True,
         prefill_chunk: int = 512,
+        token_budget: int | None = None,
         step_cost: StepCost | None = None,
     ) -> None:
         self.runner = runner
         self.drafter = drafter
-        self._tokenizer = PrivateTokenizer.of(tokenizer)
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._grammars = GrammarCompiler(self._tokenizer.copied, runner.vocab_size, eos_token_ids)
-        self._scheduler = Scheduler(runner.cache.num_slots, prefill_chunk, runner.cache.max_length)
+        cache = runner.cache
+        self._scheduler = Scheduler(cache.num_slots, cache.max_length, token_budget)
         self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._stepper = Stepper(runner, drafter, self._planner)
-        self._shared_rates = AcceptanceRates() if is_shared else None
-        self._ids = itertools.count()
+        self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)
         self._inbox = Inbox()
+        own_tokenizer = PrivateTokenizer.of(tokenizer)
+        self._requests = RequestMaker(runner, own_tokenizer, eos_token_ids, self._inbox.cancel, is_shared=is_shared)
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         self._pid = os.getpid()
@@ -124,7 +119,8 @@ class Engine:
         Raises:
             SpecDecError: As `submit` does, for the first that is wrong. None has started then.
         """
-        requests = [self._make_request(*completion) for completion in completions]
+        self._check_process()
+        requests = [self._requests.make(*completion) for completion in completions]
         streams = [request.stream for request in requests]
         try:
             self._inbox.submit(requests)
@@ -138,39 +134,6 @@ class Engine:
                 stream.close()
             raise
         return streams
-
-    def _make_request(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        continues_prompt: bool = True,
-        shown_specials: Mapping[int, str] = MappingProxyType({}),
-        make_end_check: Callable[[], Callable[[str], bool]] | None = None,
-    ) -> Request:
-        """A request that can be run."""
-        constraint = self._checked(prompt_ids, params)
-        seed = params.seed_or_drawn()
-        context = prompt_ids if continues_prompt else ()
-        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
-        inbox, holder = self._inbox, []  # type: ignore[var-annotated]
-        # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
-        stream = CompletionStream(on_close=lambda: inbox.cancel(holder[0]))
-        rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
-        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates, constraint)
-        holder.append(request)
-        return request
-
-    def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
-        """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
-        self._check_process()
-        if (reason := self.runner.why_unfit) is not None:
-            msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
-            raise UnsupportedModelError(msg)
-        runner = self.runner
-        check_prompt(prompt_ids, params, runner.vocab_size, runner.max_length, runner.max_positions)
-        if params.grammar is None:
-            return None
-        return self._grammars.compile(params.grammar, params.max_new_tokens)
 
     def reset(self) -> None:
         """Forget all that was kept of earlier requests: prompts in slots, and answers to draft from.
@@ -265,22 +228,35 @@ class Engine:
         if not self._take_inbox():
             self._fail_all(EngineClosedError("The engine was closed before the completion ended."))
             return False
-        for request in self._scheduler.admit():
+        admitted = self._scheduler.admit()
+        for slot, start in self._scheduler.take_let_go():
+            self._stepper.let_go(slot, start)
+        for request in admitted:
             self._attempt([request], self._stepper.start)
-        if prefill := self._scheduler.next_prefill():
-            stops = {request.request_id: stop for request, stop in prefill}
-            self._attempt(
-                [request for request, _ in prefill],
-                lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
-            )
+        self._prefill()
         if requests := self._scheduler.next_decode():
-            self._attempt(requests, self._decode)
+            with self._pace.decoding():
+                self._attempt(requests, self._decode)
         for request in self._scheduler.running:
             if request.is_finished:
                 self._drop(request)
                 if self._is_idle:
                     self._measure_idle(request)
         return True
+
+    def _prefill(self) -> None:
+        """Read on in prompts, by one forward."""
+        if not (num_reading := self._scheduler.num_reading):
+            return
+        num_decoding = len(self._scheduler.running) - num_reading
+        prefill = self._scheduler.next_prefill(self._pace.chunk(num_decoding, num_reading))
+        stops = {request.request_id: stop for request, stop in prefill}
+        num_tokens = len(prefill) * max(stop - request.num_cached for request, stop in prefill)
+        with self._pace.reading(num_tokens):
+            self._attempt(
+                [request for request, _ in prefill],
+                lambda requests: self._stepper.prefill(requests, [stops[r.request_id] for r in requests]),
+            )
 
     def _decode(self, requests: list[Request]) -> None:
         for request, error in self._stepper.decode(requests):

@@ -90,6 +90,11 @@ class Request:
         return self.params.max_new_tokens - self.num_output_tokens
 
     @property
+    def max_tokens(self) -> int:
+        """Most tokens that its slot may come to hold."""
+        return len(self.prompt_ids) + self.params.max_new_tokens
+
+    @property
     def prefill_stop(self) -> int:
         """Where prefill ends: the last prompt token is left to the first decoding step, which needs its logits."""
         return len(self.prompt_ids) - 1

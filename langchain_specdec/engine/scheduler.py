@@ -17,15 +17,17 @@ class Scheduler:
     A finished request leaves its tokens in the slot. A new one takes the free slot that shares the longest beginning
     with its prompt, and prefills only the rest; where none shares any, the slot that has rested longest.
 
+    Where memory is taken by tokens, a request waits until all that it may come to hold has room beside what the running
+    ones may. What rests in slots is let go for it, the longest-rested first.
+
     Args:
         num_slots: Requests that can run at a time.
-        prefill_budget: Most tokens, padding included, of one prefill forward.
         max_length: Positions of a slot; padding may not go past them.
+        token_budget: Tokens that all slots may hold together, at least as many as any request; None is without limit.
     """
 
-    def __init__(self, num_slots: int, prefill_budget: int, max_length: int = 2**31) -> None:
+    def __init__(self, num_slots: int, max_length: int = 2**31, token_budget: int | None = None) -> None:
         self.num_slots = num_slots
-        self._prefill_budget = prefill_budget
         self._max_length = max_length
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -34,6 +36,10 @@ class Scheduler:
         # Free slots and the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
         self._num_turns_waited = 0
+        self._token_budget = token_budget
+        # Tokens that each slot holds or may come to hold, and what was let go of since this was last taken.
+        self._num_held = dict.fromkeys(range(num_slots), 0)
+        self._let_go: list[tuple[int, int]] = []
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -50,6 +56,11 @@ class Scheduler:
         return [*self._running, *self._waiting]
 
     @property
+    def num_reading(self) -> int:
+        """Requests with a slot whose prompt has not been read to its end."""
+        return sum(not request.is_prefilled for request in self._running)
+
+    @property
     def num_waiting(self) -> int:
         """Requests without a slot."""
         return len(self._waiting)
@@ -60,15 +71,49 @@ class Scheduler:
             return []
         admitted = []
         while self._waiting and self._resting:
-            request = self._waiting.popleft()
+            request = self._waiting[0]
             shared = {slot: _shared_length(tokens, request) for slot, tokens in self._resting.items()}
             # max() takes the first of equals: the longest-rested.
             slot = max(shared, key=lambda s: shared[s])
+            if not self._make_room(slot, request.max_tokens):
+                break
+            self._waiting.popleft()
             del self._resting[slot]
             request.slot, request.num_cached, request.num_reused = slot, shared[slot], shared[slot]
             self._running.append(request)
             admitted.append(request)
         return admitted
+
+    def _make_room(self, slot: int, size: int) -> bool:
+        """Let go of what leaves no room for a request of that size in a resting slot; whether it can have the room."""
+        budget = self._token_budget
+        if budget is None:
+            return True
+        num_left = budget - size - sum(self._num_held[request.slot] for request in self._running)
+        if num_left < 0:
+            return False
+        self._hold(slot, size)
+        others = [other for other in self._resting if other != slot]
+        excess = sum(self._num_held[other] for other in others) - num_left
+        for other in others:
+            if excess <= 0:
+                break
+            excess -= self._num_held[other]
+            self._resting[other] = []
+            self._hold(other, 0)
+        self._num_held[slot] = size
+        return True
+
+    def _hold(self, slot: int, count: int) -> None:
+        """Let go of what a slot holds beyond so many tokens."""
+        if self._num_held[slot] > count:
+            self._let_go.append((slot, count))
+            self._num_held[slot] = count
+
+    def take_let_go(self) -> list[tuple[int, int]]:
+        """Slots that hold nothing of use from a position on any more, since this was last asked: `(slot, position)`."""
+        let_go, self._let_go = self._let_go, []
+        return let_go
 
     def _waits_for_others(self) -> bool:
         """Whether a free slot is to wait for others, so that the prompts which take their place share a forward.
@@ -82,20 +127,23 @@ class Scheduler:
         self._num_turns_waited = 0
         return False
 
-    def next_prefill(self) -> list[tuple[Request, int]]:
+    def next_prefill(self, budget: int) -> list[tuple[Request, int]]:
         """Requests for the next prefill forward and the position to which each is to be taken; oldest first.
 
         Several short prompts share a forward as long as, padded to the widest, they fit the budget and their slots; a
         prompt longer than the budget gets it alone, one chunk at a time.
+
+        Args:
+            budget: Most tokens of the forward, padding included.
         """
         batch: list[tuple[Request, int]] = []
         width = start = 0
         for request in self._running:
             if request.is_prefilled:
                 continue
-            size = min(request.prefill_stop - request.num_cached, self._prefill_budget)
+            size = min(request.prefill_stop - request.num_cached, budget)
             width, start = max(width, size), max(start, request.num_cached)
-            is_too_large = width * (len(batch) + 1) > self._prefill_budget or start + width > self._max_length
+            is_too_large = width * (len(batch) + 1) > budget or start + width > self._max_length
             if batch and is_too_large:
                 break
             batch.append((request, request.num_cached + size))
@@ -111,12 +159,18 @@ class Scheduler:
             self._waiting.remove(request)
             return
         self._running.remove(request)
-        self._resting[request.slot] = [] if request in self._outdated else request.token_ids[: request.num_cached]
+        slot, resting = request.slot, request.token_ids[: request.num_cached]
+        self._resting[slot] = [] if request in self._outdated else resting
         self._outdated.discard(request)
+        if self._token_budget is not None:
+            self._num_held[slot] = request.num_cached
+            self._hold(slot, len(self._resting[slot]))
 
     def forget(self) -> None:
         """Reuse nothing of what slots hold by now: the model computes something else from here on."""
-        self._resting = {slot: [] for slot in self._resting}
+        for slot in self._resting:
+            self._resting[slot] = []
+            self._hold(slot, 0)
         self._outdated = set(self._running)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from langchain_specdec.runner.cpu.worker_threads import use_one_worker
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
+
+_logger = logging.getLogger(__name__)
 
 
 class Stepper:
@@ -50,6 +53,15 @@ class Stepper:
                     self._history = TokenHistory(slots, self._runner.vocab_size, self._runner.device)
                 self._history.start(request.slot, request.prompt_ids)
                 request.history = self._history
+
+    def let_go(self, slot: int, start: int) -> None:
+        """Give back the memory of what a slot holds from a position on."""
+        try:
+            self._drafter.let_go(slot, start)
+            self._runner.cache.wipe(slot, start)
+        except Exception:
+            # Memory that is not given back fails nobody by itself.
+            _logger.exception("The memory of a slot could not be given back")
 
     def prefill(self, requests: Sequence[Request], stops: Sequence[int]) -> None:
         """Take each request's prompt tokens up to its stop into its slot."""

@@ -104,8 +104,12 @@ class StepCost:
         return max(y0 + (y1 - y0) * (tokens - x0) / (x1 - x0), y0)
 
 
-_BUDGET_SECONDS = 2.0
+# Measuring may take the time of so many plain steps, within these bounds in seconds.
+_BUDGET_STEPS = 60
+_LEAST_BUDGET, _MOST_BUDGET = 0.3, 2.0
 _MAX_ROUNDS = 5
+# What each further token of a row is taken to add to a plain step, as a share of it, where only two widths were tried.
+_ASSUMED_GROWTH = 0.1
 
 
 def measure_step_cost(
@@ -125,22 +129,28 @@ def measure_step_cost(
     Returns:
         None where it became unwanted. Else
         the least costs, since whatever else the machine does only adds to them; and none above that of a wider
-        forward, for the same reason. At most 5 rounds of at most 9 forwards. No forward starts that would not be over
-        after 2 seconds by the ones before it, except for two of each of the two narrowest widths.
+        forward, for the same reason. At most 5 rounds of at most 9 forwards. They take the time of 60 plain steps, 0.3
+        seconds at least and 2 at most: a forward starts only if it will be over by then, by the ones before it, or if
+        it is the first of one of the two narrowest widths.
     """
     widths = sorted({w for w in WIDTHS if w < runner.max_width} | {runner.max_width})
     token = request.token_ids[-1]
     noise = Noise.of([request.params], [request.seed])
-    seconds: dict[int, list[float]] = {}
+    # The first round counts only where there is no other: it pays for allocations and for the choice of kernels.
+    warm: dict[int, list[float]] = {}
+    counted: dict[int, list[float]] = {}
     draft_seconds = []
-    deadline = time.perf_counter() + _BUDGET_SECONDS
+    began, budget = time.perf_counter(), _MOST_BUDGET
     for round_number in range(_MAX_ROUNDS):
+        # What is left of it is the other rounds', so that they can compare the same widths.
+        share = budget if round_number else budget / 2
         latest, previous = 0.0, 1
         for width in list(widths):
-            if width not in widths[:2] and time.perf_counter() + latest * width / previous > deadline:
-                # A width that the first rounds could not try is left out, so that all rounds compare the same widths.
+            is_needed = not round_number and width in widths[:2]
+            expected = min(warm[width]) if width in warm else latest * width / previous
+            if not is_needed and time.perf_counter() - began + expected > share:
                 if round_number < 2:
-                    del widths[widths.index(width) :]
+                    del widths[max(widths.index(width), 2) :]
                 break
             if not is_wanted():
                 return None
@@ -151,11 +161,18 @@ def measure_step_cost(
                 runner.verify(batch)
 
             latest, previous = seconds_of(verify, runner.device), width
-            # The first round is not counted: it pays for allocations and for the choice of kernels.
-            if round_number:
-                seconds.setdefault(width, []).append(latest)
+            (counted if round_number else warm).setdefault(width, []).append(latest)
+            if not round_number and width == widths[0]:
+                budget = min(max(_BUDGET_STEPS * latest, _LEAST_BUDGET), _MOST_BUDGET)
+                share = budget / 2
         draft_seconds.append(drafter.measure_step(request))
-        if round_number and time.perf_counter() > deadline:
+        if time.perf_counter() - began > budget:
             break
+    seconds = counted if all(width in counted for width in widths) else warm
     least = {(1, width): min(min(seconds[w]) for w in widths if w >= width) for width in widths}
+    if len(widths) == 2 and widths[-1] < runner.max_width:
+        # Two forwards on a busy machine say little of the width.
+        plain, wider = least[1, widths[0]], least[1, widths[1]]
+        growth = max(wider - plain, _ASSUMED_GROWTH * plain)
+        least[1, runner.max_width] = plain + growth * (runner.max_width - 1)
     return StepCost(least, min(draft_seconds))

@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,16 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
-from langchain_specdec.runner.model_config import ATTENTION_NAME, decoder_layers, num_key_value_heads
+from langchain_specdec.runner.lazy_memory import is_memory_lazy
+from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
 _logger = logging.getLogger(__name__)
+# Where a model does not say for how many positions it was made, and where all slots are allocated at once.
 _DEFAULT_MAX_LENGTH = 8192
-# Share of the free memory that the slots may take where max_length is not given.
+# Share of the free memory that keys and values may take.
 _CACHE_SHARE = 0.5
 
 
@@ -37,6 +39,7 @@ def make_runner(
     num_slots: int,
     max_length: int | None,
     max_width: int,
+    most_positions: int | None = None,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
     num_threads: int | None = None,
     progress: Progress | None = None,
@@ -49,9 +52,10 @@ def make_runner(
     Args:
         loaded: The model.
         num_slots: Completions that can run at a time.
-        max_length: Positions of a slot; None is what the model was made for, up to 8192 and to half of the free
-            memory for all slots.
+        max_length: Positions of a slot; None is what the model was made for, up to what half of the free memory holds:
+            of one slot where memory is taken by the tokens in it, as on a CPU, else of all slots and up to 8192.
         max_width: Most tokens of a row in a verification.
+        most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
             and `GraphStore`. A native decoder has nothing to compile.
         num_threads: Threads of a native decoder; None is `default_threads`.
@@ -73,13 +77,13 @@ def make_runner(
         library = native_library()
         assert library is not None, "asked for before"  # noqa: S101
         with fitting(loaded.name):
-            length = max_length or _default_max_length(loaded, num_slots)
+            length = max_length or _default_max_length(loaded, num_slots, most_positions)
             threads = num_threads or default_threads()
             return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
 
     def length_of() -> int:
-        return max_length or _default_max_length(loaded, num_slots)
+        return max_length or _default_max_length(loaded, num_slots, most_positions)
 
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
@@ -122,25 +126,51 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
         raise InvalidParameterError(msg)
 
 
-def _default_max_length(loaded: LoadedModel, num_slots: int) -> int:
+def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None) -> int:
     config = loaded.model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_layer = 2 * num_key_value_heads(config) * head_dim * loaded.model.dtype.itemsize * num_slots
     counts: Mapping[torch.device, int] = {loaded.model.device: config.num_hidden_layers}
     if isinstance(loaded.model, nn.Module):
         # A model may be spread over several GPUs; the one with the least room for its layers decides.
         counts = Counter(map(_device_of, decoder_layers(loaded.model))) or counts
+    is_lazy = all(map(_is_lazy, counts))
+    # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
+    per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
     free = {device: free_memory(device) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
-    wanted: int = min(loaded.max_positions or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH
+    wanted = min(wanted, most_positions or wanted)
+    if not is_lazy:
+        wanted = min(wanted, _DEFAULT_MAX_LENGTH)
     length: int = max(min(wanted, affordable), 1)
     if length < wanted:
         _logger.warning(
-            "max_length is %d positions (prompt and new tokens together), not %d: %d slots of so many fit into half "
-            "of the %.2f GB that are free. Give max_length, or fewer num_slots, or free memory.",
-            length, wanted, num_slots, min(free.values()) / 1e9,
+            "max_length is %d positions (prompt and new tokens together), not %d: %s of so many %s into half "
+            "of the %.2f GB that are free. Give max_length, or %sfree memory.",
+            length, wanted, *(("one slot", "fits") if is_lazy else (f"{num_slots} slots", "fit")),
+            min(free.values()) / 1e9, "" if is_lazy else "fewer num_slots, or ",
         )  # fmt: skip
     return length
+
+
+def token_budget(runners: Sequence[Runner]) -> int | None:
+    """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
+
+    Args:
+        runners: The target's, and that of its draft model, which holds the same tokens.
+
+    Returns:
+        None where nothing is saved by holding fewer: the slots are allocated at once.
+    """
+    device = runners[0].device
+    if not all(_is_lazy(runner.device) for runner in runners):
+        return None
+    per_token = sum(runner.bytes_per_token for runner in runners)
+    return max(int(free_memory(device) * _CACHE_SHARE) // per_token, runners[0].max_length)
+
+
+def _is_lazy(device: torch.device) -> bool:
+    """Whether slots on a device take memory by the tokens in them."""
+    return device.type == "cpu" and is_memory_lazy()
 
 
 def _device_of(layer: nn.Module) -> torch.device:

@@ -65,6 +65,7 @@ class PrivateTokenizer:
         if self.backend is not None:
             self.backend.no_truncation()
             self.backend.no_padding()
+        self._is_decoded_by_backend = self.backend is not None and _is_decoded_by_backend(type(self.copied))
         # One in Python keeps state while it works. A fast one is only read: its calls run beside each other.
         self._lock = threading.Lock() if self.backend is None else contextlib.nullcontext()
         # The first call may change settings, so that none of the later ones has to.
@@ -129,9 +130,22 @@ class PrivateTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special ones."""
+        if self._is_decoded_by_backend and self.backend is not None:
+            # What lies between takes four times as long as the decoding itself, twice a token.
+            return self.backend.decode(list(tokens), skip_special_tokens=True)
         with self._lock:
             text: str = self.copied.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _is_decoded_by_backend(kind: type) -> bool:
+    """Whether a tokenizer's own `decode` does nothing but call that of its backend."""
+    modules = [getattr(getattr(kind, name, None), "__module__", None) for name in ("decode", "_decode")]
+    # By name, since tokenizers need not be transformers' own; `_decode` moved between its versions 4 and 5.
+    return modules[0] == "transformers.tokenization_utils_base" and modules[1] in (
+        "transformers.tokenization_utils_fast",
+        "transformers.tokenization_utils_tokenizers",
+    )
 
 
 def encode_within(encode: Callable[[str], list[int]], text: str, what: str, limit: int | None) -> list[int]:

@@ -3,6 +3,8 @@
 Each layer is one buffer `[slots, kv_heads, max_length, head_dim]`. Nothing is ever copied or cut: a forward writes the
 keys and values of its tokens at each row's own positions, and what a rejected draft left behind is masked out until
 the next forward overwrites it.
+
+On a CPU the buffers take memory by the tokens that stand in them, in whole pages, and not by what they have room for.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from langchain_specdec.runner.lazy_memory import LazyZeros
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.verify import is_gapless
 
@@ -90,6 +92,8 @@ class _SlotLayer(CacheLayerMixin):
         self.num_slots = num_slots
         self.max_length = max_length
         self.shape: ForwardShape | None = None
+        self._lazy_keys: LazyZeros | None = None
+        self._lazy_values: LazyZeros | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
         """Allocate on the layer's own device.
@@ -98,8 +102,8 @@ class _SlotLayer(CacheLayerMixin):
         """
         values = key_states if value_states is None else value_states
         size = (self.num_slots, key_states.shape[1], self.max_length)
-        self.keys = _zeros((*size, key_states.shape[3]), key_states)
-        self.values = _zeros((*size, values.shape[3]), values)
+        self.keys, self._lazy_keys = _zeros((*size, key_states.shape[3]), key_states)
+        self.values, self._lazy_values = _zeros((*size, values.shape[3]), values)
         self.is_initialized = True
 
     def update(
@@ -127,6 +131,23 @@ class _SlotLayer(CacheLayerMixin):
         """Keys and values; none before the first forward, and none where the layer reads another one's (Gemma 3n)."""
         return (self.keys, self.values) if self.is_initialized else ()  # type: ignore[return-value]
 
+    def wipe(self, slot: int, start: int) -> None:
+        """See `SlotCache.wipe`."""
+        if not self.is_initialized:
+            return
+        for buffer, lazy in (self.keys, self._lazy_keys), (self.values, self._lazy_values):
+            assert buffer is not None, "an initialized layer has its buffers"  # noqa: S101
+            if lazy is None:
+                buffer[slot, :, start:] = 0
+                continue
+            per_slot, per_head, per_token = (stride * buffer.itemsize for stride in buffer.stride()[:3])
+            begin = slot * per_slot
+            if start == 0:
+                lazy.clear(begin, begin + per_slot)
+                continue
+            for head in range(buffer.shape[1]):
+                lazy.clear(begin + head * per_head + start * per_token, begin + (head + 1) * per_head)
+
     def get_seq_length(self, *args: object) -> int:
         """0: positions come with every forward, so transformers must not infer them."""
         return 0
@@ -145,13 +166,12 @@ class _SlotLayer(CacheLayerMixin):
         return self.max_length
 
 
-def _zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of a type and device; on CPU they take memory only where something is written."""
+def _zeros(size: tuple[int, ...], like: Tensor) -> tuple[Tensor, LazyZeros | None]:
+    """Zeros of a type and device, and on a CPU what gives their memory back."""
     if like.device.type != "cpu":
-        return torch.zeros(size, dtype=like.dtype, device=like.device)
-    # torch.zeros writes its zeros, numpy gets them from the system as pages that exist when touched.
-    num_bytes = math.prod(size) * like.dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(size)
+        return torch.zeros(size, dtype=like.dtype, device=like.device), None
+    lazy = LazyZeros(math.prod(size) * like.dtype.itemsize)
+    return torch.from_numpy(lazy.array).view(like.dtype).view(size), lazy
 
 
 class SlotCache(Cache):
@@ -197,30 +217,29 @@ class SlotCache(Cache):
         """
         if is_gapless(offsets):
             return
+        places = start + (torch.tensor(offsets) if index is None else index)
         for layer in self._slot_layers:
             for buffer in layer.buffers:
-                source = torch.tensor(offsets, device=buffer.device) if index is None else index.to(buffer.device)
-                buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, start + source]
+                buffer[slot, :, start : start + len(offsets)] = buffer[slot, :, places.to(buffer.device)]
 
     @torch.inference_mode()
     def wipe(self, slot: int, start: int = 0) -> None:
-        """Write zeros over what is in a slot from a position on.
+        """Have zeros in a slot from a position on; on a CPU their memory is given back.
 
         What is masked counts as 0 times its value, and so does no harm unless it is NaN or infinite.
         """
         for layer in self._slot_layers:
-            for buffer in layer.buffers:
-                buffer[slot, :, start:] = 0
+            layer.wipe(slot, start)
 
     def release(self) -> None:
         """Let go of all buffers."""
         for layer in self._slot_layers:
-            layer.keys = layer.values = None
+            layer.keys = layer.values = layer._lazy_keys = layer._lazy_values = None
             layer.is_initialized = False
         # Where older versions of transformers keep what layers share.
         vars(self).pop("shared_layers", None)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all buffers that exist, in bytes."""
+        """Bytes that all buffers have room for, once they exist."""
         return sum(int(b.nbytes) for layer in self._slot_layers for b in layer.buffers)

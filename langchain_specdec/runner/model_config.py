@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 ATTENTION_NAME = "specdec"
@@ -13,6 +14,12 @@ ATTENTION_NAME = "specdec"
 def num_key_value_heads(config: Any) -> int:
     """Heads that have keys and values of their own; all of them where a configuration does not say."""
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def cached_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one position take in one layer."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * num_key_value_heads(config) * head_dim * dtype.itemsize)
 
 
 def max_positions(config: Any) -> int | None:

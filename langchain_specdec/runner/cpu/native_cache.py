@@ -6,16 +6,14 @@ that is written there until its slot is wiped. How it is laid out is the decoder
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Not in Python's own module before 3.13; the number is Linux's on all that this runs on.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+from langchain_specdec.runner.lazy_memory import LazyZeros
+
 BLOCK = 16
 """Slots are a multiple of so many positions long."""
 
@@ -54,18 +52,14 @@ class NativeCache:
         self.max_length = max_length
         self._num_layers = num_layers
         self.bytes_per_token = num_layers * position_bytes
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         size = self.bytes_per_token * num_slots * max_length
         try:
-            pages = mmap.mmap(-1, size, flags=flags)
+            pages = LazyZeros(size)
         except (OSError, OverflowError) as error:
             msg = f"{num_slots} slots of {max_length} positions take {size / 1e9:.1f} GB of addresses"
             raise MemoryError(msg) from error
-        # A long slot would otherwise take 2 MiB for its first token in each head of each layer.
-        with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
         # The map goes with the last array that looks at it.
-        self._memory: NDArray[np.uint8] | None = np.frombuffer(pages, np.uint8)
+        self._memory: NDArray[np.uint8] | None = pages.array
         # Positions of each slot that may hold something since it was wiped.
         self._written = [0] * num_slots
 

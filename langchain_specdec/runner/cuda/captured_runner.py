@@ -51,6 +51,7 @@ class CapturedRunner:
         self.vocab_size = uncaptured.vocab_size
         self.max_length = uncaptured.max_length
         self.max_positions = uncaptured.max_positions
+        self.bytes_per_token = uncaptured.bytes_per_token
         self.max_width = uncaptured.max_width
         self.takes_trees = uncaptured.takes_trees
         self.store = GraphStore(capture, mode, progress)

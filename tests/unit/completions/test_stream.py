@@ -343,3 +343,54 @@ def test_an_interrupt_keeps_no_lock_that_the_source_needs(monkeypatch: pytest.Mo
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def _reader_in_thread(stream: CompletionStream) -> list[object]:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: list(stream))
+        # It sleeps by now, or finds all of them at once; woken it is by the last alone.
+        time.sleep(0.05)
+        for _ in range(20):
+            stream.put(EVENT)
+        stream.put(FINISH)
+        return list(future.result(10))
+
+
+def test_a_reader_of_the_whole_is_woken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_whole, count in ((False, 23), (True, 3)):
+        source = Source()
+        wakes: list[int] = []
+        stream = source.stream.whole() if is_whole else source.stream
+        wake = stream._news.set
+        monkeypatch.setattr(stream._news, "set", lambda wake=wake, wakes=wakes: (wakes.append(1), wake()))
+        assert len(_reader_in_thread(stream)) == 21
+        # One by the end, and two for other readers after it.
+        assert len(wakes) == count
+
+
+def test_a_reader_of_the_whole_keeps_its_time_limit_and_its_error() -> None:
+    late, failed = Source().stream.whole(), Source().stream.whole()
+    late.set_timeout(0.05)
+    late.put(EVENT)
+    with pytest.raises(CompletionTimeoutError):
+        list(late)
+    failed.put(EVENT)
+    failed.put(GenerationError("it failed"))
+    with pytest.raises(GenerationError, match="it failed"):
+        list(failed)
+
+
+async def test_a_reader_of_the_whole_in_an_event_loop_is_woken_at_the_end() -> None:
+    stream = Source().stream.whole()
+    task = asyncio.ensure_future(_events_of(stream))
+    await asyncio.sleep(0)
+    for _ in range(5):
+        stream.put(EVENT)
+    await asyncio.sleep(0.02)
+    assert not task.done()
+    stream.put(FINISH)
+    assert len(await asyncio.wait_for(task, 10)) == 6
+
+
+async def _events_of(stream: CompletionStream) -> list[object]:
+    return [event async for event in stream]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from langchain_specdec.drafters.base import EMPTY_DRAFT, NOTHING, Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -97,7 +98,7 @@ def test_index_work_per_token_does_not_grow_with_the_text() -> None:
 
     max_ngram, tokens = 5, [random.Random(0).randrange(4) for _ in range(2000)]
     index = NgramIndex(max_ngram)
-    index._tables = [Counting() for _ in range(max_ngram)]
+    index._masked_tables[:] = [(mask, cast("Any", Counting())) for mask, _ in index._masked_tables]
     for end in range(1, len(tokens) + 1):
         before = Counting.num_writes, Counting.num_reads
         index.extend(tokens[:end])
@@ -105,6 +106,41 @@ def test_index_work_per_token_does_not_grow_with_the_text() -> None:
         # One entry per n-gram size, however long the text is; a look-up needs no search.
         num_sizes = min(end, max_ngram)
         assert (Counting.num_writes, Counting.num_reads) == (before[0] + num_sizes, before[1] + num_sizes)
+
+
+@pytest.mark.parametrize("make", [lambda: PromptLookupDrafter(5), lambda: LookupTreeDrafter(5)])
+def test_a_long_prompt_is_indexed_as_it_is_read(make: Callable[[], Drafter]) -> None:
+    prompt = [random.Random(1).randrange(40_000) for _ in range(32_000)]
+    request, drafter = FakeRequest(0, list(prompt)), make()
+    for start in range(0, len(prompt) - 1, 512):
+        drafter.prefill([request], [start], [min(start + 512, len(prompt) - 1)])
+    index = _index_of(drafter)
+    assert index.num_indexed == len(prompt) - 1
+    # So that the first step has no more to do than any other.
+    request.token_ids += prompt[:5]
+    (proposal,) = drafter.consider(request, DraftLimits(4))
+    assert proposal.draft.tokens[:4] == tuple(prompt[5:9])
+
+
+@pytest.mark.parametrize("make", [lambda: PromptLookupDrafter(5), lambda: LookupTreeDrafter(5)])
+def test_a_long_prompt_that_a_slot_held_is_indexed_over_several_steps(make: Callable[[], Drafter]) -> None:
+    prompt = [random.Random(1).randrange(40_000) for _ in range(10_000)]
+    request, drafter = FakeRequest(0, [*prompt, *prompt[:5]]), make()
+    indexed: list[int] = []
+    offers: list[Sequence[Proposal]] = []
+    for _ in range(6):
+        before = _index_of(drafter).num_indexed if indexed else 0
+        offers.append(drafter.consider(request, DraftLimits(4)))
+        indexed.append(_index_of(drafter).num_indexed - before)
+    assert indexed == [2048] * 4 + [10_005 - 4 * 2048, 0]
+    assert [len(offer) for offer in offers] == [0, 0, 0, 0, 1, 1]
+    assert offers[-1][0].draft.tokens[:4] == tuple(prompt[5:9])
+
+
+def _index_of(drafter: Any) -> NgramIndex:
+    index = drafter._indexes[0] if isinstance(drafter, PromptLookupDrafter) else drafter._texts[0].index
+    assert isinstance(index, NgramIndex)
+    return index
 
 
 # --- Prompt lookup ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from langchain_specdec.drafters.base import Draft, DraftLimits
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex
 from langchain_specdec.drafters.recycled_tokens import RecycledTokens
+from langchain_specdec.drafters.token_runs import run_of
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
@@ -62,7 +63,7 @@ def test_index_finds_the_most_frequent_continuations_of_the_longest_run(
             last = {token: place for place, token in enumerate(followers)}
             expected = n, sorted(counts.items(), key=lambda item: (-item[1], -last[item[0]]))
             break
-    found = index.find(tuple(context))
+    found = index.find(run_of(context))
     assert (found and (found[0], list(found[1]))) == expected
 
 
@@ -78,13 +79,13 @@ def test_index_keeps_no_more_than_its_limit(answers: list[list[int]], limit: int
 def test_index_forgets_what_was_not_used_the_longest() -> None:
     index = AnswerIndex((1,), max_entries=3)
     index.add([1, 2, 3, 4], 0)
-    assert index.find((1,)) is not None  # Used, so the run after it is the oldest now.
+    assert index.find(run_of([1])) is not None  # Used, so the run after it is the oldest now.
     index.add([8, 9], 0)
-    assert index.find((2,)) is None
-    assert [index.find((t,)) for t in (1, 3, 8)] == [(1, [(2, 1)]), (1, [(4, 1)]), (1, [(9, 1)])]
+    assert index.find(run_of([2])) is None
+    assert [index.find(run_of([t])) for t in (1, 3, 8)] == [(1, [(2, 1)]), (1, [(4, 1)]), (1, [(9, 1)])]
     index.add([1, 2], 0)  # Written again, which counts as use.
     index.add([5, 6, 7], 0)
-    assert index.find((1,)) == (1, [(2, 2)])
+    assert index.find(run_of([1])) == (1, [(2, 2)])
 
 
 # --- Candidates -------------------------------------------------------------------------------------------------------
@@ -92,24 +93,24 @@ def test_index_forgets_what_was_not_used_the_longest() -> None:
 
 def test_candidates_are_the_latest_by_pair_and_else_by_token() -> None:
     table = RecycledTokens()
-    table.update(1, 2, [10, 11])
-    table.update(3, 2, [12, 13])
-    table.update(1, 2, [14, 15])
-    assert table.find((9, 1, 2)) == ("pair", [14, 15])
-    assert table.find((3, 2)) == ("pair", [12, 13])
-    assert table.find((8, 2)) == table.find((2,)) == ("token", [14, 15])
-    assert table.find((2, 3)) is None
-    table.update(None, 7, [1])
-    assert table.find((7,)) == ("token", [1])
+    table.update(run_of([1, 2]), [10, 11])
+    table.update(run_of([3, 2]), [12, 13])
+    table.update(run_of([1, 2]), [14, 15])
+    assert table.find(run_of([9, 1, 2])) == ("pair", [14, 15])
+    assert table.find(run_of([3, 2])) == ("pair", [12, 13])
+    assert table.find(run_of([8, 2])) == table.find(run_of([2])) == ("token", [14, 15])
+    assert table.find(run_of([2, 3])) is None
+    table.update(run_of([7]), [1])
+    assert table.find(run_of([7])) == ("token", [1])
 
 
 def test_candidates_of_old_pairs_are_forgotten() -> None:
     table = RecycledTokens(max_pairs=2)
     for before in (1, 2, 1, 3):
-        table.update(before, 0, [before])
+        table.update(run_of([before, 0]), [before])
     assert len(table) == 2
-    assert table.find((2, 0)) == ("token", [3])
-    assert table.find((1, 0)) == ("pair", [1])
+    assert table.find(run_of([2, 0])) == ("token", [3])
+    assert table.find(run_of([1, 0])) == ("pair", [1])
 
 
 # --- Lookup of what is no part of the text yet ------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_lookup_of_any_context(tokens: list[int], context: list[int]) -> None:
         if ends and ends[-1] < len(tokens):
             expected = n, ends[-1]
             break
-    assert index.lookup(tuple(context)) == expected
+    assert index.lookup(run_of(context)) == expected
 
 
 # --- The tree ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def finish(scheduler: Scheduler, request: Request) -> None:
 
 
 def test_first_come_first_served() -> None:
-    scheduler, requests = Scheduler(2, 16), requests_of_lengths(3, 3, 3, 3, 3)
+    scheduler, requests = Scheduler(2), requests_of_lengths(3, 3, 3, 3, 3)
     assert admitted(scheduler, requests) == requests[:2]
     assert scheduler.num_waiting == 3
     assert scheduler.admit() == []
@@ -56,7 +56,7 @@ def test_first_come_first_served() -> None:
 
 
 def test_one_that_waits_can_leave_the_queue() -> None:
-    scheduler, requests = Scheduler(1, 16), requests_of_lengths(3, 3, 3)
+    scheduler, requests = Scheduler(1), requests_of_lengths(3, 3, 3)
     admitted(scheduler, requests)
     scheduler.remove(requests[1])
     assert scheduler.num_waiting == 1
@@ -66,7 +66,7 @@ def test_one_that_waits_can_leave_the_queue() -> None:
 
 
 def test_a_slot_with_the_longest_common_beginning_is_taken() -> None:
-    scheduler = Scheduler(3, 64)
+    scheduler = Scheduler(3)
     old = [make_request(0, [1, 2, 3, 9, 9]), make_request(1, [1, 2, 3, 4, 5, 6]), make_request(2, [8, 8, 8])]
     for request in admitted(scheduler, old):
         finish(scheduler, request)
@@ -80,7 +80,7 @@ def test_a_slot_with_the_longest_common_beginning_is_taken() -> None:
 
 
 def test_without_a_common_beginning_the_slot_that_rested_longest_is_taken() -> None:
-    scheduler, old = Scheduler(3, 64), requests_of_lengths(4, 4, 4)
+    scheduler, old = Scheduler(3), requests_of_lengths(4, 4, 4)
     admitted(scheduler, old)
     for i in (1, 2, 0):
         finish(scheduler, old[i])
@@ -103,7 +103,7 @@ def test_without_a_common_beginning_the_slot_that_rested_longest_is_taken() -> N
     ],
 )
 def test_how_much_of_a_resting_slot_is_reused(prompt: list[int], num_shared: int) -> None:
-    scheduler, old, new = Scheduler(1, 64), make_request(0, [1, 2, 3, 4]), make_request(1, prompt)
+    scheduler, old, new = Scheduler(1), make_request(0, [1, 2, 3, 4]), make_request(1, prompt)
     admitted(scheduler, [old])
     finish(scheduler, old)
     admitted(scheduler, [new])
@@ -111,7 +111,7 @@ def test_how_much_of_a_resting_slot_is_reused(prompt: list[int], num_shared: int
 
 
 def test_nothing_is_reused_of_a_request_that_failed() -> None:
-    scheduler, old, new = Scheduler(1, 64), make_request(0, [1, 2, 3]), make_request(1, [1, 2, 3])
+    scheduler, old, new = Scheduler(1), make_request(0, [1, 2, 3]), make_request(1, [1, 2, 3])
     admitted(scheduler, [old])
     old.num_cached = 0  # As the engine sets it: the slot may be half written.
     scheduler.remove(old)
@@ -121,49 +121,49 @@ def test_nothing_is_reused_of_a_request_that_failed() -> None:
 
 def test_short_prompts_share_a_prefill_within_the_budget() -> None:
     # 5 + 1 tokens each, of which the last is left to the first step: widths 5, 5, 5 and 4.
-    scheduler, requests = Scheduler(4, 16), requests_of_lengths(6, 6, 6, 5)
+    scheduler, requests = Scheduler(4), requests_of_lengths(6, 6, 6, 5)
     admitted(scheduler, requests)
-    assert scheduler.next_prefill() == [(requests[0], 5), (requests[1], 5), (requests[2], 5)]
+    assert scheduler.next_prefill(16) == [(requests[0], 5), (requests[1], 5), (requests[2], 5)]
     for request in requests[:3]:
         request.num_cached = 5
-    assert scheduler.next_prefill() == [(requests[3], 4)]
+    assert scheduler.next_prefill(16) == [(requests[3], 4)]
     requests[3].num_cached = 4
-    assert scheduler.next_prefill() == []
+    assert scheduler.next_prefill(16) == []
     assert scheduler.next_decode() == requests
 
 
 def test_padding_counts_in_the_budget() -> None:
     # Together 12 tokens, but padded to the widest they are 20.
-    scheduler, requests = Scheduler(2, 16), requests_of_lengths(3, 11)
+    scheduler, requests = Scheduler(2), requests_of_lengths(3, 11)
     admitted(scheduler, requests)
-    assert scheduler.next_prefill() == [(requests[0], 2)]
+    assert scheduler.next_prefill(16) == [(requests[0], 2)]
 
 
 def test_padding_stays_within_the_slots() -> None:
     # One is at position 20 of 32, so it cannot be padded to a width of 14.
-    scheduler, requests = Scheduler(2, 64, 32), requests_of_lengths(25, 15)
+    scheduler, requests = Scheduler(2, 32), requests_of_lengths(25, 15)
     admitted(scheduler, requests)
     requests[0].num_cached = 20
-    assert scheduler.next_prefill() == [(requests[0], 24)]
+    assert scheduler.next_prefill(64) == [(requests[0], 24)]
     requests[0].num_cached = 24
-    assert scheduler.next_prefill() == [(requests[1], 14)]
+    assert scheduler.next_prefill(64) == [(requests[1], 14)]
 
 
 def test_a_long_prompt_goes_in_chunks() -> None:
-    scheduler, requests = Scheduler(2, 16), requests_of_lengths(40, 12)
+    scheduler, requests = Scheduler(2), requests_of_lengths(40, 12)
     admitted(scheduler, requests)
     stops = []
     while not requests[0].is_prefilled:
-        [(request, stop)] = scheduler.next_prefill()
+        [(request, stop)] = scheduler.next_prefill(16)
         assert request is requests[0]
         request.num_cached = stop
         stops.append(stop)
     assert stops == [16, 32, 39]
-    assert scheduler.next_prefill() == [(requests[1], 11)]
+    assert scheduler.next_prefill(16) == [(requests[1], 11)]
 
 
 def test_only_prefilled_requests_decode() -> None:
-    scheduler, requests = Scheduler(3, 4), requests_of_lengths(9, 1, 9)
+    scheduler, requests = Scheduler(3), requests_of_lengths(9, 1, 9)
     admitted(scheduler, requests)
     assert scheduler.next_decode() == [requests[1]]  # A prompt of one token needs no prefill.
     requests[2].num_cached = 8
@@ -181,7 +181,7 @@ def test_everything_is_served_in_order_and_within_the_budget(
     num_slots: int, budget: int, lengths: list[int], seed: int
 ) -> None:
     rng, max_length = random.Random(seed), 45
-    scheduler = Scheduler(num_slots, budget, max_length)
+    scheduler = Scheduler(num_slots, max_length)
     # Few different tokens, so that beginnings are often shared.
     waiting = [make_request(i, [rng.randrange(2) for _ in range(length)]) for i, length in enumerate(lengths)]
     served: list[int] = []
@@ -196,7 +196,7 @@ def test_everything_is_served_in_order_and_within_the_budget(
         assert slots == sorted(set(slots))
         assert set(slots) <= set(range(num_slots))
         assert not scheduler.num_waiting or len(slots) == num_slots
-        prefill = scheduler.next_prefill()
+        prefill = scheduler.next_prefill(budget)
         if prefill:
             width = max(stop - request.num_cached for request, stop in prefill)
             assert width * len(prefill) <= budget
@@ -216,7 +216,7 @@ def test_everything_is_served_in_order_and_within_the_budget(
 
 def test_slots_that_free_up_together_are_filled_together() -> None:
     # Texts of equal length, of which some took a step less: their successors' prompts share a forward.
-    scheduler, requests = Scheduler(3, 64), requests_of_lengths(*[4] * 8)
+    scheduler, requests = Scheduler(3), requests_of_lengths(*[4] * 8)
     running = admitted(scheduler, requests)
     finish(scheduler, running[0])
     for request in running[1:]:
@@ -229,7 +229,7 @@ def test_slots_that_free_up_together_are_filled_together() -> None:
 
 
 def test_a_free_slot_does_not_wait_for_long() -> None:
-    scheduler, requests = Scheduler(2, 64), requests_of_lengths(*[4] * 8)
+    scheduler, requests = Scheduler(2), requests_of_lengths(*[4] * 8)
     running = admitted(scheduler, requests)
     finish(scheduler, running[0])
     running[1].token_ids.extend([77] * 3)
@@ -238,7 +238,7 @@ def test_a_free_slot_does_not_wait_for_long() -> None:
 
 
 def test_a_free_slot_waits_for_no_text_that_goes_on_and_where_no_queue_is() -> None:
-    scheduler, requests = Scheduler(2, 64), requests_of_lengths(*[4] * 4)
+    scheduler, requests = Scheduler(2), requests_of_lengths(*[4] * 4)
     running = admitted(scheduler, requests)
     finish(scheduler, running[0])
     assert scheduler.admit() == [requests[2]]
@@ -250,7 +250,7 @@ def test_a_free_slot_waits_for_no_text_that_goes_on_and_where_no_queue_is() -> N
 
 def test_what_is_forgotten_is_not_reused_and_neither_is_what_ran_meanwhile() -> None:
     prompt = list(range(20))
-    scheduler = Scheduler(2, 100)
+    scheduler = Scheduler(2)
     rested, running = admitted(scheduler, [make_request(0, prompt), make_request(1, prompt)])
     finish(scheduler, rested)
     scheduler.forget()

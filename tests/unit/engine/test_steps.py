@@ -380,10 +380,11 @@ def test_a_step_is_five_calls() -> None:
     ]
 
 
-def test_only_the_planner_knows_clocks_costs_and_rates() -> None:
+def test_only_the_planner_and_the_pace_of_prompts_know_clocks_costs_and_rates() -> None:
     knowing = re.compile(r"\bimport time\b|\.clock\(\)|\.verify_seconds\(|\.draft_seconds\(|\.rate\(|rates\.observe\(")
     assert {name for name, source in engine_sources().items() if knowing.search(source)} == {
         "draft_planner",
+        "prefill_pace",
         "step_cost",
     }
 

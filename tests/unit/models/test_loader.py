@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,7 @@ from langchain_specdec.models.compatibility import check_pair, check_supported
 from langchain_specdec.models.devices import default_device
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
-from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import free_memory
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.model_runner import ModelRunner
@@ -626,25 +627,54 @@ def test_max_length_beyond_the_positions_of_the_model():
 
 
 @pytest.mark.parametrize(
-    ("positions", "free", "slots", "expected"),
+    ("positions", "free", "slots", "is_lazy", "expected"),
     [
-        (512, 2**40, 4, 512),
-        (100_000, 2**40, 4, 8192),
+        (512, 2**40, 4, True, 512),
+        (100_000, 2**40, 4, True, 100_000),
+        (100_000, 2**40, 4, False, 8192),
         # A position takes 2 layers * keys and values * 2 heads * 8 numbers * 4 bytes = 256 bytes of each slot.
-        (100_000, 2 * 4 * 256 * 1000, 4, 1000),
-        (100_000, 2 * 4 * 256 * 1000, 8, 500),
-        (100_000, 0, 1, 1),
+        (100_000, 2 * 256 * 1000, 4, True, 1000),
+        (100_000, 2 * 4 * 256 * 1000, 4, False, 1000),
+        (100_000, 2 * 4 * 256 * 1000, 8, False, 500),
+        (100_000, 0, 1, True, 1),
+        (100_000, 0, 1, False, 1),
     ],
 )
-def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions, free, slots, expected):
+def test_default_max_length_fits_the_model_and_the_memory(monkeypatch, positions, free, slots, is_lazy, expected):
     monkeypatch.setattr(make_runner_module, "free_memory", lambda device: free)
+    monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: is_lazy)
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=positions))
     runner = make_runner(target, num_slots=slots, max_length=None, max_width=4)
     assert runner.max_length == expected
     if expected == 1000:
         runner.prefill(RowBatch([0], [0], [[1]]))
         spare = 4 / 1000
-        assert runner.cache.num_bytes == pytest.approx(free / 2 * (1 + spare))
+        assert runner.cache.num_bytes == pytest.approx((slots if is_lazy else 1) * free / 2 * (1 + spare))
+
+
+def test_a_draft_model_bounds_the_default_max_length():
+    backend = LocalBackend(
+        tiny.tiny_model(max_position_embeddings=9000),
+        tiny.byte_tokenizer(),
+        draft_model=tiny.tiny_model(max_position_embeddings=100),
+        draft_tokenizer=tiny.byte_tokenizer(),
+    )
+    assert backend.max_length == 100
+    backend.close()
+
+
+def test_the_slots_hold_together_what_half_of_the_memory_has_room_for(monkeypatch):
+    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: 2 * 256 * 1000)
+    monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: True)
+    make = partial(make_runner, tiny.loaded(tiny.tiny_model()), num_slots=4, max_width=4)
+    assert token_budget([make(max_length=100)]) == 1000
+    # A draft model of the same size holds as much again.
+    assert token_budget([make(max_length=100), make(max_length=100)]) == 500
+    # Slots of that length were asked for.
+    monkeypatch.setattr(make_runner_module, "free_memory", lambda device: 256)
+    assert token_budget([make(max_length=400)]) == 400
+    monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: False)
+    assert token_budget([make(max_length=400)]) is None
 
 
 def test_the_gpu_with_the_least_room_for_its_layers_decides(monkeypatch):
@@ -722,16 +752,21 @@ def test_a_machine_without_memory_is_no_fault_of_the_model(error, monkeypatch):
         make_runner(tiny.loaded(model), num_slots=2, max_length=64, max_width=4)
 
 
-def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog):
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_default_max_length_that_memory_cuts_is_told(monkeypatch, caplog, is_lazy):
+    monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: is_lazy)
     target = tiny.loaded(tiny.tiny_model(max_position_embeddings=4096))
-    for free, told in ((10 * 2**30, []), (4096 * 256 * 2, ["max_length is 2048 positions"])):
+    for free, told in (
+        (10 * 2**30, []),
+        (4096 * 256 * (1 if is_lazy else 2), ["max_length is 2048 positions"]),
+    ):
         monkeypatch.setattr(make_runner_module, "free_memory", lambda device, free=free: free)
         make_runner(target, num_slots=2, max_length=None, max_width=4)
         messages = caplog.messages
         assert len(messages) == len(told)
         assert all(start in message for start, message in zip(told, messages, strict=True))
-    assert "not 4096: 2 slots" in messages[0]
-    assert "Give max_length, or fewer num_slots" in messages[0]
+    assert ("not 4096: one slot of so many fits" if is_lazy else "not 4096: 2 slots of so many fit") in messages[0]
+    assert ("Give max_length, or free" if is_lazy else "Give max_length, or fewer num_slots, or free") in messages[0]
 
 
 def test_free_memory_is_known_for_this_machine():

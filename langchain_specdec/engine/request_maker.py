@@ -1,0 +1,88 @@
+"""What is submitted becomes a request, or an error before anything has run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.drafters.acceptance import AcceptanceRates
+from langchain_specdec.engine.request import Request, check_prompt, make_stopper
+from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
+from langchain_specdec.runner.runner import Runner
+from langchain_specdec.sampling.params import SamplingParams
+
+
+class RequestMaker:
+    """Makes the requests of one engine, in any thread.
+
+    Args:
+        runner: The target model.
+        tokenizer: The target's.
+        eos_token_ids: Tokens that end a text.
+        cancel: Has a request dropped, whose reader has gone.
+        is_shared: Whether requests start from the acceptance that others saw.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: PrivateTokenizer,
+        eos_token_ids: Collection[int],
+        cancel: Callable[[Request], None],
+        *,
+        is_shared: bool,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._cancel = cancel
+        self._grammars = GrammarCompiler(tokenizer.copied, runner.vocab_size, eos_token_ids)
+        self._shared_rates = AcceptanceRates() if is_shared else None
+        self._ids = itertools.count()
+
+    def make(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        continues_prompt: bool = True,
+        shown_specials: Mapping[int, str] = MappingProxyType({}),
+        make_end_check: Callable[[], Callable[[str], bool]] | None = None,
+    ) -> Request:
+        """A request that can be run.
+
+        Args:
+            prompt_ids: Its tokens, at least one.
+            params: How it is to go on.
+            continues_prompt: See `CompletionRequest`, as the others.
+            shown_specials: Likewise.
+            make_end_check: Likewise.
+
+        Raises:
+            SpecDecError: As `Engine.submit` does.
+        """
+        constraint = self._checked(prompt_ids, params)
+        seed = params.seed_or_drawn()
+        context = prompt_ids if continues_prompt else ()
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
+        cancel, holder = self._cancel, []  # type: ignore[var-annotated]
+        # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
+        stream = CompletionStream(on_close=lambda: cancel(holder[0]))
+        rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
+        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates, constraint)
+        holder.append(request)
+        return request
+
+    def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
+        """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
+        runner = self._runner
+        if (reason := runner.why_unfit) is not None:
+            msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
+            raise UnsupportedModelError(msg)
+        check_prompt(prompt_ids, params, runner.vocab_size, runner.max_length, runner.max_positions)
+        if params.grammar is None:
+            return None
+        return self._grammars.compile(params.grammar, params.max_new_tokens)
