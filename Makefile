@@ -95,8 +95,12 @@ gpu-check: $(STAMP) ## Pack that check for a machine with a GPU and no network; 
 plots: $(STAMP) ## Draw the plots of docs/benchmarks.md anew, from docs/benchmarks/*.json
 	@$(VENV)/bin/python -m tools.benchmark_plots
 
-release: $(STAMP) ## Date the changelog, build wheel and sdist, and try both in empty environments
+release: $(STAMP) ## Date the changelog, build sdist and wheels, and try them in empty environments
 	@$(VENV)/bin/python -m tools.release
+
+.PHONY: wheels
+wheels: $(STAMP) ## Build wheels with the native decoder in them, for x86-64 and (by g++-aarch64-linux-gnu) ARM, into dist/
+	@$(VENV)/bin/python -m tools.release wheels
 
 clean: ## Remove environments, caches and everything built
 	rm -rf $(VENV) $(VENV4) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,7 @@
-"""Makes a release: `make release`. Checks, dates the changelog, builds wheel and sdist, and tries both.
+"""Makes a release: `make release`. Checks, dates the changelog, builds sdist and wheels, and tries them.
+
+There is a pure wheel, which compiles the native decoder at its first use, and one for each kind of machine with it
+inside (`tools/hatch_build.py`). `make wheels` builds those alone.
 
 Nothing is committed, tagged or uploaded; the last lines say how. Whatever fails leaves the changelog as it was.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +22,8 @@ import venv
 import zipfile
 from email import message_from_bytes, policy
 from pathlib import Path
+
+from tools.hatch_build import CAPABILITIES, KERNELS, MANYLINUX, compiler_for
 
 ROOT = Path(__file__).resolve().parents[1]
 UNRELEASED = "Unreleased"
@@ -123,6 +129,27 @@ def check_wheel(names: list[str]) -> None:
     _report("The wheel", missing, strange)
 
 
+def check_platform_wheel(names: list[str], machine: str, audit: str) -> None:
+    """Raise unless a platform wheel has the libraries that it is for, and runs on what its tag says.
+
+    Args:
+        names: Its files.
+        machine: x86_64 or aarch64.
+        audit: What `auditwheel show` prints of it.
+
+    Raises:
+        ReleaseError: A library is missing, or it needs a newer glibc.
+    """
+    check_wheel(names)
+    wanted, found = len(CAPABILITIES[machine]), sum(name.startswith(f"{KERNELS}/prebuilt/") for name in names)
+    if found != wanted:
+        msg = f"The wheel for {machine} has {found} libraries, and not {wanted}."
+        raise ReleaseError(msg)
+    if f'consistent with the following platform tag: "{MANYLINUX}_{machine}"' not in " ".join(audit.split()):
+        msg = f"auditwheel does not find {MANYLINUX}_{machine} in the wheel for {machine}:\n{audit}"
+        raise ReleaseError(msg)
+
+
 def check_sdist(names: list[str]) -> None:
     """Raise unless a source distribution has what it takes to build and test it.
 
@@ -133,7 +160,8 @@ def check_sdist(names: list[str]) -> None:
         ReleaseError: A file is missing, or does not belong there.
     """
     needed = ["pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "PKG-INFO",
-              "tests/conftest.py", "docs/index.md", "tools/release.py"]  # fmt: skip
+              "tests/conftest.py", "docs/index.md", "tools/hatch_build.py", "tools/old_glibc.cpp",
+              "tools/release.py"]  # fmt: skip
     needed += [f"{package}/py.typed" for package in PACKAGES]
     strange = [name for name in names if name.split("/")[0] in (".venv", "build", "dist", "site")]
     _report("The sdist", [name for name in needed if name not in names], strange)
@@ -196,9 +224,30 @@ def _build(to: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
+def build_platform_wheels(to: Path) -> list[Path]:
+    """A wheel for each kind of processor for which there is a compiler here, checked by auditwheel.
+
+    Raises:
+        ReleaseError: One cannot be built, or is not what it should be.
+    """
+    made = []
+    for machine in CAPABILITIES:
+        if shutil.which(compiler_for(machine)[0]) is None:
+            print(f"no wheel for {machine}: there is no {compiler_for(machine)[0]}", flush=True)
+            continue
+        env = {**os.environ, "PREBUILD": machine}
+        _run(sys.executable, "-m", "build", "--wheel", "--outdir", to, ROOT, env=env)
+        (wheel,) = to.glob(f"*_{machine}.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+        check_platform_wheel(names, machine, _run(sys.executable, "-m", "auditwheel", "show", wheel))
+        made.append(wheel)
+    return made
+
+
 def _try(artefact: Path, version: str, scratch: Path) -> None:
     """Install into an empty environment, and use it there as one who has nothing else."""
-    place = scratch / artefact.suffix.lstrip(".")
+    place = scratch / artefact.stem
     place.mkdir()
     venv.create(place / "venv", with_pip=True)
     programs = place / "venv" / ("Scripts" if os.name == "nt" else "bin")
@@ -224,6 +273,25 @@ def _try(artefact: Path, version: str, scratch: Path) -> None:
         raise ReleaseError(msg)
 
 
+def _keep(files: list[Path]) -> None:
+    dist = ROOT / "dist"
+    dist.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copy2(file, dist)
+
+
+def wheels() -> None:
+    """Build the platform wheels alone, into dist/.
+
+    Raises:
+        ReleaseError: See `build_platform_wheels`.
+    """
+    with tempfile.TemporaryDirectory(prefix="wheels-") as folder:
+        files = build_platform_wheels(Path(folder))
+        _keep(files)
+    print("\n".join(f"dist/{file.name}" for file in files))
+
+
 def release(day: datetime.date) -> None:
     """Make the release: its files are in dist/ then, and the changelog is dated.
 
@@ -244,15 +312,15 @@ def release(day: datetime.date) -> None:
     step(f"{version}: the changelog is dated {day}")
     try:
         with tempfile.TemporaryDirectory(prefix="release-") as folder:
-            files = _build(Path(folder))
-            step(f"{' and '.join(file.name for file in files)} are built, and twine finds nothing wrong with them")
+            files = [*_build(Path(folder)), *build_platform_wheels(Path(folder))]
+            names = ", ".join(file.name for file in files)
+            step(f"{names} are built, and twine and auditwheel find nothing wrong with them")
             for file in files:
+                if file.suffix == ".whl" and not file.stem.endswith(("-any", platform.machine())):
+                    continue  # Cannot run here
                 _try(file, version, Path(folder))
                 step(f"{file.name} works in an empty environment")
-            dist = ROOT / "dist"
-            dist.mkdir(exist_ok=True)
-            for file in files:
-                shutil.copy2(file, dist)
+            _keep(files)
     except BaseException:
         path.write_text(before, encoding="utf-8")
         raise
@@ -266,6 +334,9 @@ def release(day: datetime.date) -> None:
 
 if __name__ == "__main__":
     try:
-        release(datetime.datetime.now(datetime.timezone.utc).date())
+        if sys.argv[1:] == ["wheels"]:
+            wheels()
+        else:
+            release(datetime.datetime.now(datetime.timezone.utc).date())
     except ReleaseError as problem:
         sys.exit(f"error: {problem}")

@@ -10,7 +10,17 @@ import pytest
 
 from tests.support.source_code import ROOT
 from tools import release
-from tools.release import ReleaseError, check_description, check_sdist, check_tree, check_wheel, dated, version_in
+from tools.hatch_build import KERNELS, MANYLINUX
+from tools.release import (
+    ReleaseError,
+    check_description,
+    check_platform_wheel,
+    check_sdist,
+    check_tree,
+    check_wheel,
+    dated,
+    version_in,
+)
 
 DAY = datetime.date(2027, 1, 2)
 TOP = "# Changelog\n\nText.\n\n## [Unreleased]\n\n### Added\n\n- A thing.\n"
@@ -74,9 +84,20 @@ def test_the_content_of_a_wheel():
         check_wheel([*WHEEL, "tests/conftest.py"])
 
 
+def test_a_platform_wheel_has_its_libraries_and_its_tag():
+    names = [*WHEEL, *(f"{KERNELS}/prebuilt/decoder-{number}.so" for number in range(2))]
+    audit = f'x.whl is\nconsistent with the following platform tag: "{MANYLINUX}_x86_64".\n'
+    check_platform_wheel(names, "x86_64", audit)
+    with pytest.raises(ReleaseError, match="for x86_64 has 1 libraries, and not 2"):
+        check_platform_wheel(names[:-1], "x86_64", audit)
+    with pytest.raises(ReleaseError, match=r"does not find manylinux_2_24_x86_64(.|\n)*manylinux_2_36_x86_64"):
+        check_platform_wheel(names, "x86_64", audit.replace(MANYLINUX, "manylinux_2_36"))
+
+
 def test_the_content_of_an_sdist():
     files = ["pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "PKG-INFO",
-             "tests/conftest.py", "docs/index.md", "tools/release.py", *WHEEL]  # fmt: skip
+             "tests/conftest.py", "docs/index.md", "tools/hatch_build.py", "tools/old_glibc.cpp",
+             "tools/release.py", *WHEEL]  # fmt: skip
     check_sdist(files)
     with pytest.raises(ReleaseError, match="lacks LICENSE"):
         check_sdist([name for name in files if name != "LICENSE"])

@@ -1,8 +1,8 @@
 """Kernels of our own in C++, for what neither PyTorch nor oneDNN does fast: decoding a few tokens on a CPU.
 
 A kernel is one source file beside this one, or a folder of them with threads of its own. It is compiled when it is
-first needed, which takes seconds, and kept in the user's cache folder, if there is one. Each has a module of the engine
-that tests it and calls it.
+first needed, which takes seconds, and kept in the user's cache folder, if there is one; a platform wheel brings some
+that are compiled. Each has a module of the engine that tests it and calls it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ import torch
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.paths import cache_folder, read_own, write_own
 from langchain_specdec.runner.cpu.compiler import WITHOUT, compiler_command, find_compiler
+from langchain_specdec.runner.cpu.kernels import recipe
 
 __all__ = ["tested_kernel"]
 
@@ -36,16 +36,6 @@ _Kernel = TypeVar("_Kernel")
 _logger = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _BUILD_SECONDS = 120
-# Compiler flags by what PyTorch finds the processor to be able to. Others would gain little.
-_FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
-# Of a folder: half-precision numbers came before AVX2, and PyTorch's AVX512 stands for these four.
-_FOLDER_FLAGS = {
-    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
-}
-_SUFFIXES = (".cpp", ".h")
-# NEON is part of all 64-bit ARM processors.
-_ARM = ("aarch64", "arm64")
 
 
 def tested_kernel(
@@ -59,11 +49,11 @@ def tested_kernel(
         wrap: Makes what calls it of its library.
         is_right: Its test.
     """
-    sources, flags = _sources(name)
+    flags = recipe.flags_of(name, platform.machine(), torch.backends.cpu.get_cpu_capability())
     if flags is None or sys.platform != "linux":
         return None
     try:
-        kernel = wrap(_library(name, sources, flags))
+        kernel = wrap(_prebuilt(name, flags) or _library(name, flags))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         if find_compiler() is None:
             _warn_once(compiler_command())
@@ -82,29 +72,27 @@ def _warn_once(command: tuple[str, ...]) -> None:
     _logger.warning("There is no C++ compiler %s: %s.", shlex.join(command), WITHOUT)
 
 
-def _sources(name: str) -> tuple[list[Path], tuple[str, ...] | None]:
-    """What a kernel is compiled of, headers included, and its flags on this processor; None where there are none."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    folder = _FOLDER / name
-    if not folder.is_dir():
-        alone = _FLAGS.get(capability)
-        return [_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h"))], alone and (*alone, "-fopenmp")
-    flags: tuple[str, ...] | None = () if platform.machine().lower() in _ARM else _FOLDER_FLAGS.get(capability)
-    sources = [path for path in (*sorted(folder.iterdir()), *sorted(_FOLDER.glob("*.h"))) if path.suffix in _SUFFIXES]
-    return sources, None if flags is None else (*flags, "-pthread")
+def _prebuilt(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
+    """What a platform wheel brought, if it was compiled of the sources that are here."""
+    path = recipe.PREBUILT / recipe.prebuilt_name(name, platform.machine(), flags)
+    if not path.is_file():
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        _logger.info("The kernel %s that was installed cannot be loaded, so it is compiled: %s", name, error)
+        return None
 
 
-def _library(name: str, sources: Sequence[Path], flags: tuple[str, ...]) -> ctypes.CDLL:
+def _library(name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     """Load what an earlier run compiled, or compile it.
 
     Raises:
         OSError: There is no compiler, or what it made cannot be loaded.
         subprocess.SubprocessError: It failed.
     """
-    compiler = compiler_command()
-    texts = [path.read_text(encoding="utf-8") for path in sources]
-    identity = hashlib.sha256("\0".join((*texts, *compiler, *flags)).encode()).hexdigest()
-    name = f"{name}-{identity[:16]}"
+    compiler, sources = compiler_command(), recipe.sources_of(name)
+    name = f"{name}-{recipe.identity_of(sources, *compiler, *flags)[:16]}"
     folder = _cache_folder()
     with tempfile.TemporaryDirectory(prefix="specdec-") as private:
         linked = Path(private) / f"{name}.so"
@@ -115,7 +103,7 @@ def _library(name: str, sources: Sequence[Path], flags: tuple[str, ...]) -> ctyp
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(linked))
             linked.unlink()
-        _compile([*compiler, "-O3", "-std=c++17", "-fPIC", *flags], compiler, sources, linked)
+        recipe.build(compiler, sources, flags, linked, _run, num_jobs=os.cpu_count() or 1)
         content = linked.read_bytes()
         library = ctypes.CDLL(str(linked))
     if folder is None:
@@ -125,18 +113,6 @@ def _library(name: str, sources: Sequence[Path], flags: tuple[str, ...]) -> ctyp
     except OSError as error:
         _logger.debug("cannot keep %s in %s: %s", name, folder, error)
     return library
-
-
-def _compile(command: list[str], compiler: Sequence[str], sources: Sequence[Path], linked: Path) -> None:
-    units = [path for path in sources if path.suffix == ".cpp"]
-    compiled = [linked.with_name(f"{path.stem}.o") for path in units]
-    # As many at a time as there may be cores; each takes seconds.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        commands = [[*command, "-c", str(unit), "-o", str(made)] for unit, made in zip(units, compiled, strict=True)]
-        list(pool.map(_run, commands))
-    # Without -fopenmp: the names of OpenMP's functions are found in the library that PyTorch has loaded.
-    threads = ["-pthread"] if "-pthread" in command else []
-    _run([*compiler, "-shared", *threads, *map(str, compiled), "-o", str(linked)])
 
 
 def _cache_folder() -> Path | None:

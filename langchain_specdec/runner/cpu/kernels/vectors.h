@@ -5,6 +5,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -28,6 +30,7 @@ typedef float StoredFloats __attribute__((vector_size(kLanes * 4), aligned(4), m
 typedef uint16_t StoredHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 typedef uint8_t StoredBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 typedef int8_t StoredSigned __attribute__((vector_size(kLanes), aligned(1), may_alias));
+typedef uint32_t StoredWord __attribute__((aligned(1), may_alias));
 typedef float Four __attribute__((vector_size(16)));
 typedef float StoredFour __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -43,6 +46,8 @@ inline Vector load(const uint16_t* p) {
   return (Vector)((Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
 #elif defined(__AVX2__)
   return (Vector)((Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#elif defined(__aarch64__)
+  return (Vector)vshlq_n_u32(vmovl_u16(vld1_u16(p)), 16);
 #else
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const StoredHalves*>(p), Bits) << 16);
 #endif
@@ -55,6 +60,9 @@ inline Integers load_bytes(const uint8_t* p) {
   return (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif defined(__AVX2__)
   return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(*reinterpret_cast<const StoredWord*>(p)));
+  return (Integers)vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
 #else
   return __builtin_convertvector(*reinterpret_cast<const StoredBytes*>(p), Integers);
 #endif
@@ -65,6 +73,9 @@ inline Integers load_signed(const uint8_t* p) {
   return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif defined(__AVX2__)
   return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  const int8x8_t bytes = vreinterpret_s8_u32(vdup_n_u32(*reinterpret_cast<const StoredWord*>(p)));
+  return (Integers)vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
 #else
   return __builtin_convertvector(*reinterpret_cast<const StoredSigned*>(p), Integers);
 #endif
@@ -78,6 +89,19 @@ inline Integers counting() {
   return (Integers){0, 1, 2, 3, 4, 5, 6, 7};
 #else
   return (Integers){0, 1, 2, 3};
+#endif
+}
+
+// Whether a bit is set in any lane.
+inline bool any_of(Integers v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)v, (__m256i)v) == 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)v) != 0;
+#else
+  return (v[0] | v[1] | v[2] | v[3]) != 0;
 #endif
 }
 

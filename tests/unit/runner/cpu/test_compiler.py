@@ -69,7 +69,7 @@ def test_kernels_are_compiled_by_all_that_cxx_names(
 
     monkeypatch.setattr(kernels, "_run", run)
     with pytest.raises(OSError, match="far enough"):
-        kernels._library("panel_linear", [kernels._FOLDER / "panel_linear.cpp"], ("-mavx2",))
+        kernels._library("panel_linear", ("-mavx2",))
     assert commands[0][:4] == ["ccache", "g++", "-m64", "-O3"]
 
 

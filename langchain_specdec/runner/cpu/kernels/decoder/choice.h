@@ -98,13 +98,7 @@ inline void choose(const float* logits, int64_t count, int64_t first, float temp
                         : candidates > 0       ? best.candidates[best.count - 1].logit
                                                : std::numeric_limits<float>::infinity();
     const Integers is_candidate = logit > least, any = is_bad | is_better | is_candidate;
-#if defined(__AVX512F__)
-    if (_mm512_test_epi32_mask((__m512i)any, (__m512i)any) == 0) return;
-#else
-    int32_t found = 0;
-    for (int i = 0; i < kLanes; ++i) found |= any[i];
-    if (found == 0) return;
-#endif
+    if (!any_of(any)) return;
     for (int64_t i = 0; i < lanes; ++i) {
       if (is_bad[i]) best.is_sound = false;
       if (score[i] > best.score) {

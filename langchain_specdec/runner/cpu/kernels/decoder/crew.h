@@ -61,6 +61,8 @@ class Stages {
   bool share(int64_t ticket, int64_t pieces, int64_t thread, Run run) {
     Stage& stage = stages_[ticket % kRing];
     raise(front_, ticket);
+    // Before anything that is written from here on, for those who look at it afterwards (`is_intact`).
+    std::atomic_thread_fence(std::memory_order_release);
     int64_t longest = 0;
     const auto work = [&](int64_t piece) {
       const int64_t started = nanoseconds();

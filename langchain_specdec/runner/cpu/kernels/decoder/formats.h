@@ -16,6 +16,10 @@ inline float from_half(const uint8_t* p) {
   std::memcpy(&half, p, 2);
 #if defined(__F16C__)
   return _cvtsh_ss(half);
+#elif defined(__aarch64__)
+  __fp16 number;
+  std::memcpy(&number, &half, 2);
+  return number;
 #else
   const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
   uint32_t bits;
@@ -100,6 +104,22 @@ inline Integers fifths32(uint32_t bits, int v) {
   return (shifted << 4) & 16;
 }
 
+#if !defined(__AVX512F__)
+// values[q], for q below 16. The lookup goes byte by byte, of which the lowest counts.
+inline Integers lookup(const int8_t* values, Integers q) {
+#if defined(__AVX2__)
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+  return (Integers)_mm256_shuffle_epi8(table, (__m256i)q) << 24 >> 24;
+#elif defined(__aarch64__)
+  return (Integers)vqtbl1q_s8(vld1q_s8(values), (uint8x16_t)q) << 24 >> 24;
+#else
+  Integers found;
+  for (int i = 0; i < kLanes; ++i) found[i] = values[q[i]];
+  return found;
+#endif
+}
+#endif
+
 inline uint32_t load_word(const uint8_t* p) {
   uint32_t word;
   std::memcpy(&word, p, 4);
@@ -134,6 +154,8 @@ struct F16 {
       w[v] = (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__) && defined(__F16C__)
       w[v] = (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+      w[v] = (Vector)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
 #else
       for (int i = 0; i < kLanes; ++i) w[v][i] = from_half(p + 2 * i);
 #endif
@@ -197,10 +219,11 @@ struct IQ4_NL {
   static constexpr int64_t kParts = 1, kBytes = 18;
   static constexpr int kSize = 0;
   static void widen(const uint8_t* block, int, Vector* w) {
-    static const float values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-    const float scale = from_half(block);
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    const Vector scale = Halves(block).first();
 #if defined(__AVX512F__)
-    const Line16 line(load(values) * scale);
+    const Vector all = __builtin_convertvector(load_signed(reinterpret_cast<const uint8_t*>(values)), Vector);
+    const Line16 line(all * scale);
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(nibbles16(block + 2, v));
 #elif defined(__AVX2__)
     // Each half of the table by the lower three bits, and the half by the fourth.
@@ -211,10 +234,8 @@ struct IQ4_NL {
       w[v] = (Vector)_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, q), _mm256_permutevar8x32_ps(high, q), upper);
     }
 #else
-    for (int v = 0; v < kChunkVectors; ++v) {
-      const Integers q = nibbles16(block + 2, v) & 15;
-      for (int i = 0; i < kLanes; ++i) w[v][i] = values[q[i]] * scale;
-    }
+    for (int v = 0; v < kChunkVectors; ++v)
+      w[v] = __builtin_convertvector(lookup(values, nibbles16(block + 2, v) & 15), Vector) * scale;
 #endif
   }
 };
