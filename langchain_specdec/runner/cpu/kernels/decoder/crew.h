@@ -56,6 +56,8 @@ inline void raise(std::atomic<int64_t>& number, int64_t value) {
 // The pieces of all stages. A stage has a number, its ticket, which grows over the whole life of a decoder.
 class Stages {
  public:
+  explicit Stages(int64_t threads) : threads_(threads) {}
+
   // Works on a stage until all its pieces are done, by whomever. False where other threads are further.
   template <class Run>
   bool share(int64_t ticket, int64_t pieces, int64_t thread, Run run) {
@@ -70,13 +72,14 @@ class Stages {
       stage.own(piece, ticket, thread);
       longest = std::max(longest, nanoseconds() - started);
     };
-    int64_t seen = stage.claims.load(std::memory_order_acquire);
-    while (seen >> kBits <= ticket) {
-      const int64_t next = seen >> kBits < ticket ? 0 : seen & (kMaxPieces * 2 - 1);
-      if (next >= pieces) break;
-      if (!stage.claims.compare_exchange_weak(seen, ticket << kBits | (next + 1))) continue;
-      work(next);
-      seen = stage.claims.load(std::memory_order_acquire);
+    // Every thread goes forward through its own section, as memory likes best, then backward through those of others.
+    for (int64_t turn = 0; turn < threads_; ++turn) {
+      const int64_t section = (thread + turn) % threads_;
+      const int64_t begin = pieces * section / threads_, end = pieces * (section + 1) / threads_;
+      for (int64_t i = 0; i < end - begin; ++i) {
+        const int64_t piece = turn == 0 ? begin + i : end - 1 - i;
+        if (stage.claim(piece, ticket)) work(piece);
+      }
     }
     for (int64_t piece = 0; piece < pieces; ++piece) {
       int64_t since = 0;
@@ -107,14 +110,18 @@ class Stages {
  private:
   // Nanoseconds that a piece which takes none is waited for before it is done again.
   static constexpr int64_t kPatience = 15000;
-  static constexpr int64_t kBits = 10;
 
   struct alignas(64) Stage {
-    std::atomic<int64_t> claims{0};               // ticket, then the next piece to claim
-    alignas(64) std::atomic<int64_t> owners[kMaxPieces];  // ticket, then the thread
+    std::atomic<int64_t> claims[kMaxPieces];  // ticket
+    std::atomic<int64_t> owners[kMaxPieces];  // ticket, then the thread
 
     Stage() {
+      for (auto& claim : claims) claim = 0;
       for (auto& owner : owners) owner = 0;
+    }
+    bool claim(int64_t piece, int64_t ticket) {
+      int64_t seen = claims[piece].load(std::memory_order_relaxed);
+      return seen < ticket && claims[piece].compare_exchange_strong(seen, ticket);
     }
     int64_t ticket(int64_t piece) const { return owners[piece].load(std::memory_order_acquire) >> 8; }
     void own(int64_t piece, int64_t ticket, int64_t thread) {
@@ -123,6 +130,7 @@ class Stages {
     }
   };
 
+  const int64_t threads_;
   Stage stages_[kRing];
   std::atomic<int64_t> front_{0};  // The last stage that any thread has begun
 };

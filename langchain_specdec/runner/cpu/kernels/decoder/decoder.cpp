@@ -18,7 +18,7 @@ namespace {
 class Decoder {
  public:
   Decoder(const Model& model, const Cache& cache, int64_t threads)
-      : shared_(model, cache), walks_(make_walks(shared_, walks_, threads)),
+      : shared_(model, cache, threads), walks_(make_walks(shared_, walks_, threads)),
         crew_(threads, [this](int64_t thread, int64_t number) { walks_[thread]->run(number); }) {}
 
   void run(const Step& step) {

@@ -58,8 +58,8 @@ struct Shared {
   std::atomic<int64_t> progress{0};  // Ticket of the first stage of the last layer that was begun, and the thread
   std::vector<std::atomic<int64_t>> kept;  // By layer: ticket of a walk, and a thread that has its keys and values
 
-  Shared(const Model& m, const Cache& c)
-      : model(m), layers(m.layer, m.layer + m.layers), cache(c), sizes(m, c.length), kept(m.layers) {
+  Shared(const Model& m, const Cache& c, int64_t threads)
+      : model(m), layers(m.layer, m.layer + m.layers), cache(c), sizes(m, c.length), stages(threads), kept(m.layers) {
     model.layer = layers.data();
     for (auto& entry : kept) entry = 0;
   }
