@@ -205,6 +205,20 @@ def test_a_wiped_slot_does_not_spoil_the_next_text() -> None:
     assert torch.allclose(logits[0, -1], expected(weights, PROMPT), atol=1e-4)
 
 
+@pytest.mark.parametrize("start", [0, 1, 15, 16, 17, 31, 33])
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 40])
+def test_wiping_leaves_what_is_before(start: int, length: int) -> None:
+    """A slot goes on from the beginning that its next text shares with the last one, however short both are."""
+    runner, other = make(length=96), make(length=96)
+    text = [(7 * i + 3) % 70 for i in range(start + length)]
+    runner.prefill(RowBatch([1], [0], [text]))
+    other.prefill(RowBatch([1], [0], [text[:start] or [0]]))
+    runner.cache.wipe(1, start)
+    if not start:
+        other.cache.wipe(1)
+    assert np.array_equal(runner.cache.memory, other.cache.memory)
+
+
 def test_runners_share_weights() -> None:
     weights = random_decoder(Shape())
     runners = [make(weights), make(weights)]

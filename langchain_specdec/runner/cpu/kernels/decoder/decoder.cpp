@@ -58,8 +58,8 @@ class Decoder {
         for (int64_t d = 0; d < s.head_dim; ++d) at(keys, first)[d * kGroup] = 0;
         std::memset(values + first * s.value_dim, 0, 4 * s.value_dim);
       }
+      if (first >= stop) return;  // Within a group, whose numbers stand among those of the keys before them
       const int64_t end = std::min((stop + kGroup - 1) / kGroup * kGroup, shared_.cache.length);
-      if (first >= end) return;
       clear(keys + first * s.head_dim, (end - first) * s.head_dim);
       clear(values + first * s.value_dim, (end - first) * s.value_dim);
     });
