@@ -156,8 +156,8 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         )
     if head_dim > _MOST_HEAD_DIM:
         raise UnsupportedModelError(
-            f"The engine cannot run {str(file.path)!r}: its heads have {head_dim} numbers; up to {_MOST_HEAD_DIM} work. "
-            "Give another model."
+            f"The engine cannot run {str(file.path)!r}: its heads have {head_dim} numbers; up to {_MOST_HEAD_DIM} "
+            "work. Give another model."
         )
     base = keys.number("rope.freq_base", 10000.0)
     if base <= 1:
