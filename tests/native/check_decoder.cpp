@@ -305,7 +305,7 @@ class Runs {
       const Step one = {static_cast<int64_t>(rows.size()), width, ids.data(), counts.data(), slots.data(), starts.data(),
                         data_of(depths), data_of(ancestors), logits.data(), 0, data_of(temperatures), data_of(seeds),
                         picks.data(), scores.data(), step.candidates, best.data()};
-      decoder_run(decoder_, &one);
+      expect(decoder_run(decoder_, &one) == kDone, "a step was not done");
       for (size_t r = 0; r < rows.size(); ++r)
         for (int64_t i = 0; i < counts[r]; ++i) {
           const int64_t from = r * width + i, to = rows[r] * step.width + begin + i;

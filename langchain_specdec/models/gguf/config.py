@@ -12,6 +12,8 @@ from langchain_specdec.models.gguf.file import GGUFFile
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # Each takes memory in a rotary table.
 _MOST_POSITIONS = 2**20
+# Of numbers in a head: each takes memory in a rotary table too. Models have 256 at most.
+_MOST_HEAD_DIM = 512
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -139,9 +141,11 @@ def read_config(file: GGUFFile) -> GGUFConfig:
     kind, name = architecture_of(file), file.fields["general.architecture"]
     keys = Keys(file, name)
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        _not_whole(file, "token_embd.weight is missing")
+    if embedding is None or not embedding.shape[0]:
+        _not_whole(file, f"token_embd.weight is {'missing' if embedding is None else 'empty'}")
     layers, hidden = keys.count("block_count"), keys.count("embedding_length")
+    if layers > len(file.tensors):
+        _not_whole(file, f"{name}.block_count is {layers}, and there are {len(file.tensors)} tensors")
     heads = keys.count("attention.head_count")
     kv_heads = keys.count("attention.head_count_kv", heads)
     head_dim = keys.count("attention.key_length", hidden // heads or 1)
@@ -150,6 +154,14 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         _not_whole(
             file, f"{heads} heads of {head_dim} numbers, {rotary_dim} of which turn, do not fit {kv_heads} heads"
         )
+    if head_dim > _MOST_HEAD_DIM:
+        raise UnsupportedModelError(
+            f"The engine cannot run {str(file.path)!r}: its heads have {head_dim} numbers; up to {_MOST_HEAD_DIM} "
+            "work. Give another model."
+        )
+    base = keys.number("rope.freq_base", 10000.0)
+    if base <= 1:
+        _not_whole(file, f"{name}.rope.freq_base is {base}")
     window = keys.count("attention.sliding_window") if keys.has("attention.sliding_window") else None
     positions = min(keys.count("context_length"), _MOST_POSITIONS)
     scaling = _scaling(file, keys)
@@ -168,7 +180,7 @@ def read_config(file: GGUFFile) -> GGUFConfig:
         head_dim=head_dim,
         max_position_embeddings=positions,
         rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=keys.number("rope.freq_base", 10000.0),
+        rope_theta=base,
         rope_scaling=scaling,
         sliding_window=window if window and window < positions else None,
         tie_word_embeddings="output.weight" not in file.tensors,
@@ -221,7 +233,8 @@ def _scaling(file: GGUFFile, keys: Keys) -> dict[str, Any] | None:
 
 def _special_tokens(file: GGUFFile) -> dict[str, int | None]:
     names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    count = len(file.fields.get("tokenizer.ggml.tokens", ()))
+    tokens = file.fields.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
     ids = {ours: file.fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names.items()}
     return {name: index if isinstance(index, int) and 0 <= index < count else None for name, index in ids.items()}
 

@@ -140,7 +140,7 @@ def _parts(path: Path) -> Iterator[Path]:
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     wanted = _FIRST_BYTES
     while (header := _header(path, wanted)) is None:
-        wanted *= 8
+        wanted = min(wanted * 8, _MOST_HEADER_BYTES)
     return header.fields, header.tensors
 
 
@@ -188,9 +188,14 @@ class _Header:
             damaged(path, f"general.alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
         self.tensors = {name: Tensor(name, kind, shape, path, start + at) for name, kind, shape, at in tensors}
+        total = 0
         for tensor in self.tensors.values():
+            total += 0 if _block(tensor.type) == (0, 0) else tensor.num_bytes
             if _block(tensor.type) != (0, 0) and tensor.offset + tensor.num_bytes > file_size:
                 damaged(path, f"it ends before {tensor.name}, after {file_size} bytes")
+        # Else a small file could ask for any memory.
+        if total > file_size:
+            damaged(path, f"its tensors take {total} bytes, more than the {file_size} that it has")
 
     def _take(self, count: int) -> int:
         """Where the next bytes begin."""

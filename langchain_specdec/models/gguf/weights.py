@@ -80,12 +80,10 @@ def read_weights(file: GGUFFile, config: GGUFConfig, name: str, tell: Callable[[
         UnsupportedModelError: Weights are of a type that nothing here reads.
     """
     kind = ARCHITECTURES[file.fields["general.architecture"]]
-    matrices = read_matrices([tensor for tensor in file.tensors.values() if len(tensor.shape) > 1], name, tell)
-    vectors = {
-        name: read_vector(tensor)
-        for name, tensor in file.tensors.items()
-        if len(tensor.shape) == 1 and name.partition(".")[2] and name not in FACTORS
-    }
+    # Others that a file may have are of any size.
+    tensors = [tensor for name in _expected(file, config) if (tensor := file.tensors.get(name))]
+    matrices = read_matrices([tensor for tensor in tensors if len(tensor.shape) == 2], name, tell)
+    vectors = {tensor.name: read_vector(tensor) for tensor in tensors if len(tensor.shape) == 1}
     embedding = matrices["token_embd.weight"]
     softcaps = (getattr(config, f"{what}_logit_softcapping", None) for what in ("attn", "final"))
     attention_softcap, logit_softcap = softcaps

@@ -24,6 +24,7 @@ MAX_THREADS = 64
 """Most threads of one decoder; more would wait for memory."""
 
 _CHUNK = 32
+_OUTSIDE = 1  # See `Outcome` in decoder.h
 _MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 _BIASES = ("query_bias", "key_bias", "value_bias", "output_bias")
 _NORMS = ("attention_norm", "query_norm", "key_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
@@ -80,7 +81,7 @@ class NativeLibrary:
         self.open = _function(library.decoder_open, c_void_p, POINTER(_Model), POINTER(_Cache), c_int64)
         self.close = _function(library.decoder_close, None, c_void_p)
         self.threads = _function(library.decoder_threads, c_int64, c_void_p)
-        self.run = _function(library.decoder_run, None, c_void_p, POINTER(Step))
+        self.run = _function(library.decoder_run, c_int64, c_void_p, POINTER(Step))
         self.keep = _function(library.decoder_keep, None, c_void_p, c_int64, c_int64, c_void_p, c_int64)
         self.wipe = _function(library.decoder_wipe, None, c_void_p, c_int64, c_int64, c_int64)
         self.read = _function(library.decoder_read, None, c_void_p, *[c_int64] * 3, c_void_p, c_void_p)
@@ -184,8 +185,16 @@ class NativeDecoder:
 
         Raises:
             EngineClosedError: It was closed, or made in another process, whose threads a fork leaves behind.
+            ValueError: A token is outside the vocabulary, a row outside the slots, or a tree too wide. Nothing is done.
+            MemoryError: There is no memory for it. Slots hold what they held, or some of the rows' first tokens more.
         """
-        self._library.run(self._checked, byref(step))
+        outcome = self._library.run(self._checked, byref(step))
+        if outcome == _OUTSIDE:
+            msg = "a forward has a token outside the vocabulary, or does not fit into its slots"
+            raise ValueError(msg)
+        if outcome:
+            msg = "there is no memory for a forward"
+            raise MemoryError(msg)
 
     def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
         """Move what stands at `start + offsets[i]` of a slot to `start + i`, in all layers. Offsets grow."""

@@ -85,3 +85,13 @@ def test_what_a_backend_hands_out_is_still_what_it_runs(backends: tuple[LocalBac
         with torch.no_grad():
             native.model.model.norm.weight.mul_(-1.0)
     assert write(native, request) == before
+
+
+def test_a_text_goes_on_from_a_short_beginning_that_its_slot_holds(
+    backends: tuple[LocalBackend, LocalBackend],
+) -> None:
+    native, plain = backends
+    for first, second in [("t", "the"), ("the c", "the dog sat"), ("the cat sat on the", "the cat sat in")]:
+        write(native, [(first, SamplingParams(max_new_tokens=5))])
+        request = [(second, KINDS["greedy"])]
+        assert write(native, request) == write(plain, request)

@@ -4,6 +4,7 @@ import os
 import struct
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from langchain_specdec.errors import ModelLoadError, SpecDecError, UnsupportedMo
 from langchain_specdec.models.gguf import file as file_module
 from langchain_specdec.models.gguf import model as model_module
 from langchain_specdec.models.gguf import read_gguf
+from langchain_specdec.models.gguf.config import read_config
 from langchain_specdec.models.gguf.file import BLOCKS, open_gguf
 from langchain_specdec.runner.cpu.decoder_weights import Format
 from tests.support.gguf_files import FAMILIES, KV_HEADS, LAYERS, tiny_model, write_gguf
@@ -209,10 +211,53 @@ def test_what_is_missing_is_named(tmp_path, missing):
         ({"rope.freq_base": float("nan")}, "llama.rope.freq_base is nan"),
         ({".split.count": 3}, "Give all of them their names back, such as 'x-00001-of-00003.gguf'."),
         ({"context_length": "long"}, "llama.context_length is 'long'"),
+        # What would take any time or memory to find out.
+        ({"block_count": 2**32 - 1}, "llama.block_count is 4294967295, and there are 39 tensors"),
+        ({"attention.key_length": 2**31}, "its heads have 2147483648 numbers; up to 512 work"),
+        (
+            {
+                "rope.freq_base": 1.0,
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 2.0,
+                "rope.scaling.original_context_length": 16,
+            },
+            "llama.rope.freq_base is 1.0",
+        ),
     ],
 )
 def test_metadata_that_its_weights_do_not_fit(tmp_path, fields, words):
     assert words in failure(write_gguf(tmp_path / "x.gguf", tiny_model("llama"), fields=fields))
+
+
+def test_tensors_that_share_their_bytes_are_refused(tmp_path):
+    """A file of some bytes could else ask for any memory."""
+    path = write_gguf(tmp_path / "x.gguf", tiny_model("llama"))
+    content, tensors = bytearray(path.read_bytes()), open_gguf(path).tensors.values()
+    for tensor in tensors:
+        name = struct.pack("<Q", len(tensor.name)) + tensor.name.encode()
+        at = content.index(name) + len(name) + 4 + 8 * len(tensor.shape) + 4
+        content[at : at + 8] = bytes(8)
+    start = min(tensor.offset for tensor in tensors)
+    path.write_bytes(content[: start + max(tensor.num_bytes for tensor in tensors)])
+    assert "its tensors take" in failure(path)
+
+
+def test_a_table_of_no_tokens_is_refused(tmp_path):
+    empty = np.zeros((0, 32), np.float32)
+    path = write_gguf(tmp_path / "x.gguf", tiny_model("llama"), tensors={"token_embd.weight": empty})
+    assert "token_embd.weight is empty" in failure(path)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_rot_embd.weight", "rope_factors_long.weight"])
+def test_tensors_that_are_not_used_may_have_any_size(tmp_path, name):
+    tensors = {name: np.zeros((2, 3, 4), np.float32)}
+    assert read_gguf(write_gguf(tmp_path / "x.gguf", tiny_model("llama"), tensors=tensors)).weights.vocab
+
+
+def test_tokens_that_are_no_list(whole):
+    file = open_gguf(whole)
+    file.fields["tokenizer.ggml.tokens"] = 5
+    assert read_config(file).eos_token_id is None
 
 
 def test_a_length_that_no_model_has_takes_no_memory(tmp_path):

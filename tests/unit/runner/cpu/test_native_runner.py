@@ -205,6 +205,42 @@ def test_a_wiped_slot_does_not_spoil_the_next_text() -> None:
     assert torch.allclose(logits[0, -1], expected(weights, PROMPT), atol=1e-4)
 
 
+@pytest.mark.parametrize("start", [0, 1, 15, 16, 17, 31, 33])
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 40])
+def test_wiping_leaves_what_is_before(start: int, length: int) -> None:
+    """A slot goes on from the beginning that its next text shares with the last one, however short both are."""
+    runner, other = make(length=96), make(length=96)
+    text = [(7 * i + 3) % 70 for i in range(start + length)]
+    runner.prefill(RowBatch([1], [0], [text]))
+    other.prefill(RowBatch([1], [0], [text[:start] or [0]]))
+    runner.cache.wipe(1, start)
+    if not start:
+        other.cache.wipe(1)
+    assert np.array_equal(runner.cache.memory, other.cache.memory)
+
+
+@pytest.mark.parametrize(
+    ("slot", "start", "tokens"),
+    [(1, 7, [3, 70]), (1, 7, [-1]), (1, 7, [2**40]), (1, 79, [3, 4]), (1, -1, [3]), (-1, 7, [3]), (1, 2**62, [3])],
+)
+def test_what_is_outside_is_refused_and_nothing_is_touched(slot: int, start: int, tokens: list[int]) -> None:
+    weights = random_decoder(Shape())
+    runner = make(weights)
+    runner.prefill(RowBatch([1], [0], [PROMPT]))
+    held = runner.cache.memory.copy()
+    with pytest.raises(ValueError, match="outside the vocabulary, or does not fit into its slots"):
+        runner.verify(RowBatch([0, slot], [0, start], [[5], tokens]))
+    assert np.array_equal(runner.cache.memory, held)
+    logits = runner.verify(RowBatch([1], [len(PROMPT)], [[9]])).logits
+    assert torch.allclose(logits[0, -1], expected(weights, [*PROMPT, 9]), atol=1e-4)
+
+
+def test_a_tree_is_never_taken_for_a_chain() -> None:
+    runner = make(length=300)
+    with pytest.raises(ValueError, match="does not fit"):
+        runner.verify(RowBatch([1], [0], [[5] * 200], [[-1] + [0] * 199]))
+
+
 def test_runners_share_weights() -> None:
     weights = random_decoder(Shape())
     runners = [make(weights), make(weights)]

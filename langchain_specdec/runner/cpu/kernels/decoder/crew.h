@@ -16,9 +16,9 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -140,9 +140,10 @@ class Crew {
  public:
   // `walk(thread, number)` takes part in a forward, in threads 1 to threads - 1; the caller is thread 0.
   Crew(int64_t threads, std::function<void(int64_t, int64_t)> walk) : walk_(std::move(walk)), process_(process_id()) {
+    threads_.reserve(threads);
     try {
       for (int64_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { wait(t); });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       // With fewer, then: what there is for the others is done by these.
     }
   }
@@ -194,7 +195,11 @@ class Crew {
       }
       if (is_over_) return;
       last = begun_.load();
-      walk_(thread, last);
+      try {
+        walk_(thread, last);
+      } catch (const std::exception&) {
+        // Without memory it does nothing more of this forward: others do what it has claimed.
+      }
     }
   }
 

@@ -21,7 +21,9 @@ class Decoder {
       : shared_(model, cache, threads), walks_(make_walks(shared_, walks_, threads)),
         crew_(threads, [this](int64_t thread, int64_t number) { walks_[thread]->run(number); }) {}
 
-  void run(const Step& step) {
+  // False where a step is not within its bounds.
+  bool run(const Step& step) {
+    if (!fits(step)) return false;
     Frames frames(step, shared_.sizes.max_tokens);
     while (frames.fill(next_)) {
       const int64_t number = next_.number = number_ += 2;
@@ -36,6 +38,7 @@ class Decoder {
       walks_[0]->commit();
       walks_[0]->answer(step);
     }
+    return true;
   }
 
   void keep(int64_t slot, int64_t start, const int64_t* offsets, int64_t count) {
@@ -58,8 +61,8 @@ class Decoder {
         for (int64_t d = 0; d < s.head_dim; ++d) at(keys, first)[d * kGroup] = 0;
         std::memset(values + first * s.value_dim, 0, 4 * s.value_dim);
       }
+      if (first >= stop) return;  // Within a group, whose numbers stand among those of the keys before them
       const int64_t end = std::min((stop + kGroup - 1) / kGroup * kGroup, shared_.cache.length);
-      if (first >= end) return;
       clear(keys + first * s.head_dim, (end - first) * s.head_dim);
       clear(values + first * s.value_dim, (end - first) * s.value_dim);
     });
@@ -83,6 +86,20 @@ class Decoder {
     Walks made;
     for (int64_t t = 0; t < threads; ++t) made.push_back(std::make_unique<Walk>(shared, walks, t, threads));
     return made;
+  }
+
+  bool fits(const Step& step) const {
+    const Cache& cache = shared_.cache;
+    if (step.candidates < 0 || step.candidates > kMaxCandidates) return false;
+    for (int64_t r = 0; r < step.rows; ++r) {
+      const int64_t count = step.counts[r], slot = step.slots[r], start = step.starts[r];
+      if (count < 0 || count > step.width || slot < 0 || slot >= cache.slots) return false;
+      if (start < 0 || start > cache.length - count) return false;
+      if (step.ancestors && count > shared_.sizes.max_tokens) return false;
+      for (const int64_t *token = step.tokens + r * step.width, *end = token + count; token < end; ++token)
+        if (*token < 0 || *token >= shared_.sizes.vocab) return false;
+    }
+    return true;
   }
 
   // Where the numbers of a position's key begin.
@@ -138,7 +155,13 @@ void decoder_close(void* decoder) { delete static_cast<Decoder*>(decoder); }
 
 int64_t decoder_threads(const void* decoder) { return static_cast<const Decoder*>(decoder)->threads(); }
 
-void decoder_run(void* decoder, const Step* step) { static_cast<Decoder*>(decoder)->run(*step); }
+int64_t decoder_run(void* decoder, const Step* step) {
+  try {
+    return static_cast<Decoder*>(decoder)->run(*step) ? kDone : kOutside;
+  } catch (...) {
+    return kNoMemory;
+  }
+}
 
 void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count) {
   static_cast<Decoder*>(decoder)->keep(slot, start, offsets, count);

@@ -75,8 +75,10 @@ void* decoder_open(const Model* model, const Cache* cache, int64_t threads);
 void decoder_close(void* decoder);
 // Threads that it has, the calling one included.
 int64_t decoder_threads(const void* decoder);
-// One forward; returns when all of it is done. One thread at a time, as with all that changes the cache.
-void decoder_run(void* decoder, const Step* step);
+enum Outcome : int64_t { kDone = 0, kOutside = 1, kNoMemory = 2 };
+// One forward; returns when all of it is done. One thread at a time, as with all that changes the cache. Nothing is done
+// of a step with a token outside the vocabulary, a row outside the slots, or a tree or candidates that are too many.
+int64_t decoder_run(void* decoder, const Step* step);
 // Moves what is at start + offsets[i] of a slot to start + i, in all layers. Offsets grow.
 void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count);
 // Writes zeros over what is in a slot from a position on, up to another one, and gives whole pages of it back.

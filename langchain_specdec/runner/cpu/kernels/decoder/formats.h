@@ -227,7 +227,10 @@ struct IQ4_NL {
     for (int v = 0; v < kChunkVectors; ++v) w[v] = line(nibbles16(block + 2, v));
 #elif defined(__AVX2__)
     // Each half of the table by the lower three bits, and the half by the fourth.
-    const __m256 low = (__m256)(load(values) * scale), high = (__m256)(load(values + 8) * scale);
+    const auto half = [&](const int8_t* from) {
+      return (__m256)(__builtin_convertvector(load_signed(reinterpret_cast<const uint8_t*>(from)), Vector) * scale);
+    };
+    const __m256 low = half(values), high = half(values + 8);
     for (int v = 0; v < kChunkVectors; ++v) {
       const __m256i q = (__m256i)nibbles16(block + 2, v);
       const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(q, 28));

@@ -63,7 +63,7 @@ class Frames {
     while (row_ < step_.rows) {
       const int64_t room = limit_ - frame.num_tokens, left = step_.counts[row_] - offset_;
       // A tree stays whole; a chain may be cut anywhere.
-      const bool is_chain = step_.ancestors == nullptr || step_.counts[row_] > limit_;
+      const bool is_chain = step_.ancestors == nullptr;
       if (left > room && (room == 0 || !is_chain) && frame.num_tokens > 0) return true;
       const int64_t count = std::min(left, room);
       if (count > 0) add(frame, count, is_chain);
