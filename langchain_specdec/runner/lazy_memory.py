@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 _STRICT = "2"
-_IS_LINUX = sys.platform == "linux"
 
 
 def is_memory_lazy() -> bool:
     """Whether the system hands out memory as it is written: not where it counts what is asked for, as Windows does."""
-    if not _IS_LINUX:
+    if sys.platform != "linux":
         return sys.platform == "darwin"
     try:
         return _OVERCOMMIT.read_text(encoding="ascii").strip() != _STRICT
@@ -42,24 +41,24 @@ class LazyZeros:
 
     def __init__(self, num_bytes: int) -> None:
         self._map: mmap.mmap | None = None
-        if not _IS_LINUX:
-            # Zeros that come from the system at once where it can, and cannot be given back for sure.
-            self.array: NDArray[np.uint8] = np.zeros(num_bytes, dtype=np.uint8)
-            return
-        self._map = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        # A slot of many positions would else take 2 MiB for its first token in each head of each layer.
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        self.array: NDArray[np.uint8]
+        if sys.platform == "linux":
+            self._map = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            # A slot of many positions would else take 2 MiB for its first token in each head of each layer.
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array = np.frombuffer(self._map, dtype=np.uint8)
+            self.array = np.frombuffer(self._map, dtype=np.uint8)
+        else:
+            # Zeros that come from the system at once where it can, and cannot be given back for sure.
+            self.array = np.zeros(num_bytes, dtype=np.uint8)
 
     def clear(self, begin: int, end: int) -> None:
         """Have zeros again from byte `begin` to before byte `end`; the pages that lie in it are given back."""
         page = mmap.PAGESIZE
         first, last = -(-begin // page) * page, end // page * page
-        if self._map is None or first >= last:
+        if sys.platform == "linux" and self._map is not None and first < last:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+            self.array[begin:first] = 0
+            self.array[last:end] = 0
+        else:
             self.array[begin:end] = 0
-            return
-        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-        self.array[begin:first] = 0
-        self.array[last:end] = 0

@@ -17,9 +17,14 @@ def num_key_value_heads(config: Any) -> int:
 
 
 def cached_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes that the keys and values of one position take in one layer."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * num_key_value_heads(config) * head_dim * dtype.itemsize)
+    """Bytes that the keys and values of one position take in one layer; where layers differ, in the largest."""
+    # Such a configuration (Gemma 4) refuses to say of all what it says of each.
+    layers = getattr(config, "per_layer_config", None) or [config]
+    sizes = (
+        num_key_value_heads(layer) * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in layers
+    )
+    return int(2 * max(sizes) * dtype.itemsize)
 
 
 def max_positions(config: Any) -> int | None:

@@ -80,7 +80,7 @@ def test_speculation_keeps_the_text(llm, expected, name, kind):
     assert generation.text == expected[kind][name]
     if name == "copying":
         assert generation.generation_info is not None
-    assert generation.generation_info["speculation"]["drafted_tokens"] > 0
+        assert generation.generation_info["speculation"]["drafted_tokens"] > 0
 
 
 @pytest.mark.parametrize("kind", PARAMS)

@@ -104,7 +104,7 @@ def _read(tensor: Tensor, data: NDArray[np.uint8]) -> None:
     try:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
-            view, done = memoryview(data), 0  # type: ignore[arg-type]
+            view, done = data.data, 0
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:

@@ -154,7 +154,8 @@ def _attention(
     weights: DecoderWeights, layer: LayerWeights, x: NDArray[Any], seen: NDArray[Any], positions: NDArray[Any]
 ) -> NDArray[Any]:
     def heads(matrix: Matrix, count: int) -> NDArray[Any]:
-        return (x @ _numbers(matrix).T).reshape(len(x), count, weights.head_dim).swapaxes(0, 1)
+        states: NDArray[Any] = (x @ _numbers(matrix).T).reshape(len(x), count, weights.head_dim).swapaxes(0, 1)
+        return states
 
     cosines, sines = weights.rotary[0].cosines[positions], weights.rotary[0].sines[positions]
 

@@ -255,7 +255,7 @@ def test_memory_is_lazy_where_the_system_does_not_count_what_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     setting = tmp_path / "overcommit_memory"
-    monkeypatch.setattr("langchain_specdec.runner.lazy_memory._IS_LINUX", True)
+    monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("langchain_specdec.runner.lazy_memory._OVERCOMMIT", setting)
     assert is_memory_lazy()
     for value, is_lazy in (("0\n", True), ("1\n", True), ("2\n", False)):

@@ -59,13 +59,19 @@ def test_what_only_transformers_does_is_done_dequantised(file, model, option, va
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("device_map", "auto"), ("quantization_config", object()), ("adapter", "some/adapter")]
+    ("option", "given"),
+    [
+        ("device_map", {"device_map": "auto"}),
+        ("quantization", {"quantization": "int8"}),
+        ("quantization_config", {"quantization": object()}),
+        ("adapter", {"adapter": "some/adapter"}),
+    ],
 )
-def test_options_that_it_cannot_take_are_refused_before_it_is_read(tmp_path, option, value):
+def test_options_that_it_cannot_take_are_refused_before_it_is_read(tmp_path, option, given):
     (tmp_path / "x.gguf").write_bytes(b"not read")
     for source in (tmp_path / "x.gguf", tmp_path):
         with pytest.raises(InvalidParameterError, match=rf"is a GGUF file, .* no {option}. Leave that out, or give"):
-            load_model(source, **{option: value})
+            load_model(source, **given)
 
 
 @pytest.mark.compiles
