@@ -32,6 +32,7 @@ from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.options import spelled_out
+from langchain_specdec.progress import telling
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
@@ -110,16 +111,17 @@ class LocalBackend(Backend):
                 quantization=chosen["draft_quantization"],
             )
             check_pair(self._target, draft)
-        runner = make_runner(
-            self._target,
-            num_slots=chosen["num_slots"],
-            max_length=chosen["max_length"],
-            max_width=1 + max(chosen["max_draft_tokens"], max_tree_nodes),
-            most_positions=draft.max_positions if draft is not None else None,
-            compile=chosen["compile"],
-            num_threads=chosen["num_threads"],
-            progress=chosen["progress"],
-        )
+        with telling(chosen["progress"]):
+            runner = make_runner(
+                self._target,
+                num_slots=chosen["num_slots"],
+                max_length=chosen["max_length"],
+                max_width=1 + max(chosen["max_draft_tokens"], max_tree_nodes),
+                most_positions=draft.max_positions if draft is not None else None,
+                compile=chosen["compile"],
+                num_threads=chosen["num_threads"],
+                progress=chosen["progress"],
+            )
         if max_tree_nodes and not runner.takes_trees:
             _logger.warning(_NO_TREES, self.model_name)
         self._weights = WeightsState.of(_modules_of(self._target.model))
@@ -289,7 +291,8 @@ def _modules_of(model: Any) -> list[torch.nn.Module]:
 
 
 def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) -> LoadedModel:
-    return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
+    with telling(options["progress"]):
+        return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
 
 
 def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:

@@ -104,8 +104,8 @@ class LoadingOptions(TypedDict, total=False):
     token: Annotated[str | bool | None, Option(
         None, "Access token of the Hugging Face Hub.", unset="the one that is logged in")]
     progress: Annotated[Progress | None, Option(
-        None, "Told `(description, done, total)` while a large GGUF file is read, and when graphs are captured, "
-        "then from the engine's thread.")]
+        None, "Told `(description, done, total)` while kernels are compiled for this CPU (once), while a large GGUF "
+        "file is read, and when graphs are captured, then from the engine's thread.")]
 
 
 class LocalOptions(DraftOptions, EngineOptions, LoadingOptions, total=False):

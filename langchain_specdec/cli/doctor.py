@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_specdec.cli.loading import spinner
+from langchain_specdec.cli.loading import spinner, tell_once
 from langchain_specdec.cli.reporting import FAILED, reported
 from langchain_specdec.cli.terminal_text import json_line
+from langchain_specdec.progress import telling
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,7 +29,7 @@ def doctor(
     with reported(debug=debug):
         # What is logged of a missing compiler is a finding.
         getLogger("langchain_specdec").addHandler(NullHandler())
-        with spinner("Looking around"):
+        with spinner("Looking around") as display, telling(tell_once(display)):
             from langchain_specdec.cli.doctor_checks import examine
 
             sections = examine()

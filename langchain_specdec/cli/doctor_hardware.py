@@ -140,9 +140,12 @@ def _major(version: str) -> int:
 def _instructions(machine: Machine) -> Finding:
     name = "instructions"
     if machine.processor.lower() not in ("x86_64", "amd64"):
-        return Finding(
-            name, f"{machine.processor}: PyTorch's own operators; the kernels of this package are for x86-64"
+        own = (
+            "the native decoder has NEON"
+            if machine.processor.lower() in ("aarch64", "arm64")
+            else "none of this package"
         )
+        return Finding(name, f"{machine.processor}: {own}, and all else PyTorch's own operators")
     if machine.capability == "DEFAULT":
         if machine.instructions & {"avx2", "avx512f"}:
             advice = "Unset ATEN_CPU_CAPABILITY, or install PyTorch anew: it uses neither AVX2 nor AVX-512 here."

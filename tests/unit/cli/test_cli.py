@@ -439,7 +439,14 @@ def test_doctor_in_json():
     assert versions["torch"] == metadata.version("torch")
     assert versions["langchain-specdec"].startswith(__version__)
     names = {finding["name"] for finding in report["a model would run"]}
-    assert names - {"linear layers"} == {"device", "dtype", "attention", "C++ compiler", "quantization"}
+    assert names - {"linear layers"} == {
+        "device",
+        "dtype",
+        "attention",
+        "C++ compiler",
+        "native decoder",
+        "quantization",
+    }
 
 
 @pytest.mark.parametrize(
@@ -475,6 +482,34 @@ def test_doctor_tells_which_attention_a_gpu_runs(monkeypatch, backend):
     assert result.exit_code == 0
     assert f"{backend} for steps, FLASH_ATTENTION for prompts (bfloat16)" in result.stdout
     assert ("no fused attention for this GPU" in result.stdout) == (backend == "MATH")
+
+
+def test_doctor_tells_of_the_native_decoder_and_its_threads(monkeypatch):
+    from langchain_specdec.models import devices, memory
+    from langchain_specdec.runner.cpu import decoder_trial
+
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(memory, "default_threads", lambda: 3)
+    monkeypatch.setattr(decoder_trial, "native_library", object)
+    assert doctor_checks._native_decoder().value.startswith("3 threads of its own")
+    monkeypatch.setattr(decoder_trial, "native_library", lambda: None)
+    assert "GGUF files are dequantised" in doctor_checks._native_decoder().value
+    assert "g++" in doctor_checks._native_decoder().advice
+
+
+@pytest.mark.parametrize(("library", "room"), [(object(), 0), (None, 0.6)])
+def test_doctor_asks_for_room_only_where_the_embedded_model_is_dequantised(monkeypatch, library, room):
+    from langchain_specdec.cli import doctor_hub
+    from langchain_specdec.models import devices
+    from langchain_specdec.runner.cpu import decoder_trial
+
+    rooms = []
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(decoder_trial, "native_library", lambda: library)
+    monkeypatch.setattr(doctor_checks.embedded, "is_prepared", lambda: False)
+    monkeypatch.setattr(doctor_hub, "folder", lambda *_, room: rooms.append(room))
+    doctor_checks._embedded()
+    assert rooms == [room]
 
 
 def test_doctor_tells_how_linear_layers_run_on_a_cpu(monkeypatch):
@@ -531,7 +566,7 @@ def test_doctor_tells_that_the_home_folder_is_unknown(monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    (finding,) = doctor_checks._embedded()
+    *_, finding = doctor_checks._embedded()
     assert finding.status == "warning"
     assert "XDG_CACHE_HOME" in finding.advice
     assert doctor_checks._linear_layers().status != "error"

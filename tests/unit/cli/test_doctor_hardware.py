@@ -124,7 +124,7 @@ def test_memory_and_what_fits_in():
         ({"instructions": frozenset({"avx2", "avx512f"})}, "ok", "AVX2; AVX-512 is there"),
         ({"capability": "DEFAULT"}, "warning", "AVX2, which PyTorch does not use"),
         ({"capability": "DEFAULT", "instructions": frozenset()}, "warning", "neither AVX2 nor AVX-512"),
-        ({"processor": "aarch64", "capability": "DEFAULT"}, "info", "aarch64: PyTorch's own operators"),
+        ({"processor": "aarch64", "capability": "DEFAULT"}, "info", "aarch64: the native decoder has NEON"),
     ],
 )
 def test_instructions_of_the_processor(facts, status, value):

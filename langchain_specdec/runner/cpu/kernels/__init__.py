@@ -26,6 +26,7 @@ import torch
 
 from langchain_specdec.errors import SpecDecError
 from langchain_specdec.paths import cache_folder, read_own, write_own
+from langchain_specdec.progress import tell
 from langchain_specdec.runner.cpu.compiler import WITHOUT, compiler_command, find_compiler
 from langchain_specdec.runner.cpu.kernels import recipe
 
@@ -36,6 +37,7 @@ _Kernel = TypeVar("_Kernel")
 _logger = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _BUILD_SECONDS = 120
+_COMPILING = "Compiling the kernels for this CPU"
 
 
 def tested_kernel(
@@ -103,15 +105,19 @@ def _library(name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(linked))
             linked.unlink()
+        if find_compiler() is not None:
+            tell(_COMPILING, 0, 1)
         recipe.build(compiler, sources, flags, linked, _run, num_jobs=os.cpu_count() or 1)
+        tell(_COMPILING, 1, 1)
         content = linked.read_bytes()
         library = ctypes.CDLL(str(linked))
     if folder is None:
+        _warn_not_kept("the home folder is unknown")
         return library
     try:
         write_own(folder / f"{name}-{_digest(content)}.so", content)
     except OSError as error:
-        _logger.debug("cannot keep %s in %s: %s", name, folder, error)
+        _warn_not_kept(f"{folder} cannot be written to ({error.strerror or error})")
     return library
 
 
@@ -122,6 +128,16 @@ def _cache_folder() -> Path | None:
     except SpecDecError as error:
         _logger.debug("kernels are not kept: %s", error)
         return None
+
+
+@functools.cache
+def _warn_not_kept(why: str) -> None:
+    """Some ten seconds in each process, for which nothing else gives a reason."""
+    _logger.warning(
+        "The engine's own kernels cannot be kept, so each process compiles them anew: %s. "
+        "Set XDG_CACHE_HOME to a folder of your own.",
+        why,
+    )
 
 
 def _kept(folder: Path, name: str) -> bytes | None:

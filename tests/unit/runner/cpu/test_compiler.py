@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from langchain_specdec.errors import SpecDecError
+from langchain_specdec.progress import telling
 from langchain_specdec.runner.cpu import kernels
 from langchain_specdec.runner.cpu.compiled_layers import can_compile
 from langchain_specdec.runner.cpu.compiler import compiler_command, compiler_program, find_compiler
@@ -92,3 +94,42 @@ def test_a_missing_compiler_is_told_once(
     assert warning.startswith("There is no C++ compiler no-such-compiler -m64: the engine's own kernels")
     assert "apt install g++" in warning
     kernels._warn_once.cache_clear()
+
+
+class TestACompilation:
+    @pytest.fixture(autouse=True)
+    def _compiler(self, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that compiles nothing, to a library that loads."""
+        monkeypatch.setattr(kernels, "_run", lambda command: Path(command[-1]).touch())
+        monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: object())
+        kernels._warn_not_kept.cache_clear()
+
+    def test_it_is_told_for_it_takes_seconds(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "cache")
+        told: list[tuple[str, int, int]] = []
+        with telling(lambda *news: told.append(news)):
+            kernels._library("panel_linear", ("-mavx2",))
+            assert told == [("Compiling the kernels for this CPU", done, 1) for done in (0, 1)]
+            kernels._library("panel_linear", ("-mavx2",))
+        assert len(told) == 2, "the second time it is kept"
+        kernels._library("decode_attention", ("-mavx2",))
+        assert len(told) == 2, "nobody asked any more"
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_what_cannot_be_kept_is_told_once(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_known: bool
+    ) -> None:
+        def folder() -> Path:
+            if not is_known:
+                raise SpecDecError("The home folder is unknown.")
+            return tmp_path / "file" / "cache"
+
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(kernels, "cache_folder", folder)
+        for _ in range(2):
+            kernels._library("panel_linear", ("-mavx2",))
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert "each process compiles them anew" in warning
+        assert ("unknown" in warning) != is_known
+        assert "XDG_CACHE_HOME" in warning
+        kernels._warn_not_kept.cache_clear()
