@@ -21,7 +21,8 @@ def cached_bytes(config: Any, dtype: torch.dtype) -> int:
     # Such a configuration (Gemma 4) refuses to say of all what it says of each.
     layers = getattr(config, "per_layer_config", None) or [config]
     sizes = (
-        num_key_value_heads(layer) * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        num_key_value_heads(layer)
+        * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
         for layer in layers
     )
     return int(2 * max(sizes) * dtype.itemsize)

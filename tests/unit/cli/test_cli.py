@@ -500,13 +500,13 @@ def test_doctor_tells_of_the_native_decoder_and_its_threads(monkeypatch):
 @pytest.mark.parametrize(("library", "room"), [(object(), 0), (None, 0.6)])
 def test_doctor_asks_for_room_only_where_the_embedded_model_is_dequantised(monkeypatch, library, room):
     from langchain_specdec.cli import doctor_hub
-    from langchain_specdec.models import devices
+    from langchain_specdec.models import devices, embedded
     from langchain_specdec.runner.cpu import decoder_trial
 
     rooms = []
     monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(decoder_trial, "native_library", lambda: library)
-    monkeypatch.setattr(doctor_checks.embedded, "is_prepared", lambda: False)
+    monkeypatch.setattr(embedded, "is_prepared", lambda: False)
     monkeypatch.setattr(doctor_hub, "folder", lambda *_, room: rooms.append(room))
     doctor_checks._embedded()
     assert rooms == [room]
