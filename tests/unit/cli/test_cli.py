@@ -506,7 +506,7 @@ def test_doctor_asks_for_room_only_where_the_embedded_model_is_dequantised(monke
     rooms = []
     monkeypatch.setattr(devices, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(decoder_trial, "native_library", lambda: library)
-    monkeypatch.setattr(doctor_checks.embedded, "is_prepared", lambda: False)
+    monkeypatch.setattr("langchain_specdec.models.embedded.is_prepared", lambda: False)
     monkeypatch.setattr(doctor_hub, "folder", lambda *_, room: rooms.append(room))
     doctor_checks._embedded()
     assert rooms == [room]

@@ -101,7 +101,7 @@ class TestACompilation:
     def _compiler(self, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One that compiles nothing, to a library that loads."""
         monkeypatch.setattr(kernels, "_run", lambda command: Path(command[-1]).touch())
-        monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: object())
+        monkeypatch.setattr("ctypes.CDLL", lambda path: object())
         kernels._warn_not_kept.cache_clear()
 
     def test_it_is_told_for_it_takes_seconds(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
