@@ -20,11 +20,13 @@ pytest.importorskip("ipykernel")
 
 pytestmark = [pytest.mark.process, pytest.mark.server, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
+# By PyTorch's attention: the native decoder is done with all tokens by the time that a kernel hears of an interrupt.
 LOAD = """
 import json, os, threading, time
 from langchain_specdec import ChatSpeculative, SpeculativeLLM
 from tests.support.hosts.figures import num_files, resident_mb, taken_slots
-llm = SpeculativeLLM.from_model_id(os.environ["MODEL_ID"], num_slots=2, max_length=4000, max_new_tokens=24)
+options = {"num_slots": 2, "max_length": 4000, "attn_implementation": "sdpa"}
+llm = SpeculativeLLM.from_model_id(os.environ["MODEL_ID"], max_new_tokens=24, **options)
 llm.invoke("The sea")
 """
 FIGURES = """
