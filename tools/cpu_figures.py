@@ -20,7 +20,7 @@ _EIGHT = "--category writing --category coding --category extraction --category 
 _BATCH = "--category qa --ignore-eos --max-new-tokens 64"
 
 FIGURES = {
-    "cpu-gguf": "--limit 2 --max-new-tokens 96 --repeat 2 --contestants plain,auto,llama-cpp,llama-cpp-lookup",
+    "cpu-gguf": "--limit 1 --max-new-tokens 96 --repeat 2 --contestants plain,auto,llama-cpp,llama-cpp-lookup",
     "cpu-gguf-peers": "--limit 1 --max-new-tokens 64 "
     "--contestants plain,auto,hf,hf-prompt-lookup:10,economize --baseline hf",
     "cpu/quiet": f"{_EIGHT} --contestants plain,llama-cpp",
