@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_specdec.runner.cpu.decoder_weights import (
+    BLOCKS,
     Activation,
     DecoderWeights,
     Floats,
@@ -23,26 +24,26 @@ from langchain_specdec.runner.cpu.decoder_weights import (
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from langchain_specdec.runner.cpu.native_step import Step
 
-# Formats that gguf rounds no numbers to: numbers of a block, its bytes, where its half-precision scales are and what
-# these are for numbers of about 1.
-_BLOCKS: dict[Format, tuple[int, int, dict[int, float]]] = {
-    Format.Q4_K: (256, 144, {0: 1 / 200, 2: 1 / 30}),
-    Format.Q5_K: (256, 176, {0: 1 / 400, 2: 1 / 30}),
-    Format.Q6_K: (256, 210, {208: 1 / 1200}),
-    Format.IQ4_NL: (32, 18, {0: 1 / 64}),
+# Formats that gguf rounds no numbers to: where a block's half-precision scales are, and what these are for numbers of
+# about 1.
+_SCALES: dict[Format, dict[int, float]] = {
+    Format.Q4_K: {0: 1 / 200, 2: 1 / 30},
+    Format.Q5_K: {0: 1 / 400, 2: 1 / 30},
+    Format.Q6_K: {208: 1 / 1200},
+    Format.IQ4_NL: {0: 1 / 64},
 }
 
 
 def matrix_of(numbers: NDArray[Any], number_format: Format) -> Matrix:
     """Rows of numbers in a format, as gguf rounds them; others of about that size where it cannot."""
     outputs, inputs = numbers.shape
-    if number_format not in _BLOCKS:
+    if number_format not in _SCALES:
         data = gguf.quantize(numbers.astype(np.float32), gguf.GGMLQuantizationType(int(number_format)))
         return Matrix(np.ascontiguousarray(data).view(np.uint8).reshape(outputs, -1), number_format, inputs)
-    count, size, scales = _BLOCKS[number_format]
+    count, size = BLOCKS[number_format]
     rng = np.random.default_rng(abs(hash((outputs, inputs, float(numbers[0, 0])))))
     blocks = rng.integers(0, 256, (outputs, inputs // count, size), np.uint8)
-    for at, scale in scales.items():
+    for at, scale in _SCALES[number_format].items():
         half = (scale * float(numbers.std()) * rng.uniform(0.5, 1.5, blocks.shape[:2])).astype(np.float16)
         blocks[..., at : at + 2] = half[..., None].view(np.uint8)
     return Matrix(blocks.reshape(outputs, -1), number_format, inputs)

@@ -17,14 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from langchain_specdec.errors import ModelLoadError
-from langchain_specdec.runner.cpu.decoder_weights import Format
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS
 
-# Numbers of a block, and its bytes.
-BLOCKS: dict[int, tuple[int, int]] = {
-    Format.F32: (1, 4), Format.F16: (1, 2), Format.BF16: (1, 2),
-    Format.Q4_0: (32, 18), Format.Q4_1: (32, 20), Format.Q5_0: (32, 22), Format.Q5_1: (32, 24), Format.Q8_0: (32, 34),
-    Format.Q4_K: (256, 144), Format.Q5_K: (256, 176), Format.Q6_K: (256, 210), Format.IQ4_NL: (32, 18),
-}  # fmt: skip
 _SCALARS = {
     number: np.dtype(f"<{name}")
     for number, name in enumerate(("u1", "i1", "u2", "i2", "u4", "i4", "f4", "?", "", "", "u8", "i8", "f8"))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_specdec.errors import MissingDependencyError, ModelLoadError, UnsupportedModelError
-from langchain_specdec.models.gguf.file import BLOCKS, Tensor
-from langchain_specdec.runner.cpu.decoder_weights import Floats, Format, Matrix
+from langchain_specdec.models.gguf.file import Tensor
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, PLAIN, Floats, Format, Matrix, plain_numbers
 from tgi_launcher.extras import install_command
 
 _logger = logging.getLogger(__name__)
@@ -77,12 +77,8 @@ def read_vector(tensor: Tensor) -> Floats:
     """
     data = np.empty(tensor.num_bytes, np.uint8)
     _read(tensor, data)
-    if tensor.type == Format.F32:
-        return data.view(np.float32)
-    if tensor.type == Format.F16:
-        return data.view(np.float16).astype(np.float32)
-    if tensor.type == Format.BF16:
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if tensor.type in PLAIN:
+        return plain_numbers(data, Format(tensor.type))
     raise UnsupportedModelError(
         f"The engine cannot run {str(tensor.path)!r}: {tensor.name} is of type {_type_name(tensor)}, where one of "
         "float32, float16 or bfloat16 is due. Give another file of the model."

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_specdec.runner.cpu.decoder_weights import (
+    BLOCKS,
+    PLAIN,
     DecoderWeights,
     Floats,
     Format,
     LayerWeights,
     Matrix,
     RotaryTable,
+    plain_numbers,
 )
 from langchain_specdec.runner.cpu.kernels import tested_kernel
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
@@ -25,12 +28,6 @@ from langchain_specdec.runner.step_inputs import RowBatch
 _HIDDEN, _MLP, _VOCAB, _HEADS, _KV_HEADS, _HEAD_DIM, _POSITIONS = 48, 80, 67, 6, 2, 8, 12
 # Largest difference of a logit that rounding in another order may make.
 _TOLERANCE = 1e-4
-# The numbers of a block, and its bytes, by format; in plain formats a number is a block.
-_BLOCKS = {
-    Format.F32: (1, 4), Format.F16: (1, 2), Format.BF16: (1, 2), Format.Q4_0: (32, 18), Format.Q4_1: (32, 20),
-    Format.Q5_0: (32, 22), Format.Q5_1: (32, 24), Format.Q8_0: (32, 34), Format.IQ4_NL: (32, 18),
-    Format.Q4_K: (256, 144), Format.Q5_K: (256, 176), Format.Q6_K: (256, 210),
-}  # fmt: skip
 
 
 @functools.cache
@@ -45,10 +42,10 @@ def is_right(library: NativeLibrary) -> bool:
 
 
 def _is_product_right(library: NativeLibrary, format_: Format) -> bool:
-    numbers, size = _BLOCKS[format_]
+    numbers, size = BLOCKS[format_]
     inputs = 2 * max(numbers, 20)
     rng = np.random.default_rng(int(format_))
-    if format_ in (Format.F32, Format.F16, Format.BF16):
+    if format_ in PLAIN:
         data = _bits(rng.standard_normal((5, inputs)), format_)
     else:
         # Whatever the bits are they stand for numbers, unless a scale in half precision is infinite or none.
@@ -174,9 +171,7 @@ def _attention(
 
 
 def _numbers(matrix: Matrix) -> NDArray[np.float64]:
-    if matrix.format is Format.BF16:
-        return (matrix.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return matrix.data.view(np.float16 if matrix.format is Format.F16 else np.float32).astype(np.float64)
+    return plain_numbers(matrix.data, matrix.format).astype(np.float64)
 
 
 def _normed(x: NDArray[Any], weight: Floats, eps: float) -> NDArray[Any]:

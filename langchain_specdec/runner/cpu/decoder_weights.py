@@ -33,6 +33,25 @@ class Format(IntEnum):
     BF16 = 30
 
 
+BLOCKS: dict[int, tuple[int, int]] = {
+    Format.F32: (1, 4), Format.F16: (1, 2), Format.BF16: (1, 2),
+    Format.Q4_0: (32, 18), Format.Q4_1: (32, 20), Format.Q5_0: (32, 22), Format.Q5_1: (32, 24), Format.Q8_0: (32, 34),
+    Format.Q4_K: (256, 144), Format.Q5_K: (256, 176), Format.Q6_K: (256, 210), Format.IQ4_NL: (32, 18),
+}  # fmt: skip
+"""Numbers of a block in each format, and its bytes; in plain formats a number is a block."""
+PLAIN = (Format.F32, Format.F16, Format.BF16)
+"""The formats whose numbers stand as they are."""
+
+
+def plain_numbers(data: NDArray[np.uint8], number_format: Format) -> Floats:
+    """Bytes in a plain format as float32, `[..., bytes]` to `[..., numbers]`; in float32 a view."""
+    if number_format is Format.BF16:
+        # It is the upper half of a float32.
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    plain: NDArray[np.floating] = data.view(np.float16 if number_format is Format.F16 else np.float32)
+    return plain.astype(np.float32, copy=False)
+
+
 class Activation(IntEnum):
     """What a gated MLP does to its gate."""
 

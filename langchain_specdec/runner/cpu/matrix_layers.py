@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langchain_specdec.runner.cpu.decoder_weights import Format, Matrix
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, Format, Matrix
 from langchain_specdec.runner.cpu.quantized_blocks import IQ4_NL_LEVELS
 
 # Rows that are widened at a time.
 _ROWS_AT_ONCE = 4096
 _NUM_SAMPLED = 16
-# Bytes of a block's scales, and of all of it.
-_BLOCKS = {Format.Q8_0: (2, 34), Format.Q4_0: (2, 18), Format.Q4_1: (4, 20), Format.IQ4_NL: (2, 18)}
+# Bytes of a block's scales, which stand first.
+_HEADS = {Format.Q8_0: 2, Format.Q4_0: 2, Format.Q4_1: 4, Format.IQ4_NL: 2}
 _PLAIN = {Format.F32: torch.float32, Format.F16: torch.float16, Format.BF16: torch.bfloat16}
 
 
@@ -47,11 +47,10 @@ def widened(rows: Tensor, number_format: Format) -> Tensor:
     """
     if (dtype := _PLAIN.get(number_format)) is not None:
         return rows.contiguous().view(dtype).float()
-    head, size = _BLOCKS.get(number_format, (0, 0))
-    if not size:
+    if (head := _HEADS.get(number_format)) is None:
         msg = f"a module's weights cannot be in {number_format.name}"
         raise NotImplementedError(msg)
-    blocks = rows.view(*rows.shape[:-1], -1, size)
+    blocks = rows.view(*rows.shape[:-1], -1, BLOCKS[number_format][1])
     scales, packed = _halves(blocks[..., :head]), blocks[..., head:]
     if number_format is Format.Q8_0:
         numbers = packed.contiguous().view(torch.int8) * scales

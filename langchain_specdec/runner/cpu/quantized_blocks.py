@@ -9,19 +9,16 @@ and 11.6%, with the best scales 8.1% and 11.1%, Q4_1 7.8% and 9.4% at a tenth mo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from langchain_specdec.runner.cpu.decoder_weights import Floats, Format, Matrix
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, PLAIN, Floats, Format, Matrix, plain_numbers
 
 Bytes = NDArray[np.uint8]
 
 BLOCK = 32
 _HEAD = 2  # Bytes of a scale
-_BLOCK_BYTES = {Format.Q8_0: _HEAD + BLOCK, Format.IQ4_NL: _HEAD + BLOCK // 2}
-_PLAIN: dict[Format, Any] = {Format.F32: np.float32, Format.F16: np.float16, Format.BF16: np.uint16}
 # Numbers that are looked at together, so that what is made of them on the way stays in a core's cache.
 _CHUNK = 1 << 16
 # What the greatest number of a matrix may be: float16 holds scales from there on with bits enough, and up to there.
@@ -39,7 +36,7 @@ _STARTS = (-127.0, -113.0, -140.0, 113.0, 125.0)
 
 def can_quantize(matrix: Matrix) -> bool:
     """Whether a matrix holds plain numbers whose rows are whole blocks."""
-    return matrix.format in _PLAIN and matrix.inputs % BLOCK == 0
+    return matrix.format in PLAIN and matrix.inputs % BLOCK == 0
 
 
 def quantized_matrix(matrix: Matrix, wanted: Format) -> Matrix | None:
@@ -53,10 +50,10 @@ def quantized_matrix(matrix: Matrix, wanted: Format) -> Matrix | None:
         wanted: Q8_0 or IQ4_NL.
     """
     quantize = {Format.Q8_0: _to_q8_0, Format.IQ4_NL: _to_iq4_nl}[wanted]
-    data = np.empty((matrix.outputs, matrix.inputs // BLOCK * _BLOCK_BYTES[wanted]), np.uint8)
+    data = np.empty((matrix.outputs, matrix.inputs // BLOCK * BLOCKS[wanted][1]), np.uint8)
     greatest = 0.0
     for rows in _chunks(matrix):
-        blocks = _numbers(matrix.data[rows], matrix.format).reshape(-1, BLOCK)
+        blocks = plain_numbers(matrix.data[rows], matrix.format).reshape(-1, BLOCK)
         found = float(max(blocks.max(), -blocks.min()))
         if not found <= MOST:  # Nor where it is not a number
             return None
@@ -68,13 +65,6 @@ def quantized_matrix(matrix: Matrix, wanted: Format) -> Matrix | None:
 def _chunks(matrix: Matrix) -> Iterator[slice]:
     step = max(_CHUNK // matrix.inputs, 1)
     return (slice(start, min(start + step, matrix.outputs)) for start in range(0, matrix.outputs, step))
-
-
-def _numbers(rows: Bytes, format_: Format) -> Floats:
-    plain: NDArray[Any] = rows.view(_PLAIN[format_])
-    if format_ is Format.BF16:
-        return (plain.astype(np.uint32) << 16).view(np.float32)
-    return plain.astype(np.float32, copy=False)
 
 
 def _to_q8_0(blocks: Floats, out: Bytes) -> None:

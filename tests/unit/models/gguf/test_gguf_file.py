@@ -14,8 +14,8 @@ from langchain_specdec.models.gguf import file as file_module
 from langchain_specdec.models.gguf import model as model_module
 from langchain_specdec.models.gguf import read_gguf
 from langchain_specdec.models.gguf.config import read_config
-from langchain_specdec.models.gguf.file import BLOCKS, open_gguf
-from langchain_specdec.runner.cpu.decoder_weights import Format
+from langchain_specdec.models.gguf.file import open_gguf
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, Format
 from tests.support.gguf_files import FAMILIES, KV_HEADS, LAYERS, tiny_model, write_gguf
 
 pytestmark = pytest.mark.transformers
