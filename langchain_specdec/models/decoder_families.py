@@ -73,6 +73,11 @@ def decoder_weights(
         return _Reader(model).weights(positions)
 
 
+def was_given(model: nn.Module) -> bool:
+    """Whether `decoder_weights` has read a model before."""
+    return model in _given
+
+
 def why_not_native(model: nn.Module) -> str | None:
     """Why a native decoder cannot run a model, as the rest of a sentence; None where it can."""
     try:

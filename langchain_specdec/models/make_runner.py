@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,25 +70,21 @@ def make_runner(
         from langchain_specdec.models.quantized_module import quantize_module
 
         quantize_module(loaded.model, loaded.quantization, loaded.name)
+
+    def length_of() -> int:
+        return max_length or _default_max_length(loaded, num_slots, most_positions)
+
     native = _native_weights(loaded, None if max_length is None else max_length + max_width)
     if native is not None:
         weights, reread = native
         library = native_library()
         assert library is not None, "asked for before"  # noqa: S101
         with fitting(loaded.name):
-            length = max_length or _default_max_length(loaded, num_slots, most_positions)
             threads = num_threads or default_threads()
-            return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
+            return NativeRunner(loaded.model, weights, library, num_slots, length_of(), max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
 
-    def length_of() -> int:
-        return max_length or _default_max_length(loaded, num_slots, most_positions)
-
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
-
-
-# Models that were loaded here and read for a native decoder, which their backend may have handed out since.
-_native_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[DecoderWeights, Reread | None] | None:
@@ -97,23 +92,21 @@ def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[Decoder
     model: Any = loaded.model
     if not isinstance(model, nn.Module):
         return model.weights, None
+    from langchain_specdec.models.decoder_families import decoder_weights, was_given
+
     module: Any = model
-    is_ours = loaded.is_owned or model in _native_modules
+    # One that was read before is not its backend's alone any more, and is made of what a native decoder reads.
+    is_ours = loaded.is_owned or was_given(model)
     if not is_ours or module.device.type != "cpu" or module.dtype != torch.float32:
         return None
     # Who asks for another attention gets it.
     if module.config.get_text_config()._attn_implementation not in (None, ATTENTION_NAME) or native_library() is None:
         return None
-    from langchain_specdec.models.decoder_families import decoder_weights
-
     if loaded.is_owned:
         keep_private(model)
     reread = functools.partial(decoder_weights, positions=positions)
     weights = reread(model)
-    if weights is None:
-        return None
-    _native_modules.add(model)
-    return weights, reread
+    return None if weights is None else (weights, reread)
 
 
 def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
