@@ -89,7 +89,6 @@ class NativeRunner:
     awaits_graphs = False
     has_own_threads = True
     graphs: frozenset[Any] = frozenset()
-    compiled = None
     clock = staticmethod(time.perf_counter)
 
     def prepare(self, rows: int, lengths: range, *, is_sampled: bool, num_candidates: int) -> None:
@@ -146,6 +145,7 @@ class NativeRunner:
 
     def verify(self, batch: RowBatch) -> Verification:
         """See `ModelRunner.verify`."""
+        self.num_forwards += 1
         picks_too = batch.noise is not None
         has_logits = batch.keeps_logits or not picks_too
         self._run(batch, has_logits=has_logits, picks=picks_too)
@@ -170,6 +170,7 @@ class NativeRunner:
         rows = len(batch.slots)
         chains: list[list[int]] = [[] for _ in range(rows)]
         for _ in range(steps):
+            self.num_forwards += 1
             self._run(batch, last_only=True, picks=True)
             picks = self._step.picks(rows, batch.width)
             picked = [int(picks[row, len(tokens) - 1]) for row, tokens in enumerate(batch.tokens)]
@@ -185,7 +186,8 @@ class NativeRunner:
         chains = inputs.tokens[:, :0]
         is_sound = [True] * len(batch.slots)
         for _ in range(steps):
-            logits = self.last_logits(batch, is_counted=True)[..., :vocab_size]
+            self.num_forwards += 1
+            logits = self.last_logits(batch)[..., :vocab_size]
             positions = (inputs.starts + inputs.num_nodes)[:, None]
             if pick is not None:
                 picked = pick(logits, positions, chains)
@@ -198,11 +200,9 @@ class NativeRunner:
             inputs = inputs.following(picked)
         return [chain if sound else [] for chain, sound in zip(chains.tolist(), is_sound, strict=True)]
 
-    def last_logits(self, batch: RowBatch, *, is_counted: bool = False) -> Tensor:
+    def last_logits(self, batch: RowBatch) -> Tensor:
         """See `ModelRunner.last_logits`."""
         self._run(batch, has_logits=True, last_only=True, picks=False)
-        if not is_counted:
-            self.num_forwards -= 1
         logits = self._step.logits(len(batch.slots), batch.width)
         rows = [logits[row, len(tokens) - 1] for row, tokens in enumerate(batch.tokens)]
         return torch.from_numpy(np.stack(rows))[:, None]
@@ -210,7 +210,6 @@ class NativeRunner:
     def prefill(self, batch: RowBatch) -> None:
         """See `ModelRunner.prefill`."""
         self._run(batch)
-        self.num_forwards -= 1
 
     def release(self) -> None:
         """See `ModelRunner.release`."""
@@ -219,7 +218,6 @@ class NativeRunner:
         self.cache.release()
 
     def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
-        self.num_forwards += 1
         if self._unfit is not None:
             raise RuntimeError(self._unfit)
         step = self._step.fill(batch, has_logits=has_logits, last_only=last_only, picks=picks)

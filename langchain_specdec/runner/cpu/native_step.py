@@ -56,7 +56,6 @@ class NativeStep:
     def _reserve_tokens(self, count: int) -> None:
         self._num_tokens = count
         self._tokens, self._depths, self._picks = (np.zeros(count, np.int64) for _ in range(3))
-        self._scores = np.zeros(count, np.float32)
         self._step.tokens = self._tokens.ctypes.data
 
     def fill(
@@ -95,10 +94,8 @@ class NativeStep:
             self._fill_trees(batch.parents or (), rows, width)
         step.last_only = int(last_only)
         step.logits = self._room_for_logits(rows * width) if has_logits else None
-        if picks:
-            step.picks, step.scores = self._picks.ctypes.data, self._scores.ctypes.data
-        else:
-            step.picks = step.scores = None
+        # Nobody asks for the logits of picks, which stay a null pointer.
+        step.picks = self._picks.ctypes.data if picks else None
         noise = batch.noise if picks else None
         if noise is not None and noise.is_sampled:
             self._temperatures[:rows], self._seeds[:rows] = noise.temperatures, seed_halves(noise.seeds)
