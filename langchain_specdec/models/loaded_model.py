@@ -105,7 +105,8 @@ def _fingerprint(model: Any) -> str:
     if not isinstance(model, torch.nn.Module):
         return _digest([sorted(model.config.to_dict().items()), *map(_beginnings, _parts(model.weights))])
     from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
-    from langchain_specdec.runner.cpu.packed_layers import PackedLinear, first_numbers
+    from langchain_specdec.runner.cpu.packed_layers import PackedLinear
+    from langchain_specdec.runner.cpu.weight_numbers import first_numbers
 
     parameters = [
         # Weights that are on disk only are on the device "meta" and have no numbers at hand.

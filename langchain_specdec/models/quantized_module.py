@@ -13,6 +13,7 @@ from langchain_specdec.models.quantization import QUANTIZATIONS, Quantizer
 from langchain_specdec.runner.cpu.decoder_weights import Matrix
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, matrix_of, widened
+from langchain_specdec.runner.cpu.weight_numbers import without_numbers
 
 _logger = logging.getLogger(__name__)
 # Rows that are widened at a time.
@@ -51,7 +52,7 @@ def quantize_module(model: Any, quantization: str, name: str) -> None:
             if made is None:
                 continue
             if isinstance(child, nn.Embedding):
-                child.weight = _nothing_like(child)
+                child.weight = nn.Parameter(without_numbers(child, torch.float32), requires_grad=False)
                 setattr(parent, child_name, MatrixEmbedding(child, made).eval())
             else:
                 setattr(parent, child_name, MatrixLinear(made, child.bias).eval())
@@ -87,12 +88,6 @@ def widen_module(model: nn.Module, quantization: str, name: str) -> None:
 
 def _is_table(child: nn.Module) -> bool:
     return isinstance(child, nn.Embedding) and child.max_norm is None
-
-
-def _nothing_like(embedding: nn.Embedding) -> nn.Parameter:
-    """A float32 weight of an embedding's shape, without memory or numbers."""
-    nothing = torch.full((1, 1), torch.nan).expand(embedding.num_embeddings, embedding.embedding_dim)
-    return nn.Parameter(nothing, requires_grad=False)
 
 
 def _widened(layer: MatrixLinear) -> nn.Linear:

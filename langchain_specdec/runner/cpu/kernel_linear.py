@@ -22,9 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langchain_specdec.runner.cpu.kernels import tested_kernel
-
-# Rows of a weight that are looked at together.
-_ROWS_AT_ONCE = 1024
+from langchain_specdec.runner.cpu.weight_numbers import is_exact
 
 _Function = Callable[..., None]
 
@@ -45,7 +43,7 @@ class _Kernel:
     def pack(self, weight: Tensor) -> Tensor:
         """`[outputs, inputs]` to `[panels, inputs, width]`, in bfloat16 if that holds all numbers exactly."""
         outputs, inputs = weight.shape
-        dtype = torch.bfloat16 if _is_exact(weight) else torch.float32
+        dtype = torch.bfloat16 if is_exact(weight, torch.bfloat16) else torch.float32
         # Written where it stays: a copy on the way would be what a large head takes most memory for.
         packed = torch.empty(-(-outputs // self.width), inputs, self.width, dtype=dtype)
         whole = outputs // self.width
@@ -115,11 +113,6 @@ def _the_kernel() -> _Kernel:
 @functools.cache
 def _kernel() -> _Kernel | None:
     return tested_kernel("panel_linear", "linear layers", _Kernel, _is_right)
-
-
-def _is_exact(weight: Tensor) -> bool:
-    """Whether bfloat16 holds every number of it."""
-    return all(torch.equal(part.to(torch.bfloat16).float(), part) for part in weight.split(_ROWS_AT_ONCE))
 
 
 def _is_right(kernel: _Kernel) -> bool:

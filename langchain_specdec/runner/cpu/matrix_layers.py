@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, Format, Matrix
 from langchain_specdec.runner.cpu.quantized_blocks import IQ4_NL_LEVELS
+from langchain_specdec.runner.cpu.weight_numbers import first_numbers, is_exact, without_numbers
 
 # Rows that are widened at a time.
 _ROWS_AT_ONCE = 4096
-_NUM_SAMPLED = 16
 # Bytes of a block's scales, which stand first.
 _HEADS = {Format.Q8_0: 2, Format.Q4_0: 2, Format.Q4_1: 4, Format.IQ4_NL: 2}
 _PLAIN = {Format.F32: torch.float32, Format.F16: torch.float16, Format.BF16: torch.bfloat16}
@@ -29,7 +29,7 @@ def narrowed(weight: Tensor) -> Matrix:
     """
     for number_format in (Format.BF16, Format.F16):
         dtype = _PLAIN[number_format]
-        if _is_exact(weight, dtype):
+        if is_exact(weight, dtype):
             return _of_bytes(weight.to(dtype), number_format)
     return plain_matrix(weight)
 
@@ -95,7 +95,7 @@ class MatrixLinear(nn.Module):
     @property
     def samples(self) -> list[float]:
         """The first numbers of its weight, by which models are told apart."""
-        return _samples(self.rows, self.format)
+        return first_numbers(widened(self.rows[:1], self.format))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs @ weight.T + bias`, for `[..., in_features]`."""
@@ -123,7 +123,7 @@ class MatrixEmbedding(nn.Embedding):
     rows: Tensor
 
     def __init__(self, embedding: nn.Embedding, matrix: Matrix) -> None:
-        nothing = embedding.weight.new_full((1, 1), torch.nan).expand_as(embedding.weight)
+        nothing = without_numbers(embedding, embedding.weight.dtype)
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, _weight=nothing)
         self.format = matrix.format
         self.register_buffer("rows", torch.from_numpy(matrix.data), persistent=False)
@@ -138,7 +138,7 @@ class MatrixEmbedding(nn.Embedding):
     @property
     def samples(self) -> list[float]:
         """The first numbers of its table, by which models are told apart."""
-        return _samples(self.rows, self.format)
+        return first_numbers(widened(self.rows[:1], self.format))
 
     def forward(self, index: Tensor) -> Tensor:
         """`[..., embedding_dim]` for `[...]`."""
@@ -156,15 +156,5 @@ def _of_bytes(weight: Tensor, number_format: Format) -> Matrix:
     return Matrix(weight.detach().contiguous().view(torch.uint8).numpy(), number_format, weight.shape[1])
 
 
-def _samples(rows: Tensor, number_format: Format) -> list[float]:
-    numbers: list[float] = widened(rows[:1], number_format).flatten()[:_NUM_SAMPLED].tolist()
-    return numbers
-
-
 def _halves(pairs: Tensor) -> Tensor:
     return pairs.contiguous().view(torch.float16).float()
-
-
-def _is_exact(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a type holds every number of it."""
-    return all(torch.equal(part.to(dtype).float(), part) for part in weight.split(_ROWS_AT_ONCE))

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from langchain_specdec.runner.cpu.kernel_linear import PanelWeight, can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import OneDNNWeight, can_use_onednn
+from langchain_specdec.runner.cpu.weight_numbers import first_numbers, without_numbers
 
 # Names of sibling layers that Hugging Face models call one after the other on the same input.
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Smaller layers gain nothing, and some models read or write the weights of their smallest ones (Gemma 3n).
 _MIN_WEIGHTS = 256
-_NUM_SAMPLED = 16
 
 
 class PackedLinear(nn.Module):
@@ -96,7 +96,7 @@ class _TiedEmbedding(nn.Embedding):
     """
 
     def __init__(self, embedding: nn.Embedding, packed: PanelWeight) -> None:
-        nothing = embedding.weight.new_full((1, 1), torch.nan).expand_as(embedding.weight)
+        nothing = without_numbers(embedding, embedding.weight.dtype)
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=nothing)
         # In a list, so that it is no second name for the head's submodule.
         self._packed = [packed]
@@ -104,14 +104,6 @@ class _TiedEmbedding(nn.Embedding):
     def forward(self, index: Tensor) -> Tensor:
         """`[..., embedding_dim]` for `[...]`."""
         return self._packed[0].rows(index)
-
-
-def first_numbers(weight: Tensor) -> list[float]:
-    """The first numbers of a weight, for telling it from others; of one that is made of several, those of each."""
-    if hasattr(weight, "__tensor_flatten__"):  # As quantised ones are, which cannot be flattened themselves
-        return [number for name in weight.__tensor_flatten__()[0] for number in first_numbers(getattr(weight, name))]
-    numbers: list[float] = weight.detach().flatten()[:_NUM_SAMPLED].float().tolist()
-    return numbers
 
 
 def can_pack(model: nn.Module) -> bool:

@@ -15,7 +15,8 @@ from langchain_specdec.runner.cpu import onednn_linear
 from langchain_specdec.runner.cpu import packed_layers as packing
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import can_use_onednn
-from langchain_specdec.runner.cpu.packed_layers import PackedLinear, can_pack, first_numbers, pack_linears
+from langchain_specdec.runner.cpu.packed_layers import PackedLinear, can_pack, pack_linears
+from langchain_specdec.runner.cpu.weight_numbers import first_numbers
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [
