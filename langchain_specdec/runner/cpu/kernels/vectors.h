@@ -129,10 +129,21 @@ inline float sum_of(Vector v) {
 
 // `sum_of` each of four vectors.
 inline Four sums_of(Vector a, Vector b, Vector c, Vector d) {
+#if defined(__AVX512F__)
+  // Halves, then quarters, of several vectors are added at once.
+  const __m512 ab = _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44) + _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee);
+  const __m512 cd = _mm512_shuffle_f32x4((__m512)c, (__m512)d, 0x44) + _mm512_shuffle_f32x4((__m512)c, (__m512)d, 0xee);
+  const __m512 all = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+  const __m512 pairs = all + _mm512_permute_ps(all, 0x4e);
+  const __m512 sums = pairs + _mm512_permute_ps(pairs, 0xb1);
+  const __m512i firsts = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+  return (Four)_mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums));
+#else
   const Four fa = folded(a), fb = folded(b), fc = folded(c), fd = folded(d);
   const Four ab = __builtin_shufflevector(fa, fb, 0, 4, 1, 5) + __builtin_shufflevector(fa, fb, 2, 6, 3, 7);
   const Four cd = __builtin_shufflevector(fc, fd, 0, 4, 1, 5) + __builtin_shufflevector(fc, fd, 2, 6, 3, 7);
   return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+#endif
 }
 
 inline float largest_of(Vector v) {
