@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langchain_specdec.models.known_families import FAMILIES, Family
+from langchain_specdec.models.matrix_replacement import replace_matrices
 from langchain_specdec.runner.cpu.decoder_weights import (
     Activation,
     DecoderWeights,
@@ -27,9 +28,6 @@ from langchain_specdec.runner.cpu.decoder_weights import (
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, narrowed, plain_matrix
 from langchain_specdec.runner.model_config import max_positions, num_key_value_heads
-
-Convert = Callable[[Matrix, bool], Matrix]
-"""Makes another matrix of one; told whether it is a table of tokens (the embedding, or the head)."""
 
 _DEFAULT_POSITIONS = 8192
 _SLIDING = "sliding_attention"
@@ -49,26 +47,23 @@ class _UnknownError(Exception):
     """A model is not what a native decoder runs; the message says why, as the rest of a sentence."""
 
 
-def decoder_weights(
-    model: nn.Module, positions: int | None = None, convert: Convert | None = None
-) -> DecoderWeights | None:
+def decoder_weights(model: nn.Module, positions: int | None = None) -> DecoderWeights | None:
     """What a native decoder needs of a model; None where it is not of a family that one runs.
 
-    Linear layers and embeddings whose numbers fit into fewer bytes, or that `convert` gives another form, are replaced
-    in the model by layers over these arrays, and what stays in float32 is the model's own memory: nothing is there
-    twice, and the model can still be called. Weights that are mapped from files get memory of their own. Of a model
-    that was given before, which others may hold by now, nothing is replaced: these are arrays over what it has.
+    Linear layers and embeddings whose numbers fit into fewer bytes are replaced in the model by layers over these
+    arrays, and what stays in float32 is the model's own memory: nothing is there twice, and the model can still be
+    called. Weights that are mapped from files get memory of their own. Of a model that was given before, which others
+    may hold by now, nothing is replaced: these are arrays over what it has.
 
     Args:
         model: In eval mode, and nobody else's the first time. Where the answer is None it is as it was.
         positions: Positions that rotary tables are for; None is as many as the model was made for.
-        convert: Makes other matrices of those that the model has.
     """
     if why_not_native(model) is not None:
         return None
     with torch.no_grad():
         if model not in _given:
-            _share_weights(model, convert)
+            _share_weights(model)
             _given.add(model)
         return _Reader(model).weights(positions)
 
@@ -143,29 +138,18 @@ def _check_sizes(weights: DecoderWeights, config: Any) -> None:
         raise _UnknownError(msg)
 
 
-def _share_weights(model: Any, convert: Convert | None) -> None:
+def _share_weights(model: nn.Module) -> None:
     """Have the matrices of a model in as few bytes as they need, each once."""
     mapped = MappedWeights()
-    tables = {id(model.lm_head), id(model.model.embed_tokens)}
-    # Tied layers have one. The weights are kept until the end: an id is another tensor's once its tensor is gone.
-    known: dict[int, tuple[Tensor, Matrix]] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, (nn.Linear, nn.Embedding)) or isinstance(child, MatrixEmbedding):
-                continue
-            weight = child.weight
-            if id(weight) not in known:
-                matrix = narrowed(weight.detach())
-                known[id(weight)] = weight, matrix if convert is None else convert(matrix, id(child) in tables)
-            matrix = known[id(weight)][1]
-            if matrix.data.ctypes.data == weight.data_ptr():
-                continue
-            if isinstance(child, nn.Embedding):
-                setattr(parent, name, MatrixEmbedding(child, matrix).eval())
-            else:
-                setattr(parent, name, MatrixLinear(matrix, child.bias).eval())
-            mapped.drop(weight.detach())
+    replace_matrices(model, _narrowed, mapped.drop)
     copy_mapped(model, mapped)
+
+
+def _narrowed(weight: Tensor, is_table: bool) -> Matrix | None:
+    """A weight in fewer bytes; None where it is best left as it is."""
+    del is_table
+    matrix = narrowed(weight)
+    return None if matrix.data.ctypes.data == weight.data_ptr() else matrix
 
 
 class _Reader:

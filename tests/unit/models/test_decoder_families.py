@@ -18,7 +18,7 @@ from langchain_specdec.models.decoder_families import decoder_weights, why_not_n
 from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.models.quantized_module import quantize_module, widen_module
 from langchain_specdec.runner.cpu.decoder_trial import native_library
-from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format, Matrix
+from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, widened
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
@@ -268,25 +268,6 @@ def test_tied_tables_are_one(dtype: torch.dtype) -> None:
     model = random_model(dtype=dtype, tie_word_embeddings=True, initializer_range=0.3)
     for weights in (check_same(model), taken(model)):
         assert weights.embedding.data.ctypes.data == weights.head.data.ctypes.data
-
-
-def test_matrices_are_converted_once_and_tables_are_told() -> None:
-    model = random_model(dtype=torch.bfloat16, tie_word_embeddings=True)
-    asked: list[tuple[Format, bool]] = []
-
-    def widen(matrix: Matrix, is_table: bool) -> Matrix:
-        asked.append((matrix.format, is_table))
-        numbers = torch.from_numpy(matrix.data).view(torch.bfloat16).float()
-        return Matrix(numbers.view(torch.uint8).numpy(), Format.F32, matrix.inputs)
-
-    expected = own_logits(model)
-    weights = taken(model, convert=widen)
-    assert sorted(asked) == [(Format.BF16, False)] * 7 * 3 + [(Format.BF16, True)]
-    assert weights.layers[0].gate.format is Format.F32
-    torch.testing.assert_close(reference_logits(weights, TEXT), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(own_logits(model), expected, atol=1e-5, rtol=0)
-    taken(model, convert=widen)
-    assert len(asked) == 7 * 3 + 1, "what was converted is not converted again"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
