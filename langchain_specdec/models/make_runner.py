@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -74,7 +73,7 @@ def make_runner(
     def length_of() -> int:
         return max_length or _default_max_length(loaded, num_slots, most_positions)
 
-    native = _native_weights(loaded, None if max_length is None else max_length + max_width)
+    native = _native_weights(loaded)
     if native is not None:
         weights, reread = native
         library = native_library()
@@ -87,7 +86,7 @@ def make_runner(
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
 
-def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[DecoderWeights, Reread | None] | None:
+def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None] | None:
     """What a native decoder runs of a model, and what reads it again once it has changed; None where none runs it."""
     model: Any = loaded.model
     if not isinstance(model, nn.Module):
@@ -104,9 +103,8 @@ def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[Decoder
         return None
     if loaded.is_owned:
         keep_private(model)
-    reread = functools.partial(decoder_weights, positions=positions)
-    weights = reread(model)
-    return None if weights is None else (weights, reread)
+    weights = decoder_weights(model)
+    return None if weights is None else (weights, decoder_weights)
 
 
 def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:

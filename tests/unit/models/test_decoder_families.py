@@ -22,6 +22,7 @@ from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeig
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, widened
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
+from langchain_specdec.runner.cpu.rotary import RotaryTables
 from tests.support import model_families as families
 from tests.support import tiny_models as tiny
 from tests.support.random_decoders import Row, run_rows
@@ -62,9 +63,9 @@ def own_logits(model: Any) -> torch.Tensor:
         return logits
 
 
-def taken(model: Any, **kwargs: Any) -> DecoderWeights:
+def taken(model: Any) -> DecoderWeights:
     assert why_not_native(model) is None
-    weights = decoder_weights(model, **kwargs)
+    weights = decoder_weights(model)
     assert weights is not None
     return weights
 
@@ -200,13 +201,28 @@ def test_scaled_positions(model_type: str, scaling: dict[str, Any]) -> None:
     check_same(model)
 
 
-def test_rotary_tables_are_as_long_as_wanted_and_no_longer_than_the_model_was_made_for() -> None:
-    model = families.make_model("gemma3")
-    assert [len(table.cosines) for table in taken(model).rotary] == [families.POSITIONS] * 2
-    assert [len(table.sines) for table in taken(model, positions=9).rotary] == [9, 9]
-    # Further on a model of this kind reads all of a text with other frequencies.
-    longrope = families.make_model("phi3-long-rope")
-    assert len(taken(longrope, positions=2 * families.POSITIONS).rotary[0].cosines) == families.POSITIONS
+@pytest.mark.parametrize("name", NATIVE)
+def test_rotary_embeddings_turn_by_the_very_numbers_that_the_module_has(name: str) -> None:
+    model = families.make_model(name)
+    # What scales as texts grow has seen a long one.
+    embeddings = [model.model.rotary_emb, getattr(model.model, "rotary_emb_local", None)]
+    kinds = [[kind] for kind in getattr(model.model.rotary_emb, "layer_types", ())] or [[]]
+    asked = [(each, kind) for each in embeddings if each is not None for kind in kinds]
+    positions = torch.arange(families.POSITIONS - 1)[None]
+    wanted = [[turn[0].clone() for turn in each(torch.zeros(1), positions, *kind)] for each, kind in asked]
+    for each, kind in asked:
+        each(torch.zeros(1), torch.arange(3 * families.POSITIONS)[None], *kind)
+    found = taken(model).rotary
+    for each, kind in asked:
+        each(torch.zeros(1), torch.arange(3 * families.POSITIONS)[None], *kind)
+    tables = RotaryTables(found, families.POSITIONS)
+    for stop in (1, 2, 9, families.POSITIONS):
+        tables.reach(stop)
+    for table, turns in zip(tables.array, wanted, strict=True):
+        for rows, turn in zip(table, turns, strict=True):
+            half = turn.shape[1] // 2
+            assert np.array_equal(rows[: len(turn)], turn[:, :half].numpy())
+            assert np.array_equal(rows[: len(turn)], turn[:, half:].numpy())
 
 
 def test_float32_weights_are_the_models_own_memory() -> None:
