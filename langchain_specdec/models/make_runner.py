@@ -24,6 +24,8 @@ from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
+NOTHING_TO_COMPILE = "the native decoder runs it, which has nothing to compile"
+"""Why its layers are not compiled."""
 _logger = logging.getLogger(__name__)
 # Where a model does not say for how many positions it was made, and where all slots are allocated at once.
 _DEFAULT_MAX_LENGTH = 8192
@@ -55,7 +57,7 @@ def make_runner(
         max_width: Most tokens of a row in a verification.
         most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
-            and `GraphStore`. A native decoder has nothing to compile.
+            and `GraphStore`. A native decoder has nothing to compile, and refuses to be asked for it.
         num_threads: Threads of a native decoder; None is `default_threads`.
         progress: Told `(description, done, total)` when graphs are captured.
 
@@ -75,6 +77,9 @@ def make_runner(
 
     native = _native_weights(loaded)
     if native is not None:
+        if compile not in ("auto", "off"):
+            msg = f"{loaded.name} cannot be compiled: {NOTHING_TO_COMPILE}. Leave compile at 'auto' or set it to 'off'."
+            raise InvalidParameterError(msg)
         weights, reread = native
         library = native_library()
         assert library is not None, "asked for before"  # noqa: S101
