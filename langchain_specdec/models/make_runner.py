@@ -18,6 +18,7 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
+from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
 from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers
 from langchain_specdec.runner.model_state import keep_private
@@ -72,9 +73,6 @@ def make_runner(
 
         quantize_module(loaded.model, loaded.quantization, loaded.name)
 
-    def length_of() -> int:
-        return max_length or _default_max_length(loaded, num_slots, most_positions)
-
     native = _native_weights(loaded)
     if native is not None:
         if compile not in ("auto", "off"):
@@ -85,8 +83,13 @@ def make_runner(
         assert library is not None, "asked for before"  # noqa: S101
         with fitting(loaded.name):
             threads = num_threads or default_threads()
-            return NativeRunner(loaded.model, weights, library, num_slots, length_of(), max_width, threads, reread)
+            work = work_bytes(weights, threads)
+            length = max_length or _default_max_length(loaded, num_slots, most_positions, work)
+            return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
+
+    def length_of() -> int:
+        return max_length or _default_max_length(loaded, num_slots, most_positions)
 
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
@@ -122,7 +125,8 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
         raise InvalidParameterError(msg)
 
 
-def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None) -> int:
+def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None, work: int = 0) -> int:
+    """See `make_runner`; `work` are bytes that forwards will take."""
     config = loaded.model.config.get_text_config()
     counts: Mapping[torch.device, int] = {loaded.model.device: config.num_hidden_layers}
     if isinstance(loaded.model, nn.Module):
@@ -131,7 +135,7 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
     is_lazy = all(map(_is_lazy, counts))
     # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
     per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
-    free = {device: free_memory(device) for device in counts}
+    free = {device: max(free_memory(device) - work, 0) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH
     wanted = min(wanted, most_positions or wanted)
@@ -151,6 +155,8 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
 def token_budget(runners: Sequence[Runner]) -> int | None:
     """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
 
+    What forwards will work in does not count as free.
+
     Args:
         runners: The target's, and that of its draft model, which holds the same tokens.
 
@@ -161,7 +167,8 @@ def token_budget(runners: Sequence[Runner]) -> int | None:
     if not all(_is_lazy(runner.device) for runner in runners):
         return None
     per_token = sum(runner.bytes_per_token for runner in runners)
-    return max(int(free_memory(device) * _CACHE_SHARE) // per_token, runners[0].max_length)
+    free = free_memory(device) - sum(runner.work_bytes for runner in runners)
+    return max(int(free * _CACHE_SHARE) // per_token, runners[0].max_length)
 
 
 def _is_lazy(device: torch.device) -> bool:
