@@ -172,11 +172,12 @@ def _compiled(
         from langchain_specdec.bench.module_weights import compiled
 
         return compiled(loaded, mode)
-    obstacle = "the native decoder runs it, which has nothing to compile"
+    from langchain_specdec.models.make_runner import NOTHING_TO_COMPILE
+
     if mode != "auto":
-        msg = f"{loaded.name} cannot be compiled: {obstacle}. Leave out --compile, or set it to auto or off."
+        msg = f"{loaded.name} cannot be compiled: {NOTHING_TO_COMPILE}. Leave out --compile, or set it to auto or off."
         raise InvalidParameterError(msg)
-    return None, obstacle
+    return None, NOTHING_TO_COMPILE
 
 
 def _without_weights(name: str, gguf_path: str) -> Weights:

@@ -25,8 +25,11 @@ _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 _UNSEEN = "PyTorch sees no GPU: look at its driver, and in a container at what it is given (docker run --gpus all)."
 # A parameter in float32 and a quarter of that for the texts and the work.
 _BYTES_OF_PARAMETER = 5
-# What the embedded model takes at its start, of all that there are the smallest.
-_SMALLEST = 1.0 * _GIB
+# What a thread of the native decoder works in, for models of some billions of parameters; see `work_bytes`.
+_BYTES_OF_THREAD = 0.12e9
+# What a short answer of the embedded model takes, of all that there are the smallest: by the native decoder, and where
+# it is dequantised.
+_SMALLEST, _SMALLEST_DEQUANTISED = 0.5 * _GIB, 1.0 * _GIB
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Machine:
         torch_rocm: ROCm that it is built for.
         num_devices: GPUs that PyTorch can use.
         threads: That PyTorch computes with.
+        decoder_threads: Those of the native decoder; 0 where there is none.
         capability: Instructions that it uses on an x86 processor: "AVX512", "AVX2" or "DEFAULT".
         hidden: Value of CUDA_VISIBLE_DEVICES; None where it is not set.
     """
@@ -70,6 +74,7 @@ class Machine:
     torch_rocm: str = ""
     num_devices: int = 0
     threads: int = 1
+    decoder_threads: int = 0
     capability: str = "AVX2"
     hidden: str | None = None
 
@@ -176,10 +181,14 @@ def _threads(machine: Machine) -> Finding:
 
 def _memory(machine: Machine) -> Finding:
     limit = f" of the {machine.memory_limit / _GIB:.1f} that its container allows" if machine.memory_limit else ""
-    room = machine.free_memory / _BYTES_OF_PARAMETER / 1e9
+    room = max(machine.free_memory - machine.decoder_threads * _BYTES_OF_THREAD, 0) / _BYTES_OF_PARAMETER / 1e9
     value = f"{machine.free_memory / _GIB:.1f} GiB free{limit}: room for some {room:.2g} billion parameters in float32"
-    if machine.free_memory < _SMALLEST:
-        advice = "Even the embedded model needs some 1 GiB: end other programs, or give the container more memory."
+    smallest = _SMALLEST if machine.decoder_threads else _SMALLEST_DEQUANTISED
+    if machine.free_memory < smallest:
+        advice = (
+            f"Even the embedded model needs some {smallest / _GIB:.1f} GiB: end other programs, or give the container "
+            "more memory."
+        )
         return Finding("room", value, "warning", advice)
     return Finding("room", value, "ok")
 
@@ -189,7 +198,8 @@ def look() -> Machine:
     import torch
 
     from langchain_specdec.bench.machine import num_cores
-    from langchain_specdec.models.memory import cpu_quota, free_memory, memory_limit
+    from langchain_specdec.models.memory import cpu_quota, default_threads, free_memory, memory_limit
+    from langchain_specdec.runner.cpu.decoder_trial import native_library
 
     nvidia = _nvidia_smi()
     names = re.findall(r"Product Name\s*:\s*(.+)", nvidia)
@@ -210,6 +220,7 @@ def look() -> Machine:
         torch_rocm=torch.version.hip or "",
         num_devices=torch.cuda.device_count(),
         threads=torch.get_num_threads(),
+        decoder_threads=0 if native_library() is None else default_threads(),
         capability=torch.backends.cpu.get_cpu_capability(),
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )

@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langchain_specdec.models.known_families import FAMILIES, Family
+from langchain_specdec.models.matrix_replacement import replace_matrices
 from langchain_specdec.runner.cpu.decoder_weights import (
     Activation,
     DecoderWeights,
     Floats,
     LayerWeights,
     Matrix,
-    RotaryTable,
 )
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, narrowed, plain_matrix
+from langchain_specdec.runner.cpu.rotary import Rotary
 from langchain_specdec.runner.model_config import max_positions, num_key_value_heads
 
-Convert = Callable[[Matrix, bool], Matrix]
-"""Makes another matrix of one; told whether it is a table of tokens (the embedding, or the head)."""
-
 _DEFAULT_POSITIONS = 8192
+# At so many positions a rotary embedding is looked at.
+_ASKED_POSITIONS = 32
 _SLIDING = "sliding_attention"
 # What modules of all families are made of beside their own classes. Dropout does nothing in eval mode.
 _COMMON = (nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, MatrixLinear, MatrixEmbedding)
@@ -49,28 +49,24 @@ class _UnknownError(Exception):
     """A model is not what a native decoder runs; the message says why, as the rest of a sentence."""
 
 
-def decoder_weights(
-    model: nn.Module, positions: int | None = None, convert: Convert | None = None
-) -> DecoderWeights | None:
+def decoder_weights(model: nn.Module) -> DecoderWeights | None:
     """What a native decoder needs of a model; None where it is not of a family that one runs.
 
-    Linear layers and embeddings whose numbers fit into fewer bytes, or that `convert` gives another form, are replaced
-    in the model by layers over these arrays, and what stays in float32 is the model's own memory: nothing is there
-    twice, and the model can still be called. Weights that are mapped from files get memory of their own. Of a model
-    that was given before, which others may hold by now, nothing is replaced: these are arrays over what it has.
+    Linear layers and embeddings whose numbers fit into fewer bytes are replaced in the model by layers over these
+    arrays, and what stays in float32 is the model's own memory: nothing is there twice, and the model can still be
+    called. Weights that are mapped from files get memory of their own. Of a model that was given before, which others
+    may hold by now, nothing is replaced: these are arrays over what it has.
 
     Args:
         model: In eval mode, and nobody else's the first time. Where the answer is None it is as it was.
-        positions: Positions that rotary tables are for; None is as many as the model was made for.
-        convert: Makes other matrices of those that the model has.
     """
     if why_not_native(model) is not None:
         return None
     with torch.no_grad():
         if model not in _given:
-            _share_weights(model, convert)
+            _share_weights(model)
             _given.add(model)
-        return _Reader(model).weights(positions)
+        return _Reader(model).weights()
 
 
 def was_given(model: nn.Module) -> bool:
@@ -83,7 +79,7 @@ def why_not_native(model: nn.Module) -> str | None:
     try:
         with torch.no_grad():
             _check_modules(model)
-            _check_sizes(_Reader(model).weights(positions=1), model.config)
+            _check_sizes(_Reader(model).weights(), model.config)
     except _UnknownError as reason:
         return str(reason)
     except AttributeError as error:
@@ -143,29 +139,18 @@ def _check_sizes(weights: DecoderWeights, config: Any) -> None:
         raise _UnknownError(msg)
 
 
-def _share_weights(model: Any, convert: Convert | None) -> None:
+def _share_weights(model: nn.Module) -> None:
     """Have the matrices of a model in as few bytes as they need, each once."""
     mapped = MappedWeights()
-    tables = {id(model.lm_head), id(model.model.embed_tokens)}
-    # Tied layers have one. The weights are kept until the end: an id is another tensor's once its tensor is gone.
-    known: dict[int, tuple[Tensor, Matrix]] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, (nn.Linear, nn.Embedding)) or isinstance(child, MatrixEmbedding):
-                continue
-            weight = child.weight
-            if id(weight) not in known:
-                matrix = narrowed(weight.detach())
-                known[id(weight)] = weight, matrix if convert is None else convert(matrix, id(child) in tables)
-            matrix = known[id(weight)][1]
-            if matrix.data.ctypes.data == weight.data_ptr():
-                continue
-            if isinstance(child, nn.Embedding):
-                setattr(parent, name, MatrixEmbedding(child, matrix).eval())
-            else:
-                setattr(parent, name, MatrixLinear(matrix, child.bias).eval())
-            mapped.drop(weight.detach())
+    replace_matrices(model, _narrowed, mapped.drop)
     copy_mapped(model, mapped)
+
+
+def _narrowed(weight: Tensor, is_table: bool) -> Matrix | None:
+    """A weight in fewer bytes; None where it is best left as it is."""
+    del is_table
+    matrix = narrowed(weight)
+    return None if matrix.data.ctypes.data == weight.data_ptr() else matrix
 
 
 class _Reader:
@@ -181,7 +166,7 @@ class _Reader:
         self._read: set[int] = set()
         self._epsilons: set[float] = set()
 
-    def weights(self, positions: int | None) -> DecoderWeights:
+    def weights(self) -> DecoderWeights:
         """Arrays over all of the model's memory."""
         family, config, base, head = self._family, self._config, self._base, self._model.lm_head
         # transformers runs so many.
@@ -190,13 +175,12 @@ class _Reader:
         if not all(attention.is_causal for attention in attentions):
             msg = "its tokens see those that come later"
             raise _UnknownError(msg)
-        known = max_positions(config) or _DEFAULT_POSITIONS
-        tables = self._rotary_tables(min(positions or known, known))
+        rotaries = self._rotaries()
         scale = getattr(base.embed_tokens, "embed_scale", None)
         score_cap, logit_cap = (getattr(config, name) if name else None for name in family.softcaps)
         residual, logits_divisor = (float(getattr(config, name)) if name else 1.0 for name in family.scales)
         weights = DecoderWeights(
-            layers=[self._layer(layer, index, list(tables)) for index, layer in enumerate(layers)],
+            layers=[self._layer(layer, index, list(rotaries)) for index, layer in enumerate(layers)],
             embedding=self._matrix(base.embed_tokens),
             head=self._matrix(head),
             final_norm=self._norm(base.norm),
@@ -204,7 +188,7 @@ class _Reader:
             kv_heads=num_key_value_heads(config),
             head_dim=_same("head size", (attention.head_dim for attention in attentions)),
             norm_eps=0.0,
-            rotary=list(tables.values()),
+            rotary=list(rotaries.values()),
             activation=_same("activation", (_activation(layer.mlp) for layer in layers)),
             embedding_scale=family.embedding_scale(config) if scale is None else float(scale),
             attention_scale=_same("scale", (attention.scaling for attention in attentions)),
@@ -219,7 +203,7 @@ class _Reader:
             raise _UnknownError(msg)
         return replace(weights, norm_eps=_same("epsilon", self._epsilons))
 
-    def _layer(self, layer: Any, index: int, tables: Sequence[str]) -> LayerWeights:
+    def _layer(self, layer: Any, index: int, rotaries: Sequence[str]) -> LayerWeights:
         family, attention, mlp = self._family, layer.self_attn, layer.mlp
         if family.is_fused:
             queries = self._config.num_attention_heads * attention.head_dim
@@ -253,7 +237,7 @@ class _Reader:
             value_bias=value[1],
             output_bias=output_bias,
             # SmolLM3 has layers without.
-            rotary=(tables.index(kind) if kind in tables else 0) if getattr(attention, "use_rope", True) else None,
+            rotary=(rotaries.index(kind) if kind in rotaries else 0) if getattr(attention, "use_rope", True) else None,
             window=self._window(kind),
         )
 
@@ -265,15 +249,16 @@ class _Reader:
         window = self._config.sliding_window if has_one else None
         return None if window is None else int(window)
 
-    def _rotary_tables(self, positions: int) -> dict[str, RotaryTable]:
+    def _rotaries(self) -> dict[str, Rotary]:
         """By the kinds of layers that have one of their own; one under "" where all have the same."""
-        rotary, local = self._base.rotary_emb, getattr(self._base, "rotary_emb_local", None)
+        module, local = self._base.rotary_emb, getattr(self._base, "rotary_emb_local", None)
+        length = max_positions(self._config) or _DEFAULT_POSITIONS
         if local is not None:  # Gemma 3 in transformers 4
-            return {"full_attention": _rotary_table(rotary, positions), _SLIDING: _rotary_table(local, positions)}
-        kinds = getattr(rotary, "layer_types", None)
+            return {"full_attention": _rotary(module, length), _SLIDING: _rotary(local, length)}
+        kinds = getattr(module, "layer_types", None)
         if kinds:
-            return {kind: _rotary_table(rotary, positions, kind) for kind in kinds}
-        return {"": _rotary_table(rotary, positions)}
+            return {kind: _rotary(module, length, kind) for kind in kinds}
+        return {"": _rotary(module, length)}
 
     def _matrix(self, layer: Any) -> Matrix:
         """The weight of a layer, whose bias is another matter."""
@@ -311,13 +296,19 @@ class _Reader:
         return _floats(parameter)
 
 
-def _rotary_table(rotary: Any, positions: int, *kind: str) -> RotaryTable:
-    cosines, sines = (turn[0] for turn in rotary(torch.zeros(1), torch.arange(positions)[None], *kind))
-    half = cosines.shape[1] // 2
-    if not (torch.equal(cosines[:, :half], cosines[:, half:]) and torch.equal(sines[:, :half], sines[:, half:])):
-        msg = "its rotary embedding does not turn halves of heads"
-        raise _UnknownError(msg)
-    return RotaryTable(_floats(cosines[:, :half]), _floats(sines[:, :half]))
+def _rotary(module: Any, length: int, *kind: str) -> Rotary:
+    # Before its frequencies are read: kinds that change them with a text's length are then as for short ones.
+    positions = torch.linspace(0, max(length - 2, 0), _ASKED_POSITIONS).long()
+    asked = module(torch.zeros(1), positions[None], *kind)
+    prefix = "".join(f"{name}_" for name in kind)
+    frequencies, scale = (getattr(module, f"{prefix}{name}") for name in ("inv_freq", "attention_scaling"))
+    found = Rotary(_floats(frequencies.clone()), float(scale))
+    for turned, known in zip(asked, found.turns(positions), strict=True):
+        halves = torch.cat([known, known], dim=1)
+        if turned[0].shape != halves.shape or not torch.allclose(turned[0], halves, rtol=0, atol=1e-6):
+            msg = "its rotary embedding does not turn halves of heads, or not evenly"
+            raise _UnknownError(msg)
+    return found
 
 
 def _activation(mlp: Any) -> Activation:

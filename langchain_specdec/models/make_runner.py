@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,15 @@ from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
+from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
 from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
+NOTHING_TO_COMPILE = "the native decoder runs it, which has nothing to compile"
+"""Why its layers are not compiled."""
 _logger = logging.getLogger(__name__)
 # Where a model does not say for how many positions it was made, and where all slots are allocated at once.
 _DEFAULT_MAX_LENGTH = 8192
@@ -56,7 +58,7 @@ def make_runner(
         max_width: Most tokens of a row in a verification.
         most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
-            and `GraphStore`. A native decoder has nothing to compile.
+            and `GraphStore`. A native decoder has nothing to compile, and refuses to be asked for it.
         num_threads: Threads of a native decoder; None is `default_threads`.
         progress: Told `(description, done, total)` when graphs are captured.
 
@@ -71,23 +73,28 @@ def make_runner(
 
         quantize_module(loaded.model, loaded.quantization, loaded.name)
 
-    def length_of() -> int:
-        return max_length or _default_max_length(loaded, num_slots, most_positions)
-
-    native = _native_weights(loaded, None if max_length is None else max_length + max_width)
+    native = _native_weights(loaded)
     if native is not None:
+        if compile not in ("auto", "off"):
+            msg = f"{loaded.name} cannot be compiled: {NOTHING_TO_COMPILE}. Leave compile at 'auto' or set it to 'off'."
+            raise InvalidParameterError(msg)
         weights, reread = native
         library = native_library()
         assert library is not None, "asked for before"  # noqa: S101
         with fitting(loaded.name):
             threads = num_threads or default_threads()
-            return NativeRunner(loaded.model, weights, library, num_slots, length_of(), max_width, threads, reread)
+            work = work_bytes(weights, threads)
+            length = max_length or _default_max_length(loaded, num_slots, most_positions, work)
+            return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
+
+    def length_of() -> int:
+        return max_length or _default_max_length(loaded, num_slots, most_positions)
 
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
 
-def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[DecoderWeights, Reread | None] | None:
+def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None] | None:
     """What a native decoder runs of a model, and what reads it again once it has changed; None where none runs it."""
     model: Any = loaded.model
     if not isinstance(model, nn.Module):
@@ -104,9 +111,8 @@ def _native_weights(loaded: LoadedModel, positions: int | None) -> tuple[Decoder
         return None
     if loaded.is_owned:
         keep_private(model)
-    reread = functools.partial(decoder_weights, positions=positions)
-    weights = reread(model)
-    return None if weights is None else (weights, reread)
+    weights = decoder_weights(model)
+    return None if weights is None else (weights, decoder_weights)
 
 
 def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
@@ -119,7 +125,8 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
         raise InvalidParameterError(msg)
 
 
-def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None) -> int:
+def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None, work: int = 0) -> int:
+    """See `make_runner`; `work` are bytes that forwards will take."""
     config = loaded.model.config.get_text_config()
     counts: Mapping[torch.device, int] = {loaded.model.device: config.num_hidden_layers}
     if isinstance(loaded.model, nn.Module):
@@ -128,7 +135,7 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
     is_lazy = all(map(_is_lazy, counts))
     # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
     per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
-    free = {device: free_memory(device) for device in counts}
+    free = {device: max(free_memory(device) - work, 0) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH
     wanted = min(wanted, most_positions or wanted)
@@ -148,6 +155,8 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
 def token_budget(runners: Sequence[Runner]) -> int | None:
     """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
 
+    What forwards will work in does not count as free.
+
     Args:
         runners: The target's, and that of its draft model, which holds the same tokens.
 
@@ -158,7 +167,8 @@ def token_budget(runners: Sequence[Runner]) -> int | None:
     if not all(_is_lazy(runner.device) for runner in runners):
         return None
     per_token = sum(runner.bytes_per_token for runner in runners)
-    return max(int(free_memory(device) * _CACHE_SHARE) // per_token, runners[0].max_length)
+    free = free_memory(device) - sum(runner.work_bytes for runner in runners)
+    return max(int(free * _CACHE_SHARE) // per_token, runners[0].max_length)
 
 
 def _is_lazy(device: torch.device) -> bool:

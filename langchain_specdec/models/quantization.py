@@ -61,9 +61,7 @@ class Quantizer:
         formats = QUANTIZATIONS[self._quantization]
         wanted = formats.tables if is_table else formats.layers
         made = quantized_matrix(matrix, wanted) if can_quantize(matrix) else None
-        if made is None:
-            self.leave(matrix.outputs * matrix.inputs)
-        else:
+        if made is not None:
             self._num_done += matrix.outputs * matrix.inputs
         return made
 

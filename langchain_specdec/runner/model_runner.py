@@ -91,6 +91,8 @@ class ModelRunner:
     make_noise = staticmethod(gumbel_noise)
     has_own_threads = False
     """Whether its forwards run on threads of their own, so that PyTorch's need not."""
+    work_bytes = 0
+    """Memory that is known to be taken by forwards as they come."""
 
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked."""

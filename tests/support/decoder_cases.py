@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format, LayerWeights, Matrix
+from langchain_specdec.runner.cpu.rotary import RotaryTables
 from langchain_specdec.sampling.noise import gumbel_noise, seed_halves
 from tests.support.random_decoders import Row, Shape, random_decoder
 from tests.support.reference_decoder import Past, ReferenceDecoder, numbers
@@ -229,7 +230,9 @@ def _write_rows(file: BinaryIO, reference: ReferenceDecoder, rows: Sequence[Row]
 
 def _write_weights(file: BinaryIO, weights: DecoderWeights) -> None:
     first = weights.layers[0]
-    positions, half = weights.rotary[0].cosines.shape
+    tables = RotaryTables(weights.rotary, _LENGTH)
+    tables.reach(_LENGTH)
+    *_, positions, half = tables.array.shape
     _whole(
         file, len(weights.layers), weights.hidden, weights.heads, weights.kv_heads, weights.head_dim,
         first.gate.outputs, weights.vocab, int(weights.activation), 2 * half, int(weights.has_rotary_pairs), positions,
@@ -240,9 +243,8 @@ def _write_weights(file: BinaryIO, weights: DecoderWeights) -> None:
         weights.logit_softcap or 0.0, weights.residual_scale, weights.logit_scale,
     ]))  # fmt: skip
     for index in range(2):
-        table = weights.rotary[index] if index < len(weights.rotary) else None
-        _array(file, None if table is None else table.cosines)
-        _array(file, None if table is None else table.sines)
+        for numbers_ in tables.array[index] if index < len(tables.array) else (None, None):
+            _array(file, numbers_)
     _matrix(file, weights.embedding)
     _matrix(file, weights.head)
     _array(file, weights.final_norm)

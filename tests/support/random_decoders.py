@@ -19,10 +19,10 @@ from langchain_specdec.runner.cpu.decoder_weights import (
     Format,
     LayerWeights,
     Matrix,
-    RotaryTable,
 )
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from langchain_specdec.runner.cpu.native_step import Step
+from langchain_specdec.runner.cpu.rotary import Rotary
 
 # Formats that gguf rounds no numbers to: where a block's half-precision scales are, and what these are for numbers of
 # about 1.
@@ -68,7 +68,6 @@ class Shape:
     rotary_dim: int = 16
     mlp: int = 72
     vocab: int = 70
-    positions: int = 600
     formats: Sequence[Format] = (Format.F32,)
     activation: Activation = Activation.SILU
     has_rotary_pairs: bool = False
@@ -129,14 +128,13 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
             window=window,
         )
 
-    def table(base: float) -> RotaryTable:
+    def rotary(base: float) -> Rotary:
         frequencies = base ** (-np.arange(shape.rotary_dim // 2) / max(shape.rotary_dim // 2, 1))
-        angles = np.outer(np.arange(shape.positions), frequencies)
-        return RotaryTable(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+        return Rotary(frequencies.astype(np.float32))
 
     layers = [layer(index, window) for index, window in enumerate(shape.windows)]
     embedding = matrix(shape.vocab, hidden, 4.0)
-    num_tables = max((rotary for rotary in shape.rotaries if rotary is not None), default=-1) + 1
+    count = max((index for index in shape.rotaries if index is not None), default=-1) + 1
     return DecoderWeights(
         layers=layers,
         embedding=embedding,
@@ -146,7 +144,7 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         norm_eps=1e-5,
-        rotary=[table(base) for base in (100.0, 10.0)[:num_tables]],
+        rotary=[rotary(base) for base in (100.0, 10.0)[:count]],
         has_rotary_pairs=shape.has_rotary_pairs,
         activation=shape.activation,
         embedding_scale=shape.embedding_scale,

@@ -122,10 +122,8 @@ class ReferenceDecoder:
         return query, key, value
 
     def _turn(self, heads: Tensor, rotary: int, positions: Tensor) -> Tensor:
-        table = self.weights.rotary[rotary]
-        rows = positions.clamp(max=table.cosines.shape[0] - 1)
-        cosines = torch.from_numpy(np.array(table.cosines)).to(self._dtype)[rows][:, None, :]
-        sines = torch.from_numpy(np.array(table.sines)).to(self._dtype)[rows][:, None, :]
+        turns = self.weights.rotary[rotary].turns(positions)
+        cosines, sines = (numbers.to(self._dtype)[:, None, :] for numbers in turns)
         half = cosines.shape[-1]
         turning, rest = heads[..., : 2 * half], heads[..., 2 * half :]
         if self.weights.has_rotary_pairs:

@@ -1,11 +1,10 @@
-"""Rotary tables of GGUF models, by transformers' own arithmetic in float32."""
+"""Rotary positions of GGUF models, by transformers' own arithmetic in float32."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,23 +12,23 @@ from langchain_specdec.errors import ModelLoadError
 from langchain_specdec.models.gguf.config import GGUFConfig
 from langchain_specdec.models.gguf.file import GGUFFile
 from langchain_specdec.models.gguf.tensors import read_vector
-from langchain_specdec.runner.cpu.decoder_weights import RotaryTable
+from langchain_specdec.runner.cpu.rotary import Rotary
 
 # Whose factors a file may carry: Llama 3's scaling, and that of Phi-3 for short texts.
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight")
 
 
-def rotary_tables(file: GGUFFile, config: GGUFConfig) -> list[RotaryTable]:
-    """The tables of a model: one, or two where layers with a window have one of their own.
+def rotaries(file: GGUFFile, config: GGUFConfig) -> list[Rotary]:
+    """What turns a model's queries and keys: one, or two where layers with a window have one of their own.
 
     Raises:
         ModelLoadError: The file's factors do not fit.
     """
     frequencies, scale = inverse_frequencies(file, config)
-    tables = [_table(frequencies, scale, config)]
+    found = [Rotary(frequencies.numpy(), scale)]
     if base := getattr(config, "rope_local_base_freq", None):
-        tables.append(_table(_frequencies(base, rotary_dim(config)), 1.0, config))
-    return tables
+        found.append(Rotary(_frequencies(base, rotary_dim(config)).numpy()))
+    return found
 
 
 def rotary_dim(config: GGUFConfig) -> int:
@@ -58,12 +57,6 @@ def inverse_frequencies(file: GGUFFile, config: GGUFConfig) -> tuple[Tensor, flo
 
 def _frequencies(base: float, dim: int) -> Tensor:
     return 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
-
-
-def _table(frequencies: Tensor, scale: float, config: GGUFConfig) -> RotaryTable:
-    angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequencies
-    cosines, sines = (np.ascontiguousarray((turn(angles) * scale).numpy()) for turn in (torch.cos, torch.sin))
-    return RotaryTable(cosines, sines)
 
 
 def _yarn(base: float, dim: int, scaling: dict[str, Any]) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from langchain_specdec.errors import ModelLoadError, UnsupportedModelError
 from langchain_specdec.models.gguf.config import ARCHITECTURES, GGUFConfig
 from langchain_specdec.models.gguf.file import GGUFFile
-from langchain_specdec.models.gguf.rotary import FACTORS, rotary_tables
+from langchain_specdec.models.gguf.rotary import FACTORS, rotaries
 from langchain_specdec.models.gguf.tensors import read_matrices, read_vector
 from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Floats, LayerWeights, Matrix
 
@@ -97,7 +97,7 @@ def read_weights(file: GGUFFile, config: GGUFConfig, name: str, tell: Callable[[
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         norm_eps=config.rms_norm_eps,
-        rotary=rotary_tables(file, config),
+        rotary=rotaries(file, config),
         has_rotary_pairs=kind.has_rotary_pairs,
         activation=Activation.GELU_TANH if kind.is_gemma else Activation.SILU,
         embedding_scale=config.hidden_size**0.5 if kind.is_gemma else 1.0,

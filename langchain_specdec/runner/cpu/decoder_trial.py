@@ -17,12 +17,12 @@ from langchain_specdec.runner.cpu.decoder_weights import (
     Format,
     LayerWeights,
     Matrix,
-    RotaryTable,
     plain_numbers,
 )
 from langchain_specdec.runner.cpu.kernels import tested_kernel
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
 from langchain_specdec.runner.cpu.native_step import NativeStep
+from langchain_specdec.runner.cpu.rotary import Rotary
 from langchain_specdec.runner.step_inputs import RowBatch
 
 _HIDDEN, _MLP, _VOCAB, _HEADS, _KV_HEADS, _HEAD_DIM, _POSITIONS = 48, 80, 67, 6, 2, 8, 12
@@ -118,11 +118,10 @@ def _weights() -> DecoderWeights:
             window=window,
         )
 
-    angles = np.outer(np.arange(_POSITIONS), 0.5 ** np.arange(_HEAD_DIM // 2))
-    table = RotaryTable(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    rotary = Rotary((0.5 ** np.arange(_HEAD_DIM // 2)).astype(np.float32))
     layers = [layer(Format.F32, None), layer(Format.BF16, 4)]
     embedding = matrix(_VOCAB, _HIDDEN, Format.F16)
-    return DecoderWeights(layers, embedding, embedding, norm(_HIDDEN), _HEADS, _KV_HEADS, _HEAD_DIM, 1e-5, (table,))
+    return DecoderWeights(layers, embedding, embedding, norm(_HIDDEN), _HEADS, _KV_HEADS, _HEAD_DIM, 1e-5, (rotary,))
 
 
 def _logits(weights: DecoderWeights, prompt: list[int], nodes: list[int], parents: list[int]) -> NDArray[Any]:
@@ -154,7 +153,8 @@ def _attention(
         states: NDArray[Any] = (x @ _numbers(matrix).T).reshape(len(x), count, weights.head_dim).swapaxes(0, 1)
         return states
 
-    cosines, sines = weights.rotary[0].cosines[positions], weights.rotary[0].sines[positions]
+    angles = np.outer(positions, weights.rotary[0].frequencies.astype(np.float64))
+    cosines, sines = np.cos(angles), np.sin(angles)
 
     def turned(states: NDArray[Any]) -> NDArray[Any]:
         first, second = np.split(states, 2, axis=-1)

@@ -13,6 +13,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from langchain_specdec.runner.cpu.rotary import Rotary
+
 Floats = NDArray[np.float32]
 
 
@@ -107,7 +109,7 @@ class LayerWeights:
         key_bias: See `query_bias`.
         value_bias: See `query_bias`.
         output_bias: See `query_bias`.
-        rotary: Which of the rotary tables turns its queries and keys; None: positions do not (NoPE).
+        rotary: Which of the decoder's turns its queries and keys; None: positions do not (NoPE).
         window: Positions that a token sees, itself included; None: all.
     """
 
@@ -133,19 +135,6 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class RotaryTable:
-    """What turns queries and keys by their position (Su et al. 2021, "RoFormer").
-
-    Attributes:
-        cosines: float32 `[positions, rotary_dim / 2]`, with the scaling of attention that some kinds have in it.
-        sines: Likewise.
-    """
-
-    cosines: Floats
-    sines: Floats
-
-
-@dataclass(frozen=True)
 class DecoderWeights:
     """A decoder of the Llama kind.
 
@@ -158,7 +147,7 @@ class DecoderWeights:
         kv_heads: Heads of keys and values.
         head_dim: Numbers of a head.
         norm_eps: What RMSNorms add to the mean square.
-        rotary: One table, or two (Gemma 3: layers with a window have one of their own).
+        rotary: What turns queries and keys: one, or two (Gemma 3: layers with a window have one of their own).
         has_rotary_pairs: Whether neighbours turn with each other, as GGUF arranges Llama's queries and keys; else
             number i turns with number i + rotary_dim / 2, as Hugging Face has it.
         activation: Of the MLPs' gates.
@@ -179,7 +168,7 @@ class DecoderWeights:
     kv_heads: int
     head_dim: int
     norm_eps: float
-    rotary: Sequence[RotaryTable] = field(default_factory=tuple)
+    rotary: Sequence[Rotary] = field(default_factory=tuple)
     has_rotary_pairs: bool = False
     activation: Activation = Activation.SILU
     embedding_scale: float = 1.0

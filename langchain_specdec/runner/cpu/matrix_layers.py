@@ -109,7 +109,7 @@ class MatrixLinear(nn.Module):
 class MatrixEmbedding(nn.Embedding):
     """An embedding over a matrix.
 
-    Its own weight keeps its shape and its type, and has no memory and no numbers; nothing reads it.
+    Its own weight keeps its shape, in float32, and has no memory and no numbers; nothing reads it.
 
     Args:
         embedding: What it stands for.
@@ -123,7 +123,7 @@ class MatrixEmbedding(nn.Embedding):
     rows: Tensor
 
     def __init__(self, embedding: nn.Embedding, matrix: Matrix) -> None:
-        nothing = without_numbers(embedding, embedding.weight.dtype)
+        nothing = without_numbers(embedding, torch.float32)
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, _weight=nothing)
         self.format = matrix.format
         self.register_buffer("rows", torch.from_numpy(matrix.data), persistent=False)

@@ -19,6 +19,7 @@ from langchain_specdec.errors import EngineClosedError
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Floats, LayerWeights, Matrix
 from langchain_specdec.runner.cpu.native_cache import BLOCK, NativeCache
 from langchain_specdec.runner.cpu.native_step import Step
+from langchain_specdec.runner.cpu.rotary import RotaryTables
 
 MAX_THREADS = 64
 """Most threads of one decoder; more would wait for memory."""
@@ -162,16 +163,16 @@ class NativeDecoder:
 
     def _open(self, weights: DecoderWeights) -> None:
         library, cache = self._library, self.cache
-        memory = cache.memory
+        memory, self._tables = cache.memory, RotaryTables(weights.rotary, cache.max_length)
         slots = _Cache(memory.ctypes.data, cache.num_slots, cache.max_length)
-        # C++ copies the structures; what their pointers lead to stays with the weights and the cache.
-        handle = library.open(byref(_model(weights)), byref(slots), self._num_threads)
+        # C++ copies the structures; what their pointers lead to stays with the weights, the tables and the cache.
+        handle = library.open(byref(_model(weights, self._tables.array)), byref(slots), self._num_threads)
         if not handle:
             msg = "there is no memory for the decoder"
             raise MemoryError(msg)
         self._handle: int | None = handle
         self.num_threads = int(library.threads(handle))
-        self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory))
+        self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory, self._tables))
         # At the end of the process threads and memory go anyway, and another thread may be in a forward.
         self._finalizer.atexit = False
 
@@ -188,7 +189,10 @@ class NativeDecoder:
             ValueError: A token is outside the vocabulary, a row outside the slots, or a tree too wide. Nothing is done.
             MemoryError: There is no memory for it. Slots hold what they held, or some of the rows' first tokens more.
         """
-        outcome = self._library.run(self._checked, byref(step))
+        handle = self._checked
+        if step.rows:
+            self._tables.reach(max((c_int64 * step.rows).from_address(step.starts)) + step.width)
+        outcome = self._library.run(handle, byref(step))
         if outcome == _OUTSIDE:
             msg = "a forward has a token outside the vocabulary, or does not fit into its slots"
             raise ValueError(msg)
@@ -264,7 +268,8 @@ def _layer(layer: LayerWeights) -> _Layer:
     return found
 
 
-def _model(weights: DecoderWeights) -> _Model:
+def _model(weights: DecoderWeights, tables: Floats | None = None) -> _Model:
+    """A decoder's structure; without rotary tables, for its sizes."""
     layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
     first = weights.layers[0]
     model = _Model(
@@ -277,15 +282,12 @@ def _model(weights: DecoderWeights) -> _Model:
         weights.vocab,
         int(weights.activation),
     )
-    if weights.rotary:
-        model.positions, half = weights.rotary[0].cosines.shape
-        model.rotary_dim = 2 * half
     model.rotary_pairs = int(weights.has_rotary_pairs)
-    for index, table in enumerate(weights.rotary):
-        if table.cosines.shape != weights.rotary[0].cosines.shape or table.sines.shape != table.cosines.shape:
-            msg = "rotary tables of one decoder have to have one shape"
-            raise ValueError(msg)
-        model.cosines[index], model.sines[index] = _address(table.cosines), _address(table.sines)
+    if tables is not None:
+        model.positions, half = tables.shape[2:]
+        model.rotary_dim = 2 * half
+        for index, (cosines, sines) in enumerate(tables):
+            model.cosines[index], model.sines[index] = _address(cosines), _address(sines)
     model.norm_eps = weights.norm_eps
     model.embedding_scale = weights.embedding_scale
     scale = weights.attention_scale

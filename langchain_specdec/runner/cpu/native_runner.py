@@ -19,6 +19,7 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
 from langchain_specdec.runner.cpu.native_step import NativeStep
+from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.model_config import max_positions
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -82,6 +83,8 @@ class NativeRunner:
         self.cache = self._decoder.cache
         self.bytes_per_token = self.cache.bytes_per_token
         self.num_threads = self._decoder.num_threads
+        self.work_bytes = work_bytes(weights, self.num_threads)
+        """Most memory that its forwards take as they come."""
         self._step = NativeStep(weights.vocab)
 
     takes_trees = True

@@ -90,6 +90,7 @@ class CapturedRunner:
     clock = staticmethod(step_clock)
     make_noise = staticmethod(gumbel_noise)
     has_own_threads = False
+    work_bytes = 0
 
     def note_weights(self) -> bool:
         """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""

@@ -113,7 +113,17 @@ def test_memory_and_what_fits_in():
     contained = found("room", free_memory=GIB // 2, memory_limit=GIB)
     assert contained.status == "warning"
     assert "0.5 GiB free of the 1.0 that its container allows" in contained.value
+    assert "Even the embedded model needs some 1.0 GiB" in contained.advice
     assert "give the container more memory" in contained.advice
+
+
+def test_the_native_decoder_needs_less_for_the_embedded_model_and_room_for_each_thread():
+    assert found("room", free_memory=GIB // 2 + 1, decoder_threads=2).status == "ok"
+    short = found("room", free_memory=GIB // 2 - 1, decoder_threads=2)
+    assert (short.status, "Even the embedded model needs some 0.5 GiB" in short.advice) == ("warning", True)
+    many = found("room", free_memory=10 * GIB, decoder_threads=64)
+    assert many.value.endswith("room for some 0.61 billion parameters in float32")
+    assert found("room", free_memory=2 * GIB, decoder_threads=64).value.endswith("some 0 billion parameters in float32")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from langchain_specdec.models.decoder_families import decoder_weights, why_not_n
 from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.models.quantized_module import quantize_module, widen_module
 from langchain_specdec.runner.cpu.decoder_trial import native_library
-from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format, Matrix
+from langchain_specdec.runner.cpu.decoder_weights import Activation, DecoderWeights, Format
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, widened
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
+from langchain_specdec.runner.cpu.rotary import RotaryTables
 from tests.support import model_families as families
 from tests.support import tiny_models as tiny
 from tests.support.random_decoders import Row, run_rows
@@ -62,9 +63,9 @@ def own_logits(model: Any) -> torch.Tensor:
         return logits
 
 
-def taken(model: Any, **kwargs: Any) -> DecoderWeights:
+def taken(model: Any) -> DecoderWeights:
     assert why_not_native(model) is None
-    weights = decoder_weights(model, **kwargs)
+    weights = decoder_weights(model)
     assert weights is not None
     return weights
 
@@ -200,13 +201,28 @@ def test_scaled_positions(model_type: str, scaling: dict[str, Any]) -> None:
     check_same(model)
 
 
-def test_rotary_tables_are_as_long_as_wanted_and_no_longer_than_the_model_was_made_for() -> None:
-    model = families.make_model("gemma3")
-    assert [len(table.cosines) for table in taken(model).rotary] == [families.POSITIONS] * 2
-    assert [len(table.sines) for table in taken(model, positions=9).rotary] == [9, 9]
-    # Further on a model of this kind reads all of a text with other frequencies.
-    longrope = families.make_model("phi3-long-rope")
-    assert len(taken(longrope, positions=2 * families.POSITIONS).rotary[0].cosines) == families.POSITIONS
+@pytest.mark.parametrize("name", NATIVE)
+def test_rotary_embeddings_turn_by_the_very_numbers_that_the_module_has(name: str) -> None:
+    model = families.make_model(name)
+    # What scales as texts grow has seen a long one.
+    embeddings = [model.model.rotary_emb, getattr(model.model, "rotary_emb_local", None)]
+    kinds = [[kind] for kind in getattr(model.model.rotary_emb, "layer_types", ())] or [[]]
+    asked = [(each, kind) for each in embeddings if each is not None for kind in kinds]
+    positions = torch.arange(families.POSITIONS - 1)[None]
+    wanted = [[turn[0].clone() for turn in each(torch.zeros(1), positions, *kind)] for each, kind in asked]
+    for each, kind in asked:
+        each(torch.zeros(1), torch.arange(3 * families.POSITIONS)[None], *kind)
+    found = taken(model).rotary
+    for each, kind in asked:
+        each(torch.zeros(1), torch.arange(3 * families.POSITIONS)[None], *kind)
+    tables = RotaryTables(found, families.POSITIONS)
+    for stop in (1, 2, 9, families.POSITIONS):
+        tables.reach(stop)
+    for table, turns in zip(tables.array, wanted, strict=True):
+        for rows, turn in zip(table, turns, strict=True):
+            half = turn.shape[1] // 2
+            assert np.array_equal(rows[: len(turn)], turn[:, :half].numpy())
+            assert np.array_equal(rows[: len(turn)], turn[:, half:].numpy())
 
 
 def test_float32_weights_are_the_models_own_memory() -> None:
@@ -268,25 +284,6 @@ def test_tied_tables_are_one(dtype: torch.dtype) -> None:
     model = random_model(dtype=dtype, tie_word_embeddings=True, initializer_range=0.3)
     for weights in (check_same(model), taken(model)):
         assert weights.embedding.data.ctypes.data == weights.head.data.ctypes.data
-
-
-def test_matrices_are_converted_once_and_tables_are_told() -> None:
-    model = random_model(dtype=torch.bfloat16, tie_word_embeddings=True)
-    asked: list[tuple[Format, bool]] = []
-
-    def widen(matrix: Matrix, is_table: bool) -> Matrix:
-        asked.append((matrix.format, is_table))
-        numbers = torch.from_numpy(matrix.data).view(torch.bfloat16).float()
-        return Matrix(numbers.view(torch.uint8).numpy(), Format.F32, matrix.inputs)
-
-    expected = own_logits(model)
-    weights = taken(model, convert=widen)
-    assert sorted(asked) == [(Format.BF16, False)] * 7 * 3 + [(Format.BF16, True)]
-    assert weights.layers[0].gate.format is Format.F32
-    torch.testing.assert_close(reference_logits(weights, TEXT), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(own_logits(model), expected, atol=1e-5, rtol=0)
-    taken(model, convert=widen)
-    assert len(asked) == 7 * 3 + 1, "what was converted is not converted again"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

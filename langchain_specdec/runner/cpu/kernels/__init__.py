@@ -107,6 +107,7 @@ def _library(name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
             linked.unlink()
         if find_compiler() is not None:
             tell(_COMPILING, 0, 1)
+            _logger.info("%s, which takes some seconds and is done once: %s", _COMPILING, name)
         recipe.build(compiler, sources, flags, linked, _run, num_jobs=os.cpu_count() or 1)
         tell(_COMPILING, 1, 1)
         content = linked.read_bytes()

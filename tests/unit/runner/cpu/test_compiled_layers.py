@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Iterator
 from itertools import product
@@ -25,6 +26,8 @@ from langchain_specdec.runner.cpu import compile_costs
 from langchain_specdec.runner.cpu import compiled_layers as compilation
 from langchain_specdec.runner.cpu.compile_costs import CompileCosts
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
+from langchain_specdec.runner.cpu.decoder_trial import native_library
+from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -289,6 +292,25 @@ def test_whoever_asks_for_what_cannot_be_is_told() -> None:
     runner = make_runner(loaded(model), num_slots=1, max_length=64, max_width=3, compile="auto")
     assert isinstance(runner, ModelRunner)
     assert runner.compiled is None
+
+
+@pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
+def test_a_model_that_has_nothing_to_compile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    told = (
+        f"{tmp_path} cannot be compiled: the native decoder runs it, which has nothing to compile. "
+        "Leave compile at 'auto' or set it to 'off'."
+    )
+    for mode in ("reduce-overhead", "max-autotune"):
+        with pytest.raises(InvalidParameterError, match=re.escape(told)):
+            LocalBackend(tmp_path, compile=mode, max_length=64)
+    silent: list[Any] = [{"compile": "auto"}, {"compile": "off"}, {}]
+    for options in silent:
+        backend = LocalBackend(tmp_path, max_length=64, draft_model=tmp_path, **options)
+        assert isinstance(backend.engine.runner, NativeRunner)
+        backend.close()
+    assert not caplog.records
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,7 +106,10 @@ class TestACompilation:
         monkeypatch.setattr("ctypes.CDLL", lambda path: object())
         kernels._warn_not_kept.cache_clear()
 
-    def test_it_is_told_for_it_takes_seconds(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_it_is_told_for_it_takes_seconds(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "langchain_specdec")
         monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "cache")
         told: list[tuple[str, int, int]] = []
         with telling(lambda *news: told.append(news)):
@@ -114,6 +119,25 @@ class TestACompilation:
         assert len(told) == 2, "the second time it is kept"
         kernels._library("decode_attention", ("-mavx2",))
         assert len(told) == 2, "nobody asked any more"
+        assert [message.partition("-")[0] for message in caplog.messages] == [
+            f"Compiling the kernels for this CPU, which takes some seconds and is done once: {name}"
+            for name in ("panel_linear", "decode_attention")
+        ]
+
+    def test_many_that_compile_at_once_keep_one_whole(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "cache")
+        at_once = threading.Barrier(4)
+
+        def run(command: list[str]) -> None:
+            if "-shared" in command:
+                at_once.wait(60)
+            Path(command[-1]).write_bytes(b"library" * 100_000)
+
+        monkeypatch.setattr(kernels, "_run", run)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: kernels._library("panel_linear", ("-mavx2",)), range(4)))
+        (kept,) = (tmp_path / "cache").iterdir()
+        assert kept.read_bytes() == b"library" * 100_000
 
     @pytest.mark.parametrize("is_known", [True, False])
     def test_what_cannot_be_kept_is_told_once(

@@ -160,7 +160,7 @@ def test_decoders_of_any_shape(shape: Shape, rng: random.Random, threads: int, b
 @pytest.mark.parametrize("before", BORDERS)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (1, None), (200, 5.0), (256, None)])
 def test_texts_of_any_length(before: int, window: int | None, softcap: float | None) -> None:
-    shape = Shape(windows=(window, None), attention_softcap=softcap, positions=LENGTH)
+    shape = Shape(windows=(window, None), attention_softcap=softcap)
     check_forwards(shape, random.Random(before), 2, [before], 20)
 
 
@@ -170,7 +170,7 @@ def test_a_window_of_each_branch_of_a_tree(before: int, window: int) -> None:
     # Tokens of a tree do not stand in order of their positions, and the window of one may begin before that of those
     # that stand before it.
     row = Row(0, before, list(range(13)), [-1, 0, 1, 2, 1, 2, 2, 4, 4, 6, 8, 8, 0])
-    shape = Shape(windows=(window, None), heads=8, kv_heads=1, positions=LENGTH)
+    shape = Shape(windows=(window, None), heads=8, kv_heads=1)
     weights, tokens = random_decoder(shape), [i * i % shape.vocab for i in range(before)]
     reference = ReferenceDecoder(weights)
     _, past = reference.forward(tokens)
