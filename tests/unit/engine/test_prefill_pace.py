@@ -40,6 +40,16 @@ def test_a_chunk_is_whole_where_nobody_waits_for_it() -> None:
     assert PrefillPace(512, is_adaptive=False).chunk(7, 1) == 512
 
 
+def test_a_chunk_that_nobody_waits_for_takes_a_second_at_most() -> None:
+    # Whoever comes meanwhile waits for it.
+    assert paced(token=0.004).chunk(0, 1) == 250
+    # Fewer tokens would read slower.
+    assert paced(token=0.1).chunk(0, 1) == 128
+    pace = PrefillPace(512, is_adaptive=False)
+    pace.observe_prefill(512, 512 * 0.1)
+    assert pace.chunk(0, 1) == 512
+
+
 def test_a_chunk_is_longer_while_more_wait_for_their_prompt_than_for_their_next_token() -> None:
     assert [paced().chunk(1, 7), paced().chunk(4, 4), paced().chunk(2, 3)] == [140, 20, 30]
 
