@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 # A chunk may take the time of so many decoding steps while texts go on.
 _STEPS_PER_CHUNK = 4.0
-# Fewer tokens cost about as much: reading the weights bounds the forward.
-_LEAST_CHUNK = 16
+# Fewer tokens cost about as much: reading the weights, or far along in a prompt its keys, bounds the forward.
+_LEAST_CHUNK = 8
 # Taken before costs are known.
 _FIRST_CHUNK = 32
 # Where nobody waits, a chunk may take so many seconds: whoever comes meanwhile, or closes the engine, waits for it.
