@@ -46,13 +46,8 @@ ASKED = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "long"
     # Large heads: keys and values are to be seen beside whatever else a process does with memory.
-    shape: dict[str, Any] = {
-        "head_dim": 64,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 32_768,
-    }
-    tiny_model(**shape).save_pretrained(path)
+    heads: dict[str, Any] = {"head_dim": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
+    tiny_model(max_position_embeddings=32_768, **heads).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 
