@@ -9,6 +9,8 @@ from langchain_specdec.engine.request import Request
 
 # While more requests wait than there are free slots, a free slot waits so many turns for others that free up as soon.
 _PATIENCE = 3
+# Tokens of two texts that are compared at a time.
+_COMPARED = 512
 
 
 class Scheduler:
@@ -36,6 +38,8 @@ class Scheduler:
         # Free slots and the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
         self._num_turns_waited = 0
+        # Whether the latest prefill read on in the prompt that came first.
+        self._has_read_oldest = False
         self._token_budget = token_budget
         # Tokens that each slot holds or may come to hold, and what was let go of since this was last taken.
         self._num_held = dict.fromkeys(range(num_slots), 0)
@@ -72,11 +76,13 @@ class Scheduler:
         admitted = []
         while self._waiting and self._resting:
             request = self._waiting[0]
+            # A prompt that waits for room is compared with nothing: it may wait for many turns.
+            if not self._has_room(request.max_tokens):
+                break
             shared = {slot: _shared_length(tokens, request) for slot, tokens in self._resting.items()}
             # max() takes the first of equals: the longest-rested.
             slot = max(shared, key=lambda s: shared[s])
-            if not self._make_room(slot, request.max_tokens):
-                break
+            self._make_room(slot, request.max_tokens)
             self._waiting.popleft()
             del self._resting[slot]
             request.slot, request.num_cached, request.num_reused = slot, shared[slot], shared[slot]
@@ -84,17 +90,22 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
-    def _make_room(self, slot: int, size: int) -> bool:
-        """Let go of what leaves no room for a request of that size in a resting slot; whether it can have the room."""
+    def _has_room(self, size: int) -> bool:
+        """Whether a request of that size has room beside the running ones."""
+        return self._token_budget is None or self._num_left(self._token_budget, size) >= 0
+
+    def _num_left(self, budget: int, size: int) -> int:
+        """Tokens that may rest in slots beside the running requests and one of that size."""
+        return budget - size - sum(self._num_held[request.slot] for request in self._running)
+
+    def _make_room(self, slot: int, size: int) -> None:
+        """Let go of what leaves no room for a request of that size in a resting slot."""
         budget = self._token_budget
         if budget is None:
-            return True
-        num_left = budget - size - sum(self._num_held[request.slot] for request in self._running)
-        if num_left < 0:
-            return False
+            return
         self._hold(slot, size)
         others = [other for other in self._resting if other != slot]
-        excess = sum(self._num_held[other] for other in others) - num_left
+        excess = sum(self._num_held[other] for other in others) - self._num_left(budget, size)
         for other in others:
             if excess <= 0:
                 break
@@ -102,7 +113,6 @@ class Scheduler:
             self._resting[other] = []
             self._hold(other, 0)
         self._num_held[slot] = size
-        return True
 
     def _hold(self, slot: int, count: int) -> None:
         """Let go of what a slot holds beyond so many tokens."""
@@ -128,25 +138,29 @@ class Scheduler:
         return False
 
     def next_prefill(self, budget: int) -> list[tuple[Request, int]]:
-        """Requests for the next prefill forward and the position to which each is to be taken; oldest first.
+        """Requests for the next prefill forward and the position to which each is to be taken.
 
         Several short prompts share a forward as long as, padded to the widest, they fit the budget and their slots; a
-        prompt longer than the budget gets it alone, one chunk at a time.
+        prompt longer than the budget gets it alone, one chunk at a time. The oldest prompts come first, and every other
+        time those of which the least is left: so one that is long keeps no other waiting, nor they it.
 
         Args:
             budget: Most tokens of the forward, padding included.
         """
+        reading = [request for request in self._running if not request.is_prefilled]
+        oldest = next(iter(reading), None)
+        if self._has_read_oldest:
+            reading.sort(key=lambda request: request.prefill_stop - request.num_cached)
         batch: list[tuple[Request, int]] = []
         width = start = 0
-        for request in self._running:
-            if request.is_prefilled:
-                continue
+        for request in reading:
             size = min(request.prefill_stop - request.num_cached, budget)
             width, start = max(width, size), max(start, request.num_cached)
             is_too_large = width * (len(batch) + 1) > budget or start + width > self._max_length
             if batch and is_too_large:
                 break
             batch.append((request, request.num_cached + size))
+        self._has_read_oldest = any(request is oldest for request, _ in batch)
         return sorted(batch, key=lambda item: item[0].slot)
 
     def next_decode(self) -> list[Request]:
@@ -178,6 +192,8 @@ def _shared_length(resting: Sequence[int], request: Request) -> int:
     """Tokens of the prompt that need no prefill; the last one always runs, for its logits."""
     limit = min(len(resting), request.prefill_stop)
     prompt = request.prompt_ids
-    if list(resting[:limit]) == list(prompt[:limit]):
-        return limit
-    return next(i for i in range(limit) if resting[i] != prompt[i])
+    for start in range(0, limit, _COMPARED):
+        stop = min(start + _COMPARED, limit)
+        if list(resting[start:stop]) != list(prompt[start:stop]):
+            return next(i for i in range(start, stop) if resting[i] != prompt[i])
+    return limit

@@ -32,12 +32,22 @@ def test_a_chunk_takes_the_time_of_a_few_steps_while_texts_go_on() -> None:
     assert paced(step=0.05).chunk(7, 1) == 200
     assert paced(step=1.0).chunk(7, 1) == 512
     # Fewer tokens would not be faster.
-    assert paced(token=0.1).chunk(7, 1) == 16
+    assert paced(token=0.1).chunk(7, 1) == 8
 
 
 def test_a_chunk_is_whole_where_nobody_waits_for_it() -> None:
     assert paced().chunk(0, 1) == PrefillPace(512, is_adaptive=True).chunk(0, 8) == 512
     assert PrefillPace(512, is_adaptive=False).chunk(7, 1) == 512
+
+
+def test_a_chunk_that_nobody_waits_for_takes_a_second_at_most() -> None:
+    # Whoever comes meanwhile waits for it.
+    assert paced(token=0.004).chunk(0, 1) == 250
+    # Fewer tokens would read slower.
+    assert paced(token=0.1).chunk(0, 1) == 128
+    pace = PrefillPace(512, is_adaptive=False)
+    pace.observe_prefill(512, 512 * 0.1)
+    assert pace.chunk(0, 1) == 512
 
 
 def test_a_chunk_is_longer_while_more_wait_for_their_prompt_than_for_their_next_token() -> None:
@@ -60,7 +70,10 @@ def test_one_forward_that_took_long_changes_little() -> None:
     assert pace.chunk(7, 1) in (19, 20, 21)
 
 
-def test_seven_texts_go_on_while_a_long_prompt_is_read(engines: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seconds_per_key", [0.0, 5e-7])
+def test_seven_texts_go_on_while_a_long_prompt_is_read(
+    engines: MakeEngine, monkeypatch: pytest.MonkeyPatch, seconds_per_key: float
+) -> None:
     model = tiny_model(max_position_embeddings=4096)
     engine = engines(model, num_slots=8, max_length=4000)
     clock = SimpleNamespace(now=0.0)
@@ -71,7 +84,8 @@ def test_seven_texts_go_on_while_a_long_prompt_is_read(engines: MakeEngine, monk
 
     def slow_prefill(batch: RowBatch) -> None:
         prefill(batch)
-        clock.now += TOKEN_SECONDS * len(batch.slots) * batch.width
+        # A token takes the longer the more stands before it.
+        clock.now += (TOKEN_SECONDS + seconds_per_key * max(batch.starts)) * len(batch.slots) * batch.width
         log.append(("prefill", clock.now))
 
     def slow_verify(batch: RowBatch) -> Any:

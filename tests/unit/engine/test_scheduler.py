@@ -150,16 +150,44 @@ def test_padding_stays_within_the_slots() -> None:
 
 
 def test_a_long_prompt_goes_in_chunks() -> None:
-    scheduler, requests = Scheduler(2), requests_of_lengths(40, 12)
-    admitted(scheduler, requests)
-    stops = []
-    while not requests[0].is_prefilled:
-        [(request, stop)] = scheduler.next_prefill(16)
-        assert request is requests[0]
-        request.num_cached = stop
-        stops.append(stop)
-    assert stops == [16, 32, 39]
-    assert scheduler.next_prefill(16) == [(requests[1], 11)]
+    scheduler, (request,) = Scheduler(1), requests_of_lengths(40)
+    admitted(scheduler, [request])
+    assert read_all(scheduler, 16) == [[(0, 16)], [(0, 32)], [(0, 39)]]
+
+
+def read_all(scheduler: Scheduler, budget: int) -> list[list[tuple[int, int]]]:
+    """The prefill forwards until all prompts are read: request and position of each row."""
+    forwards = []
+    while prefill := scheduler.next_prefill(budget):
+        for request, stop in prefill:
+            request.num_cached = stop
+        forwards.append([(request.request_id, stop) for request, stop in prefill])
+    return forwards
+
+
+def test_a_short_prompt_waits_for_one_chunk_of_a_long_one_at_most() -> None:
+    scheduler, requests = Scheduler(3), requests_of_lengths(60, 40, 12)
+    admitted(scheduler, requests[:2])
+    (first,) = scheduler.next_prefill(16)
+    first[0].num_cached = first[1]
+    assert first == (requests[0], 16)
+    admitted(scheduler, requests[2:])
+    # Long ones are read one after the other all the same, the one that came first before the others.
+    long = [[(0, 32)], [(0, 48)], [(0, 59)], [(1, 16)], [(1, 32)], [(1, 39)]]
+    assert read_all(scheduler, 16) == [[(2, 11)], *long]
+
+
+def test_a_long_prompt_is_read_on_however_many_short_ones_come() -> None:
+    scheduler, long = Scheduler(4), make_request(0, range(1, 200))
+    admitted(scheduler, [long])
+    for turn in range(12):
+        (short,) = admitted(scheduler, [make_request(1 + turn, [1000 + turn, *range(9)])])
+        for request, stop in scheduler.next_prefill(20):
+            request.num_cached = stop
+        assert long.num_cached == 20 * (turn // 2 + 1)
+        assert short.is_prefilled == (turn % 2 == 1)
+        for request in [request for request in scheduler.running if request.is_prefilled]:
+            finish(scheduler, request)
 
 
 def test_only_prefilled_requests_decode() -> None:
@@ -186,6 +214,7 @@ def test_everything_is_served_in_order_and_within_the_budget(
     waiting = [make_request(i, [rng.randrange(2) for _ in range(length)]) for i, length in enumerate(lengths)]
     served: list[int] = []
     rounds = 0
+    has_oldest = True
     while waiting or scheduler.requests:
         rounds += 1
         assert rounds < 1000
@@ -201,9 +230,13 @@ def test_everything_is_served_in_order_and_within_the_budget(
             width = max(stop - request.num_cached for request, stop in prefill)
             assert width * len(prefill) <= budget
             assert max(request.num_cached for request, _ in prefill) + width <= max_length or len(prefill) == 1
-            # The oldest that needs it is always among them.
-            oldest = min(r.request_id for r in scheduler.running if not r.is_prefilled)
-            assert oldest in {request.request_id for request, _ in prefill}
+            reading = [r for r in scheduler.running if not r.is_prefilled]
+            batch = [request for request, _ in prefill]
+            # The oldest that needs it is among them every other time, and else the one that is the nearest to its end.
+            least = min(r.prefill_stop - r.num_cached for r in reading)
+            had_oldest, has_oldest = has_oldest, min(r.request_id for r in reading) in {r.request_id for r in batch}
+            assert has_oldest or had_oldest
+            assert has_oldest or least in [r.prefill_stop - r.num_cached for r in batch]
         for request, stop in prefill:
             assert request.num_cached < stop <= request.prefill_stop
             request.num_cached = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ from tests.support.reference_decoder import Past, ReferenceDecoder
 library = native_library()
 pytestmark = pytest.mark.skipif(library is None, reason="there is no native decoder for this machine")
 
-LENGTH = 640
+LENGTH, LONG = 640, 5120
 # Keys are read in groups of 16 and spans of 256, and at most 128 tokens go through the layers at a time.
 BORDERS = [0, 1, 15, 16, 17, 127, 128, 129, 255, 256, 257, 511, 512, 513]
 PLAIN = [Format.F32, Format.F16, Format.BF16]
@@ -67,13 +68,15 @@ randoms = st.integers(0, 2**32).map(random.Random)
 
 
 @contextmanager
-def decoders(weights: DecoderWeights, num_slots: int, *threads: int) -> Iterator[list[NativeDecoder]]:
+def decoders(
+    weights: DecoderWeights, num_slots: int, *threads: int, length: int = LENGTH
+) -> Iterator[list[NativeDecoder]]:
     """Decoders of the same weights with so many threads each."""
     assert library is not None
     with ExitStack() as stack:
         made = []
         for count in threads:
-            made.append(NativeDecoder(library, weights, num_slots, LENGTH, count))
+            made.append(NativeDecoder(library, weights, num_slots, length, count))
             stack.callback(made[-1].close)
         yield made
 
@@ -185,6 +188,36 @@ def test_a_window_of_each_branch_of_a_tree(before: int, window: int) -> None:
 def test_nine_texts_at_once(widest: int) -> None:
     before = [0, 3, 15, 16, 40, 127, 128, 129, 260]
     check_forwards(Shape(windows=(None, 30, None), heads=6), random.Random(widest), 3, before, widest)
+
+
+def plain_picks(decoder: NativeDecoder, row: Row, vocab: int) -> list[int]:
+    """What is picked after each token of a row where its text is decoded token by token, alone, path by path."""
+    picks = []
+    for seen in row.ancestors:
+        path = [token for token, is_seen in zip(row.tokens, seen, strict=True) if is_seen]
+        for depth, token in enumerate(path):
+            result = run_rows(decoder, [Row(row.slot, row.start + depth, [token])], vocab=vocab)
+        picks += result.picks[0]
+    return picks
+
+
+@pytest.mark.parametrize("before", [254, 256, 511, 1023, 1024, 2049, 4095])
+def test_drafts_have_the_picks_of_plain_decoding_in_any_company(before: int) -> None:
+    # Attention is cut up by spans for few tokens after long texts, and by tokens for many.
+    shape = Shape(windows=(None, 300), heads=6, positions=LONG + 40)
+    rng, vocab, weights = random.Random(before), shape.vocab, random_decoder(shape, before)
+    texts = [[rng.randrange(vocab) for _ in range(length)] for length in (before, 255, 0, LONG - before - 1)]
+    with decoders(weights, len(texts), 1, 2, 3, length=LONG + 40) as (alone, *others):
+        for decoder in (alone, *others):
+            for slot, tokens in enumerate(texts):
+                read_in(decoder, slot, tokens, sizes(rng, 100, 512), vocab)
+        for width, is_tree in itertools.product((1, 2, 5, 13, 33), (False, True)):
+            rows = [random_row(rng, slot, len(text), width, vocab, is_tree=is_tree) for slot, text in enumerate(texts)]
+            expected = [plain_picks(alone, row, vocab) for row in rows]
+            for company in (rows, rows[:1], rows[:2], rng.sample(rows, 3)):
+                for decoder in others:
+                    picks = run_rows(decoder, company, vocab=vocab).picks
+                    assert picks == [expected[row.slot] for row in company], (width, is_tree)
 
 
 @pytest.mark.parametrize("number_format", [*BLOCKS, *SUPER_BLOCKS])
