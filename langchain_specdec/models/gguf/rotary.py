@@ -1,4 +1,8 @@
-"""Rotary tables of GGUF models, by transformers' own arithmetic in float32."""
+"""Rotary tables of GGUF models, by transformers' own arithmetic in float32.
+
+NumPy does it: the first products and powers of PyTorch take 6 MB of its library into memory, which a native decoder does
+without.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,17 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from langchain_specdec.errors import ModelLoadError
 from langchain_specdec.models.gguf.config import GGUFConfig
 from langchain_specdec.models.gguf.file import GGUFFile
 from langchain_specdec.models.gguf.tensors import read_vector
-from langchain_specdec.runner.cpu.decoder_weights import RotaryTable
+from langchain_specdec.runner.cpu.decoder_weights import Floats, RotaryTable
 
 # Whose factors a file may carry: Llama 3's scaling, and that of Phi-3 for short texts.
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight")
+# Positions that are computed at a time, in float64.
+_CHUNK = 1024
 
 
 def rotary_tables(file: GGUFFile, config: GGUFConfig) -> list[RotaryTable]:
@@ -38,35 +42,47 @@ def rotary_dim(config: GGUFConfig) -> int:
     return numbers
 
 
-def inverse_frequencies(file: GGUFFile, config: GGUFConfig) -> tuple[Tensor, float]:
+def inverse_frequencies(file: GGUFFile, config: GGUFConfig) -> tuple[Floats, float]:
     """By how much each pair turns from one position to the next, and what cosines and sines are multiplied by."""
     dim, scaling = rotary_dim(config), config.rope_scaling or {}
     frequencies, scale = _frequencies(config.rope_theta, dim), 1.0
     if scaling.get("rope_type") == "linear":
-        frequencies = frequencies / scaling["factor"]
+        frequencies = frequencies / np.float32(scaling["factor"])
     elif scaling.get("rope_type") == "yarn":
         frequencies, scale = _yarn(config.rope_theta, dim, scaling)
     scale = scaling.get("attention_factor", scale)
     for name in FACTORS:
         if name in file.tensors:
-            factors = torch.from_numpy(read_vector(file.tensors[name]))
-            if len(factors) != dim // 2 or not bool((factors > 0).all()):
+            factors = read_vector(file.tensors[name])
+            if len(factors) != dim // 2 or not (factors > 0).all():
                 raise ModelLoadError(f"{str(file.path)!r} is damaged: {name} does not fit. Download it anew.")
             frequencies = frequencies / factors
     return frequencies, scale
 
 
-def _frequencies(base: float, dim: int) -> Tensor:
-    return 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
+def _powers(base: float, dim: int) -> Floats:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    # A power is rounded once.
+    return (np.float64(base) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def _table(frequencies: Tensor, scale: float, config: GGUFConfig) -> RotaryTable:
-    angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequencies
-    cosines, sines = (np.ascontiguousarray((turn(angles) * scale).numpy()) for turn in (torch.cos, torch.sin))
+def _frequencies(base: float, dim: int) -> Floats:
+    return np.float32(1) / _powers(base, dim)
+
+
+def _table(frequencies: Floats, scale: float, config: GGUFConfig) -> RotaryTable:
+    positions = config.max_position_embeddings
+    cosines, sines = (np.empty((positions, len(frequencies)), np.float32) for _ in range(2))
+    for start in range(0, positions, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, positions))
+        # Angles are float32 numbers, as transformers has them; what follows is rounded once, on every machine alike.
+        angles = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * frequencies
+        for turn, table in ((np.cos, cosines), (np.sin, sines)):
+            table[rows] = turn(angles.astype(np.float64)).astype(np.float32) * np.float32(scale)
     return RotaryTable(cosines, sines)
 
 
-def _yarn(base: float, dim: int, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+def _yarn(base: float, dim: int, scaling: dict[str, Any]) -> tuple[Floats, float]:
     """Peng et al. 2023, "YaRN"."""
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
 
@@ -76,8 +92,9 @@ def _yarn(base: float, dim: int, scaling: dict[str, Any]) -> tuple[Tensor, float
 
     low = max(math.floor(place(scaling.get("beta_fast", 32.0))), 0)
     high = min(math.ceil(place(scaling.get("beta_slow", 1.0))), dim - 1)
-    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (max(high - low, 0.001)), 0, 1)
-    powers = base ** (torch.arange(0, dim, 2).float() / dim)
-    kept = 1 - ramp
-    frequencies = 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
+    places = np.arange(dim // 2, dtype=np.float32) - np.float32(low)
+    ramp = np.clip(places / np.float32(max(high - low, 0.001)), 0, 1)
+    powers, one = _powers(base, dim), np.float32(1)
+    kept = one - ramp
+    frequencies = one / (np.float32(factor) * powers) * (one - kept) + one / powers * kept
     return frequencies, 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
