@@ -123,6 +123,7 @@ class ReferenceDecoder:
 
     def _turn(self, heads: Tensor, rotary: int, positions: Tensor) -> Tensor:
         table = self.weights.rotary[rotary]
+        table.reach(int(positions.max()) + 1)
         rows = positions.clamp(max=table.cosines.shape[0] - 1)
         cosines = torch.from_numpy(np.array(table.cosines)).to(self._dtype)[rows][:, None, :]
         sines = torch.from_numpy(np.array(table.sines)).to(self._dtype)[rows][:, None, :]

@@ -19,7 +19,7 @@ from langchain_specdec.runner.cpu.decoder_weights import Floats, RotaryTable
 
 # Whose factors a file may carry: Llama 3's scaling, and that of Phi-3 for short texts.
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight")
-# Positions that are computed at a time, in float64.
+# Positions that are computed at a time. A table of 131072 takes 32 MB and more, and most texts end long before.
 _CHUNK = 1024
 
 
@@ -71,15 +71,23 @@ def _frequencies(base: float, dim: int) -> Floats:
 
 
 def _table(frequencies: Floats, scale: float, config: GGUFConfig) -> RotaryTable:
-    positions = config.max_position_embeddings
-    cosines, sines = (np.empty((positions, len(frequencies)), np.float32) for _ in range(2))
-    for start in range(0, positions, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, positions))
-        # Angles are float32 numbers, as transformers has them; what follows is rounded once, on every machine alike.
-        angles = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * frequencies
-        for turn, table in ((np.cos, cosines), (np.sin, sines)):
-            table[rows] = turn(angles.astype(np.float64)).astype(np.float32) * np.float32(scale)
-    return RotaryTable(cosines, sines)
+    positions, filled = config.max_position_embeddings, 0
+    # Zeros take no memory until they are written to.
+    cosines, sines = (np.zeros((positions, len(frequencies)), np.float32) for _ in range(2))
+
+    def reach(wanted: int) -> None:
+        # Who fills in the same rows meanwhile, for another decoder, writes the same numbers.
+        nonlocal filled
+        start = filled
+        while start < min(wanted, positions):
+            rows = slice(start, min(start + _CHUNK, positions))
+            # Angles are float32 numbers, as transformers has them; what follows is rounded once, on all machines alike.
+            angles = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * frequencies
+            for turn, table in ((np.cos, cosines), (np.sin, sines)):
+                table[rows] = turn(angles.astype(np.float64)).astype(np.float32) * np.float32(scale)
+            filled = start = rows.stop
+
+    return RotaryTable(cosines, sines, reach)
 
 
 def _yarn(base: float, dim: int, scaling: dict[str, Any]) -> tuple[Floats, float]:

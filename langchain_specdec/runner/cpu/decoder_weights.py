@@ -6,7 +6,7 @@ float16 or bfloat16 numbers. What a block stands for is what dequantising it giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -139,10 +139,13 @@ class RotaryTable:
     Attributes:
         cosines: float32 `[positions, rotary_dim / 2]`, with the scaling of attention that some kinds have in it.
         sines: Likewise.
+        reach: Has to be called with a number of positions before these are used, as whoever makes a table may fill it in
+            by need.
     """
 
     cosines: Floats
     sines: Floats
+    reach: Callable[[int], None] = lambda _: None  # noqa: E731 - a field
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class NativeRunner:
         self.bytes_per_token = self.cache.bytes_per_token
         self.num_threads = self._decoder.num_threads
         self._step = NativeStep(weights.vocab)
+        self._rotary = weights.rotary
+        self._num_turned = 0
 
     takes_trees = True
     is_width_free = False
@@ -223,7 +225,12 @@ class NativeRunner:
         step = self._step.fill(batch, has_logits=has_logits, last_only=last_only, picks=picks)
         note = self.cache.note
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):
-            note(slot, start + len(tokens))
+            stop = start + len(tokens)
+            note(slot, stop)
+            if stop > self._num_turned:
+                for table in self._rotary:
+                    table.reach(stop)
+                self._num_turned = stop
         self._decoder.run(step)
 
 

@@ -262,7 +262,12 @@ def test_tokens_that_are_no_list(whole):
 
 def test_a_length_that_no_model_has_takes_no_memory(tmp_path):
     read = read_gguf(write_gguf(tmp_path / "x.gguf", tiny_model("llama"), fields={"context_length": 2**32 - 1}))
-    assert read.config.max_position_embeddings == len(read.weights.rotary[0].cosines) == 2**20
+    table = read.weights.rotary[0]
+    assert read.config.max_position_embeddings == len(table.cosines) == 2**20
+    table.reach(1500)
+    assert table.cosines[1499].all()
+    # What a text does not reach takes no memory.
+    assert not table.cosines[2048:].any()
 
 
 def test_weights_that_no_such_model_has_are_refused(tmp_path):
