@@ -84,11 +84,10 @@ class PrivateTokenizer:
             if self._original is None:
                 with self._lock:
                     original = _copy(self.copied)
-                backend = getattr(original, "backend_tokenizer", None)
                 if self._cuts is not None:
-                    backend.enable_truncation(**self._cuts)
+                    original.backend_tokenizer.enable_truncation(**self._cuts)
                 if self._pads is not None:
-                    backend.enable_padding(**self._pads)
+                    original.backend_tokenizer.enable_padding(**self._pads)
                 self._original = original
             return self._original
 

@@ -1,7 +1,7 @@
 """Rotary tables of GGUF models, by transformers' own arithmetic in float32.
 
-NumPy does it: the first products and powers of PyTorch take 6 MB of its library into memory, which a native decoder does
-without.
+NumPy does it: the first products and powers of PyTorch bring 6 MB of its library into memory, which a native decoder
+does without.
 """
 
 from __future__ import annotations

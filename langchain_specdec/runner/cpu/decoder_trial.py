@@ -46,7 +46,7 @@ class _Random:
     """Random numbers without NumPy's module for them, of which nothing else here has a use: it takes 2 MB."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - nothing secret
+        self._random = random.Random(seed)
 
     def data(self, *shape: int) -> NDArray[np.uint8]:
         """Bytes."""
@@ -54,7 +54,7 @@ class _Random:
 
     def numbers(self, *shape: int) -> NDArray[np.float64]:
         """Numbers of variance 1, evenly spread."""
-        return self.data(*shape, 4).view(np.int32)[..., 0] * (math.sqrt(3) / 2**31)
+        return self.data(*shape, 4).view(np.int32)[..., 0].astype(np.float64) * (math.sqrt(3) / 2**31)
 
 
 def _is_product_right(library: NativeLibrary, format_: Format) -> bool:

@@ -139,13 +139,13 @@ class RotaryTable:
     Attributes:
         cosines: float32 `[positions, rotary_dim / 2]`, with the scaling of attention that some kinds have in it.
         sines: Likewise.
-        reach: Has to be called with a number of positions before these are used, as whoever makes a table may fill it in
-            by need.
+        reach: Has to be called with a number of positions before these are used, as a table may be filled in by
+            need.
     """
 
     cosines: Floats
     sines: Floats
-    reach: Callable[[int], None] = lambda _: None  # noqa: E731 - a field
+    reach: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True)

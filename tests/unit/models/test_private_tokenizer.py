@@ -140,12 +140,18 @@ def test_a_tokenizer_of_our_own_is_copied_once_it_is_asked_for(make: Any, is_cut
 
 
 def test_a_tokenizer_is_copied_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    private, copies = PrivateTokenizer(byte_tokenizer(), is_ours=True), []
-    monkeypatch.setattr(copy, "deepcopy", lambda tokenizer, deepcopy=copy.deepcopy: copies.append(1) or deepcopy(tokenizer))
+    private, copied = PrivateTokenizer(byte_tokenizer(), is_ours=True), copy.deepcopy
+    copies: list[Any] = []
+
+    def counting(tokenizer: Any) -> Any:
+        copies.append(tokenizer)
+        return copied(tokenizer)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: private.original, range(64)))
     assert {id(tokenizer) for tokenizer in found} == {id(private.original)}
-    assert len(copies) == 1
+    assert copies == [private.copied]
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, PythonTokenizer])
