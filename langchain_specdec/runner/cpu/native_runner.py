@@ -83,7 +83,6 @@ class NativeRunner:
         self.bytes_per_token = self.cache.bytes_per_token
         self.num_threads = self._decoder.num_threads
         self._step = NativeStep(weights.vocab)
-        self._rotary = weights.rotary
         self._num_turned = 0
 
     takes_trees = True
@@ -119,7 +118,7 @@ class NativeRunner:
         if weights is None or before is None or weights.num_bytes != before.num_bytes:
             self._unfit = "it is not what a native decoder runs any more"
         else:
-            self._unfit, self._weights = None, weights
+            self._unfit, self._weights, self._num_turned = None, weights, 0
             self._decoder.replace(weights)
         return True
 
@@ -227,8 +226,8 @@ class NativeRunner:
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):
             stop = start + len(tokens)
             note(slot, stop)
-            if stop > self._num_turned:
-                for table in self._rotary:
+            if stop > self._num_turned and self._weights is not None:
+                for table in self._weights.rotary:
                     table.reach(stop)
                 self._num_turned = stop
         self._decoder.run(step)
