@@ -166,7 +166,10 @@ class LocalBackend(Backend):
 
     @property
     def tokenizer(self) -> Any:
-        """The target's tokenizer, to be used and changed at will: the engine has a copy of its own."""
+        """The target's tokenizer, to be used and changed at will: the engine has its own.
+
+        Where it was loaded here, the first look makes a copy of some tens of MB.
+        """
         return self._target.tokenizer
 
     @property

@@ -111,7 +111,7 @@ def _make(spec: ContestantSpec, plan: Plan, target: Weights, draft: Weights | No
 
 
 def _is_chat(plan: Plan, target: Weights) -> bool:
-    has_format = target.tokenizer.chat_template is not None
+    has_format = target.tokenizer.copied.chat_template is not None
     if plan.is_chat and not has_format:
         msg = f"{target.name} has no chat format. Leave --chat out, or take the model's chat or instruct version."
         raise InvalidParameterError(msg)
@@ -127,4 +127,4 @@ def _encode_all(
         msg = f"max_new_tokens is {plan.params.max_new_tokens}, and {target.name} has {min(positions)} positions only."
         raise InvalidParameterError(msg)
     limit = min(room, plan.max_prompt_tokens or _MAX_LENGTH)
-    return [encode(question, target.tokenizer, limit, is_chat=is_chat) for question in questions]
+    return [encode(question, target.tokenizer.copied, limit, is_chat=is_chat) for question in questions]

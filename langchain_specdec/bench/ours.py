@@ -15,6 +15,7 @@ from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.runner import Runner
@@ -66,7 +67,8 @@ class EngineContestants:
             options |= {"draft_length": spec.setting, "max_draft_tokens": spec.setting}
         backend = LocalBackend(
             loaded.model,
-            loaded.tokenizer,
+            # That of a GGUF file comes with it, as it does for whoever names the file.
+            None if isinstance(loaded.model, GGUFModel) else loaded.private_tokenizer,
             drafter=drafter,
             num_slots=spec.concurrency or plan.batch,
             max_length=self._max_length,

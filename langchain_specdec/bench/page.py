@@ -120,7 +120,7 @@ def _answers(
         if run.contestant == shown.name:
             for place, prompt_id in enumerate(run.prompt_ids):
                 written.setdefault(prompt_id, (run, place))
-    own_tokenizer = PrivateTokenizer(tokenizer)
+    own_tokenizer = PrivateTokenizer.of(tokenizer)
     answers: list[Answer] = []
     size = 0
     for prompt_id, (run, place) in written.items():

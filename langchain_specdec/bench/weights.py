@@ -22,6 +22,7 @@ from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.gguf.tokenizer import ending_tokens, read_tokenizer
 from langchain_specdec.models.loaded_model import format_names
 from langchain_specdec.models.model_source import check_source, means_gguf
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Matrix
 from langchain_specdec.runner.trials import CompileMode
@@ -61,7 +62,7 @@ class Weights:
 
     ours: LoadedModel | None
     peer: Any
-    tokenizer: Any
+    tokenizer: PrivateTokenizer
     name: str
     eos_token_ids: tuple[int, ...]
     num_bytes: int
@@ -147,7 +148,7 @@ def load_weights(
     return Weights(
         loaded if for_ours else None,
         peer,
-        loaded.tokenizer,
+        loaded.private_tokenizer,
         name,
         loaded.eos_token_ids,
         num_bytes,
@@ -184,7 +185,7 @@ def _without_weights(name: str, gguf_path: str) -> Weights:
     """What is asked of a model whose file others read by themselves."""
     file = open_gguf(Path(gguf_path))
     config = read_config(file)
-    tokenizer = read_tokenizer(file, config.max_position_embeddings)
+    tokenizer = PrivateTokenizer(read_tokenizer(file, config.max_position_embeddings), is_ours=True)
     eos = tuple(ending_tokens(file))
     cpu = torch.device("cpu")
     return Weights(

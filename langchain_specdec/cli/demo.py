@@ -96,7 +96,7 @@ def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalB
     alike: Any = {n: options[n] for n in _ALIKE}
     # Layers of a model that is loaded already cannot be compiled, so "auto" is the most that can be asked for.
     alike["compile"] = "off" if options["compile"] == "off" else "auto"
-    return LocalBackend(speculative.model, speculative.tokenizer, drafter="none", **alike)
+    return LocalBackend(speculative.model, speculative.private_tokenizer, drafter="none", **alike)
 
 
 def _read(path: Path | None) -> str:

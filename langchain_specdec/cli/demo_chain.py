@@ -20,6 +20,7 @@ from langchain_specdec.completions.events import Token
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.documents.summarizer import DocumentSummarizer
 from langchain_specdec.llms import SpeculativeChunk, SpeculativeLLM
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.pages.page import Step
 from langchain_specdec.progress import Progress
 
@@ -67,9 +68,10 @@ def prompt_template(tokenizer: Any, model_name: str) -> PromptTemplate:
     Raises:
         InvalidParameterError: The format cannot be rendered.
     """
-    if tokenizer.chat_template:
+    private = PrivateTokenizer.of(tokenizer)
+    if private.copied.chat_template:
         messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": _DOCUMENT}]
-        rendered = ChatTemplate(tokenizer, model_name).text(messages)
+        rendered = ChatTemplate(private, model_name).text(messages)
     else:
         rendered = f"{_DOCUMENT}\n\n{INSTRUCTION}\n\nSummary:\n"
     # What a chat format has of braces is meant as it is.
@@ -105,7 +107,7 @@ def summarise(
     watcher = _Watcher(show, [] if steps is None else steps)
     summarizer = DocumentSummarizer(
         _WholeSentences(backend=backend, **params),
-        prompt=prompt_template(backend.tokenizer, backend.model_name),
+        prompt=prompt_template(backend.private_tokenizer, backend.model_name),
         on_progress=None if tell is None else lambda p: tell(what_of(p), p.done, p.total),
     )
     text = "".join(summarizer.stream(document, config={"callbacks": [watcher]}))

@@ -82,7 +82,7 @@ def takes_chat(backend: LocalBackend, system: str | None, is_chat: bool | None) 
     Raises:
         InvalidParameterError: The model has no format, or a raw prompt no place for a system message.
     """
-    has_format = backend.tokenizer.chat_template is not None
+    has_format = backend.private_tokenizer.copied.chat_template is not None
     if system is not None and is_chat is False:
         msg = "--system has no place in a raw prompt: leave out --raw, or put it into the prompt."
         raise InvalidParameterError(msg)

@@ -173,6 +173,7 @@ def _write_model(source: Path, folder: Path, progress: Progress) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    from langchain_specdec.models.gguf.file import open_gguf
     from langchain_specdec.models.gguf.model import read_gguf
     from langchain_specdec.models.gguf.to_transformers import state_dict, transformers_config
     from langchain_specdec.models.gguf.tokenizer import build_backend
@@ -193,7 +194,7 @@ def _write_model(source: Path, folder: Path, progress: Progress) -> None:
     special_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", special_ids)
     # `save` would report a full disk as a bare Exception.
-    (folder / "tokenizer.json").write_text(build_backend(model.file).to_str(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(build_backend(open_gguf(source)).to_str(), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_settings(model.tokenizer))
     progress("Reading the model file", 1, 1)
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ class LoadedModel:
     Attributes:
         model: Causal language model; one that was loaded elsewhere may be in training mode. Out of a GGUF file it is a
             `GGUFModel`, which is no module.
-        tokenizer: Its tokenizer, which its owner may use and change.
+        private_tokenizer: Its tokenizer, for everything done here.
         name: Model id or folder, for messages and identification.
         eos_token_ids: Tokens that end a text.
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
@@ -39,17 +38,17 @@ class LoadedModel:
     """
 
     model: Any
-    tokenizer: Any
+    private_tokenizer: PrivateTokenizer
     name: str
     eos_token_ids: tuple[int, ...]
     is_owned: bool = False
     adapter: str | None = None
     quantization: str | None = None
 
-    @cached_property
-    def private_tokenizer(self) -> PrivateTokenizer:
-        """A copy of the tokenizer for everything done here, as it was when this was read first."""
-        return PrivateTokenizer(self.tokenizer)
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, which its owner may use and change."""
+        return self.private_tokenizer.original
 
     @property
     def max_positions(self) -> int | None:

@@ -19,8 +19,9 @@ from langchain_specdec.models.devices import resolve_device, resolve_dtype
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
 from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
+from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source, means_gguf
-from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
 from langchain_specdec.models.quantized_loading import option_of
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
@@ -76,6 +77,8 @@ def load_model(
         is_native = _is_native(dtype, device, options)
         if (file := _gguf_file(model, options, is_native=is_native)) is not None:
             read = read_gguf(file, progress, name=str(model), with_tokenizer=tokenizer is None)
+            # Imports and the tokenizer's building leave some 20 MB of holes.
+            give_back_freed()
             loaded = replace(_loaded(read, tokenizer), is_owned=True)
             return loaded if is_native else _dequantised(loaded, dtype, device, options)
     from langchain_specdec.models.pretrained import load_pretrained
@@ -119,7 +122,10 @@ def _dequantised(
     if not _is_float32(dtype):
         module = module.to(resolve_dtype(dtype, resolve_device(device)))
     placed = load_pretrained(
-        module, loaded.tokenizer, device=resolve_device(device), attn_implementation=options.get("attn_implementation")
+        module,
+        loaded.private_tokenizer,
+        device=resolve_device(device),
+        attn_implementation=options.get("attn_implementation"),
     )
     return replace(placed, name=loaded.name, is_owned=True)
 
@@ -151,8 +157,11 @@ def _check_loaded(
 
 
 def _loaded(model: GGUFModel, tokenizer: Any) -> LoadedModel:
-    tokenizer = model.tokenizer if tokenizer is None else tokenizer
-    if tokenizer is None:
+    if tokenizer is not None:
+        private = PrivateTokenizer.of(tokenizer)
+    elif model.private_tokenizer is not None:
+        private = model.private_tokenizer.latest
+    else:
         msg = f"{model.name} was loaded without its tokenizer: give tokenizer= too."
         raise InvalidParameterError(msg)
-    return LoadedModel(model, tokenizer, model.name, eos_token_ids(model, tokenizer))
+    return LoadedModel(model, private, model.name, eos_token_ids(model, private.copied))

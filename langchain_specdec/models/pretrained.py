@@ -16,7 +16,7 @@ from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import check_source
-from langchain_specdec.models.private_tokenizer import check_tokenizer
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
 from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress
@@ -115,7 +115,9 @@ def load_pretrained(
         if device_map is None:
             loaded = loaded.to(placed)
         loaded.eval()
-    if tokenizer is None:
+    if tokenizer is not None:
+        private = PrivateTokenizer.of(tokenizer)
+    else:
         revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
         advice = (
             " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
@@ -127,10 +129,12 @@ def load_pretrained(
                 revision=revision or "main",
                 token=token,
             )
+        private = PrivateTokenizer(tokenizer, is_ours=True)
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
-    return LoadedModel(loaded, tokenizer, name, eos_token_ids(loaded, tokenizer), is_owned, parts.adapter, by_runner)
+    eos = eos_token_ids(loaded, private.copied)
+    return LoadedModel(loaded, private, name, eos, is_owned, parts.adapter, by_runner)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:

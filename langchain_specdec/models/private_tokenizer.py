@@ -1,4 +1,4 @@
-"""A copy of a tokenizer that nobody else uses or changes: what encodes and decodes every text here."""
+"""A tokenizer that nobody else uses or changes: what encodes and decodes every text here."""
 
 from __future__ import annotations
 
@@ -29,42 +29,38 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 class PrivateTokenizer:
-    """A copy of a Hugging Face tokenizer that cuts and pads nothing. It may be used from any number of threads.
+    """A Hugging Face tokenizer that cuts and pads nothing. It may be used from any number of threads.
 
     A tokenizer may carry truncation and padding, from its file or from its user's last call, and every call with
-    `truncation=True` changes it for whoever else uses it meanwhile. So the caller's own is read once, here, and neither
-    used nor changed afterwards; what it is given later, such as further tokens or a chat template, does not reach the
-    copy.
+    `truncation=True` changes it for whoever else uses it meanwhile. So what works here is a copy that nobody else has:
+    what a caller's tokenizer is given later, such as further tokens or a chat template, does not reach it. A copy takes
+    tens of MB, so a tokenizer that was loaded here is copied only once somebody asks for it.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
+        is_ours: Whether nobody else has it. It is worked with itself then, and must not be used otherwise afterwards.
 
     Raises:
         InvalidParameterError: It is none.
         UnsupportedModelError: It cannot be copied.
 
     Attributes:
-        original: The tokenizer that was copied, to hand back to whoever asks for it.
-        copied: The copy, to read from. Nothing may change it.
+        copied: The tokenizer that works here, to read from. Nothing may change it.
         backend: What runs in it, where it is a fast one; None where it is written in Python.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, is_ours: bool = False) -> None:
         check_tokenizer(tokenizer)
-        self.original = tokenizer
-        try:
-            self.copied = copy.deepcopy(tokenizer)
-        except Exception as error:  # whatever its attributes raise
-            reason = " ".join(str(error).split()).rstrip(".")
-            msg = (
-                f"The tokenizer ({type(tokenizer).__name__}) cannot be copied, and only a copy is safe from its other "
-                f"users: {reason}. Give one as AutoTokenizer loads it, without locks, open files and the like."
-            )
-            raise UnsupportedModelError(msg) from error
+        self._original = None if is_ours else tokenizer
+        self.copied = tokenizer if is_ours else _copy(tokenizer)
         self.backend: Tokenizer | None = getattr(self.copied, "backend_tokenizer", None)
+        # Whoever asks for a tokenizer that was loaded gets these as they came.
+        self._cuts = self._pads = None
         if self.backend is not None:
+            self._cuts, self._pads = self.backend.truncation, self.backend.padding
             self.backend.no_truncation()
             self.backend.no_padding()
+        self._handing_out = threading.Lock()
         self._is_decoded_by_backend = self.backend is not None and _is_decoded_by_backend(type(self.copied))
         # One in Python keeps state while it works. A fast one is only read: its calls run beside each other.
         self._lock = threading.Lock() if self.backend is None else contextlib.nullcontext()
@@ -76,6 +72,29 @@ class PrivateTokenizer:
     def of(cls, tokenizer: Any) -> Self:
         """A private copy of a tokenizer; one that is private already is shared."""
         return tokenizer if isinstance(tokenizer, cls) else cls(tokenizer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrivateTokenizer:
+        # Nothing changes it, so copies of what holds it may share it.
+        return self
+
+    @property
+    def original(self) -> Any:
+        """The tokenizer that was copied; of one that was loaded here a copy, which is everybody's to use and change."""
+        with self._handing_out:
+            if self._original is None:
+                with self._lock:
+                    original = _copy(self.copied)
+                if self._cuts is not None:
+                    original.backend_tokenizer.enable_truncation(**self._cuts)
+                if self._pads is not None:
+                    original.backend_tokenizer.enable_padding(**self._pads)
+                self._original = original
+            return self._original
+
+    @property
+    def latest(self) -> PrivateTokenizer:
+        """The same, as long as nobody else may have changed it; else a copy of what `original` is now."""
+        return self if self._original is None else PrivateTokenizer(self._original)
 
     @property
     def bos_token(self) -> str | None:
@@ -136,6 +155,18 @@ class PrivateTokenizer:
         with self._lock:
             text: str = self.copied.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _copy(tokenizer: Any) -> Any:
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # whatever its attributes raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        msg = (
+            f"The tokenizer ({type(tokenizer).__name__}) cannot be copied, and only a copy is safe from its other "
+            f"users: {reason}. Give one as AutoTokenizer loads it, without locks, open files and the like."
+        )
+        raise UnsupportedModelError(msg) from error
 
 
 def _is_decoded_by_backend(kind: type) -> bool:

@@ -31,6 +31,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner import attention
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import Verdict
@@ -89,9 +90,9 @@ def as_loaded(model: Model, device: str, dtype: torch.dtype = torch.float32) -> 
     return model
 
 
-def loaded(model: Any, eos_token_ids: Sequence[int] = (EOS,)) -> LoadedModel:
+def loaded(model: Any, eos_token_ids: Sequence[int] = (EOS,), tokenizer: Any = None) -> LoadedModel:
     """The model as the loader would hand it on."""
-    return LoadedModel(model, byte_tokenizer(), "tiny", tuple(eos_token_ids))
+    return LoadedModel(model, PrivateTokenizer(tokenizer or byte_tokenizer()), "tiny", tuple(eos_token_ids))
 
 
 def make_engine(

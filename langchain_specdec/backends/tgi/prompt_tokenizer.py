@@ -45,7 +45,7 @@ class LocalTokenizer:
             if loaded is None:
                 msg = f"The tokenizer of {tokenizer} cannot be loaded: {why}"
                 raise ModelLoadError(msg)
-            return cls(loaded)
+            return cls(PrivateTokenizer(loaded, is_ours=True))
         if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
             msg = f"tokenizer must be a Hugging Face tokenizer, a model id or a folder, got {tokenizer!r}."
             raise InvalidParameterError(msg)
@@ -69,7 +69,7 @@ class LocalTokenizer:
                 f"tokenizer of that model, its id, or a folder with it: tokenizer=."
             )
             raise ModelLoadError(msg)
-        return cls(loaded)
+        return cls(PrivateTokenizer(loaded, is_ours=True))
 
     @property
     def vocabulary(self) -> VocabularySize | None:

@@ -13,6 +13,7 @@ from langchain_specdec.models.gguf.config import GGUFConfig, read_config
 from langchain_specdec.models.gguf.file import GGUFFile, open_gguf
 from langchain_specdec.models.gguf.tokenizer import ending_tokens, read_tokenizer
 from langchain_specdec.models.gguf.weights import check_tensors, read_weights
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.progress import READING_WEIGHTS, Progress
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 
@@ -29,8 +30,8 @@ class GGUFModel:
         config: Its configuration, under Hugging Face's names.
         generation_config: Its special tokens; `eos_token_id` lists all that end a text.
         weights: Its weights.
-        tokenizer: A `PreTrainedTokenizerFast` with the file's chat template; None where another one was given.
-        file: Where it was read from.
+        private_tokenizer: Its tokenizer, for everything done here; None where another one was given.
+        file: Where it was read from, without the lists that a tokenizer is built from.
         dtype: Of its arithmetic.
         device: Where it is.
     """
@@ -39,10 +40,15 @@ class GGUFModel:
     config: GGUFConfig
     generation_config: GGUFConfig
     weights: DecoderWeights
-    tokenizer: Any
+    private_tokenizer: PrivateTokenizer | None
     file: GGUFFile
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def tokenizer(self) -> Any:
+        """A `PreTrainedTokenizerFast` with the file's chat template; None where another one was given."""
+        return None if self.private_tokenizer is None else self.private_tokenizer.original
 
 
 def read_gguf(
@@ -74,7 +80,10 @@ def read_gguf(
     generation = GGUFConfig(
         bos_token_id=config.bos_token_id, eos_token_id=ending_tokens(file), pad_token_id=config.pad_token_id
     )
-    tokenizer = read_tokenizer(file, config.max_position_embeddings) if with_tokenizer else None
+    tokenizer = None
+    if with_tokenizer:
+        tokenizer = PrivateTokenizer(read_tokenizer(file, config.max_position_embeddings), is_ours=True)
+    file = file.without_lists()
 
     def tell(done: int, total: int) -> None:
         if progress is not None and total >= _LONG:

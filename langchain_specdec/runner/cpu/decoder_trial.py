@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,34 @@ def is_right(library: NativeLibrary) -> bool:
     return all(_is_product_right(library, format_) for format_ in Format) and _is_decoder_right(library)
 
 
+class _Random:
+    """Random numbers without NumPy's module for them, of which nothing else here has a use: it takes 2 MB."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def data(self, *shape: int) -> NDArray[np.uint8]:
+        """Bytes."""
+        return np.frombuffer(bytearray(self._random.randbytes(math.prod(shape))), np.uint8).reshape(shape)
+
+    def numbers(self, *shape: int) -> NDArray[np.float64]:
+        """Numbers of variance 1, evenly spread."""
+        return self.data(*shape, 4).view(np.int32)[..., 0].astype(np.float64) * (math.sqrt(3) / 2**31)
+
+
 def _is_product_right(library: NativeLibrary, format_: Format) -> bool:
     numbers, size = BLOCKS[format_]
     inputs = 2 * max(numbers, 20)
-    rng = np.random.default_rng(int(format_))
+    rng = _Random(int(format_))
     if format_ in PLAIN:
-        data = _bits(rng.standard_normal((5, inputs)), format_)
+        data = _bits(rng.numbers(5, inputs), format_)
     else:
         # Whatever the bits are they stand for numbers, unless a scale in half precision is infinite or none.
-        data = rng.integers(0, 256, (5, inputs // numbers * size), np.uint8)
+        data = rng.data(5, inputs // numbers * size)
         data &= np.where(np.arange(data.shape[1]) % 2 == 1, 0xBF, 0xFF).astype(np.uint8)
     matrix = Matrix(data, format_, inputs)
     widened = np.stack([library.widen(matrix, row) for row in range(5)])
-    x = rng.standard_normal((3, inputs)).astype(np.float32)
+    x = rng.numbers(3, inputs).astype(np.float32)
     expected = x.astype(np.float64) @ widened.T.astype(np.float64)
     scale = float((np.abs(x).astype(np.float64) @ np.abs(widened.T).astype(np.float64)).max())
     found = library.product(matrix, x)
@@ -95,13 +111,13 @@ def _run(decoder: NativeDecoder, tokens: list[int], start: int, parents: list[in
 
 
 def _weights() -> DecoderWeights:
-    rng = np.random.default_rng(20)
+    rng = _Random(20)
 
     def matrix(outputs: int, inputs: int, format_: Format) -> Matrix:
-        return Matrix(_bits(rng.standard_normal((outputs, inputs)) / math.sqrt(inputs), format_), format_, inputs)
+        return Matrix(_bits(rng.numbers(outputs, inputs) / math.sqrt(inputs), format_), format_, inputs)
 
     def norm(size: int) -> Floats:
-        return (1.0 + 0.1 * rng.standard_normal(size)).astype(np.float32)
+        return (1.0 + 0.1 * rng.numbers(size)).astype(np.float32)
 
     def layer(format_: Format, window: int | None) -> LayerWeights:
         wide, narrow = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM

@@ -34,6 +34,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import free_memory
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -560,7 +561,7 @@ def bpe(merges=(), normalizer=None, order=None):
 
 
 def loaded(tokenizer, name, vocab_size=400):
-    return LoadedModel(tiny.tiny_model(vocab_size=vocab_size), tokenizer, name, ())
+    return LoadedModel(tiny.tiny_model(vocab_size=vocab_size), PrivateTokenizer(tokenizer), name, ())
 
 
 LEFT, RIGHT = [("l", "a"), ("a", "z")], [("a", "z"), ("l", "a")]

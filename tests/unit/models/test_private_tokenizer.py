@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -111,6 +112,48 @@ def test_the_callers_tokenizer_is_neither_changed_nor_followed() -> None:
     assert PrivateTokenizer.of(private) is private
 
 
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_tokenizer_of_our_own_is_copied_once_it_is_asked_for(make: Any, is_cut: bool) -> None:
+    own, text = make(), "a long text"
+    if is_cut and own.is_fast:
+        own.backend_tokenizer.enable_truncation(4, direction="left")
+        own.backend_tokenizer.enable_padding(length=64)
+    expected, state = make()(text).input_ids, own.backend_tokenizer.to_str() if own.is_fast else None
+    private = PrivateTokenizer(own, is_ours=True)
+    assert private.copied is own
+    assert private.encode(text) == expected
+    assert private.latest is private
+    handed_out = private.original
+    assert handed_out is not own
+    assert handed_out is private.original
+    assert state is None or handed_out.backend_tokenizer.to_str() == state
+    handed_out.add_tokens([AddedToken("long")])
+    handed_out.chat_template = "x"
+    assert private.encode(text) == expected
+    # Whoever begins with it anew gets what has become of it.
+    latest = private.latest
+    assert latest.copied.chat_template == "x"
+    assert latest.original is handed_out
+    assert len(latest.ids_of_added("long")) == 1
+    assert private.ids_of_added("long") == []
+
+
+def test_a_tokenizer_is_copied_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    private, copied = PrivateTokenizer(byte_tokenizer(), is_ours=True), copy.deepcopy
+    copies: list[Any] = []
+
+    def counting(tokenizer: Any) -> Any:
+        copies.append(tokenizer)
+        return copied(tokenizer)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: private.original, range(64)))
+    assert {id(tokenizer) for tokenizer in found} == {id(private.original)}
+    assert copies == [private.copied]
+
+
 @pytest.mark.parametrize("make", [byte_tokenizer, PythonTokenizer])
 def test_other_threads_may_use_the_callers_tokenizer(make: Any) -> None:
     own, text = make(), "The boat leaves at nine. " * 8
@@ -158,12 +201,12 @@ def test_a_backend_cuts_no_prompt_and_neither_does_its_chat() -> None:
 
 
 def test_pairs_are_compared_by_all_of_a_text() -> None:
-    model = tiny_model()
-    target, draft = loaded(model), loaded(model)
+    model, tokenizers = tiny_model(), [byte_tokenizer(), byte_tokenizer()]
     # Cut to nothing but the beginning, which is the same, the texts would look alike.
-    for one in (target, draft):
-        one.tokenizer.backend_tokenizer.enable_truncation(1)
-    draft.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    for tokenizer in tokenizers:
+        tokenizer.backend_tokenizer.enable_truncation(1)
+    tokenizers[1].backend_tokenizer.normalizer = normalizers.Lowercase()
+    target, draft = (loaded(model, tokenizer=tokenizer) for tokenizer in tokenizers)
     with pytest.raises(Exception, match="split the same text differently"):
         check_pair(target, draft)
 

@@ -1,5 +1,6 @@
 """GGUF files as models: by their names, in their own bits, or dequantised where that is the only way."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import normalizers
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models import loader
-from langchain_specdec.models.gguf import GGUFModel
+from langchain_specdec.models.gguf import GGUFModel, read_gguf
+from langchain_specdec.models.gguf.file import open_gguf
 from langchain_specdec.models.loader import load_model
+from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.gguf_files import tiny_model, write_gguf
 
@@ -86,6 +90,41 @@ def test_a_backend_writes_what_transformers_writes(file, model):
         for _ in range(12):
             tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
     assert [token.id for token in completion.tokens] == tokens[0, len(prompt) :].tolist()
+
+
+@pytest.mark.skipif(native_library() is None, reason="there is no native decoder on this machine")
+def test_its_tokenizer_is_copied_only_for_whoever_asks_for_it(file, monkeypatch):
+    copies: list[str] = []
+    copied, kind = copy.deepcopy, transformers.PreTrainedTokenizerFast.__name__
+
+    def counting(value, *rest):
+        copies.append(type(value).__name__)
+        return copied(value, *rest)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
+    request = CompletionRequest("ab a", SamplingParams(max_new_tokens=4, ignore_eos=True))
+    with closing(LocalBackend(file, device="cpu", max_length=48)) as backend:
+        expected = backend.complete([request])[0].text
+        with closing(LocalBackend(backend.model, max_length=48)) as second:
+            assert second.complete([request])[0].text == expected
+            assert second.private_tokenizer is backend.private_tokenizer
+        assert kind not in copies
+        tokenizer = backend.tokenizer
+        assert tokenizer is backend.model.tokenizer
+        assert copies.count(kind) == 1
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+        assert backend.token_ids("ab a") != tokenizer("ab a", add_special_tokens=False).input_ids
+        assert backend.complete([request])[0].text == expected
+        # One that begins on the model from here on has it as it is by now.
+        with closing(LocalBackend(backend.model, max_length=48)) as third:
+            assert third.token_ids("ab a") == tokenizer("ab a", add_special_tokens=False).input_ids
+
+
+def test_a_model_keeps_no_lists_of_its_tokenizer(file):
+    fields = read_gguf(file).file.fields
+    assert fields["general.architecture"] == "llama"
+    assert isinstance(open_gguf(file).fields["tokenizer.ggml.tokens"], list)
+    assert not [key for key, value in fields.items() if key.startswith("tokenizer.") and isinstance(value, list)]
 
 
 def test_a_missing_file_is_told_of(tmp_path):

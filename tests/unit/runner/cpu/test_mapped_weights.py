@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from langchain_specdec.models import module_runner
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 pytestmark = [
     pytest.mark.transformers,
@@ -115,7 +116,7 @@ def test_nothing_of_a_model_is_read_from_its_file_any_more(
         model.model.layers[0].mlp.up_proj.weight.data[3] = 7.0
     expected, counts = numbers(model, ids), model.counts.clone()
     monkeypatch.setattr(module_runner, "can_pack", lambda _: is_packed)
-    loaded = LoadedModel(model, None, "tiny", (0,), is_owned=True)
+    loaded = LoadedModel(model, PrivateTokenizer(byte_tokenizer()), "tiny", (0,), is_owned=True)
     make_runner(loaded, num_slots=1, max_length=64, max_width=4)
     mapped = MappedWeights()
     for name, holder in (*model.named_parameters(), *model.named_buffers()):
