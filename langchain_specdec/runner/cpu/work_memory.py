@@ -5,8 +5,7 @@ from __future__ import annotations
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 
 # Of the same names in C++.
-_MAX_TOKENS, _RING, _CHUNK, _HEAD_PIECES, _BEST_BYTES = 128, 8, 32, 64, 280
-_LEAST_TOKENS, _RING_BYTES = 80, 32 << 20
+_MAX_TOKENS, _RING, _CHUNK = 80, 8, 32
 
 
 def work_bytes(weights: DecoderWeights, num_threads: int) -> int:
@@ -21,8 +20,7 @@ def work_bytes(weights: DecoderWeights, num_threads: int) -> int:
     queries, keys = weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
     mlp, layers = weights.layers[0].gate.outputs, len(weights.layers)
     most = max(queries + 2 * keys, mlp, weights.hidden)
-    tokens = min(_MAX_TOKENS, max(_LEAST_TOKENS, _RING_BYTES // (4 * _RING * most)))
     hidden, attended, active = (-(-size // _CHUNK) * _CHUNK for size in (weights.hidden, queries, mlp))
     # Inputs of four layers and one that is normed; outputs of a ring of stages and those of all threads together.
     numbers = 5 * hidden + attended + active + (_RING + 1) * most + 2 * layers * keys + weights.vocab
-    return num_threads * tokens * (4 * numbers + _HEAD_PIECES * _BEST_BYTES)
+    return 4 * num_threads * _MAX_TOKENS * numbers

@@ -63,7 +63,7 @@ def test_it_is_no_room_for_keys_and_values(tmp_path: Path, monkeypatch: pytest.M
         return runner
 
     work = made(2**40, 64, 1).work_bytes
-    assert work > 2**20
+    assert work > 2**19
     for threads in (1, 4):
         # Half of what is left holds 5000 positions.
         free = threads * work + 2 * 5000 * 512

@@ -24,7 +24,7 @@ class Decoder {
   // False where a step is not within its bounds.
   bool run(const Step& step) {
     if (!fits(step)) return false;
-    Frames frames(step, shared_.sizes.max_tokens);
+    Frames frames(step);
     while (frames.fill(next_)) {
       const int64_t number = next_.number = number_ += 2;
       next_.ticket = ticket_;
@@ -95,7 +95,7 @@ class Decoder {
       const int64_t count = step.counts[r], slot = step.slots[r], start = step.starts[r];
       if (count < 0 || count > step.width || slot < 0 || slot >= cache.slots) return false;
       if (start < 0 || start > cache.length - count) return false;
-      if (step.ancestors && count > shared_.sizes.max_tokens) return false;
+      if (step.ancestors && count > kMaxTokens) return false;
       for (const int64_t *token = step.tokens + r * step.width, *end = token + count; token < end; ++token)
         if (*token < 0 || *token >= shared_.sizes.vocab) return false;
     }

@@ -7,8 +7,8 @@
 #include "crew.h"
 #include "decoder.h"
 
-// Tokens of a walk. More would not be faster, and each thread keeps what it computes of them.
-constexpr int64_t kMaxTokens = 128;
+// Tokens of a walk: a tree has to fit. More would not be faster, and each thread keeps what it computes of them.
+constexpr int64_t kMaxTokens = 80;
 
 struct Row {
   int64_t slot, start;    // `start`: positions that the slot holds
@@ -53,7 +53,7 @@ struct Frame {
 // Fills frames with a step's tokens, until none are left.
 class Frames {
  public:
-  Frames(const Step& step, int64_t limit) : step_(step), limit_(limit) {}
+  explicit Frames(const Step& step) : step_(step) {}
 
   // False where there is nothing left.
   bool fill(Frame& frame) {
@@ -61,7 +61,7 @@ class Frames {
     frame.candidates = step_.candidates;
     frame.has_picks = step_.picks != nullptr;
     while (row_ < step_.rows) {
-      const int64_t room = limit_ - frame.num_tokens, left = step_.counts[row_] - offset_;
+      const int64_t room = kMaxTokens - frame.num_tokens, left = step_.counts[row_] - offset_;
       // A tree stays whole; a chain may be cut anywhere.
       const bool is_chain = step_.ancestors == nullptr;
       if (left > room && (room == 0 || !is_chain) && frame.num_tokens > 0) return true;
@@ -72,7 +72,7 @@ class Frames {
         ++row_;
         offset_ = 0;
       }
-      if (frame.num_tokens == limit_) return true;
+      if (frame.num_tokens == kMaxTokens) return true;
     }
     return frame.num_tokens > 0;
   }
@@ -111,6 +111,5 @@ class Frames {
   }
 
   const Step& step_;
-  int64_t limit_;
   int64_t row_ = 0, offset_ = 0;
 };

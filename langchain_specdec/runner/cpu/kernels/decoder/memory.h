@@ -34,16 +34,13 @@ class Floats {
 
 // Sizes that are asked for often.
 struct Sizes {
-  int64_t hidden, queries, keys, mlp, vocab, head_dim, value_dim, group, slot_keys, slot_floats, max_tokens, max_outputs;
+  int64_t hidden, queries, keys, mlp, vocab, head_dim, value_dim, group, slot_keys, slot_floats, max_outputs;
 
   Sizes(const Model& m, int64_t length)
       : hidden(m.hidden), queries(m.heads * m.head_dim), keys(m.kv_heads * m.head_dim), mlp(m.mlp), vocab(m.vocab),
         head_dim(m.head_dim), value_dim((m.head_dim + kGroup - 1) / kGroup * kGroup), group(m.heads / m.kv_heads),
         slot_keys(m.kv_heads * length * m.head_dim), slot_floats(slot_keys + m.kv_heads * length * value_dim),
-        max_outputs(std::max({queries + 2 * keys, mlp, hidden})) {
-    // What a thread keeps of a ring of stages stays below 32 MB, but a tree has to fit.
-    max_tokens = std::min(kMaxTokens, std::max<int64_t>(80, (32 << 20) / (4 * kRing * max_outputs)));
-  }
+        max_outputs(std::max({queries + 2 * keys, mlp, hidden})) {}
 };
 
 // What threads share.

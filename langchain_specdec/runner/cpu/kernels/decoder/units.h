@@ -45,7 +45,7 @@ class Units {
     }
     const int64_t units = static_cast<int64_t>(units_.size());
     // Few units are cut up by spans, whose parts every thread joins.
-    is_cut_ = threads > 1 && units < 4 * threads && parts <= s_.max_tokens * s_.max_outputs && num_spans_ > units;
+    is_cut_ = threads > 1 && units < 4 * threads && parts <= kMaxTokens * s_.max_outputs && num_spans_ > units;
     const int64_t total = is_cut_ ? num_spans_ : units, wanted = std::min(kMaxPieces, is_cut_ ? 8 * threads : units);
     per_ = (total + wanted - 1) / wanted;
     pieces_ = (total + per_ - 1) / per_;

@@ -18,7 +18,7 @@ class Walk {
  public:
   Walk(Shared& shared, const Walks& walks, int64_t index, int64_t threads)
       : shared_(shared), s_(shared.sizes), walks_(walks), index_(index), threads_(threads), units_(shared, frame_) {
-    const int64_t tokens = s_.max_tokens;
+    constexpr int64_t tokens = kMaxTokens;
     for (auto& hidden : hidden_) hidden = Floats(tokens * padded(s_.hidden));
     for (auto& out : out_) out = Floats(tokens * s_.max_outputs);
     normed_ = Floats(tokens * padded(s_.hidden), true);
@@ -28,7 +28,7 @@ class Walk {
     new_keys_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
     new_values_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
     logits_ = Floats(tokens * s_.vocab);
-    bests_.reset(new Best[kMaxHeadPieces * tokens]);
+    bests_.reset(new Best[head_split().pieces * tokens]);
   }
 
   // Takes part in the walk of a number, until it is over.
@@ -82,7 +82,7 @@ class Walk {
       Best best;
       for (int64_t piece = 0; piece < split.pieces; ++piece) {
         const Walk& walk = *walks_[shared_.stages.owner(ticket, piece)];
-        if (step.picks) best.merge(walk.bests_[piece * s_.max_tokens + l], frame_.candidates);
+        if (step.picks) best.merge(walk.bests_[piece * kMaxTokens + l], frame_.candidates);
         if (step.logits)
           std::copy_n(walk.logits_ + l * s_.vocab + split.first(piece), split.last(piece) - split.first(piece),
                       step.logits + entry * s_.vocab + split.first(piece));
@@ -99,8 +99,8 @@ class Walk {
  private:
   static constexpr int64_t kMaxHeadPieces = 64;
 
-  float* keys_of(int64_t layer) const { return new_keys_ + layer * s_.max_tokens * s_.keys; }
-  float* values_of(int64_t layer) const { return new_values_ + layer * s_.max_tokens * s_.keys; }
+  float* keys_of(int64_t layer) const { return new_keys_ + layer * kMaxTokens * s_.keys; }
+  float* values_of(int64_t layer) const { return new_values_ + layer * kMaxTokens * s_.keys; }
   float* out(int64_t ticket) const { return out_[ticket % kRing]; }
   int64_t tokens() const { return frame_.num_tokens; }
 
@@ -355,7 +355,7 @@ class Walk {
     if (!frame_.has_picks) return;
     const Token& token = frame_.tokens[frame_.logits[l]];
     const Row& row = frame_.rows[token.row];
-    Best& best = bests_[piece * s_.max_tokens + l];
+    Best& best = bests_[piece * kMaxTokens + l];
     best = Best();
     choose(logits, count, first, row.temperature, row.seeds, token.position + 1, frame_.candidates, best);
   }
