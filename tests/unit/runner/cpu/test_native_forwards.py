@@ -204,7 +204,7 @@ def plain_picks(decoder: NativeDecoder, row: Row, vocab: int) -> list[int]:
 @pytest.mark.parametrize("before", [254, 256, 511, 1023, 1024, 2049, 4095])
 def test_drafts_have_the_picks_of_plain_decoding_in_any_company(before: int) -> None:
     # Attention is cut up by spans for few tokens after long texts, and by tokens for many.
-    shape = Shape(windows=(None, 300), heads=6, positions=LONG + 40)
+    shape = Shape(windows=(None, 300), heads=6)
     rng, vocab, weights = random.Random(before), shape.vocab, random_decoder(shape, before)
     texts = [[rng.randrange(vocab) for _ in range(length)] for length in (before, 255, 0, LONG - before - 1)]
     with decoders(weights, len(texts), 1, 2, 3, length=LONG + 40) as (alone, *others):
