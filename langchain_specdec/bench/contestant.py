@@ -8,7 +8,7 @@ once; without it, as many as the group has.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -237,31 +237,36 @@ def parse_contestants(names: Sequence[str], *, has_draft_model: bool, batch: int
         InvalidParameterError: A name, setting or concurrency does not exist, or does not go with the rest.
     """
     if not names:
-        msg = f"There are no contestants. Known are: {', '.join(KINDS)}."
+        msg = f"There are no contestants. Known are: {_quoted(KINDS)}."
         raise InvalidParameterError(msg)
     specs = [_parse(name) for name in names]
     if repeated := sorted({spec.name for spec in specs if names.count(spec.name) > 1}):
-        msg = f"A contestant can take part once only: {', '.join(repeated)}. Measure more often with --repeat."
+        msg = f"A contestant can take part once only: {_quoted(repeated)}. Measure more often with --repeat."
         raise InvalidParameterError(msg)
     for spec in specs:
         kind = KINDS[spec.kind]
         if not has_draft_model and (kind.draft_model == "needed" or spec.setting in _COMPOSITES):
-            msg = f"{spec.name} needs a draft model: give one with --draft-model, or leave {spec.name} out."
+            msg = f"{spec.name!r} needs a draft model: give one with --draft-model, or leave it out."
             raise InvalidParameterError(msg)
         if kind.is_single and (spec.concurrency or batch) > 1:
             msg = f"{spec.kind} decodes one prompt at a time: with --batch {batch}, write {spec.name.split('@')[0]}@1."
             raise InvalidParameterError(msg)
     if has_draft_model and not any(KINDS[spec.kind].draft_model for spec in specs):
-        takers = ", ".join(name for name, kind in KINDS.items() if kind.draft_model)
+        takers = _quoted(name for name, kind in KINDS.items() if kind.draft_model)
         msg = f"No contestant would use the draft model. Leave it out, or take one of {takers}."
         raise InvalidParameterError(msg)
     return specs
 
 
+def _quoted(names: Iterable[str]) -> str:
+    """A list in a message. Bare, the command line would take the names that options have too for those."""
+    return ", ".join(map(repr, names))
+
+
 def _parse(name: str) -> ContestantSpec:
     match = _FORM.fullmatch(name)
     if match is None or match["kind"] not in KINDS:
-        msg = f"There is no contestant {name!r}. Known are: {', '.join(KINDS)}."
+        msg = f"There is no contestant {name!r}. Known are: {_quoted(KINDS)}."
         raise InvalidParameterError(msg)
     kind, setting, concurrency = match["kind"], match["setting"], match["concurrency"]
     at_once: int | None = None
@@ -281,10 +286,10 @@ def _setting(name: str, text: str) -> int | str:
     if number is not None:
         return number
     if not kind.setting:
-        msg = f"{name} has no setting, got {name}:{text}."
+        msg = f"{name!r} has no setting, got {name}:{text}."
     else:
         allowed = ", ".join(kind.choices) if kind.choices else f"a whole number from 1 to {kind.max_setting}"
-        msg = f"The setting of {name} is its {kind.setting}, {allowed}; got {text!r}."
+        msg = f"The setting of {name!r} is its {kind.setting}, {allowed}; got {text!r}."
     raise InvalidParameterError(msg)
 
 

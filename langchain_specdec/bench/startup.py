@@ -53,7 +53,7 @@ def check_startup(specs: Sequence[ContestantSpec], model: str) -> None:
     Raises:
         InvalidParameterError: For one it cannot.
     """
-    if unknown := [spec.name for spec in specs if spec.kind not in _PROGRAMS or spec.concurrency]:
+    if unknown := [repr(spec.name) for spec in specs if spec.kind not in _PROGRAMS or spec.concurrency]:
         msg = f"--startup measures {', '.join(_PROGRAMS)}, one prompt at a time; got {', '.join(unknown)}."
         raise InvalidParameterError(msg)
     if model.startswith("random:"):

@@ -183,7 +183,7 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     if asked is None:
         return _BASELINE if _BASELINE in names else names[0]
     if asked not in names:
-        msg = f"The baseline {asked!r} is not among the contestants: {', '.join(names)}."
+        msg = f"The baseline {asked!r} is not among the contestants: {', '.join(map(repr, names))}."
         raise InvalidParameterError(msg)
     return asked
 

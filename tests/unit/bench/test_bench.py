@@ -105,7 +105,7 @@ def test_a_contestant_has_a_name_a_setting_and_a_concurrency():
     ("name", "part"),
     [
         ("fast", "no contestant 'fast'"),
-        ("plain:3", "plain has no setting"),
+        ("plain:3", "'plain' has no setting"),
         ("auto:0", "from 1 to 64"),
         ("auto:65", "from 1 to 64"),
         ("auto:", "got ''"),
@@ -114,7 +114,7 @@ def test_a_contestant_has_a_name_a_setting_and_a_concurrency():
         ("auto@2@3", "no contestant"),
         ("hf-compiled:fastest", "max-autotune"),
         ("economize:0", "its cycle_length, a whole number from 1 to 1000"),
-        ("llama-cpp:3", "llama-cpp has no setting"),
+        ("llama-cpp:3", "'llama-cpp' has no setting"),
         ("llama-cpp-lookup:ngram-mod", "its kind of speculation, ngram-simple, ngram-map-k, ngram-map-k4v"),
         ("draft_model", "needs a draft model"),
         ("hf-assisted:4", "needs a draft model"),
@@ -129,7 +129,7 @@ def test_a_wrong_name_is_refused_with_what_is_allowed(name, part):
 def test_contestants_that_do_not_go_with_the_rest_are_refused():
     with pytest.raises(InvalidParameterError, match="hf-prompt-lookup:3@1"):
         parsed("hf-prompt-lookup:3", batch=4)
-    with pytest.raises(InvalidParameterError, match="once only: plain"):
+    with pytest.raises(InvalidParameterError, match="once only: 'plain'"):
         parsed("plain", "plain")
     with pytest.raises(InvalidParameterError, match="No contestant would use the draft model"):
         parsed("plain", "hf", has_draft_model=True)
@@ -866,7 +866,10 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--contestants", "plain,fast"), "no contestant 'fast'"),
+        (("--contestants", "plain,fast"), "no contestant 'fast'. Known are: 'plain', 'prompt_lookup', 'draft_model', "),
+        (("--contestants", "draft_model"), "'draft_model' needs a draft model: give one with --draft-model, or leave"),
+        (("--draft-model", "a", "--contestants", "plain"), "take one of 'draft_model', 'auto'"),
+        (("--draft-model", "a", "--contestants", "draft_model:x"), "The setting of 'draft_model' is its draft length"),
         (("--contestants", " , "), "no contestants"),
         (("--baseline", "hf-compiled"), "not among the contestants"),
         (("--repeat", "0"), "--repeat must be a whole number from 1"),

@@ -229,6 +229,7 @@ def test_other_wrong_use_is_one_line_too(arguments: tuple[object, ...], part: st
         ("Leave compile at 'auto' or set it to 'off'.", "Leave --compile at 'auto' or set it to 'off'."),
         ("pass trust_remote_code=True if you trust it", "pass --trust-remote-code if you trust it"),
         ("a device of the model", "a device of the model"),
+        ("In m: model.bin is not there. Give model.", "In m: model.bin is not there. Give --model."),
         ("models/max_length/x and 'max_length'", "models/max_length/x and 'max_length'"),
     ],
 )
