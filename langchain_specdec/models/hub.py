@@ -49,14 +49,14 @@ CONFIG_FILES = ("config.json", "adapter_config.json")
 
 def is_here(source: str, revision: str | None = None) -> bool:
     """Whether nothing has to be downloaded, as far as one can tell without asking the Hub."""
-    if source == "embedded" or Path(source).exists():
-        return True
-    if (on_hub := hub_file(source)) is not None:
-        return downloaded_file(*on_hub, revision) is not None
     try:
+        if source == "embedded" or Path(source).exists():
+            return True
+        if (on_hub := hub_file(source)) is not None:
+            return downloaded_file(*on_hub, revision) is not None
         return downloaded(source, revision) is not None
-    except HFValidationError:
-        return True  # it is no id, so nothing will be downloaded
+    except (HFValidationError, OSError):
+        return True  # it is no id, or must not be looked at, so nothing will be downloaded
 
 
 def downloaded(name: str, revision: str | None = None) -> Path | None:

@@ -63,7 +63,7 @@ def check_source(
 
     Raises:
         InvalidParameterError: It is no name.
-        ModelLoadError: There is no such folder or id, it holds no model, or the Hub is out of reach.
+        ModelLoadError: There is no such folder or id, it holds no model or cannot be read, or the Hub is out of reach.
     """
     if not isinstance(source, (str, os.PathLike)):
         msg = f"A model is given as an id, a local folder or a loaded Hugging Face model, got {type(source).__name__}."
@@ -71,7 +71,7 @@ def check_source(
     name = str(source)
     if name == "embedded":
         return name, revision
-    path = Path(name)
+    path = _looked_at(name)
     takes_gguf = holds == _MODEL
     if takes_gguf and not path.exists() and (on_hub := hub_file(name)):
         return _checked_file(name, *on_hub, revision, token)
@@ -86,6 +86,8 @@ def check_source(
         return name, None
     elif path.is_file():
         reason = f"{name!r} is a file. {_of_file(path, holds)}"
+    elif path.exists():
+        reason = f"{name!r} is neither a file nor a folder. Give the folder that holds {holds}."
     else:
         reason = _slip(name)
         if reason is None and is_missing_folder(source):
@@ -108,11 +110,27 @@ def check_source(
 
 
 def means_gguf(source: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a GGUF model, on this machine or on the Hub, which is not asked."""
-    name, path = str(source), Path(source)
+    """Whether a name is that of a GGUF model, on this machine or on the Hub, which is not asked.
+
+    Raises:
+        ModelLoadError: A folder or a file of that name cannot be looked at.
+    """
+    name, path = str(source), _looked_at(source)
     if path.is_dir():
         return not _has_config(path) and bool(gguf_files(path))
     return path.suffix.lower() == ".gguf" and (path.is_file() or hub_file(name) is not None)
+
+
+def _looked_at(source: str | os.PathLike[str]) -> Path:
+    """The path of a name. What the system keeps from being looked at is told; Python asks anew at each look below."""
+    path = Path(source)
+    try:
+        if path.is_dir() and not _has_config(path):
+            gguf_files(path)
+    except OSError as error:
+        msg = f"Cannot read {str(source)!r}: {error.strerror or error}."
+        raise ModelLoadError(msg) from error
+    return path
 
 
 def gguf_files(folder: Path) -> list[Path]:
@@ -162,7 +180,7 @@ def _slip(name: str) -> str | None:
             )
         return f"{without_login(name)!r} is an address. Give the model's id, {page['id']!r}{revision}."
     if name.startswith("file:"):
-        return f"{name!r} is an address. Give the folder, {name.removeprefix('file:').removeprefix('//')!r}."
+        return f"{name!r} is an address. Give the path, {name.removeprefix('file:').removeprefix('//')!r}."
     if "://" in name:
         return f"{without_login(name)!r} is an address. Give a folder, or a model's id, such as {EXAMPLE}."
     if pinned := re.fullmatch(rf"({_NAME})@([\w./-]+)", name):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +20,7 @@ from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models import hub
 from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.hub import unreachable, within
-from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.model_source import check_source, means_gguf
 
 ID = "somebody/something"
 
@@ -78,7 +80,7 @@ def refusal(source: Any, **options: Any) -> str:
         ("https://huggingface.co/a/b/resolve/v1/x.gguf?x=y", "the file as 'a/b:x.gguf', and 'v1' as the revision."),
         ("https://mirror.example/a/b", "Give a folder, or a model's id"),
         ("https://huggingface.co/datasets/a/b", "Give a folder, or a model's id"),
-        ("file:///models/x", "Give the folder, '/models/x'."),
+        ("file:///models/x", "Give the path, '/models/x'."),
         ("a/b@v1", "Give 'a/b' as the model, and 'v1' as the revision."),
         ("two words", "'two words' is neither a folder nor a model id. An id has the form owner/name"),
         ("-x", "is neither a folder nor a model id"),
@@ -119,6 +121,31 @@ def test_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     if "folder that holds" in advice:
         (tmp_path / "config.json").write_text("{}")
         assert f"({str(tmp_path)!r})" in refusal(tmp_path / file)
+
+
+@pytest.mark.parametrize("look", [check_source, means_gguf])
+@pytest.mark.parametrize("method", ["exists", "iterdir"])  # Which of them fails differs by Python's version.
+def test_what_may_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, look: Callable[[Path], Any]
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "config.json"))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(ModelLoadError, match=f"^Cannot read '{tmp_path}': Permission denied.$"):
+        look(tmp_path)
+    assert hub.is_here(str(tmp_path))
+
+
+def test_a_name_longer_than_the_system_allows_is_refused() -> None:
+    with pytest.raises(ModelLoadError):
+        check_source("x" * 5000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
+def test_what_is_neither_a_file_nor_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    assert "x.gguf' is neither a file nor a folder. Give the folder" in refusal(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize(
