@@ -82,7 +82,7 @@ def load_pretrained(
         loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
     else:
         name = source = str(model)
-        how = quantized_loading(quantization, name, resolved_dtype, placed, device_map)
+        how = quantized_loading(quantization, resolved_dtype, placed, device_map)
         by_runner = how.by_runner
         if name == embedded.EMBEDDED_MODEL_ID:
             source, revision = str(embedded.model_path(progress=progress)), None

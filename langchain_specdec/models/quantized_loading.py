@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.models import embedded
 from langchain_specdec.models.devices import default_device
+from langchain_specdec.models.embedded import EMBEDDED_MODEL_ID
+from langchain_specdec.models.model_source import means_gguf
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,12 @@ class QuantizedLoading:
 
 
 def quantized_loading(
-    quantization: Any, name: str, dtype: str | torch.dtype, device: torch.device, device_map: object
+    quantization: Any, dtype: str | torch.dtype, device: torch.device, device_map: object
 ) -> QuantizedLoading:
     """Decide how to load what `quantization` asks for.
 
     Args:
         quantization: `"int8"`, `"int4"`, a configuration of transformers, or None.
-        name: The model's id or folder.
         dtype: What the model would be loaded in; "auto" is the checkpoint's type, on a GPU.
         device: Where it goes without a `device_map`.
         device_map: For transformers.
@@ -46,9 +47,6 @@ def quantized_loading(
     """
     if not isinstance(quantization, str):
         return QuantizedLoading(None, dtype, quantization)
-    if name == embedded.EMBEDDED_MODEL_ID:
-        msg = f"The model {name!r} comes quantised, in a GGUF file: leave its quantization out, got {quantization!r}."
-        raise InvalidParameterError(msg)
     if _is_cpu(device, device_map):
         if device_map is not None:
             msg = f"On a CPU, quantised to {quantization}, a model has no use for a device_map. Leave it out."
@@ -63,6 +61,21 @@ def quantized_loading(
     if not isinstance(dtype, torch.dtype):
         dtype = torch.bfloat16
     return QuantizedLoading(None, dtype, gpu_quantization_config(quantization, dtype))
+
+
+def check_unquantized(model: object, option: str, quantization: object) -> None:
+    """Raise an `InvalidParameterError` where a model that comes in the bits of a GGUF file is to be quantised.
+
+    Args:
+        model: As the user gave it.
+        option: `quantization` or `draft_quantization`.
+        quantization: Its value.
+    """
+    if quantization is None or not isinstance(model, (str, os.PathLike)):
+        return
+    if str(model) == EMBEDDED_MODEL_ID or means_gguf(model):
+        msg = f"{model} comes in the bits of a GGUF file: leave {option} out, or give the model that it was made from."
+        raise InvalidParameterError(msg)
 
 
 def option_of(quantization: object) -> str:

@@ -245,21 +245,17 @@ def test_what_contradicts_it(folder: Path, options: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("device", ["cpu", None])
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("embedded", "The model 'embedded' comes quantised, in a GGUF file: leave its quantization out, got 'int8'"),
-        ("model.gguf", "model.gguf is a GGUF file, for which there is no quantization. Leave that out"),
-        ("owner/name:model-Q4_K_M.gguf", "is a GGUF file, for which there is no quantization. Leave that out"),
-    ],
-)
+@pytest.mark.parametrize("name", ["embedded", "model.gguf", "owner/name:model-Q4_K_M.gguf"])
 def test_a_gguf_model_has_its_bits(
-    name: str, message: str, device: str | None, no_work: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, device: str | None, folder: Path, no_work: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("model.gguf").touch()
-    with pytest.raises(InvalidParameterError, match=message):
+    message = f"^{name} comes in the bits of a GGUF file: leave {{}} out, or give"
+    with pytest.raises(InvalidParameterError, match=message.format("quantization")):
         LocalBackend(name, quantization="int8", device=device)
+    with pytest.raises(InvalidParameterError, match=message.format("draft_quantization")):
+        LocalBackend(folder, draft_model=name, draft_quantization="int4", device=device)
 
 
 def test_a_model_that_comes_quantised(folder: Path, tmp_path: Path, no_work: None) -> None:
@@ -354,7 +350,7 @@ def test_no_package_for_a_gpu(names: list[str], installed: list[str]) -> None:
 def test_what_is_not_quantised_on_a_gpu(dtype: str, expected: torch.dtype, installed: list[str]) -> None:
     installed.append("bitsandbytes")
     given = "auto" if dtype == "auto" else getattr(torch, dtype)
-    how = quantized_loading("int8", "it", given, torch.device("cuda"), None)
+    how = quantized_loading("int8", given, torch.device("cuda"), None)
     assert (how.by_runner, how.dtype) == (None, expected)
     assert how.config.load_in_8bit
 
@@ -368,7 +364,7 @@ def test_where_a_device_map_leads(
 ) -> None:
     monkeypatch.setattr("langchain_specdec.models.quantized_loading.default_device", lambda: torch.device("cuda"))
     installed.append("bitsandbytes")
-    asked: Any = ("int8", "it", "auto", torch.device("cuda"), device_map)
+    asked: Any = ("int8", "auto", torch.device("cuda"), device_map)
     if is_gpu:
         assert quantized_loading(*asked).config.load_in_8bit
         return
