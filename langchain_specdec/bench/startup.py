@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_specdec.bench.contestant import ContestantSpec
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, SpecDecError
 
 # Ctrl-C reaches this process too. It ignores the signal, as its parent ends it.
 _CHILD = (
@@ -52,13 +52,21 @@ def check_startup(specs: Sequence[ContestantSpec], model: str) -> None:
 
     Raises:
         InvalidParameterError: For one it cannot.
+        ModelLoadError: The model is certainly not where its name says.
     """
+    # Here, as the process that is measured imports this module before its clock starts.
+    from langchain_specdec.models.model_source import check_source, means_gguf
+
     if unknown := [repr(spec.name) for spec in specs if spec.kind not in _PROGRAMS or spec.concurrency]:
         msg = f"--startup measures {', '.join(_PROGRAMS)}, one prompt at a time; got {', '.join(unknown)}."
         raise InvalidParameterError(msg)
     if model.startswith("random:"):
         msg = f"--startup measures how long a model takes to load, and {model} is made up. Give another model."
         raise InvalidParameterError(msg)
+    if means_gguf(model) and any(spec.kind == "hf" for spec in specs):
+        msg = f"transformers would dequantise {model} first: leave 'hf' out, or give the model that it was made from."
+        raise InvalidParameterError(msg)
+    check_source(model)
 
 
 def sources(model: str, specs: Sequence[ContestantSpec]) -> dict[str, str]:
@@ -96,7 +104,9 @@ def measure_startup(spec: ContestantSpec, models: Mapping[str, str], repeat: int
         try:
             told = json.loads(child.stdout.splitlines()[-1])
         except (IndexError, ValueError):
-            return StartUp(spec.name, failure=f"its process ended with code {child.returncode}; see above for why")
+            told = {"failure": f"its process ended with code {child.returncode}; see above for why"}
+        if failure := told.get("failure"):
+            return StartUp(spec.name, failure=failure)
         if number:
             seconds.append(float(told["seconds"]))
             process_seconds.append(told["at"] - started)
@@ -104,7 +114,10 @@ def measure_startup(spec: ContestantSpec, models: Mapping[str, str], repeat: int
 
 
 def main() -> None:
-    """What the process does: it takes what to run from standard input, and prints when the first token was there."""
+    """What the process does: it takes what to run from standard input, and prints when the first token was there.
+
+    Or why there is none: a failure to load ends up here, any other with a traceback.
+    """
     asked = json.loads(sys.stdin.read())
     with redirect_stdout(sys.stderr):
         import torch  # noqa: F401 - what it takes is not counted
@@ -112,9 +125,13 @@ def main() -> None:
         started = time.perf_counter()
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        close = _PROGRAMS[asked["kind"]](asked["models"])
-        told = {"seconds": time.perf_counter() - started, "at": time.time()}
-        close()
+        try:
+            close = _PROGRAMS[asked["kind"]](asked["models"])
+        except (SpecDecError, RuntimeError, OSError) as error:
+            told: dict[str, Any] = {"failure": " ".join(str(error).split())}
+        else:
+            told = {"seconds": time.perf_counter() - started, "at": time.time()}
+            close()
     sys.stdout.write(json.dumps(told) + "\n")
 
 

@@ -212,10 +212,8 @@ def natural_width(report: Report, console: Console) -> int:
 
 def memory_table(uses: Sequence[MemoryUse]) -> Table:
     """Peak memory by contestant."""
-    kind = next((use.kind for use in uses if use.kind), "")
-    built = Table(
-        title=f"memory in MiB ({kind}), each in a process of its own", title_justify="left", title_style="bold"
-    )
+    kind = next((f" ({use.kind})" for use in uses if use.kind), "")
+    built = Table(title=f"memory in MiB{kind}, each in a process of its own", title_justify="left", title_style="bold")
     for column in ("contestant", "at start", "loading, peak", "loaded", "decoding, peak", "own, peak"):
         built.add_column(column, justify="left" if column == "contestant" else "right")
     for use in uses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +42,8 @@ _ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup
            "num_threads")  # fmt: skip
 # Those that peers have too.
 _EVERYBODYS = ("num_threads",)
+# All that --startup has a use for.
+_OF_STARTUP = ("startup", "model", "contestants", "repeat", "neighbours", "as_json", "debug")
 _FLAGS = ("model", "draft_model", "dtype", "device", "compile", *_ENGINE, "max_new_tokens", "temperature", "seed",
           "ignore_eos")  # fmt: skip
 
@@ -107,12 +109,7 @@ def bench(
         msg = f"{' and '.join(asked)} can be given for this engine only, and none of its contestants is asked for."
         raise InvalidParameterError(msg)
     if startup:
-        _check_startup(
-            specs, given.model,
-            {"--memory": memory, "--plot": plot, "--html": html, "--baseline": baseline, "--batch": batch > 1,
-             "--neighbour-engines": neighbour_engines, "--workload": workload, "--category": category,
-             "--limit": limit, "--num-threads": options["num_threads"]},
-        )  # fmt: skip
+        _check_startup(specs, given.model, [flag_of(name) for name in given.named if name not in _OF_STARTUP])
     if memory and (neighbours or neighbour_engines):
         msg = "--memory measures no speed: leave out --neighbours and --neighbour-engines."
         raise InvalidParameterError(msg)
@@ -336,12 +333,10 @@ def _memory(plan: Plan, questions: Sequence[Question], *, as_json: bool) -> None
     _tell_failures(uses)
 
 
-def _check_startup(
-    specs: list[ContestantSpec], model: str, given: Mapping[str, object]
-) -> None:
+def _check_startup(specs: Sequence[ContestantSpec], model: str, others: Sequence[str]) -> None:
     from langchain_specdec.bench.startup import check_startup
 
-    if others := [flag for flag, value in given.items() if value]:
+    if others:
         msg = f"--startup measures how long a process takes to its first token: leave out {', '.join(others)}."
         raise InvalidParameterError(msg)
     check_startup(specs, model)

@@ -72,12 +72,14 @@ class Given:
         options: Options of `LocalBackend`.
         params: What to generate.
         debug: Whether to show tracebacks and what libraries say.
+        named: Names of what is not at its default, the command's own options too.
     """
 
     model: str
     options: dict[str, Any]
     params: SamplingParams
     debug: bool
+    named: tuple[str, ...] = ()
 
 
 class Command(help_text.Command):
@@ -121,7 +123,8 @@ def takes_options(
                 given = _read(values, taken)
                 for name, option in {**taken, **checked}.items():
                     option.check(name, values[name])
-                command(given, **{parameter.name: values[parameter.name] for parameter in own})
+                named = tuple(p.name for p in parameters if values[p.name] not in (p.default, [], ()))
+                command(replace(given, named=named), **{parameter.name: values[parameter.name] for parameter in own})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

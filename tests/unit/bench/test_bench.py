@@ -18,12 +18,13 @@ from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_c
 from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
+from langchain_specdec.bench.memory import MemoryUse
 from langchain_specdec.bench.module_weights import step_bytes
 from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.random_weights import SHAPES, random_model
 from langchain_specdec.bench.report import make_report
 from langchain_specdec.bench.statistics import ALL, Run, Spread, figures, first_difference, mismatches, spread
-from langchain_specdec.bench.table import print_report
+from langchain_specdec.bench.table import memory_table, print_report
 from langchain_specdec.bench.weights import load_weights
 from langchain_specdec.bench.workload import Question, encode, load_workload, select
 from langchain_specdec.cli.app import app
@@ -888,7 +889,8 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--memory", "--repeat", "2"), "--memory measures no speed"),
         (("--memory", "--neighbours", "1"), "leave out --neighbours and --neighbour-engines"),
         (("--neighbours", "-1"), "--neighbours must be a whole number from 0 to 64"),
-        (("--startup", "--contestants", "plain", "--batch", "2", "--limit", "1"), "leave out --batch, --limit"),
+        (("--startup", "--contestants", "plain", "--batch", "2", "--limit", "1"), "leave out --limit, --batch."),
+        (("--startup", "--contestants", "plain", "--dtype", "bfloat16", "--raw"), "leave out --dtype, --chat."),
         (("--startup", "--contestants", "plain,hf-compiled"), "--startup measures plain, auto, hf, llama-cpp"),
         (("--startup", "--model", "random:tiny", "--contestants", "plain"), "random:tiny is made up"),
         (("--model", "random:huge"), "Shapes: llama-8b"),
@@ -916,6 +918,10 @@ def test_memory_of_each_contestant():
         assert use["decoding_peak"] >= use["loaded"] * 0.9 > 0
         assert use["loading_peak"] >= use["at_start"] > 50
         assert use["own_peak"] == max(use["loading_peak"], use["decoding_peak"]) - use["at_start"]
+
+
+def test_memory_of_contestants_that_all_failed():
+    assert memory_table([MemoryUse("plain", failure="no")]).title == "memory in MiB, each in a process of its own"
 
 
 def test_every_contestant_is_in_the_help():

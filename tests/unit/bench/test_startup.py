@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from langchain_specdec.bench import startup
 from langchain_specdec.bench.contestant import ContestantSpec
-from langchain_specdec.bench.startup import measure_startup, sources
+from langchain_specdec.bench.startup import check_startup, measure_startup, sources
 from langchain_specdec.cli.app import app
+from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models import embedded
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
@@ -59,6 +60,26 @@ def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.exit_code == 1
     assert "plain failed: its process ended with code 3" in found.stderr
     assert "–" in found.stdout
+
+
+@pytest.mark.process
+def test_a_model_that_cannot_be_loaded_is_told_without_a_traceback(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(b"GGUF")
+    start = measure_startup(spec("plain"), {"ours": str(file)}, 1)
+    assert start.failure == f"{str(file)!r} is damaged: it ends within its metadata. Download or copy it anew."
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_certainly_not_loaded_is_refused_before(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=f"There is no file '{tmp_path}/x.gguf'"):
+        check_startup([spec("plain")], f"{tmp_path}/x.gguf")
+    (tmp_path / "x.gguf").touch()
+    check_startup([spec("plain"), spec("llama-cpp")], f"{tmp_path}/x.gguf")
+    with pytest.raises(InvalidParameterError, match=r"transformers would dequantise .*: leave 'hf' out"):
+        check_startup([spec("plain"), spec("hf")], f"{tmp_path}/x.gguf")
 
 
 @pytest.mark.process
