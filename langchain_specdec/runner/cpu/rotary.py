@@ -72,7 +72,7 @@ class RotaryTables:
         if stop <= first:
             return
         stop = min(-(-stop // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, self.array.shape[2])
-        positions = torch.arange(first, stop)
+        positions = torch.arange(first, stop, device="cpu")
         for table, rotary in zip(self.array, self._rotaries, strict=True):
             for rows, turns in zip(table, rotary.turns(positions), strict=True):
                 rows[first:stop] = turns.numpy()

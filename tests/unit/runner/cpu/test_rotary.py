@@ -48,6 +48,13 @@ def test_rows_that_no_text_has_reached_take_no_memory() -> None:
     assert resident() - before < 16 << 20 < tables.array.nbytes
 
 
+def test_rows_are_computed_here_whatever_device_a_program_has_set() -> None:
+    tables, expected = RotaryTables([rotary()], 100), rotary().turns(torch.arange(100))[1]
+    with torch.device("meta"):
+        tables.reach(100)
+    assert np.array_equal(tables.array[0, 1], expected.numpy())
+
+
 def test_rows_that_there_was_no_memory_for_come_with_the_next_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     tables, turns = RotaryTables([rotary(), rotary(base=1e4)], 100), Rotary.turns
     asked: list[Rotary] = []
