@@ -52,7 +52,7 @@ class Backend(ABC):
 
     @property
     def private_tokenizer(self) -> PrivateTokenizer | None:
-        """The copy of the tokenizer that the backend itself works with; None where it keeps none."""
+        """The tokenizer that the backend itself works with; None where it keeps none."""
         return None
 
     def load_tokenizer(self, timeout: float | None = None) -> Any:

@@ -177,7 +177,7 @@ class LocalBackend(Backend):
 
     @property
     def private_tokenizer(self) -> PrivateTokenizer:
-        """The copy of the tokenizer that everything here is encoded and decoded with."""
+        """The tokenizer that everything here is encoded and decoded with."""
         return self._tokenizer
 
     @property

@@ -298,8 +298,8 @@ class _Reader:
 
 def _rotary(module: Any, length: int, *kind: str) -> Rotary:
     # Before its frequencies are read: kinds that change them with a text's length are then as for short ones.
-    positions = torch.linspace(0, max(length - 2, 0), _ASKED_POSITIONS).long()
-    asked = module(torch.zeros(1), positions[None], *kind)
+    positions = torch.linspace(0, max(length - 2, 0), _ASKED_POSITIONS, dtype=torch.float64, device="cpu").long()
+    asked = module(torch.zeros(1, dtype=torch.float32, device="cpu"), positions[None], *kind)
     prefix = "".join(f"{name}_" for name in kind)
     frequencies, scale = (getattr(module, f"{prefix}{name}") for name in ("inv_freq", "attention_scaling"))
     found = Rotary(_floats(frequencies.clone()), float(scale))

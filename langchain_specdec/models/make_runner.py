@@ -135,7 +135,7 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
     is_lazy = all(map(_is_lazy, counts))
     # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
     per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
-    free = {device: max(free_memory(device) - work, 0) for device in counts}
+    free = {device: _free_beside(work, device) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH
     wanted = min(wanted, most_positions or wanted)
@@ -155,7 +155,7 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
 def token_budget(runners: Sequence[Runner]) -> int | None:
     """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
 
-    What forwards will work in does not count as free.
+    What forwards will work in does not count as free, up to half of the memory.
 
     Args:
         runners: The target's, and that of its draft model, which holds the same tokens.
@@ -167,8 +167,14 @@ def token_budget(runners: Sequence[Runner]) -> int | None:
     if not all(_is_lazy(runner.device) for runner in runners):
         return None
     per_token = sum(runner.bytes_per_token for runner in runners)
-    free = free_memory(device) - sum(runner.work_bytes for runner in runners)
+    free = _free_beside(sum(runner.work_bytes for runner in runners), device)
     return max(int(free * _CACHE_SHARE) // per_token, runners[0].max_length)
+
+
+def _free_beside(work: int, device: torch.device) -> int:
+    """Free memory without what forwards will work in: half of it at least, since short prompts take less."""
+    free = free_memory(device)
+    return max(free - work, free // 2)
 
 
 def _is_lazy(device: torch.device) -> bool:

@@ -77,6 +77,10 @@ class PrivateTokenizer:
         # Nothing changes it, so copies of what holds it may share it.
         return self
 
+    def __reduce__(self) -> tuple[type[PrivateTokenizer], tuple[Any]]:
+        # Another process begins with it anew.
+        return PrivateTokenizer, (self.original,)
+
     @property
     def original(self) -> Any:
         """The tokenizer that was copied; of one that was loaded here a copy, which is everybody's to use and change."""

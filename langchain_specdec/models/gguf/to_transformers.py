@@ -63,8 +63,8 @@ def to_transformers(model: GGUFModel) -> Any:
     if any(name in model.file.tensors for name in FACTORS):
         frequencies, scale = inverse_frequencies(model.file, model.config)
         rotary = loaded.model.rotary_emb
-        for buffer in (rotary.inv_freq, rotary.original_inv_freq):
-            buffer.copy_(torch.from_numpy(frequencies))
+        rotary.inv_freq.copy_(frequencies)
+        rotary.original_inv_freq.copy_(frequencies)
         rotary.attention_scaling = scale
     loaded.generation_config = GenerationConfig(**model.generation_config.to_dict())
     return loaded.eval()

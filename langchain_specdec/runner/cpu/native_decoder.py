@@ -210,9 +210,10 @@ class NativeDecoder:
         self._library.wipe(self._checked, slot, start, stop)
 
     def close(self) -> None:
-        """End its threads. Closing twice does nothing."""
+        """End its threads, and let go of its rotary tables. Closing twice does nothing."""
         self._handle = None
         self._finalizer()
+        self._tables.release()
 
     @property
     def _checked(self) -> int:

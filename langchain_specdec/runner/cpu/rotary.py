@@ -42,7 +42,8 @@ class RotaryTables:
         positions: Most that a text has.
 
     Attributes:
-        array: Cosines and sines of each, float32 `[tables, 2, positions, rotary_dim / 2]`. It stays where it is.
+        array: Cosines and sines of each, float32 `[tables, 2, positions, rotary_dim / 2]`. It stays where it is
+            until it is let go of.
 
     Raises:
         ValueError: They turn different numbers of pairs.
@@ -70,8 +71,14 @@ class RotaryTables:
         first = self._reached
         if stop <= first:
             return
-        self._reached = stop = min(-(-stop // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, self.array.shape[2])
-        positions = torch.arange(first, stop)
+        stop = min(-(-stop // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, self.array.shape[2])
+        positions = torch.arange(first, stop, device="cpu")
         for table, rotary in zip(self.array, self._rotaries, strict=True):
             for rows, turns in zip(table, rotary.turns(positions), strict=True):
                 rows[first:stop] = turns.numpy()
+        # Only now: where memory ran out, the next forward tries again.
+        self._reached = stop
+
+    def release(self) -> None:
+        """Let go of the memory; the decoder has to be closed by then."""
+        self.array = self.array[..., :0, :0].copy()

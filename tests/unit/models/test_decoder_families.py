@@ -225,6 +225,18 @@ def test_rotary_embeddings_turn_by_the_very_numbers_that_the_module_has(name: st
             assert np.array_equal(rows[: len(turn)], turn[:, half:].numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_type_of_numbers_that_a_program_has_set_is_no_matter(dtype: torch.dtype) -> None:
+    model = families.make_model("gemma3")
+    expected = [rotary.frequencies for rotary in taken(model).rotary]
+    torch.set_default_dtype(dtype)
+    try:
+        found = taken(model).rotary
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(own.frequencies, other) for own, other in zip(found, expected, strict=True))
+
+
 def test_float32_weights_are_the_models_own_memory() -> None:
     model = random_model()
     weights = taken(model)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import closing
@@ -118,6 +119,14 @@ def test_its_tokenizer_is_copied_only_for_whoever_asks_for_it(file, monkeypatch)
         # One that begins on the model from here on has it as it is by now.
         with closing(LocalBackend(backend.model, max_length=48)) as third:
             assert third.token_ids("ab a") == tokenizer("ab a", add_special_tokens=False).input_ids
+
+
+def test_a_model_can_be_pickled(file):
+    model = read_gguf(file)
+    found = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert found.tokenizer("ab a").input_ids == model.tokenizer("ab a").input_ids
+    assert found.tokenizer.chat_template == model.tokenizer.chat_template
+    assert (found.weights.embedding.data == model.weights.embedding.data).all()
 
 
 def test_a_model_keeps_no_lists_of_its_tokenizer(file):

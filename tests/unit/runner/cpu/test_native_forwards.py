@@ -25,8 +25,8 @@ library = native_library()
 pytestmark = pytest.mark.skipif(library is None, reason="there is no native decoder for this machine")
 
 LENGTH, LONG = 640, 5120
-# Keys are read in groups of 16 and spans of 256, and at most 128 tokens go through the layers at a time.
-BORDERS = [0, 1, 15, 16, 17, 127, 128, 129, 255, 256, 257, 511, 512, 513]
+# Keys are read in groups of 16 and spans of 256, and at most 80 tokens go through the layers at a time.
+BORDERS = [0, 1, 15, 16, 17, 79, 80, 81, 255, 256, 257, 511, 512, 513]
 PLAIN = [Format.F32, Format.F16, Format.BF16]
 BLOCKS = [Format.Q4_0, Format.Q4_1, Format.Q5_0, Format.Q5_1, Format.Q8_0, Format.IQ4_NL]
 SUPER_BLOCKS = [Format.Q4_K, Format.Q5_K, Format.Q6_K]
@@ -184,7 +184,7 @@ def test_a_window_of_each_branch_of_a_tree(before: int, window: int) -> None:
     check_close(result.logits[0], weights, row, past, expected)
 
 
-@pytest.mark.parametrize("widest", [1, 2, 3, 5, 8, 16, 17, 33, 40])
+@pytest.mark.parametrize("widest", [1, 2, 3, 5, 8, 16, 17, 33, 40, 65])
 def test_nine_texts_at_once(widest: int) -> None:
     before = [0, 3, 15, 16, 40, 127, 128, 129, 260]
     check_forwards(Shape(windows=(None, 30, None), heads=6), random.Random(widest), 3, before, widest)

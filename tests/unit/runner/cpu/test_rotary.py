@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,44 @@ def test_rows_that_no_text_has_reached_take_no_memory() -> None:
     tables = RotaryTables([rotary(), rotary(base=1e4)], 1 << 22)
     tables.reach(100)
     assert resident() - before < 16 << 20 < tables.array.nbytes
+
+
+def test_rows_are_computed_here_whatever_device_a_program_has_set() -> None:
+    tables, expected = RotaryTables([rotary()], 100), rotary().turns(torch.arange(100))[1]
+    with torch.device("meta"):
+        tables.reach(100)
+    assert np.array_equal(tables.array[0, 1], expected.numpy())
+
+
+def test_rows_that_there_was_no_memory_for_come_with_the_next_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, turns = RotaryTables([rotary(), rotary(base=1e4)], 100), Rotary.turns
+    asked: list[Rotary] = []
+
+    def failing(self: Rotary, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(self)
+        if len(asked) == 2:
+            raise MemoryError
+        return turns(self, positions)
+
+    monkeypatch.setattr(Rotary, "turns", failing)
+    with pytest.raises(MemoryError):
+        tables.reach(100)
+    tables.reach(100)
+    assert np.array_equal(tables.array[1, 0], rotary(base=1e4).turns(torch.arange(100))[0].numpy())
+
+
+@pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
+def test_a_closed_decoder_keeps_no_tables() -> None:
+    library, weights = native_library(), random_decoder(Shape())
+    assert library is not None
+    decoder = NativeDecoder(library, weights, 1, 64)
+    array = decoder._tables.array
+    run_rows(decoder, [Row(0, 0, [1, 2, 3])], vocab=70)
+    others = sys.getrefcount(array)
+    decoder.close()
+    decoder.close()
+    assert sys.getrefcount(array) == others - 1
+    assert decoder._tables.array.size == 0
 
 
 def test_tables_without_layers_that_turn() -> None:
