@@ -31,23 +31,33 @@ _PRIORS: dict[str, tuple[float, ...]] = {
 _OTHER_PRIOR = (0.7,)
 # Kinds whose numbers count from 1.
 _FROM_ONE = ("lookup", "shared-4", "shared-2", "shared-4-other", "shared-2-other")
-_PRIOR_WEIGHT = 4.0
+_PRIOR_WEIGHT = 8.0
 _SHARED_MEMORY = 400.0
 _REQUEST_MEMORY = 40.0
+# A request whose likely guesses of all kinds fail has its others trusted less. So many right ones are taken as seen.
+_LIKELY = 0.3
+_TRUST_WEIGHT = 12.0
+_TRUST_FADE = 0.95
 
 
 class AcceptanceRates:
-    """Chance of acceptance by kind of draft, for one request, leaning on what all requests of the engine saw."""
+    """Chance of acceptance by kind of draft, for one request, leaning on what all requests of the engine saw.
+
+    A kind that the request has seldom seen is taken to be as good as in the others, or, where the request's likely
+    guesses have been right less often than in the others, as much worse as those.
+    """
 
     def __init__(self, shared: AcceptanceRates | None = None) -> None:
         self._shared = shared
         self._memory = _REQUEST_MEMORY if shared else _SHARED_MEMORY
         self._counts: dict[DraftKind, tuple[float, float]] = {}
+        # Likely guesses of the request that were right, and that would have been in the others.
+        self._num_right = self._num_expected = 0.0
+        self._trust = 1.0
 
     def rate(self, kind: DraftKind) -> float:
         """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
-        shared = self._shared
-        prior = _prior(kind) if shared is None else shared.rate(kind)
+        prior = _prior(kind) if self._shared is None else self._shared.rate(kind) * self._trust
         counts = self._counts.get(kind)
         return prior if counts is None else (counts[0] + _PRIOR_WEIGHT * prior) / (counts[1] + _PRIOR_WEIGHT)
 
@@ -61,13 +71,18 @@ class AcceptanceRates:
 
     def observe(self, outcomes: Iterable[tuple[DraftKind, bool]]) -> None:
         """Count outcomes of guesses whose predecessors were right; old ones fade."""
-        outcomes = list(outcomes)
+        outcomes, shared = list(outcomes), self._shared
         for kind, is_right in outcomes:
             accepted, trials = self._counts.get(kind, (0.0, 0.0))
             fade = min(1.0, self._memory / (trials + 1.0))
             self._counts[kind] = ((accepted + is_right) * fade, (trials + 1.0) * fade)
-        if self._shared:
-            self._shared.observe(outcomes)
+            if shared is not None and (expected := shared.rate(kind)) >= _LIKELY:
+                self._num_right = (self._num_right + is_right) * _TRUST_FADE
+                self._num_expected = (self._num_expected + expected) * _TRUST_FADE
+        if shared is not None:
+            trust = (self._num_right + _TRUST_WEIGHT) / (self._num_expected + _TRUST_WEIGHT)
+            self._trust = min(trust, 1.0)
+            shared.observe(outcomes)
 
 
 @cache

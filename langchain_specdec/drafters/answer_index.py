@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 
 from langchain_specdec.drafters.token_runs import TOKEN_BITS, mask_of, run_of
 
@@ -27,7 +28,8 @@ class AnswerIndex:
     def __init__(self, sizes: Sequence[int] = (2, 4), max_entries: int = 1 << 18) -> None:
         self._masks = tuple((n, mask_of(n), mask_of(n - 1)) for n in sorted(sizes, reverse=True))
         self._max_entries = max_entries
-        self._entries: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
+        # Flat tuples of numbers: of lists, or of pairs, every collection of garbage would have to go through all.
+        self._entries: OrderedDict[int, tuple[int, ...]] = OrderedDict()
 
     def __len__(self) -> int:
         """N-grams that are kept."""
@@ -44,20 +46,20 @@ class AnswerIndex:
                     continue  # the text began later
                 known = entries.get(key)
                 if known is None:
-                    entries[key] = [(token, 1)]
+                    entries[key] = (token, 1)
                 else:
+                    entries[key] = _counted(known, token)
                     entries.move_to_end(key)
-                    _count(known, token)
             run = (run << TOKEN_BITS | token + 1) & self._masks[0][1]
         while len(entries) > self._max_entries:
             entries.popitem(last=False)
 
-    def find(self, run: int) -> tuple[int, Sequence[tuple[int, int]]] | None:
+    def find(self, run: int) -> tuple[int, tuple[int, ...]] | None:
         """What followed the end of a run of tokens, by the longest n-gram that is known.
 
         Returns:
-            n, and the tokens with their counts: the most frequent first, of equals the most recent. None if no
-            n-gram at the end is known.
+            n, and the tokens, each with its count after it: the most frequent first, of equals the most recent. None if
+            no n-gram at the end is known.
         """
         for n, mask, shorter in self._masks:
             key = run & mask
@@ -68,11 +70,14 @@ class AnswerIndex:
         return None
 
 
-def _count(continuations: list[tuple[int, int]], token: int) -> None:
-    """Count the token and move it up before those that it now equals; the last one makes room for a new one."""
-    place = next((i for i, (known, _) in enumerate(continuations) if known == token), None)
-    count = 1 if place is None else continuations.pop(place)[1] + 1
-    if place is None and len(continuations) == _MAX_CONTINUATIONS:
-        continuations.pop()
-    place = next((i for i, (_, other) in enumerate(continuations) if other <= count), len(continuations))
-    continuations.insert(place, (token, count))
+def _counted(continuations: tuple[int, ...], token: int) -> tuple[int, ...]:
+    """With the token counted and before those that it now equals; the last one makes room for a new one."""
+    if continuations[0] == token:
+        return (token, continuations[1] + 1, *continuations[2:])
+    pairs = list(zip(continuations[::2], continuations[1::2], strict=True))
+    place = next((i for i, (known, _) in enumerate(pairs) if known == token), None)
+    count = 1 if place is None else pairs.pop(place)[1] + 1
+    del pairs[_MAX_CONTINUATIONS - 1 :]
+    place = next((i for i, (_, other) in enumerate(pairs) if other <= count), len(pairs))
+    pairs.insert(place, (token, count))
+    return tuple(chain.from_iterable(pairs))

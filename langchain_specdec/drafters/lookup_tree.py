@@ -24,9 +24,13 @@ _MAX_MATCH = 16
 # Successors of a node are looked up by so many tokens before it.
 _CONTEXT = 5
 _MAX_COUNT = 4
-# Children of the root that are at least this likely are in the tree even where they do not pay, to watch their rate.
+# Children of the root that are at least this likely are in the tree even where they do not pay, to watch their rate: a
+# share of what would pay.
 _WATCHED_REACH = 0.02
+_WATCHED_SHARE = 0.25
 _CONTEXT_MASK = mask_of(_CONTEXT)
+# Children of a node where width costs more than a little.
+_MAX_DEAR_BRANCHES = 3
 # Continuations of the answer index that are tried for a node.
 _MAX_CONTINUATIONS = 3
 # All kinds of guesses, made once. Of what the answer index offers, by the length of its match: the most frequent
@@ -40,6 +44,7 @@ _ANSWER_KINDS: dict[int, tuple[list[DraftKind], list[DraftKind]]] = {
     for size in (2, 4)
 }
 _NUM_CANDIDATES = 8
+_MAX_BRANCHES = 1 + _MAX_CONTINUATIONS + _NUM_CANDIDATES
 _RECYCLED_KINDS: dict[str, list[DraftKind]] = {
     source: [(source, rank) for rank in range(_NUM_CANDIDATES)] for source in ("pair", "token")
 }
@@ -96,7 +101,7 @@ class LookupTreeDrafter(Drafter):
     def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Note the candidates after each token that stands; what was rejected would cost as much and tell less."""
         for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
-            nodes, recycled = verdict.nodes[row], self._text(request).memory.recycled
+            nodes, recycled = verdict.nodes[row], self._known(request).memory.recycled
             run = run_of(request.token_ids[-2:-1])
             for node in path:
                 run = run << TOKEN_BITS | nodes[node] + 1
@@ -108,8 +113,10 @@ class LookupTreeDrafter(Drafter):
             self._memory = _Memory()
 
     def release(self, request: DraftingRequest) -> None:
-        """Drop what is the request's alone."""
-        self._texts.pop(request.request_id, None)
+        """Drop what is the request's alone; what nothing was looked up for so far may still help others."""
+        text = self._texts.pop(request.request_id, None)
+        if text is not None:
+            text.memory.answers.add(request.token_ids, text.num_counted)
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Index a prompt chunk by chunk as it is read, not all of it at the first step."""
@@ -148,7 +155,8 @@ class _Tree:
         self._text = text
         self._tokens = request.token_ids
         # A chain is a tree whose nodes have one child each.
-        self._max_branches = None if limits.max_nodes else 1
+        most = _MAX_DEAR_BRANCHES if limits.min_reach > _WATCHED_REACH else _MAX_BRANCHES
+        self._max_branches = most if limits.max_nodes else 1
         self._limits = limits if limits.max_nodes else replace(limits, max_nodes=limits.max_depth)
         self._constraint = request.constraint
         self._rates = request.rates
@@ -167,14 +175,15 @@ class _Tree:
         heap, grown, parents = self._heap, self._grown, self._parents
         kinds: list[DraftKind] = []
         reaches: list[float] = []
-        max_nodes, max_depth = self._limits.max_nodes, self._limits.max_depth
+        max_nodes, max_depth, min_reach = self._limits.max_nodes, self._limits.max_depth, self._limits.min_reach
         while heap and len(grown) < max_nodes:
             negative_reach, _, parent, (token, kind, position, match), run, depth = heapq.heappop(heap)
             grown.append(token)
             parents.append(parent)
             kinds.append(kind)
             reaches.append(-negative_reach)
-            if depth < max_depth and len(grown) < max_nodes:
+            # What follows a node is no likelier than the node.
+            if -negative_reach >= min_reach and depth < max_depth and len(grown) < max_nodes:
                 self._expand(len(grown) - 1, -negative_reach, run, depth, position, match)
         return Draft(tuple(grown), tuple(parents), tuple(kinds)), tuple(reaches)
 
@@ -184,7 +193,7 @@ class _Tree:
         if place < 0:
             # Children of the root are watched: their rate must be known before they can pay. All of them are where
             # width is nearly free.
-            least = _WATCHED_REACH if least > _WATCHED_REACH else 0.0
+            least = max(_WATCHED_SHARE * least, _WATCHED_REACH) if least > _WATCHED_REACH else 0.0
         elif position is None:
             match, position = self._text.index.lookup(run) or (0, None)
         successors = self._successors(run, position, match)
@@ -222,6 +231,8 @@ class _Tree:
     def _successors(self, run: int, position: int | None, match: int) -> list[_Successor]:
         """Tokens that may follow a run, each once: kind, and where and by what match the own text goes on."""
         memory, tokens = self._text.memory, self._tokens
+        # A grammar may leave few of them.
+        most = self._max_branches if self._constraint is None else _MAX_BRANCHES
         successors: list[_Successor] = []
         seen = set()
         if position is not None and position >= len(tokens):
@@ -230,19 +241,19 @@ class _Tree:
         if position is not None:
             token = tokens[position]
             seen.add(token)
-            kind = _LOOKUP_KINDS[match] if match < _MAX_MATCH else _LOOKUP_KINDS[_MAX_MATCH]
+            kind = _LOOKUP_KINDS[min(match, _MAX_MATCH)]
             successors.append((token, kind, position + 1, match + 1))
         if answers := memory.answers.find(run):
             size, continuations = answers
             firsts, others = _ANSWER_KINDS[size]
-            for rank, (token, count) in enumerate(continuations[:_MAX_CONTINUATIONS]):
+            for rank, token in enumerate(continuations[: 2 * _MAX_CONTINUATIONS : 2]):
                 if token not in seen:
                     seen.add(token)
-                    kind = others[rank] if rank else firsts[count if count < _MAX_COUNT else _MAX_COUNT]
+                    kind = others[rank] if rank else firsts[min(continuations[1], _MAX_COUNT)]
                     successors.append((token, kind, None, 0))
-        if recycled := memory.recycled.find(run):
+        if len(successors) < most and (recycled := memory.recycled.find(run)):
             source, candidates = recycled
-            for token, kind in zip(candidates, _RECYCLED_KINDS[source], strict=False):
+            for token, kind in zip(candidates[:most], _RECYCLED_KINDS[source], strict=False):
                 if token not in seen:
                     seen.add(token)
                     successors.append((token, kind, None, 0))
@@ -260,7 +271,7 @@ def _chain(text: _Text, tokens: Sequence[int], rates: AcceptanceRates, length: i
     run = run_of(tokens[-_CONTEXT:])
     while len(chain) < length and (answers := text.memory.answers.find(run)):
         size, continuations = answers
-        token, count = continuations[0]
+        token, count = continuations[:2]
         kind = _ANSWER_KINDS[size][0][min(count, _MAX_COUNT)]
         if not chain and kinds and rates.rate(kinds[0]) >= rates.rate(kind):
             break

@@ -26,8 +26,8 @@ class RecycledTokens:
     def __init__(self, max_pairs: int = 1 << 16) -> None:
         self._max_pairs = max_pairs
         # By runs of one token and of two.
-        self._by_token: dict[int, Sequence[int]] = {}
-        self._by_pair: OrderedDict[int, Sequence[int]] = OrderedDict()
+        self._by_token: dict[int, tuple[int, ...]] = {}
+        self._by_pair: OrderedDict[int, tuple[int, ...]] = OrderedDict()
 
     def __len__(self) -> int:
         """Pairs that are kept."""
@@ -35,6 +35,8 @@ class RecycledTokens:
 
     def update(self, run: int, candidates: Sequence[int]) -> None:
         """Note the target's candidates after a run of tokens, best first."""
+        # A collection of garbage need not go through tuples of numbers, as it would through lists.
+        candidates = tuple(candidates)
         self._by_token[run & _TOKEN] = candidates
         pair = run & _PAIR
         if pair <= _TOKEN:
@@ -44,7 +46,7 @@ class RecycledTokens:
         if len(self._by_pair) > self._max_pairs:
             self._by_pair.popitem(last=False)
 
-    def find(self, run: int) -> tuple[str, Sequence[int]] | None:
+    def find(self, run: int) -> tuple[str, tuple[int, ...]] | None:
         """The candidates for what follows a run, best first, and by what they were found: "pair" or "token"."""
         known = self._by_pair.get(run & _PAIR)
         if known is not None:

@@ -32,23 +32,25 @@ class Detokenizer:
         # Half a character in front would make what follows look broken, too.
         while len(self._window) > _CONTEXT // 2 and tokenizer.decode(self._window).startswith(_REPLACEMENT):
             del self._window[0]
-        # How many tokens of the window have been released; they stay to give the others their context.
+        # How many tokens of the window have been released, and their text; they stay to give the others their context.
         self._num_released = len(self._window)
+        self._released = tokenizer.decode(self._window)
 
     def add(self, token: int) -> str:
         """Text that the token completes; empty while a character is incomplete."""
         self._window.append(token)
-        before = self._tokenizer.decode(self._window[: self._num_released])
-        after = self._tokenizer.decode(self._window)
+        before, after = self._released, self._tokenizer.decode(self._window)
         if after.endswith(_REPLACEMENT) or len(after) <= len(before):
             return ""
-        self._window = self._window[self._num_released :]
+        self._released = after
+        if len(self._window) > _CONTEXT // 2:
+            del self._window[: self._num_released]
+            self._released = self._tokenizer.decode(self._window)
         self._num_released = len(self._window)
         return after[len(before) :]
 
     def flush(self) -> str:
         """What is left at the end of the text; an incomplete character becomes U+FFFD, as in a whole decode."""
-        before = self._tokenizer.decode(self._window[: self._num_released])
-        after = self._tokenizer.decode(self._window)
+        before, self._released = self._released, self._tokenizer.decode(self._window)
         self._num_released = len(self._window)
-        return after[len(before) :]
+        return self._released[len(before) :]

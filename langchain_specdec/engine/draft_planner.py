@@ -1,26 +1,20 @@
-"""How many tokens to draft: the tree that maximises expected tokens per second.
+"""What each step drafts: which proposals, how many tokens of them, and what is learned from what came of it.
 
-With V(rows, width) the cost of a target forward, D the cost of a draft forward and r_i the chance that the target
-reaches draft token i (that it and all its ancestors are accepted), a step whose trees have n tokens a row emits
-``rows + sum(r_i)`` tokens in ``V(rows, 1 + n) + g * D`` seconds, where g is the number of draft forwards. A chain is
-the simple tree: its r_i are the products a_1...a_i of its tokens' chances, and this is section 3.5 of Leviathan et al.
-2023 with measured instead of constant costs. Tokens are taken in order of r_i, so that every number of them is the best
-tree of that size. The best n may be 0. V and D are measured, the chances are estimated while running.
-
-Clocks, costs and rates are known here, and beside it only in the pace at which prompts are read.
+How many tokens pay is the rule of `draft_length`. Clocks, costs and rates are known here, and beside it only in the
+pace at which prompts are read.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import NOTHING, Draft, Drafter, DraftLimits, Proposal
+from langchain_specdec.engine.draft_length import best_lengths, least_reach, most_promising
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
 from langchain_specdec.runner.runner import Runner
@@ -31,20 +25,28 @@ from langchain_specdec.sampling.params import SamplingParams
 
 _logger = logging.getLogger(__name__)
 
-# Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.
-_MIN_REACH = 0.004
-# A probe drafts so many tokens more than pay. All probes together may take this share of plain decoding's time.
+# Drafts that promise less than this over a plain step are left: the promise is an estimate.
+_LEAST_GAIN = 0.02
+# Tokens at least this likely are looked for whatever they are taken to cost: that may be wrong.
+_MOST_LEAST_REACH = 0.4
+# A probe drafts so many tokens more than pay, the first of them at least this likely. All probes together may lose this
+# share of plain decoding's time.
 _PROBE_TOKENS = 2
-_PROBE_SHARE = 0.01
-# While no draft pays, looking for one may take this share of plain decoding's time.
-_LOOK_SHARE = 0.01
+_PROBE_REACH = 0.5
+_PROBE_SHARE = 0.005
+_MOST_PROBE_STEPS = 2
+# Once no draft has paid for so many steps, looking for one may take this share of plain decoding's time.
+_LOOK_STEPS = 4
+_LOOK_SHARE = 0.004
 # How much one look moves what a look is taken to cost.
 _LOOK_WEIGHT = 0.1
+# So many rows that are not padded draft in turn.
+_FEW = 2
 # What a step is taken to cost where width is free, until it is measured; only the ratios decide.
 _ASSUMED_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """What a step does, and what is expected of it.
 
@@ -100,10 +102,13 @@ class DraftPlanner:
             # Where launching bounds a step, a draft forward costs by its layers.
             step_cost = StepCost.flat(_ASSUMED_SECONDS, drafter.num_layers / len(runner.cache))
         self._cost = step_cost
+        self._is_padded = runner.pads_rows
         self._costed_graphs = runner.graphs
-        # What looking for a row's draft takes, the time saved up for it, and whether any draft paid at the last step.
+        # What looking for a row's draft takes, the time saved up for it, and for how many steps no draft has paid.
         self._look_seconds = self._look_credit = 0.0
-        self._is_drafting = True
+        self._num_idle = 0
+        # Seconds saved up for probes.
+        self._probe_credit = 0.0
         # Clock at the start of drafting and of verification in the current step.
         self._draft_started = self._verify_started = 0.0
 
@@ -135,18 +140,40 @@ class DraftPlanner:
             self._make_next_graph(requests[0])
         self._runner.begin_turn(may_capture=may_prepare)
         started = time.perf_counter()
-        may_look = self._may_look(len(requests))
-        offers = self._consider(requests, may_look=may_look)
+        rows = self._drafting_rows(requests)
+        may_look = self._may_look(len(requests), len(rows))
+        least = min(least_reach(self._cost, len(rows) or 1, self._max_tree_nodes), _MOST_LEAST_REACH)
+        offers = self._consider(requests, rows, least, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
         # Ranking a vocabulary for each row takes time, so a step in which nothing is looked for tells nothing either.
         # Where steps are captured it costs next to none, and their graphs are made for it.
         is_told = may_look or self._runner.is_width_free
-        plan = replace(self._choose(requests, offers), num_candidates=self.num_candidates if is_told else 0)
+        plan = self._choose(requests, offers, rows, least)
+        plan.num_candidates = self.num_candidates if is_told else 0
         for request in requests:
             request.decode_started = request.decode_started or started
             request.plain_token_seconds = 0.0 if self._is_cost_given else plan.plain_seconds
         return plan
+
+    def _drafting_rows(self, requests: Sequence[Request]) -> dict[int, int]:
+        """The rows that may draft, with how far: all, or where rows are not padded, only those that others wait for.
+
+        There a token costs its row as much as the place in a later step that it may save. What a step costs beside its
+        rows is saved only where the text that ends last gets on, and until another one ends last.
+        """
+        # The target always adds one token of its own, so the last one need not be drafted.
+        depths = {row: min(self._max_draft_tokens, r.num_remaining - 1) for row, r in enumerate(requests)}
+        if self._is_padded or self._is_cost_given or not self._is_adaptive or len(requests) == 1:
+            return depths
+        remaining = [request.num_remaining for request in requests]
+        last, *others = sorted(remaining, reverse=True)
+        leader = remaining.index(last)
+        if len(requests) > _FEW and requests[leader].constraint is None:
+            # Of few, another one soon gets on by drafts of its own.
+            depths[leader] = min(depths[leader], last - others[0])
+        # What a grammar forces is never passed over.
+        return {row: depth for row, depth in depths.items() if (row == leader and depth) or requests[row].constraint}
 
     def propose(self, requests: Sequence[Request], plan: Plan) -> list[Draft]:
         """Have the drafts made that were planned."""
@@ -159,9 +186,13 @@ class DraftPlanner:
         """Learn what the step cost and which guesses were right, before the requests' texts grow."""
         ended, rows = self._runner.clock(), len(requests)
         if self._cost is not None and not self._is_cost_given:
-            self._cost.observe(rows, max(map(len, verdict.picks)), ended - self._verify_started)
-            forwards = max(len(d) * p.steps_per_token for d, p in zip(drafts, plan.proposals, strict=True))
-            self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
+            width = max(map(len, verdict.picks))
+            # Rows that are not padded would each have a width of their own.
+            if width == 1 or rows == 1 or self._is_padded:
+                self._cost.observe(rows, width, ended - self._verify_started)
+            if self._drafter.num_layers:
+                forwards = max(len(d) * p.steps_per_token for d, p in zip(drafts, plan.proposals, strict=True))
+                self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
         if self._is_adaptive and plan.num_candidates == self.num_candidates:
             try:
                 self._drafter.observe(requests, verdict)
@@ -173,9 +204,8 @@ class DraftPlanner:
             guesses = [p.draft for p in plan.offers[row] if p.draft.tokens]
             if drafts[row].tokens and not plan.proposals[row].draft.tokens:
                 guesses.append(drafts[row])
-            tokens = verdict.tokens(row)
             for guess in guesses:
-                request.rates.observe(_outcomes(guess, tokens))
+                request.rates.observe(_outcomes(guess, verdict.tokens(row)))
             stats = request.stats
             stats.predicted_seconds += plan.seconds
             stats.predicted_plain_seconds += plan.tokens[row] * plan.plain_seconds
@@ -183,43 +213,44 @@ class DraftPlanner:
 
     def _make_next_graph(self, request: Request) -> None:
         """Have a graph made that a coming step may need, at the end of a text, where what is left gets overwritten."""
-        if self._cost is not None and not self._is_cost_given:
+        if self._cost is not None and not self._is_cost_given and self._runner.is_width_free:
             noise = Noise.of([request.params], [request.seed])
             last = [request.token_ids[-1:]]
             batch = RowBatch([request.slot], [request.num_cached], last, None, noise, self.num_candidates)
             self._runner.make_next_graph(batch)
 
-    def _consider(self, requests: Sequence[Request], *, may_look: bool) -> list[Sequence[Proposal]]:
+    def _consider(
+        self, requests: Sequence[Request], rows: Mapping[int, int], least: float, *, may_look: bool
+    ) -> list[Sequence[Proposal]]:
         """All that could be drafted for each row; nothing where looking for it would cost more than noise."""
-        rows = len(requests)
+        offers: list[Sequence[Proposal]] = [()] * len(requests)
+        if not may_look and all(requests[row].constraint is None for row in rows):
+            return offers
         started = time.perf_counter()
-        offers: list[Sequence[Proposal]] = []
-        for request in requests:
+        for row, max_depth in rows.items():
+            request = requests[row]
             # What a grammar forces is never passed over.
-            if not may_look and request.constraint is None:
-                offers.append(())
-                continue
-            # The target always adds one token of its own, so the last one need not be drafted.
-            max_depth = min(self._max_draft_tokens, request.num_remaining - 1)
-            limits = limits_that_pay(self._cost, rows, max_depth, self._max_tree_nodes)
-            offers.append(self._drafter.consider(request, limits))
+            if may_look or request.constraint is not None:
+                offers[row] = self._drafter.consider(request, DraftLimits(max_depth, self._max_tree_nodes, least))
         if may_look:
-            seconds = (time.perf_counter() - started) / rows
+            seconds = (time.perf_counter() - started) / len(rows)
             self._look_seconds += (_LOOK_WEIGHT if self._look_seconds else 1.0) * (seconds - self._look_seconds)
         return offers
 
-    def _may_look(self, rows: int) -> bool:
+    def _may_look(self, rows: int, num_drafting: int) -> bool:
         """Whether to look for drafts: always while they pay, and else as often as a small share of the time allows.
 
-        Where many rows share a step, nothing may pay for a long time. All of them are looked at in the same step, since
-        they share its width.
+        Where many rows share a step, nothing may pay for a long time. All that may draft are looked at in the same
+        step, since they share its width.
         """
-        if self._is_drafting or self._cost is None or self._is_cost_given or not self._is_adaptive:
+        if not num_drafting:
+            return False
+        if self._num_idle < _LOOK_STEPS or self._cost is None or self._is_cost_given or not self._is_adaptive:
             return True
         self._look_credit += _LOOK_SHARE * self._cost.verify_seconds(rows, 1)
-        if self._look_credit < rows * self._look_seconds:
+        if self._look_credit < num_drafting * self._look_seconds:
             return False
-        self._look_credit = 0.0
+        self._look_credit -= num_drafting * self._look_seconds
         return True
 
     def _update_cost(self, request: Request, offers: Sequence[Sequence[Proposal]]) -> float:
@@ -251,114 +282,57 @@ class DraftPlanner:
         if cost is not None:
             self._cost, self._costed_graphs, self._is_cost_measured = cost, graphs, True
 
-    def _choose(self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]]) -> Plan:
-        cost, rows = self._cost, len(requests)
+    def _choose(
+        self, requests: Sequence[Request], offers: list[Sequence[Proposal]], rows: Collection[int], least: float
+    ) -> Plan:
+        cost, count = self._cost, len(requests)
+        plain = cost.verify_seconds(count, 1) if cost is not None else 0.0
         if not self._is_adaptive or cost is None:
             proposals = [offer[0] if offer else NOTHING for offer in offers]
-            plain = cost.verify_seconds(rows, 1) if cost is not None else 0.0
             # Whether drafts pay is not known before costs are.
             fixed = tuple(0 if self._is_adaptive else len(p.reaches) for p in proposals)
-            return Plan(fixed, (0.0,) * rows, 0.0, plain, offers, proposals)
-        proposals = [_most_promising(offer, rows, cost) for offer in offers]
-        plan = best_lengths([p.reaches for p in proposals], [p.steps_per_token for p in proposals], cost)
-        lengths = list(plan.lengths)
-        self._is_drafting = any(lengths)
-        for row, request in enumerate(requests):
-            proposals[row], lengths[row] = self._probe(request, offers[row], proposals[row], lengths[row], rows, cost)
-        return replace(plan, lengths=tuple(lengths), offers=offers, proposals=proposals)
+            return Plan(fixed, (0.0,) * count, 0.0, plain, offers, proposals)
+        self._probe_credit = min(self._probe_credit + _PROBE_SHARE * plain, _MOST_PROBE_STEPS * plain)
+        if not any(p.steps_per_token or p.reaches[0] >= least for offer in offers for p in offer if p.reaches):
+            self._num_idle += 1
+            return Plan((0,) * count, (1.0,) * count, plain, plain, offers, [NOTHING] * count)
+        proposals = [most_promising(offer, len(rows), cost) for offer in offers]
+        drafting = [proposals[row] for row in rows]
+        choice = best_lengths([p.reaches for p in drafting], [p.steps_per_token for p in drafting], cost)
+        self._num_idle = 0 if any(choice.lengths) else self._num_idle + 1
+        lengths, tokens, seconds = [0] * count, [1.0] * count, plain
+        if choice.gain >= 1 + _LEAST_GAIN:
+            seconds += choice.seconds - choice.plain_seconds
+            for row, length, expected in zip(rows, choice.lengths, choice.tokens, strict=True):
+                lengths[row], tokens[row] = length, expected
+        for row in rows:
+            proposals[row], lengths[row] = self._probe(offers[row], proposals[row], lengths[row], len(rows), cost)
+        return Plan(tuple(lengths), tuple(tokens), seconds, plain, offers, proposals)
 
     def _probe(
-        self, request: Request, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int, cost: StepCost
+        self, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int, cost: StepCost
     ) -> tuple[Proposal, int]:
         """The draft as chosen, or now and then a longer one (a probe).
 
         Probes learn what is never tried otherwise: how good a draft model is by now, and what a wide step costs by now
-        if the machine was busy when it was measured. Each step saves a small share of its time for probes. The rows
-        share that budget, since one row's probe makes all of them wait.
+        if the machine was busy when it was measured. Each step saves a small share of its time for what they are
+        expected to lose, whichever row it is that probes: all of them wait for it.
         """
         computed = next((p for p in offer if p.steps_per_token), None)
+        probe, begin = proposal, length
         if computed is not None and computed.source != proposal.source:
-            probe, longer = computed, min(_PROBE_TOKENS, len(computed.reaches))
-        else:
-            probe, longer = proposal, min(length + _PROBE_TOKENS, len(proposal.reaches))
-            is_known = proposal.steps_per_token == 0 and self._is_cost_given
-            if is_known or longer == length:
-                return proposal, length
-        plain = cost.verify_seconds(rows, 1)
-        request.probe_credit += _PROBE_SHARE * plain / rows
-        extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
-        steps = probe.steps_per_token * (longer if probe is not proposal else longer - length)
-        if request.probe_credit < min(extra, plain) + cost.draft_seconds(steps):
+            probe, begin = computed, 0
+        tried = probe.reaches[begin : begin + _PROBE_TOKENS]
+        is_likely = bool(tried) and tried[0] >= _PROBE_REACH and not self._is_cost_given
+        if not tried or not (is_likely or probe.steps_per_token):
             return proposal, length
-        request.probe_credit = 0.0
+        plain, longer = cost.verify_seconds(rows, 1), begin + len(tried)
+        extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
+        loss = extra + cost.draft_seconds(probe.steps_per_token * len(tried)) - sum(tried) * plain / rows
+        if self._probe_credit < loss:
+            return proposal, length
+        self._probe_credit -= max(loss, 0.0)
         return probe, longer
-
-
-def limits_that_pay(cost: StepCost | None, rows: int, max_depth: int, max_nodes: int) -> DraftLimits:
-    """How far it is worth looking for draft tokens.
-
-    A plain step gives each row one token in ``V(rows, 1)``, so a node must be reached with a chance of at least the
-    share of ``V(rows, 1)`` that it costs. Costs need not grow evenly, so half of a node's mean cost is asked for.
-    """
-    if cost is None or max_nodes < 1:
-        return DraftLimits(max_depth, max_nodes, _MIN_REACH)
-    plain = cost.verify_seconds(rows, 1)
-    growth = (cost.verify_seconds(rows, 1 + max_nodes) - plain) / (max_nodes * plain)
-    return DraftLimits(max_depth, max_nodes, max(0.5 * growth, _MIN_REACH))
-
-
-def best_lengths(reaches: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> Plan:
-    """The numbers of draft tokens that maximise expected tokens per second of the coming step.
-
-    Free drafts (lookups) and computed ones (a draft model) may have different lengths, because only the latter cost
-    forwards of their own. All rows of a kind share a length, as a shorter row is padded to the widest anyway.
-
-    Args:
-        reaches: For each row its tokens' chances of being reached, in descending order.
-        steps_per_token: For each row the draft forwards that a token costs: 0 or 1.
-        cost: What steps cost.
-
-    Returns:
-        A plan without proposals. Each length is from 0 to `len(reaches[row])`, and of equally good ones the shortest.
-    """
-    rows = len(reaches)
-    free = _expected_gains([r for r, s in zip(reaches, steps_per_token, strict=True) if s == 0])
-    computed = _expected_gains([r for r, s in zip(reaches, steps_per_token, strict=True) if s > 0])
-    plain_seconds = cost.verify_seconds(rows, 1)
-    best, best_seconds, best_rate = (0, 0), plain_seconds, rows / plain_seconds
-    for num_computed, computed_gain in enumerate(computed):
-        draft_seconds = cost.draft_seconds(num_computed)
-        for num_free, free_gain in enumerate(free):
-            seconds = cost.verify_seconds(rows, 1 + max(num_free, num_computed)) + draft_seconds
-            rate = (rows + free_gain + computed_gain) / seconds
-            if rate > best_rate:
-                best, best_rate, best_seconds = (num_free, num_computed), rate, seconds
-    lengths = [min(best[s > 0], len(r)) for r, s in zip(reaches, steps_per_token, strict=True)]
-    tokens = [1.0 + sum(r[:n]) for r, n in zip(reaches, lengths, strict=True)]
-    return Plan(tuple(lengths), tuple(tokens), best_seconds, plain_seconds)
-
-
-def _most_promising(offer: Sequence[Proposal], rows: int, cost: StepCost) -> Proposal:
-    """The alternative that promises most per second, if all rows had the like; of equals the preferred one."""
-
-    def promise(proposal: Proposal) -> float:
-        plan = best_lengths([proposal.reaches] * rows, [proposal.steps_per_token] * rows, cost)
-        return sum(plan.tokens) / plan.seconds
-
-    if len(offer) < 2:
-        return offer[0] if offer else NOTHING
-    return max(offer, key=promise)
-
-
-def _expected_gains(reaches: Sequence[Sequence[float]]) -> list[float]:
-    """Expected accepted tokens of all rows together, by draft length from 0."""
-    longest = max((len(r) for r in reaches), default=0)
-    gains = [0.0] * (longest + 1)
-    for row in reaches:
-        totals = [0.0, *accumulate(row)]
-        for length in range(longest + 1):
-            gains[length] += totals[min(length, len(row))]
-    return gains
 
 
 def _outcomes(draft: Draft, tokens: Sequence[int]) -> list[tuple[DraftKind, bool]]:

@@ -48,7 +48,6 @@ class Request:
         stats: Counts of speculation.
         decode_started: Clock at the first decoding step.
         plain_token_seconds: What a token costs without drafts, beside as many rows; 0 where that was not measured.
-        probe_credit: Seconds saved up for drafting more than pays, to learn whether it would.
     """
 
     request_id: int
@@ -68,7 +67,6 @@ class Request:
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     decode_started: float | None = None
     plain_token_seconds: float = 0.0
-    probe_credit: float = 0.0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)

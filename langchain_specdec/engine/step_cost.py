@@ -16,6 +16,11 @@ from langchain_specdec.sampling.noise import Noise
 # How much one observation moves the common factor, and how much the shape of the costs.
 _DRIFT_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.05
+# Wide steps so soon after a plain one are judged by it. What was measured counts as so many of them.
+_SOON = 8
+_MEASURED_WEIGHT = 2
+# By which power of what it was mistaken a step moves the growth of costs, where that is small.
+_MOST_GROWTH = 6
 # Costs between the observed ones are interpolated anew after so many observations: one observation changes little,
 # and interpolating takes as long as choosing by them.
 _REFRESH_INTERVAL = 16
@@ -25,7 +30,9 @@ class StepCost:
     """V(rows, width) and D in seconds, from measurements.
 
     Only their ratios decide, and a machine that gets slower gets slower at every width. So an observation first moves
-    one common factor and only slowly the shape, which keeps one noisy step from changing the decision.
+    one common factor and only slowly the shape, which keeps one noisy step from changing the decision. Only the first
+    wide steps that run soon after plain ones move it faster: the machine may have been busy while it was measured, and
+    what further tokens cost was then wrong at every width alike.
 
     Args:
         verify: Measured seconds by (rows, width); at least one entry with width 1.
@@ -37,6 +44,8 @@ class StepCost:
         self._draft = draft
         self._drift = 1.0
         self._num_observed = 0
+        # Wide steps that plain ones judged, and for how many more steps those tell.
+        self._num_judged = self._plain_tells = 0
         self._cache: dict[tuple[int, int], float] = {}
 
     @classmethod
@@ -65,12 +74,33 @@ class StepCost:
         """Refine by what a target forward took."""
         expected = self.verify_seconds(rows, width)
         ratio = min(max(seconds / expected, 0.5), 2.0)
-        self._table[rows, width] = expected / self._drift * ratio**_SHAPE_WEIGHT
+        weight = _SHAPE_WEIGHT
+        if width == 1:
+            self._plain_tells = _SOON
+        elif self._plain_tells:
+            self._plain_tells -= 1
+            self._num_judged += 1
+            weight = max(weight, 1 / (_MEASURED_WEIGHT + self._num_judged))
+        before = expected / self._drift
+        after = before * ratio**weight
+        if width > 1:
+            self._grow(rows, before, after, ratio ** (_MOST_GROWTH * weight))
+        self._table[rows, width] = after
         self._drift *= ratio**_DRIFT_WEIGHT
         self._num_observed += 1
         if self._num_observed % _REFRESH_INTERVAL == 0:
             self._cache.clear()
         self._cache[rows, width] = self._table[rows, width]
+
+    def _grow(self, rows: int, before: float, after: float, most: float) -> None:
+        """Move what all widths of so many rows cost beyond a plain step, as that of one width moves."""
+        plain = self.verify_seconds(rows, 1) / self._drift
+        if min(before, after) > plain:
+            growth = (after - plain) / (before - plain)
+            growth = min(growth, most) if growth > 1 else max(growth, most)
+            for key, seconds in self._table.items():
+                if key[0] == rows and seconds > plain:
+                    self._table[key] = plain + (seconds - plain) * growth
 
     def observe_draft(self, steps: int, seconds: float) -> None:
         """Refine by what `steps` forwards of the draft model took."""
@@ -108,6 +138,8 @@ class StepCost:
 _BUDGET_STEPS = 60
 _LEAST_BUDGET, _MOST_BUDGET = 0.3, 2.0
 _MAX_ROUNDS = 5
+# Wider forwards than those that take so many plain steps are not tried: no draft pays for them.
+_MOST_STEPS = 6
 # What each further token of a row is taken to add to a plain step, as a share of it, where only two widths were tried.
 _ASSUMED_GROWTH = 0.1
 
@@ -148,7 +180,8 @@ def measure_step_cost(
         for width in list(widths):
             is_needed = not round_number and width in widths[:2]
             expected = min(warm[width]) if width in warm else latest * width / previous
-            if not is_needed and time.perf_counter() - began + expected > share:
+            is_dear = not round_number and latest > _MOST_STEPS * min(warm.get(1, [latest]))
+            if not is_needed and (is_dear or time.perf_counter() - began + expected > share):
                 if round_number < 2:
                     del widths[max(widths.index(width), 2) :]
                 break
@@ -175,4 +208,7 @@ def measure_step_cost(
         plain, wider = least[1, widths[0]], least[1, widths[1]]
         growth = max(wider - plain, _ASSUMED_GROWTH * plain)
         least[1, runner.max_width] = plain + growth * (runner.max_width - 1)
-    return StepCost(least, min(draft_seconds))
+    cost = StepCost(least, min(draft_seconds))
+    # The plain steps of just now are what the first drafts are judged by.
+    cost.observe(1, 1, least[1, 1])
+    return cost

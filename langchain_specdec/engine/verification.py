@@ -32,11 +32,12 @@ class Verifier:
 
     def verify(self, requests: Sequence[Request], drafts: Sequence[Draft], num_candidates: int) -> Verdict:
         """The target's verdict on each request's draft, with so many of its best tokens besides its picks."""
+        has_drafts = any(d.tokens for d in drafts)
         batch = RowBatch(
             [r.slot for r in requests],
             [r.num_cached for r in requests],
             [[r.token_ids[-1], *d.tokens] for r, d in zip(requests, drafts, strict=True)],
-            [[-1, *(p + 1 for p in d.parents)] for d in drafts],
+            [[-1, *[p + 1 for p in d.parents]] for d in drafts] if has_drafts else None,
             Noise.of([r.params for r in requests], [r.seed for r in requests]),
             num_candidates,
             any(r.params.logprobs is not None for r in requests),

@@ -122,6 +122,9 @@ class ModelRunner:
         """Has the model in eval mode within; see `model_state.evaluating`."""
         return nullcontext() if is_private(self.model) else evaluating(self.model, self._modules)
 
+    pads_rows = True
+    """Whether each row of a forward costs as much as the widest."""
+
     @property
     def is_width_free(self) -> bool:
         """Whether a few more tokens cost next to nothing: on a GPU, reading the weights and launching bound a step."""

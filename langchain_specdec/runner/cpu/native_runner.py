@@ -89,6 +89,7 @@ class NativeRunner:
 
     takes_trees = True
     is_width_free = False
+    pads_rows = False
     awaits_graphs = False
     has_own_threads = True
     graphs: frozenset[Any] = frozenset()
@@ -157,12 +158,13 @@ class NativeRunner:
         if not picks_too:
             return Verification(logits, None, batch)
         picks = self._step.picks(rows, width)
-        for row, tokens in enumerate(batch.tokens):
-            picks[row, len(tokens) :] = 0
+        if width > 1:
+            for row, tokens in enumerate(batch.tokens):
+                picks[row, len(tokens) :] = 0
         best = self._step.best(rows, width)
         verdict = np.empty((2 + len(best), rows, width), np.int64)
         verdict[0] = picks
-        verdict[1] = accept_rows(batch.tokens, batch.parents, picks.tolist(), width)
+        verdict[1] = accept_rows(batch.tokens, batch.parents, picks.tolist(), width) if width > 1 else 1
         verdict[2:] = best
         return Verification(logits, verdict, batch)
 

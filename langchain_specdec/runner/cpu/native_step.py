@@ -56,7 +56,7 @@ class NativeStep:
     def _reserve_tokens(self, count: int) -> None:
         self._num_tokens = count
         self._tokens, self._depths, self._picks = (np.zeros(count, np.int64) for _ in range(3))
-        self._step.tokens = self._tokens.ctypes.data
+        self._step.tokens, self._picks_address = self._tokens.ctypes.data, self._picks.ctypes.data
 
     def fill(
         self,
@@ -83,10 +83,13 @@ class NativeStep:
         if rows * width > self._num_tokens:
             self._reserve_tokens(max(rows * width, 2 * self._num_tokens))
         step.rows, step.width = rows, width
-        for row, tokens in enumerate(batch.tokens):
-            begin = row * width
-            self._tokens[begin : begin + len(tokens)] = tokens
-            self._counts[row] = len(tokens)
+        if width == 1:
+            self._tokens[:rows], self._counts[:rows] = [tokens[0] for tokens in batch.tokens], 1
+        else:
+            for row, tokens in enumerate(batch.tokens):
+                begin = row * width
+                self._tokens[begin : begin + len(tokens)] = tokens
+                self._counts[row] = len(tokens)
         self._slots[:rows], self._starts[:rows] = batch.slots, batch.starts
         if batch.is_chain:
             step.depths = step.ancestors = None
@@ -95,7 +98,7 @@ class NativeStep:
         step.last_only = int(last_only)
         step.logits = self._room_for_logits(rows * width) if has_logits else None
         # Nobody asks for the logits of picks, which stay a null pointer.
-        step.picks = self._picks.ctypes.data if picks else None
+        step.picks = self._picks_address if picks else None
         noise = batch.noise if picks else None
         if noise is not None and noise.is_sampled:
             self._temperatures[:rows], self._seeds[:rows] = noise.temperatures, seed_halves(noise.seeds)

@@ -81,6 +81,7 @@ class CapturedRunner:
         return frozenset({"one row"}) if self._is_complete and not self.store.is_stopped else frozenset()
 
     is_width_free = True
+    pads_rows = True
 
     @property
     def awaits_graphs(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def test_index_finds_the_most_frequent_continuations_of_the_longest_run(
             expected = n, sorted(counts.items(), key=lambda item: (-item[1], -last[item[0]]))
             break
     found = index.find(run_of(context))
-    assert (found and (found[0], list(found[1]))) == expected
+    assert (found and (found[0], list(zip(found[1][::2], found[1][1::2], strict=True)))) == expected
 
 
 @settings(max_examples=50)
@@ -82,10 +83,20 @@ def test_index_forgets_what_was_not_used_the_longest() -> None:
     assert index.find(run_of([1])) is not None  # Used, so the run after it is the oldest now.
     index.add([8, 9], 0)
     assert index.find(run_of([2])) is None
-    assert [index.find(run_of([t])) for t in (1, 3, 8)] == [(1, [(2, 1)]), (1, [(4, 1)]), (1, [(9, 1)])]
+    assert [index.find(run_of([t])) for t in (1, 3, 8)] == [(1, (2, 1)), (1, (4, 1)), (1, (9, 1))]
     index.add([1, 2], 0)  # Written again, which counts as use.
     index.add([5, 6, 7], 0)
-    assert index.find(run_of([1])) == (1, [(2, 2)])
+    assert index.find(run_of([1])) == (1, (2, 2))
+
+
+def test_garbage_collection_has_nothing_to_go_through_in_what_is_kept() -> None:
+    index, table = AnswerIndex((2, 4)), RecycledTokens()
+    for token in range(50):
+        index.add([1, 2, 3, token], 0)
+        table.update(run_of([1, token]), [token, 2, 3])
+    gc.collect()
+    kept = [*index._entries.values(), *table._by_pair.values(), *table._by_token.values()]
+    assert not any(map(gc.is_tracked, kept))
 
 
 # --- Candidates -------------------------------------------------------------------------------------------------------
@@ -96,12 +107,12 @@ def test_candidates_are_the_latest_by_pair_and_else_by_token() -> None:
     table.update(run_of([1, 2]), [10, 11])
     table.update(run_of([3, 2]), [12, 13])
     table.update(run_of([1, 2]), [14, 15])
-    assert table.find(run_of([9, 1, 2])) == ("pair", [14, 15])
-    assert table.find(run_of([3, 2])) == ("pair", [12, 13])
-    assert table.find(run_of([8, 2])) == table.find(run_of([2])) == ("token", [14, 15])
+    assert table.find(run_of([9, 1, 2])) == ("pair", (14, 15))
+    assert table.find(run_of([3, 2])) == ("pair", (12, 13))
+    assert table.find(run_of([8, 2])) == table.find(run_of([2])) == ("token", (14, 15))
     assert table.find(run_of([2, 3])) is None
     table.update(run_of([7]), [1])
-    assert table.find(run_of([7])) == ("token", [1])
+    assert table.find(run_of([7])) == ("token", (1,))
 
 
 def test_candidates_of_old_pairs_are_forgotten() -> None:
@@ -109,8 +120,8 @@ def test_candidates_of_old_pairs_are_forgotten() -> None:
     for before in (1, 2, 1, 3):
         table.update(run_of([before, 0]), [before])
     assert len(table) == 2
-    assert table.find(run_of([2, 0])) == ("token", [3])
-    assert table.find(run_of([1, 0])) == ("pair", [1])
+    assert table.find(run_of([2, 0])) == ("token", (3,))
+    assert table.find(run_of([1, 0])) == ("pair", (1,))
 
 
 # --- Lookup of what is no part of the text yet ------------------------------------------------------------------------
@@ -220,6 +231,15 @@ def test_earlier_answers_are_drafted_from_and_prompts_are_not() -> None:
     assert not drafter.consider(FakeRequest(2, [9, 1, 2]), DraftLimits(4, 8))
 
 
+def test_an_answer_that_nothing_was_looked_up_for_is_drafted_from_once_it_ends() -> None:
+    drafter = LookupTreeDrafter(3)
+    first = FakeRequest(0, [1, 2, 3, 4])
+    drafter.prefill([first], [0], [3])
+    first.token_ids.extend([5, 6, 7])
+    drafter.release(first)
+    assert offered(drafter, FakeRequest(1, [9, 3, 4]), DraftLimits(4, 8)).tokens == (5, 6, 7)
+
+
 def test_isolated_requests_know_nothing_of_each_other() -> None:
     drafter, rng = LookupTreeDrafter(3, is_shared=False), random.Random(0)
     first = FakeRequest(0, [1, 2, 3, 4])
@@ -323,7 +343,8 @@ def test_predicted_gain_is_what_the_steps_bring_where_guesses_are_good(device: s
         step_cost=StepCost.flat(),
     )
     _, finish = read(engine.submit((0,), SamplingParams(max_new_tokens=160)))
-    assert finish.speculation.predicted_gain == pytest.approx(finish.speculation.tokens_per_step, rel=0.15)
+    # Few guesses have been counted by then, so it is predicted with some caution.
+    assert finish.speculation.predicted_gain == pytest.approx(finish.speculation.tokens_per_step, rel=0.25)
     assert finish.speculation.observed_gain == 0.0  # Nothing was timed, so nothing is claimed.
 
 

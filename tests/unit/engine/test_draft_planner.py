@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates
-from langchain_specdec.engine.draft_planner import best_lengths, limits_that_pay
+from langchain_specdec.engine.draft_length import best_lengths, least_reach
 from langchain_specdec.engine.step_cost import StepCost
 
 # --- The rule ---------------------------------------------------------------------------------------------------------
@@ -113,13 +113,11 @@ def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_wort
 
 
 def test_how_far_it_is_worth_looking() -> None:
-    flat = limits_that_pay(StepCost.flat(), 1, 10, 32)
-    assert (flat.max_depth, flat.max_nodes) == (10, 32)
-    assert flat.min_reach < 0.01
+    flat = least_reach(StepCost.flat(), 1, 32)
+    assert flat < 0.01
     # A node that adds a tenth of a plain step must bring a tenth of a token; half of that is asked for.
-    steep = limits_that_pay(StepCost({(1, 1): 1.0, (1, 11): 2.0}), 1, 10, 32)
-    assert steep.min_reach == pytest.approx(0.05)
-    assert limits_that_pay(None, 1, 10, 32).min_reach == flat.min_reach
+    assert least_reach(StepCost({(1, 1): 1.0, (1, 11): 2.0}), 1, 32) == pytest.approx(0.05)
+    assert least_reach(None, 1, 32) == flat
 
 
 # --- Costs ------------------------------------------------------------------------------------------------------------
@@ -214,6 +212,24 @@ def test_an_observation_moves_its_own_width_the_right_way(key: tuple[int, int], 
     assert after / before == pytest.approx(factor**0.05)
 
 
+@pytest.mark.parametrize("measured", [0.1, 1.2])
+def test_costs_that_were_measured_wrong_are_soon_right_at_every_width(measured: float) -> None:
+    # A token more costs 0.4 of a plain step.
+    cost = StepCost({(1, width): 1.0 + measured * (width - 1) for width in (1, 2, 3, 5, 8)})
+    for step in range(60):
+        width = 2 if step % 4 == 0 else 1
+        cost.observe(1, width, 1.0 + 0.4 * (width - 1))
+    for width in (2, 3, 5):
+        assert cost.verify_seconds(1, width) / cost.verify_seconds(1, 1) == pytest.approx(0.6 + 0.4 * width, rel=0.25)
+
+
+def test_noise_where_width_is_free_does_not_make_it_dear() -> None:
+    cost, rng = StepCost({(1, 1): 1.0, (1, 2): 1.001, (1, 32): 1.3}), random.Random(0)
+    for _ in range(500):
+        cost.observe(1, rng.choice((1, 2)), rng.uniform(0.9, 1.1))
+    assert cost.verify_seconds(1, 32) / cost.verify_seconds(1, 1) < 1.6
+
+
 def test_a_machine_that_is_busy_for_a_while_leaves_the_shape_as_it_was() -> None:
     # Only one width runs meanwhile, and the others cannot be seen to have become slower too.
     cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
@@ -289,6 +305,18 @@ def test_old_observations_fade() -> None:
     rates.observe([(kind, False)] * 60)
     assert rates.rate(kind) < 0.3
     assert shared.rate(kind) > 0.8
+
+
+def test_a_request_whose_guesses_fail_trusts_those_of_other_kinds_less() -> None:
+    shared = AcceptanceRates()
+    request, other = AcceptanceRates(shared), AcceptanceRates(shared)
+    before = request.rate(("lookup", 5))
+    request.observe([(("lookup", 3), False)] * 20)
+    assert request.rate(("lookup", 5)) < 0.7 * before
+    assert other.rate(("lookup", 5)) == before
+    # Being right makes them no better than they are elsewhere.
+    other.observe([(("lookup", 3), True)] * 20)
+    assert other.rate(("lookup", 5)) == before
 
 
 @settings(max_examples=50)
