@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib
 import json
 import os
 import secrets
@@ -13,13 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from langchain_specdec.bench.contestant import Prompt, RunResult
+from langchain_specdec.bench.llama_cpp_server import LlamaCppServer
 from langchain_specdec.sampling.params import SamplingParams
 
 _WARM_UP_TOKENS = 16
 
 
 class LlamaCppContestant:
-    """llama.cpp's server in this process, with its own cache of keys and values and its own threads.
+    """llama.cpp's server, with its own process, cache of keys and values and threads.
 
     It tells how long it decoded by its own clock. All else, as prefill and HTTP, counts for the first delivery.
     Its matrix products round the activations to 8 bits, so its text may differ.
@@ -49,19 +49,23 @@ class LlamaCppContestant:
     ) -> None:
         self.name = name
         self.note = note
-        self._gguf = os.fspath(gguf)
         self._params = params
         self._num_slots = num_slots
-        self._max_length = max_length
-        self._num_threads = num_threads
-        self._speculation = speculation
         self._key = secrets.token_hex(16)
-        self._server: Any = None
+        self._options = {
+            "gguf": os.fspath(gguf),
+            "num_slots": num_slots,
+            "max_length": max_length,
+            "num_threads": num_threads,
+            "speculation": speculation,
+            "key": self._key,
+        }
+        self._server: LlamaCppServer | None = None
 
     def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
         """Load the file, and run the longest prompts."""
         if self._server is None:
-            self._server = self._start()
+            self._server = LlamaCppServer(self._options)
         longest = sorted((p for group in groups for p in group), key=lambda p: -len(p.token_ids))
         self._complete(longest[: self._num_slots], min(_WARM_UP_TOKENS, self._params.max_new_tokens))
 
@@ -89,30 +93,13 @@ class LlamaCppContestant:
 
     def close(self) -> None:
         """End its server."""
+        if self._server is not None:
+            self._server.close()
         self._server = None
-
-    def _start(self) -> Any:
-        # The package is optional and has no types, so it is imported by name.
-        xllamacpp = importlib.import_module("xllamacpp")
-        params = xllamacpp.CommonParams()
-        params.model.path = self._gguf
-        params.n_ctx = self._num_slots * self._max_length
-        params.n_parallel = self._num_slots
-        params.n_gpu_layers = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._num_threads
-        # Every run reads its whole prompt, and nobody else may ask.
-        params.cache_prompt = False
-        params.cache_ram_mib = 0
-        params.api_keys = [self._key]
-        params.ui = False
-        params.verbosity = 0
-        if self._speculation:
-            kind = "COMMON_SPECULATIVE_TYPE_" + self._speculation.upper().replace("-", "_")
-            params.speculative.types = [getattr(xllamacpp.common_speculative_type, kind)]
-        return xllamacpp.Server(params)
 
     def _complete(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Mapping[str, Any]]:
         """Its answers, in the order of the prompts."""
+        assert self._server is not None  # noqa: S101 - it warms up first
         asked = {
             "prompt": [list(p.token_ids) for p in prompts],
             "n_predict": max_new_tokens,
@@ -122,7 +109,7 @@ class LlamaCppContestant:
             **_sampling(self._params),
         }
         # An HTTP connection of its own: libraries for requests would go through the proxy that a variable names.
-        connection = http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
+        connection = http.client.HTTPConnection(urlsplit(self._server.address).netloc)
         try:
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
             connection.request("POST", "/completion", json.dumps(asked), headers)

@@ -154,8 +154,12 @@ class _Gauge:
 
 
 def _status(name: str) -> float:
+    """Of this process and, on Linux, of those that it has started and not ended: llama.cpp's server."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        texts = [Path("/proc/self/status").read_text(encoding="ascii")]
+        with contextlib.suppress(OSError):
+            children = Path("/proc/thread-self/children").read_text(encoding="ascii").split()
+            texts += [Path(f"/proc/{child}/status").read_text(encoding="ascii") for child in children]
     except OSError:
         if sys.platform == "win32":
             import psutil
@@ -166,4 +170,5 @@ def _status(name: str) -> float:
 
         # macOS gives the peak only, in bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    lines = [line for text in texts for line in text.splitlines() if line.startswith(name)]
+    return sum(int(line.split()[1]) for line in lines) / 1024

@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from langchain_specdec.bench.build import set_up
 from langchain_specdec.bench.contestant import Prompt, parse_contestants
 from langchain_specdec.bench.contestant_llama_cpp import LlamaCppContestant
 from langchain_specdec.bench.header import describe_layers, make_header
+from langchain_specdec.bench.llama_cpp_server import LlamaCppServer, start
 from langchain_specdec.bench.measure import grouped, measure
 from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.weights import gguf_file, load_weights
@@ -41,6 +43,7 @@ class Server:
     """Stands in for xllamacpp and its server: it keeps what it is asked, and answers by what it is told."""
 
     listening_address = "http://127.0.0.1:1"
+    is_closed = False
 
     def __init__(self) -> None:
         self.params: Any = None
@@ -92,6 +95,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
         common_speculative_type=SimpleNamespace(COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K="map-k"),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "xllamacpp", package)
+
+    def start_here(options: dict[str, Any]) -> Any:
+        server = start(json.loads(json.dumps(options)))
+        return SimpleNamespace(address=server.listening_address, close=lambda: setattr(made, "is_closed", True))
+
+    monkeypatch.setattr("langchain_specdec.bench.contestant_llama_cpp.LlamaCppServer", start_here)
     monkeypatch.setattr(http.client, "HTTPConnection", made.connect)
     monkeypatch.setattr(io, "BytesIO", Response)
     return made
@@ -122,6 +131,38 @@ def test_it_gets_the_same_tokens_and_options(server: Server) -> None:
     assert result.token_ids == ((0, 1, 2, 3), (1, 2, 3, 4))
     assert (result.num_steps, result.drafted_tokens, result.prefilled_tokens) == (8, 0, 6)
     assert result.first_seconds == pytest.approx(0.004)
+    running.close()
+    assert server.is_closed
+
+
+FAKE = """
+import http.server, sys, threading
+from types import SimpleNamespace as Space
+
+def CommonParams():
+    return Space(model=Space(), cpuparams=Space(), cpuparams_batch=Space(), speculative=Space())
+
+def Server(params):
+    print("what it says itself")
+    if params.model.path == "none.gguf":
+        raise ValueError("there is no such file")
+    return Space(listening_address=f"{params.model.path} {params.n_ctx} {'torch' in sys.modules}")
+"""
+
+
+@pytest.mark.process
+def test_it_runs_in_a_process_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "xllamacpp.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = {"gguf": "a b.gguf", "num_slots": 2, "max_length": 50, "num_threads": 1, "speculation": "", "key": "k"}
+    server = LlamaCppServer(options)
+    assert server.address == "a b.gguf 100 False"
+    os.kill(server.pid, 0)
+    server.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+    with pytest.raises(RuntimeError, match="did not start: its process ended with code 1"):
+        LlamaCppServer({**options, "gguf": "none.gguf"})
 
 
 def test_its_own_clock_says_how_long_it_decoded(server: Server) -> None:
