@@ -42,6 +42,8 @@ _LOOK_SHARE = 0.004
 _LOOK_WEIGHT = 0.1
 # So many rows that are not padded draft in turn.
 _FEW = 2
+# All of them draft where a token more in each costs less than this share of the step.
+_DEAR_TOKENS = 0.6
 # What a step is taken to cost where width is free, until it is measured; only the ratios decide.
 _ASSUMED_SECONDS = 0.02
 
@@ -157,7 +159,7 @@ class DraftPlanner:
         return plan
 
     def _drafting_rows(self, requests: Sequence[Request]) -> dict[int, int]:
-        """The rows that may draft, with how far: all, or where rows are not padded, only those that others wait for.
+        """The rows that may draft, with how far: all, or where nearly all of a step is for its tokens, the last to end.
 
         There a token costs its row as much as the place in a later step that it may save. What a step costs beside its
         rows is saved only where the text that ends last gets on, and until another one ends last.
@@ -166,6 +168,10 @@ class DraftPlanner:
         depths = {row: min(self._max_draft_tokens, r.num_remaining - 1) for row, r in enumerate(requests)}
         if self._is_padded or self._is_cost_given or not self._is_adaptive or len(requests) == 1:
             return depths
+        if self._cost is not None:
+            plain, wide = (self._cost.verify_seconds(len(requests), width) for width in (1, 2))
+            if wide < (1 + _DEAR_TOKENS) * plain:
+                return depths
         remaining = [request.num_remaining for request in requests]
         last, *others = sorted(remaining, reverse=True)
         leader = remaining.index(last)

@@ -131,10 +131,21 @@ def test_where_rows_are_not_padded_only_a_text_that_others_wait_for_drafts(
 ) -> None:
     drafter = Looker(clock)
     drafter.chance = 0.9
-    cost = StepCost({(1, 1): 0.02, (1, 2): 0.025})
+    cost = StepCost({(1, 1): 0.02, (1, 2): 0.03})
     planner, requests = make_planner(monkeypatch, drafter, cost, is_given=False, pads_rows=False), running(len(budgets))
     for request, budget in zip(requests, budgets, strict=True):
         request.params = SamplingParams(max_new_tokens=budget)
     planner.plan(requests[:1])  # costs are measured now
     lengths = planner.plan(requests).lengths
     assert [row for row, length in enumerate(lengths) if length] == expected
+
+
+def test_where_rows_are_not_padded_all_draft_where_tokens_cost_little(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    drafter = Looker(clock)
+    drafter.chance = 0.9
+    cost = StepCost({(1, 1): 0.02, (1, 2): 0.022})
+    planner, requests = make_planner(monkeypatch, drafter, cost, is_given=False, pads_rows=False), running(4)
+    planner.plan(requests[:1])  # costs are measured now
+    assert all(planner.plan(requests).lengths)
