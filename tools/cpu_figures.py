@@ -21,7 +21,7 @@ _BATCH = "--category qa --ignore-eos --max-new-tokens 64"
 
 FIGURES = {
     "cpu-gguf": "--limit 1 --max-new-tokens 96 --repeat 2 --contestants plain,auto,llama-cpp,llama-cpp-lookup",
-    "cpu-gguf-peers": "--limit 1 --max-new-tokens 64 "
+    "cpu/peers": "--limit 1 --max-new-tokens 64 "
     "--contestants plain,auto,hf,hf-prompt-lookup:10,economize --baseline hf",
     "cpu/auto": "--limit 4 --max-new-tokens 96 --repeat 3 --contestants plain,auto",
     "cpu/quiet": f"{_EIGHT} --contestants plain,llama-cpp",
