@@ -73,6 +73,9 @@ def make_runner(
 
         quantize_module(loaded.model, loaded.quantization, loaded.name)
 
+    def length_of(work: int = 0) -> int:
+        return max_length or _default_max_length(loaded, num_slots, most_positions, work)
+
     native = _native_weights(loaded)
     if native is not None:
         if compile not in ("auto", "off"):
@@ -83,13 +86,9 @@ def make_runner(
         assert library is not None, "asked for before"  # noqa: S101
         with fitting(loaded.name):
             threads = num_threads or default_threads()
-            work = work_bytes(weights, threads)
-            length = max_length or _default_max_length(loaded, num_slots, most_positions, work)
+            length = length_of(work_bytes(weights, threads))
             return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
-
-    def length_of() -> int:
-        return max_length or _default_max_length(loaded, num_slots, most_positions)
 
     return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
 
@@ -125,7 +124,7 @@ def _check_max_length(max_length: int | None, loaded: LoadedModel) -> None:
         raise InvalidParameterError(msg)
 
 
-def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None, work: int = 0) -> int:
+def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int | None, work: int) -> int:
     """See `make_runner`; `work` are bytes that forwards will take."""
     config = loaded.model.config.get_text_config()
     counts: Mapping[torch.device, int] = {loaded.model.device: config.num_hidden_layers}
