@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import secrets
+import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from langchain_specdec.bench import llama_cpp_server
+from langchain_specdec.bench.child_process import child_process, tell
 from langchain_specdec.bench.contestant import Prompt, RunResult
-from langchain_specdec.bench.llama_cpp_server import LlamaCppServer
 from langchain_specdec.sampling.params import SamplingParams
 
 _WARM_UP_TOKENS = 16
+_START_SECONDS = 120.0
+
+
+class LlamaCppServer:
+    """A running server, in a process of its own and on an address of this machine alone.
+
+    Args:
+        options: See `llama_cpp_server.start`.
+
+    Attributes:
+        address: Where it listens, as `http://127.0.0.1:12345`.
+        pid: Of its process.
+
+    Raises:
+        RuntimeError: It does not start; its own words are on standard error.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._ending = contextlib.ExitStack()
+        # Its text and not its file, whose folder has modules by names that others look for.
+        program = Path(llama_cpp_server.__file__).read_text(encoding="utf-8")
+        process = self._ending.enter_context(child_process("-c", program, stdout=subprocess.PIPE))
+        self.pid = process.pid
+        patience = threading.Timer(_START_SECONDS, process.kill)
+        patience.start()
+        tell(process, json.dumps(dict(options)).encode() + b"\n")
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        self.address = process.stdout.readline().decode().strip()
+        patience.cancel()
+        if not self.address:
+            self.close()
+            msg = f"llama.cpp's server did not start: its process ended with code {process.returncode}."
+            raise RuntimeError(msg)
+
+    def close(self) -> None:
+        """End it."""
+        self._ending.close()
 
 
 class LlamaCppContestant:

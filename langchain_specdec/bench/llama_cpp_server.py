@@ -1,70 +1,27 @@
 """llama.cpp's server in a process of its own, by the package xllamacpp.
 
 Beside PyTorch in one process it would run at half its speed: both have threads by GNU's OpenMP, which has them sleep,
-and not spin, where there are more of them than cores. So the process runs this file, which imports nothing of this
-package.
+and not spin, where there are more of them than cores. So the process runs the text of this file, which imports nothing
+of this package.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from typing import Any
 
-_START_SECONDS = 120.0
 
-
-class LlamaCppServer:
-    """A running server, on an address of this machine alone.
+def start(options: Mapping[str, Any]) -> Any:
+    """A server in this process.
 
     Args:
         options: `gguf`, the model's file; `num_slots`; `max_length`, positions of a slot; `num_threads`; `speculation`,
             its kind of drafts, or ""; `key`, what it has to be asked with.
-
-    Attributes:
-        address: Where it listens, as `http://127.0.0.1:12345`.
-        pid: Of its process.
-
-    Raises:
-        RuntimeError: It does not start; its own words are on standard error.
     """
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        # Its standard input ends with this process, however that ends, and so does it.
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
-        self.pid = self._process.pid
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        assert self._process.stdout is not None  # noqa: S101
-        patience = threading.Timer(_START_SECONDS, self._process.kill)
-        patience.start()
-        with contextlib.suppress(OSError):  # it has ended
-            self._process.stdin.write(json.dumps(dict(options)).encode() + b"\n")
-            self._process.stdin.flush()
-        self.address = self._process.stdout.readline().decode().strip()
-        patience.cancel()
-        if not self.address:
-            self.close()
-            msg = f"llama.cpp's server did not start: its process ended with code {self._process.returncode}."
-            raise RuntimeError(msg)
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def start(options: Mapping[str, Any]) -> Any:
-    """A server in this process."""
     # The package is optional and has no types, so it is imported by name.
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()

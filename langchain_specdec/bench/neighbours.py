@@ -14,8 +14,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from langchain_specdec.bench.child_process import child_process, tell
 from langchain_specdec.bench.contestant import ContestantSpec, RunResult
 from langchain_specdec.bench.statistics import rate_of, total_rate
 from langchain_specdec.errors import SpecDecError
@@ -48,7 +49,7 @@ def busy_neighbours(count: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             # Without site-packages, which it does not need.
-            stack.enter_context(_child("-I", "-S", "-c", _BUSY))
+            stack.enter_context(child_process("-I", "-S", "-c", _BUSY))
         yield
 
 
@@ -80,16 +81,18 @@ class EngineNeighbours:
             SpecDecError: One failed.
         """
         with contextlib.ExitStack() as stack:
-            children = [stack.enter_context(_child("-c", _ENGINE, stdout=subprocess.PIPE)) for _ in range(self._count)]
+            children = [
+                stack.enter_context(child_process("-c", _ENGINE, stdout=subprocess.PIPE)) for _ in range(self._count)
+            ]
             for child in children:
-                _tell(child, len(self._asked).to_bytes(8, "big") + self._asked)
+                tell(child, len(self._asked).to_bytes(8, "big") + self._asked)
             for child in children:
                 assert child.stdout is not None  # noqa: S101 - it is a pipe
                 if not child.stdout.readline():
                     msg = f"A neighbouring engine ended with code {child.wait()} before it ran; see above for why."
                     raise SpecDecError(msg)
             for child in children:
-                _tell(child, b"\n")
+                tell(child, b"\n")
             try:
                 yield
             finally:
@@ -103,7 +106,7 @@ def run_engine() -> None:
     plan, questions = pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301
     output, sys.stdout = sys.stdout, sys.stderr
 
-    def tell(line: str) -> None:
+    def say(line: str) -> None:
         with contextlib.suppress(OSError):  # the parent may be gone
             print(line, file=output, flush=True)
 
@@ -114,7 +117,7 @@ def run_engine() -> None:
         (contestant,) = setup.contestants
         groups = grouped(setup.prompts, plan.batch)
         contestant.warm_up(groups)
-        tell("warm")
+        say("warm")
         sys.stdin.buffer.read(1)
         ended = threading.Event()
 
@@ -130,7 +133,7 @@ def run_engine() -> None:
                 if ended.is_set():
                     break  # it was decoded in part after the end
                 results.append(result)
-    tell(json.dumps(total_rate(results, rate_of(plan.batch))))
+    say(json.dumps(total_rate(results, rate_of(plan.batch))))
 
 
 def _rate(child: subprocess.Popen[bytes]) -> float | None:
@@ -140,24 +143,3 @@ def _rate(child: subprocess.Popen[bytes]) -> float | None:
         rate = json.loads(said.splitlines()[-1]) if said.strip() else None
         return float(rate) if rate is not None else None
     return None
-
-
-def _tell(child: subprocess.Popen[bytes], what: bytes) -> None:
-    assert child.stdin is not None  # noqa: S101 - it is a pipe
-    with contextlib.suppress(OSError):  # it has ended
-        child.stdin.write(what)
-        child.stdin.flush()
-
-
-@contextmanager
-def _child(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, **options)  # noqa: S603 - constants
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()

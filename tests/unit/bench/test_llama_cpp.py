@@ -21,9 +21,9 @@ from gguf import GGMLQuantizationType
 
 from langchain_specdec.bench.build import set_up
 from langchain_specdec.bench.contestant import Prompt, parse_contestants
-from langchain_specdec.bench.contestant_llama_cpp import LlamaCppContestant
+from langchain_specdec.bench.contestant_llama_cpp import LlamaCppContestant, LlamaCppServer
 from langchain_specdec.bench.header import describe_layers, make_header
-from langchain_specdec.bench.llama_cpp_server import LlamaCppServer, start
+from langchain_specdec.bench.llama_cpp_server import start
 from langchain_specdec.bench.measure import grouped, measure
 from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.weights import gguf_file, load_weights
