@@ -23,7 +23,6 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.models import devices
 from langchain_specdec.runner import attention
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cpu.compiler import compiler_command
 from tests.support.tiny_models import make_engine
 
@@ -87,9 +86,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     torch.set_num_threads(2 if "embedded" in markers and "PYTEST_XDIST_WORKER" not in os.environ else 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "_allowed", {event for event in GUARDED if GUARDED[event] & markers})
-        if "compiles" not in markers:
-            # Compiling in the background would take both cores for a minute from every test of a real model beside it.
-            patch.setattr(CompiledLayers, "observe", lambda *_: None)
         if "server" in markers:
             # While this is set, as it is in CI, huggingface_hub refuses every address, this machine's too.
             patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -315,7 +315,7 @@ def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions
         num_slots=options["num_slots"],
         max_length=length,
         max_width=1 + options["max_draft_tokens"],
-        # On CPU its layers, which are few, run as they are.
+        # It may be on a CPU beside a target on a GPU.
         compile=options["compile"] if draft.model.device.type == "cuda" else "off",
         num_threads=options["num_threads"],
     )

@@ -64,11 +64,10 @@ class EngineOptions(TypedDict, total=False):
         None, "On a CPU, threads that share a forward of the native decoder.", int, 1, 64,
         unset="the physical cores that this process may use")]
     compile: Annotated[Literal["auto", "off", "reduce-overhead", "max-autotune"], Option(
-        "auto", "On a CPU, whether decoder layers are compiled: `auto` once that has become worth what it costs, "
-        "`reduce-overhead` and `max-autotune` from the first step on, in the background. Models that the native "
-        "decoder runs have nothing to compile, so these two are refused. On CUDA, whether steps are "
-        "captured as graphs, one at a time between steps: `auto` once a shape was seen a few times, `reduce-overhead` "
-        "at once, `max-autotune` at once and without rounding shapes. `off`: never.", str, words=_COMPILE_MODES)]
+        "auto", "On CUDA, whether steps are captured as graphs, one at a time between steps: `auto` once a shape was "
+        "seen a few times, `reduce-overhead` at once, `max-autotune` at once and without rounding shapes. `off`: "
+        "never. On a CPU there is nothing to capture, so `reduce-overhead` and `max-autotune` are refused.",
+        str, words=_COMPILE_MODES)]
     attn_implementation: Annotated[str | None, Option(
         None, "Attention of transformers: `sdpa` or `eager`.", str, unset="the engine's own")]
     step_cost: Annotated["StepCost | None", Option(

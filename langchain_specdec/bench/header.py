@@ -8,7 +8,6 @@ from typing import Any
 from langchain_specdec.bench.build import Setup
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.plan import Plan
-from langchain_specdec.bench.weights import Weights
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 
 
@@ -59,28 +58,15 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
     }
 
 
-def describe_layers(weights: Weights) -> dict[str, Any]:
-    """How the engine ran its layers, as plain values: compiled, captured or neither, by which graphs, and why not."""
-    if weights.captured is not None:
-        return _describe_captured(weights.captured)
-    layers = weights.compiled
-    if layers is None:
-        return {"is_compiled": False, "obstacle": weights.obstacle, "graphs": []}
-    graphs = [
-        {
-            "shape": f"{'one row' if is_one_row else 'several rows'} of {'one token' if is_one_token else 'several'}",
-            "seconds": graph.seconds,
-            "saving": graph.saving,
-            "is_used": (is_one_row, is_one_token) in layers.ready,
-        }
-        for (is_one_row, is_one_token), graph in sorted(layers.graphs.items(), reverse=True)
-    ]
-    obstacle = layers.failure or ("" if graphs else "no graph was made that computes the same")
-    return {"is_compiled": bool(layers.ready), "obstacle": obstacle, "graphs": graphs}
+def describe_graphs(stores: Sequence[GraphStore] | None, obstacle: str) -> dict[str, Any] | None:
+    """How the engine's steps were captured, as plain values; None where nobody asked for it.
 
-
-def _describe_captured(stores: Sequence[GraphStore]) -> dict[str, Any]:
-    """The same of contestants that capture their steps, each for itself."""
+    Args:
+        stores: The graphs of each runner; None where steps are not captured.
+        obstacle: Why they are not, although that was asked for.
+    """
+    if stores is None:
+        return {"is_captured": False, "obstacle": obstacle, "graphs": []} if obstacle else None
     graphs = [
         {
             "shape": f"{bucket.kind} {bucket.rows} x {bucket.width} tokens, {bucket.length} positions",
@@ -95,4 +81,4 @@ def _describe_captured(stores: Sequence[GraphStore]) -> dict[str, Any]:
     reasons = [store.failure for store in stores if store.failure]
     if not is_captured:
         reasons += [reason for store in stores for reason in store.rejected.values()]
-    return {"is_compiled": False, "is_captured": is_captured, "obstacle": (reasons or [""])[0], "graphs": graphs}
+    return {"is_captured": is_captured, "obstacle": (reasons or [""])[0], "graphs": graphs}

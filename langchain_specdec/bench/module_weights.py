@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.decoder_families import decoder_weights
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.kernel_linear import PanelWeight
 from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.runner.cpu.packed_layers import PackedLinear
-from langchain_specdec.runner.cuda.capture import can_capture
-from langchain_specdec.runner.trials import CompileMode
 
 # Positions of a slot that is made for the arranging alone.
 _LENGTH = 64
@@ -49,25 +45,6 @@ def arrange(loaded: LoadedModel) -> tuple[DecoderWeights | None, int]:
     runner.release()
     weights = decoder_weights(loaded.model) if isinstance(runner, NativeRunner) else None
     return weights, sum(isinstance(module, PackedLinear) for module in loaded.model.modules())
-
-
-def compiled(loaded: LoadedModel, mode: CompileMode) -> tuple[CompiledLayers | None, str]:
-    """What compiles a model's layers, and why they are not compiled, or its steps not captured, although asked for.
-
-    Raises:
-        InvalidParameterError: It has to be, and cannot be.
-    """
-    if mode == "off":
-        return None, ""
-    is_cuda = loaded.model.device.type == "cuda"
-    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
-    if obstacle is None:
-        return None if is_cuda else CompiledLayers(loaded.model, mode), ""
-    if mode != "auto":
-        done = "captured" if is_cuda else "compiled"
-        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave out --compile, or set it to auto or off."
-        raise InvalidParameterError(msg)
-    return None, obstacle
 
 
 def step_bytes(model: torch.nn.Module) -> int:

@@ -76,7 +76,7 @@ class EngineContestants:
             compile=self._capture_mode(),
             **{**plan.engine, **options},
         )
-        self._share(backend.engine)
+        self._list_graphs(backend.engine)
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
@@ -111,7 +111,7 @@ class EngineContestants:
             prefill_chunk=shared["prefill_chunk"],
             step_cost=self._step_cost(),
         )
-        self._share(engine)
+        self._list_graphs(engine)
         price = "of the draft model's forwards" if cost is None else f"of {cost:g} plain steps each"
         note = (
             f"this engine ({self._form()}), drafts at {plan.synthetic_agreement:.0%} agreement "
@@ -128,22 +128,18 @@ class EngineContestants:
         )
 
     def _capture_mode(self) -> CompileMode:
-        """On CUDA each runner captures for itself; elsewhere all share what `Weights.compiled` compiles."""
+        """How each runner captures its steps for itself."""
         return "off" if self._target.captured is None else self._plan.compile
 
-    def _share(self, engine: Engine) -> None:
-        """Have all engines run the same compiled layers, or list the graphs that each captures for itself."""
-        if self._target.compiled is None and self._target.captured is None:
+    def _list_graphs(self, engine: Engine) -> None:
+        """List the graphs that an engine captures for itself."""
+        if self._target.captured is None:
             return
-        # A native decoder does without what these import.
+        # A native decoder does without what this imports.
         from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-        from langchain_specdec.runner.model_runner import ModelRunner
 
-        if self._target.compiled is not None and isinstance(engine.runner, ModelRunner):
-            engine.runner.compiled = self._target.compiled
-        if self._target.captured is not None:
-            runners = (engine.runner, *engine.drafter.runners)
-            self._target.captured.extend(runner.store for runner in runners if isinstance(runner, CapturedRunner))
+        runners = (engine.runner, *engine.drafter.runners)
+        self._target.captured.extend(runner.store for runner in runners if isinstance(runner, CapturedRunner))
 
     def _step_cost(self) -> StepCost | None:
         return StepCost.flat() if self._plan.step_cost == "flat" else None

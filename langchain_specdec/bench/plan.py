@@ -31,7 +31,7 @@ class Plan:
         synthetic_agreement: Chance that a synthetic draft token is right.
         synthetic_cost: Its cost in plain steps; None: that of the draft model's forward.
         step_cost: What the engine takes steps to cost: `"measured"` as it finds them, `"flat"` the same at any width.
-        compile: How the engine's layers run: `"off"` as they are; else compiled, or captured on CUDA, from the warm-up
+        compile: How the engine's steps are captured on CUDA: `"off"` not at all; else from the warm-up
             on.
         neighbours: Busy processes beside.
         neighbour_engines: Processes beside that decode by this engine.

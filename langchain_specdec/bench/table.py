@@ -51,8 +51,8 @@ def headlines(report: Report) -> Iterator[tuple[str, str]]:
         )
     if report.beside:
         yield "beside", report.beside
-    if header.get("layers"):
-        yield "layers", _layers(header["layers"])
+    if header.get("steps"):
+        yield "steps", f"of this engine {captured_line(header['steps'])}"
     settings = header["settings"]
     cut = f" ({settings['num_cut']} cut to fit)" if settings["num_cut"] else ""
     form = "in the chat format" if settings["is_chat"] else "as they are"
@@ -65,30 +65,16 @@ def headlines(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
-def _layers(layers: Mapping[str, Any]) -> str:
-    """How the engine's layers ran."""
-    graphs = layers["graphs"]
-    reason = f" ({layers['obstacle']})" if layers["obstacle"] else ""
-    if "is_captured" in layers:
-        return f"of this engine {_captured(graphs)}{reason}"
-    if not graphs:
-        return f"of this engine not compiled{reason}"
-    shapes = "; ".join(
-        f"{g['shape']}: {format(g['saving'], '.0%') + ' less time' if g['is_used'] else 'not used'}" for g in graphs
-    )
-    used, seconds = sum(g["is_used"] for g in graphs), sum(g["seconds"] for g in graphs)
-    counted = f"{used} of {_count(len(graphs), 'graph')} in use"
-    return f"of this engine compiled{reason}, {counted}, made in {seconds:.1f} s ({shapes})"
-
-
-def _captured(graphs: Sequence[Mapping[str, Any]]) -> str:
+def captured_line(described: Mapping[str, Any]) -> str:
     """How its steps were captured; there may be dozens of graphs."""
+    reason = f" ({described['obstacle']})" if described["obstacle"] else ""
+    graphs = described["graphs"]
     savings = sorted(graph["saving"] for graph in graphs if graph["is_used"])
     if not savings:
-        return "not captured"
+        return f"not captured{reason}"
     seconds = sum(graph["seconds"] for graph in graphs)
     return (
-        f"captured, {len(savings)} of {_count(len(graphs), 'CUDA graph')} in use, made in {seconds:.1f} s "
+        f"captured{reason}, {len(savings)} of {_count(len(graphs), 'CUDA graph')} in use, made in {seconds:.1f} s "
         f"({savings[0]:.0%} to {savings[-1]:.0%} less time a step)"
     )
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from langchain_specdec.models.loaded_model import LoadedModel
-    from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
     from langchain_specdec.runner.cuda.graph_store import GraphStore
 
 
@@ -49,9 +48,7 @@ class Weights:
         dtype: Their type.
         device: Where they are.
         num_packed: Linear layers that the engine holds packed.
-        compiled: Runs the engine's layers compiled; all its contestants share the graphs. None runs them as they are.
-        obstacle: Why they are not compiled, or its steps not captured, although that was asked for; empty where they
-            are.
+        obstacle: Why the engine's steps are not captured, although that was asked for; empty where they are.
         captured: The graphs of the engine's contestants, which have their own, on CUDA; filled as these are made. None
             where steps are not captured.
         gguf_path: The GGUF file that it comes in; "" where nobody reads one.
@@ -69,7 +66,6 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     num_packed: int
-    compiled: CompiledLayers | None
     obstacle: str
     captured: list[GraphStore] | None = None
     gguf_path: str = ""
@@ -103,8 +99,8 @@ def load_weights(
         progress: Told while the embedded model is prepared.
 
     Raises:
-        InvalidParameterError: The layers have to be compiled, or the steps captured, and cannot be. A GGUF file is
-            wanted, and the model comes in none.
+        InvalidParameterError: Steps have to be captured, and cannot be. A GGUF file is wanted, and the model comes in
+            none.
         SpecDecError: As `load_model` does.
     """
     gguf_path = gguf_file(model) if for_gguf else ""
@@ -143,8 +139,8 @@ def load_weights(
             peer = as_peer(to_transformers(loaded.model))
     if decoder is not None:
         num_bytes = sum(matrix.data.nbytes for matrix in _matrices(decoder))
-    graphs, obstacle = _compiled(loaded, decoder, compile) if for_ours else (None, "")
-    is_captured = for_ours and compile != "off" and not obstacle and loaded.model.device.type == "cuda"
+    is_captured = for_ours and compile != "off"
+    obstacle = (_why_uncaptured(loaded, compile) if is_captured else None) or ""
     return Weights(
         loaded if for_ours else None,
         peer,
@@ -155,30 +151,22 @@ def load_weights(
         loaded.model.dtype,
         loaded.model.device,
         num_packed,
-        graphs,
         obstacle,
-        [] if is_captured else None,
+        [] if is_captured and not obstacle else None,
         gguf_path,
         loaded.max_positions,
         ", ".join(sorted(format_names(decoder))) if decoder is not None else "",
     )
 
 
-def _compiled(
-    loaded: LoadedModel, decoder: DecoderWeights | None, mode: CompileMode
-) -> tuple[CompiledLayers | None, str]:
-    if mode == "off":
-        return None, ""
-    if decoder is None:
-        from langchain_specdec.bench.module_weights import compiled
+def _why_uncaptured(loaded: LoadedModel, mode: CompileMode) -> str | None:
+    from langchain_specdec.models.make_runner import why_uncaptured
 
-        return compiled(loaded, mode)
-    from langchain_specdec.models.make_runner import NOTHING_TO_COMPILE
-
-    if mode != "auto":
-        msg = f"{loaded.name} cannot be compiled: {NOTHING_TO_COMPILE}. Leave out --compile, or set it to auto or off."
+    obstacle = why_uncaptured(loaded.model)
+    if obstacle is not None and mode != "auto":
+        msg = f"{loaded.name} cannot be captured: {obstacle}. Leave out --compile, or set it to auto or off."
         raise InvalidParameterError(msg)
-    return None, NOTHING_TO_COMPILE
+    return obstacle
 
 
 def _without_weights(name: str, gguf_path: str) -> Weights:
@@ -189,7 +177,7 @@ def _without_weights(name: str, gguf_path: str) -> Weights:
     eos = tuple(ending_tokens(file))
     cpu = torch.device("cpu")
     return Weights(
-        None, None, tokenizer, name, eos, 0, torch.float32, cpu, 0, None, "",
+        None, None, tokenizer, name, eos, 0, torch.float32, cpu, 0, "",
         gguf_path=gguf_path, max_positions=config.max_position_embeddings,
     )  # fmt: skip
 

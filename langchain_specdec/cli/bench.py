@@ -202,7 +202,7 @@ def _measure(
 ) -> tuple[Report, Any]:
     """The report, and the model's tokenizer."""
     from langchain_specdec.bench.build import set_up
-    from langchain_specdec.bench.header import describe_layers, make_header
+    from langchain_specdec.bench.header import describe_graphs, make_header
     from langchain_specdec.bench.machine import read_bandwidth
     from langchain_specdec.bench.measure import grouped, measure
     from langchain_specdec.bench.neighbours import EngineNeighbours, busy_neighbours
@@ -227,8 +227,8 @@ def _measure(
         ):
             measurement = measure(setup.contestants, groups, repeat, tell)
         header["neighbours"] = {"busy": plan.neighbours, "engines": engines.tokens_per_second}
-        # Only now is it known what was compiled, and whether it held.
-        header["layers"] = describe_layers(setup.target) if setup.target.ours else None
+        # Only now is it known what was captured, and whether it held.
+        header["steps"] = describe_graphs(setup.target.captured, setup.target.obstacle)
         report = make_report(
             measurement,
             {contestant.name: contestant.note for contestant in setup.contestants},

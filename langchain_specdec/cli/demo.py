@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _DOCUMENT = "demo_document.md"
 # Options that both kinds of run share.
-_ALIKE = ("num_slots", "max_length", "prefill_chunk", "num_threads", "attn_implementation")
+_ALIKE = ("compile", "num_slots", "max_length", "prefill_chunk", "num_threads", "attn_implementation")
 # Long enough that the engine finds something to draft, and so measures what steps cost here.
 _WARM_UP_TOKENS = 24
 _EXPLANATION = (
@@ -94,8 +94,6 @@ def _make_plain(speculative: LocalBackend, options: Mapping[str, Any]) -> LocalB
     from langchain_specdec.backends.local import LocalBackend
 
     alike: Any = {n: options[n] for n in _ALIKE}
-    # Layers of a model that is loaded already cannot be compiled, so "auto" is the most that can be asked for.
-    alike["compile"] = "off" if options["compile"] == "off" else "auto"
     return LocalBackend(speculative.model, speculative.private_tokenizer, drafter="none", **alike)
 
 

@@ -199,7 +199,7 @@ def _native_decoder() -> Finding:
         return Finding(name, value, "info" if platform.system() != "Linux" else "warning", advice)
     threads = default_threads()
     value = f"{threads} {'thread' if threads == 1 else 'threads'} of its own, for Llama-like models and GGUF files"
-    return Finding(name, f"{value}; --compile is for other models", "ok")
+    return Finding(name, value, "ok")
 
 
 def _linear_layers() -> Finding:

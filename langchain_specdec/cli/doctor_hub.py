@@ -65,7 +65,7 @@ def folder(name: str, path: Path, variable: str, *, room: float) -> Finding:
 
 
 def compiler() -> Finding:
-    """The C++ compiler, by which kernels and compiled layers are made."""
+    """The C++ compiler, by which kernels are made."""
     from langchain_specdec.runner.cpu.compiler import WITHOUT, compiler_command, find_compiler
 
     command = shlex.join(compiler_command())

@@ -11,7 +11,6 @@ from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.wakeup import Wakeup
 from langchain_specdec.engine.request import Request
 from langchain_specdec.errors import EngineClosedError
-from langchain_specdec.runner.cpu.compile_thread import end_compile_threads
 
 
 class Inbox:
@@ -100,5 +99,3 @@ def _end_threads() -> None:
     for thread, _ in threads:
         if thread.is_alive():  # one that could not start cannot be joined
             thread.join(30.0)
-    # After the engines, which start to compile: both would else end in the order in which they were imported.
-    end_compile_threads()

@@ -25,8 +25,6 @@ from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
 
-NOTHING_TO_COMPILE = "the native decoder runs it, which has nothing to compile"
-"""Why its layers are not compiled."""
 _logger = logging.getLogger(__name__)
 # Where a model does not say for how many positions it was made, and where all slots are allocated at once.
 _DEFAULT_MAX_LENGTH = 8192
@@ -57,17 +55,21 @@ def make_runner(
             of one slot where memory is taken by the tokens in it, as on a CPU, else of all slots and up to 8192.
         max_width: Most tokens of a row in a verification.
         most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
-        compile: Whether and when its layers are compiled, on CPU, or its steps captured, on CUDA; see `CompiledLayers`
-            and `GraphStore`. A native decoder has nothing to compile, and refuses to be asked for it.
+        compile: Whether and when its steps are captured as CUDA graphs; see `GraphStore`.
         num_threads: Threads of a native decoder; None is `default_threads`.
         progress: Told `(description, done, total)` when graphs are captured.
 
     Raises:
-        InvalidParameterError: `max_length` is more than the model was made for, or it cannot be compiled or captured.
+        InvalidParameterError: `max_length` is more than the model was made for, or its steps have to be captured and
+            cannot be.
         UnsupportedModelError: The model does not work with the engine's cache, or nothing of it can be quantised.
     """
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
+    obstacle = why_uncaptured(loaded.model)
+    if obstacle is not None and compile not in ("auto", "off"):
+        msg = f"{loaded.name} cannot be captured: {obstacle}. Leave compile at 'auto' or set it to 'off'."
+        raise InvalidParameterError(msg)
     if loaded.quantization is not None:
         from langchain_specdec.models.quantized_module import quantize_module
 
@@ -78,9 +80,6 @@ def make_runner(
 
     native = _native_weights(loaded)
     if native is not None:
-        if compile not in ("auto", "off"):
-            msg = f"{loaded.name} cannot be compiled: {NOTHING_TO_COMPILE}. Leave compile at 'auto' or set it to 'off'."
-            raise InvalidParameterError(msg)
         weights, reread = native
         library = native_library()
         assert library is not None, "asked for before"  # noqa: S101
@@ -90,7 +89,17 @@ def make_runner(
             return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
     from langchain_specdec.models.module_runner import make_module_runner
 
-    return make_module_runner(loaded, num_slots, length_of, max_width, compile, progress)
+    capture = "off" if obstacle is not None else compile
+    return make_module_runner(loaded, num_slots, length_of, max_width, capture, progress)
+
+
+def why_uncaptured(model: Any) -> str | None:
+    """Why a model's steps cannot be captured as CUDA graphs; None where they can."""
+    if model.device.type != "cuda":
+        return f"it runs on a {model.device.type.upper()} device, and steps are captured on CUDA only"
+    from langchain_specdec.runner.cuda.capture import can_capture
+
+    return can_capture(model)
 
 
 def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None] | None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.quantized_module import widen_module
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
 from langchain_specdec.runner.cpu.mapped_weights import MappedWeights, copy_mapped
 from langchain_specdec.runner.cpu.packed_layers import can_pack, pack_linears
-from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
+from langchain_specdec.runner.cuda.capture import CudaCapture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.model_state import keep_private
@@ -29,7 +27,7 @@ def make_module_runner(
     num_slots: int,
     length_of: Callable[[], int],
     max_width: int,
-    compile: CompileMode,  # noqa: A002 - the name that users give
+    capture: CompileMode,
     progress: Progress | None,
 ) -> ModelRunner | CapturedRunner:
     """Give a loaded module its slots, and on CPU a layout of its weights that makes wide steps cheap.
@@ -39,21 +37,12 @@ def make_module_runner(
         num_slots: See `make_runner`.
         length_of: Says how many positions a slot has; asked after the weights have taken their memory.
         max_width: See `make_runner`.
-        compile: See `make_runner`.
+        capture: How its steps are captured as CUDA graphs; `"off"`: they are not, as where they cannot be.
         progress: See `make_runner`.
 
     Raises:
-        InvalidParameterError: It cannot be compiled or captured.
         UnsupportedModelError: The model does not work with the engine's cache.
     """
-    is_cuda = loaded.model.device.type == "cuda"
-    obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
-    if obstacle is None and not is_cuda and not loaded.is_owned:
-        obstacle = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
-    if obstacle is not None and compile not in ("auto", "off"):
-        done = "captured" if is_cuda else "compiled"
-        msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
-        raise InvalidParameterError(msg)
     if loaded.is_owned:
         keep_private(loaded.model)
         if loaded.quantization is not None:
@@ -67,9 +56,6 @@ def make_module_runner(
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = takes_trees(runner)
-    if compile == "off" or obstacle is not None:
+    if capture == "off":
         return runner
-    if is_cuda:
-        return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
-    runner.compiled = CompiledLayers(loaded.model, compile)
-    return runner
+    return CapturedRunner(runner, CudaCapture(loaded.model.device), capture, progress)

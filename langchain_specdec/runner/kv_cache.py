@@ -201,10 +201,6 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.shape = shape
 
-    def view(self, layer: int, shape: ForwardShape) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer that a forward of adjacent slots sees, `[rows, kv_heads, length, head_dim]`."""
-        return shape.seen(self._slot_layers[layer].keys), shape.seen(self._slot_layers[layer].values)
-
     @torch.inference_mode()
     def keep(self, slot: int, start: int, offsets: Sequence[int], index: Tensor | None = None) -> None:
         """Close the gaps that a tree's rejected branches left: what is at `start + offsets` moves to `start` on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_config import cached_bytes, max_positions
@@ -26,9 +24,6 @@ PickDraft = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Picks draft tokens, int64 `[rows, 1]`, by logits `[rows, 1, vocab]`, the positions that the tokens will have
 `[rows, 1]`, and the tokens drafted before `[rows, count]`."""
 
-# Positions before the tokens of a trial: enough for a mask and a text that means something to it.
-_TRIAL_LENGTH = 23
-
 
 class ModelRunner:
     """One model, its cache, and the kinds of forward that decoding needs.
@@ -38,16 +33,12 @@ class ModelRunner:
         num_slots: Slots of the cache.
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification; the cache has room for its padding.
-        compiled: Runs the model's layers compiled, where that pays; None never does.
     """
 
-    def __init__(
-        self, model: Any, num_slots: int, max_length: int, max_width: int, compiled: CompiledLayers | None = None
-    ) -> None:
+    def __init__(self, model: Any, num_slots: int, max_length: int, max_width: int) -> None:
         self.model = model
         self.max_length = max_length
         self.max_width = max_width
-        self.compiled = compiled
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.max_positions = max_positions(config)
@@ -67,13 +58,11 @@ class ModelRunner:
         self.weights = WeightsState.of(self._modules)
         """What `note_weights` saw last."""
 
-    @property
-    def graphs(self) -> frozenset[Any]:
-        """Changes with what forwards cost, when graphs take over or fail."""
-        return self.compiled.ready if self.compiled is not None else frozenset()
+    graphs: frozenset[Any] = frozenset()
+    """Changes with what forwards cost, when graphs take over or fail; here there are none."""
 
     def prepare(self, rows: int, lengths: range, *, is_sampled: bool, num_candidates: int) -> None:
-        """Make all graphs that decoding certain texts is likely to use, before the first forward; nothing without.
+        """Make all graphs that decoding certain texts is likely to use, before the first forward; here there are none.
 
         Args:
             rows: Most texts at a time.
@@ -81,8 +70,6 @@ class ModelRunner:
             is_sampled: Whether noise will pick tokens.
             num_candidates: See `RowBatch`.
         """
-        if self.compiled is not None:
-            self.compiled.prepare(rows, self._trial)
 
     def prepare_drafts(self, rows: int, lengths: range, vocab_size: int, *, is_sampled: bool) -> None:
         """Make all graphs that drafting for certain texts is likely to use; here there are none."""
@@ -209,9 +196,7 @@ class ModelRunner:
 
     def release(self) -> None:
         """Let go of the model and the slots; only for a runner that runs nothing any more."""
-        if self.compiled is not None:
-            self.compiled.stop()
-        self.model = self.compiled = None
+        self.model = None
         self._modules = []
         self.cache.release()
 
@@ -229,65 +214,7 @@ class ModelRunner:
     def _run(
         self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs, *, is_prompt: bool = False
     ) -> Any:
-        shape, arguments = self._begin(self.cache, slots, starts, inputs, is_prompt=is_prompt)
-        with self.evaluating():
-            return self._call(module, shape, arguments)
-
-    def _call(self, module: Any, shape: ForwardShape, arguments: dict[str, Any]) -> Any:
-        compiled = self.compiled
-        if compiled is None:
-            with pinned_backends(self.device):
-                return module(**arguments)
-        # The first forward allocates the cache's buffers, which compiled layers are given.
-        if self.cache.is_initialized and compiled.is_ready(shape):
-            try:
-                with compiled.applied(self.cache, shape):
-                    return module(**arguments)
-            except Exception as error:
-                # What it wrote lies beyond the rows' lengths; running it again as it is is safe.
-                compiled.fail(error)
-        started = time.perf_counter()
-        outputs = module(**arguments)
-        compiled.observe(shape, time.perf_counter() - started, self._trial)
-        return outputs
-
-    def _begin(
-        self,
-        cache: SlotCache,
-        slots: Sequence[int],
-        starts: Sequence[int],
-        inputs: RowInputs,
-        *,
-        is_prompt: bool = False,
-    ) -> tuple[ForwardShape, dict[str, Any]]:
-        """Say where a forward's tokens go: its shape, and what the model is called with."""
         shape = ForwardShape.from_rows(slots, starts, inputs)
-        cache.begin(shape)
-        return shape, self._inputs.make(cache, inputs, shape.length, is_prompt=is_prompt)
-
-    @torch.inference_mode()
-    def _trial(self, is_compiled: bool, rows: int, width: int) -> tuple[Tensor, float]:
-        """A forward of that shape after a short text, on a cache of its own; runs beside the engine.
-
-        The cache is as long as the real one, because a compiled layer knows its strides. Its memory is taken only where
-        it is written.
-
-        Returns:
-            Its logits, and the seconds that it took, without the text before it.
-        """
-        cache = SlotCache(len(self.cache), rows, self.cache.max_length)
-        start = min(_TRIAL_LENGTH, self.max_length - width)
-        tokens = [[(7 * row + 13 * i) % self.vocab_size for i in range(start + width)] for row in range(rows)]
-
-        def begin(first: int, end: int) -> tuple[ForwardShape, dict[str, Any]]:
-            batch = RowBatch(range(rows), [first] * rows, [row[first:end] for row in tokens])
-            return self._begin(cache, batch.slots, batch.starts, RowInputs.from_batch(batch, self.device))
-
-        if start:
-            self.model.base_model(**begin(0, start)[1])
-        shape, arguments = begin(start, start + width)
-        layers = self.compiled if is_compiled else None
-        started = time.perf_counter()
-        with layers.applied(cache, shape) if layers else nullcontext():
-            logits: Tensor = self.model(**arguments).logits
-        return logits, time.perf_counter() - started
+        self.cache.begin(shape)
+        with pinned_backends(self.device), self.evaluating():
+            return module(**self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt))

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 WITHOUT = (
-    "the engine's own kernels and compiled layers are not used, and PyTorch's operators are, which are slower. Install "
-    "g++ (apt install g++, dnf install gcc-c++, apk add g++), or have CXX name a compiler"
+    "the engine's own kernels are not used, and PyTorch's operators are, which are slower. Install g++ (apt install "
+    "g++, dnf install gcc-c++, apk add g++), or have CXX name a compiler"
 )
 """What is lost where there is none, and what to do."""
 

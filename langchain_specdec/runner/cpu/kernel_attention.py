@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,10 +62,10 @@ def can_decode_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     """Whether `decode_attention` takes such tensors here. Compiles the kernel if it is not there yet."""
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in (query, key, value, mask)):
         return False
-    lanes = _lanes()
-    if lanes is None or mask.shape[1] != 1:
+    kernel = _kernel()
+    if kernel is None or mask.shape[1] != 1:
         return False
-    return query.shape[1] % key.shape[1] == 0 and value.shape[3] % lanes == 0
+    return query.shape[1] % key.shape[1] == 0 and value.shape[3] % kernel.lanes == 0
 
 
 def decode_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
@@ -82,13 +81,6 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     Returns:
         `[rows, width, heads, value_dim]`.
     """
-    if torch.compiler.is_compiling():
-        output: Tensor = torch.ops.specdec.decode_attention.default(query, key, value, mask, scaling)
-        return output
-    return _decode_attention(query, key, value, mask, scaling)
-
-
-def _decode_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     if query.shape[2] <= _MAX_WIDTH:
         kernel = _kernel()
         assert kernel is not None, "ask can_decode_attention first"  # noqa: S101
@@ -96,13 +88,6 @@ def _decode_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     is_grouped = query.shape[1] != key.shape[1]
     output = F.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=is_grouped)
     return output.transpose(1, 2).contiguous()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _lanes() -> int | None:
-    """Of the kernel, if there is one; PyTorch's compiler is to ask this, and not to compile it."""
-    kernel = _kernel()
-    return None if kernel is None else kernel.lanes
 
 
 @functools.cache
@@ -122,14 +107,3 @@ def _is_right(kernel: _Kernel) -> bool:
         if not torch.allclose(kernel.attend(query, key, value, mask, 0.5).transpose(1, 2), expected, atol=1e-4):
             return False
     return True
-
-
-def _shape_only(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:  # noqa: ARG001
-    return query.new_empty((query.shape[0], query.shape[2], query.shape[1], value.shape[3]))
-
-
-# What PyTorch's compiler puts into its graphs.
-_library_of_ops: Any = torch.library.Library("specdec", "FRAGMENT")
-_library_of_ops.define("decode_attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scaling) -> Tensor")
-_library_of_ops.impl("decode_attention", _decode_attention, "CPU")
-torch.library.register_fake("specdec::decode_attention", _shape_only, lib=_library_of_ops)

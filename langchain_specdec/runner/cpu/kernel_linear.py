@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +86,6 @@ class PanelWeight(nn.Module):
 
     def forward(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """`inputs @ weight.T + bias`, for `[..., in_features]`."""
-        if torch.compiler.is_compiling():
-            output: Tensor = torch.ops.specdec.panel_linear.default(inputs, self.panels, bias, self.out_features)
-            return output
-        # Without the detour over PyTorch's dispatcher, which costs 15 us for each of a model's hundred products.
         return _the_kernel().linear(inputs, self.panels, bias, self.out_features)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -126,18 +121,3 @@ def _is_right(kernel: _Kernel) -> bool:
             if not torch.allclose(kernel.linear(inputs, packed, weight[:, 0].contiguous(), 37), expected, atol=1e-4):
                 return False
     return True
-
-
-def _panel_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    return _the_kernel().linear(inputs, weight, bias, out_features)
-
-
-def _shape_only(inputs: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:  # noqa: ARG001
-    return inputs.new_empty((*inputs.shape[:-1], out_features))
-
-
-# What PyTorch's compiler puts into its graphs.
-_library_of_ops: Any = torch.library.Library("specdec", "FRAGMENT")
-_library_of_ops.define("panel_linear(Tensor inputs, Tensor weight, Tensor? bias, SymInt out_features) -> Tensor")
-_library_of_ops.impl("panel_linear", _panel_linear, "CPU")
-torch.library.register_fake("specdec::panel_linear", _shape_only, lib=_library_of_ops)

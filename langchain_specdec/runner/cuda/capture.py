@@ -156,10 +156,10 @@ def _own_workspaces() -> Iterator[None]:
 
 
 def can_capture(model: nn.Module) -> str | None:
-    """Why forwards of a model cannot be captured here; None where they can."""
+    """Why forwards of a model cannot be captured as CUDA graphs; None where they can."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if any(device.type != "cuda" for device in devices):
-        return "graphs are captured on CUDA only"
+        return "not all of it is on a CUDA device"
     if len(devices) > 1:
         return "it is spread over several GPUs"
     return None

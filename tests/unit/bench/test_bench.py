@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from langchain_specdec.bench import plot
 from langchain_specdec.bench.build import check_packages, set_up
 from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
-from langchain_specdec.bench.header import describe_layers
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
 from langchain_specdec.bench.memory import MemoryUse
@@ -30,8 +29,6 @@ from langchain_specdec.bench.workload import Question, encode, load_workload, se
 from langchain_specdec.cli.app import app
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.models import make_runner
-from langchain_specdec.runner.cpu.compile_costs import CompileCosts
-from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers, can_compile
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.sampling.params import SamplingParams
@@ -418,7 +415,7 @@ def test_the_table_shows_rates_ratios_and_what_differs():
         "hf differs from plain: prompt 0 at token 1, 1 at token 1",
     ):
         assert part in text
-    assert "layers" not in text
+    assert "\nsteps " not in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert {"qa", "math", "all", "tokens per step", "first token, ms", "warm-up, s"} <= set(rows)
 
@@ -426,22 +423,21 @@ def test_the_table_shows_rates_ratios_and_what_differs():
 @pytest.mark.parametrize(
     ("obstacle", "used", "line"),
     [
-        ("", (True, False), "compiled, 1 of 2 graphs in use, made in 12.5 s "
-         "(one row of one token: 20% less time; one row of several: not used)"),
-        ("RuntimeError: no", (False, False), "compiled (RuntimeError: no), 0 of 2 graphs in use"),
-        ("", (), "not compiled\n"),
-        ("layers are compiled on CPU only", (), "not compiled (layers are compiled on CPU only)"),
+        ("", (True, False), "captured, 1 of 2 CUDA graphs in use, made in 12.5 s (20% to 20% less time a step)"),
+        ("RuntimeError: no", (False, False), "not captured (RuntimeError: no)"),
+        ("", (), "not captured\n"),
+        ("it runs on a CPU device", (), "not captured (it runs on a CPU device)"),
     ],
-)  # fmt: skip
-def test_how_layers_ran_is_told(obstacle, used, line):
-    shapes = [("one row of one token", 0.2, 4.5), ("one row of several", -0.1, 8.0)]
+)
+def test_how_steps_ran_is_told(obstacle, used, line):
+    shapes = [("verify 1 x 1 tokens", 0.2, 4.5), ("verify 1 x 5 tokens", -0.1, 8.0)]
     graphs = [
         {"shape": shape, "seconds": seconds, "saving": saving, "is_used": is_used}
         for (shape, saving, seconds), is_used in zip(shapes, used, strict=False)
     ]
     rep = report()
-    rep.header["layers"] = {"is_compiled": any(used), "obstacle": obstacle, "graphs": graphs}
-    assert f"layers    of this engine {line}" in printed(rep, 200)
+    rep.header["steps"] = {"is_captured": any(used), "obstacle": obstacle, "graphs": graphs}
+    assert f"steps     of this engine {line}" in printed(rep, 200)
 
 
 def test_names_are_shown_as_they_are():
@@ -733,70 +729,16 @@ def test_with_flat_costs_steps_are_counted_and_not_timed(monkeypatch):
         assert all(r.drafted_tokens > 20 for r in runs), name
 
 
-@pytest.mark.transformers
-@pytest.mark.compiles
-def test_layers_are_compiled_in_the_warm_up_and_once_for_all_contestants(monkeypatch):
-    monkeypatch.setattr(make_runner, "native_library", lambda: None)
-    if (obstacle := can_compile(tiny_model())) is not None:
-        pytest.skip(obstacle)
-    made, calls = [], []
-    make = CompiledLayers._make
-
-    def counting_make(layers, key, trial):
-        make(layers, key, trial)
-        made.append(key)
-        # What tiny layers save is no matter.
-        layers._ready.add(key)
-
-    def fake_compile(function, **options):
-        """Runs the layers as they are: what torch makes of them is tested elsewhere."""
-
-        def run(layers, hidden, arguments, names, buffers, *rest):
-            calls.append(hidden.shape[1] == 1)
-            return function(layers, hidden, arguments, names, buffers, *rest)
-
-        return run
-
-    monkeypatch.setattr(CompiledLayers, "_make", counting_make)
-    monkeypatch.setattr(CompileCosts, "put", lambda self, key, seconds, saving: None)
-    monkeypatch.setattr(torch, "compile", fake_compile)
-    specs = parse_contestants(["plain", "auto", "prompt_lookup:3", "synthetic:2", "hf"], has_draft_model=False, batch=1)
-    plan = Plan("random:tiny", specs, SamplingParams(max_new_tokens=12), device="cpu", compile="auto")
-    with set_up(plan, [Question("1", "qa", "the cat sat on the mat, the cat")]) as setup:
-        groups = grouped(setup.prompts, 1)
-        for contestant in setup.contestants:
-            contestant.warm_up(groups)
-        rows = {}
-        for contestant in setup.contestants:
-            calls.clear()
-            result = contestant.run(groups[0])
-            rows[contestant.name] = result.token_ids
-            # One graph for both layers: it runs once a step, and for the prompt; and never for peers.
-            if contestant.name == "hf":
-                assert calls == []
-            else:
-                assert result.num_steps is not None
-                assert len(calls) > result.num_steps
-                assert set(calls) == {True, False}
-        described = describe_layers(setup.target)
-    assert made == [(True, True), (True, False)]
-    assert len(rows) == 5
-    assert len(set(rows.values())) == 1
-    assert [graph["shape"] for graph in described["graphs"]] == ["one row of one token", "one row of several"]
-    assert all(graph["is_used"] and graph["seconds"] > 0 for graph in described["graphs"])
-    assert described["is_compiled"]
-    assert described["obstacle"] == ""
-
-
-@pytest.mark.compiles
-def test_layers_that_cannot_be_compiled_are_told(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "max-autotune")
-    assert found.exit_code == 2
-    assert "cannot be compiled: " in found.stderr
+def test_steps_that_cannot_be_captured_are_told():
+    obstacle = "it runs on a CPU device, and steps are captured on CUDA only"
+    for mode in ("reduce-overhead", "max-autotune"):
+        found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", mode)
+        assert found.exit_code == 2
+        advice = "Leave out --compile, or set it to auto or off."
+        assert f"random:tiny cannot be captured: {obstacle}. {advice}" in " ".join(found.stderr.split())
     found = bench(*TINY, "--category", "math", "--contestants", "plain", "--compile", "auto")
     assert found.exit_code == 0, found.output
-    assert re.search(r"^layers    of this engine not compiled \(.*\)$", found.stdout, re.MULTILINE)
+    assert f"\nsteps     of this engine not captured ({obstacle})\n" in found.stdout
 
 
 def test_prefixes_are_forgotten_between_runs_unless_they_are_to_be_kept():

@@ -13,7 +13,7 @@ from langchain_specdec.bench import build, ours, weights
 from langchain_specdec.bench.build import set_up
 from langchain_specdec.bench.contestant import Prompt, parse_contestants
 from langchain_specdec.bench.contestant_engine import EngineContestant
-from langchain_specdec.bench.header import describe_layers
+from langchain_specdec.bench.header import describe_graphs
 from langchain_specdec.bench.measure import grouped
 from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.workload import Question
@@ -44,9 +44,7 @@ def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "make_runner", make)
     monkeypatch.setattr("langchain_specdec.backends.local.make_runner", make)
     load = weights.load_weights
-    monkeypatch.setattr(
-        build, "load_weights", lambda *args, **options: replace(load(*args, **options), compiled=None, captured=[])
-    )
+    monkeypatch.setattr(build, "load_weights", lambda *args, **options: replace(load(*args, **options), captured=[]))
 
 
 def plan(names: Sequence[str], batch: int, **params: Any) -> Plan:
@@ -103,7 +101,8 @@ def test_runs_make_no_graph_and_lack_none(batch: int, temperature: float, monkey
                 assert {bucket.length for bucket in runner.store.graphs} == {min(256, runner.cache.max_length)}
                 assert {bucket.is_sampled for bucket in runner.store.graphs} == {temperature > 0}
         assert all(found == texts["plain"] for found in texts.values())
-        described = describe_layers(setup.target)
+        described = describe_graphs(setup.target.captured, setup.target.obstacle)
+    assert described is not None
     kinds = [graph["shape"].split()[0] for graph in described["graphs"] if graph["is_used"]]
     assert kinds.count("draft") == sum(
         len(runner.store.graphs) for c in setup.contestants for runner in runners_of(c)[1:]

@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType
 from langchain_specdec.bench.build import set_up
 from langchain_specdec.bench.contestant import Prompt, parse_contestants
 from langchain_specdec.bench.contestant_llama_cpp import LlamaCppContestant, LlamaCppServer
-from langchain_specdec.bench.header import describe_layers, make_header
+from langchain_specdec.bench.header import describe_graphs, make_header
 from langchain_specdec.bench.llama_cpp_server import start
 from langchain_specdec.bench.measure import grouped, measure
 from langchain_specdec.bench.plan import Plan
@@ -234,8 +234,8 @@ def test_a_gguf_file_is_run_in_its_bits_and_dequantised_for_peers(file: Path) ->
         assert isinstance(target.ours.model, GGUFModel)
         assert target.formats == "F32, Q8_0"
         assert "native decoder, weights in F32, Q8_0" in setup.contestants[0].note
-        assert describe_layers(target)["graphs"] == []
-        with pytest.raises(InvalidParameterError, match="cannot be compiled: the native decoder runs it"):
+        assert describe_graphs(target.captured, target.obstacle) is None
+        with pytest.raises(InvalidParameterError, match="cannot be captured: it runs on a CPU device"):
             set_up(replace(plan, compile="max-autotune"), []).__enter__()
 
 

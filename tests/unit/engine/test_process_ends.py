@@ -94,24 +94,6 @@ print(process.exitcode, len(llm.invoke("hello", max_new_tokens=3)) > 0)
     assert run(HELD + "\n".join(lines) + code).splitlines() == [*(f"{name} [0, 0]" for name in CHILDREN), "0 True"]
 
 
-@needs_fork
-def test_a_child_does_not_end_what_its_parent_compiles() -> None:
-    code = """
-from langchain_specdec.runner.cpu import compile_thread
-stopped = []
-may_end = threading.Event()
-thread = compile_thread.CompileThread(lambda: may_end.wait(60), lambda: stopped.append(os.getpid()))
-thread.start()
-pid = os.fork()
-if pid == 0:
-    compile_thread.end_compile_threads()
-    os._exit(len(stopped))
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), thread.is_alive())
-may_end.set()
-"""
-    assert run(code) == "0 True"
-
-
 # The end of the program
 
 READERS = {

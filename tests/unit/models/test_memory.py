@@ -63,9 +63,8 @@ def is_gone(refs: list[weakref.ref[Any]]) -> bool:
     return all(ref() is None for ref in refs)
 
 
-@pytest.mark.parametrize("mode", ["auto", "off"])
-def test_closing_lets_go_of_weights_and_slots(folder: Path, mode: str) -> None:
-    backend = load(folder, compile=mode, draft_model=folder)
+def test_closing_lets_go_of_weights_and_slots(folder: Path) -> None:
+    backend = load(folder, draft_model=folder)
     backend.complete([REQUEST])
     refs = parts_of(backend)
     assert len(refs) >= 6, "models and layers of target and draft"
@@ -73,9 +72,8 @@ def test_closing_lets_go_of_weights_and_slots(folder: Path, mode: str) -> None:
     assert is_gone(refs)
 
 
-@pytest.mark.parametrize("mode", ["auto", "off"])
-def test_dropping_lets_go_too(folder: Path, mode: str) -> None:
-    llm = SpeculativeLLM(backend=load(folder, compile=mode))
+def test_dropping_lets_go_too(folder: Path) -> None:
+    llm = SpeculativeLLM(backend=load(folder))
     llm.invoke("x", max_new_tokens=4)
     refs = parts_of(llm.backend)  # type: ignore[arg-type]
     del llm

@@ -134,21 +134,6 @@ def test_one_mask_may_serve_all_rows() -> None:
     )
 
 
-@pytest.mark.slow
-@needs_kernel
-@pytest.mark.parametrize("width", [3, 40])
-def test_compiled_graphs_use_it_for_any_width(width: int) -> None:
-    compiled = torch.compile(
-        lambda q, k, v, mask: slot_attention(torch.nn.Module(), q, k, v, mask, scaling=0.125)[0] * 2,
-        fullgraph=True,
-        backend="aot_eager",
-        dynamic=True,
-    )
-    given = tensors(width=width)
-    with torch.inference_mode():
-        torch.testing.assert_close(compiled(*given), in_float64(*given, 0.125).float() * 2)
-
-
 @needs_kernel
 def test_the_engine_attends_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []

@@ -108,16 +108,6 @@ def test_inputs_may_be_views_and_have_any_shape() -> None:
 
 
 @needs_kernel
-def test_compiled_graphs_use_it_for_any_layer_of_a_size() -> None:
-    layers = [PackedLinear(nn.Linear(16, 24)) for _ in range(2)]
-    compiled = torch.compile(lambda layer, x: layer(x) * 2, fullgraph=True, backend="aot_eager")
-    x = torch.randn(3, 16)
-    with torch.inference_mode():
-        for layer in layers:
-            assert torch.equal(compiled(layer, x), layer(x) * 2)
-
-
-@needs_kernel
 def test_threads_may_use_it_at_once() -> None:
     weight, x = PanelWeight(exact_in_bfloat16(400, 64)), torch.randn(50, 64)
     expected = weight(x, None)

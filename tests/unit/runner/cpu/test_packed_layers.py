@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from langchain_specdec.runner.cpu import onednn_linear
 from langchain_specdec.runner.cpu import packed_layers as packing
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import can_use_onednn
@@ -136,18 +134,6 @@ def test_layers_of_one_input_are_computed_together(product: str, biases: tuple[b
         block.q_proj(inputs)
         torch.testing.assert_close(block.v_proj(other), expected_other)
         torch.testing.assert_close(block.v_proj(inputs), expected[2])
-
-
-@pytest.mark.skipif(not can_use_onednn(torch.float32), reason="this build of torch has no oneDNN")
-def test_packed_weights_go_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "can_use_panels", lambda dtype: False)
-    gc.collect()
-    before = len(onednn_linear._packed_weights)
-    layer = PackedLinear(nn.Linear(8, 8))
-    assert len(onednn_linear._packed_weights) == before + 1
-    del layer
-    gc.collect()
-    assert len(onednn_linear._packed_weights) == before
 
 
 @pytest.mark.skipif(not can_use_panels(torch.float32), reason="there is no kernel for this machine")

@@ -14,17 +14,16 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from langchain_specdec.bench.header import _describe_captured
-from langchain_specdec.bench.table import _layers
+from langchain_specdec.bench.header import describe_graphs
+from langchain_specdec.bench.table import captured_line
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
-from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.models.make_runner import make_runner, why_uncaptured
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
-from langchain_specdec.runner.cuda.capture import can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner, draft_step, verify_step
 from langchain_specdec.runner.cuda.graph_store import GraphStore
 from langchain_specdec.runner.cuda.waiting import RefuseWaiting
@@ -611,7 +610,7 @@ def test_a_released_runner_holds_no_graphs() -> None:
 
 
 def test_graphs_are_for_cuda() -> None:
-    assert can_capture(tiny_model()) == "graphs are captured on CUDA only"
+    assert why_uncaptured(tiny_model()) == "it runs on a CPU device, and steps are captured on CUDA only"
     target = loaded(tiny_model())
     assert isinstance(make_runner(target, num_slots=1, max_length=64, max_width=3, compile="auto"), ModelRunner)
 
@@ -622,17 +621,18 @@ def test_a_report_tells_what_was_captured() -> None:
         store.begin_turn()
         put(store, bucket_of(width))
     store.rejected[bucket_of(3)] = "it takes longer"
-    described = _describe_captured([store])
+    described = describe_graphs([store], "")
+    assert described is not None
     assert [graph["is_used"] for graph in described["graphs"]] == [True, True, False]
     assert described["graphs"][1]["shape"] == "verify 1 x 2 tokens, 256 positions"
-    line = _layers(described)
-    assert line.startswith("of this engine captured, 2 of 3 CUDA graphs in use, made in ")
+    line = captured_line(described)
+    assert line.startswith("captured, 2 of 3 CUDA graphs in use, made in ")
     assert line.endswith(" s (50% to 50% less time a step)")
     store.fail(RuntimeError("no"))
-    assert _layers(_describe_captured([store])) == "of this engine not captured (RuntimeError: no)"
+    assert captured_line(describe_graphs([store], "") or {}) == "not captured (RuntimeError: no)"
     waiting = GraphStore(RecordedCapture(), "reduce-overhead")
     waiting.rejected[bucket_of(1)] = "it waits for the device"
-    assert _layers(_describe_captured([waiting])) == "of this engine not captured (it waits for the device)"
+    assert captured_line(describe_graphs([waiting], "") or {}) == "not captured (it waits for the device)"
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------
