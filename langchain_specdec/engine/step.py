@@ -106,6 +106,8 @@ def unsound_error(dtype: torch.dtype) -> GenerationError:
     """Says that a model of this type computed no scores by which a token could be picked."""
     if dtype == torch.float16:
         advice = "Numbers of this model overflow float16: load it with dtype='bfloat16' or 'float32'."
+    elif dtype == torch.float32:
+        advice = "Its weights may be damaged, or its numbers overflow: check the weights."
     else:
         advice = "Its weights may be damaged, or its numbers overflow: check the weights, or try dtype='float32'."
     name = str(dtype).removeprefix("torch.")

@@ -92,7 +92,9 @@ def find_parts(
             "adapter=."
         )
         raise ModelLoadError(msg)
-    place, base_revision = check_source(base, revision=found.get("revision"), token=token)
+    # Of a folder, PEFT notes a revision too, which says nothing.
+    base_revision = None if Path(base).exists() else found.get("revision")
+    place, base_revision = check_source(base, revision=base_revision, token=token)
     if _adapter_config(place, base, base_revision, token) is not None:
         msg = (
             f"{name} is an adapter for {base}, which is one itself. Merge that into its base first "

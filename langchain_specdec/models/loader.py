@@ -89,7 +89,9 @@ def load_model(
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:
     """The GGUF file that is meant; None where none is, or where the embedded model's folder does what is asked."""
     name = str(source)
+    revision, token = options.get("revision"), options.get("token")
     if name == embedded.EMBEDDED_MODEL_ID:
+        check_source(name, revision=revision)
         return embedded.gguf_file() if is_native else None
     if not means_gguf(source):
         return None
@@ -99,7 +101,6 @@ def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is
             "model that the file was made from, by its folder or its id on the Hugging Face Hub."
         )
         raise InvalidParameterError(msg)
-    revision, token = options.get("revision"), options.get("token")
     found, revision = check_source(source, revision=revision, token=token)
     return local_gguf(found, revision, token)
 

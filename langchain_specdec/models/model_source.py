@@ -62,16 +62,19 @@ def check_source(
         downloaded to if the Hub is out of reach.
 
     Raises:
-        InvalidParameterError: It is no name.
+        InvalidParameterError: It is no name, or a revision is given of what is on this machine.
         ModelLoadError: There is no such folder or id, it holds no model or cannot be read, or the Hub is out of reach.
     """
     if not isinstance(source, (str, os.PathLike)):
         msg = f"A model is given as an id, a local folder or a loaded Hugging Face model, got {type(source).__name__}."
         raise InvalidParameterError(msg)
     name = str(source)
-    if name == "embedded":
-        return name, revision
     path = _looked_at(name)
+    if revision is not None and (name == "embedded" or path.exists()):
+        msg = f"{name!r} is on this machine, and only a model id of the Hub has revisions: leave out {revision!r}."
+        raise InvalidParameterError(msg)
+    if name == "embedded":
+        return name, None
     takes_gguf = holds == _MODEL
     if takes_gguf and not path.exists() and (on_hub := hub_file(name)):
         return _checked_file(name, *on_hub, revision, token)

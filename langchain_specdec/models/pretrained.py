@@ -84,10 +84,9 @@ def load_pretrained(
         name = source = str(model)
         how = quantized_loading(quantization, resolved_dtype, placed, device_map)
         by_runner = how.by_runner
+        source, revision = check_source(model, revision=revision, token=token)
         if name == embedded.EMBEDDED_MODEL_ID:
-            source, revision = str(embedded.model_path(progress=progress)), None
-        else:
-            source, revision = check_source(model, revision=revision, token=token)
+            source = str(embedded.model_path(progress=progress))
         if adapter is not None:
             adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
         parts = find_parts(source, name, adapter, revision, token)

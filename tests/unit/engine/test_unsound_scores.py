@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -99,7 +100,9 @@ def test_they_fail_their_own_request_only(
             streams = [engine.submit(prompt, params(name)) for prompt in prompts]
         for prompt, stream in zip(prompts, streams, strict=True):
             if prompt in poisoned:
-                with pytest.raises(GenerationError, match=r"^The model computed no usable scores .*dtype='float32'"):
+                with pytest.raises(
+                    GenerationError, match=r"^The model computed no usable scores .*check the weights\.$"
+                ):
                     read(stream)
             else:
                 assert token_ids(read(stream)[0]) == references(prompt, params(name))
@@ -220,4 +223,4 @@ def test_those_of_a_draft_model_cost_its_drafts_only(
 
 def test_the_error_names_a_type_that_helps() -> None:
     assert "overflow float16: load it with dtype='bfloat16' or 'float32'" in str(unsound_error(torch.float16))
-    assert "(bfloat16)" in str(unsound_error(torch.bfloat16))
+    assert re.search(r"\(bfloat16\)\. .* or try dtype='float32'\.$", str(unsound_error(torch.bfloat16)))

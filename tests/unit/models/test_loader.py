@@ -350,6 +350,13 @@ def test_what_is_passed_on_by_default(folder, calls):
     }
 
 
+@pytest.fixture
+def as_on_hub(monkeypatch):
+    """A folder stands for a model of the Hub, of which alone there are revisions."""
+    monkeypatch.setattr(pretrained, "check_source", lambda source, *, revision, token: (source, revision))
+
+
+@pytest.mark.usefixtures("as_on_hub")
 def test_what_is_passed_on_when_given(folder, calls):
     quantization = SimpleNamespace(bits=4)
     loaded = load_model(
@@ -377,6 +384,7 @@ def test_device_map_is_passed_on(folder, calls):
     assert calls["AutoModelForCausalLM"]["device_map"] == "auto"
 
 
+@pytest.mark.usefixtures("as_on_hub")
 def test_backend_passes_on_what_it_is_given(folder, calls):
     backend = LocalBackend(
         str(folder), revision="v2", attn_implementation="sdpa", dtype="float32", device="cpu", max_length=64

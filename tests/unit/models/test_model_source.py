@@ -373,6 +373,15 @@ def test_a_gguf_file_that_is_not_there_is_answered_with_those_that_are(
     assert answers.questions[0] == "/o/404-EntryNotFound/resolve/main/x.gguf"
 
 
+def test_what_is_on_this_machine_has_no_revision(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "x.gguf").touch()
+    for source in (tmp_path, str(tmp_path), tmp_path / "x.gguf", "embedded"):
+        assert check_source(source) == (str(source), None)
+        with pytest.raises(InvalidParameterError, match="is on this machine, and only a model id of the Hub has rev"):
+            check_source(source, revision="v1")
+
+
 @pytest.mark.server
 def test_a_gguf_file_on_the_hub_takes_one_question(answers: type[_Hub]) -> None:
     assert check_source("o/200:q/x.gguf", revision="v1") == ("o/200:q/x.gguf", "v1")
