@@ -31,7 +31,7 @@ from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
-from langchain_specdec.models.quantized_loading import check_unquantized
+from langchain_specdec.models.quantized_loading import check_quantizable
 from langchain_specdec.options import spelled_out
 from langchain_specdec.progress import telling
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
@@ -80,8 +80,8 @@ class LocalBackend(Backend):
     ) -> None:
         chosen = checked_options(options)
         source = chosen["draft_model"]
-        check_unquantized(model, "quantization", chosen["quantization"])
-        check_unquantized(source, "draft_quantization", chosen["draft_quantization"])
+        check_quantizable(model, "quantization", chosen["quantization"])
+        check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
         if isinstance(source, (str, os.PathLike)):
             # Before the target is read, which takes long.
             check_source(source, revision=chosen["draft_revision"], token=chosen["token"])

@@ -63,16 +63,20 @@ def quantized_loading(
     return QuantizedLoading(None, dtype, gpu_quantization_config(quantization, dtype))
 
 
-def check_unquantized(model: object, option: str, quantization: object) -> None:
-    """Raise an `InvalidParameterError` where a model that comes in the bits of a GGUF file is to be quantised.
+def check_quantizable(model: object, option: str, quantization: object) -> None:
+    """Raise an `InvalidParameterError` where a model is to be quantised that is loaded, or in the bits of a GGUF file.
 
     Args:
         model: As the user gave it.
         option: `quantization` or `draft_quantization`.
         quantization: Its value.
     """
-    if quantization is None or not isinstance(model, (str, os.PathLike)):
+    if quantization is None:
         return
+    if not isinstance(model, (str, os.PathLike)):
+        kind = type(model).__name__
+        msg = f"The {kind} is loaded already, which is too late for {option}. Leave it out, or give the model's id."
+        raise InvalidParameterError(msg)
     if str(model) == EMBEDDED_MODEL_ID or means_gguf(model):
         msg = f"{model} comes in the bits of a GGUF file: leave {option} out, or give the model that it was made from."
         raise InvalidParameterError(msg)

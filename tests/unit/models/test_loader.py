@@ -444,7 +444,7 @@ def test_unknown_attention(folder, no_work):
     ],
 )
 def test_a_loaded_model_is_not_loaded_again(parameter, value, no_work):
-    with pytest.raises(InvalidParameterError, match=rf"LlamaForCausalLM is loaded already .* late for {parameter}\."):
+    with pytest.raises(InvalidParameterError, match=rf"LlamaForCausalLM is loaded already.* late for {parameter}\."):
         LocalBackend(make_tiny(), tiny.byte_tokenizer(), **{parameter: value})
 
 

@@ -391,3 +391,12 @@ def test_the_configuration_reaches_transformers(
     assert options["dtype"] == torch.bfloat16
     assert options["device_map"] == {"": torch.device("cpu")}
     assert loaded.quantization is None, "nothing is left to the runner"
+
+
+def test_a_loaded_model_comes_too_late_before_any_is_read(folder: Path) -> None:
+    loaded = tiny.tiny_model()
+    for options in ({"quantization": "int8"}, {"draft_model": folder, "quantization": "int8"}):
+        with pytest.raises(InvalidParameterError, match=r"loaded already, which is too late for quantization\. Leave"):
+            LocalBackend(loaded, tiny.byte_tokenizer(), device="cpu", **options)
+    with pytest.raises(InvalidParameterError, match="is loaded already, which is too late for draft_quantization"):
+        LocalBackend("no/such", draft_model=loaded, draft_quantization="int8", device="cpu")
