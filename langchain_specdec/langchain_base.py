@@ -88,6 +88,7 @@ class SpeculativeBase(ModelConstructors):
     stop: list[str] | None = _declared("stop")
     ignore_eos: bool | None = _declared("ignore_eos")
     logprobs: int | None = _declared("logprobs")
+    adapter: str | None = _declared("adapter")
     grammar: SkipValidation[Grammar | None] = _declared("grammar")
 
     if TYPE_CHECKING:

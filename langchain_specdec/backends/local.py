@@ -30,6 +30,7 @@ from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.named_adapters import check_adapters
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.quantized_loading import check_quantizable
 from langchain_specdec.options import spelled_out
@@ -80,6 +81,7 @@ class LocalBackend(Backend):
     ) -> None:
         chosen = checked_options(options)
         source = chosen["draft_model"]
+        check_adapters(chosen["adapters"], model, chosen["token"])
         check_quantizable(model, "quantization", chosen["quantization"])
         check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
         if isinstance(source, (str, os.PathLike)):
@@ -92,6 +94,7 @@ class LocalBackend(Backend):
             revision=chosen["revision"],
             quantization=chosen["quantization"] or chosen["quantization_config"],
             adapter=chosen["adapter"],
+            adapters=chosen["adapters"],
         )
         self._tokenizer = self._target.private_tokenizer
         self._identity = self._target.identity(model, chosen["revision"], is_own_tokenizer=tokenizer is None)

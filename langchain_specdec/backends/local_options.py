@@ -98,6 +98,9 @@ class LoadingOptions(TypedDict, total=False):
     adapter: Annotated["str | os.PathLike[str] | None", Option(
         None, "Folder or model id of a LoRA or another adapter for the target, merged into its weights when it is "
         "loaded; needs PEFT, the extra `adapters`.", str)]
+    adapters: Annotated["Mapping[str, str | os.PathLike[str]] | None", Option(
+        None, "Folders or model ids of LoRAs, by name, of which each call chooses one by `adapter`, also in one "
+        "batch; needs PEFT.")]
     trust_remote_code: Annotated[bool, Option(False, "Whether code that comes with a model may run.", bool)]
     # No flag: command lines are seen by every user of a machine.
     token: Annotated[str | bool | None, Option(

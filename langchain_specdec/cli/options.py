@@ -35,7 +35,8 @@ CHAT = typer.Option(
 SYSTEM = typer.Option(
     "--system", "-s", help="System message.", show_default="the template's own", rich_help_panel="Prompt"
 )
-_SAMPLING = options_of(SamplingParams)
+# A command has one adapter, which is merged when the model is loaded, and nothing to choose among.
+_SAMPLING = {name: option for name, option in options_of(SamplingParams).items() if name != "adapter"}
 _PANELS = (
     ("Model", local_options.LoadingOptions),
     ("Drafts", local_options.DraftOptions),

@@ -102,8 +102,10 @@ class ModelConstructors(BaseModel):
     @classmethod
     def _with_model(cls, named: Mapping[str, Any]) -> tuple[dict[str, Any], Backend]:
         """The fields and a new backend; all that can be refused without the model is refused before it is loaded."""
-        options = {name: value for name, value in named.items() if name in LOADING}
-        fields = cls._check_early({name: value for name, value in named.items() if name not in LOADING})
+        # Beside several adapters, `adapter` names the one that calls take.
+        loading = LOADING - {"adapter"} if "adapters" in named else LOADING
+        options = {name: value for name, value in named.items() if name in loading}
+        fields = cls._check_early({name: value for name, value in named.items() if name not in loading})
 
         from langchain_specdec.backends.local import LocalBackend
 

@@ -44,6 +44,8 @@ class SamplingFields(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
     logprobs: int | None
+    # As an option of loading, it is one that is merged.
+    adapter: str | os.PathLike[str] | None
     grammar: Grammar | None
     # Their other names.
     max_tokens: int | None

@@ -47,6 +47,8 @@ class Stepper:
     def start(self, requests: Sequence[Request]) -> None:
         """Set up what new requests need beside their slot."""
         for request in requests:
+            if self._runner.adapters is not None:
+                self._runner.adapters.set(request.slot, request.params.adapter)
             if request.params.needs_history:
                 if self._history is None:
                     slots = self._runner.cache.num_slots

@@ -23,6 +23,7 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.models.checkpoint import explained
 from langchain_specdec.models.model_source import check_source, is_missing_folder
+from langchain_specdec.runner.row_adapters import AdaptedLinear
 from tgi_launcher.extras import install_command
 
 _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -130,23 +131,48 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
     """
     adapter = parts.adapter
     assert adapter is not None  # noqa: S101
+    tuned = tuned_by(model, adapter, parts.adapter_revision, parts.source, token)
+    with explained(f"the adapter {adapter}", adapter):
+        if not hasattr(tuned.base_model, "merge_and_unload"):
+            kind = kind_of(tuned.active_peft_config)
+            msg = f"{adapter} is an adapter of the kind {kind}, which PEFT cannot merge into a model."
+            raise UnsupportedModelError(msg)
+        _untie(model)
+        return tuned.merge_and_unload(safe_merge=True)
+
+
+def tuned_by(model: Any, adapter: str, revision: str | None, base: str, token: str | bool | None) -> Any:
+    """PEFT's model of a base and an adapter, whose layers stand in the base.
+
+    Args:
+        model: The base.
+        adapter: Id or folder of the adapter.
+        revision: Revision of that id.
+        base: What the base is called, for messages.
+        token: Access token of the Hub.
+
+    Raises:
+        MissingDependencyError: PEFT is not installed, or does not fit the version of transformers.
+        UnsupportedModelError: An adapter of this kind has no weights beside the model's.
+        ModelLoadError: The adapter cannot be read, or is for another model.
+    """
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:  # also of a PEFT that is too old for this version of transformers
         msg = (
-            f"{adapter} is an adapter, and merging it takes PEFT, which cannot be imported ({error}): "
+            f"{adapter} is an adapter, and reading it takes PEFT, which cannot be imported ({error}): "
             f"{install_command('adapters', upgrade=True)}. Or merge it into the model elsewhere, and save that."
         )
         raise MissingDependencyError(msg) from error
 
-    hub: dict[str, Any] = {"token": token, "revision": parts.adapter_revision}
+    hub: dict[str, Any] = {"token": token, "revision": revision}
     hub = {key: value for key, value in hub.items() if value is not None}
     with explained(f"the adapter {adapter}", adapter):
         config = PeftConfig.from_pretrained(adapter, **hub)
         config.inference_mode = True
         if config.is_prompt_learning or config.is_adaption_prompt:
             msg = (
-                f"{adapter} is an adapter of the kind {_kind(config)}, which has no weights to merge into the model's. "
+                f"{adapter} is an adapter of the kind {kind_of(config)}, which has no weights for the model's layers. "
                 "LoRA and its kin work."
             )
             raise UnsupportedModelError(msg)
@@ -155,14 +181,10 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
         if not_read := sorted({*keys.missing_keys, *keys.unexpected_keys}):
             msg = (
                 f"the weights that it holds are not those that a {type(model).__name__} takes by its "
-                f"adapter_config.json ({len(not_read)} differ, such as {not_read[0]}). Is {parts.source} its base?"
+                f"adapter_config.json ({len(not_read)} differ, such as {not_read[0]}). Is {base} its base?"
             )
             raise ValueError(msg)
-        if not hasattr(tuned.base_model, "merge_and_unload"):
-            msg = f"{adapter} is an adapter of the kind {_kind(config)}, which PEFT cannot merge into a model."
-            raise UnsupportedModelError(msg)
-        _untie(model)
-        return tuned.merge_and_unload(safe_merge=True)
+        return tuned
 
 
 def _untie(model: torch.nn.Module) -> None:
@@ -182,6 +204,12 @@ def _untie(model: torch.nn.Module) -> None:
 
 def check_without_adapters(model: torch.nn.Module, name: str) -> None:
     """Raise an `UnsupportedModelError` where a loaded model has an adapter in it, which its caller may switch."""
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        msg = (
+            f"{name} has adapters that another backend chooses among. Give the base's id or folder, and adapters= once "
+            "more."
+        )
+        raise UnsupportedModelError(msg)
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
         msg = (
             f"{name} has an adapter in it. Merge it first, model = model.merge_and_unload() of a PeftModel; or give "
@@ -190,7 +218,8 @@ def check_without_adapters(model: torch.nn.Module, name: str) -> None:
         raise UnsupportedModelError(msg)
 
 
-def _kind(config: Any) -> str:
+def kind_of(config: Any) -> str:
+    """The kind of an adapter by its configuration, such as "LORA"."""
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 

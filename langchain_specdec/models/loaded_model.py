@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
 from langchain_specdec.runner.model_config import max_positions
+from langchain_specdec.runner.row_adapters import RowAdapters
 
 # Bytes of each weight by which models are told apart.
 _NUM_SAMPLED = 64
@@ -35,6 +36,8 @@ class LoadedModel:
         is_owned: Whether it was loaded here, so that nobody else relies on how it keeps its weights.
         adapter: Id or folder of the adapter that was merged into its weights.
         quantization: What its runner is to make of its weights, a word of `QUANTIZATIONS`.
+        adapters: Says which of the adapters beside its weights the rows of a forward go by; None where there are none.
+        adapter_sources: Where these adapters came from, by name.
     """
 
     model: Any
@@ -44,6 +47,8 @@ class LoadedModel:
     is_owned: bool = False
     adapter: str | None = None
     quantization: str | None = None
+    adapters: RowAdapters | None = None
+    adapter_sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Any:
@@ -83,6 +88,8 @@ class LoadedModel:
             identity["model"] = str(Path(str(source)).resolve())
         if self.adapter is not None:
             identity["adapter"] = self.adapter
+        if self.adapter_sources:
+            identity["adapters"] = dict(self.adapter_sources)
         # A loaded model has no name to rely on, a folder may hold another model tomorrow, and an id of the hub the next
         # revision: transformers 5 does not tell which one it read.
         identity["fingerprint"] = _fingerprint(self.model)
@@ -106,11 +113,18 @@ def _fingerprint(model: Any) -> str:
     from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
     from langchain_specdec.runner.cpu.packed_layers import PackedLinear
     from langchain_specdec.runner.cpu.weight_numbers import first_numbers
+    from langchain_specdec.runner.row_adapters import AdaptedLinear
 
     parameters = [
         # Weights that are on disk only are on the device "meta" and have no numbers at hand.
         (name, tuple(p.shape), [] if p.is_meta else first_numbers(p))
         for name, p in model.named_parameters()
+    ]
+    parameters += [
+        (name, tuple(buffer.shape), first_numbers(buffer))
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptedLinear)
+        for buffer in module.buffers(recurse=False)
     ]
     # The model of another backend may be packed, or share its weights with a native decoder.
     packed = [
@@ -129,8 +143,8 @@ def _parts(weights: DecoderWeights) -> Iterator[LayerWeights | DecoderWeights]:
 def _beginnings(part: LayerWeights | DecoderWeights) -> list[object]:
     """What a part of a decoder holds: the first bytes of its arrays, and plain values."""
     beginnings: list[object] = []
-    for field in fields(part):
-        value = getattr(part, field.name)
+    for each in fields(part):
+        value = getattr(part, each.name)
         if isinstance(value, Matrix):
             beginnings.append((value.format.name, value.data.shape, value.data[:1, :_NUM_SAMPLED].tobytes()))
         elif isinstance(value, np.ndarray):

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # What only transformers can do for a model.
-_NOT_NATIVE = ("device_map", "attn_implementation", "quantization", "adapter")
-_NOT_OF_GGUF = ("device_map", "quantization", "adapter")
+_NOT_NATIVE = ("device_map", "attn_implementation", "quantization", "adapter", "adapters")
+_NOT_OF_GGUF = ("device_map", "quantization", "adapter", "adapters")
 
 
 def load_model(
@@ -47,8 +47,7 @@ def load_model(
 
     Args:
         model: Model id, local folder, GGUF file (`owner/name:file.gguf` on the Hub), `"embedded"`, or a loaded model.
-            An adapter's id or folder stands for its base
-            with the adapter merged into it.
+            An adapter's id or folder stands for its base with the adapter merged into it.
         tokenizer: A loaded tokenizer; None loads the model's own.
         dtype: `"auto"` is the checkpoint's type on a GPU and float32 on CPU; else a torch dtype or its name.
         device: Where to put it; None is the best there is. Not together with `device_map`.
@@ -56,10 +55,11 @@ def load_model(
         options: As in `LocalOptions`: `device_map` (passed to transformers, for models spread over devices; needs
             accelerate), `revision` (branch, tag or commit of the model id), `attn_implementation` (None is the engine's
             own; `"sdpa"` and `"eager"` are transformers'), `adapter` (id or folder of a LoRA or another adapter that
-            PEFT can merge into the weights), `trust_remote_code` (whether code that comes with the model may run; off
-            unless asked for), and `token` (access token of the Hugging Face Hub; None takes the one that is logged
-            in). And `quantization`: `"int8"` or `"int4"`, which is the runner's to do on a CPU and transformers' on a
-            GPU, or a `quantization_config` of transformers.
+            PEFT can merge into the weights), `adapters` (ids or folders of LoRAs by name, put beside them),
+            `trust_remote_code` (whether code that comes with the model may run; off unless asked for), and `token`
+            (access token of the Hugging Face Hub; None takes the one that is logged in). And `quantization`: `"int8"`
+            or `"int4"`, which is the runner's to do on a CPU and transformers' on a GPU, or a `quantization_config` of
+            transformers.
 
     Raises:
         UnsupportedModelError: The engine cannot run this kind of model. Raised before its weights are read.
@@ -83,7 +83,14 @@ def load_model(
             return loaded if is_native else _dequantised(loaded, dtype, device, options)
     from langchain_specdec.models.pretrained import load_pretrained
 
-    return load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+    adapters = options.pop("adapters", None)
+    loaded = load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+    if adapters is None:
+        return loaded
+    from langchain_specdec.models.named_adapters import put_beside
+
+    by_row = put_beside(loaded.model, adapters, loaded.name, options.get("token"))
+    return replace(loaded, adapters=by_row, adapter_sources={name: str(source) for name, source in adapters.items()})
 
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:

@@ -67,6 +67,8 @@ def make_runner(
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
     obstacle = why_uncaptured(loaded.model)
+    if loaded.adapters is not None:
+        obstacle = obstacle or "each call chooses its adapter"
     if obstacle is not None and compile not in ("auto", "off"):
         msg = f"{loaded.name} cannot be captured: {obstacle}. Leave compile at 'auto' or set it to 'off'."
         raise InvalidParameterError(msg)

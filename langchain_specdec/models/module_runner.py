@@ -53,6 +53,7 @@ def make_module_runner(
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
         runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
+        runner.adapters = loaded.adapters
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = takes_trees(runner)

@@ -14,6 +14,7 @@ from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_config import cached_bytes, max_positions
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
+from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -52,6 +53,8 @@ class ModelRunner:
         self.num_forwards = 0
         self.takes_trees = True
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
+        self.adapters: RowAdapters | None = None
+        """Says which adapter the text in each slot goes by; None where there are none to choose among."""
         self._inputs = ModelInputs(model)
         self._dtype: torch.dtype = model.dtype
         self._modules = modules_of(model)
@@ -216,5 +219,7 @@ class ModelRunner:
     ) -> Any:
         shape = ForwardShape.from_rows(slots, starts, inputs)
         self.cache.begin(shape)
+        if self.adapters is not None:
+            self.adapters.choose(slots, self.device)
         with pinned_backends(self.device), self.evaluating():
             return module(**self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt))

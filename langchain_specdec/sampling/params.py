@@ -68,6 +68,9 @@ class SamplingParams:
         None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "
         "the model's own distribution, before temperature, penalties and truncation.", int, 0, 20,
         range="a whole number from 0 to 20, or None", unset="off")
+    adapter: str | None = option_field(
+        None, "Name of the adapter that the text goes by, of those that the model was loaded with (`adapters`).",
+        range="a name of one of them", unset="the base alone")
     grammar: Grammar | None = option_field(  # noqa: RUF009 - it makes a field
         None, "The form of the text. Tokens that do not fit are never chosen, and the text ends in time: close to "
         "`max_new_tokens`, what could not be ended any more is not begun. A server cuts there (`finish_reason` "
@@ -81,6 +84,9 @@ class SamplingParams:
                 object.__setattr__(self, name, option.default)
             if option.kind is not None:
                 option.check(name, getattr(self, name))
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            msg = f"adapter must be the name of one that the model was loaded with, got {self.adapter!r}."
+            raise InvalidParameterError(msg)
         self._check_stop()
         self._check_bias()
         self._check_grammar()

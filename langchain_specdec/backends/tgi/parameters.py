@@ -112,6 +112,7 @@ _REFUSALS: tuple[tuple[str, Callable[[SamplingParams], bool], str], ...] = (
         f"below {LEAST_PENALTY:g} a server may run out of numbers and answer noise",
     ),
     ("ignore_eos", lambda p: p.ignore_eos, "TGI has no such parameter"),
+    ("adapter", lambda p: p.adapter is not None, "adapters of a server are not chosen from here"),
     (
         "logprobs",
         lambda p: p.logprobs is not None and _changes_logprobs(p),

@@ -22,6 +22,7 @@ from langchain_specdec.runner.cpu.native_step import NativeStep
 from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.model_config import max_positions
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of
+from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.verify import UNSOUND, Verification, accept_rows, score_of
@@ -87,6 +88,7 @@ class NativeRunner:
         """Most memory that its forwards take as they come."""
         self._step = NativeStep(weights.vocab)
 
+    adapters: RowAdapters | None = None
     takes_trees = True
     is_width_free = False
     pads_rows = False

@@ -22,6 +22,7 @@ from langchain_specdec.runner.cuda.graph_store import CapturedGraph, GraphStore
 from langchain_specdec.runner.cuda.likely_batches import likely_batches
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
+from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
@@ -61,6 +62,9 @@ class CapturedRunner:
         self._places: dict[tuple[int, int, bool], tuple[Tensor, RowInputs]] = {}
         self._settled: set[Bucket] = set()
         self._is_complete = False
+
+    adapters: RowAdapters | None = None
+    """A graph computes the same for all rows, so there are none to choose among."""
 
     @property
     def model(self) -> Any:

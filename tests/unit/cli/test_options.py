@@ -27,7 +27,7 @@ from tests.support.backends import ScriptedBackend
 
 PROMPT = "the cat sat on the mat, the cat sat on the"
 # What a command line cannot give: objects of Python, and a secret that every user of the machine would read.
-NO_FLAGS = {"draft_tokenizer", "quantization_config", "progress", "step_cost", "token"}
+NO_FLAGS = {"adapters", "draft_tokenizer", "quantization_config", "progress", "step_cost", "token"}
 
 
 def specdec(*arguments: object) -> Any:

@@ -1,0 +1,129 @@
+"""Adapters by name: several beside one base, of which each call chooses one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.models.adapters import kind_of, tuned_by
+from langchain_specdec.models.model_source import check_source
+from langchain_specdec.runner.row_adapters import AdaptedLinear, LowRank, RowAdapters
+
+AdapterSources = Mapping[str, "str | os.PathLike[str]"]
+"""Folders or model ids of adapters, by the names that calls choose them by."""
+
+
+def check_adapters(adapters: object, model: object, token: str | bool | None) -> None:
+    """Look at adapters before their base is read.
+
+    Args:
+        adapters: None, or what is to name them.
+        model: The base, as the user gave it.
+        token: Access token of the Hub.
+
+    Raises:
+        InvalidParameterError: It names none, or the base is loaded already.
+        ModelLoadError: One is certainly not where its name says.
+    """
+    if adapters is None:
+        return
+    if not isinstance(model, (str, os.PathLike)):
+        kind = type(model).__name__
+        msg = f"The {kind} is loaded already, which is too late for adapters: give its id or folder."
+        raise InvalidParameterError(msg)
+    if not isinstance(adapters, Mapping) or not adapters:
+        msg = f"adapters must name folders or model ids, as in adapters={{'legal': 'path/to/it'}}, got {adapters!r}."
+        raise InvalidParameterError(msg)
+    for name, source in adapters.items():
+        if not isinstance(name, str) or not name or not isinstance(source, (str, os.PathLike)):
+            msg = f"adapters must map names to folders or model ids, got {name!r}: {source!r}."
+            raise InvalidParameterError(msg)
+        _found(source, token)
+
+
+def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | bool | None) -> RowAdapters:
+    """Put adapters beside the weights of their base, in place.
+
+    Args:
+        model: The base, in eval mode, which nobody else uses.
+        adapters: Their folders or model ids by name.
+        base: What the base is called, for messages.
+        token: Access token of the Hub.
+
+    Returns:
+        What says which of them each row of a forward goes by; at first none.
+
+    Raises:
+        MissingDependencyError: PEFT is not installed, or does not fit the version of transformers.
+        ModelLoadError: One cannot be read, or is for another model.
+        UnsupportedModelError: One is of a kind that cannot be chosen by the row.
+    """
+    updates: dict[str, dict[str, LowRank]] = {}
+    for name, source in adapters.items():
+        tuned = tuned_by(model, _found(source, token), None, base, token)
+        for path, update in _updates(tuned, str(source)).items():
+            updates.setdefault(path, {})[name] = update
+        tuned.unload()
+    chosen = RowAdapters(list(adapters))
+    for path, of_layer in updates.items():
+        model.set_submodule(path, AdaptedLinear(model.get_submodule(path), of_layer, chosen))
+    _check_rows(model, base)
+    return chosen
+
+
+def _found(source: str | os.PathLike[str], token: str | bool | None) -> str:
+    return check_source(source, holds="an adapter's adapter_config.json and weights", token=token)[0]
+
+
+def _updates(tuned: Any, source: str) -> dict[str, LowRank]:
+    """What an adapter adds to layers, by their path in the base."""
+    from peft.tuners.lora import Linear, LoraModel
+
+    if not isinstance(tuned.base_model, LoraModel):
+        raise _unfit(source, f"is of the kind {kind_of(tuned.active_peft_config)}")
+    updates = {}
+    for path, module in tuned.base_model.model.named_modules():
+        if not type(module).__module__.startswith("peft."):
+            continue
+        layer: Any = module
+        has_more = type(layer) is not Linear or layer.lora_variant
+        if has_more or any((*layer.use_dora.values(), *layer.lora_bias.values())):
+            raise _unfit(source, f"changes {path} in another way than by a low-rank product")
+        ((name, down),) = layer.lora_A.items()
+        weights = down.weight.detach(), layer.lora_B[name].weight.detach()
+        updates[path] = LowRank(*weights, layer.scaling[name])
+    return updates
+
+
+def _unfit(source: str, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The adapter {source} {reason}, and calls can choose plain LoRAs of linear layers only. Give it as adapter=, "
+        "which merges it when the model is loaded."
+    )
+
+
+@torch.inference_mode()
+def _check_rows(model: Any, base: str) -> None:
+    """Refuse layers that see the tokens of several texts as one, as those of experts do."""
+    shapes: list[tuple[str, torch.Size]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, path=path: shapes.append((path, inputs[0].shape)))
+        for path, module in model.named_modules()
+        if isinstance(module, AdaptedLinear)
+    ]
+    try:
+        # Two texts of three tokens.
+        model(input_ids=torch.zeros(2, 3, dtype=torch.int64, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if path := next((path for path, shape in shapes if len(shape) != 3 or shape[0] != 2), None):
+        msg = (
+            f"Adapters of {base} change {path}, which sees the tokens of all texts at once, so that no call can choose "
+            "its own there. Give one of them as adapter=, which merges it when the model is loaded."
+        )
+        raise UnsupportedModelError(msg)
