@@ -13,9 +13,11 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
+from langchain_specdec.runner.layer_states import Row, SlotStates
 from langchain_specdec.runner.model_config import cached_bytes, max_positions
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
+from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -59,7 +61,11 @@ class ModelRunner:
         self.bytes_per_token: int = config.num_hidden_layers * cached_bytes(config, model.dtype)
         """What the keys and values of one token take in all layers."""
         self.num_forwards = 0
-        self.takes_trees = True
+        if stateful := stateful_layers(model):
+            for layer in stateful:
+                keep_states_in_slots(layer)
+            self.cache.states = SlotStates(layer.layer_idx for layer in stateful)
+        self.takes_trees = not stateful
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)
         self._dtype: torch.dtype = model.dtype
@@ -198,6 +204,8 @@ class ModelRunner:
         """Take tokens into the slots; the head, whose logits nobody would read, is left out."""
         inputs, is_one = RowInputs.from_batch(batch, self.device), len(batch.slots) == 1
         self._run(self.model.base_model, batch.slots, batch.starts, inputs, is_prompt=is_one)
+        if self.cache.states is not None:
+            self.cache.states.keep_prompts(batch.slots)
 
     @torch.inference_mode()
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
@@ -263,6 +271,8 @@ class ModelRunner:
         """Say where a forward's tokens go: its shape, and what the model is called with."""
         shape = ForwardShape.from_rows(slots, starts, inputs)
         cache.begin(shape)
+        if cache.states is not None:
+            cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         return shape, self._inputs.make(cache, inputs, shape.length, is_prompt=is_prompt)
 
     @torch.inference_mode()
