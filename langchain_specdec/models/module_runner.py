@@ -16,6 +16,7 @@ from langchain_specdec.runner.cuda.capture import CudaCapture, can_capture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.model_state import keep_private
+from langchain_specdec.runner.stateful_layers import stateful_layers, states_bytes
 from langchain_specdec.runner.trials import CompileMode
 
 # Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
@@ -27,7 +28,7 @@ _TESTED_FAMILIES = {
 def make_module_runner(
     loaded: LoadedModel,
     num_slots: int,
-    length_of: Callable[[], int],
+    length_of: Callable[[int], int],
     max_width: int,
     compile: CompileMode,  # noqa: A002 - the name that users give
     progress: Progress | None,
@@ -37,7 +38,8 @@ def make_module_runner(
     Args:
         loaded: The model.
         num_slots: See `make_runner`.
-        length_of: Says how many positions a slot has; asked after the weights have taken their memory.
+        length_of: Says how many positions a slot has beside so many bytes of something else; asked after the weights
+            have taken their memory.
         max_width: See `make_runner`.
         compile: See `make_runner`.
         progress: See `make_runner`.
@@ -50,6 +52,8 @@ def make_module_runner(
     obstacle = can_capture(loaded.model) if is_cuda else can_compile(loaded.model)
     if obstacle is None and not is_cuda and not loaded.is_owned:
         obstacle = "it was loaded elsewhere, and compiling changes its layers (give its id or folder instead)"
+    if obstacle is None and stateful_layers(loaded.model):
+        obstacle = "it keeps recurrent states, and what becomes of them depends on what was accepted"
     if obstacle is not None and compile not in ("auto", "off"):
         done = "captured" if is_cuda else "compiled"
         msg = f"{loaded.name} cannot be {done}: {obstacle}. Leave compile at 'auto' or set it to 'off'."
@@ -63,10 +67,12 @@ def make_module_runner(
             pack_linears(loaded.model, mapped.drop)
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
-        runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
+        work = num_slots * states_bytes(loaded.model)
+        runner = ModelRunner(loaded.model, num_slots, length_of(work), max_width)
+        runner.work_bytes = work
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
-            runner.takes_trees = takes_trees(runner)
+            runner.takes_trees = runner.takes_trees and takes_trees(runner)
     if compile == "off" or obstacle is not None:
         return runner
     if is_cuda:

@@ -19,6 +19,8 @@ from torch import Tensor
 # A text can be gone on from any of its latest so many tokens, and of a prompt's last ones as long as its slot keeps it:
 # where a chat goes on, templates often change what ended the prompt.
 TAIL = 64
+SNAPSHOTS = 3
+"""How many a layer keeps of a slot at most: before a prompt's last tokens, and before and after the latest ones."""
 
 Mixer = Callable[[Tensor, "RowStates"], Tensor]
 """A layer's own forward: what it reads `[rows, width, hidden]` and where its states are; `[rows, width, hidden]`."""

@@ -14,7 +14,7 @@ from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.layer_states import Row, SlotStates
-from langchain_specdec.runner.model_config import cached_bytes, max_positions
+from langchain_specdec.runner.model_config import cached_bytes, max_positions, num_cached_layers
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
@@ -58,7 +58,7 @@ class ModelRunner:
         self._num_embeddings = len(embeddings)
         self.device: torch.device = embeddings.device
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
-        self.bytes_per_token: int = config.num_hidden_layers * cached_bytes(config, model.dtype)
+        self.bytes_per_token: int = num_cached_layers(config) * cached_bytes(config, model.dtype)
         """What the keys and values of one token take in all layers."""
         self.num_forwards = 0
         if stateful := stateful_layers(model):
