@@ -86,10 +86,6 @@ class _Snapshot:
     conv: Tensor | None = None
     recurrent: Tensor | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(int(t.nbytes) for t in (self.conv, self.recurrent) if t is not None)
-
 
 @dataclass(frozen=True)
 class _Span:
@@ -168,9 +164,13 @@ class _LayerStates:
 
     @property
     def num_bytes(self) -> int:
-        kept = {id(s): s for slot in self._latest.keys() | self._prompts.keys() for s in self._spans(slot)}.values()
-        snapshots = {id(s): s for span in kept for s in (span.begin, span.end) if s is not None}.values()
-        return sum(s.num_bytes for s in snapshots) + sum(int(span.inputs.nbytes) for span in kept)
+        """Memory that the states take, and what has been read."""
+        spans = [span for slot in self._latest.keys() | self._prompts.keys() for span in self._spans(slot)]
+        snapshots = [snapshot for span in spans for snapshot in (span.begin, span.end) if snapshot is not None]
+        tensors = [*(s.conv for s in snapshots), *(s.recurrent for s in snapshots), *(span.inputs for span in spans)]
+        # What several share counts once.
+        storages = {t.data_ptr(): t.untyped_storage() for t in tensors if t is not None}
+        return sum(storage.nbytes() for storage in storages.values())
 
 
 class SlotStates:
@@ -269,10 +269,11 @@ def _gathered(states: Sequence[Tensor | None]) -> Any:
 
 
 def _picked(states: Tensor | None, row: int) -> Tensor | None:
-    """One row's states, in memory of their own where there are several rows."""
-    if states is None or len(states) == 1:
-        return states
-    return states[row : row + 1].clone()
+    """One row's states, in memory of their own."""
+    if states is None:
+        return None
+    own = states[row : row + 1]
+    return own if own.nbytes == own.untyped_storage().nbytes() else own.clone()
 
 
 def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
