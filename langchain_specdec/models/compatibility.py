@@ -55,9 +55,9 @@ def check_supported(config: Any, model_class: type | None) -> None:
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
     elif is_hybrid and not hasattr(Cache, "get_conv_state"):
-        reason = "it keeps a recurrent state, which can be rolled back with newer versions of transformers only (5.24 is)"
+        reason = "it keeps a recurrent state, which can be rolled back only with a newer transformers (5.24)"
     elif getattr(model_class, "_is_stateful", False) and not is_hybrid:
-        reason = "it keeps a recurrent state, which cannot be rolled back when a draft is rejected"
+        reason = "it keeps a recurrent state, which the engine cannot roll back when a draft is rejected"
     elif unknown:
         reason = f"it has layers of kind {unknown}; only full and sliding-window attention works"
     elif getattr(text, "attention_chunk_size", None):

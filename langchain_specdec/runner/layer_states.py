@@ -75,7 +75,7 @@ class Row(NamedTuple):
 
     slot: int
     start: int
-    count: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class _LayerStates:
         """Run the layer on the tokens of some rows, whose padding it neither reads nor writes."""
         spans = [self._go_back(row, hidden) for row in rows]
         _, begins = _advance(mixer, [s.begin for s in spans], [s.inputs for s in spans], [s.end for s in spans])
-        inputs = [hidden[index : index + 1, : row.count] for index, row in enumerate(rows)]
-        ends = [max(row.count - TAIL, 0) for row in rows]
+        inputs = [hidden[index : index + 1, : row.size] for index, row in enumerate(rows)]
+        ends = [max(row.size - TAIL, 0) for row in rows]
         first, middles = _advance(mixer, begins, [x[:, :end] for x, end in zip(inputs, ends, strict=True)])
         tails = [x[:, end:].clone() for x, end in zip(inputs, ends, strict=True)]
         last, after = _advance(mixer, middles, tails)
@@ -202,7 +202,7 @@ class SlotStates:
         return self._layers[layer].run(mixer, hidden, self._rows)
 
     def keep_prompts(self, slots: Iterable[int]) -> None:
-        """Say that the latest tokens of some slots end a prompt, or may: it can be gone on from until it is replaced."""
+        """Say that the latest tokens of some slots may end a prompt, from which other texts can go on."""
         for slot in slots:
             for layer in self._layers.values():
                 layer.keep_prompt(slot)
@@ -253,7 +253,8 @@ def _advance(
         elif x.shape[1]:
             groups[x.shape[1], state.position == 0].append(index)
     for (width, _), members in groups.items():
-        rows = RowStates(_gathered([states[i].conv for i in members]), _gathered([states[i].recurrent for i in members]))
+        before = [states[i] for i in members]
+        rows = RowStates(_gathered([s.conv for s in before]), _gathered([s.recurrent for s in before]))
         output = mixer(torch.cat([inputs[i] for i in members]), rows)
         for place, index in enumerate(members):
             outputs[index] = output[place : place + 1]
@@ -276,7 +277,7 @@ def _picked(states: Tensor | None, row: int) -> Tensor | None:
     return own if own.nbytes == own.untyped_storage().nbytes() else own.clone()
 
 
-def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
+def _joined(parts: list[Tensor], width: int) -> Tensor:
     """What a layer computed for the parts of a row, `[1, width, hidden]`, padded with zeros."""
     row = torch.cat(parts, 1) if parts[0].shape[1] else parts[1]
     return torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) if row.shape[1] < width else row

@@ -1,45 +1,39 @@
-"""Finds the layers of a model that keep recurrent or convolution states, and has them keep these in the engine's slots."""
+"""Finds the layers of a model that keep recurrent or convolution states, and has them keep these in slots."""
 
 from __future__ import annotations
 
-from types import MethodType
+import copyreg
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from langchain_specdec.runner.layer_states import SNAPSHOTS, RowStates
-from langchain_specdec.runner.model_config import decoder_layers
 
-# What a layer's own forward is kept as, where something had replaced that of its class already.
-_OWN_FORWARD = "_forward_without_slots"
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
-# Layers whose form for several tokens, as PyTorch runs it on a CPU, pads them to so many unless told of fewer: nine times
-# the work of a draft of four tokens.
+# Layers whose form for several tokens, as PyTorch runs it on a CPU, pads them to so many unless told of fewer: nine
+# times the work for a draft of four tokens.
 _PADDED = "GatedDeltaNet"
 _PADDED_WIDTH = 64
 
 
-def stateful_layers(model: Any) -> list[nn.Module]:
-    """The parts of a model's decoder layers that mix tokens by a state: those with a convolution over the text."""
+def stateful_layers(model: Any) -> list[Any]:
+    """The parts of a model that mix tokens by a state: they have a convolution over text, and a place in a cache."""
     return [
         module
-        for layer in decoder_layers(model)
-        for module in layer.modules()
+        for module in model.modules()
         if hasattr(module, "layer_idx") and any(isinstance(child, nn.Conv1d) for child in module.children())
     ]
 
 
 def keep_states_in_slots(module: Any) -> None:
     """Have a layer keep its states in `SlotCache.states` where it runs on one; else it goes on as before."""
-    forward = vars(module).get("forward")
-    if getattr(forward, "__func__", None) is _forward:
-        return
-    if forward is not None:
-        setattr(module, _OWN_FORWARD, forward)
-    # A copy of the model gets a method of its own, as it would not with a closure.
-    module.forward = MethodType(_forward, module)
+    if not isinstance(module, _InSlots):
+        # A method of the module itself would keep it alive, and copies of it would run the original.
+        kind: Any = type(module)
+        module.__class__ = _in_slots(kind)
 
 
 @torch.inference_mode()
@@ -55,19 +49,32 @@ def states_bytes(model: Any) -> int:
     return SNAPSHOTS * total
 
 
-def _forward(self: Any, hidden_states: Tensor, cache: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-    own = getattr(self, _OWN_FORWARD, None) or MethodType(type(self).forward, self)
-    states = getattr(cache, "states", None)
-    if states is None:
-        return own(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
+class _InSlots(nn.Module):
+    """Comes before the class of a layer that keeps its states in slots."""
 
-    def mixer(hidden: Tensor, rows: RowStates) -> Any:
-        is_stepwise = rows.conv is not None and type(self).__name__ in _STEPWISE
-        parts = hidden.split(1, 1) if is_stepwise else (hidden,)
-        options = kwargs
-        if hidden.device.type == "cpu" and type(self).__name__.endswith(_PADDED):
-            options = kwargs | {"chunk_size": min(hidden.shape[1], _PADDED_WIDTH)}
-        outputs = [own(part, cache=rows, **options) for part in parts]
-        return torch.cat(outputs, 1) if is_stepwise else outputs[0]
+    def __call__(self, hidden_states: Tensor, cache: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        run = super().__call__
+        states = getattr(cache, "states", None)
+        if states is None:
+            return run(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
+        name = type(self).__name__
 
-    return states.run(self.layer_idx, mixer, hidden_states)
+        def mixer(hidden: Tensor, rows: RowStates) -> Any:
+            if name in _STEPWISE and rows.conv is not None:
+                return torch.cat([run(token, cache=rows, **kwargs) for token in hidden.split(1, 1)], 1)
+            is_padded = hidden.device.type == "cpu" and name.endswith(_PADDED)
+            options = {"chunk_size": min(hidden.shape[1], _PADDED_WIDTH)} if is_padded else {}
+            return run(hidden, cache=rows, **kwargs, **options)
+
+        return states.run(self.layer_idx, mixer, hidden_states)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies are what the layer was, until they run on slots themselves."""
+        state = super().__reduce_ex__(protocol)[2]
+        return copyreg._reconstructor, (type(self).__mro__[2], object, None), state  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _in_slots(kind: Any) -> Any:
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (_InSlots, kind), names)

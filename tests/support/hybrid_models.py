@@ -78,9 +78,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {**_DELTA, "linear_num_key_heads": 4},
 }
 """Type of model, and how its configuration differs from `SIZES`."""
-MISSING = [
-    name for name in HYBRIDS if name not in CONFIG_MAPPING or not hasattr(Cache, "get_conv_state")
-]
+MISSING = [name for name in HYBRIDS if name not in CONFIG_MAPPING or not hasattr(Cache, "get_conv_state")]
 """Those that this version of transformers lacks, or whose states it keeps in another way."""
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import random
+import weakref
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from langchain_specdec.errors import InvalidParameterError, UnsupportedModelErro
 from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.layer_states import TAIL
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -71,7 +76,12 @@ def read_all(streams):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_text_equals_plain_decoding_and_takes_fewer_steps(name, monkeypatch):
     batches, verify = [], ModelRunner.verify
-    monkeypatch.setattr(ModelRunner, "verify", lambda self, batch: [batches.append(batch), verify(self, batch)][1])
+
+    def watched(self, batch):
+        batches.append(batch)
+        return verify(self, batch)
+
+    monkeypatch.setattr(ModelRunner, "verify", watched)
     model = make_hybrid(name)
     plain, prompts = tiny.References(model), prompts_for(name)
     counts = {}
@@ -185,7 +195,7 @@ def test_a_step_that_fails_is_run_again(name):
     plain, prompts = tiny.References(model), prompts_for(name, 3)
     params = SamplingParams(max_new_tokens=24, temperature=0.0, ignore_eos=True)
     known = {prompt: plain(prompt, params) for prompt in prompts}
-    calls = []
+    calls: list[None] = []
 
     def fail_now_and_then(_, args):
         # Rows that run by themselves do not.
@@ -216,11 +226,43 @@ def test_a_model_of_ones_own_weights_and_in_int8(tmp_path):
     texts = {}
     for quantization in (None, "int8"):
         for drafter in ("none", "auto"):
-            options = {"quantization": quantization, "drafter": drafter, "max_length": 128, "num_slots": 2}
+            options: Any = {"quantization": quantization, "drafter": drafter, "max_length": 128}
             with closing(LocalBackend(str(tmp_path), tokenizer=tokenizer, **options)) as backend:
                 texts[quantization, drafter] = read_all([backend.engine.submit(prompt, params)])[0]
     assert texts[None, "none"] == texts[None, "auto"] == expected
     assert texts["int8", "none"] == texts["int8", "auto"]
+
+
+@needs_states
+def test_copies_and_what_is_saved_of_a_model_that_runs_here_are_of_its_own_classes(tmp_path):
+    model = make_hybrid("qwen3_5_text")
+    kind, ids = type(model.model.layers[0].linear_attn), torch.tensor([prompts_for("copies")[0]])
+    params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
+    with closing(tiny.make_engine(model, Drafter())) as engine:
+        read_all([engine.submit(prompts_for("copies")[1], params)])
+    assert isinstance(model.model.layers[0].linear_attn, kind)
+    torch.save(model, tmp_path / "model.pt")
+    for copied in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert type(copied.model.layers[0].linear_attn) is kind
+        with torch.inference_mode():
+            expected = copied(input_ids=ids).logits
+            copied.model.layers[0].linear_attn.out_proj.weight.mul_(2.0)
+            assert not torch.equal(copied(input_ids=ids).logits, expected)
+            assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@needs_states
+def test_a_model_goes_with_its_last_reference():
+    model = make_hybrid("qwen3_5_text")
+    with closing(tiny.make_engine(model, Drafter())):
+        pass
+    gone = weakref.ref(model.model.layers[0].linear_attn)
+    gc.disable()
+    try:
+        del model
+        assert tiny.wait_until(lambda: gone() is None, 5)
+    finally:
+        gc.enable()
 
 
 @needs_states
@@ -261,4 +303,6 @@ def test_measured_costs_and_memory():
         cache = engine.runner.cache
         # One slot of four is used; what the layers read of the latest tokens comes on top.
         states = engine.runner.work_bytes // 4
+        assert isinstance(cache, SlotCache)
+        assert cache.states is not None
         assert cache.states.num_bytes < states + 3 * 2 * TAIL * 32 * 8

@@ -125,7 +125,7 @@ def test_texts_can_go_on_from_the_end_of_a_prompt_and_from_the_latest_tokens():
     slots.forward({0: (40, [7, 8])})
     # Another text goes on there.
     assert [slots.states.resumable(0, n) for n in (9, 30, 41, 50, length)] == [0, 30, 41, 42, 42]
-    with pytest.raises(RuntimeError, match="slot 0 holds no recurrent state .* at position 43"):
+    with pytest.raises(RuntimeError, match=r"slot 0 holds no recurrent state .* at position 43"):
         slots.forward({0: (43, [1])})
 
 
@@ -171,4 +171,5 @@ def test_the_first_inputs_of_a_convolution_are_padded_in_front():
     assert seen.tolist() == [[[0, 0, 5, 6]]]
     seen = rows.update_conv_state(torch.tensor([[[7.0]]]), 0, conv_kernel_size=4)
     assert seen.tolist() == [[[0, 0, 5, 6, 7]]]
+    assert rows.conv is not None
     assert rows.conv.tolist() == [[[0, 5, 6, 7]]]

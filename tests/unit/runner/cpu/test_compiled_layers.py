@@ -69,7 +69,7 @@ def layers_of(engine: Engine) -> CompiledLayers:
 def compiled_engine(mode: str = "reduce-overhead", **overrides: Any) -> Engine:
     target = dataclasses.replace(loaded(tiny_model(**overrides)), is_owned=True)
     # As models run that are of no family with a native decoder.
-    runner = make_module_runner(target, 4, lambda: 256, 11, mode, None)  # type: ignore[arg-type]
+    runner = make_module_runner(target, 4, lambda _: 256, 11, mode, None)  # type: ignore[arg-type]
     return Engine(runner, PromptLookupDrafter(5), target.tokenizer, (256,), step_cost=StepCost.flat())
 
 
