@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# A text can be gone on from any of its latest so many tokens, and of a prompt's last ones as long as its slot keeps it:
-# where a chat goes on, templates often change what ended the prompt.
 TAIL = 64
+"""Texts can go on from any of so many latest tokens at least, and of as many at the end of the prompt: where a chat goes
+on, templates often change what ended the last prompt."""
 SNAPSHOTS = 3
 """How many a layer keeps of a slot at most: before a prompt's last tokens, and before and after the latest ones."""
 
@@ -108,9 +108,10 @@ class _Span:
 
 
 class _LayerStates:
-    """The states of one layer in all slots."""
+    """The states of one layer in all slots; see `SlotStates`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tail: int) -> None:
+        self._tail = tail
         self._latest: dict[int, _Span] = {}
         # The ends of the prompts.
         self._prompts: dict[int, _Span] = {}
@@ -120,7 +121,7 @@ class _LayerStates:
         spans = [self._go_back(row, hidden) for row in rows]
         _, begins = _advance(mixer, [s.begin for s in spans], [s.inputs for s in spans], [s.end for s in spans])
         inputs = [hidden[index : index + 1, : row.size] for index, row in enumerate(rows)]
-        ends = [max(row.size - TAIL, 0) for row in rows]
+        ends = [max(row.size - self._tail, 0) for row in rows]
         first, middles = _advance(mixer, begins, [x[:, :end] for x, end in zip(inputs, ends, strict=True)])
         tails = [x[:, end:].clone() for x, end in zip(inputs, ends, strict=True)]
         last, after = _advance(mixer, middles, tails)
@@ -177,11 +178,12 @@ class SlotStates:
     """The states of all layers that have any, in all slots.
 
     Args:
-        layers: Their places in the model.
+        tail: Most tokens of a row that may be rejected. Of longer rows, prompts, as many at the end can be changed.
     """
 
-    def __init__(self, layers: Iterable[int]) -> None:
-        self._layers = {layer: _LayerStates() for layer in layers}
+    def __init__(self, tail: int = TAIL) -> None:
+        # By their place in the model, from their first forward on.
+        self._layers: defaultdict[int, _LayerStates] = defaultdict(lambda: _LayerStates(tail))
         self._rows: Sequence[Row] = ()
 
     def begin(self, rows: Sequence[Row]) -> None:
@@ -211,7 +213,7 @@ class SlotStates:
         """Of the first so many tokens of a slot's text, how many can stay, so that another text goes on after them."""
         while True:
             # Where a forward has failed, layers may differ.
-            shorter = min(layer.resumable(slot, length) for layer in self._layers.values())
+            shorter = min((layer.resumable(slot, length) for layer in self._layers.values()), default=0)
             if shorter == length:
                 return length
             length = shorter

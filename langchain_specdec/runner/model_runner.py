@@ -13,7 +13,7 @@ from torch import Tensor
 from langchain_specdec.runner.cpu.compiled_layers import CompiledLayers
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.layer_states import Row, SlotStates
+from langchain_specdec.runner.layer_states import TAIL, Row, SlotStates
 from langchain_specdec.runner.model_config import cached_bytes, max_positions, num_cached_layers
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
@@ -64,7 +64,7 @@ class ModelRunner:
         if stateful := stateful_layers(model):
             for layer in stateful:
                 keep_states_in_slots(layer)
-            self.cache.states = SlotStates(layer.layer_idx for layer in stateful)
+            self.cache.states = SlotStates(max(TAIL, max_width))
         self.takes_trees = not stateful
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self._inputs = ModelInputs(model)

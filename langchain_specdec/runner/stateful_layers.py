@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from langchain_specdec.runner.layer_states import SNAPSHOTS, RowStates
+from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, RowStates
 
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
@@ -38,15 +38,17 @@ def keep_states_in_slots(module: Any) -> None:
 
 @torch.inference_mode()
 def states_bytes(model: Any) -> int:
-    """Most bytes that the states of a model's layers take in one slot."""
+    """About the most bytes that a model's layers take in one slot for their states and what they have read lately."""
     total = 0
     embeddings = model.get_input_embeddings().weight
     token = torch.zeros(1, 1, model.config.get_text_config().hidden_size, dtype=model.dtype, device=embeddings.device)
     for layer in stateful_layers(model):
         rows = RowStates()
         layer(hidden_states=token, cache=rows)
-        total += sum(int(t.nbytes) for t in (rows.conv, rows.recurrent) if t is not None)
-    return SNAPSHOTS * total
+        states = sum(int(t.nbytes) for t in (rows.conv, rows.recurrent) if t is not None)
+        # A prompt's last tokens, and the latest ones.
+        total += SNAPSHOTS * states + 2 * TAIL * int(token.nbytes)
+    return total
 
 
 class _InSlots(nn.Module):

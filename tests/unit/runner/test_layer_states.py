@@ -34,7 +34,7 @@ class Slots:
     """Texts in slots, and what each token is to give."""
 
     def __init__(self, num_layers=1):
-        self.states = SlotStates(range(num_layers))
+        self.states = SlotStates()
         self.mixers = [Summing() for _ in range(num_layers)]
         self.texts = {}
 
