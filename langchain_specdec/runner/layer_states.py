@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 TAIL = 64
-"""Texts can go on from any of so many latest tokens at least, and of as many at the end of the prompt: where a chat goes
-on, templates often change what ended the last prompt."""
+"""Texts can go on from any of so many latest tokens at least, and of as many at the end of the prompt: in a chat,
+templates often change what ended the last prompt."""
 SNAPSHOTS = 3
 """How many a layer keeps of a slot at most: before a prompt's last tokens, and before and after the latest ones."""
 
