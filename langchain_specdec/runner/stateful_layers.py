@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 from typing import Any
@@ -13,10 +14,10 @@ from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, RowStates
 
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
-# Layers whose form for several tokens, as PyTorch runs it on a CPU, pads them to so many unless told of fewer: nine
-# times the work for a draft of four tokens.
-_PADDED = "GatedDeltaNet"
-_PADDED_WIDTH = 64
+# The form for several tokens, as PyTorch runs it on a CPU, pads them to a whole chunk unless told of a smaller one: eight
+# times the work for a draft of four. Layers of this name are told by an argument, others by an attribute.
+_TOLD_BY_ARGUMENT = "GatedDeltaNet"
+_CHUNK = 64
 
 
 def stateful_layers(model: Any) -> list[Any]:
@@ -64,9 +65,15 @@ class _InSlots(nn.Module):
         def mixer(hidden: Tensor, rows: RowStates) -> Any:
             if name in _STEPWISE and rows.conv is not None:
                 return torch.cat([run(token, cache=rows, **kwargs) for token in hidden.split(1, 1)], 1)
-            is_padded = hidden.device.type == "cpu" and name.endswith(_PADDED)
-            options = {"chunk_size": min(hidden.shape[1], _PADDED_WIDTH)} if is_padded else {}
-            return run(hidden, cache=rows, **kwargs, **options)
+            width, is_cpu = hidden.shape[1], hidden.device.type == "cpu"
+            if is_cpu and name.endswith(_TOLD_BY_ARGUMENT):
+                return run(hidden, cache=rows, **kwargs, chunk_size=min(width, _CHUNK))
+            if is_cpu and width < getattr(self, "chunk_size", 0):
+                # Whoever else runs the model is not to see it.
+                narrow: Any = copy.copy(self)
+                narrow.chunk_size = width
+                return narrow(hidden, cache=rows, **kwargs)
+            return run(hidden, cache=rows, **kwargs)
 
         return states.run(self.layer_idx, mixer, hidden_states)
 
