@@ -80,7 +80,10 @@ def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
     pair = f"{draft.name} cannot draft for {target.name}"
     advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
     if isinstance(draft.model, nn.Module) and stateful_layers(draft.model):
-        msg = f"{pair}: it keeps a recurrent state, and a draft model has to go back to any token. {advice}"
+        msg = (
+            f"{pair}: it keeps a recurrent state, and a draft model has to go back to any token. Choose one that has "
+            "attention only, or drafter='prompt_lookup', which needs none."
+        )
         raise UnsupportedModelError(msg)
     if ours != theirs:
         different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]

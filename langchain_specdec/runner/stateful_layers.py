@@ -14,8 +14,8 @@ from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, RowStates
 
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
-# The form for several tokens, as PyTorch runs it on a CPU, pads them to a whole chunk unless told of a smaller one: eight
-# times the work for a draft of four. Layers of this name are told by an argument, others by an attribute.
+# The form for several tokens, as PyTorch runs it on a CPU, pads them to a whole chunk unless told of a smaller one:
+# eight times the work for a draft of four. Layers of this name are told by an argument, others by an attribute.
 _TOLD_BY_ARGUMENT = "GatedDeltaNet"
 _CHUNK = 64
 
