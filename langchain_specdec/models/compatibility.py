@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.runner.stateful_layers import stateful_layers
+from langchain_specdec.runner.stateful_layers import goes_on_from_states, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
     try:
         runner.prefill(RowBatch([0], [0], [tokens[:half]]))
         if has_states:
+            if not goes_on_from_states(runner.model):
+                _refuse(
+                    runner.model.config.get_text_config().model_type,
+                    "it does not go on from its recurrent states where it reads several tokens at a time",
+                )
             runner.verify(RowBatch([0], [half - 1], [[*tokens[half - 1 : half + 1], tokens[0]]]))
         ours = runner.verify(RowBatch(slots, starts, rows)).logits[0]
         with torch.inference_mode(), runner.evaluating():
@@ -136,8 +141,8 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
             # With a cache of its own, as `generate` runs it: without one, layers that share keys and values (Gemma 3n)
             # compute their own on older versions of transformers.
             theirs = runner.model(input_ids=ids, use_cache=True).logits[0, half:]
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # it tells of the machine
+    except (MemoryError, torch.OutOfMemoryError, SpecDecError):
+        raise  # it tells of the machine, or has been explained
     except Exception as error:
         raise UnsupportedModelError(_failure(name, error)) from error
     similarity = _similarity(ours, theirs)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, RowStates
+from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, Row, RowStates, SlotStates
 
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
@@ -18,6 +19,8 @@ _STEPWISE = {"JambaMambaMixer"}
 # eight times the work for a draft of four. Layers of this name are told by an argument, others by an attribute.
 _TOLD_BY_ARGUMENT = "GatedDeltaNet"
 _CHUNK = 64
+# Last tokens that are compared of a text: no convolution reaches from them to the first half of it.
+_COMPARED = 4
 
 
 def stateful_layers(model: Any) -> list[Any]:
@@ -50,6 +53,33 @@ def states_bytes(model: Any) -> int:
         # A prompt's last tokens, and the latest ones.
         total += SNAPSHOTS * states + 2 * TAIL * int(token.nbytes)
     return total
+
+
+@torch.inference_mode()
+def goes_on_from_states(model: Any) -> bool:
+    """Whether a layer that keeps its states in slots computes the same for a text at once and in parts.
+
+    A form for several tokens that begins without a state would change texts, by little where they are short.
+    """
+    layer = stateful_layers(model)[0]
+    states = SlotStates()
+    size = model.config.get_text_config().hidden_size
+    text = torch.randn(1, 16, size, generator=torch.Generator().manual_seed(0))
+    text = text.to(model.get_input_embeddings().weight.device, model.dtype)
+
+    def read(slot: int, start: int, tokens: Tensor) -> Tensor:
+        states.begin([Row(slot, start, tokens.shape[1])])
+        output: Tensor = layer(hidden_states=tokens, cache=SimpleNamespace(states=states))
+        return output[:, -_COMPARED:].float()
+
+    whole = read(0, 0, text)
+    read(1, 0, text[:, :4])
+    read(1, 4, text[:, 4:10])
+    parts = read(1, 8, text[:, 8:])
+    # What does not remember, and has the inputs of the convolution all the same.
+    forgetful = read(2, 0, text[:, 8:])
+    noise = 8 * max(torch.finfo(dtype).eps for dtype in (model.dtype, torch.float32)) * whole.norm()
+    return bool((parts - whole).norm() <= 0.1 * (forgetful - whole).norm() + noise)
 
 
 class _InSlots(nn.Module):

@@ -79,7 +79,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }
 """Type of model, and how its configuration differs from `SIZES`."""
 MISSING = [name for name in HYBRIDS if name not in CONFIG_MAPPING or not hasattr(Cache, "get_conv_state")]
-"""Those that this version of transformers lacks, or whose states it keeps in another way."""
+"""Those that this version of transformers lacks, or goes on from whose states by single tokens only."""
 
 
 def make_hybrid(name: str, dtype: torch.dtype = torch.float64, positions: int = 256, **overrides: Any) -> Any:

@@ -20,6 +20,7 @@ from langchain_specdec.errors import InvalidParameterError, UnsupportedModelErro
 from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner import stateful_layers
 from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.layer_states import TAIL
 from langchain_specdec.runner.model_runner import ModelRunner
@@ -30,11 +31,11 @@ from tests.support.hybrid_models import HYBRIDS, MISSING, make_hybrid
 
 pytestmark = [pytest.mark.transformers, pytest.mark.slow]
 
-needs_states = pytest.mark.skipif(
-    "qwen3_next" in MISSING, reason="this version of transformers lacks the states or goes on from none of them"
-)
+needs_states = pytest.mark.skipif("qwen3_next" in MISSING, reason="this version of transformers lacks such states")
 FAMILIES = [
-    pytest.param(name, marks=pytest.mark.skipif(name in MISSING, reason="this version of transformers lacks it"))
+    pytest.param(
+        name, marks=pytest.mark.skipif(name in MISSING, reason="this version of transformers lacks it or its states")
+    )
     for name in HYBRIDS
 ]
 MAX_WIDTH = 9
@@ -275,6 +276,15 @@ def test_what_hybrid_models_cannot_do_is_told():
     check_pair(draft, target)
     with pytest.raises(InvalidParameterError, match=r"cannot be compiled: it (keeps recurrent states|was loaded)"):
         make_runner(draft, num_slots=1, max_length=64, max_width=2, compile="reduce-overhead")
+
+
+@needs_states
+def test_layers_that_would_begin_anew_are_found(monkeypatch):
+    for dtype in (torch.float32, torch.float64):
+        make_runner(tiny.loaded(make_hybrid("jamba", dtype)), num_slots=2, max_length=64, max_width=4)
+    monkeypatch.setattr(stateful_layers, "_STEPWISE", ())
+    with pytest.raises(UnsupportedModelError, match="'jamba': it does not go on from its recurrent states where it"):
+        make_runner(tiny.loaded(make_hybrid("jamba")), num_slots=2, max_length=64, max_width=4)
 
 
 @needs_states
