@@ -52,6 +52,7 @@ _NO_TREES = (
     "%s takes a token's place in memory for its position, so drafts for it do not branch (as with max_tree_nodes=0). "
     "Its text is right; drafts gain less."
 )
+_NO_TREES_OF_STATES = "%s keeps recurrent states, so drafts for it do not branch (as with max_tree_nodes=0)."
 _logger = logging.getLogger(__name__)
 
 
@@ -129,7 +130,10 @@ class LocalBackend(Backend):
                 progress=chosen["progress"],
             )
         if max_tree_nodes and not runner.takes_trees:
-            _logger.warning(_NO_TREES, self.model_name)
+            if getattr(runner.cache, "states", None) is not None:
+                _logger.info(_NO_TREES_OF_STATES, self.model_name)
+            else:
+                _logger.warning(_NO_TREES, self.model_name)
         self._weights = WeightsState.of(_modules_of(self._target.model))
         self._runners = [runner]
         if draft is not None:

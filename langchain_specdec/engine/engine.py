@@ -71,7 +71,7 @@ class Engine:
         self.runner = runner
         self.drafter = drafter
         cache = runner.cache
-        self._scheduler = Scheduler(cache.num_slots, cache.max_length, token_budget)
+        self._scheduler = Scheduler(cache.num_slots, cache.max_length, token_budget, cache.resumable)
         self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
         self._stepper = Stepper(runner, drafter, self._planner)
         self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)

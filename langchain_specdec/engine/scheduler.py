@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from langchain_specdec.engine.request import Request
 
@@ -27,9 +27,17 @@ class Scheduler:
         num_slots: Requests that can run at a time.
         max_length: Positions of a slot; padding may not go past them.
         token_budget: Tokens that all slots may hold together, at least as many as any request; None is without limit.
+        resumable: Says of the first so many tokens of a slot's text how many can stay, so that another text goes on
+            after them; None: all.
     """
 
-    def __init__(self, num_slots: int, max_length: int = 2**31, token_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        max_length: int = 2**31,
+        token_budget: int | None = None,
+        resumable: Callable[[int, int], int] | None = None,
+    ) -> None:
         self.num_slots = num_slots
         self._max_length = max_length
         self._waiting: deque[Request] = deque()
@@ -44,6 +52,7 @@ class Scheduler:
         # Whether the latest prefill read on in the prompt that came first.
         self._has_read_oldest = False
         self._token_budget = token_budget
+        self._resumable = resumable or (lambda _, length: length)
         # Tokens that each slot holds or may come to hold, and what was let go of since this was last taken.
         self._num_held = dict.fromkeys(range(num_slots), 0)
         self._let_go: list[tuple[int, int]] = []
@@ -83,7 +92,7 @@ class Scheduler:
             if not self._has_room(request.max_tokens):
                 break
             shared = {
-                slot: _shared_length(tokens, request)
+                slot: self._resumable(slot, _shared_length(tokens, request))
                 if self._resting_adapters.get(slot) == request.params.adapter
                 else 0
                 for slot, tokens in self._resting.items()

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.runner.stateful_layers import goes_on_from_states, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch
 
 if TYPE_CHECKING:
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 # "attention" is what configurations call it that list the blocks of hybrid models.
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
+# Families whose layers keep recurrent or convolution states, which the engine rolls back; see `layer_states`.
+_HYBRID_FAMILIES = {
+    "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "nemotron_h", "olmo_hybrid",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+}  # fmt: skip
+_HYBRID_LAYERS = {"linear_attention", "conv", "hybrid", "mamba", "moe", "mlp"}
 _PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x): return x ** 2  # twice",
     "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
@@ -41,12 +49,15 @@ def check_supported(config: Any, model_class: type | None) -> None:
         _refuse(config.model_type, "it is an encoder-decoder model; the engine runs decoder-only models")
     text = config.get_text_config()
     kinds = {kind for name in ("layer_types", "layers_block_type") for kind in getattr(text, name, None) or ()}
-    unknown = ", ".join(sorted(kinds - _KNOWN_LAYERS))
+    is_hybrid = text.model_type in _HYBRID_FAMILIES
+    unknown = ", ".join(sorted(kinds - _KNOWN_LAYERS - (_HYBRID_LAYERS if is_hybrid else set())))
     reason = None
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
-    elif getattr(model_class, "_is_stateful", False):
-        reason = "it keeps a recurrent state, which cannot be rolled back when a draft is rejected"
+    elif is_hybrid and not hasattr(Cache, "get_conv_state"):
+        reason = "it keeps a recurrent state, which can be rolled back only with a newer transformers (5.24)"
+    elif getattr(model_class, "_is_stateful", False) and not is_hybrid:
+        reason = "it keeps a recurrent state, which the engine cannot roll back when a draft is rejected"
     elif unknown:
         reason = f"it has layers of kind {unknown}; only full and sliding-window attention works"
     elif getattr(text, "attention_chunk_size", None):
@@ -68,6 +79,12 @@ def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
     ours, theirs = (tokenizer.copied.get_vocab() for tokenizer in tokenizers)
     pair = f"{draft.name} cannot draft for {target.name}"
     advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
+    if isinstance(draft.model, nn.Module) and stateful_layers(draft.model):
+        msg = (
+            f"{pair}: it keeps a recurrent state, and a draft model has to go back to any token. Choose one that has "
+            "attention only, or drafter='prompt_lookup', which needs none."
+        )
+        raise UnsupportedModelError(msg)
     if ours != theirs:
         different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]
         example = min(different)
@@ -100,23 +117,32 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
     """Raise an `UnsupportedModelError` where a forward over the slots gives other logits than the model's own.
 
     Where there are several slots, the forward has a second row at the far end of its slot: a model that takes all
-    rows to be of one length shows it there.
+    rows to be of one length shows it there. A state has to be made before text can go on from it, so that of a model
+    that keeps any begins its slot. It also goes back to where a draft was rejected.
     """
     tokens = [t % runner.vocab_size for t in (11, 7, 5, 13, 3, 2)]
-    half = len(tokens) // 2
+    half, has_states = len(tokens) // 2, runner.cache.states is not None
     slots, starts, rows = [0], [half], [tokens[half:]]
     if runner.cache.num_slots > 1 and runner.max_length > len(tokens):
-        slots, starts, rows = [0, 1], [half, runner.max_length - half], [tokens[half:], tokens[:half]]
+        far = 0 if has_states else runner.max_length - half
+        slots, starts, rows = [0, 1], [half, far], [tokens[half:], tokens[: half - has_states]]
     try:
         runner.prefill(RowBatch([0], [0], [tokens[:half]]))
+        if has_states:
+            if not goes_on_from_states(runner.model):
+                _refuse(
+                    runner.model.config.get_text_config().model_type,
+                    "it does not go on from its recurrent states where it reads several tokens at a time",
+                )
+            runner.verify(RowBatch([0], [half - 1], [[*tokens[half - 1 : half + 1], tokens[0]]]))
         ours = runner.verify(RowBatch(slots, starts, rows)).logits[0]
         with torch.inference_mode(), runner.evaluating():
             ids = torch.tensor([tokens], device=runner.device)
             # With a cache of its own, as `generate` runs it: without one, layers that share keys and values (Gemma 3n)
             # compute their own on older versions of transformers.
             theirs = runner.model(input_ids=ids, use_cache=True).logits[0, half:]
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # it tells of the machine
+    except (MemoryError, torch.OutOfMemoryError, SpecDecError):
+        raise  # it tells of the machine, or has been explained
     except Exception as error:
         raise UnsupportedModelError(_failure(name, error)) from error
     similarity = _similarity(ours, theirs)

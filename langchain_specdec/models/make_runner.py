@@ -20,7 +20,7 @@ from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
 from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
-from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers
+from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers, num_cached_layers
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.trials import CompileMode
@@ -145,6 +145,8 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
     is_lazy = all(map(_is_lazy, counts))
     # Where memory is taken by the tokens in the slots, the scheduler sees to it that all of them have room.
     per_layer = cached_bytes(config, loaded.model.dtype) * (1 if is_lazy else num_slots)
+    # Taken to be spread evenly over all layers.
+    per_layer = max(per_layer * num_cached_layers(config) // config.num_hidden_layers, 1)
     free = {device: _free_beside(work, device) for device in counts}
     affordable = min(int(free[device] * _CACHE_SHARE) // (per_layer * count) for device, count in counts.items())
     wanted: int = loaded.max_positions or _DEFAULT_MAX_LENGTH

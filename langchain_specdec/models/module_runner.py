@@ -14,6 +14,7 @@ from langchain_specdec.runner.cuda.capture import CudaCapture
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.model_state import keep_private
+from langchain_specdec.runner.stateful_layers import states_bytes
 from langchain_specdec.runner.trials import CompileMode
 
 # Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
@@ -25,7 +26,7 @@ _TESTED_FAMILIES = {
 def make_module_runner(
     loaded: LoadedModel,
     num_slots: int,
-    length_of: Callable[[], int],
+    length_of: Callable[[int], int],
     max_width: int,
     capture: CompileMode,
     progress: Progress | None,
@@ -35,7 +36,8 @@ def make_module_runner(
     Args:
         loaded: The model.
         num_slots: See `make_runner`.
-        length_of: Says how many positions a slot has; asked after the weights have taken their memory.
+        length_of: Says how many positions a slot has beside so many bytes of something else; asked after the weights
+            have taken their memory.
         max_width: See `make_runner`.
         capture: How its steps are captured as CUDA graphs; `"off"`: they are not, as where they cannot be.
         progress: See `make_runner`.
@@ -52,11 +54,13 @@ def make_module_runner(
             pack_linears(loaded.model, mapped.drop)
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
-        runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
+        work = num_slots * states_bytes(loaded.model)
+        runner = ModelRunner(loaded.model, num_slots, length_of(work), max_width)
+        runner.work_bytes = work
         runner.adapters = loaded.adapters
         if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
-            runner.takes_trees = takes_trees(runner)
+            runner.takes_trees = runner.takes_trees and takes_trees(runner)
     if capture == "off":
         return runner
     return CapturedRunner(runner, CudaCapture(loaded.model.device), capture, progress)

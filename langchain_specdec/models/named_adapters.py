@@ -12,6 +12,7 @@ from langchain_specdec.errors import InvalidParameterError, UnsupportedModelErro
 from langchain_specdec.models.adapters import kind_of, tuned_by
 from langchain_specdec.models.model_source import check_source
 from langchain_specdec.runner.row_adapters import AdaptedLinear, LowRank, RowAdapters
+from langchain_specdec.runner.stateful_layers import stateful_layers
 
 AdapterSources = Mapping[str, "str | os.PathLike[str]"]
 """Folders or model ids of adapters, by the names that calls choose them by."""
@@ -108,7 +109,8 @@ def _unfit(source: str, reason: str) -> UnsupportedModelError:
 
 @torch.inference_mode()
 def _check_rows(model: Any, base: str) -> None:
-    """Refuse layers that see the tokens of several texts as one, as those of experts do."""
+    """Refuse layers that see other rows than the forward has: the tokens of all texts as one, or texts regrouped."""
+    regrouped = {id(module) for layer in stateful_layers(model) for module in layer.modules()}
     shapes: list[tuple[str, torch.Size]] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs, path=path: shapes.append((path, inputs[0].shape)))
@@ -121,9 +123,10 @@ def _check_rows(model: Any, base: str) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    if path := next((path for path, shape in shapes if len(shape) != 3 or shape[0] != 2), None):
+    unfit = (p for p, s in shapes if len(s) != 3 or s[0] != 2 or id(model.get_submodule(p)) in regrouped)
+    if path := next(unfit, None):
         msg = (
-            f"Adapters of {base} change {path}, which sees the tokens of all texts at once, so that no call can choose "
-            "its own there. Give one of them as adapter=, which merges it when the model is loaded."
+            f"Adapters of {base} change {path}, which does not see the texts of a batch one by one, so that no call "
+            "can choose its own there. Give one of them as adapter=, which merges it when the model is loaded."
         )
         raise UnsupportedModelError(msg)

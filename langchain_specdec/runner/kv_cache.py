@@ -2,7 +2,8 @@
 
 Each layer is one buffer `[slots, kv_heads, max_length, head_dim]`. Nothing is ever copied or cut: a forward writes the
 keys and values of its tokens at each row's own positions, and what a rejected draft left behind is masked out until
-the next forward overwrites it.
+the next forward overwrites it. Layers that keep a state instead of keys and values cannot be masked; see
+`layer_states`.
 
 On a CPU the buffers take memory by the tokens that stand in them, in whole pages, and not by what they have room for.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from langchain_specdec.runner.layer_states import SlotStates
 from langchain_specdec.runner.lazy_memory import LazyZeros
 from langchain_specdec.runner.step_inputs import RowInputs
 from langchain_specdec.runner.verify import is_gapless
@@ -181,7 +183,12 @@ class SlotCache(Cache):
         num_layers: Layers of the model.
         num_slots: Completions that can be held at a time.
         max_length: Positions of a slot. A forward may write up to it, padding included.
+
+    Attributes:
+        states: What layers keep that mix tokens by a state; None where there are no such layers.
     """
+
+    states: SlotStates | None = None
 
     def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
         self._slot_layers = [_SlotLayer(num_slots, max_length) for _ in range(num_layers)]
@@ -226,16 +233,24 @@ class SlotCache(Cache):
         """
         for layer in self._slot_layers:
             layer.wipe(slot, start)
+        if self.states is not None:
+            self.states.wipe(slot, start)
+
+    def resumable(self, slot: int, length: int) -> int:
+        """Of the first so many tokens of a slot's text, how many can stay, so that another text goes on after them."""
+        return length if self.states is None else self.states.resumable(slot, length)
 
     def release(self) -> None:
         """Let go of all buffers."""
         for layer in self._slot_layers:
             layer.keys = layer.values = layer._lazy_keys = layer._lazy_values = None
             layer.is_initialized = False
+        self.states = None
         # Where older versions of transformers keep what layers share.
         vars(self).pop("shared_layers", None)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that all buffers have room for, once they exist."""
-        return sum(int(b.nbytes) for layer in self._slot_layers for b in layer.buffers)
+        """Bytes that all buffers have room for, once they exist, and those of all states."""
+        buffers = sum(int(b.nbytes) for layer in self._slot_layers for b in layer.buffers)
+        return buffers + (self.states.num_bytes if self.states is not None else 0)

@@ -10,6 +10,9 @@ from torch import nn
 ATTENTION_NAME = "specdec"
 """What the engine's own attention is called in a configuration; see `attention.slot_attention`."""
 
+# Kinds of layers that keep no keys and values.
+_WITHOUT_KEYS = {"linear_attention", "conv", "mamba", "moe", "mlp"}
+
 
 def num_key_value_heads(config: Any) -> int:
     """Heads that have keys and values of their own; all of them where a configuration does not say."""
@@ -26,6 +29,14 @@ def cached_bytes(config: Any, dtype: torch.dtype) -> int:
         for layer in layers
     )
     return int(2 * max(sizes) * dtype.itemsize)
+
+
+def num_cached_layers(config: Any) -> int:
+    """Layers that keep keys and values: in hybrid models only some do."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if kinds is None:
+        return int(config.num_hidden_layers)
+    return sum(kind not in _WITHOUT_KEYS for kind in kinds)
 
 
 def max_positions(config: Any) -> int | None:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
-from langchain_specdec.runner.model_config import cached_bytes, max_positions
+from langchain_specdec.runner.layer_states import TAIL, Row, SlotStates
+from langchain_specdec.runner.model_config import cached_bytes, max_positions, num_cached_layers
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.row_adapters import RowAdapters
+from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import step_clock
@@ -48,10 +50,14 @@ class ModelRunner:
         self._num_embeddings = len(embeddings)
         self.device: torch.device = embeddings.device
         self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
-        self.bytes_per_token: int = config.num_hidden_layers * cached_bytes(config, model.dtype)
+        self.bytes_per_token: int = num_cached_layers(config) * cached_bytes(config, model.dtype)
         """What the keys and values of one token take in all layers."""
         self.num_forwards = 0
-        self.takes_trees = True
+        if stateful := stateful_layers(model):
+            for layer in stateful:
+                keep_states_in_slots(layer)
+            self.cache.states = SlotStates(max(TAIL, max_width))
+        self.takes_trees = not stateful
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self.adapters: RowAdapters | None = None
         """Says which adapter the text in each slot goes by; None where there are none to choose among."""
@@ -188,6 +194,8 @@ class ModelRunner:
         """Take tokens into the slots; the head, whose logits nobody would read, is left out."""
         inputs, is_one = RowInputs.from_batch(batch, self.device), len(batch.slots) == 1
         self._run(self.model.base_model, batch.slots, batch.starts, inputs, is_prompt=is_one)
+        if self.cache.states is not None:
+            self.cache.states.keep_prompts(batch.slots)
 
     @torch.inference_mode()
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
@@ -219,6 +227,8 @@ class ModelRunner:
     ) -> Any:
         shape = ForwardShape.from_rows(slots, starts, inputs)
         self.cache.begin(shape)
+        if self.cache.states is not None:
+            self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         if self.adapters is not None:
             self.adapters.choose(slots, self.device)
         with pinned_backends(self.device), self.evaluating():

@@ -114,6 +114,10 @@ class NativeCache:
             self.decoder.wipe(slot, start, stop)
             self._written[slot] = start
 
+    def resumable(self, slot: int, length: int) -> int:
+        """Of the first so many tokens of a slot's text, how many can stay: all of them."""
+        return length
+
     def release(self) -> None:
         """Let go of the memory; the decoder has to be closed by then."""
         self._memory = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from langchain_specdec.runner.cuda.broken_captures import clean_up
 from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 from langchain_specdec.runner.device_time import device_lock, seconds_of
+from langchain_specdec.runner.stateful_layers import stateful_layers
 
 _NUM_TRIALS = 3
 
@@ -162,4 +163,6 @@ def can_capture(model: nn.Module) -> str | None:
         return "not all of it is on a CUDA device"
     if len(devices) > 1:
         return "it is spread over several GPUs"
+    if stateful_layers(model):
+        return "it keeps recurrent states, and what becomes of them depends on what was accepted"
     return None

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 from langchain_specdec import ChatSpeculative
@@ -484,14 +485,9 @@ LINEAR = ["linear_attention", "full_attention"]
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba": ({}, "recurrent state"),
     "mamba2": ({}, "recurrent state"),
-    "jamba": ({}, "recurrent state"),
-    "bamba": ({}, "recurrent state"),
     "zamba2": ({}, "recurrent state"),
-    "falcon_h1": ({}, "recurrent state"),
-    "qwen3_next": ({"num_hidden_layers": 2, "layer_types": LINEAR}, "recurrent state"),
     "recurrent_gemma": ({}, "recurrent"),
     "minimax": ({"num_hidden_layers": 2, "layer_types": LINEAR}, "layers of kind linear_attention"),
-    "lfm2": ({"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "layers of kind conv"),
     "llama4": ({}, "chunked"),
     "llama4_text": ({}, "chunked"),
     "t5": ({}, "encoder-decoder"),
@@ -500,6 +496,15 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "gemma3_text": ({"use_bidirectional_attention": True}, "see those that come after them"),
     "vit": ({}, "no causal language model of this type"),
 }
+if not hasattr(Cache, "get_conv_state"):
+    # Layers go on from a state by single tokens there.
+    UNSUPPORTED |= {
+        "jamba": ({}, "a newer transformers"),
+        "bamba": ({}, "a newer transformers"),
+        "falcon_h1": ({}, "a newer transformers"),
+        "qwen3_next": ({"num_hidden_layers": 2, "layer_types": LINEAR}, "a newer transformers"),
+        "lfm2": ({"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "a newer transformers"),
+    }
 
 
 def quiet_config(model_type, **sizes):

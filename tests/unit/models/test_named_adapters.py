@@ -21,6 +21,7 @@ from langchain_specdec.models.loader import load_model
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
+from tests.support.hybrid_models import MISSING, make_hybrid
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.transformers
@@ -193,7 +194,22 @@ def test_a_layer_that_sees_several_texts_as_one_is_refused(tmp_path: Path) -> No
     tiny.byte_tokenizer().save_pretrained(tmp_path / "base")
     for target, is_fit in (("q_proj", True), ("shared_expert_gate", False)):
         write_lora(tmp_path / target, tmp_path / "base", 0, [target])
-        expected: Any = nullcontext() if is_fit else pytest.raises(UnsupportedModelError, match="all texts at once")
+        expected: Any = (
+            nullcontext()
+            if is_fit
+            else pytest.raises(UnsupportedModelError, match="does not see the texts of a batch one by one")
+        )
+        with expected:
+            load_model(tmp_path / "base", adapters={"x": tmp_path / target}, device="cpu")
+
+
+@pytest.mark.skipif("qwen3_5_text" in MISSING, reason="this transformers lacks Qwen3.5")
+def test_a_layer_that_keeps_a_state_is_refused(tmp_path: Path) -> None:
+    make_hybrid("qwen3_5_text", torch.float32).save_pretrained(tmp_path / "base")
+    tiny.byte_tokenizer().save_pretrained(tmp_path / "base")
+    for target, is_fit in (("q_proj", True), ("in_proj_qkv", False)):
+        write_lora(tmp_path / target, tmp_path / "base", 0, [target])
+        expected: Any = nullcontext() if is_fit else pytest.raises(UnsupportedModelError, match="one by one")
         with expected:
             load_model(tmp_path / "base", adapters={"x": tmp_path / target}, device="cpu")
 
