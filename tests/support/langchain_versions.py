@@ -23,5 +23,10 @@ needs_traced_usage = needs("langchain-core", "1.2.6", "usage in the metadata of 
 needs_triggers = needs("langchain", "1.1", "SummarizationMiddleware(trigger=..., keep=...)")
 needs_decisions = needs("langchain-core", "1.8", "decision models")
 
+needs_chosen_strategy = needs("langchain", "1.1", "a choice between an object and a call by the profile of the model")
+needs_agent_names = needs("langchain", "1.5", "the agent's name beside its chunks")
+
 HAS_EVENTS_V3 = hasattr(BaseChatModel, "stream_events")
 """Whether chat models have `stream_events`."""
+
+needs_events_v3 = pytest.mark.skipif(not HAS_EVENTS_V3, reason="this LangChain has no version 3 of events")
