@@ -75,8 +75,8 @@ test-tgi: $(STAMP) ## Run the tests on a real TGI: TGI_LAUNCHER=PATH of text-gen
 
 .venv-transformers4: $(STAMP4)
 
-test-transformers4: $(STAMP4) ## Run the unit tests that depend on transformers, on 4.57 in an environment of its own
-	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) -m transformers tests/unit
+test-transformers4: $(STAMP4) ## Run what depends on transformers and LangChain, on 4.57 and LangChain 1.0
+	@$(VENV4)/bin/python -m pytest $(PYTEST_FLAGS) -m transformers tests/unit tests/integration/agents
 
 rehearse: $(STAMP) $(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)) ## Rehearse the check on a GPU on the CPU; TRANSFORMERS=VERSION
 	$(call rehearsed,$(VENV),rehearsal,$(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS)))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
     from langchain_specdec.backends.tgi import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
+    from langchain_specdec.decisions import SpeculativeDecisions
     from langchain_specdec.documents.summarizer import DocumentSummarizer
     from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
@@ -22,6 +23,7 @@ __all__ = [
     "Grammar",
     "LocalBackend",
     "SamplingParams",
+    "SpeculativeDecisions",
     "SpeculativeLLM",
     "TGIBackend",
     "__version__",
@@ -34,6 +36,7 @@ _HOMES = {
     "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
     "SamplingParams": "langchain_specdec.sampling.params",
+    "SpeculativeDecisions": "langchain_specdec.decisions",
     "SpeculativeLLM": "langchain_specdec.llms",
     "TGIBackend": "langchain_specdec.backends.tgi",
 }

@@ -153,16 +153,6 @@ class SpeculativeBase(ModelConstructors):
                 msg = f"{name} is set when a model is loaded, not later: {cls.__name__}(model=..., {name}=...)."
                 raise InvalidParameterError(msg)
 
-    def close(self) -> None:
-        """Close the backend, and end its server if it has one. What still runs raises an `EngineClosedError`."""
-        self.backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def batch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> Generator[batches.Outcome, None, None]:

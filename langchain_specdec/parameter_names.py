@@ -35,6 +35,7 @@ def named_parameters(
     Raises:
         InvalidParameterError: A name is unknown, or a parameter is given under two names.
     """
+    aliases = {alias: name for alias, name in aliases.items() if name in known}
     refuse_unknown(values, {*known, *aliases})
     given: dict[str, str] = {}
     # Names of our own come last, so that a message has the other name first.

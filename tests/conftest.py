@@ -70,7 +70,13 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 sys.addaudithook(_watch)
 
 
+# Folders of tests that may all differ between versions of LangChain.
+OF_LANGCHAIN = {"chat", "langchain", "agents"}
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.parent.name in OF_LANGCHAIN:
+        item.add_marker(pytest.mark.transformers)
     if item.get_closest_marker("server"):
         # Of text_generation's own code.
         item.add_marker(pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"))

@@ -25,7 +25,7 @@ FLOORS = (
     ("pages",),
     ("__init__",),
     ("documents",),
-    ("llms", "chat_models"),
+    ("llms", "chat_models", "decisions"),
     ("langchain_base",),
     ("construction",),
     ("chat",),

@@ -72,6 +72,7 @@ class LocalBackend(Backend):
 
     takes_token_ids = True
     takes_calls_or_object = True
+    takes_logprob_token_ids = True
 
     @spelled_out(LocalOptions)
     def __init__(
@@ -240,6 +241,7 @@ class LocalBackend(Backend):
                     r.continues_prompt,
                     r.shown_specials,
                     r.make_end_check,
+                    r.logprob_token_ids,
                 )
                 for r in requests
             ]

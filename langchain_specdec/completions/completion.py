@@ -24,6 +24,8 @@ class CompletionRequest:
         banned: Tokens that are not to be chosen, as far as the backend knows them.
         template_of: The tokenizer whose chat template the prompt was written by, where a server may have another model
             by the time it is sent.
+        logprob_token_ids: Tokens whose log probabilities are reported at every position, beside those of the most
+            probable ones, as far as the backend has `takes_logprob_token_ids`.
         make_end_check: Makes what is told the text as it is released, and says whether the completion is to end there,
             as with a stop string; it may be called in any thread. None where nothing but `params` and the model ends
             it.
@@ -35,6 +37,7 @@ class CompletionRequest:
     shown_specials: Mapping[int, str] = field(default_factory=dict)
     template_of: Any = None
     banned: Collection[int] = ()
+    logprob_token_ids: Sequence[int] = ()
     make_end_check: Callable[[], Callable[[str], bool]] | None = None
 
 

@@ -21,7 +21,8 @@ class Token:
         drafted: Whether it was proposed by the drafter (and confirmed by the target). None where a server does not
             tell.
         logprob: Its natural-log probability, where asked for.
-        top_logprobs: Token id -> log probability of the most probable tokens, where asked for.
+        top_logprobs: Token id -> log probability of the most probable tokens, where asked for, and of those that the
+            request names.
     """
 
     id: int

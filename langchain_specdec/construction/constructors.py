@@ -88,7 +88,7 @@ class ModelConstructors(BaseModel):
                 raise InvalidParameterError(msg)
             return cls._with_model(named)
         loading = sorted(name for name in named if name in LOADING and name not in own)
-        if "model" in loading:
+        if "model" in named:
             msg = "model and backend were both given: a backend has its model already. Give only one of them."
             raise InvalidParameterError(msg)
         if loading:
@@ -233,6 +233,16 @@ class ModelConstructors(BaseModel):
         fields, options = cls._split(kwargs, ("api_key", "max_retries", "tokenizer"))
         refuse_unknown(options, cls._accepted(LaunchOptions.__annotations__))
         return cls._over(launch_backend(model_id, speculate=speculate, **options), fields)
+
+    def close(self) -> None:
+        """Close the backend, and end its server if it has one. What still runs raises an `EngineClosedError`."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @classmethod
     def _split(

@@ -77,6 +77,14 @@ class ChatFields(LLMFields, total=False):
     profile: ModelProfile | None
 
 
+class DecisionFields(TypedDict, total=False):
+    """Fields of `SpeculativeDecisions`."""
+
+    name: str | None
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+
+
 class Loading(LocalOptions, total=False):
     """Options of a model that is loaded: those of `LocalBackend`, and another name of one."""
 
@@ -118,6 +126,14 @@ class ChatLoading(ChatFields, Loading, total=False):
 
 class ChatKeywords(ChatLoading, Origin, total=False):
     """Keywords of `ChatSpeculative`."""
+
+
+class DecisionLoading(DecisionFields, Loading, total=False):
+    """Keywords of `SpeculativeDecisions.from_model_id`."""
+
+
+class DecisionKeywords(DecisionLoading, Origin, total=False):
+    """Keywords of `SpeculativeDecisions`."""
 
 
 class ChatConnection(ChatFields, ConnectionOptions, total=False):

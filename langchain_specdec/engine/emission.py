@@ -65,7 +65,7 @@ class Emitter:
         path = verdict.paths[row]
         for node, token_id in zip(path, verdict.tokens(row), strict=True):
             text = request.stopper.add(token_id)
-            logprob, top = _logprobs(verdict, row, node, token_id, request.params.logprobs)
+            logprob, top = _logprobs(verdict, row, node, token_id, request)
             # The last pick is the target's own: no draft token follows the path's end.
             tokens.append(Token(token_id, text, node != path[-1], logprob, top))
             if request.is_finished:
@@ -108,11 +108,10 @@ def _finish(request: Request) -> None:
 
 
 def _logprobs(
-    verdict: Verdict, row: int, node: int, token_id: int, num_top: int | None
+    verdict: Verdict, row: int, node: int, token_id: int, request: Request
 ) -> tuple[float | None, dict[int, float] | None]:
-    if num_top is None:
+    if not request.wants_logprobs:
         return None, None
     logprobs: Tensor = verdict.logits.tensor[row, node].float().log_softmax(-1)
-    top = logprobs.topk(num_top)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return float(logprobs[token_id]), dict(pairs)
+    indices = [*logprobs.topk(request.params.logprobs or 0).indices.tolist(), *request.logprob_token_ids]
+    return float(logprobs[token_id]), dict(zip(indices, logprobs[indices].tolist(), strict=True))

@@ -20,10 +20,17 @@ from langchain_specdec.sampling.params import SamplingParams
 Submission = (
     tuple[Sequence[int], SamplingParams]
     | tuple[Sequence[int], SamplingParams, bool]
-    | tuple[Sequence[int], SamplingParams, bool, Mapping[int, str], Callable[[], Callable[[str], bool]] | None]
+    | tuple[
+        Sequence[int],
+        SamplingParams,
+        bool,
+        Mapping[int, str],
+        Callable[[], Callable[[str], bool]] | None,
+        Sequence[int],
+    ]
 )
-"""Prompt tokens, parameters, and where they differ from the defaults, `continues_prompt`, `shown_specials` and
-`make_end_check` of `CompletionRequest`."""
+"""Prompt tokens, parameters, and where they differ from the defaults, `continues_prompt`, `shown_specials`,
+`make_end_check` and `logprob_token_ids` of `CompletionRequest`."""
 
 
 @dataclass(eq=False)
@@ -39,6 +46,7 @@ class Request:
         stream: Where the reader takes the events from.
         rates: Acceptance by kind of draft.
         constraint: The grammar that the text follows; None: it is free.
+        logprob_token_ids: Tokens whose log probabilities it is told.
         history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
         bias: Its `logit_bias`, ready for sampling.
@@ -58,6 +66,7 @@ class Request:
     stream: CompletionStream
     rates: AcceptanceRates
     constraint: Constraint | None = None
+    logprob_token_ids: Sequence[int] = ()
     history: TokenHistory | None = None
     token_ids: list[int] = field(default_factory=list)
     bias: SparseBias | None = field(init=False, default=None)
@@ -86,6 +95,11 @@ class Request:
     def num_remaining(self) -> int:
         """Tokens that may still be generated."""
         return self.params.max_new_tokens - self.num_output_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether it is told log probabilities, so that the logits have to be kept."""
+        return self.params.logprobs is not None or bool(self.logprob_token_ids)
 
     @property
     def max_tokens(self) -> int:
@@ -139,6 +153,7 @@ def check_prompt(
     vocab_size: int,
     max_length: int,
     max_positions: int | None = None,
+    logprob_token_ids: Sequence[int] = (),
 ) -> None:
     """Refuse a prompt that cannot be run.
 
@@ -148,15 +163,17 @@ def check_prompt(
         vocab_size: Number of the model's tokens.
         max_length: Positions of a slot.
         max_positions: Most positions that a slot of this model can have; None where that is not known.
+        logprob_token_ids: Tokens whose log probabilities it is to be told.
 
     Raises:
-        InvalidParameterError: It is empty, or a token of it or of `logit_bias` is unknown.
+        InvalidParameterError: It is empty, or a token of it, of `logit_bias` or of `logprob_token_ids` is unknown.
         PromptTooLongError: It does not fit into a slot with its new tokens.
     """
     if not prompt_ids:
         msg = "The prompt is empty: it has no tokens. Give at least one character of text."
         raise InvalidParameterError(msg)
-    unknown = next((t for t in (*prompt_ids, *(params.logit_bias or ())) if not 0 <= t < vocab_size), None)
+    named = *prompt_ids, *(params.logit_bias or ()), *logprob_token_ids
+    unknown = next((token for token in named if not 0 <= token < vocab_size), None)
     if unknown is not None:
         msg = f"Token id {unknown} is not in the model's vocabulary (0 to {vocab_size - 1})."
         raise InvalidParameterError(msg)

@@ -51,6 +51,7 @@ class RequestMaker:
         continues_prompt: bool = True,
         shown_specials: Mapping[int, str] = MappingProxyType({}),
         make_end_check: Callable[[], Callable[[str], bool]] | None = None,
+        logprob_token_ids: Sequence[int] = (),
     ) -> Request:
         """A request that can be run.
 
@@ -60,11 +61,12 @@ class RequestMaker:
             continues_prompt: See `CompletionRequest`, as the others.
             shown_specials: Likewise.
             make_end_check: Likewise.
+            logprob_token_ids: Likewise.
 
         Raises:
             SpecDecError: As `Engine.submit` does.
         """
-        constraint = self._checked(prompt_ids, params)
+        constraint = self._checked(prompt_ids, params, logprob_token_ids)
         seed = params.seed_or_drawn()
         context = prompt_ids if continues_prompt else ()
         stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
@@ -72,18 +74,22 @@ class RequestMaker:
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: cancel(holder[0]))
         rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
-        request = Request(next(self._ids), tuple(prompt_ids), params, seed, stopper, stream, rates, constraint)
+        own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint, tuple(logprob_token_ids)
+        request = Request(next(self._ids), *own)
         holder.append(request)
         return request
 
-    def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
+    def _checked(
+        self, prompt_ids: Sequence[int], params: SamplingParams, logprob_token_ids: Sequence[int]
+    ) -> Constraint | None:
         """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
         runner = self._runner
         if (reason := runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
         _check_adapter(params.adapter, () if runner.adapters is None else runner.adapters.names)
-        check_prompt(prompt_ids, params, runner.vocab_size, runner.max_length, runner.max_positions)
+        room = runner.vocab_size, runner.max_length, runner.max_positions
+        check_prompt(prompt_ids, params, *room, logprob_token_ids)
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)

@@ -40,7 +40,7 @@ class Verifier:
             [[-1, *[p + 1 for p in d.parents]] for d in drafts] if has_drafts else None,
             Noise.of([r.params for r in requests], [r.seed for r in requests]),
             num_candidates,
-            any(r.params.logprobs is not None for r in requests),
+            any(r.wants_logprobs for r in requests),
         )
         verification = self._runner.verify(batch)
         verdict: Any = verification.verdict

@@ -21,7 +21,15 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 import langchain_specdec
-from langchain_specdec import ChatSpeculative, DocumentSummarizer, LocalBackend, SamplingParams, SpeculativeLLM, errors
+from langchain_specdec import (
+    ChatSpeculative,
+    DocumentSummarizer,
+    LocalBackend,
+    SamplingParams,
+    SpeculativeDecisions,
+    SpeculativeLLM,
+    errors,
+)
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.cli.app import app
 from langchain_specdec.completions.completion import Completion, CompletionRequest
@@ -108,7 +116,7 @@ def names() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {"__name__": "__main__"}
     yield names
     for value in names.values():
-        if isinstance(value, (ChatSpeculative, SpeculativeLLM, LocalBackend)):
+        if isinstance(value, (ChatSpeculative, SpeculativeDecisions, SpeculativeLLM, LocalBackend)):
             value.close()
 
 
@@ -158,7 +166,9 @@ def get_weather(city: str) -> str:
 @pytest.mark.embedded
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "owner", [SpeculativeLLM, ChatSpeculative, DocumentSummarizer], ids=lambda owner: owner.__name__
+    "owner",
+    [SpeculativeLLM, ChatSpeculative, DocumentSummarizer, SpeculativeDecisions],
+    ids=lambda owner: owner.__name__,
 )
 def test_examples_of_a_docstring_run_from_top_to_bottom(owner, names, capsys):
     names |= {"Person": Person, "get_weather": get_weather, "text": "The lamp of Cordouan was lit in 1611."}
@@ -168,7 +178,8 @@ def test_examples_of_a_docstring_run_from_top_to_bottom(owner, names, capsys):
     for line, code, output in examples:
         embedded = code.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", "embedded").replace("=200)", "=16)")
         texts += run_example(owner.__name__, Example(line, embedded, output), names, capsys).texts
-    assert texts
+    # A decision is no text.
+    assert bool(texts) == (owner is not SpeculativeDecisions)
 
 
 def test_an_example_without_an_answer_fails(names, capsys):

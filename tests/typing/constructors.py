@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SpeculativeLLM, TGIBackend
+from langchain_specdec import (
+    ChatSpeculative,
+    Grammar,
+    LocalBackend,
+    SpeculativeDecisions,
+    SpeculativeLLM,
+    TGIBackend,
+)
 
 
 def right(loaded: Any, options: dict[str, Any]) -> None:
@@ -27,6 +34,9 @@ def right(loaded: Any, options: dict[str, Any]) -> None:
     model: ChatSpeculative = ChatSpeculative.launch_tgi("id", tokenizer="id", chat_template="x")
     names: list[str] = [model.model, model.model_name]
     names.sort()
+    SpeculativeDecisions(backend=model.backend, chat_template_kwargs={"enable_thinking": True}, name="router")
+    judge: SpeculativeDecisions = SpeculativeDecisions.from_model_id("embedded", num_slots=2, chat_template="x")
+    names.append(judge.model)
 
 
 def wrong() -> None:
@@ -47,4 +57,6 @@ def wrong() -> None:
     ChatSpeculative.launch_tgi("x", quantize="no such way")  # type: ignore[arg-type]
     ChatSpeculative.launch_tgi("x", on_progres=print)  # type: ignore[call-arg]
     LocalBackend("x", compile="fast")  # type: ignore[arg-type]
+    SpeculativeDecisions(model="x", max_tokens=3)  # type: ignore[call-arg]
+    SpeculativeDecisions.from_model_id("x", tempreature=1)  # type: ignore[call-arg]
     LocalBackend("x", max_lenght=3)  # type: ignore[call-arg]

@@ -33,7 +33,7 @@ MAX_PUBLIC_METHODS = 12
 
 # The errors are LangChain's too, whose classes of them cost nothing to import.
 MAY_IMPORT_LANGCHAIN = {
-    *("llms", "chat_models", "langchain_base", "errors"),
+    *("llms", "chat_models", "decisions", "langchain_base", "errors"),
     *("construction", "chat", "documents", "cli"),
 }
 # Constructors, `from_*` methods and commands, whose parameters are the declared options.

@@ -13,6 +13,7 @@ from langgraph.types import Command, interrupt
 
 from tests.support.backends import scripted_backend
 from tests.support.chat_templates import TEMPLATES
+from tests.support.langchain_versions import needs
 from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results
 from tests.support.tools import weather
 
@@ -30,6 +31,7 @@ EDITED = {"type": "edit", "edited_action": {"name": "weather", "args": {"place":
     ],
     ids=["approve", "edit", "reject", "respond"],
 )
+@needs("langchain", "1.5", "interrupts for each call, and answers in place of one")
 @pytest.mark.parametrize("mode", ["batched", "per_call"])
 def test_a_decision(decision: Any, result: str, status: str, mode: Any) -> None:
     model = qwen(call("weather", place="Ulm"), "Done.")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from langchain.agents import middleware
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import HumanMessage, ToolMessage
 
-from langchain_specdec import ChatSpeculative
+from langchain_specdec import ChatSpeculative, LocalBackend
 from langchain_specdec.errors import CompletionTimeoutError
 from tests.support.backends import scripted_backend
 from tests.support.scripted_agents import QUESTION, agent_of, call, kinds, qwen, results
@@ -100,3 +100,59 @@ def test_no_answer_is_taken_for_a_refusal() -> None:
     fallback = new.ModelFallbackMiddleware(qwen("Sun."))
     state = agent_of(qwen(late), [weather], middleware=[fallback, refused]).invoke(QUESTION)
     assert state["messages"][-1].text == "Sun."
+
+
+@pytest.fixture
+def judge(tiny_backend: LocalBackend) -> Any:
+    from langchain_specdec import SpeculativeDecisions
+
+    return SpeculativeDecisions(backend=tiny_backend)
+
+
+async def test_probabilities_of_a_local_model_choose_the_model(judge: Any) -> None:
+    """A random model: some questions go here, others there, each where its label is the most probable."""
+    small, large = qwen("Small."), qwen("Large.")
+    router = new.ModelRouterMiddleware(
+        choices={
+            "small": new.ModelChoice(model=small, criteria="Small talk."),
+            "large": new.ModelChoice(model=large, criteria="Questions about the weather."),
+        },
+        instructions="Choose a model.",
+        classifier=judge,
+    )
+    agent = agent_of(qwen("Never asked."), [weather], middleware=[router])
+    routes = set()
+    for n in range(40):
+        question = HumanMessage(f"{n} lamps, and {n * n} more?")
+        asked: Any = {"messages": [question]}
+        state = await agent.ainvoke(asked) if n % 2 else agent.invoke(asked)
+        route = state["model_route"]
+        criteria = {"small": "Small talk.", "large": "Questions about the weather."}
+        choice = decisions.Choice(instructions="Choose a model.", criteria=criteria)
+        alone = judge.invoke({"state": question, "questions": {"route": choice}}).choices["route"]
+        assert route.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+        assert route.choice == max(alone.probabilities, key=alone.probabilities.get)
+        assert state["messages"][-1].text == {"small": "Small.", "large": "Large."}[route.choice]
+        routes.add(route.choice)
+        if routes == {"small", "large"}:
+            return
+    pytest.fail("all questions went to one model")
+
+
+async def test_probabilities_of_a_local_model_block_calls(judge: Any) -> None:
+    outcomes = set()
+    for n in range(40):
+        guard = new.AutoModeMiddleware(
+            tools=[weather], instructions=f"Is call {n} of `tool_call` risky?", classifier=judge
+        )
+        agent = agent_of(qwen(call("weather", place=f"Ulm {n}"), "Done."), [weather], middleware=[guard])
+        state = await agent.ainvoke(QUESTION) if n % 2 else agent.invoke(QUESTION)
+        result = next(message for message in state["messages"] if isinstance(message, ToolMessage))
+        if result.status == "error":
+            assert 0.5 <= float(str(result.content).partition("probability: ")[2][:4]) <= 1
+        else:
+            assert result.content == f"It rains in Ulm {n}."
+        outcomes.add(result.status)
+        if outcomes == {"error", "success"}:
+            return
+    pytest.fail(f"all calls ended alike: {outcomes}")

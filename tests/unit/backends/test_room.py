@@ -21,6 +21,7 @@ from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import make_backend, make_chat_backend
 from tests.support.chat_templates import chat_tokenizer
+from tests.support.langchain_versions import needs_profiles
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher import TGIConfig
 
@@ -124,6 +125,7 @@ def test_a_server_has_other_options():
     assert "max_total_tokens" in TGIConfig.model_fields
 
 
+@needs_profiles
 @pytest.mark.server
 def test_the_limit_of_prompts_alone_is_known_too():
     """Agents and summaries keep to it: the server would refuse a longer prompt, however short the answer."""

@@ -15,6 +15,7 @@ from langchain_specdec.engine.request import check_prompt
 from tests.support.agents import ITEMS, ask, make_agent, stock, written
 from tests.support.backends import ScriptedBackend, lasting, make_chat_backend, scripted
 from tests.support.chat_templates import QWEN
+from tests.support.langchain_versions import needs_profiles, needs_triggers
 
 pytest.importorskip("langchain")
 
@@ -35,6 +36,8 @@ class StrictBackend(ScriptedBackend):
         return super().start(requests)
 
 
+@needs_profiles
+@needs_triggers
 @pytest.mark.parametrize("max_new_tokens", [64, 1500, 2600])
 @pytest.mark.parametrize("counter", ["approximate", "own"])
 def test_an_agent_summarises_before_its_prompt_is_too_long(max_new_tokens: int, counter: str) -> None:
@@ -65,6 +68,7 @@ def test_an_agent_summarises_before_its_prompt_is_too_long(max_new_tokens: int, 
     assert max(map(len, prompts)) > 0.5 * room
 
 
+@needs_profiles
 def test_the_profile_tells_what_fits_beside_an_answer() -> None:
     def limits(model: ChatSpeculative) -> tuple[int, int]:
         assert model.profile is not None

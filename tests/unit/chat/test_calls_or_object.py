@@ -18,6 +18,7 @@ from langchain_specdec.chat.tool_calls import HermesParser, LlamaParser, ToolCal
 from langchain_specdec.errors import InvalidParameterError
 from tests.support.backends import ScriptedBackend, lasting, make_chat_backend, scripted, scripted_backend
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, TEMPLATES
+from tests.support.langchain_versions import needs_profiles
 
 pytestmark = pytest.mark.transformers
 
@@ -232,6 +233,7 @@ def test_tools_that_may_not_be_called_leave_the_object(backend: LocalBackend) ->
     jsonschema.validate(json.loads(message.text), SCHEMA)
 
 
+@needs_profiles
 def test_a_backend_of_other_grammars_refuses_and_does_not_offer_it() -> None:
     class Server(ScriptedBackend):
         takes_calls_or_object = False
@@ -245,6 +247,7 @@ def test_a_backend_of_other_grammars_refuses_and_does_not_offer_it() -> None:
     assert model.invoke("x", response_format=FORM).text == REPORT
 
 
+@needs_profiles
 @pytest.mark.parametrize(
     ("template", "call"), [(QWEN, "qwen"), (CHATML, "chatml"), (LLAMA, "llama"), (MISTRAL, "mistral")]
 )

@@ -35,6 +35,7 @@ from tests.support.backends import (
     scripted_backend,
 )
 from tests.support.chat_templates import CHATML, LLAMA, MISTRAL, QWEN, chat_tokenizer
+from tests.support.langchain_versions import needs_profiles
 from tests.support.tiny_models import tiny_model
 from tests.support.tools import add, weather
 
@@ -402,9 +403,14 @@ def test_traces_tell_model_and_parameters() -> None:
     assert params["ls_model_name"] == model.model_name == "scripted"
     assert params["ls_model_type"] == "chat"
     assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.1, 7, ["a", "b"])
-    assert model.profile is not None
-    assert (model.profile["max_input_tokens"], model.profile["max_output_tokens"]) == (4096 - 7, 7)
-    assert model.profile["structured_output"]
+
+
+@needs_profiles
+def test_the_profile_tells_limits_and_forms() -> None:
+    profile = scripted("x", max_tokens=7).profile
+    assert profile is not None
+    assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (4096 - 7, 7)
+    assert profile["structured_output"]
 
 
 def test_chunks_reach_callbacks_with_their_tokens_once() -> None:
@@ -511,6 +517,7 @@ def test_copies_share_the_backend_and_have_their_own_template(backend: LocalBack
     assert usage["output_tokens"] == 1
 
 
+@needs_profiles
 def test_copies_need_no_profile() -> None:
     """langchain-core 1.0 has none."""
     model = scripted("It rains.")

@@ -19,6 +19,7 @@ from langchain_core.tools import tool
 
 from tests.support.backends import scripted
 from tests.support.chat_templates import TEMPLATES_FOR_CALLS
+from tests.support.langchain_versions import needs_triggers
 
 pytestmark = pytest.mark.transformers
 
@@ -87,6 +88,7 @@ def test_threads_are_trimmed(kind: str, limit: int) -> None:
                 assert len(kept) < len(THREAD)
 
 
+@needs_triggers
 @kinds
 def test_a_thread_is_summarised(kind: str) -> None:
     pytest.importorskip("langchain")

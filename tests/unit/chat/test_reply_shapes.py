@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.backends import AsyncCounter, Counter, scripted, scripted_backend
 from tests.support.chat_templates import TEMPLATES
+from tests.support.langchain_versions import HAS_EVENTS_V3
 from tests.support.tools import weather
 
 FORM = {"type": "json_schema", "json_schema": {"name": "Sky", "schema": {"type": "object", "properties": {}}}}
@@ -129,7 +130,7 @@ async def by_aevents_v3(model: Any) -> list[Any]:
 
 Way = Callable[[Any], Awaitable[list[Any]]]
 V0_AND_V1: list[Way] = [by_ainvoke, by_batch, by_stream, by_astream, by_streaming, by_events_v2]
-V3: list[Way] = [by_events_v3, by_aevents_v3]
+V3: list[Way] = [by_events_v3, by_aevents_v3] if HAS_EVENTS_V3 else []
 
 
 def numbered(message: Any, items: Iterable[Any]) -> list[Any]:

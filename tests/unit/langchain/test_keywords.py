@@ -25,6 +25,7 @@ from langchain_specdec.construction import keywords
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.parameter_names import ALIASES, LOADING_ALIASES
 from langchain_specdec.sampling.params import SamplingParams
+from tests.support.langchain_versions import needs_decisions
 
 pytestmark = pytest.mark.transformers
 
@@ -103,6 +104,20 @@ def test_keywords_of_fields_have_their_types(kind: Any, prefix: str) -> None:
     for alias, name in {**ALIASES, "model_id": "model", "model_name": "model"}.items():
         assert declared[alias] == declared[name]
     assert declared["draft_model_id"] == declared["draft_model"] == or_none(declared["model"])
+
+
+@needs_decisions
+def test_keywords_of_decisions_are_their_fields_and_the_options_of_loading() -> None:
+    from langchain_specdec import SpeculativeDecisions
+
+    declared = types_of(keywords.DecisionKeywords)
+    fields = set(SpeculativeDecisions.model_fields)
+    assert set(declared) == fields | {"tokenizer", *OPTIONS, *LOADING_ALIASES}
+    assert set(types_of(keywords.DecisionLoading)) == set(declared) - ORIGIN
+    for name in fields - {"backend", "model"}:
+        assert declared[name] == normal(SpeculativeDecisions.model_fields[name].annotation), name
+    shown = inspect.signature(SpeculativeDecisions).parameters
+    assert {*fields, "tokenizer", *OPTIONS} <= shown.keys()
 
 
 def test_sampling_fields_have_the_types_of_sampling_parameters() -> None:

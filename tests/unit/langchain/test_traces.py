@@ -21,6 +21,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.errors import PromptTooLongError
 from tests.support.backends import EchoBackend, lasting, make_chat_backend, scripted
 from tests.support.chat_templates import CHATML, chat_tokenizer
+from tests.support.langchain_versions import needs_traced_usage
 
 # LangSmith asks a command for the processor's name.
 pytestmark = pytest.mark.process
@@ -116,6 +117,7 @@ def test_chunks_add_up_to_what_a_call_counts(chat: ChatSpeculative, traces: Trac
     assert traces.events == ["start", "new_token", "end"]
 
 
+@needs_traced_usage
 def test_calls_of_a_batch_are_counted_each_by_itself(chat: ChatSpeculative, traces: Traces) -> None:
     answers = chat.batch(["Hello", "Hello, is anybody there?"], traces.config)
     traced = [run["extra"]["metadata"]["usage_metadata"] for run in traces.runs]
@@ -163,6 +165,7 @@ def test_a_call_that_is_refused_is_an_error_without_counts(chat: ChatSpeculative
     assert "usage_metadata" not in traces.metadata
 
 
+@needs_traced_usage
 def test_an_answer_from_a_cache_costs_nothing(backend: LocalBackend) -> None:
     chat = ChatSpeculative(backend=backend, max_new_tokens=8, cache=InMemoryCache())
     first, second = Traces(), Traces()
