@@ -16,16 +16,24 @@ def num_key_value_heads(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
+def layer_configs(config: Any) -> list[Any]:
+    """A configuration for each layer where layers differ (Gemma 4), and else the one of all.
+
+    Of all layers together, one with layers that differ refuses to say what it says of each.
+    """
+    return list(getattr(config, "per_layer_config", None) or [config])
+
+
 def cached_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes that the keys and values of one position take in one layer; where layers differ, in the largest."""
-    # Such a configuration (Gemma 4) refuses to say of all what it says of each.
-    layers = getattr(config, "per_layer_config", None) or [config]
-    sizes = (
-        num_key_value_heads(layer)
-        * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
-        for layer in layers
-    )
-    return int(2 * max(sizes) * dtype.itemsize)
+    return max(num_key_value_heads(layer) * _cached_numbers(layer) for layer in layer_configs(config)) * dtype.itemsize
+
+
+def _cached_numbers(layer: Any) -> int:
+    """Numbers of a key and its value in one head."""
+    if hasattr(layer, "qk_nope_head_dim"):  # DeepSeek, whose keys are longer than its values
+        return int(layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim)
+    return 2 * int(getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
 
 
 def max_positions(config: Any) -> int | None:
