@@ -18,10 +18,15 @@ from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.model_state import keep_private
 from langchain_specdec.runner.trials import CompileMode
 
-# Families whose cached forward is compared with the uncached one in the tests; others are compared when loaded.
-_TESTED_FAMILIES = {
-    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
-}  # fmt: skip
+TESTED_FAMILIES = frozenset((
+    "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "falcon", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "llama", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nemotron", "olmo",
+    "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+    "smollm3", "stablelm", "starcoder2",
+))  # fmt: skip
+"""Text models whose forward on the slots is compared with their own in the tests; others are compared when loaded."""
 
 
 def make_module_runner(
@@ -64,7 +69,7 @@ def make_module_runner(
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
         runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
-        if loaded.model.config.get_text_config().model_type not in _TESTED_FAMILIES:
+        if loaded.model.config.get_text_config().model_type not in TESTED_FAMILIES:
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = takes_trees(runner)
     if compile == "off" or obstacle is not None:

@@ -13,6 +13,9 @@ ATTENTION_NAME = "specdec"
 
 def num_key_value_heads(config: Any) -> int:
     """Heads that have keys and values of their own; all of them where a configuration does not say."""
+    # Falcon and StarCoder, of which newer Falcons keep what they share once for each head.
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
@@ -31,7 +34,8 @@ def cached_bytes(config: Any, dtype: torch.dtype) -> int:
 
 def _cached_numbers(layer: Any) -> int:
     """Numbers of a key and its value in one head."""
-    if hasattr(layer, "qk_nope_head_dim"):  # DeepSeek, whose keys are longer than its values
+    # DeepSeek's keys are longer than its values. Newer versions of transformers keep less, of which both are made.
+    if hasattr(layer, "qk_nope_head_dim"):
         return int(layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim)
     return 2 * int(getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
 

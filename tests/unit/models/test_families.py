@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from langchain_specdec.backends.local import LocalBackend
@@ -28,26 +27,25 @@ from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import tiny_models as tiny
 from tests.support.model_families import (
-    ALL_FAMILIES,
     CASES,
+    CHAINS,
+    FAMILIES,
+    FAMILY_OF,
     MAX_WIDTH,
-    OTHER_FAMILIES,
     POSITIONS,
+    REFUSED,
     SIZES,
     WINDOW,
     WITHOUT_SDPA,
-    WITHOUT_TREES,
     load,
     make_model,
+    params,
     reference_logits,
     reference_text,
 )
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("records"), pytest.mark.slow]
-
-needs_mpt = pytest.mark.skipif(transformers.__version__ < "5", reason="MPT takes no such masks there")
-
 
 def assert_close(logits, expected):
     scale = float(expected.abs().max())
@@ -192,10 +190,22 @@ def prompts_for(name):
     return [tuple(long[:length]) for length in PROMPT_LENGTHS]
 
 
-def decode(engine, prompts, num_tokens):
-    params = SamplingParams(max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+def decode(engine, prompts, num_tokens, temperature=0.0):
+    params = SamplingParams(max_new_tokens=num_tokens, temperature=temperature, seed=7, ignore_eos=True)
     streams = [engine.submit(prompt, params) for prompt in prompts]
     return [[token.id for token in tiny.read(stream)[0]] for stream in streams]
+
+
+@pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
+def test_what_slots_take_is_known(name):
+    runner = make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=MAX_WIDTH)
+    runner.prefill(RowBatch([0], [0], [[1, 2, 3]]))
+    known = 2 * (POSITIONS + MAX_WIDTH) * runner.bytes_per_token
+    # Layers that share keys have none of their own, and other versions of DeepSeek keep what keys are made of.
+    if name.startswith(("gemma3n", "gemma4", "deepseek")):
+        assert runner.cache.num_bytes <= known
+    else:
+        assert runner.cache.num_bytes == known
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -223,7 +233,7 @@ def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, dev
             engine.close()
 
 
-@pytest.mark.parametrize("name", ["llama", *OTHER_FAMILIES, pytest.param("mpt", marks=needs_mpt)])
+@pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
 def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatch):
     batches, verify = [], ModelRunner.verify
 
@@ -233,35 +243,41 @@ def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatc
 
     monkeypatch.setattr(ModelRunner, "verify", watched)
     prompts = prompts_for(name)
-    expected = [reference_text(name, "cpu", prompt, NUM_TOKENS) for prompt in prompts]
     target = load(name, "cpu")
-    runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
+
+    def start(kind):
+        return Engine(
+            make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH),
+            make_drafter(kind, target, "cpu", name),
+            target.tokenizer,
+            target.eos_token_ids,
+            max_draft_tokens=MAX_WIDTH - 1,
+            max_tree_nodes=MAX_WIDTH - 1,
+            step_cost=StepCost.flat(),
+        )
+
+    with closing(start("none")) as plain:
+        sampled = decode(plain, prompts, NUM_TOKENS, temperature=1.0)
+    expected = [reference_text(name, "cpu", prompt, NUM_TOKENS) for prompt in prompts]
     batches.clear()
-    engine = Engine(
-        runner,
-        make_drafter("tree", target, "cpu", name),
-        target.tokenizer,
-        target.eos_token_ids,
-        max_draft_tokens=MAX_WIDTH - 1,
-        max_tree_nodes=MAX_WIDTH - 1,
-        step_cost=StepCost.flat(),
-    )
-    try:
-        # The second time what followed is known, and so is what else might have.
+    with closing(start("tree")) as engine:
+        # The second time what followed is known, and so is what else might have; the prompts are in the slots already.
         for _ in range(2):
             assert decode(engine, prompts, NUM_TOKENS) == expected
-    finally:
-        engine.close()
-    assert any(not batch.is_chain for batch in batches) == (name not in WITHOUT_TREES)
+            assert decode(engine, prompts, NUM_TOKENS, temperature=1.0) == sampled
+        longest, _ = max(zip(prompts, expected, strict=True), key=lambda pair: len(pair[0]))
+        alone = engine.submit(longest, SamplingParams(max_new_tokens=1))
+        assert tiny.read(alone)[1].cached_tokens == len(longest) - 1
+    assert any(not batch.is_chain for batch in batches) == (name not in CHAINS)
 
 
-@needs_mpt
-def test_that_drafts_do_not_branch_is_told(caplog):
+@pytest.mark.parametrize("name", params(["mpt"]))
+def test_that_drafts_do_not_branch_is_told(name, caplog):
     tokenizer = tiny.byte_tokenizer()
-    with closing(LocalBackend(make_model("mpt"), tokenizer, max_length=POSITIONS)):
+    with closing(LocalBackend(make_model(name), tokenizer, max_length=POSITIONS)):
         assert "MptForCausalLM takes a token's place in memory for its position" in caplog.text
     caplog.clear()
-    with closing(LocalBackend(make_model("mpt"), tokenizer, max_length=POSITIONS, max_tree_nodes=0)):
+    with closing(LocalBackend(make_model(name), tokenizer, max_length=POSITIONS, max_tree_nodes=0)):
         assert caplog.text == ""
 
 
@@ -300,7 +316,7 @@ def generate(model):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ALL_FAMILIES)
+@pytest.mark.parametrize("name", params(FAMILIES))
 def test_the_users_own_generate_goes_on_as_before(name, device):
     model = make_model(name, device)
     before = generate(model)
@@ -348,7 +364,7 @@ def test_which_attention_a_family_gets():
     assert images.text_config._attn_implementation == ATTENTION_NAME
 
 
-@pytest.mark.parametrize("name", WITHOUT_SDPA)
+@pytest.mark.parametrize("name", params(WITHOUT_SDPA))
 def test_attention_that_lacks_what_the_model_needs_is_refused(name):
     model = make_model(name)
     with pytest.raises(InvalidParameterError, match=r"attn_implementation of a .* must be one of 'eager' or None"):
@@ -371,12 +387,23 @@ def test_attention_that_cannot_be_changed_any_more_is_refused():
 # What is not among the tested families is compared with its own forward when it is loaded.
 
 
-@pytest.mark.parametrize("name", ALL_FAMILIES)
-def test_only_other_families_are_compared_when_loaded(name, monkeypatch):
+@pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
+def test_only_what_is_not_tested_is_compared_when_loaded(name, monkeypatch):
     compared = []
     monkeypatch.setattr(module_runner, "check_cached_forward", lambda runner, name: compared.append(name))
     make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=2)
-    assert len(compared) == (name in OTHER_FAMILIES)
+    assert len(compared) == (name in CHAINS)
+
+
+def test_the_families_that_are_not_compared_are_those_of_the_list():
+    assert module_runner.TESTED_FAMILIES == {FAMILY_OF[name].model_type for name in FAMILIES}
+
+
+@pytest.mark.parametrize("name", params(REFUSED))
+def test_what_cannot_run_is_refused_with_its_reason(name):
+    with pytest.raises(UnsupportedModelError, match=FAMILY_OF[name].refused) as refused:
+        load(name, "cpu")
+    assert str(refused.value).count(". ") == 1, "the reason, and what to do"
 
 
 class OddConfig(LlamaConfig):
