@@ -110,6 +110,9 @@ def load_pretrained(
         }
         hub |= {key: value for key, value in options.items() if value is not None}
         loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
+        if hasattr(config, "quantization_config") and getattr(loaded.config, "quantization_config", None) is None:
+            # What was dequantised, as MXFP4 is on a CPU, older versions of transformers leave in bfloat16.
+            loaded = loaded.to(loaded.dtype)
         if parts.adapter is not None:
             loaded = merged(loaded, parts, token)
         if device_map is None:

@@ -66,7 +66,7 @@ class ModelFamily:
         is_native: Whether a native decoder runs it on a CPU, in float32.
         is_everywhere: Whether it is tested on transformers 4.57 too, and not on 5 alone.
         chains: Why drafts do not branch; "" where they do.
-        refused: A part of the sentence by which it is refused; "" where it is not.
+        refused: Why it is refused, as a part of the sentence by which it is; "" where it is not.
     """
 
     label: str
@@ -174,7 +174,8 @@ MODEL_FAMILIES = [
     ),  # fmt: skip
     _one("Mixtral", "mixtral", {**_FOUR_LOCAL, "sliding_window": None}),
     _one("Qwen 1.5 MoE", "qwen2_moe", {**_FOUR, "shared_expert_intermediate_size": 16}),
-    _one("Qwen 3 MoE", "qwen3_moe", {"head_dim": 16, **_FOUR}),
+    # With three layers it repeats a token.
+    _one("Qwen 3 MoE", "qwen3_moe", {"head_dim": 16, "num_hidden_layers": 2, **_FOUR}),
     _one("Granite MoE", "granitemoe", {**_GRANITE, **_FOUR_LOCAL}),
     _one("OLMoE", "olmoe", _FOUR),
     _one("Phi-3.5 MoE", "phimoe", _FOUR_LOCAL, is_everywhere=False),
@@ -205,7 +206,8 @@ MODEL_FAMILIES = [
         },
     ),
     _one("OPT", "opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-    _one("StarCoder", "gpt_bigcode"),
+    # Its older code is compiled by what PyTorch warns of.
+    _one("StarCoder", "gpt_bigcode", is_everywhere=False),
     _one("StarCoder 2", "starcoder2", {"sliding_window": WINDOW}),
     _one("Nemotron, Minitron", "nemotron"),
     _one("Ernie 4.5", "ernie4_5"),
@@ -216,9 +218,8 @@ MODEL_FAMILIES = [
     _one("Arcee", "arcee"),
     _one("Helium", "helium", {"head_dim": 8}),
     _one("GPT-J", "gptj", {"rotary_dim": 4}),
-    _one("MPT", "mpt", {"max_seq_len": POSITIONS}, is_everywhere=False, chains="ALiBi"),
-    ModelFamily("Falcon with ALiBi", "falcon", {"falcon-alibi": {"alibi": True}}, refused="ALiBi"),
-    _one("BLOOM", "bloom", refused="ALiBi"),
-    _one("Llama 4", "llama4_text", {**_FOUR_LOCAL, "intermediate_size_mlp": 16}, refused="chunked_attention"),
-    _one("Mamba", "mamba", refused="recurrent state"),
+    _one("MPT", "mpt", {"max_seq_len": POSITIONS}, is_everywhere=False, chains="it takes a place in memory for a position"),
+    ModelFamily("Falcon with ALiBi", "falcon", {"falcon-alibi": {"alibi": True}}, refused="its attention takes distances for positions (ALiBi)"),
+    _one("BLOOM", "bloom", refused="its attention takes distances for positions (ALiBi)"),
+    _one("Llama 4", "llama4_text", {**_FOUR_LOCAL, "intermediate_size_mlp": 16}, refused="it has layers of kind chunked_attention"),
 ]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import random
+import re
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -25,12 +26,15 @@ from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
+from tests.support import family_table
 from tests.support import tiny_models as tiny
+from tests.support.family_list import MODEL_FAMILIES
 from tests.support.model_families import (
     CASES,
     CHAINS,
     FAMILIES,
     FAMILY_OF,
+    IS_TRANSFORMERS_5,
     MAX_WIDTH,
     POSITIONS,
     REFUSED,
@@ -235,6 +239,8 @@ def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, dev
 
 @pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
 def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatch):
+    if name == "gpt2-layer-scaling" and not IS_TRANSFORMERS_5:
+        pytest.skip("its own attention has no room for padding past its last position there")
     batches, verify = [], ModelRunner.verify
 
     def watched(self, batch):
@@ -399,9 +405,15 @@ def test_the_families_that_are_not_compared_are_those_of_the_list():
     assert module_runner.TESTED_FAMILIES == {FAMILY_OF[name].model_type for name in FAMILIES}
 
 
+def test_the_table_in_the_documentation_is_that_of_the_list():
+    page = family_table.PAGE.read_text(encoding="utf-8")
+    assert page == family_table.written(page), "run: python -m tests.support.family_table"
+    assert page.count("\n| ") == len(MODEL_FAMILIES) + 2
+
+
 @pytest.mark.parametrize("name", params(REFUSED))
 def test_what_cannot_run_is_refused_with_its_reason(name):
-    with pytest.raises(UnsupportedModelError, match=FAMILY_OF[name].refused) as refused:
+    with pytest.raises(UnsupportedModelError, match=re.escape(FAMILY_OF[name].refused)) as refused:
         load(name, "cpu")
     assert str(refused.value).count(". ") == 1, "the reason, and what to do"
 
