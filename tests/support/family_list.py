@@ -115,7 +115,10 @@ MODEL_FAMILIES = [
     _one("Gemma 1", "gemma", {"head_dim": 16}, is_native=True),
     _one("Gemma 2", "gemma2", GEMMA3, is_native=True),
     ModelFamily(
-        "Gemma 3 (text)", "gemma3_text", {"gemma3": GEMMA3, "gemma3-with-images": {"model_type": "gemma3"}}, is_native=True
+        "Gemma 3 (text)",
+        "gemma3_text",
+        {"gemma3": GEMMA3, "gemma3-with-images": {"model_type": "gemma3"}},
+        is_native=True,
     ),
     ModelFamily(
         "Phi-3, Phi-4",
@@ -138,10 +141,12 @@ MODEL_FAMILIES = [
         {
             "gpt2": _WITHOUT_PADDING,
             "gpt2-layer-scaling": {
-                **_WITHOUT_PADDING, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
+                **_WITHOUT_PADDING,
+                "scale_attn_by_inverse_layer_idx": True,
+                "reorder_and_upcast_attn": True,
             },
         },
-    ),  # fmt: skip
+    ),
     ModelFamily(
         "GPT-NeoX, Pythia",
         "gpt_neox",
@@ -166,12 +171,16 @@ MODEL_FAMILIES = [
             "gemma4": _SHARED,
             "gemma4-large": _GEMMA4,
             "gemma4-experts": {
-                **_GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
+                **_GEMMA4,
+                "enable_moe_block": True,
+                "num_experts": 4,
+                "top_k_experts": 2,
+                "moe_intermediate_size": 16,
             },
             "gemma4-with-images": {"model_type": "gemma4"},
         },
         is_everywhere=False,
-    ),  # fmt: skip
+    ),
     _one("Mixtral", "mixtral", {**_FOUR_LOCAL, "sliding_window": None}),
     _one("Qwen 1.5 MoE", "qwen2_moe", {**_FOUR, "shared_expert_intermediate_size": 16}),
     # With three layers it repeats a token.
@@ -218,8 +227,24 @@ MODEL_FAMILIES = [
     _one("Arcee", "arcee"),
     _one("Helium", "helium", {"head_dim": 8}),
     _one("GPT-J", "gptj", {"rotary_dim": 4}),
-    _one("MPT", "mpt", {"max_seq_len": POSITIONS}, is_everywhere=False, chains="it takes a place in memory for a position"),
-    ModelFamily("Falcon with ALiBi", "falcon", {"falcon-alibi": {"alibi": True}}, refused="its attention takes distances for positions (ALiBi)"),
+    _one(
+        "MPT",
+        "mpt",
+        {"max_seq_len": POSITIONS},
+        is_everywhere=False,
+        chains="it takes a place in memory for a position",
+    ),
+    ModelFamily(
+        "Falcon with ALiBi",
+        "falcon",
+        {"falcon-alibi": {"alibi": True}},
+        refused="its attention takes distances for positions (ALiBi)",
+    ),
     _one("BLOOM", "bloom", refused="its attention takes distances for positions (ALiBi)"),
-    _one("Llama 4", "llama4_text", {**_FOUR_LOCAL, "intermediate_size_mlp": 16}, refused="it has layers of kind chunked_attention"),
+    _one(
+        "Llama 4",
+        "llama4_text",
+        {**_FOUR_LOCAL, "intermediate_size_mlp": 16},
+        refused="it has layers of kind chunked_attention",
+    ),
 ]

@@ -18,7 +18,9 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from tests.support import tiny_models as tiny
 from tests.support.family_list import GEMMA3 as GEMMA3
-from tests.support.family_list import MODEL_FAMILIES, POSITIONS, SIZES, WINDOW
+from tests.support.family_list import MODEL_FAMILIES
+from tests.support.family_list import POSITIONS as POSITIONS
+from tests.support.family_list import SIZES as SIZES
 from tests.support.family_list import WINDOW as WINDOW
 
 # None is the engine's own attention, the others are transformers'.
@@ -50,7 +52,13 @@ if "torch.where" not in inspect.getsource(dynamic_rope_update):
 if not IS_TRANSFORMERS_5:
     # There, experts that are hit are looked up on the host.
     WAITING_FAMILIES |= {*WITH_EXPERTS} - {"gpt_oss"}
-_ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
+_ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+}
 # What else the configurations of models that also read images have.
 _VISION: dict[str, dict[str, Any]] = {
     "gemma3": {
@@ -71,11 +79,11 @@ def is_testable(name: str) -> bool:
 
 
 def params(names: Iterable[str], attentions: Sequence[str | None] = ()) -> list[Any]:
-    """Names as parameters of tests, with each of the attentions that a family knows, and skipped where it is unknown."""
+    """Names as parameters of tests, with each attention that a family knows, and skipped where it is unknown."""
     skip = pytest.mark.skip(reason=f"transformers {transformers.__version__} lacks this family, or runs it otherwise")
     cases: list[Any] = [(name,) for name in names]
     if attentions:
-        cases = [(*case, attention) for case in cases for attention in attentions if _knows(*case, attention)]
+        cases = [(*case, attention) for case in cases for attention in attentions if _knows(case[0], attention)]
     return [pytest.param(*case, marks=[] if is_testable(case[0]) else skip) for case in cases]
 
 

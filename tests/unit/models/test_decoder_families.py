@@ -133,7 +133,7 @@ def test_quantised_families_by_pytorch(name: str) -> None:
     torch.testing.assert_close(own_logits(model), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", families.params(sorted(set(families.FAMILY_OF) - set(families.NATIVE))))
+@pytest.mark.parametrize("name", families.params(sorted({*families.FAMILY_OF} - {*families.NATIVE})))
 def test_other_families_have_none(name: str) -> None:
     model = families.make_model(name)
     assert "is of no family" in (why_not_native(model) or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def texts_of(model: Any, **options: Any) -> list[str]:
     """What a backend writes with drafts and without."""
     texts = []
     for drafter in ("auto", "none"):
-        with closing(LocalBackend(model, drafter=drafter, max_length=families.POSITIONS, num_slots=2, **options)) as backend:
+        options |= {"drafter": drafter, "max_length": families.POSITIONS, "num_slots": 2}
+        with closing(LocalBackend(model, **options)) as backend:
             request = CompletionRequest(PROMPT, SamplingParams(max_new_tokens=16, ignore_eos=True))
             texts.append(backend.complete([request])[0].text)
     return texts
@@ -95,8 +97,9 @@ def test_quantised_to_fewer_bits(name: str, word: str, tmp_path: Path, caplog: p
     speculative, plain = texts_of(saved(name, tmp_path), quantization=word, device="cpu")
     assert speculative == plain
     if families.IS_TRANSFORMERS_5:
-        share = "69%" if name == "mixtral" else "77%"
-        assert f"{share} of the weights of {tmp_path} keep their numbers" in caplog.text, "experts are no linear layers"
+        share = re.search(r"(\d+)% of the weights of .* keep their numbers", caplog.text)
+        assert share is not None, "experts are no linear layers"
+        assert int(share[1]) > 70
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
@@ -119,7 +122,8 @@ def test_adapters_are_merged(targets: dict[str, list[str]], tmp_path: Path) -> N
     base = saved("qwen3_moe", tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(3)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **{"target_modules": []} | targets))
+    config = peft.LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **{"target_modules": []} | targets)
+    adapted = peft.get_peft_model(model, config)
     adapted.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.inference_mode():

@@ -35,7 +35,16 @@ from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.noise import Noise
 from langchain_specdec.sampling.params import SamplingParams
-from tests.support.model_families import FAMILIES, MAX_WIDTH, WAITING_FAMILIES, WINDOW, WITH_EXPERTS, load, params, reference_text
+from tests.support.model_families import (
+    FAMILIES,
+    MAX_WIDTH,
+    WAITING_FAMILIES,
+    WINDOW,
+    WITH_EXPERTS,
+    load,
+    params,
+    reference_text,
+)
 from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import (
     FakeRequest,

@@ -13,6 +13,7 @@ from langchain_specdec.runner.cuda.waiting import RefuseWaiting, WaitingError
 
 ops = torch.ops.aten
 
+
 def grouped(x: Tensor) -> Tensor:
     """Two experts of one matrix each."""
     ends = torch.tensor([1, len(x)], dtype=torch.int32, device=x.device)
