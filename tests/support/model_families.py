@@ -34,8 +34,8 @@ FAMILIES = [name for name, family in FAMILY_OF.items() if not family.chains and 
 CHAINS = [name for name, family in FAMILY_OF.items() if family.chains]
 """Drafts may not."""
 REFUSED = [name for name, family in FAMILY_OF.items() if family.refused]
-NATIVE = [name for name in FAMILIES if FAMILY_OF[name].is_native]
-"""Run by a native decoder."""
+NATIVE = [name for name in FAMILIES if FAMILY_OF[name].is_native and "model_type" not in FAMILY_OF[name].cases[name]]
+"""Run by a native decoder, which models that also read images are not."""
 WITH_EXPERTS = [name for name in FAMILIES if any("experts" in key for key in FAMILY_OF[name].cases[name])]
 
 IS_TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
