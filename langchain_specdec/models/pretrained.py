@@ -110,7 +110,7 @@ def load_pretrained(
         }
         hub |= {key: value for key, value in options.items() if value is not None}
         loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
-        if hasattr(config, "quantization_config") and getattr(loaded.config, "quantization_config", None) is None:
+        if _is_quantised(config) and not _is_quantised(loaded.config):
             # What was dequantised, as MXFP4 is on a CPU, older versions of transformers leave in bfloat16.
             loaded = loaded.to(loaded.dtype)
         if parts.adapter is not None:
@@ -138,6 +138,10 @@ def load_pretrained(
     is_owned = loaded is not model
     eos = eos_token_ids(loaded, private.copied)
     return LoadedModel(loaded, private, name, eos, is_owned, parts.adapter, by_runner)
+
+
+def _is_quantised(config: Any) -> bool:
+    return getattr(config, "quantization_config", None) is not None
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:

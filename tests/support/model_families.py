@@ -49,9 +49,7 @@ _WITH_ALL_ATTENTIONS = {*NATIVE, "gpt2", "gpt2-layer-scaling", "gpt_neox", "gpt_
 WAITING_FAMILIES = {"llama-dynamic-rope", "phimoe", "falcon", "falcon-groups", "gemma3n-sparse"}
 if "torch.where" not in inspect.getsource(dynamic_rope_update):
     WAITING_FAMILIES |= {"phi3-long-rope"}
-if not IS_TRANSFORMERS_5:
-    # There, experts that are hit are looked up on the host.
-    WAITING_FAMILIES |= {*WITH_EXPERTS} - {"gpt_oss"}
+
 _ENCODER = {
     "hidden_size": 16,
     "intermediate_size": 16,

@@ -347,19 +347,36 @@ def test_image_encoders_go_on_as_before(device):
         assert_close(model.model.vision_tower(images).last_hidden_state, before)
 
 
-@pytest.mark.parametrize("softcap", [None, 20.0])
-def test_attention_without_a_mask_is_causal_unless_told_otherwise(softcap):
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, None), (20.0, None), (None, [0.5, -1.0])])
+def test_attention_without_a_mask_is_causal_unless_told_otherwise(softcap, sinks):
     query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
     causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
 
     def attend(module, mask, **kwargs):
-        return slot_attention(module, query, key, value, mask, softcap=softcap, **kwargs)[0]
+        s_aux = None if sinks is None else torch.tensor(sinks)
+        return slot_attention(module, query, key, value, mask, softcap=softcap, s_aux=s_aux, **kwargs)[0]
 
     text, image = SimpleNamespace(), SimpleNamespace(is_causal=False)
     torch.testing.assert_close(attend(text, None), attend(text, causal))
     torch.testing.assert_close(attend(text, None, is_causal=False), attend(text, torch.ones_like(causal)))
     torch.testing.assert_close(attend(image, None), attend(text, torch.ones_like(causal)))
     torch.testing.assert_close(attend(image, None, is_causal=True), attend(text, causal))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sinks_take_their_share_of_each_head(dtype):
+    query, sinks = torch.randn(2, 4, 3, 8, dtype=dtype), torch.randn(4, dtype=dtype)
+    key, value = torch.randn(2, 2, 2, 5, 8, dtype=dtype).unbind(0)
+    mask = torch.ones(1, 1, 3, 5, dtype=torch.bool).tril(2)
+    found = slot_attention(torch.nn.Identity(), query, key, value, mask, s_aux=sinks)[0]
+    # Heads 0 and 1 have the first key's, and so on.
+    scores = (query @ key.repeat_interleave(2, 1).transpose(2, 3) / 8**0.5).masked_fill(~mask, -torch.inf).exp()
+    weights = scores / (scores.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
+    expected = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    # As masks for a GPU are, for queries that share keys.
+    on_gpu = slot_attention(torch.nn.Identity(), query, key, value, mask.repeat(1, 1, 2, 1), s_aux=sinks)[0]
+    torch.testing.assert_close(on_gpu, expected)
 
 
 def test_which_attention_a_family_gets():
