@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.compatibility import check_cached_forward, fitting, takes_trees
@@ -69,7 +70,7 @@ def make_module_runner(
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
         runner = ModelRunner(loaded.model, num_slots, length_of(), max_width)
-        if loaded.model.config.get_text_config().model_type not in TESTED_FAMILIES:
+        if not _is_tested(loaded.model):
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = takes_trees(runner)
     if compile == "off" or obstacle is not None:
@@ -78,3 +79,9 @@ def make_module_runner(
         return CapturedRunner(runner, CudaCapture(loaded.model.device), compile, progress)
     runner.compiled = CompiledLayers(loaded.model, compile)
     return runner
+
+
+def _is_tested(model: Any) -> bool:
+    # Code that comes with a checkpoint is another's, whatever family it calls itself.
+    comes_along = type(model).__module__.startswith("transformers_modules.")
+    return not comes_along and model.config.get_text_config().model_type in TESTED_FAMILIES

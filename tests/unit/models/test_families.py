@@ -419,6 +419,15 @@ def test_only_what_is_not_tested_is_compared_when_loaded(name, monkeypatch):
     assert len(compared) == (name in CHAINS)
 
 
+def test_code_that_comes_with_a_checkpoint_is_compared_when_loaded(monkeypatch):
+    compared = []
+    monkeypatch.setattr(module_runner, "check_cached_forward", lambda runner, name: compared.append(name))
+    brought = type("Brought", (LlamaForCausalLM,), {"__module__": "transformers_modules.owner.name.modeling_llama"})
+    target = dataclasses.replace(load("llama", "cpu"), model=brought(LlamaConfig(**SIZES)).eval())
+    make_runner(target, num_slots=2, max_length=POSITIONS, max_width=2)
+    assert len(compared) == 1
+
+
 def test_the_families_that_are_not_compared_are_those_of_the_list():
     assert {FAMILY_OF[name].model_type for name in FAMILIES} == module_runner.TESTED_FAMILIES
 
