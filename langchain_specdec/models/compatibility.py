@@ -62,6 +62,8 @@ def check_supported(config: Any, model_class: type | None) -> None:
         reason = f"it has layers of kind {unknown}; only full and sliding-window attention works"
     elif getattr(text, "attention_chunk_size", None):
         reason = "it uses chunked attention; only full and sliding-window attention works"
+    elif getattr(text, "alibi", False) or text.model_type == "bloom":
+        reason = "its attention takes distances for positions (ALiBi), in masks that the engine does not make"
     elif getattr(text, "use_bidirectional_attention", None) is True:
         reason = "its tokens see those that come after them, so it writes no text"
     elif not isinstance(layers := getattr(text, "num_hidden_layers", None), int) or layers < 1:

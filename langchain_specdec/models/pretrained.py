@@ -78,7 +78,7 @@ def load_pretrained(
         }
         _check_loaded(model, name, given)
         check_supported(model.config, type(model))
-        _check_attention(model.config, attn_implementation)
+        _check_attention(type(model), model.config, attn_implementation)
         loaded = model if device is None else model.to(placed)  # type: ignore[arg-type]
     else:
         name = source = str(model)
@@ -99,7 +99,7 @@ def load_pretrained(
             check_supported(config, model_class)
             check_plain(config, quantization, what)
             check_mergeable(parts, how.config or getattr(config, "quantization_config", None))
-            _check_attention(config, attn_implementation)
+            _check_attention(model_class, config, attn_implementation)
         if how.config is not None and device_map is None:
             device_map = {"": placed}
         options: dict[str, Any] = {
@@ -109,6 +109,9 @@ def load_pretrained(
         }
         hub |= {key: value for key, value in options.items() if value is not None}
         loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
+        if _is_quantised(config) and not _is_quantised(loaded.config):
+            # What was dequantised, as MXFP4 is on a CPU, older versions of transformers leave in bfloat16.
+            loaded = loaded.to(loaded.dtype)
         if parts.adapter is not None:
             loaded = merged(loaded, parts, token)
         if device_map is None:
@@ -134,6 +137,10 @@ def load_pretrained(
     is_owned = loaded is not model
     eos = eos_token_ids(loaded, private.copied)
     return LoadedModel(loaded, private, name, eos, is_owned, parts.adapter, by_runner)
+
+
+def _is_quantised(config: Any) -> bool:
+    return getattr(config, "quantization_config", None) is not None
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], of: str = "") -> None:
@@ -170,9 +177,11 @@ def _model_class(config: Any) -> type | None:
     return classes[0] if isinstance(classes, tuple) else classes
 
 
-def _check_attention(config: Any, implementation: str | None) -> None:
-    has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    if (implementation == "sdpa" and has_soft_cap) or (implementation is not None and _has_own_scaling(config)):
+def _check_attention(model_class: Any, config: Any, implementation: str | None) -> None:
+    text = config.get_text_config()
+    # gpt-oss has sinks, which it says by its class alone.
+    lacks_sdpa = getattr(text, "attn_logit_softcapping", None) or not getattr(model_class, "_supports_sdpa", True)
+    if (implementation == "sdpa" and lacks_sdpa) or (implementation is not None and _has_own_scaling(config)):
         _check_choice("attn_implementation", implementation, ("eager",), f" of a {config.model_type!r} model like this")
 
 

@@ -20,7 +20,7 @@ from langchain_specdec.runner.cpu.kernel_attention import can_decode_attention, 
 from langchain_specdec.runner.model_config import ATTENTION_NAME as ATTENTION_NAME
 
 # Arguments of attention modules that change the result and that this function would have to honour.
-_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+_UNSUPPORTED = ("position_bias", "head_mask")
 
 
 def slot_attention(
@@ -33,6 +33,7 @@ def slot_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows over their slots.
@@ -51,13 +52,14 @@ def slot_attention(
         softcap: Scores are squashed to `softcap * tanh(scores / softcap)` (Gemma 2).
         is_causal: Whether a query sees only what stands before it, where there is no mask; None asks the module. The
             image encoders of models that also read images are not causal.
+        s_aux: Attention sinks `[heads]`: each head's scores have this one more, of a key whose value is zero (gpt-oss).
         kwargs: What else the module passes; ignored unless it would change the result.
 
     Returns:
         `[rows, width, heads, head_dim]` and None in place of the weights.
 
     Raises:
-        NotImplementedError: The module asks for something that is not supported, attention sinks for example.
+        NotImplementedError: The module asks for something that is not supported, a bias by position for example.
     """
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
@@ -67,19 +69,22 @@ def slot_attention(
         is_causal = getattr(module, "is_causal", True)
     is_causal = is_causal and attention_mask is None and query.shape[2] > 1
     width, groups = query.shape[2], query.shape[1] // key.shape[1]
+    is_fused = softcap is None and s_aux is None
     if attention_mask is not None and not attention_mask.shape[3]:
-        if softcap is None:
+        if is_fused:
             return _causal_attention(query, key, value, scaling), None
         attention_mask, is_causal = None, True
     elif attention_mask is not None and attention_mask.shape[2] > width:
-        if softcap is None and attention_mask.shape[2] == groups * width:
+        if is_fused and attention_mask.shape[2] == groups * width:
             return _folded_attention(query, key, value, attention_mask, scaling), None
         attention_mask = attention_mask[:, :, :width]
-    if softcap is None and attention_mask is not None and can_decode_attention(query, key, value, attention_mask):
+    if is_fused and attention_mask is not None and can_decode_attention(query, key, value, attention_mask):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return decode_attention(query, key, value, attention_mask, scaling), None
-    if softcap is not None:
-        output = _softcapped_attention(query, key, value, attention_mask, scaling, softcap, is_causal)
+    if not is_fused:
+        causal = _causal_mask(width, key.shape[2], query.device) if is_causal else None
+        seen = causal if attention_mask is None else attention_mask
+        output = _unfused_attention(query, key, value, seen, scaling, softcap, s_aux)
     else:
         output = F.scaled_dot_product_attention(
             query,
@@ -116,26 +121,39 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float 
     return output.transpose(1, 2).contiguous()
 
 
-def _softcapped_attention(
+def _unfused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     scaling: float | None,
-    softcap: float,
-    is_causal: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """The fused kernels know no soft cap, so this one is spelled out; the softmax runs in fp32."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
-    if is_causal:
-        width, length = scores.shape[-2:]
-        mask = torch.ones(width, length, dtype=torch.bool, device=query.device).tril(length - width)
+    """The fused kernels know neither soft caps nor sinks, so these are spelled out, with a softmax in fp32."""
+    rows, heads, width, head_dim = query.shape
+    kv_heads, length = key.shape[1:3]
+    groups = heads // kv_heads
+    # Queries that share keys are more queries of one head, so that no key is copied.
+    folded = query.reshape(rows, kv_heads, groups * width, head_dim)
+    scores = (folded @ key.transpose(2, 3)).view(rows, kv_heads, groups, width, length)
+    scores = scores * (head_dim**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
-        scores = scores + (additive_mask(mask, scores.dtype) if mask.dtype == torch.bool else mask)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        scores = scores + (additive_mask(mask, scores.dtype) if mask.dtype == torch.bool else mask)[:, :, None]
+    if sinks is not None:
+        sunk = sinks.to(scores.dtype).view(1, kv_heads, groups, 1, 1).expand(rows, -1, -1, width, -1)
+        scores = torch.cat([scores, sunk], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = weights[..., :length].to(query.dtype)
+    output = weights.reshape(rows, kv_heads, groups * width, length) @ value
+    return output.view(rows, heads, width, value.shape[3])
+
+
+def _causal_mask(width: int, length: int, device: torch.device) -> Tensor:
+    """True where each of the last `width` positions sees a key, `[1, 1, width, length]`."""
+    return torch.ones(1, 1, width, length, dtype=torch.bool, device=device).tril(length - width)
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

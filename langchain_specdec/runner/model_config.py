@@ -16,19 +16,31 @@ _WITHOUT_KEYS = {"linear_attention", "conv", "mamba", "moe", "mlp"}
 
 def num_key_value_heads(config: Any) -> int:
     """Heads that have keys and values of their own; all of them where a configuration does not say."""
+    # Falcon and StarCoder, of which newer Falcons keep what they share once for each head.
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def layer_configs(config: Any) -> list[Any]:
+    """A configuration for each layer where layers differ (Gemma 4), and else the one of all.
+
+    Of all layers together, one with layers that differ refuses to say what it says of each.
+    """
+    return list(getattr(config, "per_layer_config", None) or [config])
 
 
 def cached_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes that the keys and values of one position take in one layer; where layers differ, in the largest."""
-    # Such a configuration (Gemma 4) refuses to say of all what it says of each.
-    layers = getattr(config, "per_layer_config", None) or [config]
-    sizes = (
-        num_key_value_heads(layer)
-        * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
-        for layer in layers
-    )
-    return int(2 * max(sizes) * dtype.itemsize)
+    return max(num_key_value_heads(layer) * _cached_numbers(layer) for layer in layer_configs(config)) * dtype.itemsize
+
+
+def _cached_numbers(layer: Any) -> int:
+    """Numbers of a key and its value in one head."""
+    # DeepSeek's keys are longer than its values. Newer versions of transformers keep less, of which both are made.
+    if hasattr(layer, "qk_nope_head_dim"):
+        return int(layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim)
+    return 2 * int(getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
 
 
 def num_cached_layers(config: Any) -> int:

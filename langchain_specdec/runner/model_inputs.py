@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from langchain_specdec.runner.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.runner.kv_cache import SlotCache
-from langchain_specdec.runner.model_config import max_positions, num_key_value_heads
+from langchain_specdec.runner.model_config import layer_configs, max_positions, num_key_value_heads
 from langchain_specdec.runner.step_inputs import RowInputs
 
 
@@ -28,10 +29,8 @@ class ModelInputs:
     def __init__(self, model: Any) -> None:
         self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
-        # Heads that share keys.
-        self._num_groups: int = self._config.num_attention_heads // num_key_value_heads(self._config)
         self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
-        self._windows = _layer_windows(self._config)
+        self._kinds = _layer_kinds(self._config)
         # Renamed in transformers 5.24, which warns of the old name at each forward.
         names = inspect.signature(model.base_model.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
@@ -63,8 +62,8 @@ class ModelInputs:
         # Asked anew each time: whoever else holds the model may have changed it.
         is_own = self._config._attn_implementation == ATTENTION_NAME
         needs_none = is_prompt and is_own and self.is_for_gpu
-        if needs_none and all(window is None or window >= length for window in self._windows.values()):
-            return self._by_kind(lambda _: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
+        if needs_none and all(window is None or window >= length for window, _ in self._kinds.values()):
+            return self._by_kind(lambda *_: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
         keys = torch.arange(length, device=device)
         if inputs.is_chain:
             causal = keys <= positions[:, :, None]
@@ -77,19 +76,19 @@ class ModelInputs:
             # A node stands in its slot after its siblings, but in the text right after its parent.
             keys = torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
 
-        def windowed(window: int | None) -> Tensor:
+        def windowed(window: int | None, groups: int) -> Tensor:
             mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
             if not self.is_for_gpu:
                 # Attention would turn a bool mask into numbers once a layer.
                 return additive_mask(mask[:, None], self._dtype)
-            return _gpu_mask(mask, self._dtype, self._num_groups if is_own else 1)
+            return _gpu_mask(mask, self._dtype, groups if is_own else 1)
 
         return self._by_kind(windowed)
 
-    def _by_kind(self, make: Callable[[int | None], Tensor]) -> Any:
-        if len(self._windows) == 1:
-            return make(next(iter(self._windows.values())))
-        return {kind: make(window) for kind, window in self._windows.items()}
+    def _by_kind(self, make: Callable[[int | None, int], Tensor]) -> Any:
+        if len(self._kinds) == 1:
+            return make(*next(iter(self._kinds.values())))
+        return {kind: make(*sizes) for kind, sizes in self._kinds.items()}
 
 
 def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
@@ -104,11 +103,18 @@ def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
     return numbers[..., :length]
 
 
-def _layer_windows(config: Any) -> dict[str, int | None]:
-    """The window of each kind of layer that the model has; None is full attention."""
+def _layer_kinds(config: Any) -> dict[str, tuple[int | None, int]]:
+    """Of each kind of layer that the model has, the window, None for full attention, and how many heads share keys."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
+    layers = layer_configs(config)
     if kinds is None:
         # Qwen2 names a window even where it is off.
-        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
-    return {kind: (window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
+        window = window if getattr(config, "use_sliding_window", True) else None
+        return {"full_attention": (window, _num_groups(layers[0]))}
+    groups = {kind: _num_groups(layer) for kind, layer in zip(kinds, itertools.cycle(layers), strict=False)}
+    return {kind: (window if kind == "sliding_attention" else None, groups[kind]) for kind in sorted(groups)}
+
+
+def _num_groups(layer: Any) -> int:
+    return int(layer.num_attention_heads) // num_key_value_heads(layer)

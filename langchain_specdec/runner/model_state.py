@@ -48,12 +48,15 @@ class WeightsState:
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> WeightsState:
-        """The state of modules with their parameters and buffers; nothing is read of what these hold."""
+        """The state of modules with their parameters and buffers; nothing is read of what these hold.
+
+        Buffers that are not saved are the model's own to work out, and longrope writes its frequencies in each forward.
+        """
         tensors = [
             tensor
             for module in modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and name not in module._non_persistent_buffers_set
         ]
         return cls(
             tuple((_place(tensor), tensor.requires_grad) for tensor in tensors),

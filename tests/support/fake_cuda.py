@@ -134,6 +134,8 @@ class FakeCuda:
             # It is made without an operator, and stands for a mask that is never made.
             patch.setattr(CausalBias, "__new__", staticmethod(_new_bias))
             patch.setattr(torch.cuda, "synchronize", lambda device=None: cuda._wait("torch.cuda.synchronize"))
+            # Experts ask for it, to choose how to multiply.
+            patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
             yield cuda
 
     @contextmanager

@@ -4,118 +4,94 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import dynamic_rope_update
 from transformers.utils import logging
 
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from tests.support import tiny_models as tiny
+from tests.support.family_list import GEMMA3 as GEMMA3
+from tests.support.family_list import MODEL_FAMILIES
+from tests.support.family_list import POSITIONS as POSITIONS
+from tests.support.family_list import SIZES as SIZES
+from tests.support.family_list import WINDOW as WINDOW
 
 # None is the engine's own attention, the others are transformers'.
 ATTENTIONS = [None, "sdpa", "eager"]
-POSITIONS, WINDOW, MAX_WIDTH = 64, 7, 6
+MAX_WIDTH = 6
 
-SIZES: dict[str, Any] = {
-    "vocab_size": tiny.VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS,
-    "bos_token_id": 257,
-    "eos_token_id": tiny.EOS,
-    "pad_token_id": 0,
-    # A random model with tied embeddings repeats its last token for ever.
-    "tie_word_embeddings": False,
-}
-ALTERNATING = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, **ALTERNATING}
-GPT2: dict[str, Any] = {
-    "vocab_size": tiny.VOCAB,
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": POSITIONS,
-    "bos_token_id": 257,
-    "eos_token_id": tiny.EOS,
-    "tie_word_embeddings": False,
-}
-# The last two layers read the keys and values of the first two.
-SHARED_LAYERS = {
-    "head_dim": 8,
-    "sliding_window": WINDOW,
-    **ALTERNATING,
-    "num_kv_shared_layers": 2,
-    "vocab_size_per_layer_input": tiny.VOCAB,
-    "hidden_size_per_layer_input": 8,
-    "activation_sparsity_pattern": [0.0] * 4,
-}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+FAMILY_OF = {name: family for family in MODEL_FAMILIES for name in family.cases}
+"""The family of each tiny model."""
+FAMILIES = [name for name, family in FAMILY_OF.items() if not family.chains and not family.refused]
+"""Drafts may branch."""
+CHAINS = [name for name, family in FAMILY_OF.items() if family.chains]
+"""Drafts may not."""
+REFUSED = [name for name, family in FAMILY_OF.items() if family.refused]
+NATIVE = [name for name in FAMILIES if FAMILY_OF[name].is_native and "model_type" not in FAMILY_OF[name].cases[name]]
+"""Run by a native decoder, which models that also read images are not."""
+WITH_EXPERTS = [name for name in FAMILIES if any("experts" in key for key in FAMILY_OF[name].cases[name])]
 
-# Type of model, and how its configuration differs from SIZES.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
-    "llama-multi-head": ("llama", {"num_key_value_heads": 4}),
-    "llama-dynamic-rope": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
-    "mistral": ("mistral", {"sliding_window": WINDOW}),
-    "mistral-without-window": ("mistral", {"sliding_window": None}),
-    "qwen2": ("qwen2", {}),
-    "qwen2-some-sliding": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-    ),
-    "qwen2-all-sliding": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0},
-    ),
-    "qwen3": ("qwen3", {"head_dim": 16}),
-    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
-    "gemma2": ("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, **ALTERNATING}),
-    "gemma3": ("gemma3_text", GEMMA3),
-    "gemma3-with-images": ("gemma3", {}),
-    "phi3": ("phi3", {"sliding_window": WINDOW}),
-    "phi3-long-rope": (
-        "phi3",
-        {
-            "max_position_embeddings": 2 * POSITIONS,
-            "original_max_position_embeddings": POSITIONS,
-            "rope_scaling": LONG_ROPE,
-        },
-    ),
-    "gpt2": ("gpt2", {}),
-    "gpt2-layer-scaling": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
-    "gpt_neox": ("gpt_neox", {"use_parallel_residual": True}),
-    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
-}
-# Families that the loader compares with their own forward before it lets them through.
-OTHER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "olmo2": ("olmo2", {}),
-    "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
-    "cohere": ("cohere", {}),
-    "stablelm": ("stablelm", {}),
-    "gemma3n": ("gemma3n_text", {**SHARED_LAYERS, "laurel_rank": 4, "altup_num_inputs": 2, "altup_active_idx": 0}),
-}
-if "gemma4_text" in CONFIG_MAPPING:
-    OTHER_FAMILIES["gemma4"] = ("gemma4_text", SHARED_LAYERS)
-ALL_FAMILIES = FAMILIES | OTHER_FAMILIES
-# Families with ALiBi, which take a token's place in its slot for its position.
-WITHOUT_TREES: dict[str, tuple[str, dict[str, Any]]] = {"mpt": ("mpt", {"max_seq_len": POSITIONS})}
+IS_TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 # What these do to their scores, transformers' sdpa does not.
-WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling")
+WITHOUT_SDPA = ("gemma2", "gpt2-layer-scaling", "gpt_oss")
+# transformers' own attentions are the same code in all other families.
+_WITH_ALL_ATTENTIONS = {*NATIVE, "gpt2", "gpt2-layer-scaling", "gpt_neox", "gpt_oss", "gemma3n", "gemma4", "stablelm"}
 # Their frequencies depend on the largest position, which transformers looks up on the host in each forward; those of
-# the second one since some version of 5 no more.
-WAITING_FAMILIES = {"llama-dynamic-rope"}
+# a longrope since some version of 5 no more. Falcon's keys are chosen by a list of the host's, and Gemma 3n's
+# sparse activations ask the host whether a number is sound.
+WAITING_FAMILIES = {"llama-dynamic-rope", "phimoe", "falcon", "falcon-groups", "gemma3n-sparse"}
 if "torch.where" not in inspect.getsource(dynamic_rope_update):
     WAITING_FAMILIES |= {"phi3-long-rope"}
-CASES = [(n, a) for n in ALL_FAMILIES for a in ATTENTIONS if not (a == "sdpa" and n in WITHOUT_SDPA)]
+
+_ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+}
+# What else the configurations of models that also read images have.
+_VISION: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vision_config": {**_ENCODER, "model_type": "siglip_vision_model", "image_size": 8},
+        "mm_tokens_per_image": 1,
+        "image_token_index": 255,
+    },
+    "gemma4": {
+        "vision_config": {**_ENCODER, "model_type": "gemma4_vision", "num_key_value_heads": 2, "head_dim": 8},
+        "audio_config": None,
+    },
+}
+
+
+def is_testable(name: str) -> bool:
+    """Whether this version of transformers has a family, and runs it as later ones do."""
+    return IS_TRANSFORMERS_5 or FAMILY_OF[name].is_everywhere
+
+
+def params(names: Iterable[str], attentions: Sequence[str | None] = ()) -> list[Any]:
+    """Names as parameters of tests, with each attention that a family knows, and skipped where it is unknown."""
+    skip = pytest.mark.skip(reason=f"transformers {transformers.__version__} lacks this family, or runs it otherwise")
+    cases: list[Any] = [(name,) for name in names]
+    if attentions:
+        cases = [(*case, attention) for case in cases for attention in attentions if _knows(case[0], attention)]
+    return [pytest.param(*case, marks=[] if is_testable(case[0]) else skip) for case in cases]
+
+
+def _knows(name: str, attention: str | None) -> bool:
+    if attention == "sdpa" and name in WITHOUT_SDPA:
+        return False
+    return attention is None or name in _WITH_ALL_ATTENTIONS
+
+
+CASES = params(FAMILIES, ATTENTIONS)
 
 
 def make_config(name: str) -> Any:
@@ -129,22 +105,19 @@ def make_config(name: str) -> Any:
 
 
 def _make_config(name: str) -> Any:
-    model_type, differences = (ALL_FAMILIES | WITHOUT_TREES)[name]
-    if model_type == "gpt2":
-        return AutoConfig.for_model("gpt2", **GPT2 | differences)
-    if model_type == "gemma3":
-        vision = {**VISION, "model_type": "siglip_vision_model", "image_size": 8, "patch_size": 4}
+    family = FAMILY_OF[name]
+    differences = dict(family.cases[name])
+    model_type = differences.pop("model_type", family.model_type)
+    if model_type in _VISION:
+        text = family.cases[name.partition("-")[0]]
         return AutoConfig.for_model(
-            "gemma3",
-            text_config=SIZES | GEMMA3,
-            vision_config=vision,
-            mm_tokens_per_image=1,
-            image_token_index=255,
+            model_type,
+            text_config={**SIZES, **text, "model_type": family.model_type},
             tie_word_embeddings=False,
+            **_VISION[model_type],
         )
-    sizes = dict(SIZES)
-    if model_type in ("gpt_neox", "mpt"):
-        del sizes["num_key_value_heads"]
+    known = AutoConfig.for_model(model_type)
+    sizes = {key: value for key, value in SIZES.items() if hasattr(known, key)}
     return AutoConfig.for_model(model_type, **sizes | differences)
 
 
@@ -175,7 +148,7 @@ def _reference_logits(name: str, device: str, tokens: tuple[int, ...]) -> Any:
     with torch.inference_mode():
         ids = torch.tensor([tokens], device=device)
         # Without a cache, layers that share keys and values compute their own on transformers 4.
-        shares = "num_kv_shared_layers" in (ALL_FAMILIES | WITHOUT_TREES)[name][1]
+        shares = "num_kv_shared_layers" in FAMILY_OF[name].cases[name]
         return make_reference(name, device)(input_ids=ids, use_cache=shares).logits[0]
 
 

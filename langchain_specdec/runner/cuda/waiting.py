@@ -27,6 +27,8 @@ _WAITING = {
     ops.embedding_renorm_.default,
     ops._linalg_check_errors.default,
 }
+# Since PyTorch 2.8 or so.
+_GROUPED_MM = getattr(getattr(ops, "_grouped_mm", None), "default", None)
 _INDEXING = {ops.index.Tensor, ops.index_put.default, ops.index_put_.default, ops._index_put_impl_.default}
 _MASKING = {ops.masked_fill.Tensor, ops.masked_fill_.Tensor}
 # What copies an operand that lies elsewhere. Others are told single numbers of the host as they launch.
@@ -98,7 +100,16 @@ def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # Without bounds of its own it looks for them.
         low, high = (*args[2:], *(kwargs.get(name, 0) for name in ("min", "max")[len(args[2:]) :]))
         return bool(low == high)
+    if func is _GROUPED_MM:
+        return not _groups_on_device(args[0])
     return func in _WAITING or not _WAITING_TAGS.isdisjoint(func.tags)
+
+
+def _groups_on_device(inputs: Tensor) -> bool:
+    """Whether the device itself reads where each group of a product ends, as experts'; elsewhere PyTorch has a loop."""
+    # So it is up to PyTorch 2.13 at least, for want of other kernels.
+    is_known = inputs.device.type != "cuda" or torch.cuda.get_device_capability(inputs.device)[0] in (9, 10)
+    return is_known and inputs.dtype == torch.bfloat16
 
 
 def _counts(indices: Any, value: Tensor | None) -> bool:

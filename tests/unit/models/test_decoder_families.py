@@ -30,11 +30,6 @@ from tests.support.reference_decoder import reference_logits
 
 pytestmark = pytest.mark.transformers
 
-NATIVE = [
-    "llama", "llama-multi-query", "llama-multi-head", "llama-dynamic-rope", "mistral", "mistral-without-window",
-    "qwen2", "qwen2-some-sliding", "qwen2-all-sliding", "qwen3", "smollm3", "gemma2", "gemma3", "phi3",
-    "phi3-long-rope", "granite",
-]  # fmt: skip
 PIECES = [(0, 11), (11, 31)]
 TEXT = [(7 * i * i + 3 * i) % 251 for i in range(40)]
 
@@ -80,13 +75,13 @@ def check_same(model: Any) -> DecoderWeights:
     return weights
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", families.NATIVE)
 def test_families(name: str) -> None:
     check_same(varied(families.make_model(name)))
 
 
 @pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", families.NATIVE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_families_run_natively(name: str, dtype: torch.dtype) -> None:
     model = varied(families.make_model(name), dtype)
@@ -120,7 +115,7 @@ def quantised(name: str, word: str) -> tuple[Any, torch.Tensor]:
 
 
 @pytest.mark.parametrize("word", ["int8", "int4"])
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", families.NATIVE)
 def test_quantised_families(name: str, word: str) -> None:
     model, expected = quantised(name, word)
     weights = taken(model)
@@ -130,7 +125,7 @@ def test_quantised_families(name: str, word: str) -> None:
     torch.testing.assert_close(own_logits(model), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(families.ALL_FAMILIES))
+@pytest.mark.parametrize("name", families.params(families.FAMILIES))
 def test_quantised_families_by_pytorch(name: str) -> None:
     model, expected = quantised(name, "int8")
     widen_module(model, "int8", name)
@@ -138,7 +133,7 @@ def test_quantised_families_by_pytorch(name: str) -> None:
     torch.testing.assert_close(own_logits(model), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(set(families.ALL_FAMILIES) - set(NATIVE)))
+@pytest.mark.parametrize("name", families.params(sorted({*families.FAMILY_OF} - {*families.NATIVE})))
 def test_other_families_have_none(name: str) -> None:
     model = families.make_model(name)
     assert "is of no family" in (why_not_native(model) or "")
@@ -201,7 +196,7 @@ def test_scaled_positions(model_type: str, scaling: dict[str, Any]) -> None:
     check_same(model)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", families.NATIVE)
 def test_rotary_embeddings_turn_by_the_very_numbers_that_the_module_has(name: str) -> None:
     model = families.make_model(name)
     # What scales as texts grow has seen a long one.

@@ -13,6 +13,13 @@ from langchain_specdec.runner.cuda.waiting import RefuseWaiting, WaitingError
 
 ops = torch.ops.aten
 
+
+def grouped(x: Tensor) -> Tensor:
+    """Two experts of one matrix each."""
+    ends = torch.tensor([1, len(x)], dtype=torch.int32, device=x.device)
+    return torch.nn.functional.grouped_mm(x, torch.stack([x, x]), offs=ends)
+
+
 ON_DEVICE: dict[str, Callable[[Tensor], object]] = {
     "_local_scalar_dense": lambda x: x[0, 0].item(),
     "_local_scalar_dense ": lambda x: bool(x[0, 0] > 0),
@@ -28,6 +35,7 @@ ON_DEVICE: dict[str, Callable[[Tensor], object]] = {
     "multinomial": lambda x: torch.multinomial(x, 1),
     "repeat_interleave": lambda x: x.repeat_interleave(x[0].long(), 0),
     "index": lambda x: x[x > 0],
+    "_grouped_mm": lambda x: grouped(x),
     "index_put_": lambda x: ops.index_put_(x, [x > 0], x[0, :1].clone().expand(16)),
 }
 HARMLESS: dict[str, Callable[[Tensor], object]] = {
@@ -40,6 +48,7 @@ HARMLESS: dict[str, Callable[[Tensor], object]] = {
     "a copy within": lambda x: x[0].copy_(x[1]),
     "a number": lambda x: x + 1.5,
     "a count between bounds": lambda x: torch.histc(x, 4, min=0, max=3),
+    "groups that the device reads": lambda x: grouped(x.repeat(2, 2).bfloat16()),
     "an attention": lambda x: torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]),
 }
 
@@ -97,6 +106,7 @@ COPIES: dict[str, Callable[[Tensor], object]] = {
     "where": lambda x: torch.where(x > 0, x, torch.tensor(0.0)),
     "index": lambda x: ops.index(x, [torch.zeros(2, dtype=torch.long)]),
     "masked_fill_": lambda x: ops.masked_fill_(x, x > 0, x[0, 0]),
+    "_grouped_mm": lambda x: grouped(x),
     "index_put_": lambda x: ops.index_put_(x, [x > 0], x[0, 0]),
     # As `x[places] = 1.0` comes on a GPU.
     "index_put_ ": lambda x: ops.index_put_(x, [torch.zeros(2, dtype=torch.long, device=x.device)], torch.tensor(1.0)),
