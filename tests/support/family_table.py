@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 
 from tests.support.family_list import MODEL_FAMILIES, ModelFamily
+from tests.support.hybrid_models import HYBRID_LABELS, HYBRIDS
 
+_OF_STATES = "chains only: it keeps recurrent or convolution states"
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 
 
@@ -28,7 +30,10 @@ def written(page: str) -> str:
 def table() -> str:
     """A table in Markdown, a row for each family."""
     head = "| Family | `model_type` | Drafts, with the same text | On a CPU, in float32 | Tested on transformers |"
-    return f"{head}\n{'| --- ' * 5}|\n" + "".join(map(_row, MODEL_FAMILIES))
+    rows = [_row(family) for family in MODEL_FAMILIES if not family.refused]
+    rows += [f"| {HYBRID_LABELS[name]} | `{name}` | {_OF_STATES} | PyTorch | 5 |\n" for name in HYBRIDS]
+    rows += [_row(family) for family in MODEL_FAMILIES if family.refused]
+    return f"{head}\n{'| --- ' * 5}|\n" + "".join(rows)
 
 
 def _row(family: ModelFamily) -> str:

@@ -78,6 +78,20 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {**_DELTA, "linear_num_key_heads": 4},
 }
 """Type of model, and how its configuration differs from `SIZES`."""
+HYBRID_LABELS = {
+    "qwen3_next": "Qwen3-Next",
+    "qwen3_5_text": "Qwen 3.5 (text)",
+    "qwen3_5_moe_text": "Qwen 3.5 MoE (text)",
+    "lfm2": "LFM2",
+    "lfm2_moe": "LFM2 MoE",
+    "falcon_h1": "Falcon H1",
+    "granitemoehybrid": "Granite 4",
+    "bamba": "Bamba",
+    "jamba": "Jamba",
+    "nemotron_h": "Nemotron-H",
+    "olmo_hybrid": "OLMo Hybrid",
+}
+"""What each family is called."""
 MISSING = [name for name in HYBRIDS if name not in CONFIG_MAPPING or not hasattr(Cache, "get_conv_state")]
 """Those that this version of transformers lacks, or goes on from whose states by single tokens only."""
 
