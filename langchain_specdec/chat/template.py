@@ -140,7 +140,8 @@ class ChatTemplate:
     @cached_property
     def parser(self) -> type[ToolCallParser]:
         """Reads the calls that the template teaches the model to write."""
-        return parser_class(self._sources[True], shows_tools=self.shows_tools)
+        described = getattr(self._tokenizer, "response_template", None)
+        return parser_class(self._sources[True], shows_tools=self.shows_tools, response_template=described)
 
     @cached_property
     def encoder(self) -> ProtectedEncoder:
@@ -150,13 +151,13 @@ class ChatTemplate:
     @cached_property
     def mark_texts(self) -> dict[int, str]:
         """Special tokens that mark tool calls, by id, with their texts, which an answer has to show."""
-        marks = {self.parser.mark, *self.parser.inner_marks}
-        return {index: text for index, text in self._private.special_texts.items() if text in marks}
+        return {index: text for index, text in self._private.special_texts.items() if self.parser.is_mark(text)}
 
     @property
     def call_tokens(self) -> list[int]:
         """The tokens that begin a call; none where the family's mark is no token of its own."""
-        return self._private.ids_of_added(self.parser.mark)
+        # Where answers begin with a mark too, it says nothing of calls.
+        return [] if self.parser.answer_begin else self._private.ids_of_added(self.parser.mark)
 
     def token_ids(
         self,

@@ -539,7 +539,7 @@ def test_a_form_of_calls_is_what_the_parser_reads() -> None:
         assert set(references) == set(form.schema["$defs"]) == {"tool1_Inner"}
         key = "parameters" if parser is LlamaParser else "arguments"
         for good in ({"name": "add", key: {"a": 1, "b": 2}}, {"name": "Outer", key: {"inner": {"x": 1}}}):
-            reader = parser(["add", "Outer"])
+            reader = parser({"add": {}, "Outer": {}})
             pieces = reader.feed(form.begin + json.dumps(good) + form.end) + reader.close()
             assert [(p.name, p.arguments) for p in pieces if isinstance(p, ToolCall)] == [(good["name"], good[key])]
 

@@ -174,7 +174,7 @@ def test_beside_a_response_format_the_grammar_has_one_call(parser: Any) -> None:
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_looks_like_a_call_within_an_object_ends_nothing(size: int) -> None:
     text = json.dumps({"example": tagged("Ulm")}).replace("\\", "")
-    parser = HermesParser(["weather"])
+    parser = HermesParser({"weather": {}})
     parser.expect_one_call()
     reader = CallsFirst(parser)
     chunks = [text[start : start + size] for start in range(0, len(text), size)]
@@ -191,7 +191,7 @@ def test_a_parser_gives_one_call_however_the_text_is_cut(size: int) -> None:
         "llama": LlamaParser,
     }
     for family, first, rest in ANSWERS:
-        parser = kinds[family](["weather"])
+        parser = kinds[family]({"weather": {}})
         parser.expect_one_call()
         chunks = [(first + rest)[start : start + size] for start in range(0, len(first + rest), size)]
         pieces = [piece for chunk in chunks for piece in parser.feed(chunk)]
