@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,17 +27,18 @@ def arrangements(messages: Sequence[Message], *, has_texts_apart: bool = True) -
 
     Neighbours of one role joined and system messages in front; the system's text in the first question; empty messages
     where roles have to alternate. And each of these with the text beside a call before it, with one call a message, and
-    with both.
+    with both; and all of them with arguments as text, for templates that write them as they come.
 
     Args:
         messages: Messages as `apply_chat_template` takes them; at least one.
         has_texts_apart: Whether a text beside a call may become a message of its own.
     """
     seen: list[list[Message]] = []
-    for arranged in _all(messages, has_texts_apart):
-        if arranged not in seen:
-            seen.append(arranged)
-            yield arranged
+    for given in (messages, _with_text_arguments(messages)):
+        for arranged in _all(given, has_texts_apart):
+            if arranged not in seen:
+                seen.append(arranged)
+                yield arranged
 
 
 def _all(messages: Sequence[Message], has_texts_apart: bool) -> Iterator[list[Message]]:
@@ -160,6 +162,23 @@ def _places_of_results(messages: Sequence[Message]) -> dict[tuple[int, Any], deq
         if message["role"] == "tool" and called_by in latest:
             places[latest[called_by], called_by].append(place)
     return places
+
+
+def _with_text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Messages whose calls have JSON in place of arguments."""
+    rows: list[Message] = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            functions = [{**call["function"], "arguments": _as_text(call["function"]["arguments"])} for call in calls]
+            calls = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
+            rows.append({**message, "tool_calls": calls})
+        else:
+            rows.append(message)
+    return rows
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _texts_apart(messages: Sequence[Message]) -> list[Message]:

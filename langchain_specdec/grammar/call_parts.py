@@ -162,8 +162,9 @@ class PartWriter:
     def _raw(self, part: Raw) -> str:
         texts = [f"/{pattern}/" for pattern in part.patterns]
         if part.mark in self._special_ids:
-            # No text holds a special token.
-            return f"({self._rule('RAW', ' & '.join([*texts, '/(?s:.+)/']))})? {self.fixed(part.end)}"
+            # No text holds a special token, and no rule of a text is empty.
+            text = f"({self._rule('RAW', ' & '.join([*texts, '/(?s:.+)/']))})"
+            return f"{text}{'?' if all(map(_takes_nothing, part.patterns)) else ''} {self.fixed(part.end)}"
         without_mark = f"~/(?s:.*){_escaped(part.mark)}(?s:.*)/"
         return self._rule("RAW", f"({' & '.join([*texts, without_mark])}) {json.dumps(part.end, ensure_ascii=False)}")
 
@@ -172,6 +173,14 @@ class PartWriter:
             self._names[body] = name = f"{kind}{len(self.rules)}"
             self.rules[name] = body
         return self._names[body]
+
+
+def _takes_nothing(pattern: str) -> bool:
+    """Whether an empty text matches a pattern."""
+    try:
+        return re.fullmatch(pattern, "") is not None
+    except re.error:  # Rust's patterns are not all Python's
+        return False
 
 
 def _escaped(text: str) -> str:

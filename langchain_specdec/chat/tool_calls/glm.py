@@ -29,8 +29,8 @@ class GlmParser(HermesParser):
 
     inner_marks: ClassVar[tuple[str, ...]] = (_END, _KEY, _KEY_END, _VALUE, _VALUE_END)
     call_begin: ClassVar[str] = "<tool_call>"
-    call_separator: ClassVar[str | None] = "</tool_call>\n<tool_call>"
-    call_end: ClassVar[str] = "</tool_call>"
+    call_separator: ClassVar[str | None] = "\n</tool_call>\n<tool_call>"
+    call_end: ClassVar[str] = "\n</tool_call>"
     form: ClassVar[Form] = "parts"
     holds_schemas: ClassVar[bool] = False
 
@@ -42,11 +42,11 @@ class GlmParser(HermesParser):
     @classmethod
     def call_part(cls, name: str, parameters: Mapping[str, Any], tell: Tell) -> Part:
         """How a call of a tool is written."""
-        parts: list[Part] = [Text(f"{name}\n")]
+        parts: list[Part] = [Text(name)]
         for argument in arguments_of(parameters, tell):
-            begin = Text(f"{_KEY}{argument.name}{_KEY_END}\n{_VALUE}")
+            begin = Text(f"\n{_KEY}{argument.name}{_KEY_END}\n{_VALUE}")
             value = raw_part(argument.schema, _VALUE_END, _VALUE_END, told_of(tell, argument.name))
-            part = InOrder((begin, value, Text("\n")))
+            part = InOrder((begin, value))
             parts.append(part if argument.is_needed else Maybe(part))
         return InOrder(tuple(parts))
 

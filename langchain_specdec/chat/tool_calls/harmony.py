@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Form, Piece, Schemas, ToolCallParser
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, load_json
@@ -35,6 +35,7 @@ class HarmonyParser(ToolCallParser):
         super().__init__(schemas)
         # The prompt ends where the header of a message begins, which may name its recipient first.
         self._is_at_begin = True
+        self._has_text = False
 
     @classmethod
     def is_taught_by(cls, template: str) -> bool:
@@ -51,6 +52,10 @@ class HarmonyParser(ToolCallParser):
                 return True
         return super()._read_text(pieces, is_end=is_end)
 
+    def _add_text(self, text: str, pieces: list[Piece]) -> None:
+        super()._add_text(text, pieces)
+        self._has_text = self._has_text or bool(text.strip())
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark in (_MESSAGE, *_ENDS):
             return []
@@ -65,7 +70,7 @@ class HarmonyParser(ToolCallParser):
             if _THOUGHT.search(head) is None:
                 # The text itself follows.
                 self._consume(start)
-                return []
+                return ["\n\n"] if self._has_text else []
             end = self._first((_START, *_ENDS), start)
             if end < 0 and not is_end:
                 return None

@@ -69,6 +69,8 @@ class PythonicParser(ToolCallParser):
         return self._read_list(start, is_end=is_end)
 
     def _read_bare(self, *, is_end: bool) -> list[Piece] | None:
+        # It is no JSON, which somebody could complete.
+        self._mark = ""
         return self._read_list(self._start, is_end=is_end)
 
     def _read_list(self, start: int, *, is_end: bool) -> list[Piece] | None:
@@ -77,12 +79,12 @@ class PythonicParser(ToolCallParser):
             return self._unfinished(is_end=is_end)
         text = self._consume(self._extent.end)
         if self._extent.is_broken:
-            return [BrokenToolCall(text, "A bracket does not match.", self._name_in(text))]
+            return [BrokenToolCall(self._mark + text, "A bracket does not match.", self._name_in(text))]
         written = text[start:] if text.endswith("]") else f"{text[start:]}]"
         try:
             return [ToolCall(name, carried(arguments)) for name, arguments in read_calls(written)]
         except ValueError as error:
-            return [BrokenToolCall(text, f"The calls cannot be read: {error}.", self._name_in(text))]
+            return [BrokenToolCall(self._mark + text, f"The calls cannot be read: {error}.", self._name_in(text))]
 
     def _name_in(self, text: str) -> str | None:
         found = _NAME.match(text)
