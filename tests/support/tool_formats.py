@@ -1,8 +1,8 @@
 """Answers in the formats of well-known families, and what is in them.
 
-The marks are those that the parsers' tests of vLLM (tests/tool_parsers), SGLang (test/srt/test_function_call_parser.py),
-llama.cpp (tests/test-chat.cpp) and transformers (tests/utils/test_chat_parsing.py), and the chat templates of the
-models show. The contents are of our own.
+The marks are those that the chat templates of the models show, and the tests of parsers in vLLM (tests/tool_parsers),
+SGLang (test_function_call_parser.py), llama.cpp (tests/test-chat.cpp) and transformers (test_chat_parsing.py). The
+contents are of our own.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ RECORDED = {
         QwenCoderParser,
         "I look.\n\n<tool_call>\n<function=ferry>\n<parameter=harbour>\n12\n</parameter>\n<parameter=price>\n12\n"
         '</parameter>\n<parameter=is_return>\nTrue\n</parameter>\n<parameter=stops>\n["Kiel", "Oslo"]\n</parameter>\n'
-        "<parameter=owner>\n{'name': 'Ann'}\n</parameter>\n<parameter=note>\nnull\n</parameter>\n<parameter=deck>\nupper\n"
-        "</parameter>\n<parameter=other>\n5\n</parameter>\n</function>\n</tool_call>\nDone.",
+        "<parameter=owner>\n{'name': 'Ann'}\n</parameter>\n<parameter=note>\nnull\n</parameter>\n<parameter=deck>\n"
+        "upper\n</parameter>\n<parameter=other>\n5\n</parameter>\n</function>\n</tool_call>\nDone.",
         [
             "I look.",
             ferry(
@@ -170,8 +170,8 @@ RECORDED = {
     # GLM-4.5 to 4.7: chat template of zai-org/GLM-4.6.
     "glm_two": Recorded(
         GlmParser,
-        "\nI look.\n<tool_call>ferry\n<arg_key>harbour</arg_key>\n<arg_value>São\nTomé</arg_value>\n<arg_key>cars</arg_key>"
-        "\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>tide\n</tool_call>",
+        "\nI look.\n<tool_call>ferry\n<arg_key>harbour</arg_key>\n<arg_value>São\nTomé</arg_value>\n<arg_key>"
+        "cars</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>tide\n</tool_call>",
         ["\nI look.", ferry(harbour="São\nTomé", cars=3), TIDE],
     ),
     "glm_one_line": Recorded(
@@ -278,16 +278,16 @@ RECORDED = {
     ),
     "harmony_answer": Recorded(
         HarmonyParser,
-        "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant<|channel|>final<|message|>At **noon**.\n"
-        "<|return|>",
+        "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant<|channel|>final<|message|>At **noon**."
+        "\n<|return|>",
         ["I look it up.\n\nAt **noon**.\n"],
     ),
     "harmony_headless": Recorded(HarmonyParser, " to be, or not to=be", [" to be, or not to=be"]),
     "harmony_broken": Recorded(
         HarmonyParser,
         "<|channel|>commentary to=functions.ferry<|message|>Kiel<|end|><|start|>assistant<|channel|>commentary "
-        "to=functions.tide <|constrain|>json<|end|><|start|>assistant to=functions.ferry<|channel|>commentary<|message|>"
-        '{"harbour": "Ki',
+        "to=functions.tide <|constrain|>json<|end|><|start|>assistant to=functions.ferry<|channel|>commentary"
+        '<|message|>{"harbour": "Ki',
         [
             BrokenToolCall(
                 "<|channel|>commentary to=functions.ferry<|message|>Kiel",
@@ -331,7 +331,8 @@ RECORDED = {
             BrokenToolCall(_deepseek("<|tool_call_begin|>ferry"), "There are no arguments."),
             BrokenToolCall(
                 _deepseek("<|tool_call_begin|>ferry<|tool_sep|>{a}"),
-                "The arguments are not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1).",
+                "The arguments are not JSON: Expecting property name enclosed in double quotes: "
+                "line 1 column 2 (char 1).",
                 "ferry",
             ),
             BrokenToolCall(
@@ -342,7 +343,8 @@ RECORDED = {
     # Phi-4-mini: llama.cpp's models/templates/llama-cpp-microsoft-Phi-4-mini-instruct.jinja.
     "phi_two": Recorded(
         PhiParser,
-        '<|tool_call|>[{"name": "ferry", "arguments": {"harbour": "Kiel"}}, {"name": "tide", "arguments": {}}]<|/tool_call|>',
+        '<|tool_call|>[{"name": "ferry", "arguments": {"harbour": "Kiel"}}, {"name": "tide", "arguments": {}}]'
+        "<|/tool_call|>",
         [ferry(harbour="Kiel"), TIDE],
     ),
     # Granite 3.1 to 3.3: vLLM's tests/tool_parsers/test_granite_tool_parser.py.

@@ -117,8 +117,9 @@ GEMMA = (
     "{%- elif value is sequence -%}{{ '[' }}{%- for item in value -%}{{ written(item) }}{{ ',' if not loop.last }}"
     "{%- endfor -%}{{ ']' }}{%- else -%}{{ value | tojson }}{%- endif -%}{%- endmacro -%}"
     "{{ bos_token }}{% if tools %}{{ '<|turn>system\n' }}{% for tool in tools %}{{ '<|tool>declaration:' }}"
-    "{{ tool.function.name }}{{ written(tool.function.parameters) }}{{ '<tool|>' }}{% endfor %}{{ '<turn|>\n' }}{% endif %}"
-    "{% for message in messages %}{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
+    "{{ tool.function.name }}{{ written(tool.function.parameters) }}{{ '<tool|>' }}{% endfor %}"
+    "{{ '<turn|>\n' }}{% endif %}{% for message in messages %}"
+    "{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
     "{% if message.role == 'tool' %}{{ '<|tool_response>response:' + message.name + '{value:' }}"
     "{{ written(message.content) }}{{ '}<tool_response|>' }}"
     "{% else %}{{ message.content }}{% for call in message.tool_calls or [] %}{{ '<|tool_call>call:' }}"
@@ -146,7 +147,8 @@ HARMONY = (
 def _deepseek(is_fenced: bool) -> str:
     """DeepSeek's, which writes arguments as they come in V3.1, and so takes them as text there."""
     call = (
-        "{{ call.type + '<SEP>' + call.function.name + '\n```json\n' }}{{ call.function.arguments | tojson }}{{ '\n```' }}"
+        "{{ call.type + '<SEP>' + call.function.name + '\n```json\n' }}{{ call.function.arguments | tojson }}"
+        "{{ '\n```' }}"
         if is_fenced
         else "{{ call.function.name + '<SEP>' + call.function.arguments }}"
     )

@@ -1,8 +1,7 @@
-"""Calls that are forced in the format of each family: through the engine, read by its parser, and fitting the schema."""
+"""Calls that are forced in the format of each family: a random model writes them, and they fit the schema."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from functools import reduce
@@ -16,6 +15,7 @@ import torch
 from langchain_specdec import ChatSpeculative, LocalBackend
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.structured_output import form_of_calls
+from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.chat.tool_calls import ToolCall
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import RelaxedSchemaWarning
@@ -130,49 +130,46 @@ def test_answers_end_in_time(backend: LocalBackend) -> None:
 
 def written_calls(family: Family, *calls: tuple[str, dict[str, Any]]) -> str:
     """Calls as the family's template writes them in a history, without what stands around the message."""
-    tokenizer = family_tokenizer(family)
-    tool_calls = [{"type": "function", "id": "abcdefghi", "function": {"name": n, "arguments": a}} for n, a in calls]
-    texts = []
-    for content in ("", "specdec_mark"):
-        rows = [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
-        if not content:
-            rows[1]["tool_calls"] = tool_calls
-            if "'<CALL>'" in family.template or "function.arguments }}" in family.template:
-                for call in tool_calls:
-                    call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
-        texts.append(tokenizer.apply_chat_template(rows, tools=TOOLS, tokenize=False))
-    with_calls, with_text = texts
-    before, after = with_text.split("specdec_mark")
-    start = next((i for i, (a, b) in enumerate(zip(with_calls, before, strict=False)) if a != b), len(before))
-    return with_calls[start:].removesuffix(after)
+    template = ChatTemplate(family_tokenizer(family), "tiny")
+    function_calls = [
+        {"type": "function", "id": "abcdefghi", "function": {"name": name, "arguments": arguments}}
+        for name, arguments in calls
+    ]
+    question = {"role": "user", "content": "x"}
+    answer = {"role": "assistant", "content": "specdec_mark"}
+    with_calls = template.text([question, {"role": "assistant", "content": "", "tool_calls": function_calls}], TOOLS)
+    before, after = template.text([question, answer], TOOLS).split("specdec_mark")
+    return with_calls.removeprefix(before).removesuffix(after)
 
 
+# Families whose calls are no JSON, and whose template writes nothing but what stands between the marks of a message.
+OWN = ["qwen coder", "glm", "tekken", "gemma", "deepseek", "deepseek v3"]
+SEVERAL = [*OWN, "hermes", "phi", "granite", "pythonic", "lfm"]
+
+
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize(("arguments", "fits"), CASES)
 def test_the_grammar_takes_what_fits_as_the_template_writes_it(
-    family: Family, arguments: dict[str, Any], fits: bool
+    name: str, arguments: dict[str, Any], fits: bool
 ) -> None:
-    if family.parser.form == "json" or "pythonic" in family.parser.__module__:
-        pytest.skip("JSON is tested elsewhere")
-    if "harmony" in family.parser.__module__:
-        pytest.skip("the end of a call is the end of the text")
-    written = written_calls(family, ("ferry", arguments))
-    assert parse(family.parser, [written], SCHEMAS) == [ToolCall("ferry", arguments)]
-    form = form_of_calls(TOOLS, family.parser, Backend.check_grammar)
+    parser = FAMILIES[name].parser
+    written = written_calls(FAMILIES[name], ("ferry", arguments))
+    assert parse(parser, [written], SCHEMAS) == [ToolCall("ferry", arguments)]
+    form = form_of_calls(TOOLS, parser, Backend.check_grammar)
     body = written.removeprefix(form.begin).removesuffix(form.end)
     assert TextCheck(form.grammar).fit(body).is_whole == fits, body
 
 
 @pytest.mark.filterwarnings("error")
-def test_several_calls_are_one_answer(family: Family) -> None:
-    if family.parser.call_separator is None:
-        pytest.skip("the family writes one call")
-    arguments = CASES[0][0]
-    written = written_calls(family, ("ferry", arguments), ("tide", {"when": "now"}))
-    form = form_of_calls(TOOLS, family.parser, Backend.check_grammar, takes_one_call=False)
-    body = written.removeprefix(form.begin)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_calls_are_one_answer(name: str) -> None:
+    parser = FAMILIES[name].parser
+    calls = [("ferry", CASES[0][0]), ("tide", {"when": "now"})]
+    written = written_calls(FAMILIES[name], *calls)
+    assert parse(parser, [written], SCHEMAS) == [ToolCall(*call) for call in calls]
+    form = form_of_calls(TOOLS, parser, Backend.check_grammar, takes_one_call=False)
     assert form.end == ""
-    assert TextCheck(form.grammar).fit(body).is_whole, body
-    assert parse(family.parser, [written], SCHEMAS) == [ToolCall("ferry", arguments), ToolCall("tide", {"when": "now"})]
+    assert TextCheck(form.grammar).fit(written.removeprefix(form.begin)).is_whole, written
 
 
 @pytest.mark.parametrize("name", ["qwen coder", "glm", "gemma"])

@@ -22,7 +22,7 @@ from langchain_specdec.chat.tool_calls import (
     parser_class,
 )
 
-TOOLS: dict[str, Any] = dict.fromkeys(("get_weather", "add", "写天气"), {})
+TOOLS: dict[str, Any] = {name: {} for name in ("get_weather", "add", "写天气")}
 
 
 class Recorded(NamedTuple):
