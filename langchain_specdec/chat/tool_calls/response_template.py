@@ -32,8 +32,8 @@ class ResponseTemplateParser(ToolCallParser):
             for name, parameters in self._schemas.items()
         ]
         self._response = self._begun()
-        # What a call consists of so far.
-        self._raw = ""
+        # The text since the last piece.
+        self._since = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ResponseTemplateParser:
         # transformers' parser holds compiled patterns, and nothing of it can be copied but at its beginning.
@@ -64,22 +64,26 @@ class ResponseTemplateParser(ToolCallParser):
     def _feed(self, character: str, pieces: list[Piece], *, is_end: bool = False) -> None:
         if self.is_done:
             return
+        self._since += character
         try:
             events = self._response.finalize()[1] if is_end else self._response.feed(character)
         except Exception as error:  # whatever a template makes of a text
             reason = " ".join(str(error).split()).partition(" Content:")[0]
-            self._take([BrokenToolCall(self._raw + character, reason)], pieces)
-            self._response, self._raw = self._begun(), ""
+            self._take([BrokenToolCall(self._since.strip(), reason)], pieces)
+            self._response, self._since = self._begun(), ""
             return
         for event in events:
             self._take(self._pieces_of(event), pieces)
 
     def _pieces_of(self, event: dict[str, Any]) -> list[Piece]:
-        kind, field = event["type"], event["field"]
-        if field == _CALLS:
-            self._raw = "" if kind == "region_close" else self._raw + event.get("text", "")
-            return list(_calls(event["value"])) if kind == "region_close" else []
-        return [event["text"]] if kind == "region_chunk" and field == _TEXT else []
+        place = event["type"], event["field"]
+        if place == ("region_close", _CALLS):
+            self._since = ""
+            return list(_calls(event["value"]))
+        if place == ("region_chunk", _TEXT):
+            self._since = ""
+            return [event["text"]]
+        return []
 
     def _begun(self) -> Any:
         from transformers.utils.chat_parsing import ResponseParser
