@@ -35,12 +35,6 @@ class ResponseTemplateParser(ToolCallParser):
         # The text since the last piece.
         self._since = ""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ResponseTemplateParser:
-        # transformers' parser holds compiled patterns, and nothing of it can be copied but at its beginning.
-        copied = type(self)(self._schemas)
-        copied._takes_one = self._takes_one
-        return copied
-
     @classmethod
     def of(cls, template: dict[str, Any]) -> type[ResponseTemplateParser]:
         """A parser of answers that a template describes."""
