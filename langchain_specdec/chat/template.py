@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from langchain_specdec.chat.arrangements import Message, arrangements, marked
+from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
@@ -235,7 +235,11 @@ class ChatTemplate:
     ) -> tuple[str, str]:
         """What a template makes of the arrangement that it shows most of, and why it can show none whole."""
         best, fewest, reason = "", math.inf, ""
-        for arranged in arrangements(messages, has_texts_apart=self._take_texts_apart[bool(tools)]):
+        how = {
+            "has_texts_apart": self._take_texts_apart[bool(tools)],
+            "has_results_with_calls": keeps_results_with_calls(source),
+        }
+        for arranged in arrangements(messages, **how):
             missing, num_wanted = self._missing(arranged, tools, source, goes_on)
             if not missing and num_wanted < fewest:
                 rendered, refusal = self._try(arranged, tools, source, goes_on=goes_on)

@@ -126,6 +126,21 @@ GEMMA = (
     "{{ call.function.name }}{{ written(call.function.arguments) }}{{ '<tool_call|>' }}{% endfor %}{% endif %}"
     "{{ '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
+# The first templates of Gemma 4 have results with the calls, and the answer goes on in the same turn.
+GEMMA_RESPONSES = (
+    GEMMA.replace("{% if message.role == 'tool' %}", "{% if false %}")
+    .replace(
+        "{% else %}{{ message.content }}{% for call",
+        "{% else %}{% for call",
+    )
+    .replace(
+        "{% endfor %}{% endif %}{{ '<turn|>\n' }}{% endfor %}",
+        "{% endfor %}{% for result in message.tool_responses or [] %}{{ '<|tool_response>response:' + result.name }}"
+        "{{ '{value:' }}{{ written(result.response) }}{{ '}<tool_response|>' }}{% endfor %}{{ message.content }}"
+        "{% endif %}{% if message.content or not message.tool_responses %}{{ '<turn|>\n' }}{% endif %}{% endfor %}",
+    )
+    .replace("{% if add_generation_prompt %}", "{% if add_generation_prompt and not messages[-1].tool_responses %}")
+)
 # One call a message, and its result names the tool.
 HARMONY = (
     "{{ '<|start|>system<|message|>Channels: analysis, commentary, final.<|end|>' }}"

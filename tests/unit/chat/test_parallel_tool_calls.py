@@ -155,6 +155,13 @@ def test_it_can_be_given_per_call_and_without_tools() -> None:
     assert asked("qwen", text, tool_choice="none", parallel_tool_calls=False).invoke("x").tool_calls == []
 
 
+def check_of(model: Any) -> TextCheck:
+    """Checks texts against the grammar of the last request."""
+    grammar = scripted_backend(model).requests[-1].params.grammar
+    assert grammar is not None
+    return TextCheck(grammar)
+
+
 SEVERAL_FORCED = {
     "qwen": f"{ULM}\n</tool_call>\n<tool_call>\n{BONN}\n</tool_call>",
     "chatml": f"{ULM}, {BONN}]</tool_call>",
@@ -170,8 +177,7 @@ async def test_a_forced_answer_may_have_several_calls(family: str, text: str, ch
     for message in await answers(model):
         assert [call["args"] for call in message.tool_calls] == [{"place": "Ulm"}, {"place": "Bonn"}]
         assert (message.text, message.invalid_tool_calls) == ("", [])
-    grammar = scripted_backend(model).requests[-1].params.grammar
-    check = TextCheck(grammar)
+    check = check_of(model)
     assert check.fit(text).is_whole
     # The model writes the end itself, and ends there or goes on.
     assert not check.fit(ULM).is_whole
@@ -181,7 +187,7 @@ async def test_a_forced_answer_may_have_several_calls(family: str, text: str, ch
 def test_one_call_is_forced_by_name_and_where_one_is_asked_for(options: dict[str, Any]) -> None:
     model = asked("qwen", ULM, **options)
     assert len(model.invoke("x").tool_calls) == 1
-    check = TextCheck(scripted_backend(model).requests[-1].params.grammar)
+    check = check_of(model)
     assert check.fit(ULM).is_whole
     assert not check.fit(f"{ULM}\n</tool_call>").is_begun
 

@@ -21,7 +21,7 @@ from langchain_specdec.chat.tool_calls import (
 from tests.support.backends import scripted
 from tests.support.chat_templates import CHATML
 from tests.support.tool_formats import SCHEMAS, parse
-from tests.support.tool_templates import FAMILIES, Family, family_tokenizer
+from tests.support.tool_templates import FAMILIES, GEMMA_RESPONSES, Family, family_tokenizer
 
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "description": "A tool.", "parameters": schema}}
@@ -82,6 +82,26 @@ def test_several_calls_texts_and_turns_are_all_there(family: Family) -> None:
     assert places == sorted(places), rest
     # What an answer is made of in the next turn begins as this one did.
     assert "<tool_response>Noon." not in text
+
+
+def test_results_stand_in_the_turn_of_their_calls_where_a_template_has_them_there() -> None:
+    first = FAMILIES["gemma"]._replace(template=GEMMA_RESPONSES)
+    thread = [
+        HumanMessage("When?"),
+        AIMessage("I look.", tool_calls=[FERRY, TIDE]),
+        ToolMessage("Noon.", tool_call_id="call_1"),
+        ToolMessage("High.", tool_call_id="call_2"),
+    ]
+    text = rendered(first, *thread)
+    assert text.endswith(
+        '<|turn>model\nI look.<turn|>\n<|turn>model\n<|tool_call>call:ferry{harbour:<|"|>Kiel<|"|>,cars:2}<tool_call|>'
+        "<|tool_call>call:tide{}<tool_call|>"
+        '<|tool_response>response:ferry{value:<|"|>Noon.<|"|>}<tool_response|>'
+        '<|tool_response>response:tide{value:<|"|>High.<|"|>}<tool_response|>'
+    )
+    later = rendered(first, *thread, AIMessage("At noon."), HumanMessage("And then?"))
+    assert later.startswith(text)
+    assert later.endswith("At noon.<turn|>\n<|turn>user\nAnd then?<turn|>\n<|turn>model\n")
 
 
 @families
