@@ -20,6 +20,7 @@ from langchain_specdec.chat.tool_calls import (
     HarmonyParser,
     HermesParser,
     LfmParser,
+    LlamaParser,
     MistralParser,
     PhiParser,
     Piece,
@@ -220,11 +221,32 @@ RECORDED = {
             BrokenToolCall("[ferry(harbour='Ki", "The text ended within the call.", "ferry"),
         ],
     ),
+    "pythonic_text_between_marks": Recorded(
+        PythonicParser,
+        "<|python_start|>I look.<|python_end|>\n[tide()]",
+        ["I look.", TIDE],
+    ),
+    # Llama 4 by its first template: JSON, and text between marks.
+    "llama_4_json": Recorded(
+        LlamaParser,
+        '<|python_start|>I look.<|python_end|>\n{"name": "tide", "parameters": {}}',
+        ["I look.", TIDE],
+    ),
+    "llama_4_marked_json": Recorded(
+        LlamaParser,
+        '<|python_start|>{"name": "ferry", "parameters": {"harbour": "Kiel"}}<|python_end|> Done',
+        [ferry(harbour="Kiel"), " Done"],
+    ),
     # LFM2: chat template of LiquidAI/LFM2-1.2B.
     "lfm_one": Recorded(
         LfmParser,
         '<|tool_call_start|>[ferry(harbour="Kiel")]<|tool_call_end|>I called.',
         [ferry(harbour="Kiel"), "I called."],
+    ),
+    "lfm_broken": Recorded(
+        LfmParser,
+        "<|tool_call_start|>ferry",
+        [BrokenToolCall("<|tool_call_start|>ferry", "There is no list of calls.")],
     ),
     # Mistral Small 3.2 and later: tests of vLLM's mistral parser, template of mistralai/Magistral-Small-2507.
     "tekken_two": Recorded(

@@ -160,7 +160,7 @@ HARMONY = (
 
 
 def _deepseek(is_fenced: bool) -> str:
-    """DeepSeek's, which writes arguments as they come in V3.1, and so takes them as text there."""
+    """DeepSeek's, with tools as in vLLM's. In V3.1 it writes arguments as they come, and so takes them as text."""
     call = (
         "{{ call.type + '<SEP>' + call.function.name + '\n```json\n' }}{{ call.function.arguments | tojson }}"
         "{{ '\n```' }}"

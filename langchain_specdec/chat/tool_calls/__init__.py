@@ -49,7 +49,7 @@ __all__ = [
 # The first whose marks a template has; those with marks that others have too come before these.
 _FAMILIES: tuple[type[ToolCallParser], ...] = (
     *(HarmonyParser, GemmaParser, DeepSeekV3Parser, DeepSeekParser, TekkenParser, MistralParser),
-    *(QwenCoderParser, GlmParser, LfmParser, GraniteParser, PhiParser, HermesParser, PythonicParser, LlamaParser),
+    *(QwenCoderParser, GlmParser, LfmParser, GraniteParser, PhiParser, PythonicParser, HermesParser, LlamaParser),
 )
 
 

@@ -41,7 +41,7 @@ class PythonicParser(ToolCallParser):
     @classmethod
     def is_taught_by(cls, template: str) -> bool:
         """Whether a chat template teaches its model to write calls so."""
-        return cls.mark in template or "[func_name1(" in template
+        return "[func_name1(" in template
 
     @classmethod
     def call_part(cls, name: str, parameters: Mapping[str, Any], tell: Tell) -> Part:
@@ -64,6 +64,9 @@ class PythonicParser(ToolCallParser):
             return self._unfinished(is_end=is_end)
         if self._buffer[start] == "{":
             return self._read_json(start, is_end=is_end, is_separated=True)
+        if self._buffer[start] != "[" and self._mark == PythonicParser.mark:
+            # Llama 4 has text between its marks, too.
+            return []
         if self._buffer[start] != "[":
             return [self._broken(len(self._buffer), "There is no list of calls.")] if is_end else None
         return self._read_list(start, is_end=is_end)
