@@ -58,8 +58,8 @@ class ToolCallParser(ABC):
     """Whether that grammar holds all of a schema that one of JSON does."""
     arguments_key: ClassVar[str] = "arguments"
     """Key of the arguments in that JSON; `name` is that of the tool."""
-    takes_bare_json: ClassVar[bool] = False
-    """Whether JSON at the beginning of a line that names a tool is a call without a mark."""
+    takes_bare_calls: ClassVar[bool] = False
+    """Whether what looks like a call at the beginning of a line, and names a tool, is one without a mark."""
 
     # How a call without a mark begins, from the beginning of its line; and what may become that.
     _bare: re.Pattern[str] = _BARE
@@ -81,7 +81,7 @@ class ToolCallParser(ABC):
         self._is_marked: bool | None = None
         self._start = 0
         self._extent = JsonExtent()
-        self._takes_bare_json = self.takes_bare_json
+        self._takes_bare_calls = self.takes_bare_calls
         self._takes_one = False
         self.is_done = False
         """Whether the one call that was expected has come; what follows is dropped."""
@@ -91,7 +91,7 @@ class ToolCallParser(ABC):
     def expect_grammar(self) -> None:
         """Expect calls in just the form that a grammar gave them: what only looks like one is text."""
         # Where a grammar writes marks, JSON without one is no call.
-        self._takes_bare_json = self.takes_bare_json and not self.call_begin
+        self._takes_bare_calls = self.takes_bare_calls and not self.call_begin
         self._bare_keys = frozenset({"name", self.arguments_key})
 
     def expect_one_call(self) -> None:
@@ -188,7 +188,7 @@ class ToolCallParser(ABC):
     def _read_text(self, pieces: list[Piece], *, is_end: bool) -> bool:
         """Release text up to a call; whether one begins."""
         marked, self._mark = self._find_mark()
-        bare = self._find_bare(self._bare) if self._takes_bare_json else None
+        bare = self._find_bare(self._bare) if self._takes_bare_calls else None
         if marked < 0 and bare is None:
             keep = 0 if is_end else self._num_held()
             self._add_text(self._consume(len(self._buffer) - keep), pieces)
@@ -222,7 +222,7 @@ class ToolCallParser(ABC):
     def _num_held(self) -> int:
         """How many characters at the end may be the beginning of a mark."""
         held = max(overlap(self._buffer, mark) for mark in (self.mark, *self.further_marks))
-        if self._takes_bare_json and (begun := self._find_bare(self._bare_begun)):
+        if self._takes_bare_calls and (begun := self._find_bare(self._bare_begun)):
             held = max(held, len(self._buffer) - begun.start())
         return held
 

@@ -75,4 +75,4 @@ class GenericParser(HermesParser):
     call_begin: ClassVar[str] = "<tool_call>["
     call_separator: ClassVar[str | None] = ", "
     call_end: ClassVar[str] = "]</tool_call>"
-    takes_bare_json: ClassVar[bool] = True
+    takes_bare_calls: ClassVar[bool] = True

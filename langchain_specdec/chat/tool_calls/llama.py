@@ -17,7 +17,7 @@ class LlamaParser(ToolCallParser):
     mark: ClassVar[str] = "<|python_tag|>"
     further_marks: ClassVar[tuple[str, ...]] = ("<|python_start|>", "<|python_end|>")
     arguments_key: ClassVar[str] = "parameters"
-    takes_bare_json: ClassVar[bool] = True
+    takes_bare_calls: ClassVar[bool] = True
 
     @classmethod
     def is_taught_by(cls, template: str) -> bool:

@@ -30,7 +30,7 @@ class PythonicParser(ToolCallParser):
     call_end: ClassVar[str] = "]"
     form: ClassVar[Form] = "parts"
     holds_schemas: ClassVar[bool] = False
-    takes_bare_json: ClassVar[bool] = True
+    takes_bare_calls: ClassVar[bool] = True
     _is_python = True
     _bare_begun = re.compile(r"^[ \t]*\[?\s*(?:[^\W\d][\w.\-]*)?\Z", re.MULTILINE)
 

@@ -193,13 +193,13 @@ def test_a_described_format_is_read_however_it_is_cut() -> None:
 @needs_response_templates
 @pytest.mark.transformers
 def test_a_tokenizer_may_bring_its_format() -> None:
-    model: Any = scripted(
-        'I look. @@ferry{"harbour": "Kiel"}@@', '[{"name": "tide", "arguments": {}}]', template=UNKNOWN
-    )
+    call = '{"name": "tide", "arguments": {}}'
+    model: Any = scripted('I look. @@ferry{"harbour": "Kiel"}@@', call, template=UNKNOWN)
     model.backend.tokenizer.response_template = DESCRIBED
-    bound = model.bind_tools(TOOLS)
-    message = bound.invoke("When?")
+    message = model.bind_tools(TOOLS, parallel_tool_calls=False).invoke("When?")
     assert message.text == "I look."
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("ferry", {"harbour": "Kiel"})]
-    streamed = list(bound.bind(parallel_tool_calls=False).stream("When?"))
-    assert "".join(chunk.text for chunk in streamed)
+    # How such calls are written nobody knows, so one that is forced is JSON.
+    forced = model.bind_tools(TOOLS, tool_choice="tide").invoke("When?")
+    assert [(call["name"], call["args"]) for call in forced.tool_calls] == [("tide", {})]
+    assert model.backend.prompt.endswith("<tool_call>[")
