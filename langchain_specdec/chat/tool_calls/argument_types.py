@@ -95,6 +95,9 @@ def alone(root: Mapping[str, Any], schema: Any) -> dict[str, Any]:
         return {} if schema is True else {"not": {}}
     if not references_of(schema):
         return dict(schema)
+    with_definitions = {**schema, "$defs": root.get("$defs", {})}
+    if all(reference.startswith("#/$defs/") for reference in references_of(with_definitions)):
+        return with_definitions
     moved = map_references({**root}, lambda reference: f"#/$defs/root{reference[1:]}")
     changed: dict[str, Any] = map_references(schema, lambda reference: f"#/$defs/root{reference[1:]}")
     return {**changed, "$defs": {**changed.get("$defs", {}), "root": moved}}

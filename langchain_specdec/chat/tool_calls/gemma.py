@@ -32,8 +32,8 @@ _KEY = re.compile(r"[^:,{}\[\]]+")
 _BARE = re.compile(r"[^,{}\[\]]*")
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 _MAX_DEPTH = 100
-# Schemas within schemas that a grammar follows.
-_MAX_WRITTEN_DEPTH = 12
+# How often a definition may stand within itself where a grammar writes it.
+_MAX_WITHIN_ITSELF = 2
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class GemmaParser(ToolCallParser):
     @classmethod
     def call_part(cls, name: str, parameters: Mapping[str, Any], tell: Tell) -> Part:
         """How a call of a tool is written."""
-        return InOrder((Text(name), _object_part(parameters, tell, 0)))
+        return InOrder((Text(name), _object_part(parameters, tell, ())))
 
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         # An end within a text is none.
@@ -186,19 +186,21 @@ class _Reader:
         raise ValueError(msg)
 
 
-def _object_part(schema: Mapping[str, Any], tell: Tell, depth: int) -> Part:
+def _object_part(schema: Mapping[str, Any], tell: Tell, outer: tuple[str, ...]) -> Part:
     items = []
     for argument in arguments_of(schema, tell):
-        value = _value_part(argument.schema, told_of(tell, argument.name), depth + 1)
+        value = _value_part(argument.schema, told_of(tell, argument.name), outer)
         items.append((InOrder((Text(f"{argument.name}:"), value)), argument.is_needed))
     return InOrder((Text("{"), listed(items, ","), Text("}")))
 
 
-def _value_part(schema: Mapping[str, Any], tell: Tell, depth: int) -> Part:
-    """How a value that fits a schema, which stands alone, is written."""
-    if depth > _MAX_WRITTEN_DEPTH:
-        tell("what lies deeper")
-        return Text("null")
+def _value_part(schema: Mapping[str, Any], tell: Tell, outer: tuple[str, ...]) -> Part:
+    """How a value that fits a schema, which stands alone, is written within those that the outer references name."""
+    if isinstance(reference := schema.get("$ref"), str):
+        if outer.count(reference) > _MAX_WITHIN_ITSELF:
+            tell("recursion")
+            return Text("null")
+        outer = (*outer, reference)
     types = types_of(schema)
     said = resolved(schema, dict(schema))
     values = said["enum"] if isinstance(said.get("enum"), list) else [said["const"]] if "const" in said else None
@@ -208,12 +210,12 @@ def _value_part(schema: Mapping[str, Any], tell: Tell, depth: int) -> Part:
         )
     members = next((said[keyword] for keyword in ("anyOf", "oneOf") if isinstance(said.get(keyword), list)), None)
     if members and "type" not in said:
-        return either([_value_part(within(schema, member), tell, depth + 1) for member in members])
+        return either([_value_part(within(schema, member), tell, outer) for member in members])
     parts: list[Part] = []
     if "array" in types:
-        parts.append(_array_part(schema, said, tell, depth))
+        parts.append(_array_part(schema, said, tell, outer))
     if "object" in types:
-        parts.append(_object_part(within(schema, said), tell, depth))
+        parts.append(_object_part(within(schema, said), tell, outer))
     if "string" in types or not types:
         texts = {**said, "type": "string"} if types - {"string"} else schema
         parts.append(InOrder((Text(_QUOTE), raw_part(texts, _QUOTE, _QUOTE, tell))))
@@ -234,11 +236,11 @@ def _written(value: Any) -> str:
     return json.dumps(value)
 
 
-def _array_part(root: Mapping[str, Any], said: Mapping[str, Any], tell: Tell, depth: int) -> Part:
+def _array_part(root: Mapping[str, Any], said: Mapping[str, Any], tell: Tell, outer: tuple[str, ...]) -> Part:
     for keyword in ("uniqueItems", "prefixItems", "contains"):
         if said.get(keyword):
             tell(keyword)
-    item = _value_part(within(root, said.get("items")), tell, depth + 1)
+    item = _value_part(within(root, said.get("items")), tell, outer)
     least, most = said.get("minItems", 0), said.get("maxItems")
     if most == 0:
         return Text("[]")

@@ -186,3 +186,38 @@ def test_what_raw_text_cannot_hold_is_told(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         form_of_calls([tool], FAMILIES[name].parser, Backend.check_grammar)
+
+
+TREE = {
+    "type": "object",
+    "properties": {"root": {"$ref": "#/$defs/Node"}, "again": {"$ref": "#/properties/root"}},
+    "required": ["root"],
+    "$defs": {
+        "Node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "integer"},
+                "left": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+                "right": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+            },
+            "required": ["value"],
+        }
+    },
+}
+TREES = {
+    "qwen coder": '<function=tree>\n<parameter=root>\n{"value": 1, "left": {"value": 2}}\n</parameter>\n</function>',
+    "glm": 'tree\n<arg_key>root</arg_key>\n<arg_value>{"value": 1, "left": {"value": 2}}</arg_value>',
+    "pythonic": 'tree(root={"value": 1, "left": {"value": 2}})',
+    "gemma": "tree{root:{value:1,left:{value:2,left:null}}}",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), TREES.items())
+def test_arguments_that_hold_their_like(name: str, text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RelaxedSchemaWarning)  # Gemma's notation has only so many levels
+        grammar = form_of_calls([function("tree", TREE)], FAMILIES[name].parser, Backend.check_grammar).grammar
+    check = TextCheck(grammar)
+    assert check.fit(text).is_whole
+    assert not check.fit(text.replace("2", '"2"')).is_begun
+    assert len(grammar.identity[1]) < 30_000
