@@ -23,7 +23,7 @@ from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_jso
 from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
-from langchain_specdec.chat.schemas import as_tool, named_schema
+from langchain_specdec.chat.schemas import as_tool, is_response, named_schema
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions import batches
@@ -223,11 +223,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             tools: Functions, `BaseTool`s, Pydantic classes, typed dictionaries, dataclasses, JSON schemas with a title,
                 or tools as OpenAI, Anthropic and Bedrock describe them.
             tool_choice: None or `"auto"`: the model decides. `"none"`: it knows the tools, and its answer is text.
-                `"any"`, `"required"`, True, or the name of a tool: the answer is one call, whose arguments fit the
-                tool's schema, but for parts that no grammar holds.
+                `"any"`, `"required"`, True: the answer is calls, whose arguments fit the schemas of the tools, but for
+                parts that no grammar holds. The name of a tool: it is one such call.
             strict: Noted in the tools.
-            parallel_tool_calls: False: an answer ends after its first call, and no token is decoded after it. None and
-                True: the model may write several.
+            parallel_tool_calls: False: an answer ends after its first call, and no token is decoded after it. True: it
+                may have several. None: the same, unless a tool is the form of an answer (LangChain's `ToolStrategy`).
             kwargs: Parameters of the calls.
 
         Raises:
@@ -237,6 +237,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         converted = [as_tool(tool, strict) for tool in tools]
         forced_tools(converted, tool_choice)
         check_parallel_tool_calls(parallel_tool_calls)
+        if parallel_tool_calls is None and any(map(is_response, tools)):
+            parallel_tool_calls = False  # an agent takes two responses for an error
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         if parallel_tool_calls is not None:

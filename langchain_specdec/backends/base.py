@@ -29,7 +29,7 @@ class Backend(ABC):
     takes_token_ids: bool = False
     """Whether a prompt may be a sequence of tokens."""
     takes_calls_or_object: bool = False
-    """Whether a grammar may be `CallsOrObject`, which is neither one schema nor a regular expression."""
+    """Whether a grammar may be a `CallGrammar`, which is neither one schema nor a regular expression."""
     takes_logprob_token_ids: bool = False
     """Whether a request may name tokens whose log probabilities it is told, however improbable they are."""
     needs_properties: bool = False

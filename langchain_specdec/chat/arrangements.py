@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,22 +23,36 @@ _BETWEEN = {
 }
 
 
-def arrangements(messages: Sequence[Message], *, has_texts_apart: bool = True) -> Iterator[list[Message]]:
+_KNOWS_TOOL_ROLE = re.compile(r"[=!]=\s*['\"]tool['\"]")
+
+
+def keeps_results_with_calls(template: str) -> bool:
+    """Whether a template has results with their calls (`tool_responses`), and would take a tool for a speaker."""
+    return "tool_responses" in template and _KNOWS_TOOL_ROLE.search(template) is None
+
+
+def arrangements(
+    messages: Sequence[Message], *, has_texts_apart: bool = True, has_results_with_calls: bool = False
+) -> Iterator[list[Message]]:
     """Ways to give a template the same messages, the one that changes least first.
 
     Neighbours of one role joined and system messages in front; the system's text in the first question; empty messages
     where roles have to alternate. And each of these with the text beside a call before it, with one call a message, and
-    with both.
+    with both; and all of them with arguments as text, for templates that write them as they come.
 
     Args:
         messages: Messages as `apply_chat_template` takes them; at least one.
         has_texts_apart: Whether a text beside a call may become a message of its own.
+        has_results_with_calls: Whether results belong to the message with their calls.
     """
+    if has_results_with_calls:
+        messages = _results_with_calls(messages)
     seen: list[list[Message]] = []
-    for arranged in _all(messages, has_texts_apart):
-        if arranged not in seen:
-            seen.append(arranged)
-            yield arranged
+    for given in (messages, _with_text_arguments(messages)):
+        for arranged in _all(given, has_texts_apart):
+            if arranged not in seen:
+                seen.append(arranged)
+                yield arranged
 
 
 def _all(messages: Sequence[Message], has_texts_apart: bool) -> Iterator[list[Message]]:
@@ -89,6 +105,12 @@ def marked(messages: Sequence[Message]) -> Marked:
                 shown = (dict.fromkeys(given, mark) or {"x": mark}) if isinstance(given, dict) else mark
                 function = {**call["function"], "arguments": shown}
                 row["tool_calls"].append({**call, "function": function})
+        if results := message.get("tool_responses"):
+            row["tool_responses"] = []
+            for result in results:
+                mark = f"{_MARK}_{len(needed) + len(wanted)}_"
+                needed[mark] = f"result of {result['name']}"
+                row["tool_responses"].append({**result, "response": mark})
         rows.append(row)
     return Marked(rows, needed, wanted)
 
@@ -160,6 +182,37 @@ def _places_of_results(messages: Sequence[Message]) -> dict[tuple[int, Any], deq
         if message["role"] == "tool" and called_by in latest:
             places[latest[called_by], called_by].append(place)
     return places
+
+
+def _results_with_calls(messages: Sequence[Message]) -> list[Message]:
+    """Messages with results in those of their calls, as Gemma 4 has them, and texts beside such calls before them."""
+    rows: list[Message] = []
+    for message in messages:
+        last: Message = rows[-1] if rows else {}
+        if message["role"] == "tool" and last.get("tool_calls"):
+            result = {"name": message["name"], "response": message["content"]}
+            text = [{"role": last["role"], "content": last["content"]}] if last["content"].strip() else []
+            rows[-1:] = [*text, {**last, "content": "", "tool_responses": [*last.get("tool_responses", []), result]}]
+        else:
+            rows.append(message)
+    return rows
+
+
+def _with_text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Messages whose calls have JSON in place of arguments."""
+    rows: list[Message] = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            functions = [{**call["function"], "arguments": _as_text(call["function"]["arguments"])} for call in calls]
+            calls = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
+            rows.append({**message, "tool_calls": calls})
+        else:
+            rows.append(message)
+    return rows
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _texts_apart(messages: Sequence[Message]) -> list[Message]:

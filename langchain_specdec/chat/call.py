@@ -11,9 +11,9 @@ from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import continues_message
 from langchain_specdec.chat.replies import ReplyReader
-from langchain_specdec.chat.structured_output import OutputForm, form_of_calls, with_schema_prompt
+from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.tool_calls import ToolCallParser
+from langchain_specdec.chat.tool_calls import ToolCallParser, writing_parser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import TimeLimit
 from langchain_specdec.errors import InvalidParameterError
@@ -68,6 +68,11 @@ class AskedCall(NamedTuple):
     def takes_one_call(self) -> bool:
         """Whether the answer ends after its first call."""
         return self.options["parallel_tool_calls"] is False
+
+    @property
+    def takes_one_forced(self) -> bool:
+        """Whether the answer is one call, where it has to be calls: so it is where a tool is named."""
+        return self.takes_one_call or self.options["tool_choice"] not in ANY
 
     def check(self, backend: Backend) -> None:
         """Refuse what contradicts itself, or is beyond the backend.
@@ -129,22 +134,29 @@ def render(
         InvalidParameterError: The template cannot render it.
     """
     rows, params, options, tools, form = asked.rows, asked.params, asked.options, asked.tools, asked.form
+    # Where calls are written under a grammar, it may be in another format.
+    reads = template.parser
     if asked.forced is not None:
+        is_whole = bool(options["whole_schema"])
+        reads = writing_parser(reads, takes_parts=backend.takes_calls_or_object, is_whole=is_whole)
         form = form_of_calls(
             asked.forced,
-            template.parser,
+            reads,
             backend.check_grammar,
             needs_properties=backend.needs_properties,
-            is_whole=bool(options["whole_schema"]),
+            is_whole=is_whole,
+            takes_one_call=asked.takes_one_forced or not backend.takes_calls_or_object,
         )
     elif form is not None:
         rows = with_schema_prompt(rows, form, has_tools=bool(tools))
         if asked.may_call:
+            reads = writing_parser(reads, takes_parts=True)
             one = {"takes_one_call": asked.takes_one_call}
-            form = form_of_calls_or_object(form, tools, template.parser, backend.check_grammar, **one)
+            form = form_of_calls_or_object(form, tools, reads, backend.check_grammar, **one)
     if form is not None:
         params = replace(params, grammar=form.grammar)
-    parser = template.parser([tool["function"]["name"] for tool in tools]) if asked.may_call else None
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    parser = reads(schemas) if asked.may_call else None
     if parser is not None and asked.takes_one_call:
         parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_specdec.chat.structured_output import CheckGrammar, OutputForm, form_of_calls
+from langchain_specdec.chat.structured_output import CheckGrammar, OutputForm, call_of
 from langchain_specdec.chat.tool_calls import Piece, ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.call_grammar import CallsOrObject
+from langchain_specdec.grammar.call_grammar import CallGrammar
+from langchain_specdec.grammar.call_parts import Part
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import resolved
 
@@ -19,23 +20,26 @@ class CallsOrObjectForm(OutputForm):
     """The form of an answer that is calls of tools, or the object of a response format, whose schema it bears.
 
     Attributes:
-        calls: The form of one call.
+        call: One call.
+        parser: Reads calls, and knows what stands around them.
         separator: Text between two calls; None where there is one only.
     """
 
-    calls: OutputForm = field(kw_only=True)
+    call: Part = field(kw_only=True)
+    parser: type[ToolCallParser] = field(kw_only=True)
     separator: str | None = field(kw_only=True)
 
     @property
     def grammar(self) -> Grammar:
         """What constrains the whole answer, the marks of calls included."""
-        calls = self.calls
-        return CallsOrObject(
-            call=calls.schema,
-            object=self.schema,
-            begin=calls.begin,
+        parser = self.parser
+        return CallGrammar(
+            call=self.call,
+            begin=parser.call_begin,
             separator=self.separator,
-            end=calls.end,
+            end=parser.call_end,
+            object=self.schema,
+            object_begin=parser.answer_begin,
         )
 
 
@@ -66,9 +70,9 @@ def form_of_calls_or_object(
             f"this model have, and nobody could tell them apart. Rename one, or add another that is required."
         )
         raise InvalidParameterError(msg)
-    calls = form_of_calls(tools, parser, check)
+    call = call_of(tools, parser, check)
     separator = None if takes_one_call else parser.call_separator
-    return CallsOrObjectForm(response.schema, calls=calls, separator=separator)
+    return CallsOrObjectForm(response.schema, call=call, parser=parser, separator=separator)
 
 
 def _may_have_just(keys: Collection[str], schema: Any, root: Mapping[str, Any], depth: int = 20) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
-from langchain_core.tools import BaseTool, Tool, create_schema_from_function
+from langchain_core.tools import BaseTool, StructuredTool, Tool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from typing_extensions import is_typeddict
@@ -135,6 +135,11 @@ def as_tool(given: Any, strict: bool | None = None) -> dict[str, Any]:
         InvalidParameterError: It is none.
     """
     return named_schema(given).as_tool(strict)
+
+
+def is_response(given: Any) -> bool:
+    """Whether a tool is the form of an answer, as LangChain's `ToolStrategy` makes one: nothing in it can be run."""
+    return isinstance(given, StructuredTool) and given.func is None and given.coroutine is None
 
 
 def speaks_of_objects(schema: Mapping[str, Any]) -> bool:

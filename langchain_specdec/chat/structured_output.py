@@ -6,18 +6,22 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from langchain_specdec.chat.schemas import speaks_of_objects
 from langchain_specdec.chat.tool_calls import ToolCallParser
+from langchain_specdec.chat.tool_calls.argument_types import ignore
 from langchain_specdec.errors import InvalidParameterError, RelaxedSchemaWarning
+from langchain_specdec.grammar.call_grammar import CallGrammar
+from langchain_specdec.grammar.call_parts import Json, Part, either
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.json_schema import checked_schema, map_references, references_of
 from langchain_specdec.grammar.relaxation import relaxed
 
-_ANY = ("any", "required", True)
+ANY = ("any", "required", True)
+"""Values of `tool_choice` that have some tool called."""
 # What the root of a schema says of itself as a document; a part of another schema is none.
 _OF_DOCUMENTS = frozenset({"$id", "$schema"})
 # Keywords that say nothing of which properties an object may have.
@@ -69,11 +73,33 @@ def forced_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mappin
     names = [tool["function"]["name"] for tool in tools]
     if choice in names:
         return [tool for tool, name in zip(tools, names, strict=True) if name == choice]
-    if choice in _ANY and tools:
+    if choice in ANY and tools:
         return list(tools)
     listed = ", ".join(repr(name) for name in names) or "there is none"
     msg = f"tool_choice must be None, 'auto', 'none', 'any' or the name of a bound tool ({listed}), got {choice!r}."
     raise InvalidParameterError(msg)
+
+
+@dataclass(frozen=True)
+class CallsForm(OutputForm):
+    """The form of an answer that is calls of tools.
+
+    Attributes:
+        call: One call. Where it is JSON, `schema` is its own; else that says nothing.
+        separator: Text between two calls; None where there is one only.
+        last: What the model writes after the last call itself, since it is then that it decides to end.
+    """
+
+    call: Part = field(kw_only=True)
+    separator: str | None = field(kw_only=True)
+    last: str = field(kw_only=True)
+
+    @property
+    def grammar(self) -> Grammar:
+        """What constrains the answer but for its fixed text."""
+        if self.separator is None and isinstance(self.call, Json):
+            return Grammar(schema=self.schema)
+        return CallGrammar(call=self.call, separator=self.separator, end=self.last)
 
 
 def form_of_calls(
@@ -83,46 +109,75 @@ def form_of_calls(
     *,
     needs_properties: bool = False,
     is_whole: bool = False,
-) -> OutputForm:
-    """The form of an answer that is one call of one of these tools, as the parser reads it.
-
-    Tools check their arguments, so what no grammar holds of a schema is left out, and told once by a
-    `RelaxedSchemaWarning`. A tool that cannot be called at all is left out beside others.
+    takes_one_call: bool = True,
+) -> CallsForm:
+    """The form of an answer that is calls of these tools, as the parser reads them.
 
     Args:
         tools: Tools as OpenAI describes them.
         parser: Reads the answer.
-        check: Raises where a grammar cannot be held.
+        check: Raises where a grammar cannot be held; what it refuses of a tool's schema is left out.
         needs_properties: Whether the outermost schema has to be that of one object; a union of calls is wrapped then.
         is_whole: Whether a schema that cannot be held as it is raises instead.
+        takes_one_call: Whether the answer is one call.
+
+    Raises:
+        InvalidParameterError: None of the tools can be called.
+    """
+    call = call_of(tools, parser, check, needs_properties=needs_properties, is_whole=is_whole)
+    schema = call.schema if isinstance(call, Json) else {"type": "object"}
+    separator = None if takes_one_call else parser.call_separator
+    last = "" if separator is None else parser.call_end
+    # Fixed text around the calls, as in the template, lets the next turn find this one in the cache.
+    end = parser.call_end if separator is None else ""
+    return CallsForm(schema, parser.call_begin, end, call=call, separator=separator, last=last)
+
+
+def call_of(
+    tools: Sequence[Mapping[str, Any]],
+    parser: type[ToolCallParser],
+    check: CheckGrammar,
+    *,
+    needs_properties: bool = False,
+    is_whole: bool = False,
+) -> Part:
+    """One call of one of these tools, as the parser reads it.
+
+    Tools check their arguments, so what no grammar holds of a schema is left out, and told once by a
+    `RelaxedSchemaWarning`. A tool that cannot be called at all is left out beside others.
 
     Raises:
         InvalidParameterError: None of the tools can be called.
     """
     definitions: dict[str, Any] = {}
-    key = parser.arguments_key
-    calls, refusals = [], []
+    calls: list[dict[str, Any]] = []
+    parts: list[Part] = []
+    refusals = []
     for index, tool in enumerate(tools):
         name = tool["function"]["name"]
         parameters = _arguments_schema(checked_schema(tool["function"].get("parameters") or {}))
         if not is_whole:
             held = _held_parameters(name, json.dumps(parameters), check)
+            if not held.refusal and parser.form == "parts":
+                held = _held_part(name, held.schema, parser, check)
             if held.refusal:
                 refusals.append(f"No call of the tool {name!r} can be forced. {held.refusal}")
                 continue
             parameters = json.loads(held.schema)
-        calls.append(_call_schema(name, parameters, key, f"tool{index}", definitions))
-    if refusals and not calls:
+        if parser.form == "parts":
+            parts.append(parser.call_part(name, parameters, ignore))
+        else:
+            calls.append(_call_schema(name, parameters, parser.arguments_key, f"tool{index}", definitions))
+    if refusals and not (calls or parts):
         raise InvalidParameterError(refusals[0])
     for refusal in refusals:
         _warn_once(refusal)
+    if parts:
+        return either(parts)
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if len(calls) > 1 and needs_properties:
         schema = {"type": "object", "properties": {"function": schema}, "required": ["function"]}
-    if definitions:
-        schema = {**schema, "$defs": definitions}
-    # Fixed text around the JSON, as in the template, lets the next turn find this one in the cache.
-    return OutputForm(schema, parser.call_begin, parser.call_end)
+    return Json({**schema, "$defs": definitions} if definitions else schema)
 
 
 class _Held(NamedTuple):
@@ -152,11 +207,28 @@ def _held_parameters(tool: str, schema: str, check: CheckGrammar) -> _Held:
         check_call(found.schema)
     except InvalidParameterError as error:
         return _Held("", str(error))
-    _warn_once(
-        f"The schema of the tool {tool!r} has parts that no grammar holds, so that calls which are forced may break "
-        f"them and the tool has to refuse those itself: {', '.join(found.left_out)}. All else holds."
-    )
+    _warn_once(_told(tool, found.left_out))
     return _Held(json.dumps(found.schema))
+
+
+@lru_cache(maxsize=256)
+def _held_part(tool: str, schema: str, parser: type[ToolCallParser], check: CheckGrammar) -> _Held:
+    """The same for calls that are not JSON, whose form may hold less."""
+    left_out: list[str] = []
+    try:
+        check(CallGrammar(call=parser.call_part(tool, json.loads(schema), left_out.append)))
+    except InvalidParameterError as error:
+        return _Held("", str(error))
+    if left_out:
+        _warn_once(_told(tool, left_out))
+    return _Held(schema)
+
+
+def _told(tool: str, left_out: Sequence[str]) -> str:
+    return (
+        f"The schema of the tool {tool!r} has parts that no grammar holds, so that calls which are forced may break "
+        f"them and the tool has to refuse those itself: {', '.join(left_out)}. All else holds."
+    )
 
 
 def _warn_once(message: str) -> None:

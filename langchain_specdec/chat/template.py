@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from langchain_specdec.chat.arrangements import Message, arrangements, marked
+from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
@@ -140,7 +140,8 @@ class ChatTemplate:
     @cached_property
     def parser(self) -> type[ToolCallParser]:
         """Reads the calls that the template teaches the model to write."""
-        return parser_class(self._sources[True], shows_tools=self.shows_tools)
+        described = getattr(self._tokenizer, "response_template", None)
+        return parser_class(self._sources[True], shows_tools=self.shows_tools, response_template=described)
 
     @cached_property
     def encoder(self) -> ProtectedEncoder:
@@ -150,13 +151,13 @@ class ChatTemplate:
     @cached_property
     def mark_texts(self) -> dict[int, str]:
         """Special tokens that mark tool calls, by id, with their texts, which an answer has to show."""
-        marks = {self.parser.mark, *self.parser.inner_marks}
-        return {index: text for index, text in self._private.special_texts.items() if text in marks}
+        return {index: text for index, text in self._private.special_texts.items() if self.parser.is_mark(text)}
 
     @property
     def call_tokens(self) -> list[int]:
         """The tokens that begin a call; none where the family's mark is no token of its own."""
-        return self._private.ids_of_added(self.parser.mark)
+        # Where answers begin with a mark too, it says nothing of calls.
+        return [] if self.parser.answer_begin else self._private.ids_of_added(self.parser.mark)
 
     def token_ids(
         self,
@@ -234,7 +235,11 @@ class ChatTemplate:
     ) -> tuple[str, str]:
         """What a template makes of the arrangement that it shows most of, and why it can show none whole."""
         best, fewest, reason = "", math.inf, ""
-        for arranged in arrangements(messages, has_texts_apart=self._take_texts_apart[bool(tools)]):
+        how = {
+            "has_texts_apart": self._take_texts_apart[bool(tools)],
+            "has_results_with_calls": keeps_results_with_calls(source),
+        }
+        for arranged in arrangements(messages, **how):
             missing, num_wanted = self._missing(arranged, tools, source, goes_on)
             if not missing and num_wanted < fewest:
                 rendered, refusal = self._try(arranged, tools, source, goes_on=goes_on)

@@ -17,7 +17,7 @@ from typing import Any
 import llguidance
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.call_grammar import CallsOrObject
+from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.matching import JSON_AS_WRITTEN, matcher_of, refusal, source_of
@@ -288,8 +288,14 @@ class GrammarCompiler:
 
         endgame = _ENDGAME_TOKENS + int(_ENDGAME_SHARE * len(grammar.identity[1]))
         state = GrammarState(start, vocabulary)
+        raw_ends = grammar.raw_ends if isinstance(grammar, CallGrammar) else ()
         endings = EndingSearch(
-            state, vocabulary, closers, is_json=grammar.regex is None, fillings=lambda: samples.endings
+            state,
+            vocabulary,
+            closers,
+            is_json=grammar.regex is None,
+            fillings=lambda: samples.endings,
+            raw_ends=raw_ends,
         )
         constraint = Constraint(state, vocabulary, endings, endgame)
         if constraint.shortest(max_new_tokens) is None:
@@ -301,10 +307,13 @@ class GrammarCompiler:
                 f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
             )
             raise InvalidParameterError(msg)
-        return self._opened(constraint, grammar, max_new_tokens) if isinstance(grammar, CallsOrObject) else constraint
+        return self._opened(constraint, grammar, max_new_tokens) if isinstance(grammar, CallGrammar) else constraint
 
-    def _opened(self, calls_or_object: Constraint, grammar: CallsOrObject, max_new_tokens: int) -> Constraint:
-        """The constraint with a first token that may be any, where it is known what the object begins with."""
+    def _opened(self, calls_or_object: Constraint, grammar: CallGrammar, max_new_tokens: int) -> Constraint:
+        """The constraint with a first token that may be any, where it is known what an object begins with."""
+        # Behind a text of its own the object is one of the model's own ways to begin.
+        if grammar.object is None or grammar.object_begin:
+            return calls_or_object
         vocabulary, _ = self._vocabulary()
         as_object = self.compile(Grammar(schema=grammar.object), max_new_tokens)
         begins = as_object.forced_after(()) or [vocabulary.ids.get(b"{", -1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langchain_specdec.grammar.state import GrammarState
+from langchain_specdec.grammar.text_patterns import one_of
 from langchain_specdec.grammar.token_masks import TokenMask, has_token, token_bits
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
@@ -19,19 +21,29 @@ _CLOSERS = (b"}", b"]", b",", b"null", b"n", b"true", b"t", b"false", b"f", b'""
 _OPENERS = (b"[", b"{")
 # An ending of so many tokens may be one of those that are longer than need be.
 _LONG = 64
+# Bytes of the longest text that ends raw text.
+_LONGEST_END = 64
 
 
 @dataclass(slots=True)
 class _JsonPlace:
-    """Whether a place in a JSON text is within a string, or a number."""
+    """Whether a place in a JSON text is within a string, or a number; the end of raw text is within none."""
 
+    raw_ends: tuple[bytes, ...] = ()
     in_string: bool = False
     is_escaped: bool = False
     in_number: bool = False
+    # What was read last, where raw text may end.
+    read_last: bytes = b""
 
     def read(self, spelling: bytes) -> None:
         """Go on by the bytes of a token."""
         for byte in spelling:
+            if self.raw_ends:
+                self.read_last = (self.read_last + bytes([byte]))[-_LONGEST_END:]
+                if self.read_last.endswith(self.raw_ends):
+                    self.in_string = self.is_escaped = False
+                    continue
             if self.is_escaped:
                 self.is_escaped = False
             elif byte == ord('"'):
@@ -98,6 +110,7 @@ class EndingSearch:
         closers: The same by how soon they end an answer.
         is_json: Whether the answer is JSON, whose structure tells what closes it.
         fillings: Gives texts after which a string that holds to a pattern may end, the shortest first.
+        raw_ends: Texts that end raw text between JSON, in which its brackets and quotes mean nothing.
     """
 
     def __init__(
@@ -108,13 +121,15 @@ class EndingSearch:
         *,
         is_json: bool,
         fillings: Callable[[], Sequence[str]] = tuple,
+        raw_ends: Sequence[str] = (),
     ) -> None:
         self._state = state
         self._vocabulary = vocabulary
         self._closers = closers
         self._is_json = is_json
         self._fillings = fillings
-        self._place = _JsonPlace()
+        self._raw_ends = [_tokens_of(end, vocabulary) for end in raw_ends]
+        self._place = _JsonPlace(tuple(end.encode() for end in raw_ends))
 
     def advance(self, tokens: Sequence[int]) -> None:
         """The answer has grown."""
@@ -156,7 +171,10 @@ class EndingSearch:
                 if mask is None:
                     return None
                 closing = next((t for t in self._preferred(place) if has_token(mask, t)), None)
-                if closing is not None:
+                if end := self._raw_end([*path, *ending]):
+                    following = end[: limit - len(ending)]
+                    taken.clear()
+                elif closing is not None:
                     following = [closing]
                     taken.clear()
                 elif taken or not (following := self._filled([*path, *ending], place)[: limit - len(ending)]):
@@ -167,6 +185,18 @@ class EndingSearch:
             ending += following
             self._read(place, following)
         return None
+
+    def _raw_end(self, path: Sequence[int]) -> list[int]:
+        """The tokens that end the raw text at a place; empty where it is none."""
+        found: list[int] = []
+        for tokens in self._raw_ends:
+            # In a string of JSON the same text could stand once more.
+            if self._state.move([*path, *tokens]) and not self._state.move([*path, *tokens, *tokens]):
+                found = tokens
+                break
+        if self._raw_ends:
+            self._state.move(path)
+        return found
 
     def _filled(self, path: Sequence[int], place: _JsonPlace) -> list[int]:
         """Tokens after which the string may end, or the text where it is no JSON; empty where none are known."""
@@ -192,6 +222,8 @@ class EndingSearch:
         if self._is_json:
             for token in tokens:
                 place.read(self._vocabulary.spellings[token])
+                if [token] in self._raw_ends:
+                    place.in_string = place.is_escaped = False
 
     def _preferred(self, place: _JsonPlace) -> list[int]:
         if not self._is_json or place.is_escaped:
@@ -212,3 +244,10 @@ class EndingSearch:
         counts = np.array([taken.count(t) for t in allowed.tolist()])
         allowed = allowed[counts == counts.min()]
         return int(allowed[self._closers.ranks[allowed].argmax()])
+
+
+def _tokens_of(text: str, vocabulary: Vocabulary) -> list[int]:
+    """The tokens of a text in which special tokens are meant as such."""
+    pieces = re.split(f"({one_of(vocabulary.special_ids)})", text)
+    special = vocabulary.special_ids
+    return [t for p in pieces for t in ([special[p]] if p in special else vocabulary.tokens.greedy_tokenize(p))]

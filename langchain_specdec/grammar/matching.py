@@ -9,7 +9,7 @@ from typing import Any
 import llguidance
 
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.grammar.call_grammar import CallsOrObject
+from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
 
@@ -37,7 +37,7 @@ def source_of(grammar: Grammar, json_options: Any, special_ids: Mapping[str, int
 
     source: str
     try:
-        if isinstance(grammar, CallsOrObject):
+        if isinstance(grammar, CallGrammar):
             source = llguidance.LLMatcher.grammar_from_lark(grammar.lark(schema_text, special_ids))
         elif grammar.regex is not None:
             source = llguidance.LLMatcher.grammar_from_regex(grammar.regex)

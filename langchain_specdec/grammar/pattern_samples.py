@@ -9,7 +9,7 @@ from typing import Any
 
 import llguidance
 
-from langchain_specdec.grammar.call_grammar import CallsOrObject
+from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.ending_search import Closers, EndingSearch
 from langchain_specdec.grammar.followable import followable
 from langchain_specdec.grammar.grammar import Grammar
@@ -59,7 +59,7 @@ class PatternSamples:
                 found.append({key: inner[key] for key in _OF_STRINGS if key in inner})
             found.extend({"pattern": pattern} for pattern in inner.get("patternProperties", ()))
 
-        schemas = (grammar.call, grammar.object) if isinstance(grammar, CallsOrObject) else (grammar.schema or {},)
+        schemas = grammar.schemas if isinstance(grammar, CallGrammar) else [grammar.schema or {}]
         for schema in schemas:
             visit_schemas(followable(schema), look)
         yield from found

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+from langchain_specdec.chat.tool_calls.argument_types import Tell
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, ToolCall, calls_in, load_json, name_in
 from langchain_specdec.completions.stop_strings import overlap
+from langchain_specdec.grammar.call_parts import InOrder, Json, Part, Text
 
 Piece = str | ToolCall | BrokenToolCall
+Form = Literal["json", "parts", "none"]
+Schemas = Mapping[str, Mapping[str, Any]]
+"""The JSON schema of each tool's arguments, by its name."""
 
 # JSON that begins a line, perhaps fenced as in Markdown; and what may become that.
 _BARE = re.compile(r"^[ \t]*(?:```(?:json|tool_calls?)?[ \t]*\n\s*)?[{\[]", re.MULTILINE)
@@ -28,11 +33,13 @@ class ToolCallParser(ABC):
     text and a call, or between calls, belongs to neither and is dropped. No text makes a parser raise.
 
     Args:
-        tool_names: Names of the tools there are. JSON without a mark is a call only if it names one of them.
+        schemas: The tools there are. What has no mark is a call only if it names one of them.
     """
 
     mark: ClassVar[str]
     """What begins a call."""
+    further_marks: ClassVar[tuple[str, ...]] = ()
+    """Other texts that begin one, or that are no part of the text."""
     inner_marks: ClassVar[tuple[str, ...]] = ()
     """Further marks within a call that a tokenizer may hold as special tokens."""
     call_begin: ClassVar[str] = ""
@@ -41,14 +48,31 @@ class ToolCallParser(ABC):
     """What stands between two calls of one answer; None where the family writes one only."""
     call_end: ClassVar[str] = ""
     """What stands after it."""
+    answer_begin: ClassVar[str] = ""
+    """What stands before an answer that is no call."""
+    form: ClassVar[Form] = "json"
+    """How a grammar writes a call: as one JSON object with a name, of `call_part`, or not at all."""
+    call_frame: ClassVar[tuple[str, str, str]] = ("", "", "")
+    """What stands before a tool's name, between that and JSON of arguments, and after these, if calls are so made."""
+    holds_schemas: ClassVar[bool] = True
+    """Whether that grammar holds all of a schema that one of JSON does."""
     arguments_key: ClassVar[str] = "arguments"
     """Key of the arguments in that JSON; `name` is that of the tool."""
-    takes_bare_json: ClassVar[bool] = False
-    """Whether JSON at the beginning of a line that names a tool is a call without a mark."""
+    takes_bare_calls: ClassVar[bool] = False
+    """Whether what looks like a call at the beginning of a line, and names a tool, is one without a mark."""
 
-    def __init__(self, tool_names: Collection[str] = ()) -> None:
-        self._names = frozenset(tool_names)
+    # How a call without a mark begins, from the beginning of its line; and what may become that.
+    _bare: re.Pattern[str] = _BARE
+    _bare_begun: re.Pattern[str] = _BARE_BEGUN
+    # Whether a call is written in the notation of Python.
+    _is_python = False
+
+    def __init__(self, schemas: Schemas | None = None) -> None:
+        self._schemas = schemas or {}
+        self._names = frozenset(self._schemas)
         self._buffer = ""
+        # The mark that was found.
+        self._mark = self.mark
         # White space at the end of the text so far; dropped if a call follows.
         self._space = ""
         self._is_line_start = True
@@ -57,7 +81,7 @@ class ToolCallParser(ABC):
         self._is_marked: bool | None = None
         self._start = 0
         self._extent = JsonExtent()
-        self._takes_bare_json = self.takes_bare_json
+        self._takes_bare_calls = self.takes_bare_calls
         self._takes_one = False
         self.is_done = False
         """Whether the one call that was expected has come; what follows is dropped."""
@@ -67,7 +91,7 @@ class ToolCallParser(ABC):
     def expect_grammar(self) -> None:
         """Expect calls in just the form that a grammar gave them: what only looks like one is text."""
         # Where a grammar writes marks, JSON without one is no call.
-        self._takes_bare_json = self.takes_bare_json and not self.call_begin
+        self._takes_bare_calls = self.takes_bare_calls and not self.call_begin
         self._bare_keys = frozenset({"name", self.arguments_key})
 
     def expect_one_call(self) -> None:
@@ -103,6 +127,23 @@ class ToolCallParser(ABC):
     def is_taught_by(cls, template: str) -> bool:
         """Whether a chat template teaches its model to write calls so."""
         return cls.mark in template
+
+    @classmethod
+    def call_part(cls, name: str, parameters: Mapping[str, Any], tell: Tell) -> Part:  # noqa: ARG003 - for others
+        """How a call of a tool is written, without what stands around all calls.
+
+        Args:
+            name: The tool's name.
+            parameters: The schema of its arguments, which a grammar of JSON holds.
+            tell: Is told what of the schema is left out.
+        """
+        before, between, after = cls.call_frame
+        return InOrder((Text(f"{before}{name}{between}"), Json(parameters), Text(after)))
+
+    @classmethod
+    def is_mark(cls, text: str) -> bool:
+        """Whether a special token is part of the format, so that the parser has to see it."""
+        return text in (cls.mark, *cls.further_marks, *cls.inner_marks)
 
     @abstractmethod
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
@@ -146,8 +187,8 @@ class ToolCallParser(ABC):
 
     def _read_text(self, pieces: list[Piece], *, is_end: bool) -> bool:
         """Release text up to a call; whether one begins."""
-        marked = self._buffer.find(self.mark)
-        bare = self._find_bare(_BARE) if self._takes_bare_json else None
+        marked, self._mark = self._find_mark()
+        bare = self._find_bare(self._bare) if self._takes_bare_calls else None
         if marked < 0 and bare is None:
             keep = 0 if is_end else self._num_held()
             self._add_text(self._consume(len(self._buffer) - keep), pieces)
@@ -155,13 +196,22 @@ class ToolCallParser(ABC):
         self._is_marked = bare is None or 0 <= marked <= bare.start()
         if bare is None or self._is_marked:
             self._add_text(self._consume(marked), pieces)
-            self._consume(len(self.mark))
+            self._consume(len(self._mark))
         else:
+            self._mark = self.mark
             self._add_text(self._consume(bare.start()), pieces)
             self._start = bare.end() - bare.start() - 1
         # A list is in no form that a grammar gives calls without marks.
-        self._extent = JsonExtent(takes_first=self._takes_one and (self._is_marked or self._bare_keys is None))
+        takes_first = self._takes_one and (self._is_marked or self._bare_keys is None)
+        self._extent = JsonExtent(takes_first=takes_first, is_python=self._is_python)
         return True
+
+    def _find_mark(self) -> tuple[int, str]:
+        """Where the first mark begins, and which it is; -1 where there is none."""
+        marks = (self.mark, *self.further_marks)
+        found = [(self._buffer.find(mark), -len(mark), mark) for mark in marks]
+        position, _, mark = min((place for place in found if place[0] >= 0), default=(-1, 0, self.mark))
+        return position, mark
 
     def _find_bare(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         # "^" also matches at the beginning of the buffer, which may be within a line. So the search begins on the next
@@ -171,8 +221,8 @@ class ToolCallParser(ABC):
 
     def _num_held(self) -> int:
         """How many characters at the end may be the beginning of a mark."""
-        held = overlap(self._buffer, self.mark)
-        if self._takes_bare_json and (begun := self._find_bare(_BARE_BEGUN)):
+        held = max(overlap(self._buffer, mark) for mark in (self.mark, *self.further_marks))
+        if self._takes_bare_calls and (begun := self._find_bare(self._bare_begun)):
             held = max(held, len(self._buffer) - begun.start())
         return held
 
@@ -196,7 +246,7 @@ class ToolCallParser(ABC):
             if name not in self._names or not self._is_expected(self._buffer[self._start :]):
                 return [self._consume(self._start + 1)]
             text = self._consume(len(self._buffer))[self._start :]
-            return [BrokenToolCall(self.mark + text, "The text ended within the call.", name)]
+            return [BrokenToolCall(self._mark + text, "The text ended within the call.", name)]
         end = self._extent.end
         if not self._is_expected(self._buffer[self._start : end]):
             return [self._consume(end)]
@@ -207,7 +257,7 @@ class ToolCallParser(ABC):
             if (line_end := self._buffer.find("\n", end)) < 0 and not is_end:
                 return None
             text = self._consume(line_end if line_end >= 0 else len(self._buffer))[self._start :]
-            return [BrokenToolCall(self.mark + text, "A bracket does not match.", name)]
+            return [BrokenToolCall(self._mark + text, "A bracket does not match.", name)]
         calls = self._calls_in(self._buffer[self._start : end])
         if not calls or any(call.name not in self._names for call in calls):
             if self._is_item(self._buffer[self._start : end]):
@@ -243,7 +293,7 @@ class ToolCallParser(ABC):
     def _read_json(self, start: int, *, is_end: bool, is_separated: bool = False) -> list[Piece] | None:
         """Read the calls of the JSON that begins at `start`, and where it is separated from the next, up to that."""
         if not self._extent.scan(self._buffer, start):
-            return [self._broken(len(self._buffer), "The text ended within the call.")] if is_end else None
+            return self._unfinished(is_end=is_end)
         end = following = self._extent.end
         if self._extent.is_broken:
             return [self._broken(end, "A bracket does not match.")]
@@ -253,14 +303,18 @@ class ToolCallParser(ABC):
 
     def _calls_in(self, text: str) -> list[ToolCall | BrokenToolCall]:
         """The calls of JSON that has ended, as a whole or with the first item of a list."""
-        return calls_in(text[1:] if self._is_item(text) else text, self.mark)
+        return calls_in(text[1:] if self._is_item(text) else text, self._mark)
 
     def _is_item(self, text: str) -> bool:
         return self._takes_one and text.startswith("[") and text.endswith("}")
 
+    def _unfinished(self, *, is_end: bool) -> list[Piece] | None:
+        """Wait for more text; a call that gets none is broken."""
+        return [self._broken(len(self._buffer), "The text ended within the call.")] if is_end else None
+
     def _broken(self, end: int, error: str) -> BrokenToolCall:
         text = self._consume(end)
-        return BrokenToolCall(self.mark + text, error, self._name_in(text))
+        return BrokenToolCall(self._mark + text, error, self._name_in(text))
 
     def _name_in(self, text: str) -> str | None:
         """The name in a call that cannot be read."""

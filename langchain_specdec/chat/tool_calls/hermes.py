@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from langchain_specdec.chat.tool_calls.base import Piece, ToolCallParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent, name_in
+from langchain_specdec.chat.tool_calls.values import BrokenToolCall, JsonExtent
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
@@ -49,16 +49,24 @@ class HermesParser(ToolCallParser):
         self._consume(end + (len(_END) if has_tag else 0))
         return list(self._calls_in(text))
 
-    def _read_broken(self, start: int, error: str, *, is_end: bool) -> list[Piece] | None:
-        """Give up on this call, up to its closing tag, the next opening one, or the end of the text."""
-        positions = [(self._buffer.find(tag, start), tag) for tag in (_END, _BEGIN)]
+    def _read_broken(
+        self,
+        start: int,
+        error: str,
+        *,
+        is_end: bool,
+        closing: tuple[str, ...] = (_END,),
+        opening: tuple[str, ...] = (_BEGIN,),
+    ) -> list[Piece] | None:
+        """Give up on this call, up to a closing tag, the next opening one, or the end of the text."""
+        positions = [(self._buffer.find(tag, start), tag) for tag in (*closing, *opening)]
         position, tag = min((place for place in positions if place[0] >= 0), default=(-1, ""))
         if position < 0 and not is_end:
             return None
         self._extent = JsonExtent()
         text = self._consume(position if position >= 0 else len(self._buffer))
-        closing = self._consume(len(_END)) if tag == _END else ""
-        return [BrokenToolCall(_BEGIN + text + closing, error, name_in(text))]
+        closed = self._consume(len(tag)) if tag in closing else ""
+        return [BrokenToolCall(self._mark + text + closed, error, self._name_in(text))]
 
 
 class GenericParser(HermesParser):
@@ -67,4 +75,4 @@ class GenericParser(HermesParser):
     call_begin: ClassVar[str] = "<tool_call>["
     call_separator: ClassVar[str | None] = ", "
     call_end: ClassVar[str] = "]</tool_call>"
-    takes_bare_json: ClassVar[bool] = True
+    takes_bare_calls: ClassVar[bool] = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 _CLOSING = {"{": "}", "[": "]"}
+_CLOSING_IN_PYTHON = {**_CLOSING, "(": ")"}
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]+)"')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -48,13 +49,17 @@ class JsonExtent:
 
     Args:
         takes_first: Whether an array ends with its first item.
+        is_python: Whether it is written in Python instead, which has parentheses and a second kind of quotes.
     """
 
-    def __init__(self, *, takes_first: bool = False) -> None:
+    def __init__(self, *, takes_first: bool = False, is_python: bool = False) -> None:
         self._takes_first = takes_first
+        self._closing = _CLOSING_IN_PYTHON if is_python else _CLOSING
+        self._quotes = "\"'" if is_python else '"'
         self._position = 0
         self._open: list[str] = []
-        self._in_string = False
+        # The quote that the string began with; empty outside of strings.
+        self._quote = ""
         self._is_escaped = False
         self.end = -1
         """Where the value ends, once it does."""
@@ -72,18 +77,18 @@ class JsonExtent:
         while self.end < 0 and position < len(text):
             character = text[position]
             position += 1
-            if self._in_string:
+            if self._quote:
                 if self._is_escaped:
                     self._is_escaped = False
                 elif character == "\\":
                     self._is_escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in _CLOSING:
-                self._open.append(_CLOSING[character])
-            elif character in "]}":
+                elif character == self._quote:
+                    self._quote = ""
+            elif character in self._quotes:
+                self._quote = character
+            elif character in self._closing:
+                self._open.append(self._closing[character])
+            elif character in self._closing.values():
                 self.is_broken = not self._open or self._open.pop() != character
                 is_item = self._takes_first and self._open == ["]"]
                 if self.is_broken or not self._open or (is_item and text[start] == "["):
@@ -100,6 +105,19 @@ def load_json(text: str) -> Any:
     """
     try:
         value = json.loads(text, strict=False, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from error
+    return carried(value)
+
+
+def carried(value: Any) -> Any:
+    """The value, if JSON can carry it onwards.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
         if _SURROGATE.search(json.dumps(value, ensure_ascii=False, allow_nan=False)):
             msg = "half of a surrogate pair"
             raise ValueError(msg)

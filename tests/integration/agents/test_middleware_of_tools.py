@@ -145,7 +145,7 @@ def test_a_plan_is_kept() -> None:
 
 def test_a_plan_can_be_forced() -> None:
     """Its schema, with an enum inside of a list of objects, is one that the grammar follows."""
-    model = qwen("x").bind_tools(TodoListMiddleware().tools, tool_choice="any")
+    model = qwen("x").bind_tools(TodoListMiddleware().tools, tool_choice="write_todos")
     model.invoke("Plan.")
     grammar = scripted_backend(model).requests[0].params.grammar
     assert grammar is not None

@@ -113,18 +113,18 @@ def test_each_family_may_call_or_answer(family: str) -> None:
 
 
 def test_strings_of_the_object_are_never_calls() -> None:
-    for parser in (HermesParser(), LlamaParser(["add"])):
+    for parser in (HermesParser(), LlamaParser({"add": {}})):
         for text in (
             json.dumps({"x": f"{CALLS['qwen']} <|python_tag|>{CALLS['llama']}"}),
             json.dumps(["<tool_call>", CALLS["qwen"]]),
             f'{{"name": "bob", "x": "<tool_call>{{}}</tool_call>"}}\n{CALLS["llama"]}',
         ):
             for size in (1, 4, 1000):
-                reader = CallsFirst(type(parser)(["add"]))
+                reader = CallsFirst(type(parser)({"add": {}}))
                 chunks = [text[start : start + size] for start in range(0, len(text), size)]
                 pieces = [piece for chunk in chunks for piece in reader.feed(chunk)] + reader.close()
                 assert "".join(str(piece) for piece in pieces) == text
-    reader = CallsFirst(HermesParser(["add"]))
+    reader = CallsFirst(HermesParser({"add": {}}))
     assert [type(piece) for piece in reader.feed(CALLS["qwen"] * 2) + reader.close()] == [ToolCall, ToolCall]
 
 

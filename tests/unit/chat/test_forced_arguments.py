@@ -15,6 +15,7 @@ from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.tgi.backend import TGIBackend
 from langchain_specdec.chat import structured_output
 from langchain_specdec.errors import InvalidParameterError, RelaxedSchemaWarning
+from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.grammar.text_check import TextCheck
 from tests.support.backends import ScriptedBackend, scripted_backend
@@ -72,7 +73,8 @@ def grammar_of(model: Any, **kwargs: Any) -> Grammar:
 def takes(grammar: Grammar, name: str, arguments: Any, key: str = "arguments") -> bool:
     call: dict[str, Any] = {"name": name, key: arguments}
     check = TextCheck(grammar)
-    return any(check.fit(json.dumps(form)).is_whole for form in (call, {"function": call}))
+    end = grammar.end if isinstance(grammar, CallGrammar) else ""
+    return any(check.fit(json.dumps(form) + end).is_whole for form in (call, {"function": call}))
 
 
 @pytest.mark.parametrize("kind", [ScriptedBackend, AsServer])

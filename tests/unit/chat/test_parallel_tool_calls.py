@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.tools import StructuredTool
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, TGIBackend
 from langchain_specdec.backends.base import Backend
@@ -22,6 +23,8 @@ from langchain_specdec.chat.tool_calls import GenericParser, HermesParser, Llama
 from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import GenerationError, InvalidParameterError
+from langchain_specdec.grammar.call_grammar import CallGrammar
+from langchain_specdec.grammar.text_check import TextCheck
 from tests.standin.clients import CLIENTS
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
@@ -152,6 +155,58 @@ def test_it_can_be_given_per_call_and_without_tools() -> None:
     assert asked("qwen", text, tool_choice="none", parallel_tool_calls=False).invoke("x").tool_calls == []
 
 
+def check_of(model: Any) -> TextCheck:
+    """Checks texts against the grammar of the last request."""
+    grammar = scripted_backend(model).requests[-1].params.grammar
+    assert grammar is not None
+    return TextCheck(grammar)
+
+
+SEVERAL_FORCED = {
+    "qwen": f"{ULM}\n</tool_call>\n<tool_call>\n{BONN}\n</tool_call>",
+    "chatml": f"{ULM}, {BONN}]</tool_call>",
+    "mistral": f"{ULM}, {BONN}]",
+}
+
+
+@pytest.mark.parametrize("option", [None, True])
+@pytest.mark.parametrize("choice", ["any", "required", True])
+@pytest.mark.parametrize(("family", "text"), SEVERAL_FORCED.items())
+async def test_a_forced_answer_may_have_several_calls(family: str, text: str, choice: Any, option: Any) -> None:
+    model = asked(family, text, tool_choice=choice, parallel_tool_calls=option)
+    for message in await answers(model):
+        assert [call["args"] for call in message.tool_calls] == [{"place": "Ulm"}, {"place": "Bonn"}]
+        assert (message.text, message.invalid_tool_calls) == ("", [])
+    check = check_of(model)
+    assert check.fit(text).is_whole
+    # The model writes the end itself, and ends there or goes on.
+    assert not check.fit(ULM).is_whole
+
+
+@pytest.mark.parametrize("options", [{"tool_choice": "weather"}, {"tool_choice": "any", "parallel_tool_calls": False}])
+def test_one_call_is_forced_by_name_and_where_one_is_asked_for(options: dict[str, Any]) -> None:
+    model = asked("qwen", ULM, **options)
+    assert len(model.invoke("x").tool_calls) == 1
+    check = check_of(model)
+    assert check.fit(ULM).is_whole
+    assert not check.fit(f"{ULM}\n</tool_call>").is_begun
+
+
+def test_a_response_of_an_agent_is_one_call() -> None:
+    """An agent takes two for an error, and would ask again without end."""
+    response = StructuredTool(name="Sky", description="The sky.", args_schema={"type": "object", "properties": {}})
+    for tools, option, is_one in (
+        ([weather], None, False),
+        ([weather, response], None, True),
+        ([response], True, False),
+    ):
+        model: Any = scripted(ULM, template=QWEN)
+        bound = model.bind_tools(tools, tool_choice="any", parallel_tool_calls=option)
+        bound.invoke("x")
+        grammar = scripted_backend(bound).requests[-1].params.grammar
+        assert isinstance(grammar, CallGrammar) != is_one
+
+
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_a_forced_call_is_one_call(family: str) -> None:
     text = ULM_LLAMA if family == "llama" else ULM
@@ -174,7 +229,7 @@ def test_beside_a_response_format_the_grammar_has_one_call(parser: Any) -> None:
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_looks_like_a_call_within_an_object_ends_nothing(size: int) -> None:
     text = json.dumps({"example": tagged("Ulm")}).replace("\\", "")
-    parser = HermesParser(["weather"])
+    parser = HermesParser({"weather": {}})
     parser.expect_one_call()
     reader = CallsFirst(parser)
     chunks = [text[start : start + size] for start in range(0, len(text), size)]
@@ -191,7 +246,7 @@ def test_a_parser_gives_one_call_however_the_text_is_cut(size: int) -> None:
         "llama": LlamaParser,
     }
     for family, first, rest in ANSWERS:
-        parser = kinds[family](["weather"])
+        parser = kinds[family]({"weather": {}})
         parser.expect_one_call()
         chunks = [(first + rest)[start : start + size] for start in range(0, len(first + rest), size)]
         pieces = [piece for chunk in chunks for piece in parser.feed(chunk)]

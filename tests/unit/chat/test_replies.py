@@ -39,7 +39,7 @@ def test_marks_count_once(family: str, skip_special_tokens: bool) -> None:
         events.append(TokenEvent((answer.add(frame),)))
     events.append(FinishEvent("eos_token", 1, len(ids), 0, SpeculationStats()))
     message: Any = (
-        ReplyReader(lambda: family, template.parser(["add"]), None, SamplingParams()).generation(events).message
+        ReplyReader(lambda: family, template.parser({"add": {}}), None, SamplingParams()).generation(events).message
     )
     assert [(call["name"], call["args"]) for call in message.tool_calls] == [("add", {"a": 1})]
     assert not message.invalid_tool_calls

@@ -218,7 +218,7 @@ async def test_every_way_gives_one_message(family: str, answer: str, version: st
 
 
 @pytest.mark.parametrize("version", [None, "v1"])
-@pytest.mark.parametrize("options", [{"tool_choice": "any"}, {"response_format": FORM}], ids=["any", "format"])
+@pytest.mark.parametrize("options", [{"tool_choice": "weather"}, {"response_format": FORM}], ids=["any", "format"])
 @pytest.mark.parametrize("family", TEMPLATES)
 async def test_so_do_answers_of_a_form(family: str, options: dict[str, Any], version: str | None) -> None:
     is_forced = "tool_choice" in options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ from langchain_specdec.chat.tool_calls import (
     parser_class,
 )
 
-TOOLS = ("get_weather", "add", "写天气")
+TOOLS: dict[str, Any] = {name: {} for name in ("get_weather", "add", "写天气")}
 
 
 class Recorded(NamedTuple):
