@@ -30,6 +30,8 @@ class Backend(ABC):
     """Whether a prompt may be a sequence of tokens."""
     takes_calls_or_object: bool = False
     """Whether a grammar may be `CallsOrObject`, which is neither one schema nor a regular expression."""
+    takes_thoughts: bool = False
+    """Whether a thought may be limited, and come before the text of a grammar."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
     is_remote: bool = False

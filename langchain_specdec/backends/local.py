@@ -70,6 +70,7 @@ class LocalBackend(Backend):
 
     takes_token_ids = True
     takes_calls_or_object = True
+    takes_thoughts = True
 
     @spelled_out(LocalOptions)
     def __init__(
@@ -233,6 +234,7 @@ class LocalBackend(Backend):
                     r.continues_prompt,
                     r.shown_specials,
                     r.make_end_check,
+                    r.thoughts,
                 )
                 for r in requests
             ]

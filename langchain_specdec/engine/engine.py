@@ -111,7 +111,7 @@ class Engine:
 
         Args:
             completions: Prompt tokens and parameters of each, as in `submit`, and, where they differ from the defaults,
-                `continues_prompt`, `shown_specials` and `make_end_check` of `CompletionRequest`.
+                `continues_prompt`, `shown_specials`, `make_end_check` and `thoughts` of `CompletionRequest`.
 
         Returns:
             Their streams, in the same order. Read each to the end or close it.

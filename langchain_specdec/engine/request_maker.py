@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.request import Request, check_prompt, make_stopper
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.grammar.thought_first import ThoughtPhase, thought_first
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
@@ -51,6 +53,7 @@ class RequestMaker:
         continues_prompt: bool = True,
         shown_specials: Mapping[int, str] = MappingProxyType({}),
         make_end_check: Callable[[], Callable[[str], bool]] | None = None,
+        thoughts: Thoughts | None = None,
     ) -> Request:
         """A request that can be run.
 
@@ -60,14 +63,17 @@ class RequestMaker:
             continues_prompt: See `CompletionRequest`, as the others.
             shown_specials: Likewise.
             make_end_check: Likewise.
+            thoughts: Likewise.
 
         Raises:
             SpecDecError: As `Engine.submit` does.
         """
-        constraint = self._checked(prompt_ids, params)
+        self._check(prompt_ids, params)
+        constraint = self._constraint(params, thoughts)
         seed = params.seed_or_drawn()
         context = prompt_ids if continues_prompt else ()
-        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
+        how = params, context, shown_specials, make_end_check, thoughts
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, *how)
         cancel, holder = self._cancel, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: cancel(holder[0]))
@@ -76,13 +82,19 @@ class RequestMaker:
         holder.append(request)
         return request
 
-    def _checked(self, prompt_ids: Sequence[int], params: SamplingParams) -> Constraint | None:
-        """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
+    def _check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what is wrong with a request."""
         runner = self._runner
         if (reason := runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
         check_prompt(prompt_ids, params, runner.vocab_size, runner.max_length, runner.max_positions)
+
+    def _constraint(self, params: SamplingParams, thoughts: Thoughts | None) -> Constraint | None:
+        """What constrains a text: a thought that has to end, and a grammar; None where it is free."""
+        if thoughts is not None and thoughts.max_tokens is not None:
+            phase = ThoughtPhase(thoughts.end, thoughts.closing, thoughts.following, thoughts.max_tokens)
+            return thought_first(phase, params.grammar, params.max_new_tokens, self._grammars)
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)
