@@ -100,6 +100,11 @@ class CallsFirst:
         """Whether the one call that was expected has come."""
         return self._parser.is_done and not self._is_text
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun in the text so far."""
+        return self._parser.is_in_call and not self._is_text
+
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""
         if self._is_text:

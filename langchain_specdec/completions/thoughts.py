@@ -79,9 +79,7 @@ class ThoughtScanner:
         self._is_begin = thoughts.is_open
         self._has_more = True
 
-    def feed(
-        self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False
-    ) -> Iterator[_Part]:
+    def feed(self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False) -> Iterator[_Part]:
         """Take more text; the parts of it that are decided. Read them all.
 
         Args:

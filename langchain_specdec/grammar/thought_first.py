@@ -25,7 +25,7 @@ class ThoughtPhase(NamedTuple):
     Attributes:
         end: The mark that ends it.
         closing: What ends it once its tokens are spent; the mark is the last of it.
-        following: What follows the mark, however it came.
+        following: What follows the mark where that was forced, or where a grammar comes next.
         max_tokens: Most tokens of the thought.
     """
 
@@ -134,8 +134,10 @@ class ThoughtFirst(Constraint):
         return [self.mask_after(path) for path in paths]
 
     def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
-        """The chosen tokens, up to the first that is replaced: by a fixed one, by one that closes the thought, or as
-        `Constraint.in_time` does."""
+        """The chosen tokens, up to the first that is replaced: by a fixed one, or by one that closes the thought.
+
+        What follows both is as `Constraint.in_time` has it.
+        """
         self._closed = None
         place = self._place
         for index, token in enumerate(chosen):
@@ -185,7 +187,8 @@ class ThoughtFirst(Constraint):
             left = text[position + len(self._end) :]
             if left.strip() and self._after is not None:
                 return None
-            return _Place(place.num_tokens, b"", self._left_of(left))
+            # A free text goes on as the model likes.
+            return _Place(place.num_tokens, b"", self._left_of(left) if self._after is not None else ())
         tail = text[max(len(text) - len(self._end) + 1, 0) :]
         return self._counted(_Place(place.num_tokens + 1, tail, None))
 

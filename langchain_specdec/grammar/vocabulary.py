@@ -58,9 +58,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text that stands within another; the special ones in it are special."""
-        ids, dot = (
-            list(self._tokenizer(each, add_special_tokens=False).input_ids) for each in (f".{text}", ".")
-        )
+        ids, dot = (list(self._tokenizer(each, add_special_tokens=False).input_ids) for each in (f".{text}", "."))
         if ids[: len(dot)] == dot:
             return ids[len(dot) :]
         # Some tokenizers begin with a space that is not there.

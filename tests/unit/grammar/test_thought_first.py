@@ -1,4 +1,4 @@
-"""A thought before the text of a grammar: it ends in time, nothing of the grammar stands in it, and drafts change nothing."""
+"""A thought before the text of a grammar: it ends in time, the grammar begins behind it, and drafts change nothing."""
 
 from __future__ import annotations
 
@@ -177,7 +177,8 @@ def test_what_follows_a_thought_fits_its_grammar(model: Any, temperature: float)
         answer = rest.removeprefix(how.following).removeprefix("[CALL]")
         if params.grammar.regex is None:
             value = json.loads(answer)
-            assert value == {"name": "f"} or jsonschema.validate(value, SCHEMA) is None
+            if value != {"name": "f"}:
+                jsonschema.validate(value, SCHEMA)
         else:
             assert answer.endswith("x")
     assert ends == {True, False}
