@@ -227,7 +227,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         """Tokens of the prompt that `invoke` would make of this, with these tools; 0 without messages."""
         given: Any = list(messages) if isinstance(messages, Iterator) else messages
         rows = to_template_messages(self._convert_input(given).to_messages())
-        return len(self._template.token_ids(rows, [as_tool(tool) for tool in tools or ()])) if rows else 0
+        return (
+            len(self._template.with_reasoning(self.reasoning).token_ids(rows, [as_tool(tool) for tool in tools or ()]))
+            if rows
+            else 0
+        )
 
     def bind_tools(
         self,

@@ -97,8 +97,8 @@ class ReplyReader:
             self._begin = ""
         self._tokens: list[Token] = []
         self._prompt_tokens = prompt_tokens
-        # Tokens of the prompt, of the answer and of thoughts that chunks have counted.
-        self._counted = (0, 0, 0)
+        # Tokens of the prompt and of the answer that chunks have counted.
+        self._counted = (0, 0)
         self._num_blocks = 0
         # What the last piece was.
         self._kind: type | None = None
@@ -125,7 +125,9 @@ class ReplyReader:
             # LangChain adds up the numbers of chunks that it merges, so only the last chunk carries them.
             message = AIMessageChunk(
                 content=self._content([]),
-                usage_metadata=self._new_usage(event.prompt_tokens, event.completion_tokens, event.cached_tokens),
+                usage_metadata=self._new_usage(
+                    event.prompt_tokens, event.completion_tokens, event.cached_tokens, self._num_reasoning
+                ),
                 response_metadata=self._version,
                 chunk_position="last",
             )
@@ -162,11 +164,16 @@ class ReplyReader:
     def _content(self, blocks: Sequence[dict[str, Any]]) -> Any:
         return list(blocks) if self._has_blocks else "".join(block.get("text", "") for block in blocks)
 
-    def _new_usage(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> UsageMetadata:
-        """What of these counts no chunk before has."""
-        counted, self._counted = self._counted, (prompt_tokens, completion_tokens, self._num_reasoning or 0)
-        reasoning = None if self._num_reasoning is None else self._num_reasoning - counted[2]
-        return _usage(prompt_tokens - counted[0], completion_tokens - counted[1], cached_tokens, reasoning)
+    def _new_usage(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+    ) -> UsageMetadata:
+        """What of these counts no chunk before has; the last two are told once, for LangChain's events add up none."""
+        counted, self._counted = self._counted, (prompt_tokens, completion_tokens)
+        return _usage(prompt_tokens - counted[0], completion_tokens - counted[1], cached_tokens, reasoning_tokens)
 
     def _block(self, piece: ReplyPiece) -> dict[str, Any]:
         """A piece as one of LangChain's standard blocks."""
