@@ -27,7 +27,7 @@ from langchain_specdec.chat.schemas import as_tool
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import MAX_REASONING_TOKENS, REASONING_OPTIONS, STOP_IN_REASONING
+from langchain_specdec.chat.thinking import REASONING_OPTIONS
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
@@ -124,11 +124,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template."""
-    reasoning: bool | str | None = None
-    """Whether the model thinks before it answers (True, False), or how much (`"low"`, ...), where its template knows
-    that. None is the template's default."""
-    max_reasoning_tokens: int | None = Field(default=None, description=MAX_REASONING_TOKENS.help)
-    stop_in_reasoning: bool | None = Field(default=False, description=STOP_IN_REASONING.help)
+    reasoning: bool | str | None = Field(default=None, description=REASONING_OPTIONS["reasoning"].help)
+    max_reasoning_tokens: int | None = Field(default=None, description=REASONING_OPTIONS["max_reasoning_tokens"].help)
+    stop_in_reasoning: bool | None = Field(default=False, description=REASONING_OPTIONS["stop_in_reasoning"].help)
 
     _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
     # The first time a template is compiled, which takes longer than all else.

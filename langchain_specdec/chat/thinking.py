@@ -11,21 +11,27 @@ from langchain_specdec.chat.reasoning import ThoughtFamily
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.options import Option
+from langchain_specdec.options import option_field, options_of
 
-MAX_REASONING_TOKENS = Option(
-    None,
-    "Most tokens of a thought; it is ended then. Where a form of the answer follows, half of `max_new_tokens` unless "
-    "it is given.",
-    int,
-    0,
-    2**31,
-    range="a whole number from 0, or None",
-    unset="see there",
-)
-STOP_IN_REASONING = Option(False, "Whether stop strings end a thought, too; otherwise they count in the answer.", bool)
-REASONING_OPTIONS = ("reasoning", "max_reasoning_tokens", "stop_in_reasoning")
-"""Options of thinking: each is a field of the chat model, and can be given per call."""
+
+@dataclass(frozen=True)
+class ReasoningOptions:
+    """Options of thinking: each is a field of the chat model, and can be given per call."""
+
+    # fmt: off
+    reasoning: bool | str | None = option_field(
+        None, "Whether the model thinks before it answers, or how much, by the variables of its chat template.",
+        range="`True`, `False`, or an effort that its template knows, such as `\"low\"`", unset="the template's")
+    max_reasoning_tokens: int | None = option_field(
+        None, "Most tokens of a thought, which is ended then; the answer has what `max_new_tokens` leaves.",
+        int, 0, 2**31, range="a whole number from 0, or None",
+        unset="half of `max_new_tokens` before an answer of a given form, else without limit")
+    stop_in_reasoning: bool = option_field(
+        False, "Whether stop strings are looked for in thoughts, too, and not in the answer only.", bool)
+    # fmt: on
+
+
+REASONING_OPTIONS = options_of(ReasoningOptions)
 
 
 @dataclass(frozen=True)
@@ -127,14 +133,13 @@ class Thinking:
 
 
 def check_reasoning_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is no value of `max_reasoning_tokens` or `stop_in_reasoning`.
+    """Refuse what none of them may be. What a template knows of efforts is asked later.
 
     Raises:
-        InvalidParameterError: It is none.
+        InvalidParameterError: A value is not allowed.
     """
-    MAX_REASONING_TOKENS.check("max_reasoning_tokens", options["max_reasoning_tokens"])
-    if options["stop_in_reasoning"] is not None:
-        STOP_IN_REASONING.check("stop_in_reasoning", options["stop_in_reasoning"])
+    for name, option in REASONING_OPTIONS.items():
+        option.check(name, option.or_default(options[name]))
 
 
 def _without(template: ChatTemplate, backend: Backend) -> ChatTemplate:

@@ -173,7 +173,7 @@ def test_no_reply_raises(seed: int) -> None:
         "th",
     ]
     tokens = [Token(n, rng.choice(scraps)[: rng.choice([1, 3, 99])], False) for n in range(rng.randrange(14))]
-    reason = rng.choice(["eos_token", "length", "stop_sequence"])
+    reason: Any = rng.choice(["eos_token", "length", "stop_sequence"])
     how = Thoughts(("<think>",), "</think>", is_open=rng.random() < 0.5)
 
     def events(width: int) -> list[Any]:
@@ -311,12 +311,13 @@ def tiny_backend(template: str, **options: Any) -> LocalBackend:
 @pytest.mark.parametrize("template", [QWEN3, QWEN35, GEMMA4, MINISTRAL])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_forms_hold_after_thoughts_of_a_real_model(template: str, temperature: float) -> None:
-    sampling = {"temperature": temperature, "seed": 3, "max_tokens": 120, "max_reasoning_tokens": 30}
+    sampling: dict[str, Any] = {"temperature": temperature, "seed": 3, "max_tokens": 120, "max_reasoning_tokens": 30}
     answers = []
+    options: dict[str, Any]
     for options in ({"drafter": "none"}, {"max_tree_nodes": 8}):
         with lasting(tiny_backend(template, **options)) as backend:
             model = ChatSpeculative(backend=backend, **sampling)
-            on = {} if template is MINISTRAL else {"reasoning": True}
+            on: dict[str, Any] = {} if template is MINISTRAL else {"reasoning": True}
             answer: Any = model.with_structured_output(Sky, include_raw=True, **on).invoke("x")
             called: Any = model.bind_tools([weather], tool_choice="any", **on).invoke("x")
             answers.append((answer["parsed"], answer["raw"].usage_metadata, called.text, called.tool_calls[0]["args"]))
