@@ -123,4 +123,8 @@ class CallsFirst:
             return []
         undecided, self._undecided = self._undecided, None
         self._is_text = isinstance(pieces[0], str)
-        return [undecided] if self._is_text else pieces
+        if not self._is_text:
+            return pieces
+        # What some families write before an answer is no part of it.
+        begin = getattr(self._parser, "answer_begin", "")
+        return [undecided.rpartition(begin)[2] if begin else undecided]

@@ -38,7 +38,7 @@ class TestChatStandard(StandardGeneration, ChatModelIntegrationTests):
     """What generates."""
 
 
-# A model that was not trained to think does so all the same, for as long as it may.
+# A model that was not trained to think does so all the same, for as long as it may, which is not long.
 _THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -51,7 +51,7 @@ class TestThinkingStandard(StandardGeneration, ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"backend": TestChatStandard.shared, "chat_template": _THINKING, "max_reasoning_tokens": 12}
+        return {"backend": TestChatStandard.shared, "chat_template": _THINKING, "max_reasoning_tokens": 2}
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
@@ -66,6 +66,6 @@ class TestThinkingStandard(StandardGeneration, ChatModelIntegrationTests):
         model = self.chat_model_class(**self.chat_model_params, max_tokens=48)
         question = "What is the capital of France?"
         answer: Any = reduce(add, model.stream(question)) if stream else model.invoke(question)
-        assert answer.usage_metadata["output_token_details"]["reasoning"] >= 12
+        assert answer.usage_metadata["output_token_details"]["reasoning"] >= 2
         assert answer.content_blocks[0]["type"] == "reasoning"
         return cast("AIMessage", answer)
