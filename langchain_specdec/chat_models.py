@@ -27,7 +27,7 @@ from langchain_specdec.chat.schemas import as_tool
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import REASONING_OPTIONS
+from langchain_specdec.chat.thinking import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
@@ -82,7 +82,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     Thinking:
         ```python
-        model.invoke("Is 91 prime?", reasoning=True).additional_kwargs["reasoning_content"]
+        model.invoke("Is 91 prime?", reasoning=False)  # True, or an effort, where the model's template knows that
         ```
         What a model thinks is told apart from its answer, whole and in streams, as `reasoning` blocks of
         `content_blocks`; `usage_metadata["output_token_details"]["reasoning"]` counts its tokens. An answer of a given
@@ -152,9 +152,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     def _check_made(self) -> None:
         checked_timeout(self.timeout)
+        check_reasoning_options(vars(self))
         # The template is made at once, so that a model without one is refused before it is used.
         if not self._must_ask:
-            self._template_of(self._known_tokenizer)
+            self._template_of(self._known_tokenizer).check_reasoning(self.reasoning)
 
     @property
     def _known_tokenizer(self) -> Any:

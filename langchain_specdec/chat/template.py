@@ -179,6 +179,11 @@ class ChatTemplate:
 
         return ReasoningControl.of(source, render)
 
+    def check_reasoning(self, reasoning: object) -> None:
+        """Raise what `with_reasoning` would."""
+        if reasoning is not None:
+            self.reasoning.variables(reasoning, self._model_name)
+
     def with_reasoning(self, reasoning: object) -> ChatTemplate:
         """The same where the model thinks, or does not, as `ChatSpeculative.reasoning` has it.
 

@@ -93,6 +93,9 @@ def test_what_a_template_does_not_know_is_refused(template: str, reasoning: Any,
     with pytest.raises(InvalidParameterError, match=words):
         model.model_copy(update={"reasoning": reasoning}).invoke("x")
     assert not scripted_backend(model).requests
+    if not isinstance(reasoning, int) or isinstance(reasoning, bool):
+        with pytest.raises(InvalidParameterError, match=words):
+            thinking("Yes.", template=template, reasoning=reasoning)
 
 
 def test_a_model_that_cannot_think_may_be_told_not_to() -> None:
