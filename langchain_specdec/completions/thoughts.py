@@ -157,7 +157,9 @@ class ThoughtSplitter:
         # Whether nothing but white space has come since the last mark, or since the beginning.
         self._is_fresh = True
         self._has_thought = False
+        # Whether a thought begins anew, and whether any has been read.
         self._is_new = True
+        self._has_read = False
 
     @property
     def is_thinking(self) -> bool:
@@ -192,8 +194,8 @@ class ThoughtSplitter:
         stripped = text.rstrip()
         self._space = text[len(stripped) :]
         if stripped:
-            separator = "\n\n" if self._is_new and self._num_read else ""
-            self._num_read, self._is_new, self._is_fresh = self._num_read + 1, False, False
+            separator = "\n\n" if self._is_new and self._has_read else ""
+            self._has_read, self._is_new, self._is_fresh = True, False, False
             yield Reasoning(stripped, separator)
         elif self._is_fresh:
             self._space = ""
@@ -207,8 +209,6 @@ class ThoughtSplitter:
                 return
             self._is_fresh = False
         yield text
-
-    _num_read = 0
 
 
 class StopsOfAnswer:

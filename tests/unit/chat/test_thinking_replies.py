@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.tool_calls import HermesParser
+from langchain_specdec.cli.generate import _in_chat_format
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.engine.step_cost import StepCost
@@ -290,6 +291,13 @@ def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> 
         model = ChatSpeculative(backend=Remote(template))
         with pytest.raises(InvalidParameterError, match=words):
             model.bind(response_format={"type": "json_object"}, **options).invoke("x")
+
+
+def test_the_command_line_has_an_answer_of_a_given_form_begin_at_once() -> None:
+    backend: Any = scripted_backend(thinking("x"))
+    for grammar, end in ((None, "<think>\n"), (Grammar(regex="yes"), "</think>\n\n")):
+        ids: Any = _in_chat_format("x", None, backend, None, SamplingParams(grammar=grammar))
+        assert backend.tokenizer.decode(ids).endswith(end)
 
 
 # -- a real model, whose thoughts are random
