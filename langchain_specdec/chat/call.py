@@ -157,9 +157,10 @@ def render(
     thinking = Thinking.of(options, template, backend, has_form=has_form)
     rendered = thinking.template.prompt(rows, tools, goes_on=goes_on)
     thoughts = thinking.thoughts(rendered.rendered, goes_on_from=rows[-1]["content"] if goes_on else None)
-    begin, thoughts = thinking.first(
-        thoughts, rendered.rendered, _form_begin(form, template) if has_form else None, params.max_new_tokens
-    )
+    form_begin = _form_begin(form, template) if has_form else None
+    begin, thoughts = thinking.first(thoughts, rendered.rendered, form_begin, params.max_new_tokens, goes_on=goes_on)
+    if goes_on and params.grammar is not None:
+        thoughts = None  # what a grammar of one's own allows may hold marks
     if backend.takes_token_ids:
         prompt: str | list[int] = rendered.token_ids(begin, backend.max_length)
     else:

@@ -102,7 +102,7 @@ class Thinking:
         return Thoughts(family.begins, family.end, family.strays, is_open, has_stops=self.has_stops)
 
     def first(
-        self, thoughts: Thoughts | None, prompt: str, begin: str | None, max_new_tokens: int
+        self, thoughts: Thoughts | None, prompt: str, begin: str | None, max_new_tokens: int, *, goes_on: bool
     ) -> tuple[str, Thoughts | None]:
         """The same where the model is to think first, and what has to stand at the end of the prompt for that.
 
@@ -111,6 +111,7 @@ class Thinking:
             prompt: The prompt.
             begin: What stands before the text of a grammar; None where the answer is free.
             max_new_tokens: Most tokens of the reply.
+            goes_on: Whether the reply goes on with a text, before which no thought can be begun.
 
         Returns:
             What goes to the end of the prompt, and how thoughts stand in the reply; None where it has none.
@@ -119,7 +120,7 @@ class Thinking:
         is_thinking = family is not None and thoughts is not None and (self.is_on or thoughts.is_open)
         if family is None or thoughts is None or not is_thinking or family.is_closed(prompt):
             return begin or "", thoughts if begin is None else None
-        if begin is None and self.max_tokens is None:
+        if begin is None and (self.max_tokens is None or (goes_on and not thoughts.is_open)):
             return "", thoughts
         limited = replace(
             thoughts,

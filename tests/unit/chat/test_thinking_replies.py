@@ -265,6 +265,18 @@ def test_thoughts_are_limited_where_asked_for() -> None:
     assert scripted_backend(model).prompt.endswith("</think>\n\n")
 
 
+def test_no_thought_is_begun_in_an_answer_that_goes_on() -> None:
+    model = thinking("</think>\n\nBlue.", "Blue.", template=QWEN3, max_reasoning_tokens=20)
+    begun = [("human", "x"), ("ai", "<think>Hm.")]
+    answer = model.invoke(begun, continue_final_message=True)
+    assert (answer.text, limits(model).is_open, limits(model).max_tokens) == ("Blue.", True, 20)
+    answer = model.invoke([("human", "x"), ("ai", "It is")], continue_final_message=True)
+    assert (answer.text, limits(model).is_open, limits(model).max_tokens) == ("Blue.", False, None)
+    assert scripted_backend(model).prompt.endswith("It is")
+    model.invoke([("human", "x"), ("ai", "It is")], continue_final_message=True, grammar=Grammar(regex="a"))
+    assert scripted_backend(model).requests[-1].thoughts is None
+
+
 class Remote(EchoBackend):
     """A backend whose grammars hold a text from its beginning, as a server's."""
 
