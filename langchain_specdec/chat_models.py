@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,17 +20,18 @@ from pydantic import Field, PrivateAttr, SecretStr
 from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import SHORT_TEXT
-from langchain_specdec.chat.answer_parsers import parser_of_calls, parser_of_json, with_raw
 from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
-from langchain_specdec.chat.schemas import as_tool, is_response, named_schema
+from langchain_specdec.chat.schemas import as_tool, is_response
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
+from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.thinking import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, SpecDecError
 from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, runs_of
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -78,6 +80,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         The answer is decoded under a grammar, so that it fits; one of a server that does not is an error, never data.
         Beside tools, `response_format` leaves the model the choice: a call, or the object.
 
+    Thinking:
+        ```python
+        model.invoke("Is 91 prime?", reasoning=False)  # True, or an effort, where the model's template knows that
+        ```
+        What a model thinks is told apart from its answer, whole and in streams, as `reasoning` blocks of
+        `content_blocks`; `usage_metadata["output_token_details"]["reasoning"]` counts its tokens. An answer of a given
+        form comes after the thought.
+
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
     arrives in a message is read as plain text. An answer is a new turn, also where the last message is the assistant's;
     `continue_final_message=True` in a call goes on with that one instead.
@@ -113,7 +123,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Further variables of the template, such as `enable_thinking`."""
+    """Further variables of the template."""
+    reasoning: bool | str | None = Field(default=None, description=REASONING_OPTIONS["reasoning"].help)
+    max_reasoning_tokens: int | None = Field(default=None, description=REASONING_OPTIONS["max_reasoning_tokens"].help)
+    stop_in_reasoning: bool | None = Field(default=False, description=REASONING_OPTIONS["stop_in_reasoning"].help)
 
     _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
     # The first time a template is compiled, which takes longer than all else.
@@ -139,9 +152,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     def _check_made(self) -> None:
         checked_timeout(self.timeout)
+        check_reasoning_options(vars(self))
         # The template is made at once, so that a model without one is refused before it is used.
         if not self._must_ask:
-            self._template_of(self._known_tokenizer)
+            self._template_of(self._known_tokenizer).check_reasoning(self.reasoning)
 
     @property
     def _known_tokenizer(self) -> Any:
@@ -188,11 +202,17 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         # No answer in a cache may match before the template is known.
         unknown = f"not known yet ({uuid.uuid4()})"
         identity = unknown if self._must_ask else self._template_of(self._known_tokenizer).identity
-        return {**self._text_identity(), "chat_template": identity}
+        thinking = {name: getattr(self, name) for name in REASONING_OPTIONS}
+        return {**self._text_identity(), **thinking, "chat_template": identity}
 
     def _resolve_model_profile(self) -> ModelProfile:
         given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}  # None is the default
-        return profile_of(self.backend, SamplingParams(**given).max_new_tokens)
+        reasoning = None
+        if not self._must_ask:
+            # A model without a template is refused by a better message.
+            with contextlib.suppress(SpecDecError):
+                reasoning = self._template_of(self._known_tokenizer).reasoning
+        return profile_of(self.backend, SamplingParams(**given).max_new_tokens, reasoning)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values of fields. Its profile follows from them, unless one was given."""
@@ -206,7 +226,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         """Tokens of the prompt that `invoke` would make of this, with these tools; 0 without messages."""
         given: Any = list(messages) if isinstance(messages, Iterator) else messages
         rows = to_template_messages(self._convert_input(given).to_messages())
-        return len(self._template.token_ids(rows, [as_tool(tool) for tool in tools or ()])) if rows else 0
+        return (
+            len(self._template.with_reasoning(self.reasoning).token_ids(rows, [as_tool(tool) for tool in tools or ()]))
+            if rows
+            else 0
+        )
 
     def bind_tools(
         self,
@@ -274,35 +298,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             InvalidParameterError: There is no such method, or it does not go with `tools`, or `schema` has no JSON
                 schema. One that cannot be held is refused in a call, before decoding.
         """
-        if method not in ("json_schema", "function_calling", "json_mode"):
-            msg = f"method must be 'json_schema', 'function_calling' or 'json_mode', got {method!r}."
-            raise InvalidParameterError(msg)
-        tools = kwargs.pop("tools", None)
-        if tools and (method == "function_calling" or not include_raw):
-            msg = (
-                "tools beside a schema need include_raw=True, because the answer may be a call of one of them, and "
-                "another method than 'function_calling', which has the schema called. Change that, or leave tools out."
-            )
-            raise InvalidParameterError(msg)
-        described = named_schema(schema)
-        form = described.as_response_format(strict)
-        # LangChain converts it once more for traces, and cannot do so with all that is taken here.
-        traced: dict[str, Any] = {"kwargs": {"method": method}, "schema": form["json_schema"]["schema"]}
-        if strict is not None:
-            traced["kwargs"]["strict"] = strict
-        if include_raw:
-            kwargs["keep_malformed"] = True
-        parser = parser_of_json(schema)
-        if method == "function_calling":
-            kwargs["whole_schema"] = True
-            tool = described.wrapped().as_tool(strict)
-            llm = self.bind_tools([tool], tool_choice=described.name, ls_structured_output_format=traced, **kwargs)
-            parser = parser_of_calls(schema, described)
-        else:
-            response_format = form if method == "json_schema" else {"type": "json_object"}
-            kwargs |= {"response_format": response_format, "ls_structured_output_format": traced}
-            llm = self.bind_tools(tools, strict=strict, **kwargs) if tools else self.bind(**kwargs)
-        return with_raw(llm, parser) if include_raw else llm | parser
+        return structured(self, schema, method, include_raw=include_raw, strict=strict, kwargs=kwargs)
 
     def batch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
@@ -344,7 +340,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> AskedCall:
         """What can be refused before a server is asked for its model."""
         named = self._named(kwargs, PARAMETERS | CALL_OPTIONS)
-        options = {name: named.pop(name, None) for name in CALL_OPTIONS}
+        fields = {name: getattr(self, name) for name in REASONING_OPTIONS}
+        options = {name: named.pop(name, fields.get(name)) for name in CALL_OPTIONS}
         seconds = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         limit = TimeLimit(seconds, time.monotonic())
         params = self._sampling_params(stop, named)

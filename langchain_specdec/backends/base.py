@@ -32,6 +32,8 @@ class Backend(ABC):
     """Whether a grammar may be a `CallGrammar`, which is neither one schema nor a regular expression."""
     takes_logprob_token_ids: bool = False
     """Whether a request may name tokens whose log probabilities it is told, however improbable they are."""
+    takes_thoughts: bool = False
+    """Whether a thought may be limited, and come before the text of a grammar."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
     is_remote: bool = False

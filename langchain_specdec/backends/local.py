@@ -73,6 +73,7 @@ class LocalBackend(Backend):
     takes_token_ids = True
     takes_calls_or_object = True
     takes_logprob_token_ids = True
+    takes_thoughts = True
 
     @spelled_out(LocalOptions)
     def __init__(
@@ -234,17 +235,7 @@ class LocalBackend(Backend):
             EngineClosedError: The backend was closed.
         """
         return self.engine.submit_all(
-            [
-                (
-                    self._encode(r.prompt),
-                    self._params_of(r),
-                    r.continues_prompt,
-                    r.shown_specials,
-                    r.make_end_check,
-                    r.logprob_token_ids,
-                )
-                for r in requests
-            ]
+            [replace(r, prompt=self._encode(r.prompt), params=self._params_of(r)) for r in requests]
         )
 
     def token_ids(self, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from langchain_specdec.bench.contestant import Prompt, RunResult, StepCounts
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -84,7 +85,7 @@ class EngineContestant:
     def _decode(self, rows: Sequence[Sequence[int]], params: SamplingParams) -> RunResult:
         before = self._engine.num_prefill_tokens
         started = time.perf_counter()
-        streams = self._engine.submit_all([(row, params) for row in rows])
+        streams = self._engine.submit_all([CompletionRequest(row, params) for row in rows])
         try:
             first = next(streams[0])
             first_seconds = time.perf_counter() - started
@@ -116,7 +117,7 @@ class EngineContestant:
         token = next(t for t in range(self._engine.runner.vocab_size) if t not in used)
         params = SamplingParams(max_new_tokens=1)
         # All at once, so that they have to take all the slots there are.
-        streams = self._engine.submit_all([([token], params)] * self.num_slots)
+        streams = self._engine.submit_all([CompletionRequest([token], params)] * self.num_slots)
         for stream in streams:
             with closing(stream):
                 _read(stream)

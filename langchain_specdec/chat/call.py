@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.chat.answer_reader import AnswerReader
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import continues_message
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.tool_calls import ToolCallParser, writing_parser
+from langchain_specdec.chat.thinking import REASONING_OPTIONS, Thinking, check_reasoning_options
+from langchain_specdec.chat.tool_calls import writing_parser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import TimeLimit
 from langchain_specdec.errors import InvalidParameterError
@@ -32,6 +34,7 @@ CALL_OPTIONS = frozenset(
         "timeout",
         "stream",
         "continue_final_message",
+        *REASONING_OPTIONS,
     }
 )
 """What a call may be given beside sampling parameters."""
@@ -43,8 +46,8 @@ class AskedCall(NamedTuple):
     Attributes:
         rows: Messages, as templates take them.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema` and
-            `continue_final_message`.
+        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema`,
+            `continue_final_message`, and how to think.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
         form: The form asked for by `response_format`.
@@ -81,6 +84,7 @@ class AskedCall(NamedTuple):
             InvalidParameterError: It is such a call.
         """
         check_parallel_tool_calls(self.options["parallel_tool_calls"])
+        check_reasoning_options(self.options)
         if self.forced is not None and self.form is not None:
             msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
             raise InvalidParameterError(msg)
@@ -156,31 +160,47 @@ def render(
     if form is not None:
         params = replace(params, grammar=form.grammar)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-    parser = reads(schemas) if asked.may_call else None
+    # Some families write marks around a text that is no call, too.
+    parser = reads(schemas) if asked.may_call or _answer_begin(template) else None
     if parser is not None and asked.takes_one_call:
         parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
-    begin = form.begin if form is not None else ""
+    has_form = params.grammar is not None and not goes_on
+    thinking = Thinking.of(options, template, backend, has_form=has_form)
+    rendered = thinking.template.prompt(rows, tools, goes_on=goes_on)
+    thoughts = thinking.thoughts(rendered.rendered, goes_on_from=rows[-1]["content"] if goes_on else None)
+    form_begin = _form_begin(form, template) if has_form else None
+    begin, thoughts = thinking.first(thoughts, rendered.rendered, form_begin, params.max_new_tokens, goes_on=goes_on)
+    if goes_on and params.grammar is not None:
+        thoughts = None  # what a grammar of one's own allows may hold marks
     if backend.takes_token_ids:
-        prompt: str | list[int] = template.token_ids(rows, tools, begin, backend.max_length, goes_on=goes_on)
+        prompt: str | list[int] = rendered.token_ids(begin, backend.max_length)
     else:
-        prompt = template.text(rows, tools, begin, goes_on=goes_on)
+        prompt = rendered.text(begin)
+    marks = template.mark_texts if parser else {}
+    if thoughts is not None:
+        # What is no mark, and no parser reads, is no text either.
+        strays = (
+            () if _answer_begin(template) else tuple(t for i, t in template.thought_texts.items() if i not in marks)
+        )
+        thoughts = replace(thoughts, strays=(*thoughts.strays, *strays))
+        marks = template.thought_texts | marks
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
-    how = {
+    how: dict[str, Any] = {
         "must_call": asked.forced is not None,
         "keeps_malformed": bool(options["keep_malformed"]),
         "has_blocks": has_blocks,
+        "thoughts": thoughts,
     }
     num_prompt = 0 if isinstance(prompt, str) else len(prompt)
     reader = ReplyReader(lambda: backend.model_name, in_order, form, params, prompt_tokens=num_prompt, **how)
     # Of a grammar's text, and of a text that is gone on with, no space may be left out.
     continues_prompt = bool(begin) or goes_on or params.grammar is not None
-    marks = template.mark_texts if parser else {}
     # What looks like a call all the same, as in families without a token that begins one, is text.
-    banned = template.call_tokens if tools and not parser else ()
+    banned = template.call_tokens if tools and not asked.may_call else ()
     # A forced call ends by its grammar.
     has_end = in_order is not None and asked.takes_one_call and asked.forced is None
-    make_end_check = _make_end_check(in_order) if has_end else None
+    make_end_check = _make_end_check(AnswerReader(in_order, thoughts)) if has_end else None
     request = CompletionRequest(
         prompt,
         params,
@@ -189,20 +209,33 @@ def render(
         template_of=template_of,
         banned=banned,
         make_end_check=make_end_check,
+        thoughts=thoughts,
     )
     return ReadyCall(request, reader, asked.limit)
 
 
-def _make_end_check(parser: ToolCallParser | CallsFirst | None) -> Callable[[], Callable[[str], bool]]:
+def _answer_begin(template: ChatTemplate) -> str:
+    """What a model of the template writes before an answer that is no call."""
+    return str(getattr(template.parser, "answer_begin", ""))
+
+
+def _form_begin(form: OutputForm | None, template: ChatTemplate) -> str:
+    """What stands before the text of a grammar."""
+    if isinstance(form, CallsOrObjectForm):
+        return form.begin  # its grammar has the rest
+    return (form.begin if form is not None else "") or _answer_begin(template)
+
+
+def _make_end_check(reader: AnswerReader) -> Callable[[], Callable[[str], bool]]:
     """Makes what tells whether a text has come to the end of its first call."""
 
     def make() -> Callable[[str], bool]:
-        # The reader of the answer feeds the parser itself, in another thread.
-        own: Any = deepcopy(parser)
+        # The reader of the answer feeds its parser itself, in another thread.
+        own = deepcopy(reader)
 
         def is_at_end(text: str) -> bool:
             own.feed(text)
-            return bool(own.is_done)
+            return own.is_done
 
         return is_at_end
 

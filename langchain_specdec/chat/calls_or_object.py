@@ -104,6 +104,11 @@ class CallsFirst:
         """Whether the one call that was expected has come."""
         return self._parser.is_done and not self._is_text
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun in the text so far."""
+        return self._parser.is_in_call and not self._is_text
+
     def feed(self, text: str) -> list[Piece]:
         """Take more text; the pieces that it completes."""
         if self._is_text:
@@ -122,4 +127,8 @@ class CallsFirst:
             return []
         undecided, self._undecided = self._undecided, None
         self._is_text = isinstance(pieces[0], str)
-        return [undecided] if self._is_text else pieces
+        if not self._is_text:
+            return pieces
+        # What some families write before an answer is no part of it.
+        begin = getattr(self._parser, "answer_begin", "")
+        return [undecided.rpartition(begin)[2] if begin else undecided]

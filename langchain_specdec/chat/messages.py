@@ -58,6 +58,8 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
         # A broken call is text that the model wrote.
         content += "".join(call["args"] or "" for call in message.invalid_tool_calls)
         converted: Message = {"role": "assistant", "content": content}
+        if thought := thought_of(message):
+            converted["reasoning_content"] = thought
         if calls := _calls(message):
             converted["tool_calls"] = [
                 {
@@ -81,6 +83,16 @@ def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message
             return {"role": name, "content": content, **({"name": message.name} if message.name else {})}
     msg = f"Messages of type {type(message).__name__} cannot be sent to a model."
     raise InvalidParameterError(msg)
+
+
+def thought_of(message: AIMessage) -> str:
+    """What a model thought before its answer, also one of another provider; "" where it is not told."""
+    own = message.additional_kwargs.get("reasoning_content")
+    if isinstance(own, str):
+        return own
+    blocks = [block for block in message.content if isinstance(block, Mapping)]
+    thoughts = [block.get(block["type"]) for block in blocks if block.get("type") in ("reasoning", "thinking")]
+    return "\n\n".join(thought for thought in thoughts if isinstance(thought, str) and thought)
 
 
 def _calls(message: AIMessage) -> Sequence[Mapping[str, Any]]:

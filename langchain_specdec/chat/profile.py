@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.chat.reasoning import ReasoningControl
 
 if TYPE_CHECKING:
     from langchain_core.language_models.model_profile import ModelProfile
 
 
-def profile_of(backend: Backend, max_new_tokens: int) -> ModelProfile:
+def profile_of(backend: Backend, max_new_tokens: int, reasoning: ReasoningControl | None) -> ModelProfile:
     """The profile of a chat model. A server's has no name: it is not asked for it before the first call.
 
     `max_input_tokens` are those of a prompt, tools included, that leaves room for an answer of `max_new_tokens`, since
@@ -19,6 +20,7 @@ def profile_of(backend: Backend, max_new_tokens: int) -> ModelProfile:
     Args:
         backend: Where the model runs.
         max_new_tokens: Most tokens of an answer, as the chat model is set.
+        reasoning: What the model's template knows of thinking; None where it is not known yet.
     """
     profile: ModelProfile = {
         "text_inputs": True,
@@ -33,6 +35,12 @@ def profile_of(backend: Backend, max_new_tokens: int) -> ModelProfile:
         "temperature": True,
         "open_weights": True,
     }
+    if reasoning is not None:
+        profile["reasoning_output"] = reasoning.can_think
+        if reasoning.levels:
+            profile["reasoning_effort_levels"] = list(reasoning.levels)
+        if reasoning.default_level:
+            profile["reasoning_effort_default"] = reasoning.default_level
     if not backend.is_remote:
         profile["name"] = backend.model_name
     if (limit := backend.max_length) is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import Self
 
 from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked
+from langchain_specdec.chat.reasoning import ReasoningControl, with_thoughts
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
 from langchain_specdec.chat.tool_prompt import with_generic_tools
@@ -52,6 +54,28 @@ _TEXT_APART: list[Message] = [
 ]
 
 
+class Prompt(NamedTuple):
+    """A rendered prompt.
+
+    Attributes:
+        rendered: Its text, sealed.
+        sealed: What was sealed in it.
+        encoder: Encodes it.
+    """
+
+    rendered: str
+    sealed: Sealed
+    encoder: ProtectedEncoder
+
+    def token_ids(self, begin: str = "", limit: int | None = None) -> list[int]:
+        """Its tokens, see `ChatTemplate.token_ids`."""
+        return self.encoder.encode(self.rendered + begin, self.sealed, limit)
+
+    def text(self, begin: str = "") -> str:
+        """Itself for a server that takes text; what looks like a special token is broken by a zero-width space."""
+        return self.encoder.as_text(self.rendered + begin, self.sealed)
+
+
 class ChatTemplate:
     """Renders messages by a model's own template, with their texts as data.
 
@@ -59,7 +83,8 @@ class ChatTemplate:
     first), or leaves one out, gets them with neighbours of one role joined and system messages in front; where it
     knows no system messages, their text goes before the first user message; where a question or an answer has to stand
     between two others, or before the first, an empty one does. Several calls of one message become one message a call,
-    each followed by its own result, and calls and results plain text, where nothing else is shown whole.
+    each followed by its own result, and calls and results plain text, where nothing else is shown whole. Thoughts of
+    earlier answers are given to it in the fields that it reads, and left out where it refuses them.
 
     Args:
         tokenizer: The model's tokenizer, or the private copy that its backend works with.
@@ -100,6 +125,8 @@ class ChatTemplate:
             raise InvalidParameterError(msg)
         self._model_name = model_name
         self._options = dict(options or {})
+        # The same with other variables for thinking.
+        self._variants: dict[str, ChatTemplate] = {}
         # The template in use without tools, and with tools; empty where there is none.
         self._sources = tuple(_source(tokenizer, template, has_tools=has_tools) for has_tools in (False, True))
         if not any(self._sources):
@@ -144,6 +171,42 @@ class ChatTemplate:
         return parser_class(self._sources[True], shows_tools=self.shows_tools, response_template=described)
 
     @cached_property
+    def reasoning(self) -> ReasoningControl:
+        """What the template knows of thinking. Found by trying."""
+        source = self._sources[False] or self._sources[True]
+
+        def render(variables: Mapping[str, Any]) -> str:
+            return self._with(variables)._try([{"role": "user", "content": "x"}], [], source)[0]
+
+        return ReasoningControl.of(source, render)
+
+    def check_reasoning(self, reasoning: object) -> None:
+        """Raise what `with_reasoning` would."""
+        if reasoning is not None:
+            self.reasoning.variables(reasoning, self._model_name)
+
+    def with_reasoning(self, reasoning: object) -> ChatTemplate:
+        """The same where the model thinks, or does not, as `ChatSpeculative.reasoning` has it.
+
+        Raises:
+            InvalidParameterError: The template knows no such thing.
+        """
+        variables = self.reasoning.variables(reasoning, self._model_name)
+        if not variables:
+            return self
+        key = repr(sorted(variables.items()))
+        if key not in self._variants:
+            self._variants[key] = self._with(variables)
+        return self._variants[key]
+
+    def _with(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The same with further variables."""
+        self.encoder  # noqa: B018 - shared
+        variant = copy.copy(self)
+        variant._options, variant._variants = {**self._options, **variables}, {}
+        return variant
+
+    @cached_property
     def encoder(self) -> ProtectedEncoder:
         """Encodes what is rendered."""
         return ProtectedEncoder(self._private, "\n".join(self._sources))
@@ -152,6 +215,13 @@ class ChatTemplate:
     def mark_texts(self) -> dict[int, str]:
         """Special tokens that mark tool calls, by id, with their texts, which an answer has to show."""
         return {index: text for index, text in self._private.special_texts.items() if self.parser.is_mark(text)}
+
+    @cached_property
+    def thought_texts(self) -> dict[int, str]:
+        """The same for thoughts."""
+        family = self.reasoning.family
+        marks = family.marks if family is not None else ()
+        return {index: text for index, text in self._private.special_texts.items() if any(text in m for m in marks)}
 
     @property
     def call_tokens(self) -> list[int]:
@@ -182,8 +252,7 @@ class ChatTemplate:
             InvalidParameterError: The template cannot render them.
             PromptTooLongError: There are far more than `limit` tokens.
         """
-        rendered, sealed = self._render(messages, tools, goes_on=goes_on)
-        return self.encoder.encode(rendered + begin, sealed, limit)
+        return self.prompt(messages, tools, goes_on=goes_on).token_ids(begin, limit)
 
     def text(
         self,
@@ -193,18 +262,18 @@ class ChatTemplate:
         *,
         goes_on: bool = False,
     ) -> str:
-        """The prompt for a server that takes text; what looks like a special token is broken by a zero-width space."""
-        rendered, sealed = self._render(messages, tools, goes_on=goes_on)
-        return self.encoder.as_text(rendered + begin, sealed)
+        """The prompt for a server that takes text, see `Prompt.text`."""
+        return self.prompt(messages, tools, goes_on=goes_on).text(begin)
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, goes_on: bool
-    ) -> tuple[str, Sealed]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, goes_on: bool = False
+    ) -> Prompt:
+        """The prompt, up to where the assistant's answer begins, or goes on. See `token_ids`."""
         if not messages:
             msg = "There are no messages. Give at least one."
             raise InvalidParameterError(msg)
         try:
-            return self._rendered(messages, tools, goes_on=goes_on)
+            return Prompt(*self._rendered(messages, tools, goes_on=goes_on), self.encoder)
         except RecursionError as error:
             msg = "A message or a tool is nested too deeply to be written into a prompt. Give it with fewer levels."
             raise InvalidParameterError(msg) from error
@@ -218,9 +287,13 @@ class ChatTemplate:
         sealed = self.encoder.seal(messages, tools)
         shown = sealed.seal(list(tools))
         reason = ""
-        # Calls and results become plain messages where the template cannot show them.
-        for as_plain in (False, True):
-            rows = with_generic_tools(messages, ()) if as_plain else messages
+        # Thoughts are left out where the template refuses them, and calls and results become plain messages where it
+        # cannot show them.
+        unthought = [{key: value for key, value in row.items() if key != "reasoning_content"} for row in messages]
+        ways = [messages, with_generic_tools(unthought, ())]
+        if unthought != list(messages):
+            ways.insert(1, unthought)
+        for rows in ways:
             rendered, refusal = self._arranged([self._sealed(row, sealed) for row in rows], shown, source, goes_on)
             if not refusal:
                 return rendered, sealed
@@ -268,7 +341,8 @@ class ChatTemplate:
     def _sealed(self, message: Message, sealed: Sealed) -> Message:
         data: Message = sealed.seal(message)
         if message["role"] == "assistant":
-            data["content"] = sealed.seal(message["content"], self.encoder.model_specials)
+            for key in {"content", "reasoning_content"} & message.keys():
+                data[key] = sealed.seal(message[key], self.encoder.model_specials)
         return data
 
     def _try(
@@ -277,7 +351,7 @@ class ChatTemplate:
         """What a template makes of messages and tools, and why it makes nothing of them; one of the two is empty."""
         try:
             rendered: str = self._tokenizer.apply_chat_template(
-                list(messages),
+                [with_thoughts(m, source) if "reasoning_content" in m else m for m in messages],
                 tools=list(tools) or None,
                 chat_template=source or None,
                 add_generation_prompt=not goes_on,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage
 
+from langchain_specdec.completions.events import Token
 from langchain_specdec.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -82,8 +83,13 @@ class Talk:
             raise_error = True
 
             def on_llm_new_token(self, token: Any, *, chunk: Any = None, **_: Any) -> None:
-                if tokens := getattr(chunk, "tokens", ()):
-                    view.add(tokens)
+                if thought := chunk.message.additional_kwargs.get("reasoning_content"):
+                    view.think(thought)
+                if text := chunk.message.text:
+                    tokens = chunk.tokens
+                    # Those of a step that ended a thought hold more than the answer.
+                    is_all = "".join(each.text for each in tokens) == text
+                    view.add(tokens if is_all else [Token(-1, text, drafted=False)])
 
         answer = AIMessageChunk(content="")
         stream = self.model.stream(asked, {"callbacks": [_Shown()]}, **parameters)

@@ -44,6 +44,9 @@ class PlainView:
             raise
         print(flush=True)
 
+    def think(self, text: str) -> None:
+        """A part of a thought: it is no part of the answer, and not shown."""
+
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
         self._has_begun = True
@@ -69,12 +72,14 @@ class TerminalView:
         self._drafted = "underline" if console.no_color else "green"
         self._growing = GrowingText(console)
         self._text = Text()  # of the block that grows
+        self._is_thought = False
         self._next_draw = 0.0
 
     @contextmanager
     def answer(self) -> Iterator[None]:
         """The time of one answer; what has come stays when it ends early."""
         self._text = Text()
+        self._is_thought = False
         self._next_draw = 0.0
         with self._growing.heeding_suspension():
             try:
@@ -83,10 +88,29 @@ class TerminalView:
                 self._finish_blocks()
                 self._growing.finish(self._lines_of(self._text))
 
+    def think(self, text: str) -> None:
+        """A part of a thought, which is shown dimly and apart."""
+        self._begin_part(is_thought=True)
+        self._text.append(visible(text), "dim")
+        self._draw()
+
     def add(self, tokens: Sequence[Token]) -> None:
         """The tokens of one step."""
+        self._begin_part(is_thought=False)
         for token in tokens:
             self._text.append(visible(token.text), self._drafted if token.drafted else "")
+        self._draw()
+
+    def _begin_part(self, *, is_thought: bool) -> None:
+        """Leave an empty line between a thought and the answer."""
+        if is_thought != self._is_thought:
+            if self._text.plain.strip():
+                self._finish_blocks()
+                self._growing.finish([*self._lines_of(self._text), []])
+            self._text = Text()
+            self._is_thought = is_thought
+
+    def _draw(self) -> None:
         begin = time.monotonic()
         if begin < self._next_draw:
             return
@@ -99,18 +123,23 @@ class TerminalView:
         """The figures of an answer."""
         self._console.print(Text(_figures(answer) + "\n", style="dim"))
 
+    @property
+    def _renders(self) -> bool:
+        """Whether what is written now is Markdown to be rendered."""
+        return self.shows_markdown and not self._is_thought
+
     def _finish_blocks(self) -> None:
-        if self.shows_markdown:
+        if self._renders:
             *final, last = map(Text, blocks_of(self._text.plain, is_ended=False))
         else:
             *final, last = self._text.split("\n", allow_blank=True) or [Text()]
         for block in final:
             # Markdown's blocks stand apart.
-            self._growing.finish([*self._lines_of(block), *([[]] if self.shows_markdown else [])])
+            self._growing.finish([*self._lines_of(block), *([[]] if self._renders else [])])
         self._text = last
 
     def _lines_of(self, text: Text) -> Sequence[Line]:
-        if not self.shows_markdown:
+        if not self._renders:
             return self._growing.lines_of(text)
         lines: list[Line] = []
         for block in blocks_of(text.plain, is_ended=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +47,7 @@ def generate(
     # Closed before the interpreter ends, which does not wait for the engine's thread.
     with closing(backend):
         completion = _complete(
-            backend, _in_chat_format(text, system, backend, chat), given.params, is_streaming=not as_json
+            backend, _in_chat_format(text, system, backend, chat, given.params), given.params, is_streaming=not as_json
         )
     if as_json:
         print(json_line({"model": backend.model_name, "text": completion.text, **completion.info()}))
@@ -95,13 +95,19 @@ def takes_chat(backend: LocalBackend, system: str | None, is_chat: bool | None) 
     return has_format and is_chat is not False
 
 
-def _in_chat_format(text: str, system: str | None, backend: LocalBackend, is_chat: bool | None) -> str | list[int]:
+def _in_chat_format(
+    text: str, system: str | None, backend: LocalBackend, is_chat: bool | None, params: SamplingParams
+) -> str | list[int]:
     if not takes_chat(backend, system, is_chat):
         return text
     from langchain_specdec.chat.template import ChatTemplate
 
     # As tokens, because a special token in the user's text must not become one of the format's.
     template = ChatTemplate(backend.private_tokenizer, backend.model_name)
+    if params.grammar is not None:
+        # An answer of a given form begins at once.
+        with suppress(InvalidParameterError):
+            template = template.with_reasoning(False)
     messages = [] if system is None else [{"role": "system", "content": system}]
     return template.token_ids([*messages, {"role": "user", "content": text}])
 

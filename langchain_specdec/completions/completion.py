@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_specdec.completions.events import Event, FinishEvent, Token
+from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.sampling.params import SamplingParams
 
 
@@ -29,6 +30,8 @@ class CompletionRequest:
         make_end_check: Makes what is told the text as it is released, and says whether the completion is to end there,
             as with a stop string; it may be called in any thread. None where nothing but `params` and the model ends
             it.
+        thoughts: How thoughts stand in the text; None where there are none. A grammar is that of what comes after the
+            first one, where the prompt has begun it.
     """
 
     prompt: str | Sequence[int]
@@ -39,6 +42,7 @@ class CompletionRequest:
     banned: Collection[int] = ()
     logprob_token_ids: Sequence[int] = ()
     make_end_check: Callable[[], Callable[[str], bool]] | None = None
+    thoughts: Thoughts | None = None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,9 @@ class ChatFields(LLMFields, total=False):
     timeout: float | None
     chat_template: str | None
     chat_template_kwargs: dict[str, Any] | None
+    reasoning: bool | str | None
+    max_reasoning_tokens: int | None
+    stop_in_reasoning: bool | None
     rate_limiter: BaseRateLimiter | None
     disable_streaming: bool | Literal["tool_calling"]
     output_version: str | None

@@ -11,13 +11,14 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from langchain_specdec.completions import interpreter_end
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
 from langchain_specdec.engine.prefill_pace import PrefillPace
-from langchain_specdec.engine.request import Request, Submission
+from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.request_maker import RequestMaker
 from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
@@ -104,14 +105,13 @@ class Engine:
             EngineClosedError: The engine was closed.
             UnsupportedModelError: The model was moved to another device or type.
         """
-        return self.submit_all([(prompt_ids, params)])[0]
+        return self.submit_all([CompletionRequest(prompt_ids, params)])[0]
 
-    def submit_all(self, completions: Sequence[Submission]) -> list[CompletionStream]:
+    def submit_all(self, completions: Sequence[CompletionRequest]) -> list[CompletionStream]:
         """Queue several completions. All are checked before the first starts, so a bad one costs nobody anything.
 
         Args:
-            completions: Prompt tokens and parameters of each, as in `submit`, and, where they differ from the defaults,
-                `continues_prompt`, `shown_specials`, `make_end_check` and `logprob_token_ids` of `CompletionRequest`.
+            completions: What to complete; prompts are tokens, as in `submit`.
 
         Returns:
             Their streams, in the same order. Read each to the end or close it.
@@ -120,7 +120,7 @@ class Engine:
             SpecDecError: As `submit` does, for the first that is wrong. None has started then.
         """
         self._check_process()
-        requests = [self._requests.make(*completion) for completion in completions]
+        requests = [self._requests.make(completion) for completion in completions]
         streams = [request.stream for request in requests]
         try:
             self._inbox.submit(requests)

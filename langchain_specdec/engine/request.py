@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from langchain_specdec.completions.room import larger_max_length, prompt_too_long
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.engine.stopping import StopChecker
@@ -16,21 +17,6 @@ from langchain_specdec.grammar.constraint import Constraint
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.sampling.choice import SparseBias, TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
-
-Submission = (
-    tuple[Sequence[int], SamplingParams]
-    | tuple[Sequence[int], SamplingParams, bool]
-    | tuple[
-        Sequence[int],
-        SamplingParams,
-        bool,
-        Mapping[int, str],
-        Callable[[], Callable[[str], bool]] | None,
-        Sequence[int],
-    ]
-)
-"""Prompt tokens, parameters, and where they differ from the defaults, `continues_prompt`, `shown_specials`,
-`make_end_check` and `logprob_token_ids` of `CompletionRequest`."""
 
 
 @dataclass(eq=False)
@@ -45,7 +31,7 @@ class Request:
         stopper: Decides where the text ends.
         stream: Where the reader takes the events from.
         rates: Acceptance by kind of draft.
-        constraint: The grammar that the text follows; None: it is free.
+        constraint: The grammar that the text follows, perhaps after a thought; None: it is free.
         logprob_token_ids: Tokens whose log probabilities it is told.
         history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
@@ -129,6 +115,7 @@ def make_stopper(
     context: Sequence[int],
     shown_specials: Mapping[int, str],
     make_end_check: Callable[[], Callable[[str], bool]] | None = None,
+    thoughts: Thoughts | None = None,
 ) -> StopChecker:
     """What decides where a text ends, and what of it may be released.
 
@@ -139,12 +126,13 @@ def make_stopper(
         context: Tokens that the text goes on from.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
         make_end_check: Makes what may end the text, too.
+        thoughts: How thoughts stand in the text.
     """
     eos = () if params.ignore_eos else eos_token_ids
     detokenizer = Detokenizer(tokenizer, context)
     is_at_end = make_end_check() if make_end_check is not None else None
     limits = params.max_new_tokens, params.stop, eos
-    return StopChecker(detokenizer, *limits, tokenizer.special_texts, shown_specials, is_at_end)
+    return StopChecker(detokenizer, *limits, tokenizer.special_texts, shown_specials, is_at_end, thoughts)
 
 
 def check_prompt(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Sequence
 
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
+from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.request import Request, check_prompt, make_stopper
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
+from langchain_specdec.grammar.thought_first import ThoughtPhase, thought_first
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
@@ -44,45 +46,34 @@ class RequestMaker:
         self._shared_rates = AcceptanceRates() if is_shared else None
         self._ids = itertools.count()
 
-    def make(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        continues_prompt: bool = True,
-        shown_specials: Mapping[int, str] = MappingProxyType({}),
-        make_end_check: Callable[[], Callable[[str], bool]] | None = None,
-        logprob_token_ids: Sequence[int] = (),
-    ) -> Request:
+    def make(self, asked: CompletionRequest) -> Request:
         """A request that can be run.
 
         Args:
-            prompt_ids: Its tokens, at least one.
-            params: How it is to go on.
-            continues_prompt: See `CompletionRequest`, as the others.
-            shown_specials: Likewise.
-            make_end_check: Likewise.
-            logprob_token_ids: Likewise.
+            asked: The completion; its prompt is tokens, at least one.
 
         Raises:
             SpecDecError: As `Engine.submit` does.
         """
-        constraint = self._checked(prompt_ids, params, logprob_token_ids)
+        prompt_ids, params = asked.prompt, asked.params
+        assert not isinstance(prompt_ids, str), "a backend has encoded it"  # noqa: S101
+        self._check(prompt_ids, params, asked.logprob_token_ids)
+        constraint = self._constraint(params, asked.thoughts)
         seed = params.seed_or_drawn()
-        context = prompt_ids if continues_prompt else ()
-        stopper = make_stopper(self._tokenizer, self._eos_token_ids, params, context, shown_specials, make_end_check)
+        context = prompt_ids if asked.continues_prompt else ()
+        how = params, context, asked.shown_specials, asked.make_end_check, asked.thoughts
+        stopper = make_stopper(self._tokenizer, self._eos_token_ids, *how)
         cancel, holder = self._cancel, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: cancel(holder[0]))
         rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
-        own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint, tuple(logprob_token_ids)
+        own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint, tuple(asked.logprob_token_ids)
         request = Request(next(self._ids), *own)
         holder.append(request)
         return request
 
-    def _checked(
-        self, prompt_ids: Sequence[int], params: SamplingParams, logprob_token_ids: Sequence[int]
-    ) -> Constraint | None:
-        """Raise what is wrong with a request; the constraint that its grammar makes, if it has one."""
+    def _check(self, prompt_ids: Sequence[int], params: SamplingParams, logprob_token_ids: Sequence[int]) -> None:
+        """Raise what is wrong with a request."""
         runner = self._runner
         if (reason := runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
@@ -90,6 +81,12 @@ class RequestMaker:
         _check_adapter(params.adapter, () if runner.adapters is None else runner.adapters.names)
         room = runner.vocab_size, runner.max_length, runner.max_positions
         check_prompt(prompt_ids, params, *room, logprob_token_ids)
+
+    def _constraint(self, params: SamplingParams, thoughts: Thoughts | None) -> Constraint | None:
+        """What constrains a text: a thought that has to end, and a grammar; None where it is free."""
+        if thoughts is not None and thoughts.max_tokens is not None:
+            phase = ThoughtPhase(thoughts.end, thoughts.closing, thoughts.following, thoughts.max_tokens)
+            return thought_first(phase, params.grammar, params.max_new_tokens, self._grammars)
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)

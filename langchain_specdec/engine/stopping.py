@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from langchain_specdec.completions.events import FinishReason
-from langchain_specdec.completions.stop_strings import StopText
+from langchain_specdec.completions.thoughts import Thoughts, stops_of
 
 
 class _Detokenizer(Protocol):
@@ -29,6 +29,7 @@ class StopChecker:
         special_texts: What special tokens are called, by id. They are no part of the text, but may be of a stop string.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
         is_at_end: Told the text as it is released; whether the completion ends there.
+        thoughts: How thoughts stand in the text, where stop strings do not count; None where there are none.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class StopChecker:
         special_texts: Mapping[int, str],
         shown_specials: Mapping[int, str],
         is_at_end: Callable[[str], bool] | None = None,
+        thoughts: Thoughts | None = None,
     ) -> None:
         self._detokenizer = detokenizer
         self._max_new_tokens = max_new_tokens
-        self._stop_text = StopText(stop)
+        self._stop_text = stops_of(stop, thoughts)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._special_texts = special_texts
         self._shown_specials = shown_specials
@@ -82,7 +84,8 @@ class StopChecker:
         text += self._stop_text.add(self._detokenizer.flush())
         if special and not self._stop_text.is_found:
             text += self._stop_text.add_special(special)
+        if not self._stop_text.is_found:
+            text += self._stop_text.flush()
         if self._stop_text.is_found:
             self.finish_reason = "stop_sequence"
-            return text
-        return text + self._stop_text.flush()
+        return text

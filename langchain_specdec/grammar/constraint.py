@@ -256,6 +256,11 @@ class GrammarCompiler:
         self._reading = threading.Lock()
         self._read: tuple[Vocabulary, Closers] | None = None
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The target's tokens. A large vocabulary takes a second to read, the first time."""
+        return self._vocabulary()[0]
+
     def _vocabulary(self) -> tuple[Vocabulary, Closers]:
         # A large vocabulary takes a second to read, so it is read for the first grammar only.
         with self._reading:

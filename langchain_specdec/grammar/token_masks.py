@@ -51,7 +51,7 @@ def allowed_tensor(
     Returns:
         bool `[rows, width, vocab]`.
     """
-    if all(row_masks is None for row_masks in masks):
+    if all(mask is None for row_masks in masks for mask in row_masks or ()):
         return None
     allowed = np.ones((len(masks), width, vocab_size), dtype=np.bool_)
     for row, row_masks in enumerate(masks):

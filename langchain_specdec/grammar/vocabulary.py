@@ -41,6 +41,7 @@ class Vocabulary:
             )
             raise InvalidParameterError(msg) from error
         self.size = size
+        self._tokenizer = tokenizer
         self._added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
         self.eos_token_ids = tuple(eos_token_ids)
 
@@ -48,6 +49,20 @@ class Vocabulary:
     def spellings(self) -> list[bytes]:
         """The bytes of each token."""
         return [b"" if self.tokens.is_special_token(t) else self.tokens.decode_bytes([t]) for t in range(self.size)]
+
+    @cached_property
+    def texts(self) -> list[bytes]:
+        """The same, with the texts of special tokens, which stand in no other text."""
+        names = {index: content.encode() for content, index in self.special_ids.items()}
+        return [names.get(token, spelling) for token, spelling in enumerate(self.spellings)]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text that stands within another; the special ones in it are special."""
+        ids, dot = (list(self._tokenizer(each, add_special_tokens=False).input_ids) for each in (f".{text}", "."))
+        if ids[: len(dot)] == dot:
+            return ids[len(dot) :]
+        # Some tokenizers begin with a space that is not there.
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     @cached_property
     def ids(self) -> dict[bytes, int]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
+from typing import Any, cast
 
 import pytest
+from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
@@ -32,3 +36,36 @@ class TestChatUnit(StandardChat, ChatModelUnitTests):
 
 class TestChatStandard(StandardGeneration, ChatModelIntegrationTests):
     """What generates."""
+
+
+# A model that was not trained to think does so all the same, for as long as it may, which is not long.
+_THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+class TestThinkingStandard(StandardGeneration, ChatModelIntegrationTests):
+    """The same where a thought comes first."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"backend": TestChatStandard.shared, "chat_template": _THINKING, "max_reasoning_tokens": 2}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {**super().standard_chat_model_params, "max_tokens": 96}
+
+    @property
+    def supported_usage_metadata_details(self) -> dict[Any, list[Any]]:
+        return {"invoke": ["reasoning_output"], "stream": ["reasoning_output"]}
+
+    def invoke_with_reasoning_output(self, *, stream: bool = False) -> AIMessage:
+        """A question whose answer is thought about."""
+        model = self.chat_model_class(**self.chat_model_params, max_tokens=48)
+        question = "What is the capital of France?"
+        answer: Any = reduce(add, model.stream(question)) if stream else model.invoke(question)
+        assert answer.usage_metadata["output_token_details"]["reasoning"] >= 2
+        assert answer.content_blocks[0]["type"] == "reasoning"
+        return cast("AIMessage", answer)

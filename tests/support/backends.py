@@ -177,6 +177,7 @@ class ScriptedBackend(Backend):
     tokenizer: Any = None
     takes_token_ids = True
     takes_calls_or_object = True
+    takes_thoughts = True
     max_length = 4096
     num_prefill_tokens = 0
 
@@ -223,9 +224,8 @@ class ScriptedBackend(Backend):
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids
         # Text comes as from the engine. The end of an answer has no token of its own here.
         params = replace(request.params, ignore_eos=False)
-        stopper = make_stopper(
-            self.private_tokenizer, [_END], params, (), request.shown_specials, request.make_end_check
-        )
+        how = params, (), request.shown_specials, request.make_end_check, request.thoughts
+        stopper = make_stopper(self.private_tokenizer, [_END], *how)
         tokens: list[Token] = []
         for index, token in enumerate(ids):
             tokens.append(Token(token, stopper.add(token), drafted=index % 2 == 1))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
@@ -104,7 +105,7 @@ class FakeCudaEngine:
         Raises:
             AssertionError: Something failed on the way; the engine may have gone on without it.
         """
-        streams = self._engine.submit_all(completions)
+        streams = self._engine.submit_all([CompletionRequest(*completion) for completion in completions])
         turns: list[Turn] = []
         # Rows at the end of the turns so far: a step knows its rows if they were there a step earlier.
         rows: list[list[int]] = [[], []]

@@ -12,11 +12,13 @@ import re
 from pathlib import Path
 
 from langchain_specdec.backends.local_options import DraftOptions, EngineOptions, LoadingOptions
+from langchain_specdec.chat.thinking import ReasoningOptions
 from langchain_specdec.options import Option, options_of
 from langchain_specdec.sampling.params import SamplingParams
 
 PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
-DECLARED = {declared.__name__: declared for declared in (DraftOptions, EngineOptions, LoadingOptions, SamplingParams)}
+_ALL = (DraftOptions, EngineOptions, LoadingOptions, SamplingParams, ReasoningOptions)
+DECLARED = {declared.__name__: declared for declared in _ALL}
 
 
 def written(page: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from langchain_specdec.backends.tgi.client import Frame
 from langchain_specdec.completions.events import FinishReason, Token
-from langchain_specdec.completions.stop_strings import StopText
+from langchain_specdec.completions.thoughts import Thoughts, stops_of
 from langchain_specdec.sampling.params import SamplingParams
 
 
@@ -17,6 +17,7 @@ class Answer:
         params: The limits.
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
         is_at_end: Told the text as it is released; whether the answer is cut there.
+        thoughts: How thoughts stand in the text, where stop strings do not count; None where there are none.
     """
 
     def __init__(
@@ -24,11 +25,12 @@ class Answer:
         params: SamplingParams,
         shown_specials: Mapping[int, str],
         is_at_end: Callable[[str], bool] | None = None,
+        thoughts: Thoughts | None = None,
     ) -> None:
         self._is_at_end = is_at_end
         self._shown_specials = shown_specials
         self._max_new_tokens = params.max_new_tokens
-        self._stop_text = StopText(tuple(params.stop))
+        self._stop_text = stops_of(tuple(params.stop), thoughts)
         self._logprobs = params.logprobs
         self._length = 0
         self._released: list[str] = []
@@ -48,16 +50,16 @@ class Answer:
         text = self._stop_text.add(text if shown is None or shown in text else text + shown)
         if frame.is_special and shown is None and not self._stop_text.is_found:
             text += self._stop_text.add_special(frame.text)
-        if self._stop_text.is_found:
-            # The server sees a stop string only where a token ends with it, and goes on past any other.
-            self.finish_reason = "stop_sequence"
-        elif frame.end is not None:
+        if frame.end is not None:
             self.finish_reason = frame.end.finish_reason
-            text += self._stop_text.flush()
         elif self.num_tokens >= self._max_new_tokens:
             # The server goes on past what it was asked for.
             self.finish_reason = "length"
+        if self.finish_reason is not None and not self._stop_text.is_found:
             text += self._stop_text.flush()
+        if self._stop_text.is_found:
+            # The server sees a stop string only where a token ends with it, and goes on past any other.
+            self.finish_reason = "stop_sequence"
         self._released.append(text)
         if self.finish_reason in (None, "length") and self._is_at_end is not None and self._is_at_end(text):
             self.finish_reason = "stop_sequence"

@@ -8,6 +8,7 @@ import uuid
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -328,9 +329,12 @@ class TGIBackend(Backend):
             prompt = tokenizer.without_bos(prompt)
         prompt_tokens = await self._count(prompt, params, info)
         vocabulary = tokenizer.vocabulary if tokenizer else None
-        parameters = GenerateParameters.from_params(params, seed, info.max_stop_sequences, vocabulary)
+        thoughts = request.thoughts
+        # A server would look for them in thoughts, too. Here the text is cut in any case.
+        sent = replace(params, stop=()) if thoughts is not None and not thoughts.has_stops else params
+        parameters = GenerateParameters.from_params(sent, seed, info.max_stop_sequences, vocabulary)
         is_at_end = request.make_end_check() if request.make_end_check is not None else None
-        answer = Answer(params, request.shown_specials, is_at_end)
+        answer = Answer(params, request.shown_specials, is_at_end, thoughts)
         started = None
         async with aclosing(self._client.stream(prompt, parameters)) as frames:
             while answer.finish_reason is None:

@@ -123,6 +123,11 @@ class ToolCallParser(ABC):
         self._is_line_start = not text.rpartition("\n")[2].strip(" \t")
         return is_text
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun in the text so far: other marks in it are part of its arguments."""
+        return self._is_marked is not None
+
     @classmethod
     def is_taught_by(cls, template: str) -> bool:
         """Whether a chat template teaches its model to write calls so."""

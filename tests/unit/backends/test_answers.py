@@ -14,6 +14,7 @@ from langchain_specdec.backends.tgi.answer import Answer
 from langchain_specdec.backends.tgi.client import Frame, FrameEnd
 from langchain_specdec.backends.tgi.server_facts import _ServerToken, _without_added
 from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.completions.thoughts import Thoughts
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.tiny_models import scripted_model
 
@@ -139,6 +140,16 @@ def test_special_tokens_that_are_shown_stand_at_their_place(stop: str, text: str
         if answer.finish_reason is not None:
             break
     assert (released, answer.finish_reason) == (text, reason)
+
+
+def test_stop_strings_of_a_server_s_answer_count_behind_its_thought() -> None:
+    thoughts = Thoughts(("<think>",), "</think>", is_open=True)
+    answer, released = Answer(SamplingParams(stop=["."]), {}, None, thoughts), ""
+    for frame in frames("One. Two", ".</thi", "nk>\n", "Three. Four", "</s>"):
+        released += answer.add(frame).text
+        if answer.finish_reason is not None:
+            break
+    assert (released, answer.finish_reason) == ("One. Two.</think>\nThree", "stop_sequence")
 
 
 def test_a_special_token_that_is_shown_may_be_the_last() -> None:

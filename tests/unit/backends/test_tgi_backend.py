@@ -7,12 +7,14 @@ import copy
 import pickle
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from langchain_specdec import SpeculativeLLM, TGIBackend
 from langchain_specdec.completions.events import FinishEvent
+from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import (
     AuthenticationError,
     BackendUnavailableError,
@@ -100,6 +102,17 @@ def test_more_stop_strings_than_the_server_takes_all_count(server, backend):
     assert completion.finish.completion_tokens == len(TEXT.partition("!")[0].encode())
     asked = [request["body"] for request in server.standin.requests if "body" in request]
     assert asked[-1]["parameters"]["stop"] == ["q", "w", "x", "y"]
+    assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
+
+
+@pytest.mark.parametrize(("has_stops", "text"), [(False, "Grüße aus d"), (True, "Grüß")])
+def test_a_server_is_not_told_of_stop_strings_that_count_behind_a_thought(server, backend, has_stops, text):
+    """It would look for them in the thought, too; here they are found behind it."""
+    thoughts = Thoughts(("<think>",), " aus", is_open=True, has_stops=has_stops)
+    (completion,) = backend.complete([replace(ask(stop=["e"]), thoughts=thoughts)])
+    assert (completion.text, completion.finish.finish_reason) == (text, "stop_sequence")
+    asked = [sent["body"]["parameters"] for sent in server.standin.requests if "body" in sent]
+    assert bool(asked[-1].get("stop")) == has_stops
     assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
 
 

@@ -26,6 +26,7 @@ from langchain_specdec.errors import GenerationError, PromptTooLongError
 from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import CHATML
 from tests.support.terminal import terminal_output
+from tests.support.thinking import QWEN35, thinking_tokenizer
 
 
 def run(*arguments: str, lines: str | bytes = "") -> Any:
@@ -50,6 +51,17 @@ def test_reset_forgets_all_but_the_system_message(model: ScriptedBackend) -> Non
     assert "<|im_start|>system\nS<|im_end|>" in model.prompt
     assert "There is no command '/unknown'" in result.stderr
     assert len(model.requests) == 2
+
+
+def test_thoughts_are_no_part_of_what_a_pipe_gets(model: ScriptedBackend) -> None:
+    model.answers = ["Hm.</think>One.", "Two."]
+    model.tokenizer = thinking_tokenizer(QWEN35)
+    assert run(lines="first\n").stdout == "One.\n"
+    assert run("--reasoning", "off", lines="first\n").stdout == "Two.\n"
+    assert model.prompt.endswith("<think>\n\n</think>\n\n")
+    refused = run("--reasoning", "low", lines="first\n")
+    assert refused.exit_code != 0
+    assert "knows no efforts" in " ".join(refused.output.split())
 
 
 def test_a_conversation_goes_on_from_its_file(model: ScriptedBackend, tmp_path: Path) -> None:

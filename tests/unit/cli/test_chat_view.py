@@ -16,7 +16,7 @@ from rich.console import Console
 from langchain_specdec.cli import chat_view
 from langchain_specdec.cli.chat_conversation import Conversation
 from langchain_specdec.cli.chat_talk import Talk
-from langchain_specdec.cli.chat_view import TerminalView
+from langchain_specdec.cli.chat_view import PlainView, TerminalView
 from langchain_specdec.cli.terminal_markdown import SafeMarkdown, blocks_of, shows_all
 from langchain_specdec.completions.events import Token
 from tests.support.backends import scripted
@@ -296,3 +296,25 @@ def test_blocks_are_the_whole_text(text: str) -> None:
 def test_a_narrow_window_takes_markdown_too() -> None:
     for columns in (1, 2, 5):
         console_on(Screen(columns), columns).print(SafeMarkdown(ANSWER))
+
+
+@pytest.mark.parametrize("shows_markdown", [True, False])
+def test_thoughts_are_shown_dimly_before_the_answer(shows_markdown: bool) -> None:
+    screen = Screen()
+    view = TerminalView(console_on(screen), shows_markdown=shows_markdown)
+    with view.answer():
+        for piece in ("Is it *", "red?\nNo."):
+            view.think(piece)
+        view.add(tokens_of("It is **blue**."))
+    # What is thought is no Markdown.
+    answer = "It is blue." if shows_markdown else "It is **blue**."
+    assert screen.text == f"Is it *red?\nNo.\n\n{answer}"
+    assert "\x1b[2mNo." in screen.raw
+
+
+def test_pipes_get_answers_without_thoughts(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView()
+    with view.answer():
+        view.think("Hm.")
+        view.add(tokens_of("Blue."))
+    assert capsys.readouterr().out == "Blue.\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.engine import prefill_pace
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.prefill_pace import PrefillPace
@@ -100,12 +101,12 @@ def test_seven_texts_go_on_while_a_long_prompt_is_read(
     monkeypatch.setattr(engine, "_start_thread", lambda: None)
     params = SamplingParams(max_new_tokens=300, ignore_eos=True)
     short = [[i, 1, 2, 3] for i in range(7)]
-    streams = engine.submit_all([(prompt, params) for prompt in short])
+    streams = engine.submit_all([CompletionRequest(prompt, params) for prompt in short])
     for _ in range(20):
         engine._run_once()
     log.clear()
     long: Sequence[int] = [i % 250 for i in range(3000)]
-    (last,) = engine.submit_all([(long, SamplingParams(max_new_tokens=5, ignore_eos=True))])
+    (last,) = engine.submit_all([CompletionRequest(long, SamplingParams(max_new_tokens=5, ignore_eos=True))])
     begun = clock.now
     while engine.num_running:
         engine._run_once()

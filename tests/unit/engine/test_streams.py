@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
@@ -584,7 +585,7 @@ def test_what_cannot_run_is_refused_before_any_work(
     with pytest.raises(error, match=message):
         engine.submit(prompt, params)
     with pytest.raises(error, match=message):
-        engine.submit_all([((1,), PARAMS), (prompt, params)])
+        engine.submit_all([CompletionRequest((1,), PARAMS), CompletionRequest(prompt, params)])
     assert engine.submit_all([]) == []
     assert is_at_rest(engine)
     assert threading.active_count() == num_threads  # Not even a thread was started.

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import Drafter
@@ -236,7 +237,7 @@ def test_requests_take_turns_where_they_have_no_room_together(engines: MakeEngin
             return decode(requests)
 
         engine._stepper.decode = counted  # type: ignore[method-assign]
-        streams = engine.submit_all([(prompt, params) for prompt in prompts])
+        streams = engine.submit_all([CompletionRequest(prompt, params) for prompt in prompts])
         for prompt, stream in zip(prompts, streams, strict=True):
             assert token_ids(read(stream)[0]) == references(prompt, params)
         # 34 tokens each.

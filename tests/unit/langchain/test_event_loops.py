@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SpeculativeLLM
 from langchain_specdec.backends.base import SHORT_TEXT
-from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.template import ChatTemplate, Prompt
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 from langchain_specdec.errors import InvalidParameterError
@@ -63,13 +63,13 @@ def test_grammars_are_compiled_in_a_thread() -> None:
 @pytest.fixture
 def rendered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of every prompt, whether it was rendered in the main thread."""
-    encode, seen = ChatTemplate.token_ids, []
+    render, seen = ChatTemplate.prompt, []
 
-    def noting(self: ChatTemplate, *args: Any, **options: Any) -> list[int]:
+    def noting(self: ChatTemplate, *args: Any, **options: Any) -> Prompt:
         seen.append(threading.current_thread() is threading.main_thread())
-        return encode(self, *args, **options)
+        return render(self, *args, **options)
 
-    monkeypatch.setattr(ChatTemplate, "token_ids", noting)
+    monkeypatch.setattr(ChatTemplate, "prompt", noting)
     return seen
 
 

@@ -1,0 +1,155 @@
+"""Thinking in one call: whether the model thinks, how long, and what comes between its thought and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.chat.reasoning import ThoughtFamily
+from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.completions.thoughts import Thoughts
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.options import option_field, options_of
+
+
+@dataclass(frozen=True)
+class ReasoningOptions:
+    """Options of thinking: each is a field of the chat model, and can be given per call."""
+
+    # fmt: off
+    reasoning: bool | str | None = option_field(
+        None, "Whether the model thinks before it answers, or how much, by the variables of its chat template.",
+        range="`True`, `False`, or an effort that its template knows, such as `\"low\"`", unset="the template's")
+    max_reasoning_tokens: int | None = option_field(
+        None, "Most tokens of a thought, which is ended then; the answer has what `max_new_tokens` leaves.",
+        int, 0, 2**31, range="a whole number from 0, or None",
+        unset="half of `max_new_tokens` before an answer of a given form, else without limit")
+    stop_in_reasoning: bool = option_field(
+        False, "Whether stop strings are looked for in thoughts, too, and not in the answer only.", bool)
+    # fmt: on
+
+
+REASONING_OPTIONS = options_of(ReasoningOptions)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model thinks in one call.
+
+    Attributes:
+        template: Writes the prompt.
+        family: How the model writes thoughts; None where it writes none.
+        is_on: Whether it thinks, as far as is known without the prompt.
+        max_tokens: Most tokens of its thought; None is without limit.
+        has_stops: Whether stop strings are looked for in thoughts, too.
+    """
+
+    template: ChatTemplate
+    family: ThoughtFamily | None
+    is_on: bool
+    max_tokens: int | None
+    has_stops: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], template: ChatTemplate, backend: Backend, *, has_form: bool) -> Thinking:
+        """What is asked for.
+
+        Args:
+            options: Those of `REASONING_OPTIONS`.
+            template: The model's.
+            backend: Where it runs.
+            has_form: Whether a grammar holds the answer.
+
+        Raises:
+            InvalidParameterError: The template knows no such thing, or the backend cannot do it.
+        """
+        reasoning, most = options["reasoning"], options["max_reasoning_tokens"]
+        control = template.reasoning
+        chosen = template.with_reasoning(reasoning)
+        if most is not None and control.family is None:
+            msg = (
+                "max_reasoning_tokens limits thoughts, and the chat template knows none. Leave it out; max_new_tokens "
+                "limits the answer."
+            )
+            raise InvalidParameterError(msg)
+        is_on = control.thinks if reasoning is None else reasoning not in (False, "none")
+        if is_on and (most is not None or has_form) and not backend.takes_thoughts:
+            if most is not None or reasoning is not None:
+                what = "max_reasoning_tokens" if most is not None else "A thought before an answer of a given form"
+                msg = (
+                    f"{what} cannot be honoured by {type(backend).__name__}, whose grammars hold a text from its "
+                    f"beginning. Use a LocalBackend, or have the model not think (reasoning=False)."
+                )
+                raise InvalidParameterError(msg)
+            chosen, is_on = _without(template, backend), False
+        return cls(chosen, control.family, is_on, most, bool(options["stop_in_reasoning"]))
+
+    def thoughts(self, prompt: str, *, goes_on_from: str | None) -> Thoughts | None:
+        """How thoughts stand in the reply; None where the model writes none.
+
+        Args:
+            prompt: The prompt.
+            goes_on_from: The text that the answer goes on with; None where it is a new turn.
+        """
+        family = self.family
+        if family is None:
+            return None
+        is_open = family.is_open(prompt)
+        if goes_on_from is not None:
+            is_open = max(goes_on_from.rfind(begin) for begin in family.begins) > goes_on_from.rfind(family.end)
+        return Thoughts(family.begins, family.end, family.strays, is_open, has_stops=self.has_stops)
+
+    def first(
+        self, thoughts: Thoughts | None, prompt: str, begin: str | None, max_new_tokens: int, *, goes_on: bool
+    ) -> tuple[str, Thoughts | None]:
+        """The same where the model is to think first, and what has to stand at the end of the prompt for that.
+
+        Args:
+            thoughts: Those of a reply that is free.
+            prompt: The prompt.
+            begin: What stands before the text of a grammar; None where the answer is free.
+            max_new_tokens: Most tokens of the reply.
+            goes_on: Whether the reply goes on with a text, before which no thought can be begun.
+
+        Returns:
+            What goes to the end of the prompt, and how thoughts stand in the reply; None where it has none.
+        """
+        family = self.family
+        is_thinking = family is not None and thoughts is not None and (self.is_on or thoughts.is_open)
+        if family is None or thoughts is None or not is_thinking or family.is_closed(prompt):
+            return begin or "", thoughts if begin is None else None
+        if begin is None and (self.max_tokens is None or (goes_on and not thoughts.is_open)):
+            return "", thoughts
+        limited = replace(
+            thoughts,
+            is_open=True,
+            is_single=begin is not None,
+            max_tokens=max_new_tokens // 2 if self.max_tokens is None else self.max_tokens,
+            closing=family.closing,
+            following=family.following + (begin or ""),
+        )
+        return "" if thoughts.is_open else family.opening, limited
+
+
+def check_reasoning_options(options: Mapping[str, Any]) -> None:
+    """Refuse what none of them may be. What a template knows of efforts is asked later.
+
+    Raises:
+        InvalidParameterError: A value is not allowed.
+    """
+    for name, option in REASONING_OPTIONS.items():
+        option.check(name, option.or_default(options[name]))
+
+
+def _without(template: ChatTemplate, backend: Backend) -> ChatTemplate:
+    """The template where its model does not think."""
+    try:
+        return template.with_reasoning(False)
+    except InvalidParameterError as error:
+        msg = (
+            f"The model thinks before each answer, and {type(backend).__name__} cannot hold the form of an answer "
+            f"that comes after a thought. Use a LocalBackend, or a model whose template can switch thinking off."
+        )
+        raise InvalidParameterError(msg) from error
