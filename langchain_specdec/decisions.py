@@ -99,8 +99,8 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     The state comes first in the prompt, so that it is read once for all questions about it, which are asked in turn;
     `usage.input_token_details.cache_read` counts what was not read again. A string stands in the prompt as it is, all
     else, messages included, as JSON. Texts are data: a special token in them is read as plain text. The model answers
-    without a thought: `enable_thinking=False` goes to the template unless `chat_template_kwargs` says otherwise, and a
-    thought that the template opens is closed.
+    without a thought: it is switched off in the template unless `chat_template_kwargs` says otherwise, and a thought
+    that the template opens is closed.
 
     A `Box`, and content other than text, are refused. So is a server of Text Generation Inference, which tells the
     probabilities of its best tokens only. All questions are checked before the first is asked.
@@ -118,7 +118,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template."""
 
-    _known: tuple[ChatTemplate, LabelTokens] | None = PrivateAttr(default=None)
+    _known: tuple[tuple[str | None, str], tuple[ChatTemplate, LabelTokens]] | None = PrivateAttr(default=None)
 
     if TYPE_CHECKING:
 
@@ -178,13 +178,17 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         return "specdec"
 
     def _prompts(self) -> tuple[ChatTemplate, LabelTokens]:
-        """The template and the labels of its answers, made once. A copy with another template has other ones."""
-        options = {"enable_thinking": False, **(self.chat_template_kwargs or {})}
+        """The template and the labels of its answers, made once."""
         tokenizer = self.backend.private_tokenizer or self.backend.tokenizer
-        template = ChatTemplate(tokenizer, self.model, self.chat_template, options)
-        if self._known is None or self._known[0].identity != template.identity:
-            self._known = template, LabelTokens(template)
-        return self._known
+        # A copy with other values of these fields carries what is known along, so they are compared.
+        key = self.chat_template, repr(self.chat_template_kwargs)
+        if self._known is None or self._known[0] != key:
+            options = {"enable_thinking": False, **(self.chat_template_kwargs or {})}
+            template = ChatTemplate(tokenizer, self.model, self.chat_template, options)
+            if template.reasoning.switch not in {"", *options}:
+                template = template.with_reasoning(False)
+            self._known = key, (template, LabelTokens(template))
+        return self._known[1]
 
     def _ask(self, state: State, questions: Mapping[str, Question]) -> dict[str, _Asked]:
         """Everything that can be refused is refused here."""

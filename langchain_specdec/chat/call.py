@@ -161,7 +161,7 @@ def render(
         params = replace(params, grammar=form.grammar)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     # Some families write marks around a text that is no call, too.
-    parser = reads(schemas) if asked.may_call or _answer_begin(template) else None
+    parser = reads(schemas) if asked.may_call or template.parser.answer_begin else None
     if parser is not None and asked.takes_one_call:
         parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
@@ -180,9 +180,9 @@ def render(
     marks = template.mark_texts if parser else {}
     if thoughts is not None:
         # What is no mark, and no parser reads, is no text either.
-        strays = (
-            () if _answer_begin(template) else tuple(t for i, t in template.thought_texts.items() if i not in marks)
-        )
+        strays = tuple(text for index, text in template.thought_texts.items() if index not in marks)
+        if template.parser.answer_begin:
+            strays = ()
         thoughts = replace(thoughts, strays=(*thoughts.strays, *strays))
         marks = template.thought_texts | marks
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
@@ -214,16 +214,11 @@ def render(
     return ReadyCall(request, reader, asked.limit)
 
 
-def _answer_begin(template: ChatTemplate) -> str:
-    """What a model of the template writes before an answer that is no call."""
-    return str(getattr(template.parser, "answer_begin", ""))
-
-
 def _form_begin(form: OutputForm | None, template: ChatTemplate) -> str:
     """What stands before the text of a grammar."""
     if isinstance(form, CallsOrObjectForm):
         return form.begin  # its grammar has the rest
-    return (form.begin if form is not None else "") or _answer_begin(template)
+    return (form.begin if form is not None else "") or template.parser.answer_begin
 
 
 def _make_end_check(reader: AnswerReader) -> Callable[[], Callable[[str], bool]]:

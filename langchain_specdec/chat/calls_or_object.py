@@ -130,5 +130,5 @@ class CallsFirst:
         if not self._is_text:
             return pieces
         # What some families write before an answer is no part of it.
-        begin = getattr(self._parser, "answer_begin", "")
+        begin = self._parser.answer_begin
         return [undecided.rpartition(begin)[2] if begin else undecided]

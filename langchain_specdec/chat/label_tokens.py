@@ -12,7 +12,6 @@ from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.errors import InvalidParameterError
 
 _PROBE: list[Message] = [{"role": "user", "content": "x"}]
-_THOUGHT, _END_OF_THOUGHT = "<think>", "\n</think>\n\n"
 
 
 class LabelTokens:
@@ -24,12 +23,14 @@ class LabelTokens:
         template: Writes the prompts.
 
     Attributes:
-        begin: What an answer has to begin with: the end of a thought that the template opens, else nothing.
+        begin: What an answer has to begin with: the end of a thought that the template opens, and its family's mark.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
-        self.begin = _END_OF_THOUGHT if template.text(_PROBE).rstrip().endswith(_THOUGHT) else ""
+        family = template.reasoning.family
+        is_open = family is not None and family.is_open(template.text(_PROBE))
+        self.begin = (family.closing + family.following if family and is_open else "") + template.parser.answer_begin
         self._prompt = template.token_ids(_PROBE, begin=self.begin)
         self._tokens: dict[str, int | None] = {}
 

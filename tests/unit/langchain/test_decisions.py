@@ -29,6 +29,7 @@ from langchain_specdec.errors import (
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.sampling.params import SamplingParams
+from tests.support import thinking, tool_templates
 from tests.support.backends import ScriptedBackend, lasting, make_chat_backend
 from tests.support.chat_templates import CHATML, TEMPLATES, chat_tokenizer
 from tests.support.langchain_versions import needs_decisions
@@ -275,15 +276,26 @@ def test_every_template_has_labels(template: str) -> None:
 
 @needs_decisions
 def test_an_open_thought_is_closed() -> None:
-    thinking = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
-    with lasting(make_chat_backend(thinking)) as backend:
+    opening = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    with lasting(make_chat_backend(opening)) as backend:
         decisions = SpeculativeDecisions(backend=backend)
-        tokenizer = chat_tokenizer(thinking)
+        tokenizer = chat_tokenizer(opening)
         ids = prompt_ids(tokenizer, QUESTIONS["team"], "ABC") + tokenizer("\n</think>\n\n").input_ids
         with torch.inference_mode():
             logits = backend.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         wanted = logits[[tokenizer.convert_tokens_to_ids(label) for label in "ABC"]].softmax(-1).tolist()
         assert probabilities(asked(decisions, QUESTIONS["team"])) == pytest.approx(wanted, abs=1e-6)
+
+
+@needs_decisions
+@pytest.mark.parametrize(
+    ("template", "begin"),
+    [(tool_templates.HARMONY, "<|channel|>final<|message|>"), (thinking.QWEN_THINKING, "\n</think>\n\n"), (CHATML, "")],
+)
+def test_labels_stand_where_answers_begin(template: str, begin: str) -> None:
+    found = LabelTokens(ChatTemplate(chat_tokenizer(template), "tiny"))
+    assert found.begin == begin
+    assert len(found.choose(3)) == 3
 
 
 @needs_decisions
