@@ -230,7 +230,7 @@ def prompt_ids(backend, text):
     """What the engine is given for a prompt."""
     with mock.patch.object(backend.engine, "submit_all", return_value=[]) as submit:
         backend.start([request(text)])
-    return submit.call_args.args[0][0][0]
+    return submit.call_args.args[0][0].prompt
 
 
 @pytest.mark.transformers
