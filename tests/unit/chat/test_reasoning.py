@@ -13,6 +13,7 @@ from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.errors import InvalidParameterError
 from tests.support.backends import EchoBackend, scripted, scripted_backend
 from tests.support.chat_templates import CHATML, QWEN
+from tests.support.langchain_versions import needs_profiles
 from tests.support.thinking import HARMONY, QWEN35, THINKING, thinking, thinking_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -120,6 +121,7 @@ def test_a_limit_of_thoughts_needs_thoughts() -> None:
         scripted("Yes.").invoke("x", max_reasoning_tokens=5)
 
 
+@needs_profiles
 def test_the_profile_tells_of_thinking() -> None:
     profiles = {name: thinking("x", template=template).profile or {} for name, template in THINKING.items()}
     assert {name: profile["reasoning_output"] for name, profile in profiles.items()} == {

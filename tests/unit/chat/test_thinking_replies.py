@@ -24,6 +24,7 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.backends import EchoBackend, lasting, scripted, scripted_backend
+from tests.support.langchain_versions import needs_events_v3
 from tests.support.scripted_agents import call, forced_call
 from tests.support.thinking import (
     GEMMA4,
@@ -75,7 +76,7 @@ def asked(model: Any, way: str) -> Any:
 
 @pytest.mark.parametrize("width", [1, 7])
 @pytest.mark.parametrize("version", ["v0", "v1"])
-@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "events"])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", pytest.param("events", marks=needs_events_v3)])
 @pytest.mark.parametrize("family", WRITTEN)
 def test_a_thought_is_told_apart_however_it_is_asked_for(family: str, way: str, version: str, width: int) -> None:
     template, begun = WRITTEN[family]
@@ -91,6 +92,7 @@ def test_a_thought_is_told_apart_however_it_is_asked_for(family: str, way: str, 
     assert len(THOUGHT) - len("<tool_call>") <= details["reasoning"] < answer.usage_metadata["output_tokens"] - 10
 
 
+@needs_events_v3
 def test_events_of_v3_have_the_reasoning() -> None:
     stream = thinking(f"{THOUGHT}\n</think>\n\nBlue.").stream_events("x", version="v3")
     assert "".join(stream.reasoning) == THOUGHT
