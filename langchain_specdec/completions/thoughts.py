@@ -11,6 +11,10 @@ from langchain_specdec.completions.stop_strings import StopText, overlap
 from langchain_specdec.grammar.text_patterns import one_of
 
 
+# A quote that opens: a mark behind it is only mentioned.
+_MENTIONING = re.compile(r"(?:^|[\s(\[{:,=])[`\"'\u201c]\Z")
+
+
 @dataclass(frozen=True)
 class Thoughts:
     """How thoughts stand in the text of a completion.
@@ -84,6 +88,8 @@ class ThoughtScanner:
         # Some models begin a thought once more that the prompt has begun.
         self._is_begin = thoughts.is_open
         self._has_more = True
+        # The last characters since a mark.
+        self._last = ""
 
     def feed(self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False) -> Iterator[_Part]:
         """Take more text; the parts of it that are decided. Read them all.
@@ -125,6 +131,7 @@ class ThoughtScanner:
         text = self._consume(size)
         if text:
             self._is_begin = self._is_begin and not text.strip()
+            self._last = (self._last + text)[-2:]
             yield _Part("thought" if self.is_thinking else "answer", text)
 
     def _marked(self, mark: str, is_in_call: Callable[[], bool]) -> Iterator[_Part]:
@@ -135,11 +142,13 @@ class ThoughtScanner:
             if not self._is_begin:
                 yield _Part("thought", mark)
                 return
-        elif is_in_call():
+        elif is_in_call() or (mark in thoughts.begins and _MENTIONING.search(self._last)):
+            self._last = mark[-2:]
             yield _Part("answer", mark)
             return
         elif mark in thoughts.begins:
             self.is_thinking = self._is_begin = True
+        self._last = ""
         yield _Part("mark", mark)
 
     def _consume(self, count: int) -> str:
