@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 from langchain_specdec.completions.stop_strings import StopText, overlap
 from langchain_specdec.grammar.text_patterns import one_of
 
-
 # A quote that opens: a mark behind it is only mentioned.
 _MENTIONING = re.compile(r"(?:^|[\s(\[{:,=])[`\"'\u201c]\Z")
 
