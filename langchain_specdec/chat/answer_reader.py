@@ -54,14 +54,15 @@ class AnswerReader:
             pieces += self._parser.close()
         return [*pieces, *self._calls_of_thought()] if is_whole and self.is_thinking else pieces
 
-    def _calls_of_thought(self) -> list[ToolCall]:
+    def _calls_of_thought(self) -> list[ReplyPiece]:
         """The calls at the very end of the thought."""
         if not isinstance(self._parser, ToolCallParser):
             return []
         read = [*self._parser.feed("".join(self._thought)), *self._parser.close()]
         # Of one call that was expected nobody knows whether it is the last.
         last = [] if self._parser.is_done else reversed(read)
-        return [*takewhile(lambda piece: isinstance(piece, ToolCall), last)][::-1]  # type: ignore[list-item]
+        calls: list[ReplyPiece] = [*takewhile(lambda piece: isinstance(piece, ToolCall), last)]
+        return calls[::-1]
 
     def _read(self, parts: Iterable[str | Reasoning]) -> list[ReplyPiece]:
         pieces: list[ReplyPiece] = []
