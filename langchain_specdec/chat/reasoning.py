@@ -32,6 +32,8 @@ class ThoughtFamily:
         space: White space between the first mark and the thought, and between the thought and its end.
         following: What stands between a thought and what follows it.
         strays: Marks around the answer, which are left out of it.
+        header_begins: Marks that begin a header of the answer; none where it has none.
+        header_end: The mark that ends one.
     """
 
     is_taught_by: tuple[str, ...]
@@ -40,6 +42,8 @@ class ThoughtFamily:
     space: str = ""
     following: str = ""
     strays: tuple[str, ...] = ()
+    header_begins: tuple[str, ...] = ()
+    header_end: str = ""
 
     @property
     def opening(self) -> str:
@@ -60,6 +64,11 @@ class ThoughtFamily:
         """Whether a prompt ends within a thought that it has begun."""
         return prompt.rstrip().endswith(tuple(begin.rstrip() for begin in self.begins))
 
+    def is_in_header(self, prompt: str) -> bool:
+        """Whether a prompt ends within the header of an answer."""
+        begun = max((prompt.rfind(begin) for begin in self.header_begins), default=-1)
+        return begun > prompt.rfind(self.header_end)
+
     def is_closed(self, prompt: str) -> bool:
         """Whether a prompt ends behind a thought: the model is to answer without one."""
         return prompt.rstrip().endswith(self.end)
@@ -78,6 +87,8 @@ _FAMILIES = (
         ("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>"),
         "<|end|>",
         following="<|start|>assistant",
+        header_begins=("<|start|>", "<|channel|>"),
+        header_end="<|message|>",
     ),
     # Gemma 4. Its template writes the first mark without the line break where it takes thoughts out.
     ThoughtFamily(("<|channel>",), ("<|channel>thought\n", "<|channel>thought"), "<channel|>"),

@@ -250,7 +250,7 @@ class ReplyReader:
 
     def _closed(self, finish: FinishEvent) -> list[ReplyPiece]:
         """What the end of the answer releases."""
-        pieces = self._reader.close()
+        pieces = self._reader.close(is_whole=finish.finish_reason == "eos_token")
         if self._held is not None:
             self._held += "".join(piece for piece in pieces if isinstance(piece, str))
             thoughts = [piece for piece in pieces if isinstance(piece, Reasoning)]

@@ -99,7 +99,16 @@ class Thinking:
         is_open = family.is_open(prompt)
         if goes_on_from is not None:
             is_open = max(goes_on_from.rfind(begin) for begin in family.begins) > goes_on_from.rfind(family.end)
-        return Thoughts(family.begins, family.end, family.strays, is_open, has_stops=self.has_stops)
+        return Thoughts(
+            family.begins,
+            family.end,
+            family.strays,
+            is_open,
+            has_stops=self.has_stops,
+            header_begins=family.header_begins,
+            header_end=family.header_end,
+            is_in_header=family.is_in_header(prompt),
+        )
 
     def first(
         self, thoughts: Thoughts | None, prompt: str, begin: str | None, max_new_tokens: int, *, goes_on: bool

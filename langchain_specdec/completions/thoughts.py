@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 from langchain_specdec.completions.stop_strings import StopText, overlap
 from langchain_specdec.grammar.text_patterns import one_of
 
+# A quote that opens: a mark behind it is only mentioned.
+_MENTIONING = re.compile(r"(?:^|[\s(\[{:,=])[`\"'\u201c]\Z")
+
 
 @dataclass(frozen=True)
 class Thoughts:
@@ -27,6 +30,9 @@ class Thoughts:
         following: What stands between the end of the first thought and what a grammar or the model writes after it,
             where that is given.
         has_stops: Whether stop strings are looked for in thoughts, too.
+        header_begins: Marks that begin a header of the answer, which is no part of its text; none where it has none.
+        header_end: The mark that ends one.
+        is_in_header: Whether the prompt has begun one.
     """
 
     begins: tuple[str, ...]
@@ -38,6 +44,9 @@ class Thoughts:
     closing: str = ""
     following: str = ""
     has_stops: bool = False
+    header_begins: tuple[str, ...] = ()
+    header_end: str = ""
+    is_in_header: bool = False
 
 
 class Reasoning(NamedTuple):
@@ -78,6 +87,8 @@ class ThoughtScanner:
         # Some models begin a thought once more that the prompt has begun.
         self._is_begin = thoughts.is_open
         self._has_more = True
+        # The last characters since a mark.
+        self._last = ""
 
     def feed(self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False) -> Iterator[_Part]:
         """Take more text; the parts of it that are decided. Read them all.
@@ -119,6 +130,7 @@ class ThoughtScanner:
         text = self._consume(size)
         if text:
             self._is_begin = self._is_begin and not text.strip()
+            self._last = (self._last + text)[-2:]
             yield _Part("thought" if self.is_thinking else "answer", text)
 
     def _marked(self, mark: str, is_in_call: Callable[[], bool]) -> Iterator[_Part]:
@@ -129,11 +141,13 @@ class ThoughtScanner:
             if not self._is_begin:
                 yield _Part("thought", mark)
                 return
-        elif is_in_call():
+        elif is_in_call() or (mark in thoughts.begins and _MENTIONING.search(self._last)):
+            self._last = mark[-2:]
             yield _Part("answer", mark)
             return
         elif mark in thoughts.begins:
             self.is_thinking = self._is_begin = True
+        self._last = ""
         yield _Part("mark", mark)
 
     def _consume(self, count: int) -> str:
@@ -212,7 +226,7 @@ class ThoughtSplitter:
 
 
 class StopsOfAnswer:
-    """`StopText` for a text with thoughts: stop strings are looked for in the answer only.
+    """`StopText` for a text with thoughts: stop strings are looked for in the answer only, and not in its headers.
 
     Args:
         stop: The stop strings.
@@ -220,8 +234,12 @@ class StopsOfAnswer:
     """
 
     def __init__(self, stop: Sequence[str], thoughts: Thoughts) -> None:
+        self._thoughts = thoughts
         self._stop_text = StopText(stop)
         self._scanner = ThoughtScanner(thoughts)
+        self._is_in_header = thoughts.is_in_header
+        # The end of the answer so far, which may begin a mark of a header.
+        self._held = ""
 
     @property
     def is_found(self) -> bool:
@@ -234,12 +252,16 @@ class StopsOfAnswer:
 
     def add_special(self, content: str) -> str:
         """The same for a special token, see `StopText.add_special`."""
-        return "" if self._scanner.is_thinking else self._stop_text.add_special(content)
+        if self._scanner.is_thinking or self._is_in_header:
+            return ""
+        held, self._held = self._held, ""
+        text = self._stop_text.add(held)
+        return text if self.is_found else text + self._stop_text.add_special(content)
 
     def flush(self) -> str:
         """What was held back, up to a stop string in it."""
         text = self._read(self._scanner.feed("", is_end=True))
-        return text if self.is_found else text + self._stop_text.flush()
+        return text if self.is_found else text + self._flushed()
 
     def _read(self, parts: Iterator[_Part]) -> str:
         released = ""
@@ -247,11 +269,41 @@ class StopsOfAnswer:
             if self.is_found:
                 continue
             if part.kind == "answer":
-                released += self._stop_text.add(part.text)
+                released += self._read_answer(part.text)
             else:
                 # No stop string goes on behind a thought.
-                released += self._stop_text.flush() + part.text
+                released += self._flushed()
+                if not self.is_found:
+                    released += part.text
+                self._is_in_header = False
         return released
+
+    def _read_answer(self, text: str) -> str:
+        """Text that is safe to release of an answer that goes on with this text."""
+        thoughts, released = self._thoughts, ""
+        self._held += text
+        while self._held and not self.is_found:
+            marks = (thoughts.header_end,) if self._is_in_header else thoughts.header_begins
+            match = re.search(one_of(marks), self._held)
+            size = match.start() if match else len(self._held) - max((overlap(self._held, m) for m in marks), default=0)
+            before, self._held = self._held[:size], self._held[size:]
+            if self._is_in_header:
+                released += before
+            else:
+                released += self._stop_text.add(before)
+            if match is None or self.is_found:
+                break
+            self._held = self._held[len(match[0]) :]
+            # No stop string goes on behind a header either.
+            released += self._stop_text.flush() + match[0]
+            self._is_in_header = not self._is_in_header
+        return released
+
+    def _flushed(self) -> str:
+        """What was held back of the answer."""
+        held, self._held = self._held, ""
+        text = held if self._is_in_header else self._stop_text.add(held)
+        return text if self.is_found else text + self._stop_text.flush()
 
 
 def stops_of(stop: Sequence[str], thoughts: Thoughts | None) -> StopText | StopsOfAnswer:

@@ -90,8 +90,6 @@ class ThoughtFirst(Constraint):
                 return
             place = self._step(self._place, token)
             if place is None:
-                if self._is_end(self._place, token):
-                    return
                 msg = f"The fixed text after a thought does not allow the token {token}."
                 raise ValueError(msg)
             self._place = place
@@ -147,8 +145,6 @@ class ThoughtFirst(Constraint):
                 return [*chosen[:index], *self._after.in_time(chosen[index:], remaining - index)]
             following = self._step(place, token)
             if following is None:
-                if self._is_end(place, token):
-                    return list(chosen[: index + 1])
                 first, *rest = place.given or self._closing
                 self._closed = index + 1, _Place(place.num_tokens, b"", tuple(rest))
                 return [*chosen[:index], first]
@@ -179,7 +175,8 @@ class ThoughtFirst(Constraint):
         """Where a token leads from a place before what follows; None where it may not come."""
         if place.given is not None:
             return place._replace(given=place.given[1:]) if token == place.given[0] else None
-        if token in self._vocabulary.eos_token_ids:
+        # A free text may end in its thought; where it goes on all the same (`ignore_eos`), the thought does, too.
+        if token in self._vocabulary.eos_token_ids and self._after is not None:
             return None
         text = place.tail + self._vocabulary.texts[token]
         position = text.find(self._end)
@@ -205,10 +202,6 @@ class ThoughtFirst(Constraint):
                 following = following.removeprefix(written) if has_it else following.lstrip()
             self._followings[space] = tuple(self._vocabulary.encode(following)) if following else ()
         return self._followings[space]
-
-    def _is_end(self, place: _Place, token: int) -> bool:
-        """Whether a token ends the text within a thought, where nothing has to follow it."""
-        return self._after is None and place.given is None and token in self._vocabulary.eos_token_ids
 
 
 def thought_first(

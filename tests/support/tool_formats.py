@@ -138,6 +138,14 @@ RECORDED = {
         "<function=ferry>\n<parameter=cars>\nmany\n</parameter>\n</function>",
         [ferry(cars="many")],
     ),
+    # As reported of Qwen3-Coder and Qwen3.5 in long contexts (vllm-project/vllm#23099, ollama/ollama#17914).
+    "qwen_coder_unclosed_value": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n<parameter=cars>\n2\n</parameter>\n"
+        "<parameter=note>\nWith\n<parameter=harbour>\nas text\n<parameter=note>\n</parameter>\n</function>\n"
+        "</tool_call>",
+        [ferry(harbour="Kiel", cars=2, note="With\n<parameter=harbour>\nas text\n<parameter=note>")],
+    ),
     "qwen_coder_broken": Recorded(
         QwenCoderParser,
         "<tool_call>\n<function=ferry>\n<parameter=cars>\n2\n</parameter>\nwell\n</function>\n</tool_call>\n"

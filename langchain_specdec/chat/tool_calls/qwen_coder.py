@@ -11,6 +11,7 @@ from langchain_specdec.chat.tool_calls.base import Form, Piece
 from langchain_specdec.chat.tool_calls.hermes import HermesParser
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, name_in
 from langchain_specdec.grammar.call_parts import InOrder, Maybe, Part, Text
+from langchain_specdec.grammar.text_patterns import one_of
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
@@ -83,8 +84,12 @@ class QwenCoderParser(HermesParser):
             end = self._buffer.find(_PARAMETER_END, key.end())
             if end < 0:
                 return self._read_no_call(len(self._buffer), "", is_begun=True, is_end=is_end)
+            following = end + len(_PARAMETER_END)
+            known = {key[1].strip(), *(argument for argument, _ in written)}
+            if (unclosed := self._next_argument(name[1].strip(), known, key.end(), end)) >= 0:
+                end = following = unclosed
             written.append((key[1].strip(), _value(self._buffer[key.end() : end])))
-            position = self._skip_space(end + len(_PARAMETER_END))
+            position = self._skip_space(following)
         position += len(_FUNCTION_END)
         closing = self._skip_space(position)
         rest = self._buffer[closing : closing + len(_END)]
@@ -103,6 +108,15 @@ class QwenCoderParser(HermesParser):
             opening = (_BEGIN, _FUNCTION)
             return self._read_broken(start, error, is_end=is_end, closing=(_FUNCTION_END,), opening=opening)
         return self._read_broken(start, error, is_end=is_end)
+
+    def _next_argument(self, tool: str, known: set[str], start: int, end: int) -> int:
+        """Where another argument of the tool begins within a value, which was not closed then; -1: nowhere."""
+        if self._buffer.find(f"\n{_PARAMETER}", start, end) < 0:
+            return -1
+        names = {argument.name for argument in arguments_of(self._schemas.get(tool, {}))}
+        others = one_of(names - known)
+        found = re.compile(rf"\n{_PARAMETER}(?:{others})>").search(self._buffer, start, end)
+        return found.start() if found else -1
 
     def _call(self, name: str, written: list[tuple[str, str]], text: str) -> Piece:
         try:

@@ -42,6 +42,16 @@ def test_a_thought_stands_in_its_channel(width: int) -> None:
     assert (called.text, called.additional_kwargs) == ("", {"reasoning_content": "Hm."})
 
 
+def test_stop_strings_do_not_end_the_header_of_an_answer() -> None:
+    written = f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}Blue, the final assistant."
+    for stop, text in (("assistant", "Blue, the final "), ("final", "Blue, the ")):
+        model = thinking(written, template=SHOWN)
+        for answer in (model.invoke("x", stop=[stop]), reduce(add, model.stream("x", stop=[stop]))):
+            assert (answer.text, answer.additional_kwargs["reasoning_content"]) == (text, "Hm.")
+    called = thinking(CALL, template=SHOWN).bind_tools([weather]).invoke("x", stop=["assistant", "commentary"])
+    assert [each["args"] for each in called.tool_calls] == [{"place": "Ulm"}]
+
+
 def test_forms_come_after_the_thought() -> None:
     model = thinking(f'Hm.<|end|>{FINAL}{{"colour": "blue"}}', template=SHOWN)
     assert model.with_structured_output(Sky).invoke("x") == Sky(colour="blue")

@@ -92,6 +92,26 @@ def test_a_thought_is_told_apart_however_it_is_asked_for(family: str, way: str, 
     assert len(THOUGHT) - len("<tool_call>") <= details["reasoning"] < answer.usage_metadata["output_tokens"] - 10
 
 
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_call_at_the_end_of_a_thought_that_was_not_ended_is_meant(version: str) -> None:
+    """As reported of Qwen3.5, which then ends its turn: a client would be left without an answer and without a call."""
+    mentioned, meant = call("weather", place="Bonn"), call("weather", place="Ulm")
+    text = f"First {mentioned} comes to mind. No: {meant}"
+
+    def called(written: str, reason: Any = "eos_token") -> list[list[Any]]:
+        model = thinking(written, output_version=version)
+        scripted_backend(model).finish_reason = reason
+        answers = [asked(model.bind_tools([weather]), way) for way in ("invoke", "stream")]
+        assert all(answer.text == "" and answer.additional_kwargs["reasoning_content"] for answer in answers)
+        return [[each["args"] for each in answer.tool_calls] for answer in answers]
+
+    assert called(text) == [[{"place": "Ulm"}]] * 2
+    assert called(f"Hm.</think>\n<think>{meant}\n{mentioned}") == [[{"place": "Ulm"}, {"place": "Bonn"}]] * 2
+    for other in (f"{text} I wonder.", f"{text}</think>"):
+        assert called(other) == [[]] * 2
+    assert called(text, "length") == [[]] * 2
+
+
 @needs_events_v3
 def test_events_of_v3_have_the_reasoning() -> None:
     stream = thinking(f"{THOUGHT}\n</think>\n\nBlue.").stream_events("x", version="v3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,9 @@ REPLIES: dict[str, tuple[Thoughts, str, str, str]] = {
     "no end, from the template": (OPEN, "Two and two", "Two and two", ""),
     "several": (TAGS, "<think>One.</think>A <think> Two.\n</think> B", "One.\n\nTwo.", "A B"),
     "at once": (TAGS, "<think>One.</think>\n<think>Two.</think>B", "One.\n\nTwo.", "B"),
+    "a mark that is mentioned": (TAGS, "<think>Hm.</think>A `<think>` is a tag.", "Hm.", "A `<think>` is a tag."),
+    "one in JSON": (TAGS, '{"a":"<think>b</think>"}', "", '{"a":"<think>b</think>"}'),
+    "one after a quote": (TAGS, 'Say "x"<think>Two.</think> B', "Two.", 'Say "x"B'),
     "one, before a form": (SINGLE, 'Hm.</think>\n{"a": "<think>b</think>"}', "Hm.", '{"a": "<think>b</think>"}'),
     "marks around the answer": (GRANITE, "<think>Hm.</think>\n<response>\nFour.</response>", "Hm.", "Four."),
     "gemma": (GEMMA, "<|channel>thought\nTwo.<channel|>Four.<channel|>", "Two.", "Four."),
@@ -139,6 +143,20 @@ def test_stop_strings_are_looked_for_in_the_answer_only() -> None:
         assert stopped([".</think>", "k>\n"], OPEN, chunks) == (text, False)
     everywhere = Thoughts(("<think>",), "</think>", is_open=True, has_stops=True)
     assert stopped(["."], everywhere, [text]) == ("One", True)
+
+
+def test_no_stop_string_is_looked_for_in_headers_of_an_answer() -> None:
+    how = replace(HARMONY, header_begins=("<|start|>", "<|channel|>"), header_end="<|message|>", is_in_header=True)
+    final = "<|channel|>final<|message|>"
+    head = f"<|channel|>analysis<|message|>Hm, final.<|end|><|start|>assistant{final}"
+    for text, place in ((f"{head}A final one.", len(head)), (f"{final}A final one.", len(final))):
+        for chunks in cuts(text, random.Random(0)):
+            assert stopped(["final"], how, chunks) == (text[: place + 2], True)
+            assert stopped(["assistant", "channel", ">A", "<|message|>"], how, chunks) == (text, False)
+            assert stopped(["A"], how, chunks) == (text[:place], True)
+    # Where the prompt has ended the header, the text begins.
+    assert stopped(["final"], replace(how, is_in_header=False), ["A final"]) == ("A ", True)
+    assert stopped(["<|x"], replace(how, is_in_header=False), ["A <|", "x"]) == ("A ", True)
 
 
 def test_what_was_held_back_may_be_a_stop_string() -> None:

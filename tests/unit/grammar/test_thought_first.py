@@ -248,6 +248,15 @@ def test_tokens_that_hold_more_than_the_mark() -> None:
             constraint.advance([0])
 
 
+def test_ends_that_are_ignored_count_as_tokens_of_a_thought(model: Any) -> None:
+    params = SamplingParams(max_new_tokens=40, logit_bias={EOS: 100.0}, ignore_eos=True)
+    cases = [([1, 2, 3], params, thoughts("</think>", 9)), ([4, 5], params, thoughts("</think>", 0))]
+    with closing(make_engine(model, LookupTreeDrafter(5), max_tree_nodes=16)) as engine:
+        found = run(engine, cases)
+    forced = list(byte_tokenizer()("\n</think>\n\n").input_ids)
+    assert found == [[EOS] * count + forced + [EOS] * (40 - count - len(forced)) for count in (9, 0)]
+
+
 def test_a_thought_of_no_tokens_is_closed_at_once() -> None:
     constraint = thought_first(ThoughtPhase("</think>", "\n</think>", "", 0), Grammar(regex="yes"), 90, compiler())
     fixed = list(byte_tokenizer()("\n</think>").input_ids)
