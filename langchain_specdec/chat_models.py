@@ -150,9 +150,12 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.ChatLaunch]
         ) -> Self: ...
 
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        check_reasoning_options(values)
+        return super()._checked(values)
+
     def _check_made(self) -> None:
-        checked_timeout(self.timeout)
-        check_reasoning_options(vars(self))
         # The template is made at once, so that a model without one is refused before it is used.
         if not self._must_ask:
             self._template_of(self._known_tokenizer).check_reasoning(self.reasoning)

@@ -85,6 +85,11 @@ class Backend(ABC):
         """Most tokens of a prompt alone, where it has a limit of its own that is known; else None."""
         return None
 
+    @property
+    def adapter_names(self) -> Sequence[str] | None:
+        """The adapters that calls can choose among; None where that is not known."""
+        return None
+
     def more_room(self, num_tokens: int) -> str | None:
         """How to make room for that many tokens of a prompt and its completion, for messages; None where one cannot."""
         return None

@@ -199,6 +199,12 @@ class LocalBackend(Backend):
         """Prompt tokens that were read so far, of all requests."""
         return self.engine.num_prefill_tokens
 
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """The adapters that calls can choose among."""
+        adapters = self.engine.runner.adapters
+        return () if adapters is None else adapters.names
+
     def more_room(self, num_tokens: int) -> str | None:
         """How to load the model with room for so many tokens of a prompt and its completion; None where it has none."""
         return larger_max_length(num_tokens, self.engine.runner.max_positions)

@@ -28,9 +28,7 @@ class LabelTokens:
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
-        family = template.reasoning.family
-        is_open = family is not None and family.is_open(template.text(_PROBE))
-        self.begin = (family.closing + family.following if family and is_open else "") + template.parser.answer_begin
+        self.begin = template.begin_of_answer(_PROBE)
         self._prompt = template.token_ids(_PROBE, begin=self.begin)
         self._tokens: dict[str, int | None] = {}
 

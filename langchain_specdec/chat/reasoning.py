@@ -183,7 +183,7 @@ class ReasoningControl:
         """Whether the template knows of thinking that is on, or can be."""
         return self.thinks or bool(self.switch or self.levels)
 
-    def variables(self, reasoning: object, model_name: str) -> dict[str, Any]:
+    def variables(self, reasoning: bool | str | None, model_name: str) -> dict[str, Any]:
         """The template's variables for what is asked for.
 
         Args:
@@ -191,19 +191,16 @@ class ReasoningControl:
             model_name: For messages of errors.
 
         Raises:
-            InvalidParameterError: It is none of these, or the template knows no such thing.
+            InvalidParameterError: The template knows no such thing.
         """
         if reasoning is None:
             return {}
         if isinstance(reasoning, bool):
             return self._switched(reasoning, model_name)
-        if not isinstance(reasoning, str):
-            msg = f"reasoning must be True, False, None, or an effort such as 'low', got {reasoning!r}."
-            raise InvalidParameterError(msg)
         if reasoning not in self.levels:
-            known = f"knows {', '.join(map(repr, self.levels))}" if self.levels else "knows no efforts"
-            also = ", and reasoning=True or False" if self.switch else ""
-            msg = f"reasoning={reasoning!r} is beyond the chat template of {model_name}, which {known}{also}."
+            known = ", ".join(map(repr, self.levels)) if self.levels else "no efforts"
+            also = f", {'' if self.levels else 'only '}reasoning=True and reasoning=False" if self.switch else ""
+            msg = f"reasoning={reasoning!r} is beyond the chat template of {model_name}, which knows {known}{also}."
             raise InvalidParameterError(msg)
         has_switch = self.switch and reasoning != _NO_THINKING
         return {self.effort: reasoning} | ({self.switch: True} if has_switch else {})

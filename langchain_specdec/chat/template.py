@@ -180,12 +180,12 @@ class ChatTemplate:
 
         return ReasoningControl.of(source, render)
 
-    def check_reasoning(self, reasoning: object) -> None:
+    def check_reasoning(self, reasoning: bool | str | None) -> None:
         """Raise what `with_reasoning` would."""
         if reasoning is not None:
             self.reasoning.variables(reasoning, self._model_name)
 
-    def with_reasoning(self, reasoning: object) -> ChatTemplate:
+    def with_reasoning(self, reasoning: bool | str | None) -> ChatTemplate:
         """The same where the model thinks, or does not, as `ChatSpeculative.reasoning` has it.
 
         Raises:
@@ -264,6 +264,12 @@ class ChatTemplate:
     ) -> str:
         """The prompt for a server that takes text, see `Prompt.text`."""
         return self.prompt(messages, tools, goes_on=goes_on).text(begin)
+
+    def begin_of_answer(self, messages: Sequence[Message]) -> str:
+        """What an answer without a thought begins with: the end of one that the prompt opens, and the family's mark."""
+        family = self.reasoning.family
+        is_open = family is not None and family.is_open(self.text(messages))
+        return (family.closing + family.following if family and is_open else "") + self.parser.answer_begin
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, goes_on: bool = False

@@ -149,7 +149,10 @@ def check_reasoning_options(options: Mapping[str, Any]) -> None:
         InvalidParameterError: A value is not allowed.
     """
     for name, option in REASONING_OPTIONS.items():
-        option.check(name, option.or_default(options[name]))
+        option.check(name, option.or_default(options.get(name)))
+    if not isinstance(reasoning := options.get("reasoning"), bool | str | None):
+        msg = f"reasoning must be True, False, None, or an effort such as 'low', got {reasoning!r}."
+        raise InvalidParameterError(msg)
 
 
 def _without(template: ChatTemplate, backend: Backend) -> ChatTemplate:

@@ -53,7 +53,9 @@ class PlainView:
         print(printable("".join(token.text for token in tokens), sys.stdout), end="", flush=True)
 
     def sum_up(self, answer: AIMessageChunk) -> None:
-        """What is said of an answer at its end: nothing."""
+        """What is said of an answer at its end: nothing, unless a thought left no room for it."""
+        if not answer.content and answer.response_metadata.get("finish_reason") == "length":
+            say("There is no answer: the thought took all tokens. Raise --max-new-tokens, or try --reasoning off.")
 
 
 class TerminalView:

@@ -104,12 +104,14 @@ def _in_chat_format(
 
     # As tokens, because a special token in the user's text must not become one of the format's.
     template = ChatTemplate(backend.private_tokenizer, backend.model_name)
-    if params.grammar is not None:
-        # An answer of a given form begins at once.
-        with suppress(InvalidParameterError):
-            template = template.with_reasoning(False)
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    return template.token_ids([*messages, {"role": "user", "content": text}])
+    system_message = [] if system is None else [{"role": "system", "content": system}]
+    messages = [*system_message, {"role": "user", "content": text}]
+    if params.grammar is None:
+        return template.token_ids(messages)
+    # An answer of a given form begins at once, behind a thought that the template begins.
+    with suppress(InvalidParameterError):
+        template = template.with_reasoning(False)
+    return template.token_ids(messages, begin=template.begin_of_answer(messages))
 
 
 def _complete(

@@ -35,13 +35,13 @@ def load_backend(
         options: Passed to `LocalBackend`.
     """
     from langchain_specdec.models.hub import is_here
-    from langchain_specdec.models.model_source import check_source
+    from langchain_specdec.models.model_source import ADAPTER, check_source
 
     if not debug:
         getLogger("huggingface_hub").setLevel(ERROR)
     asked = [(model, options.get("revision")), (draft_model, options.get("draft_revision"))]
-    asked += [(options.get("adapter"), None)]
-    away = [name for name, revision in asked if name is not None and not is_here(name, revision)]
+    adapter = options.get("adapter")
+    away = [name for name, revision in [*asked, (adapter, None)] if name is not None and not is_here(name, revision)]
     if away and sys.stderr.isatty():
         # The hub's own bars follow, which a spinner would overwrite.
         print(visible(f"Looking for {' and '.join(away)} on the Hugging Face Hub"), file=sys.stderr)
@@ -49,6 +49,8 @@ def load_backend(
         if name is not None:
             # Before PyTorch is imported, which takes seconds.
             check_source(name, revision=revision)
+    if adapter is not None:
+        check_source(adapter, holds=ADAPTER)
     with spinner(f"Loading {model}", is_shown=not away) as display:
         # This takes seconds, so the spinner has to turn before it.
         from langchain_specdec.backends.local import LocalBackend

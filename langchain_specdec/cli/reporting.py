@@ -16,6 +16,7 @@ from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 __all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "flag_of", "reported", "with_flags"]
 
 WRONG_USE = 2
+_WORDS = {"reasoning": {"True": "on", "False": "off"}}
 
 
 def flag_of(name: str) -> str:
@@ -72,6 +73,7 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
         if "_" not in name and lead is value is verb is None:
             return match[0]
         shown = (value or "").strip("='")
+        shown = _WORDS.get(name, {}).get(shown, shown)
         return f"{lead or ''}{flags[name]}" + (f" {shown}" if shown not in ("", "True") else "") + (verb or "")
 
     name = "|".join(sorted(flags, key=len, reverse=True))

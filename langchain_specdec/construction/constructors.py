@@ -15,7 +15,7 @@ from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import options_of, spelled_out
 from langchain_specdec.parameter_names import ALIASES, LOADING_ALIASES, join_stops, named_parameters, refuse_unknown
-from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.sampling.params import SamplingParams, check_adapter
 
 if TYPE_CHECKING:
     from langchain_specdec.construction.keywords import ModelSource
@@ -105,6 +105,8 @@ class ModelConstructors(BaseModel):
         # Beside several adapters, `adapter` names the one that calls take.
         loading = LOADING - {"adapter"} if "adapters" in named else LOADING
         options = {name: value for name, value in named.items() if name in loading}
+        if isinstance(adapters := options.get("adapters"), Mapping):
+            check_adapter(named.get("adapter"), list(adapters))
         fields = cls._check_early({name: value for name, value in named.items() if name not in loading})
 
         from langchain_specdec.backends.local import LocalBackend
@@ -120,6 +122,7 @@ class ModelConstructors(BaseModel):
             fields["stop"] = join_stops(fields["stop"]) or None
         given = {name: value for name, value in fields.items() if name in PARAMETERS}
         SamplingParams(**{**given, "stop": given.get("stop") or ()})
+        checked_timeout(fields.get("timeout"))
         backend = fields.get("backend")
         if backend is not _NOT_LOADED and not isinstance(backend, Backend):
             msg = (
@@ -127,6 +130,8 @@ class ModelConstructors(BaseModel):
                 f"{cls.__name__}(model=...) loads a model by its id, and {cls.__name__}.from_tgi(...) uses a server."
             )
             raise InvalidParameterError(msg)
+        if isinstance(backend, Backend) and (names := backend.adapter_names) is not None:
+            check_adapter(given.get("adapter"), names)
         return fields
 
     def _check_made(self) -> None:
@@ -140,8 +145,7 @@ class ModelConstructors(BaseModel):
         given: dict[str, Any] = {name: cls.model_fields[name] for name in named}
         definitions: Any = {name: (field.annotation, field) for name, field in given.items()}
         config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
-        checked = create_model(cls.__name__, __config__=config, **definitions)(**named)
-        checked_timeout(getattr(checked, "timeout", None))
+        create_model(cls.__name__, __config__=config, **definitions)(**named)
         return named
 
     @classmethod

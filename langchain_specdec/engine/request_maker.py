@@ -10,12 +10,12 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.request import Request, check_prompt, make_stopper
-from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.grammar.thought_first import ThoughtPhase, thought_first
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.runner import Runner
-from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.sampling.params import SamplingParams, check_adapter
 
 
 class RequestMaker:
@@ -78,7 +78,7 @@ class RequestMaker:
         if (reason := runner.why_unfit) is not None:
             msg = f"The model cannot run here any more: {reason}. Make a new backend of it, or move it back."
             raise UnsupportedModelError(msg)
-        _check_adapter(params.adapter, () if runner.adapters is None else runner.adapters.names)
+        check_adapter(params.adapter, () if runner.adapters is None else runner.adapters.names)
         room = runner.vocab_size, runner.max_length, runner.max_positions
         check_prompt(prompt_ids, params, *room, logprob_token_ids)
 
@@ -90,16 +90,3 @@ class RequestMaker:
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.max_new_tokens)
-
-
-def _check_adapter(adapter: str | None, names: Sequence[str]) -> None:
-    if adapter is None or adapter in names:
-        return
-    if names:
-        msg = f"adapter must be None (the base alone) or one of {', '.join(map(repr, names))}, got {adapter!r}."
-    else:
-        msg = (
-            f"There is no adapter {adapter!r} to choose: this model was loaded without any. Give adapters="
-            f"{{{adapter!r}: 'folder or model id'}} when it is loaded."
-        )
-    raise InvalidParameterError(msg)

@@ -269,8 +269,13 @@ class GrammarCompiler:
                 self._read = vocabulary, Closers(vocabulary)
             return self._read
 
-    def compile(self, grammar: Grammar, max_new_tokens: int) -> Constraint:
+    def compile(self, grammar: Grammar, max_new_tokens: int, num_before: int = 0) -> Constraint:
         """A constraint at the beginning of an answer.
+
+        Args:
+            grammar: What it has to fit.
+            max_new_tokens: Most tokens that it may have.
+            num_before: Further tokens of the request, which end a thought before it; for messages.
 
         Raises:
             InvalidParameterError: The grammar is wrong, asks for what cannot be followed, or needs more tokens.
@@ -307,8 +312,11 @@ class GrammarCompiler:
             # A dead end that the search met says nothing of other ways.
             if state.failure and not state.failure.startswith("NoExtension"):
                 raise refusal(grammar, state.failure)
+            room = f"{max_new_tokens} tokens"
+            if num_before:
+                room = f"what the end of a thought leaves of max_new_tokens={max_new_tokens + num_before} ({room})"
             msg = (
-                f"The grammar has no answer that fits into {max_new_tokens} tokens, as far as a short search can tell. "
+                f"The grammar has no answer that fits into {room}, as far as a short search can tell. "
                 f"Raise max_new_tokens, or ask for less (an object that always holds another of its kind has no end)."
             )
             raise InvalidParameterError(msg)

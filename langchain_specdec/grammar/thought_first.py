@@ -228,7 +228,7 @@ def thought_first(
             f"{fixed} tokens. Raise it, or have the model not think (reasoning=False)."
         )
         raise InvalidParameterError(msg)
-    after = compiler.compile(grammar, max_new_tokens - fixed)
+    after = compiler.compile(grammar, max_new_tokens - fixed, fixed)
     needed = fixed + len(after.shortest(max_new_tokens - fixed) or ())
     most = min(phase.max_tokens, max_new_tokens - needed)
     return ThoughtFirst(phase._replace(max_tokens=max(most, 0)), after, vocabulary)

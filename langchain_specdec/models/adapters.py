@@ -67,12 +67,8 @@ def find_parts(
     """
     found = _adapter_config(source, name, revision, token)
     if found is None:
-        if adapter is not None and _adapter_config(str(adapter), str(adapter), None, token) is None:
-            msg = (
-                f"There is no adapter in {str(adapter)!r}: it has no adapter_config.json. Give the folder that PEFT "
-                "saved an adapter to, or the id of one on the Hugging Face Hub."
-            )
-            raise ModelLoadError(msg)
+        if adapter is not None:
+            check_is_adapter(str(adapter), token)
         return Parts(source, revision, None if adapter is None else str(adapter), None, source)
     base = found.get("base_model_name_or_path")
     if any((Path(source) / file).is_file() for file in _WEIGHT_FILES):
@@ -104,6 +100,16 @@ def find_parts(
         raise ModelLoadError(msg)
     has_tokenizer = any(_has_file(source, file, revision, token) for file in _TOKENIZER_FILES)
     return Parts(place, base_revision, source, revision, source if has_tokenizer else place)
+
+
+def check_is_adapter(adapter: str, token: str | bool | None) -> None:
+    """Raise a `ModelLoadError` where a folder or an id holds no adapter."""
+    if _adapter_config(adapter, adapter, None, token) is None:
+        msg = (
+            f"There is no adapter in {adapter!r}: it has no adapter_config.json. Give the folder that PEFT saved an "
+            "adapter to, or the id of one on the Hugging Face Hub."
+        )
+        raise ModelLoadError(msg)
 
 
 def check_mergeable(parts: Parts, quantization: object) -> None:
@@ -177,7 +183,14 @@ def tuned_by(model: Any, adapter: str, revision: str | None, base: str, token: s
             )
             raise UnsupportedModelError(msg)
         tuned = PeftModel(model, config)
-        keys = tuned.load_adapter(adapter, "default", **hub)
+        try:
+            keys = tuned.load_adapter(adapter, "default", **hub)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            named = f", which it names {config.base_model_name_or_path!r}" if config.base_model_name_or_path else ""
+            msg = f"it changes layers of other shapes than those of {base}. Give the base that it was made for{named}."
+            raise ValueError(msg) from error
         if not_read := sorted({*keys.missing_keys, *keys.unexpected_keys}):
             msg = (
                 f"the weights that it holds are not those that a {type(model).__name__} takes by its "

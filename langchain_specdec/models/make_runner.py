@@ -70,7 +70,10 @@ def make_runner(
     if loaded.adapters is not None:
         obstacle = obstacle or "each call chooses its adapter"
     if obstacle is not None and compile not in ("auto", "off"):
-        msg = f"{loaded.name} cannot be captured: {obstacle}. Leave compile at 'auto' or set it to 'off'."
+        msg = (
+            f"compile={compile!r} asks for CUDA graphs, and {loaded.name} cannot be captured: {obstacle}. "
+            "Leave compile at 'auto' or set it to 'off'."
+        )
         raise InvalidParameterError(msg)
     if loaded.quantization is not None:
         from langchain_specdec.models.quantized_module import quantize_module

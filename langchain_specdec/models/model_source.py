@@ -34,6 +34,8 @@ _FILES = {
     ".safetensors": _WEIGHTS, ".bin": _WEIGHTS, ".pt": _WEIGHTS, ".pth": _WEIGHTS, ".ckpt": _WEIGHTS, ".json": _WEIGHTS,
 }  # fmt: skip
 _MODEL = "a model's config.json, weights and tokenizer"
+ADAPTER = "an adapter's adapter_config.json and weights"
+"""What the folder of an adapter holds."""
 _NAME = r"[\w.-]+/[\w.-]+|[\w.-]+"
 _PATH = r"(?P<id>[\w.-]+(?:/(?!(?:tree|blob|resolve)/)[\w.-]+)?)(?P<rest>[/:?#].*)?"
 _PAGE = rf"(?:https?://)?(?:[^/@]*@)?(?:www\.)?(?:huggingface\.co|hf\.co)/{_PATH}"
@@ -71,7 +73,10 @@ def check_source(
     name = str(source)
     path = _looked_at(name)
     if revision is not None and (name == "embedded" or path.exists()):
-        msg = f"{name!r} is on this machine, and only a model id of the Hub has revisions: leave out {revision!r}."
+        msg = (
+            f"{name!r} is on this machine, and only a model id of the Hub has revisions: leave out the revision "
+            f"{revision!r}."
+        )
         raise InvalidParameterError(msg)
     if name == "embedded":
         return name, None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
-from langchain_specdec.models.adapters import kind_of, tuned_by
-from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.adapters import check_is_adapter, kind_of, tuned_by
+from langchain_specdec.models.model_source import ADAPTER, check_source
 from langchain_specdec.runner.row_adapters import AdaptedLinear, LowRank, RowAdapters
 from langchain_specdec.runner.stateful_layers import stateful_layers
 
@@ -43,7 +43,7 @@ def check_adapters(adapters: object, model: object, token: str | bool | None) ->
         if not isinstance(name, str) or not name or not isinstance(source, (str, os.PathLike)):
             msg = f"adapters must map names to folders or model ids, got {name!r}: {source!r}."
             raise InvalidParameterError(msg)
-        _found(source, token)
+        check_is_adapter(_found(source, token), token)
 
 
 def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | bool | None) -> RowAdapters:
@@ -77,7 +77,7 @@ def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | boo
 
 
 def _found(source: str | os.PathLike[str], token: str | bool | None) -> str:
-    return check_source(source, holds="an adapter's adapter_config.json and weights", token=token)[0]
+    return check_source(source, holds=ADAPTER, token=token)[0]
 
 
 def _updates(tuned: Any, source: str) -> dict[str, LowRank]:

@@ -15,7 +15,7 @@ from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
-from langchain_specdec.models.model_source import check_source
+from langchain_specdec.models.model_source import ADAPTER, check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
 from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
@@ -88,7 +88,7 @@ def load_pretrained(
         if name == embedded.EMBEDDED_MODEL_ID:
             source = str(embedded.model_path(progress=progress))
         if adapter is not None:
-            adapter, _ = check_source(adapter, holds="an adapter's adapter_config.json and weights", token=token)
+            adapter, _ = check_source(adapter, holds=ADAPTER, token=token)
         parts = find_parts(source, name, adapter, revision, token)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}

@@ -156,3 +156,22 @@ class SamplingParams:
         # Truncation never removes the best token, so greedy decoding needs none of it.
         is_cut = bool(self.top_k or self.min_p or self.top_p not in (None, 1.0)) and self.temperature > 0
         return not (is_cut or self.needs_history or self.logit_bias or self.grammar is not None)
+
+
+def check_adapter(adapter: str | None, names: Sequence[str]) -> None:
+    """Raise an `InvalidParameterError` unless calls can choose an adapter.
+
+    Args:
+        adapter: Its name; None is the base alone.
+        names: Those that the model was loaded with.
+    """
+    if adapter is None or adapter in names:
+        return
+    if names:
+        msg = f"adapter must be None (the base alone) or one of {', '.join(map(repr, names))}, got {adapter!r}."
+    else:
+        msg = (
+            f"There is no adapter {adapter!r} to choose: this model was loaded without any. Give adapters="
+            f"{{{adapter!r}: 'folder or model id'}} when it is loaded."
+        )
+    raise InvalidParameterError(msg)

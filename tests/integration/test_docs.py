@@ -304,7 +304,7 @@ def test_files_named_in_how_it_works_exist():
 
 
 def test_names_in_tables_exist():
-    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields}
+    known = {*inspect.signature(LocalBackend).parameters, *SpeculativeLLM.model_fields, *ChatSpeculative.model_fields}
     info = Completion((), FinishEvent("length", 1, 0, 0, time_to_first_token=0.1)).info()
     known |= {*errors.__all__, *info, *(f"speculation.{name}" for name in info["speculation"]), "logprobs"}
     rows = re.findall(r"^\| (`[^|]*`) \|", QUICKSTART.read_text(encoding="utf-8"), re.MULTILINE)

@@ -37,6 +37,7 @@ from tests.support.thinking import (
     thinking_tokenizer,
 )
 from tests.support.tiny_models import tiny_model
+from tests.support.tool_templates import HARMONY
 from tests.support.tools import weather
 
 pytestmark = pytest.mark.transformers
@@ -327,11 +328,19 @@ def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> 
             model.bind(response_format={"type": "json_object"}, **options).invoke("x")
 
 
-def test_the_command_line_has_an_answer_of_a_given_form_begin_at_once() -> None:
-    backend: Any = scripted_backend(thinking("x"))
-    for grammar, end in ((None, "<think>\n"), (Grammar(regex="yes"), "</think>\n\n")):
+@pytest.mark.parametrize(
+    ("template", "free_end", "end"),
+    [
+        (QWEN35, "<think>\n", "</think>\n\n"),
+        (QWEN_THINKING, "<think>\n", "<think>\n\n</think>\n\n"),
+        (HARMONY, "<|start|>assistant", "<|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_the_command_line_has_an_answer_of_a_given_form_begin_at_once(template: str, free_end: str, end: str) -> None:
+    backend: Any = scripted_backend(thinking("x", template=template))
+    for grammar, wanted in ((None, free_end), (Grammar(regex="yes"), end)):
         ids: Any = _in_chat_format("x", None, backend, None, SamplingParams(grammar=grammar))
-        assert backend.tokenizer.decode(ids).endswith(end)
+        assert backend.tokenizer.decode(ids).endswith(wanted)
 
 
 # -- a real model, whose thoughts are random

@@ -61,7 +61,17 @@ def test_thoughts_are_no_part_of_what_a_pipe_gets(model: ScriptedBackend) -> Non
     assert model.prompt.endswith("<think>\n\n</think>\n\n")
     refused = run("--reasoning", "low", lines="first\n")
     assert refused.exit_code != 0
-    assert "knows no efforts" in " ".join(refused.output.split())
+    said = "--reasoning low is beyond the chat template of scripted, which knows no efforts, only --reasoning on and"
+    assert said in " ".join(refused.output.split())
+
+
+def test_a_thought_that_leaves_no_room_for_an_answer_is_told(model: ScriptedBackend) -> None:
+    model.answers = ["Hm, I wonder, and go on wondering"]
+    model.finish_reason = "length"
+    model.tokenizer = thinking_tokenizer(QWEN35)
+    result = run("--max-new-tokens", "4", lines="first\n")
+    assert result.stdout == "\n"
+    assert "There is no answer: the thought took all tokens. Raise --max-new-tokens" in result.stderr
 
 
 def test_a_conversation_goes_on_from_its_file(model: ScriptedBackend, tmp_path: Path) -> None:

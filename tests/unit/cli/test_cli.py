@@ -301,6 +301,8 @@ def test_wrong_parameters_end_with_code_2(folder):
 
 def test_other_failures_end_with_code_1(tmp_path):
     expect_error(specdec("generate", "x", "--model", tmp_path / "nothing"), 1, "nothing")
+    adapter = specdec("generate", "x", "--adapter", tmp_path / "nothing")
+    expect_error(adapter, 1, "holds an adapter's adapter_config.json")
 
 
 # specdec demo

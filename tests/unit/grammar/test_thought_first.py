@@ -208,7 +208,10 @@ def test_a_thought_leaves_room_for_the_answer(model: Any, limit: int) -> None:
 
 def test_no_room_is_told_before_decoding(model: Any) -> None:
     with closing(make_engine(model, Drafter())) as engine:
-        for limit, words in ((10, "leaves no room for an answer after the thought"), (24, "has no answer that fits")):
+        for limit, words in (
+            (10, "leaves no room for an answer after the thought"),
+            (24, "leaves of max_new_tokens=24"),
+        ):
             params = SamplingParams(max_new_tokens=limit, grammar=GRAMMARS["schema"])
             with pytest.raises(InvalidParameterError, match=words):
                 engine.submit_all([CompletionRequest([1], params, thoughts=thoughts("</think>", 5))])

@@ -216,6 +216,14 @@ def test_adapters_that_cannot_be_merged(base: Path, tmp_path: Path, spoil: str) 
         load_model(base, adapter=adapter, device="cpu")
 
 
+def test_an_adapter_of_a_base_of_another_size(base: Path, adapter: Path) -> None:
+    pytest.importorskip("peft")
+    weights = adapter / "adapter_model.safetensors"
+    save_file({key: part.repeat(2, 2) for key, part in load_file(weights).items()}, weights)
+    with pytest.raises(ModelLoadError, match=r"other shapes than those of .*Give the base that it was made for, which"):
+        load_model(base, adapter=adapter, device="cpu")
+
+
 @pytest.mark.parametrize("is_given", [True, False])
 def test_no_adapter_for_quantised_weights(
     base: Path, adapter: Path, is_given: bool, monkeypatch: pytest.MonkeyPatch

@@ -151,13 +151,22 @@ def test_what_is_no_adapter_is_refused_before_anything_runs(folder: Path, backen
     without = LocalBackend(folder / "base", device="cpu", max_length=64)
     with pytest.raises(InvalidParameterError, match=r"loaded without any\. Give adapters="):
         texts(without, (PROMPT, params("legal", max_new_tokens=4)))
+    with pytest.raises(InvalidParameterError, match=r"loaded without any\. Give adapters="):
+        SpeculativeLLM(backend=without, adapter="legal")
     without.close()
+    with pytest.raises(InvalidParameterError, match=r"must be None .* or one of 'legal', 'medical', got 'x'"):
+        SpeculativeLLM(backend=backend, adapter="x")
+    # Before the model is looked for.
+    with pytest.raises(InvalidParameterError, match=r"must be None .* or one of 'a', got 'x'"):
+        SpeculativeLLM(model="/no/such/folder", adapters={"a": "b"}, adapter="x")
     wrongs: tuple[Any, ...] = ({}, [], {"": "x"}, {"x": 3})
     for wrong in wrongs:
         with pytest.raises(InvalidParameterError, match="adapters must"):
             LocalBackend(folder / "base", adapters=wrong)
     with pytest.raises(ModelLoadError, match=r"There is no folder .*gone"):
         LocalBackend(folder / "base", adapters={"x": folder / "gone"}, device="cpu")
+    with pytest.raises(ModelLoadError, match=r"There is no adapter in .*base': it has no adapter_config.json"):
+        LocalBackend(folder / "base", adapters={"x": folder / "base"}, device="cpu")
     with pytest.raises(UnsupportedModelError, match="adapters that another backend chooses among"):
         LocalBackend(backend.model, backend.tokenizer)
     with pytest.raises(InvalidParameterError, match="LlamaForCausalLM is loaded already, which is too late for adap"):
