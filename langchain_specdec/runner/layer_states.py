@@ -125,8 +125,11 @@ class _LayerStates:
         first, middles = _advance(mixer, begins, [x[:, :end] for x, end in zip(inputs, ends, strict=True)])
         tails = [x[:, end:].clone() for x, end in zip(inputs, ends, strict=True)]
         last, after = _advance(mixer, middles, tails)
-        for row, span in zip(rows, map(_Span, middles, tails, after), strict=True):
-            self._latest[row.slot] = span
+        for row, span, latest in zip(rows, spans, map(_Span, middles, tails, after), strict=True):
+            if row.start and row.size > self._tail:
+                # A forward that fails in a later layer runs again from here, where the latest tokens do not reach back.
+                self._prompts[row.slot] = _Span(span.begin, span.inputs)
+            self._latest[row.slot] = latest
         width = hidden.shape[1]
         return torch.cat([_joined([*parts], width) for parts in zip(first, last, strict=True)])
 

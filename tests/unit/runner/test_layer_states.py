@@ -108,6 +108,21 @@ def test_a_failed_forward_can_run_again():
     slots.forward({0: (5, [1]), 1: (5, [1])})
 
 
+def test_a_failed_forward_over_a_long_part_of_a_prompt_can_run_again():
+    slots = Slots(num_layers=2)
+    slots.forward({0: (0, [1, 2]), 1: (0, [3, 4])}, prompts=[0, 1])
+    # An answer, from which the next prompt goes on.
+    slots.forward({0: (2, [5, 6, 7]), 1: (2, [8])})
+    more = [1] * (TAIL + 9)
+    slots.mixers[1].fails = True
+    with pytest.raises(RuntimeError, match="no memory"):
+        slots.forward({0: (4, more), 1: (3, more)}, prompts=[0, 1])
+    slots.mixers[1].fails = False
+    for slot, start in ((0, 4), (1, 3)):
+        slots.forward({slot: (start, more)}, prompts=[slot])
+    slots.forward({0: (4 + len(more), [2]), 1: (3 + len(more), [2])})
+
+
 def test_texts_can_go_on_from_the_end_of_a_prompt_and_from_the_latest_tokens():
     slots = Slots()
     prompt = list(range(1, TAIL + 11))
