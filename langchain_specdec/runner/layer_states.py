@@ -152,9 +152,15 @@ class _LayerStates:
 
     def keep_prompt(self, slot: int) -> None:
         """Keep what a slot holds of its latest tokens, the end of a prompt, until another text takes its place."""
-        latest = self._latest[slot]
+        latest, before = self._latest[slot], self._prompts.get(slot)
+        begin, inputs = latest.begin, latest.inputs
+        # The last part of a prompt that is read in several may be short.
+        if before is not None and before.stop == begin.position and inputs.shape[1] < self._tail:
+            both = torch.cat([before.inputs, inputs], 1)
+            if both.shape[1] <= 2 * self._tail:
+                begin, inputs = before.begin, both
         # The states after it are rarely asked for, and as large as those before it.
-        self._prompts[slot] = _Span(latest.begin, latest.inputs)
+        self._prompts[slot] = _Span(begin, inputs)
 
     def resumable(self, slot: int, length: int) -> int:
         """See `SlotStates.resumable`."""

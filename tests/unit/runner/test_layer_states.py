@@ -144,6 +144,21 @@ def test_texts_can_go_on_from_the_end_of_a_prompt_and_from_the_latest_tokens():
         slots.forward({0: (43, [1])})
 
 
+def test_the_end_of_a_prompt_is_kept_whose_last_part_is_short():
+    slots = Slots()
+    slots.forward({0: (0, [1] * (TAIL + 30))}, prompts=[0])
+    slots.forward({0: (TAIL + 30, [2, 3])}, prompts=[0])
+    length = TAIL + 32
+    for _ in range(3):
+        slots.forward({0: (len(slots.texts[0]), [4, 5])})
+    assert [slots.states.resumable(0, n) for n in (29, 30, 50, length, length + 1)] == [0, 30, 50, length, length]
+    slots.forward({0: (50, [7])})
+    # No more is kept than two parts, however many there are.
+    for _ in range(5):
+        slots.forward({0: (len(slots.texts[0]), [1] * (TAIL - 1))}, prompts=[0])
+        assert slots.states.num_bytes <= 3 * 4 * (1 + 3) + 3 * TAIL * 4
+
+
 def test_what_is_wiped_is_forgotten():
     slots = Slots(num_layers=2)
     slots.forward({0: (0, [1, 2, 3])}, prompts=[0])
