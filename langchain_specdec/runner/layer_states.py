@@ -125,8 +125,11 @@ class _LayerStates:
         first, middles = _advance(mixer, begins, [x[:, :end] for x, end in zip(inputs, ends, strict=True)])
         tails = [x[:, end:].clone() for x, end in zip(inputs, ends, strict=True)]
         last, after = _advance(mixer, middles, tails)
-        for row, span in zip(rows, map(_Span, middles, tails, after), strict=True):
-            self._latest[row.slot] = span
+        for row, span, latest in zip(rows, spans, map(_Span, middles, tails, after), strict=True):
+            if row.start and row.size > self._tail:
+                # A forward that fails in a later layer runs again from here, where the latest tokens do not reach back.
+                self._prompts[row.slot] = _Span(span.begin, span.inputs)
+            self._latest[row.slot] = latest
         width = hidden.shape[1]
         return torch.cat([_joined([*parts], width) for parts in zip(first, last, strict=True)])
 
@@ -149,9 +152,15 @@ class _LayerStates:
 
     def keep_prompt(self, slot: int) -> None:
         """Keep what a slot holds of its latest tokens, the end of a prompt, until another text takes its place."""
-        latest = self._latest[slot]
+        latest, before = self._latest[slot], self._prompts.get(slot)
+        begin, inputs = latest.begin, latest.inputs
+        # The last part of a prompt that is read in several may be short.
+        if before is not None and before.stop == begin.position and inputs.shape[1] < self._tail:
+            both = torch.cat([before.inputs, inputs], 1)
+            if both.shape[1] <= 2 * self._tail:
+                begin, inputs = before.begin, both
         # The states after it are rarely asked for, and as large as those before it.
-        self._prompts[slot] = _Span(latest.begin, latest.inputs)
+        self._prompts[slot] = _Span(begin, inputs)
 
     def resumable(self, slot: int, length: int) -> int:
         """See `SlotStates.resumable`."""

@@ -57,7 +57,8 @@ def max_positions(config: Any) -> int | None:
     Longrope models read texts of more than their original length with other frequencies. Those would not fit the
     keys in the cache, and one long text would change the short ones beside it, so the original length is the limit.
     """
-    limits = [getattr(config, "max_position_embeddings", None)]
+    # MPT has a name of its own for them.
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # Models with several kinds of layers may have parameters for each kind.
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):

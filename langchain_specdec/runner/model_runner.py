@@ -229,7 +229,6 @@ class ModelRunner:
         self.cache.begin(shape)
         if self.cache.states is not None:
             self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
-        if self.adapters is not None:
-            self.adapters.choose(slots, self.device)
-        with pinned_backends(self.device), self.evaluating():
+        choosing = nullcontext() if self.adapters is None else self.adapters.choosing(slots, self.device)
+        with pinned_backends(self.device), self.evaluating(), choosing:
             return module(**self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -43,15 +44,20 @@ class RowAdapters:
         if name is not None:
             self._of_slot[slot] = name
 
-    def choose(self, slots: Sequence[int], device: torch.device) -> None:
-        """Say which slots the rows of the next forward belong to."""
+    @contextmanager
+    def choosing(self, slots: Sequence[int], device: torch.device) -> Iterator[None]:
+        """Have the rows of a forward within go by the adapters of their slots; outside, all go by the base alone."""
         named = [self._of_slot.get(slot) for slot in slots]
         chosen = sorted({name for name in named if name is not None})
         if len(chosen) == 1 and None not in named:
             self.groups = [(chosen[0], None)]
-            return
-        rows = {name: [row for row, other in enumerate(named) if other == name] for name in chosen}
-        self.groups = [(name, torch.tensor(rows[name], device=device)) for name in chosen]
+        else:
+            rows = {name: [row for row, other in enumerate(named) if other == name] for name in chosen}
+            self.groups = [(name, torch.tensor(rows[name], device=device)) for name in chosen]
+        try:
+            yield
+        finally:
+            self.groups = []
 
 
 class AdaptedLinear(nn.Module):

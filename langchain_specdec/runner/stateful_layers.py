@@ -50,8 +50,8 @@ def states_bytes(model: Any) -> int:
         rows = RowStates()
         layer(hidden_states=token, cache=rows)
         states = sum(int(t.nbytes) for t in (rows.conv, rows.recurrent) if t is not None)
-        # A prompt's last tokens, and the latest ones.
-        total += SNAPSHOTS * states + 2 * TAIL * int(token.nbytes)
+        # A prompt's last tokens, which may be those of two parts of it, and the latest ones.
+        total += SNAPSHOTS * states + 3 * TAIL * int(token.nbytes)
     return total
 
 

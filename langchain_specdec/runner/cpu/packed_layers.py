@@ -24,6 +24,8 @@ from langchain_specdec.runner.cpu.weight_numbers import first_numbers, without_n
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Smaller layers gain nothing, and some models read or write the weights of their smallest ones (Gemma 3n).
 _MIN_WEIGHTS = 256
+# Layers whose weight the layer around them reads by itself (Jamba, as the other models after Mamba 1).
+_READ_BY_OTHERS = {"dt_proj"}
 
 
 class PackedLinear(nn.Module):
@@ -155,7 +157,8 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
 def _groups(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Where linear layers hang, and under which names; those of one input together."""
     for parent in model.modules():
-        names = [name for name, child in parent.named_children() if type(child) is nn.Linear and _pays(child)]
+        linears = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
+        names = [name for name, child in linears.items() if _pays(child) and name not in _READ_BY_OTHERS]
         for group in _SHARED_INPUT:
             if set(group) <= set(names) and len({getattr(parent, name).in_features for name in group}) == 1:
                 names = [name for name in names if name not in group]

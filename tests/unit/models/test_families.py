@@ -23,6 +23,7 @@ from langchain_specdec.models import module_runner
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME, slot_attention
+from langchain_specdec.runner.model_config import max_positions
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
@@ -43,6 +44,7 @@ from tests.support.model_families import (
     WINDOW,
     WITHOUT_SDPA,
     load,
+    make_config,
     make_model,
     params,
     reference_logits,
@@ -163,6 +165,11 @@ def test_attention_that_another_owner_of_the_model_changes_in_between():
     for attention in ("eager", "sdpa", ATTENTION_NAME):
         load_model(target.model, target.tokenizer, attn_implementation=attention)
         slots.verify([0, 1], 3)
+
+
+@pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
+def test_slots_have_the_positions_that_a_model_was_made_for(name):
+    assert max_positions(make_config(name).get_text_config()) == POSITIONS
 
 
 def test_positions_end_where_rotary_frequencies_would_change():

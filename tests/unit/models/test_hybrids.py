@@ -216,14 +216,15 @@ def test_a_step_that_fails_is_run_again(name):
 
 
 @needs_states
-def test_a_model_of_ones_own_weights_and_in_int8(tmp_path):
-    model = make_hybrid("qwen3_5_text", torch.float32)
+@pytest.mark.parametrize("name", ["qwen3_5_text", "jamba"])
+def test_a_model_of_ones_own_weights_and_in_int8(name, tmp_path):
+    model = make_hybrid(name, torch.float32)
     model.set_attn_implementation("eager")
     model.save_pretrained(tmp_path)
     prompt = prompts_for("own")[0]
     params = SamplingParams(max_new_tokens=16, temperature=0.0, ignore_eos=True)
     tokenizer = tiny.byte_tokenizer()
-    expected = tiny.References(make_hybrid("qwen3_5_text", torch.float32))(prompt, params)
+    expected = tiny.References(make_hybrid(name, torch.float32))(prompt, params)
     texts = {}
     for quantization in (None, "int8"):
         for drafter in ("none", "auto"):

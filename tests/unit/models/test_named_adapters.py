@@ -124,6 +124,18 @@ def test_a_prefix_is_reused_by_the_same_adapter_only(backend: LocalBackend) -> N
     assert [cached(adapter) for adapter in (None, "legal", "medical")] == [whole] * 3
 
 
+def test_the_model_by_itself_is_the_base(backend: LocalBackend) -> None:
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = backend.model(input_ids=torch.tensor([[1, 2, 3]])).logits
+        return found
+
+    before = logits()
+    for adapters in (("legal",), (None, "legal"), (None, "medical", "legal")):
+        texts(backend, *((PROMPT, params(adapter, max_new_tokens=2)) for adapter in adapters))
+        assert torch.equal(logits(), before)
+
+
 def test_calls_choose_through_langchain(folder: Path) -> None:
     options: dict[str, Any] = {"device": "cpu", "max_length": 128, "num_slots": 4}
     given = {"model": folder / "base", "adapters": sources(folder), "max_new_tokens": 12, "ignore_eos": True, **options}

@@ -108,6 +108,21 @@ def test_a_failed_forward_can_run_again():
     slots.forward({0: (5, [1]), 1: (5, [1])})
 
 
+def test_a_failed_forward_over_a_long_part_of_a_prompt_can_run_again():
+    slots = Slots(num_layers=2)
+    slots.forward({0: (0, [1, 2]), 1: (0, [3, 4])}, prompts=[0, 1])
+    # An answer, from which the next prompt goes on.
+    slots.forward({0: (2, [5, 6, 7]), 1: (2, [8])})
+    more = [1] * (TAIL + 9)
+    slots.mixers[1].fails = True
+    with pytest.raises(RuntimeError, match="no memory"):
+        slots.forward({0: (4, more), 1: (3, more)}, prompts=[0, 1])
+    slots.mixers[1].fails = False
+    for slot, start in ((0, 4), (1, 3)):
+        slots.forward({slot: (start, more)}, prompts=[slot])
+    slots.forward({0: (4 + len(more), [2]), 1: (3 + len(more), [2])})
+
+
 def test_texts_can_go_on_from_the_end_of_a_prompt_and_from_the_latest_tokens():
     slots = Slots()
     prompt = list(range(1, TAIL + 11))
@@ -127,6 +142,21 @@ def test_texts_can_go_on_from_the_end_of_a_prompt_and_from_the_latest_tokens():
     assert [slots.states.resumable(0, n) for n in (9, 30, 41, 50, length)] == [0, 30, 41, 42, 42]
     with pytest.raises(RuntimeError, match=r"slot 0 holds no recurrent state .* at position 43"):
         slots.forward({0: (43, [1])})
+
+
+def test_the_end_of_a_prompt_is_kept_whose_last_part_is_short():
+    slots = Slots()
+    slots.forward({0: (0, [1] * (TAIL + 30))}, prompts=[0])
+    slots.forward({0: (TAIL + 30, [2, 3])}, prompts=[0])
+    length = TAIL + 32
+    for _ in range(3):
+        slots.forward({0: (len(slots.texts[0]), [4, 5])})
+    assert [slots.states.resumable(0, n) for n in (29, 30, 50, length, length + 1)] == [0, 30, 50, length, length]
+    slots.forward({0: (50, [7])})
+    # No more is kept than two parts, however many there are.
+    for _ in range(5):
+        slots.forward({0: (len(slots.texts[0]), [1] * (TAIL - 1))}, prompts=[0])
+        assert slots.states.num_bytes <= 3 * 4 * (1 + 3) + 3 * TAIL * 4
 
 
 def test_what_is_wiped_is_forgotten():
