@@ -30,7 +30,6 @@ from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source
-from langchain_specdec.models.named_adapters import check_adapters
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.quantized_loading import check_quantizable
 from langchain_specdec.options import spelled_out
@@ -84,7 +83,11 @@ class LocalBackend(Backend):
     ) -> None:
         chosen = checked_options(options)
         source = chosen["draft_model"]
-        check_adapters(chosen["adapters"], model, chosen["token"])
+        if chosen["adapters"] is not None:
+            # Seldom, and it imports what most do without.
+            from langchain_specdec.models.named_adapters import check_adapters
+
+            check_adapters(chosen["adapters"], model, chosen["token"])
         check_quantizable(model, "quantization", chosen["quantization"])
         check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
         if isinstance(source, (str, os.PathLike)):

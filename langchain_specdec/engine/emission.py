@@ -113,5 +113,8 @@ def _logprobs(
     if not request.wants_logprobs:
         return None, None
     logprobs: Tensor = verdict.logits.tensor[row, node].float().log_softmax(-1)
-    indices = [*logprobs.topk(request.params.logprobs or 0).indices.tolist(), *request.logprob_token_ids]
-    return float(logprobs[token_id]), dict(zip(indices, logprobs[indices].tolist(), strict=True))
+    top = logprobs.topk(request.params.logprobs or 0)
+    told = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    if named := request.logprob_token_ids:
+        told |= zip(named, logprobs[list(named)].tolist(), strict=True)
+    return float(logprobs[token_id]), told

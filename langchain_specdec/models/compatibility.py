@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -54,7 +53,7 @@ def check_supported(config: Any, model_class: type | None) -> None:
     reason = None
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
-    elif is_hybrid and not hasattr(Cache, "get_conv_state"):
+    elif is_hybrid and not _has_states():
         reason = "it keeps a recurrent state, which can be rolled back only with a newer transformers (5.24)"
     elif getattr(model_class, "_is_stateful", False) and not is_hybrid:
         reason = "it keeps a recurrent state, which the engine cannot roll back when a draft is rejected"
@@ -70,6 +69,14 @@ def check_supported(config: Any, model_class: type | None) -> None:
         reason = "its configuration names no number of layers"
     if reason:
         _refuse(text.model_type, reason)
+
+
+def _has_states() -> bool:
+    """Whether caches of this transformers keep the states of several tokens."""
+    # A native decoder does without what this imports.
+    from transformers.cache_utils import Cache
+
+    return hasattr(Cache, "get_conv_state")
 
 
 def check_pair(target: LoadedModel, draft: LoadedModel) -> None:

@@ -22,7 +22,7 @@ def check_adapters(adapters: object, model: object, token: str | bool | None) ->
     """Look at adapters before their base is read.
 
     Args:
-        adapters: None, or what is to name them.
+        adapters: What is to name them.
         model: The base, as the user gave it.
         token: Access token of the Hub.
 
@@ -30,8 +30,6 @@ def check_adapters(adapters: object, model: object, token: str | bool | None) ->
         InvalidParameterError: It names none, or the base is loaded already.
         ModelLoadError: One is certainly not where its name says.
     """
-    if adapters is None:
-        return
     if not isinstance(model, (str, os.PathLike)):
         kind = type(model).__name__
         msg = f"The {kind} is loaded already, which is too late for adapters: give its id or folder."
