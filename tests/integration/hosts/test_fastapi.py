@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_slot(server, plain, path)
 
 async def test_a_client_that_does_not_wait_for_its_answer_frees_its_slot(server):
     begun = figures(server.url)["forwards"]
-    async with client_of(server.url, timeout=0.2) as client:
+    async with client_of(server.url, timeout=0.05) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/chat", json=question("Long", LONG))
     assert wait_until_idle(server, server.url)["forwards"] - begun < LONG / 2, "the work went on"

@@ -17,14 +17,15 @@ from tests.support.tiny_models import tiny_model
 pytestmark = pytest.mark.process
 
 START = (sys.executable, "-c", "from langchain_specdec.cli import main; main()", "chat")
-OPTIONS = ("--max-new-tokens", "3000", "--ignore-eos", "--temperature", "1")
+# Long enough to be stopped, and the same text each time: one that begins with a letter.
+OPTIONS = ("--max-new-tokens", "30000", "--ignore-eos", "--temperature", "1", "--seed", "1")
 
 
 @pytest.fixture
 def chat_folder(tmp_path: Path) -> str:
     path = tmp_path / "chat"
     tokenizer = chat_tokenizer(CHATML)
-    model = tiny_model(2, dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    model = tiny_model(2, dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=32768)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
