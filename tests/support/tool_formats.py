@@ -7,8 +7,11 @@ contents are of our own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from hypothesis import strategies as st
 
 from langchain_specdec.chat.tool_calls import (
     BrokenToolCall,
@@ -63,6 +66,19 @@ def parse(parser: type[ToolCallParser], chunks: Sequence[str], schemas: Any = No
     """The pieces of a text that comes in chunks, neighbouring texts joined."""
     reader = parser(SCHEMAS if schemas is None else schemas)
     return joined([piece for chunk in chunks for piece in reader.feed(chunk)] + reader.close())
+
+
+def check_cuts(parser: type[ToolCallParser], text: str, data: st.DataObject, schemas: Any = None) -> None:
+    """A text gives the same pieces however it is cut, and calls that JSON carries onwards."""
+    whole = parse(parser, [text], schemas)
+    assert parse(parser, list(text), schemas) == whole
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert parse(parser, chunks, schemas) == whole
+    for piece in whole:
+        if isinstance(piece, ToolCall):
+            # LangChain, tracers and templates write them as JSON.
+            assert json.loads(json.dumps(piece.arguments, allow_nan=False).encode("utf-8")) == piece.arguments
 
 
 def joined(found: Sequence[Piece]) -> list[Piece]:

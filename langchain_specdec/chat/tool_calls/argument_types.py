@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_specdec.chat.tool_calls.python_values import read_python
-from langchain_specdec.chat.tool_calls.values import carried, load_json
+from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, carried, load_json
 from langchain_specdec.grammar.call_parts import ANY_TEXT, InOrder, Json, Part, Raw, Text, either
 from langchain_specdec.grammar.json_schema import map_references, references_of, resolved
 
@@ -67,6 +67,23 @@ def arguments_of(parameters: Mapping[str, Any], tell: Tell = ignore) -> list[Arg
         tell(keyword)
     schemas = {**schemas, **{name: {} for name in needed if name not in schemas}}
     return [Argument(name, alone(parameters, schema), name in needed) for name, schema in schemas.items()]
+
+
+def typed_call(
+    name: str, written: Sequence[tuple[str, str]], schemas: Mapping[str, Mapping[str, Any]], text: str
+) -> ToolCall | BrokenToolCall:
+    """A call whose arguments are plain text.
+
+    Args:
+        name: The tool's.
+        written: Names and texts of the arguments.
+        schemas: The schemas of all tools' arguments, by the names of the tools.
+        text: All that was written of the call, its mark included.
+    """
+    try:
+        return ToolCall(name, typed_arguments(written, schemas.get(name, {})))
+    except ValueError as error:
+        return BrokenToolCall(text, f"The arguments cannot be read: {error}.", name)
 
 
 def typed_arguments(written: Sequence[tuple[str, str]], parameters: Mapping[str, Any]) -> dict[str, Any]:

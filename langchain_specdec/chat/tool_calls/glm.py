@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from langchain_specdec.chat.tool_calls.argument_types import Tell, arguments_of, raw_part, told_of, typed_arguments
+from langchain_specdec.chat.tool_calls.argument_types import Tell, arguments_of, raw_part, told_of, typed_call
 from langchain_specdec.chat.tool_calls.base import Form, Piece
 from langchain_specdec.chat.tool_calls.hermes import HermesParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, name_in
+from langchain_specdec.chat.tool_calls.values import name_in
 from langchain_specdec.grammar.call_parts import InOrder, Maybe, Part, Text
 
 _END = "</tool_call>"
@@ -74,7 +74,8 @@ class GlmParser(HermesParser):
                 parts.append(self._buffer[position + len(begin) : stop])
                 position = self._skip_space(stop + len(end))
             written.append((parts[0].strip(), parts[1]))
-        return [self._call(name[1].strip(), written, self._consume(position + len(_END)))]
+        text = self._mark + self._consume(position + len(_END))
+        return [typed_call(name[1].strip(), written, self._schemas, text)]
 
     def _read_no_call(self, start: int, *, is_begun: bool, is_end: bool) -> list[Piece] | None:
         """Wait for the rest of a tag, or give up on the call."""
@@ -82,12 +83,6 @@ class GlmParser(HermesParser):
             return None
         error = "The text ended within the call." if is_begun else "A tag is missing."
         return self._read_broken(start, error, is_end=is_end)
-
-    def _call(self, name: str, written: list[tuple[str, str]], text: str) -> Piece:
-        try:
-            return ToolCall(name, typed_arguments(written, self._schemas.get(name, {})))
-        except ValueError as error:
-            return BrokenToolCall(self._mark + text, f"The arguments cannot be read: {error}.", name)
 
     def _name_in(self, text: str) -> str | None:
         found = _NAME.match(text)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from langchain_specdec.chat.tool_calls.argument_types import Tell, arguments_of, raw_part, told_of, typed_arguments
+from langchain_specdec.chat.tool_calls.argument_types import Tell, arguments_of, raw_part, told_of, typed_call
 from langchain_specdec.chat.tool_calls.base import Form, Piece
 from langchain_specdec.chat.tool_calls.hermes import HermesParser
-from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, name_in
+from langchain_specdec.chat.tool_calls.values import name_in
 from langchain_specdec.grammar.call_parts import InOrder, Maybe, Part, Text
 from langchain_specdec.grammar.text_patterns import one_of
 
@@ -97,7 +97,7 @@ class QwenCoderParser(HermesParser):
             position = closing + len(_END)
         elif _END.startswith(rest) and not is_end and not self._takes_one:
             return None
-        return [self._call(name[1].strip(), written, self._consume(position))]
+        return [typed_call(name[1].strip(), written, self._schemas, self._mark + self._consume(position))]
 
     def _read_no_call(self, start: int, error: str, *, is_begun: bool, is_end: bool) -> list[Piece] | None:
         """Wait for the rest of a tag, or give up on the call."""
@@ -117,12 +117,6 @@ class QwenCoderParser(HermesParser):
         others = one_of(names - known)
         found = re.compile(rf"\n{_PARAMETER}(?:{others})>").search(self._buffer, start, end)
         return found.start() if found else -1
-
-    def _call(self, name: str, written: list[tuple[str, str]], text: str) -> Piece:
-        try:
-            return ToolCall(name, typed_arguments(written, self._schemas.get(name, {})))
-        except ValueError as error:
-            return BrokenToolCall(self._mark + text, f"The arguments cannot be read: {error}.", name)
 
     def _name_in(self, text: str) -> str | None:
         found = _FUNCTION_NAME.search(self._mark + text)

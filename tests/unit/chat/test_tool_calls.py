@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ from langchain_specdec.chat.tool_calls import (
     ToolCallParser,
     parser_class,
 )
+from tests.support import tool_formats
+from tests.support.tool_formats import check_cuts, joined
 
 TOOLS: dict[str, Any] = {name: {} for name in ("get_weather", "add", "写天气")}
 
@@ -222,19 +223,8 @@ recorded = pytest.mark.parametrize("recording", RECORDED.values(), ids=RECORDED)
 
 
 def parse(parser: type[ToolCallParser], chunks: Sequence[str]) -> list[Piece]:
-    """The pieces of a text that comes in chunks, neighbouring texts joined."""
-    reader = parser(TOOLS)
-    return joined([piece for chunk in chunks for piece in reader.feed(chunk)] + reader.close())
-
-
-def joined(found: Sequence[Piece]) -> list[Piece]:
-    pieces: list[Piece] = []
-    for piece in found:
-        if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-            pieces[-1] += piece
-        else:
-            pieces.append(piece)
-    return pieces
+    """What `tool_formats.parse` gives for the tools of these texts."""
+    return tool_formats.parse(parser, chunks, TOOLS)
 
 
 @recorded
@@ -299,15 +289,7 @@ texts = st.lists(st.sampled_from(_FRAGMENTS) | st.text(max_size=5), max_size=14)
 @settings(max_examples=400)
 @given(data=st.data())
 def test_any_text_gives_the_same_pieces_however_it_is_cut(parser: type[ToolCallParser], data: st.DataObject) -> None:
-    text = data.draw(texts)
-    whole = parse(parser, [text])
-    assert parse(parser, list(text)) == whole
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    assert parse(parser, [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]) == whole
-    for piece in whole:
-        if isinstance(piece, ToolCall):
-            # LangChain, tracers and templates write them as JSON.
-            assert json.loads(json.dumps(piece.arguments, allow_nan=False).encode("utf-8")) == piece.arguments
+    check_cuts(parser, data.draw(texts), data, TOOLS)
 
 
 @pytest.mark.parametrize("parser", FAMILIES)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.chat.tool_calls import BrokenToolCall, GenericParser, ToolCall, ToolCallParser
-from tests.support.tool_formats import FAMILIES, RECORDED, SCHEMAS, Recorded, joined, parse
+from tests.support.tool_formats import FAMILIES, RECORDED, SCHEMAS, Recorded, check_cuts, joined, parse
 
 recorded = pytest.mark.parametrize("recording", RECORDED.values(), ids=RECORDED)
 
@@ -89,15 +89,7 @@ texts = st.lists(st.sampled_from(_FRAGMENTS) | st.text(max_size=4), max_size=14)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_any_text_gives_the_same_pieces_however_it_is_cut(parser: type[ToolCallParser], data: st.DataObject) -> None:
-    text = data.draw(texts)
-    whole = parse(parser, [text])
-    assert parse(parser, list(text)) == whole
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    assert parse(parser, [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]) == whole
-    for piece in whole:
-        if isinstance(piece, ToolCall):
-            # LangChain, tracers and templates write them as JSON.
-            assert json.loads(json.dumps(piece.arguments, allow_nan=False).encode("utf-8")) == piece.arguments
+    check_cuts(parser, data.draw(texts), data)
 
 
 @pytest.mark.parametrize("parser", [*FAMILIES, GenericParser])
