@@ -135,7 +135,7 @@ class LocalBackend(Backend):
                 progress=chosen["progress"],
             )
         if max_tree_nodes and not runner.takes_trees:
-            if getattr(runner.cache, "states", None) is not None:
+            if runner.cache.states is not None:
                 _logger.info(_NO_TREES_OF_STATES, self.model_name)
             else:
                 _logger.warning(_NO_TREES, self.model_name)

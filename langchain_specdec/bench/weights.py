@@ -162,7 +162,7 @@ def load_weights(
 def _why_uncaptured(loaded: LoadedModel, mode: CompileMode) -> str | None:
     from langchain_specdec.models.make_runner import why_uncaptured
 
-    obstacle = why_uncaptured(loaded.model)
+    obstacle = why_uncaptured(loaded)
     if obstacle is not None and mode != "auto":
         msg = f"{loaded.name} cannot be captured: {obstacle}. Leave out --compile, or set it to auto or off."
         raise InvalidParameterError(msg)

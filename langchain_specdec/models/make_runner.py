@@ -66,9 +66,7 @@ def make_runner(
     """
     with fitting(loaded.name):
         _check_max_length(max_length, loaded)
-    obstacle = why_uncaptured(loaded.model)
-    if loaded.adapters is not None:
-        obstacle = obstacle or "each call chooses its adapter"
+    obstacle = why_uncaptured(loaded)
     if obstacle is not None and compile not in ("auto", "off"):
         msg = (
             f"compile={compile!r} asks for CUDA graphs, and {loaded.name} cannot be captured: {obstacle}. "
@@ -98,13 +96,14 @@ def make_runner(
     return make_module_runner(loaded, num_slots, length_of, max_width, capture, progress)
 
 
-def why_uncaptured(model: Any) -> str | None:
+def why_uncaptured(loaded: LoadedModel) -> str | None:
     """Why a model's steps cannot be captured as CUDA graphs; None where they can."""
-    if model.device.type != "cuda":
-        return f"it runs on a {model.device.type.upper()} device, and steps are captured on CUDA only"
+    kind = loaded.model.device.type
+    if kind != "cuda":
+        return f"it runs on a {kind.upper()} device, and steps are captured on CUDA only"
     from langchain_specdec.runner.cuda.capture import can_capture
 
-    return can_capture(model)
+    return can_capture(loaded.model) or ("each call chooses its adapter" if loaded.adapters is not None else None)
 
 
 def _native_weights(loaded: LoadedModel) -> tuple[DecoderWeights, Reread | None] | None:

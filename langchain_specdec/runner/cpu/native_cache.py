@@ -43,9 +43,11 @@ class NativeCache:
         max_length: As given.
         bytes_per_token: What a token takes in all layers.
         decoder: What moves and wipes; set by the decoder itself.
+        states: None: no layer of a decoder keeps a state.
     """
 
     decoder: _Mover
+    states: None = None
 
     def __init__(self, num_layers: int, num_slots: int, max_length: int, position_bytes: int) -> None:
         self.num_slots = num_slots

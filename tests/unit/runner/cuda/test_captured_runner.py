@@ -620,7 +620,7 @@ def test_a_released_runner_holds_no_graphs() -> None:
 
 
 def test_graphs_are_for_cuda() -> None:
-    assert why_uncaptured(tiny_model()) == "it runs on a CPU device, and steps are captured on CUDA only"
+    assert why_uncaptured(loaded(tiny_model())) == "it runs on a CPU device, and steps are captured on CUDA only"
     target = loaded(tiny_model())
     assert isinstance(make_runner(target, num_slots=1, max_length=64, max_width=3, compile="auto"), ModelRunner)
 
