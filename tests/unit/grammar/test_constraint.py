@@ -24,8 +24,8 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import constraint as constraint_module
 from langchain_specdec.grammar.constraint import GrammarCompiler
-from langchain_specdec.grammar.token_masks import allowed_tensor, has_token, only_token
-from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
+from langchain_specdec.grammar.token_masks import has_token, only_token
+from tests.support.constrained_text import constrained_text
 from tests.support.json_schemas import random_schema
 from tests.support.tiny_models import (
     EOS,
@@ -98,22 +98,10 @@ def drafters(model: Any) -> Iterator[tuple[str, Drafter, dict[str, Any]]]:
 
 
 def plain(model: Any, prompt: list[int], params: SamplingParams) -> list[int]:
-    """The rule by itself: the model's uncached forward, the mask of the text so far, one token at a time."""
+    """The rule by itself."""
     assert params.grammar is not None
     constraint = GrammarCompiler(byte_tokenizer(), VOCAB, (EOS,)).compile(params.grammar, params.max_new_tokens)
-    table = SamplingTable([params], [params.seed or 0], [0], VOCAB, torch.device("cpu"))
-    tokens = list(prompt)
-    while (remaining := params.max_new_tokens - len(tokens) + len(prompt)) > 0:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[:, -1:]
-        allowed = allowed_tensor([[constraint.mask_after(())]], 1, VOCAB, torch.device("cpu"))
-        pick = int(pick_tokens(logits, table, torch.tensor([[len(tokens)]]), allowed=allowed))
-        (token,) = constraint.in_time([pick], remaining)
-        tokens.append(token)
-        if token == EOS:
-            break
-        constraint.advance([token])
-    return tokens[len(prompt) :]
+    return constrained_text(model, prompt, params, constraint)
 
 
 @pytest.mark.slow

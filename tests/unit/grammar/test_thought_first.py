@@ -26,8 +26,7 @@ from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.call_parts import Json
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.grammar.thought_first import ThoughtPhase, thought_first
-from langchain_specdec.grammar.token_masks import allowed_tensor
-from langchain_specdec.sampling.choice import SamplingTable, pick_tokens
+from tests.support.constrained_text import constrained_text
 from tests.support.tiny_models import (
     EOS,
     VOCAB,
@@ -87,24 +86,9 @@ def constraint_of(case: Case) -> Constraint:
 
 
 def plain(model: Any, case: Case) -> list[int]:
-    """The rule by itself: the model's uncached forward, the mask of the text so far, one token at a time."""
+    """The rule by itself. In a thought no token is masked; what may not come there is replaced."""
     prompt, params, _ = case
-    constraint = constraint_of(case)
-    table = SamplingTable([params], [params.seed or 0], [0], VOCAB, torch.device("cpu"))
-    tokens = list(prompt)
-    while (remaining := params.max_new_tokens - len(tokens) + len(prompt)) > 0:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[:, -1:]
-        # In a thought no token is masked; what may not come there is replaced.
-        masks = constraint.masks([], []) if params.grammar is not None else [None]
-        allowed = allowed_tensor([masks], 1, VOCAB, torch.device("cpu"))
-        pick = int(pick_tokens(logits, table, torch.tensor([[len(tokens)]]), allowed=allowed))
-        (token,) = constraint.in_time([pick], remaining)
-        tokens.append(token)
-        if token == EOS:
-            break
-        constraint.advance([token])
-    return tokens[len(prompt) :]
+    return constrained_text(model, prompt, params, constraint_of(case))
 
 
 def text_of(tokens: Sequence[int]) -> str:
