@@ -14,6 +14,7 @@ from langchain_specdec.grammar.text_check import TextCheck
 
 if TYPE_CHECKING:
     from langchain_specdec.grammar.grammar import Grammar
+    from langchain_specdec.models.image_reader import ImageReader
     from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 SHORT_TEXT = 20_000
@@ -84,6 +85,16 @@ class Backend(ABC):
     def max_prompt_length(self) -> int | None:
         """Most tokens of a prompt alone, where it has a limit of its own that is known; else None."""
         return None
+
+    @property
+    def image_reader(self) -> ImageReader | None:
+        """Reads images for the model; None where it takes text only, see `why_no_images`."""
+        return None
+
+    @property
+    def why_no_images(self) -> str:
+        """Why there is no `image_reader`, as the end of a sentence."""
+        return "this server is sent text only"
 
     @property
     def adapter_names(self) -> Sequence[str] | None:

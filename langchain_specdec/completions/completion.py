@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_specdec.completions.events import Event, FinishEvent, Token
+from langchain_specdec.completions.prompt_images import PromptImage
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -32,6 +33,7 @@ class CompletionRequest:
             it.
         thoughts: How thoughts stand in the text; None where there are none. A grammar is that of what comes after the
             first one, where the prompt has begun it.
+        images: Images that stand in the prompt, in order, where the backend has an `image_reader`.
     """
 
     prompt: str | Sequence[int]
@@ -43,6 +45,7 @@ class CompletionRequest:
     logprob_token_ids: Sequence[int] = ()
     make_end_check: Callable[[], Callable[[str], bool]] | None = None
     thoughts: Thoughts | None = None
+    images: Sequence[PromptImage] = ()
 
 
 @dataclass(frozen=True)

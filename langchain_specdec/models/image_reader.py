@@ -1,0 +1,120 @@
+"""Images as a model takes them: read from their bytes, by its image processor, and the tokens that stand for them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_specdec.completions.prompt_images import PromptImage
+from langchain_specdec.errors import InvalidParameterError
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """How images stand in the prompts of a family.
+
+    Attributes:
+        placeholder: What a chat template writes where an image stands.
+        token_id: The token that stands for a part of an image.
+        text_of: The text that takes the placeholder's place, by what the image processor makes of one image.
+        count_of: How many times `token_id` is in it.
+    """
+
+    placeholder: str
+    token_id: int
+    text_of: Callable[[Mapping[str, Any]], str]
+    count_of: Callable[[Mapping[str, Any]], int]
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Images that a processor has read, in the order of the prompt.
+
+    Attributes:
+        texts: What stands in the prompt in place of each placeholder.
+    """
+
+    texts: Sequence[str]
+    _token_id: int
+    _counts: Sequence[int]
+    _digests: Sequence[int]
+    _inputs: Sequence[Mapping[str, Any]]
+
+    def placed(self, token_ids: Sequence[int]) -> tuple[PromptImage, ...]:
+        """The images by the tokens of the prompt that their texts have become part of."""
+        places = [index for index, token in enumerate(token_ids) if token == self._token_id]
+        if len(places) != sum(self._counts):
+            msg = (
+                f"The prompt has {len(places)} tokens that stand for images, and its images take {sum(self._counts)}. "
+                "The chat template and the image processor of this model do not belong together."
+            )
+            raise InvalidParameterError(msg)
+        images, first = [], 0
+        for count, digest, inputs in zip(self._counts, self._digests, self._inputs, strict=True):
+            start = places[first]
+            images.append(PromptImage(start, start + count, digest, inputs))
+            first += count
+        return tuple(images)
+
+
+class ImageReader:
+    """Reads images for one model.
+
+    Args:
+        processor: An image processor of transformers.
+        tokens: How images stand in this family's prompts.
+        given: Names of what the processor makes that the model's forward takes.
+    """
+
+    def __init__(self, processor: Any, tokens: ImageTokens, given: Sequence[str]) -> None:
+        self._processor = processor
+        self._tokens = tokens
+        self._given = given
+
+    @property
+    def placeholder(self) -> str:
+        """What a chat template writes where an image stands."""
+        return self._tokens.placeholder
+
+    def read(self, images: Sequence[bytes]) -> ReadImages:
+        """Read images out of the bytes of their files (PNG, JPEG, WebP, ...), the first frame of each.
+
+        Raises:
+            InvalidParameterError: It is no image, is damaged, or has more pixels than Pillow takes for harmless.
+        """
+        made = [self._processed(data, number) for number, data in enumerate(images, 1)]
+        return ReadImages(
+            [self._tokens.text_of(each) for each in made],
+            self._tokens.token_id,
+            [self._tokens.count_of(each) for each in made],
+            [_digest(data) for data in images],
+            [{name: each[name] for name in self._given if name in each} for each in made],
+        )
+
+    def _processed(self, data: bytes, number: int) -> Mapping[str, Any]:
+        try:
+            made: Mapping[str, Any] = self._processor([_opened(data)], return_tensors="pt")
+        except (InvalidParameterError, MemoryError):
+            raise
+        except Exception as error:
+            msg = f"Image {number} of the prompt cannot be read ({type(error).__name__}: {error}). Is it damaged?"
+            raise InvalidParameterError(msg) from error
+        return made
+
+
+def _opened(data: bytes) -> Any:
+    from PIL import Image
+
+    # Pillow warns of what may be made to take all memory, and refuses only twice as much.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+
+
+def _digest(data: bytes) -> int:
+    return -1 - int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
