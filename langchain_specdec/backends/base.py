@@ -94,7 +94,7 @@ class Backend(ABC):
     @property
     def why_no_images(self) -> str:
         """Why there is no `image_reader`, as the end of a sentence."""
-        return "this server is sent text only"
+        return "what is sent to its server is text"
 
     @property
     def adapter_names(self) -> Sequence[str] | None:

@@ -25,6 +25,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
 from langchain_specdec.models.compatibility import check_pair
 from langchain_specdec.models.generation_defaults import read_generation_defaults
+from langchain_specdec.models.image_reader import ImageReader
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner, token_budget
@@ -201,6 +202,16 @@ class LocalBackend(Backend):
     def num_prefill_tokens(self) -> int:
         """Prompt tokens that were read so far, of all requests."""
         return self.engine.num_prefill_tokens
+
+    @property
+    def image_reader(self) -> ImageReader | None:
+        """Reads images for the model; None where it takes text only, see `why_no_images`."""
+        return self._target.image_reader
+
+    @property
+    def why_no_images(self) -> str:
+        """Why there is no `image_reader`, as the end of a sentence."""
+        return self._target.why_no_images
 
     @property
     def adapter_names(self) -> Sequence[str]:

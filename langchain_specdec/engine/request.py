@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from langchain_specdec.completions.prompt_images import PromptImage, image_around, keyed
 from langchain_specdec.completions.room import larger_max_length, prompt_too_long
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -33,6 +34,8 @@ class Request:
         rates: Acceptance by kind of draft.
         constraint: The grammar that the text follows, perhaps after a thought; None: it is free.
         logprob_token_ids: Tokens whose log probabilities it is told.
+        images: Images that stand in its prompt, in order.
+        prompt_keys: What its prompt is compared with others by: its tokens, and what its images hold.
         history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
         bias: Its `logit_bias`, ready for sampling.
@@ -53,6 +56,8 @@ class Request:
     rates: AcceptanceRates
     constraint: Constraint | None = None
     logprob_token_ids: Sequence[int] = ()
+    images: Sequence[PromptImage] = ()
+    prompt_keys: Sequence[int] = field(init=False)
     history: TokenHistory | None = None
     token_ids: list[int] = field(default_factory=list)
     bias: SparseBias | None = field(init=False, default=None)
@@ -65,6 +70,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
+        self.prompt_keys = keyed(self.prompt_ids, self.images) if self.images else self.prompt_ids
         self.bias = SparseBias.of(self.params.logit_bias)
 
     @property
@@ -96,6 +102,24 @@ class Request:
     def prefill_stop(self) -> int:
         """Where prefill ends: the last prompt token is left to the first decoding step, which needs its logits."""
         return len(self.prompt_ids) - 1
+
+    @property
+    def cached_keys(self) -> list[int]:
+        """What the tokens in its slot are compared with prompts by."""
+        return [*self.prompt_keys, *self.token_ids[len(self.prompt_ids) :]][: self.num_cached]
+
+    def whole_images(self, length: int) -> int:
+        """The most tokens of the prompt, up to so many, that cut no image."""
+        cut = image_around(self.images, length)
+        return length if cut is None else cut.start
+
+    def prefill_end(self, size: int) -> int:
+        """Where the next piece of the prompt ends that has about so many tokens: it cuts no image."""
+        stop = self.num_cached + size
+        cut = image_around(self.images, stop)
+        if cut is None:
+            return stop
+        return cut.start if cut.start > self.num_cached else cut.stop
 
     @property
     def is_prefilled(self) -> bool:

@@ -10,7 +10,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.engine.request import Request, check_prompt, make_stopper
-from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.grammar.thought_first import ThoughtPhase, thought_first
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
@@ -58,6 +58,9 @@ class RequestMaker:
         prompt_ids, params = asked.prompt, asked.params
         assert not isinstance(prompt_ids, str), "a backend has encoded it"  # noqa: S101
         self._check(prompt_ids, params, asked.logprob_token_ids)
+        if asked.images and self._runner.images is None:
+            msg = "The prompt has images, and this model is given text only. Leave them out."
+            raise InvalidParameterError(msg)
         constraint = self._constraint(params, asked.thoughts)
         seed = params.seed_or_drawn()
         context = prompt_ids if asked.continues_prompt else ()
@@ -67,8 +70,9 @@ class RequestMaker:
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: cancel(holder[0]))
         rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
-        own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint, tuple(asked.logprob_token_ids)
-        request = Request(next(self._ids), *own)
+        own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint
+        told = tuple(asked.logprob_token_ids)
+        request = Request(next(self._ids), *own, logprob_token_ids=told, images=tuple(asked.images))
         holder.append(request)
         return request
 

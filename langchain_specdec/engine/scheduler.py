@@ -44,7 +44,7 @@ class Scheduler:
         self._running: list[Request] = []
         # Running requests whose slots hold what is not to be reused.
         self._outdated: set[Request] = set()
-        # Free slots and the tokens that rest in them, the longest-rested first.
+        # Free slots and the keys of the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
         # The adapter by which each of them computed what rests there, where it is not the base alone.
         self._resting_adapters: dict[int, str] = {}
@@ -92,7 +92,7 @@ class Scheduler:
             if not self._has_room(request.max_tokens):
                 break
             shared = {
-                slot: self._resumable(slot, _shared_length(tokens, request))
+                slot: self._reusable(slot, tokens, request)
                 if self._resting_adapters.get(slot) == request.params.adapter
                 else 0
                 for slot, tokens in self._resting.items()
@@ -106,6 +106,11 @@ class Scheduler:
             self._running.append(request)
             admitted.append(request)
         return admitted
+
+    def _reusable(self, slot: int, keys: Sequence[int], request: Request) -> int:
+        """How much of what rests in a slot the prompt goes on from."""
+        length = self._resumable(slot, request.whole_images(_shared_length(keys, request)))
+        return length if request.whole_images(length) == length else 0
 
     def _has_room(self, size: int) -> bool:
         """Whether a request of that size has room beside the running ones."""
@@ -171,7 +176,7 @@ class Scheduler:
         batch: list[tuple[Request, int]] = []
         width = start = 0
         for request in reading:
-            size = min(request.prefill_stop - request.num_cached, budget)
+            size = request.prefill_end(min(request.prefill_stop - request.num_cached, budget)) - request.num_cached
             width, start = max(width, size), max(start, request.num_cached)
             is_too_large = width * (len(batch) + 1) > budget or start + width > self._max_length
             if batch and is_too_large:
@@ -190,7 +195,7 @@ class Scheduler:
             self._waiting.remove(request)
             return
         self._running.remove(request)
-        slot, resting = request.slot, request.token_ids[: request.num_cached]
+        slot, resting = request.slot, request.cached_keys
         self._resting_adapters.pop(slot, None)
         if request.params.adapter is not None:
             self._resting_adapters[slot] = request.params.adapter
@@ -211,7 +216,7 @@ class Scheduler:
 def _shared_length(resting: Sequence[int], request: Request) -> int:
     """Tokens of the prompt that need no prefill; the last one always runs, for its logits."""
     limit = min(len(resting), request.prefill_stop)
-    prompt = request.prompt_ids
+    prompt = request.prompt_keys
     for start in range(0, limit, _COMPARED):
         stop = min(start + _COMPARED, limit)
         if list(resting[start:stop]) != list(prompt[start:stop]):

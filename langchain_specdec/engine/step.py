@@ -49,6 +49,8 @@ class Stepper:
         for request in requests:
             if self._runner.adapters is not None:
                 self._runner.adapters.set(request.slot, request.params.adapter)
+            if self._runner.images is not None:
+                self._runner.images.put(request.slot, request.prompt_ids, request.images)
             if request.params.needs_history:
                 if self._history is None:
                     slots = self._runner.cache.num_slots

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
 
 from langchain_specdec.errors import ModelLoadError, SpecDecError
 
@@ -32,10 +31,11 @@ _QUANTIZED_MARKS = (
 )  # fmt: skip
 
 
-def read_weights(source: str, name: str, **options: Any) -> Any:
+def read_weights(auto_class: Any, source: str, name: str, **options: Any) -> Any:
     """Read a causal language model, all of whose weights its files must hold.
 
     Args:
+        auto_class: What of transformers makes it.
         source: Model id or folder.
         name: What the user calls it.
         options: Passed to transformers.
@@ -49,7 +49,7 @@ def read_weights(source: str, name: str, **options: Any) -> Any:
             msg = f"Cannot load {name}: {path.name} {found}"
             raise ModelLoadError(msg)
         # Sizes that differ are reported below, with more than transformers says.
-        read: Any = AutoModelForCausalLM.from_pretrained(
+        read: Any = auto_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         model, info = read

@@ -12,6 +12,9 @@ from typing import Any
 from langchain_specdec.completions.prompt_images import PromptImage
 from langchain_specdec.errors import InvalidParameterError
 
+Made = Mapping[str, Any]
+"""What an image processor makes of an image, tensors and numbers by name."""
+
 
 @dataclass(frozen=True)
 class ImageTokens:
@@ -20,14 +23,14 @@ class ImageTokens:
     Attributes:
         placeholder: What a chat template writes where an image stands.
         token_id: The token that stands for a part of an image.
-        text_of: The text that takes the placeholder's place, by what the image processor makes of one image.
-        count_of: How many times `token_id` is in it.
+        text: Says what text takes the placeholder's place.
+        num_parts: Says how many times `token_id` is in it.
     """
 
     placeholder: str
     token_id: int
-    text_of: Callable[[Mapping[str, Any]], str]
-    count_of: Callable[[Mapping[str, Any]], int]
+    text: Callable[[Made], str]
+    num_parts: Callable[[Made], int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class ReadImages:
     _token_id: int
     _counts: Sequence[int]
     _digests: Sequence[int]
-    _inputs: Sequence[Mapping[str, Any]]
+    _inputs: Sequence[Made]
 
     def placed(self, token_ids: Sequence[int]) -> tuple[PromptImage, ...]:
         """The images by the tokens of the prompt that their texts have become part of."""
@@ -88,16 +91,16 @@ class ImageReader:
         """
         made = [self._processed(data, number) for number, data in enumerate(images, 1)]
         return ReadImages(
-            [self._tokens.text_of(each) for each in made],
+            [self._tokens.text(each) for each in made],
             self._tokens.token_id,
-            [self._tokens.count_of(each) for each in made],
+            [self._tokens.num_parts(each) for each in made],
             [_digest(data) for data in images],
             [{name: each[name] for name in self._given if name in each} for each in made],
         )
 
-    def _processed(self, data: bytes, number: int) -> Mapping[str, Any]:
+    def _processed(self, data: bytes, number: int) -> Made:
         try:
-            made: Mapping[str, Any] = self._processor([_opened(data)], return_tensors="pt")
+            made: Made = self._processor([_opened(data)], return_tensors="pt")
         except (InvalidParameterError, MemoryError):
             raise
         except Exception as error:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from langchain_specdec.models.generation_defaults import read_plain
+from langchain_specdec.models.image_reader import ImageReader
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.quantization import QUANTIZATIONS
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, LayerWeights, Matrix
@@ -38,6 +39,8 @@ class LoadedModel:
         quantization: What its runner is to make of its weights, a word of `QUANTIZATIONS`.
         adapters: Says which of the adapters beside its weights the rows of a forward go by; None where there are none.
         adapter_sources: Where these adapters came from, by name.
+        image_reader: Reads images for it; None where it is given text only.
+        why_no_images: Why it is, as the end of a sentence.
     """
 
     model: Any
@@ -49,6 +52,8 @@ class LoadedModel:
     quantization: str | None = None
     adapters: RowAdapters | None = None
     adapter_sources: Mapping[str, str] = field(default_factory=dict)
+    image_reader: ImageReader | None = None
+    why_no_images: str = "it reads text only"
 
     @property
     def tokenizer(self) -> Any:

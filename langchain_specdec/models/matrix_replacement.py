@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from langchain_specdec.runner.cpu.decoder_weights import Matrix
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
+from langchain_specdec.runner.model_config import text_modules
 
 _LINEAR = (nn.Linear, Conv1D)
 
@@ -21,7 +22,8 @@ def replace_matrices(
     """Have layers compute with other matrices. A weight that nobody else holds leaves memory before the next is read.
 
     Args:
-        model: A causal language model on a CPU. Its own kinds of linear layers are left.
+        model: A causal language model on a CPU. Its own kinds of linear layers are left,
+            and its encoders of images.
         make: Makes a matrix of a weight `[outputs, inputs]`; told whether it is a table of tokens (the embedding, or
             the head). Asked once of each, also where layers are tied. What it gives as None stays.
         forget: Told of each weight that was replaced.
@@ -29,7 +31,7 @@ def replace_matrices(
     tables = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     made: Any = WeakIdKeyDictionary()
     # Neither a list nor a loop's variable may hold the layers that go.
-    parents = [module for module in model.modules() if not isinstance(module, (*_LINEAR, nn.Embedding))]
+    parents = [module for module in text_modules(model) if not isinstance(module, (*_LINEAR, nn.Embedding))]
     for parent in parents:
         for name in [name for name, _ in parent.named_children()]:
             child = getattr(parent, name)

@@ -64,6 +64,8 @@ def make_module_runner(
         runner = ModelRunner(loaded.model, num_slots, length_of(work), max_width)
         runner.work_bytes = work
         runner.adapters = loaded.adapters
+        if loaded.image_reader is not None:
+            runner.read_images()
         if not _is_tested(loaded.model):
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = runner.takes_trees and takes_trees(runner)

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
@@ -14,6 +14,7 @@ from langchain_specdec.models.adapters import Parts, check_mergeable, check_with
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
+from langchain_specdec.models.image_families import apart, auto_class, make_image_reader
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import ADAPTER, check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
@@ -55,6 +56,7 @@ def load_pretrained(
     if device is not None and device_map is not None:
         msg = "Give device or device_map, not both."
         raise InvalidParameterError(msg)
+    tokenizer, processor = apart(tokenizer)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
     placed = resolve_device(device)
@@ -108,7 +110,7 @@ def load_pretrained(
             "quantization_config": how.config,
         }
         hub |= {key: value for key, value in options.items() if value is not None}
-        loaded = read_weights(parts.source, what, dtype=how.dtype, **hub)
+        loaded = read_weights(auto_class(config), parts.source, what, dtype=how.dtype, **hub)
         if _is_quantised(config) and not _is_quantised(loaded.config):
             # What was dequantised, as MXFP4 is on a CPU, older versions of transformers leave in bfloat16.
             loaded = loaded.to(loaded.dtype)
@@ -134,9 +136,19 @@ def load_pretrained(
         private = PrivateTokenizer(tokenizer, is_ours=True)
     _check_embeddings(loaded, name)
     _set_attention(loaded, attn_implementation)
-    is_owned = loaded is not model
-    eos = eos_token_ids(loaded, private.copied)
-    return LoadedModel(loaded, private, name, eos, is_owned, parts.adapter, by_runner)
+    code = {"trust_remote_code": trust_remote_code, "token": token, "revision": parts.revision or "main"}
+    reader, why_no_images = make_image_reader(loaded, private.copied, processor, parts.source, **code)
+    return LoadedModel(
+        loaded,
+        private,
+        name,
+        eos_token_ids(loaded, private.copied),
+        is_owned=loaded is not model,
+        adapter=parts.adapter,
+        quantization=by_runner,
+        image_reader=reader,
+        why_no_images=why_no_images,
+    )
 
 
 def _is_quantised(config: Any) -> bool:
@@ -171,10 +183,11 @@ def _check_embeddings(model: Any, name: str) -> None:
 
 def _model_class(config: Any) -> type | None:
     try:
-        classes = AutoModelForCausalLM._model_mapping[type(config)]
+        classes: Any = auto_class(config)._model_mapping[type(config)]
     except KeyError:
         return None
-    return classes[0] if isinstance(classes, tuple) else classes
+    chosen: type = classes[0] if isinstance(classes, tuple) else classes
+    return chosen
 
 
 def _check_attention(model_class: Any, config: Any, implementation: str | None) -> None:

@@ -69,7 +69,17 @@ def max_positions(config: Any) -> int | None:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the base model."""
+    """The decoder layers, by where all Hugging Face decoders keep them: one list directly below the text model."""
     count = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
+    text = getattr(model.base_model, "language_model", model.base_model)
+    lists = [m for m in text.children() if isinstance(m, nn.ModuleList) and len(m) == count]
     return list(lists[0]) if len(lists) == 1 else []
+
+
+def text_modules(model: Any) -> list[nn.Module]:
+    """The modules of a model but for those of its encoders of images and sounds, each once."""
+    base = getattr(model, "base_model", model)
+    text = getattr(base, "language_model", None)
+    encoders = [child for child in base.children() if text is not None and child is not text]
+    left_out = {module for encoder in encoders for module in encoder.modules()}
+    return [module for module in model.modules() if module not in left_out]

@@ -13,6 +13,7 @@ from torch import Tensor
 from langchain_specdec.runner.attention import ATTENTION_NAME, additive_mask
 from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.model_config import layer_configs, max_positions, num_key_value_heads
+from langchain_specdec.runner.slot_images import ForwardImages
 from langchain_specdec.runner.step_inputs import RowInputs
 
 
@@ -23,6 +24,7 @@ class ModelInputs:
         model: A Hugging Face causal language model.
 
     Attributes:
+        offsets: What is added to the positions of the text in each slot, int64 `[slots]`; None: nothing.
         is_for_gpu: Whether masks have the form that attention on a GPU takes without another copy of them.
     """
 
@@ -30,6 +32,7 @@ class ModelInputs:
         self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
         self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
+        self.offsets: Tensor | None = None
         self._kinds = _layer_kinds(self._config)
         # Renamed in transformers 5.24, which warns of the old name at each forward.
         names = inspect.signature(model.base_model.forward).parameters
@@ -38,7 +41,15 @@ class ModelInputs:
         # some rotary ones change for the whole batch.
         self._last_position = (max_positions(self._config) or 2**31) - 1
 
-    def make(self, cache: SlotCache, inputs: RowInputs, length: int, *, is_prompt: bool = False) -> dict[str, Any]:
+    def make(
+        self,
+        cache: SlotCache,
+        inputs: RowInputs,
+        length: int,
+        *,
+        is_prompt: bool = False,
+        images: ForwardImages | None = None,
+    ) -> dict[str, Any]:
         """The arguments of a forward.
 
         Args:
@@ -46,22 +57,32 @@ class ModelInputs:
             inputs: The rows.
             length: Positions that they can see.
             is_prompt: Whether they are a piece of one prompt that ends there, which a GPU needs no mask for.
+            images: What the images in the rows are to it.
         """
         positions = inputs.starts[:, None] + inputs.depths
+        mask = self._mask(inputs, positions, length, images, is_prompt=is_prompt)
+        if images is not None and images.positions is not None:
+            positions = images.positions
+        elif self.offsets is not None:
+            positions = positions + self.offsets[inputs.slots][:, None]
         return {
             "input_ids": inputs.tokens,
-            "attention_mask": self._mask(inputs, positions, length, is_prompt=is_prompt),
+            "attention_mask": mask,
             "position_ids": positions.clamp(max=self._last_position),
             self._cache_name: cache,
             "use_cache": True,
+            **(images.inputs if images is not None else {}),
         }
 
-    def _mask(self, inputs: RowInputs, positions: Tensor, length: int, *, is_prompt: bool) -> Any:
+    def _mask(
+        self, inputs: RowInputs, positions: Tensor, length: int, images: ForwardImages | None, *, is_prompt: bool
+    ) -> Any:
         """Masks by the kind of layer, as the model's forward wants them."""
         device = inputs.tokens.device
         # Asked anew each time: whoever else holds the model may have changed it.
         is_own = self._config._attn_implementation == ATTENTION_NAME
-        needs_none = is_prompt and is_own and self.is_for_gpu
+        blocks = images.blocks if images is not None else None
+        needs_none = is_prompt and is_own and self.is_for_gpu and blocks is None
         if needs_none and all(window is None or window >= length for window, _ in self._kinds.values()):
             return self._by_kind(lambda *_: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
         keys = torch.arange(length, device=device)
@@ -75,9 +96,13 @@ class ModelInputs:
             causal = is_text | (inputs.ancestors.gather(2, index[:, None].expand(-1, width, -1)) & is_node)
             # A node stands in its slot after its siblings, but in the text right after its parent.
             keys = torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
+        seen = dict.fromkeys(self._kinds, causal)
+        if images is not None and blocks is not None:
+            ahead = causal | _same_block(blocks, keys - inputs.starts[:, None])
+            seen |= {kind: ahead for kind in self._kinds if kind in images.ahead}
 
-        def windowed(window: int | None, groups: int) -> Tensor:
-            mask = causal if window is None else causal & (keys > positions[:, :, None] - window)
+        def windowed(kind: str, window: int | None, groups: int) -> Tensor:
+            mask = seen[kind] if window is None else seen[kind] & (keys > positions[:, :, None] - window)
             if not self.is_for_gpu:
                 # Attention would turn a bool mask into numbers once a layer.
                 return additive_mask(mask[:, None], self._dtype)
@@ -85,10 +110,17 @@ class ModelInputs:
 
         return self._by_kind(windowed)
 
-    def _by_kind(self, make: Callable[[int | None, int], Tensor]) -> Any:
-        if len(self._kinds) == 1:
-            return make(*next(iter(self._kinds.values())))
-        return {kind: make(*sizes) for kind, sizes in self._kinds.items()}
+    def _by_kind(self, make: Callable[[str, int | None, int], Tensor]) -> Any:
+        masks = {kind: make(kind, *sizes) for kind, sizes in self._kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _same_block(blocks: Tensor, offsets: Tensor) -> Tensor:
+    """Whether a token stands for the same image as a key, by the keys' places in the rows, `[rows, length]`."""
+    width = blocks.shape[1]
+    of_keys = blocks.gather(1, offsets.clamp(0, width - 1))
+    is_within = (offsets >= 0) & (offsets < width) & (of_keys >= 0)
+    return (blocks[:, :, None] == of_keys[:, None]) & is_within[:, None]
 
 
 def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:

@@ -16,6 +16,7 @@ from langchain_specdec.runner.model_config import cached_bytes, max_positions, n
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
 from langchain_specdec.runner.row_adapters import RowAdapters
+from langchain_specdec.runner.slot_images import ForwardImages, SlotImages
 from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
@@ -61,11 +62,18 @@ class ModelRunner:
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self.adapters: RowAdapters | None = None
         """Says which adapter the text in each slot goes by; None where there are none to choose among."""
+        self.images: SlotImages | None = None
+        """Knows the images of the text in each slot; None where the model is given text only."""
         self._inputs = ModelInputs(model)
         self._dtype: torch.dtype = model.dtype
         self._modules = modules_of(model)
         self.weights = WeightsState.of(self._modules)
         """What `note_weights` saw last."""
+
+    def read_images(self) -> None:
+        """Take texts with images from now on; only for a model with a vision tower."""
+        self.images = SlotImages(self.model, self.cache.num_slots)
+        self._inputs.offsets = self.images.offsets
 
     graphs: frozenset[Any] = frozenset()
     """Changes with what forwards cost, when graphs take over or fail; here there are none."""
@@ -193,7 +201,8 @@ class ModelRunner:
     def prefill(self, batch: RowBatch) -> None:
         """Take tokens into the slots; the head, whose logits nobody would read, is left out."""
         inputs, is_one = RowInputs.from_batch(batch, self.device), len(batch.slots) == 1
-        self._run(self.model.base_model, batch.slots, batch.starts, inputs, is_prompt=is_one)
+        images = self.images.of(batch) if self.images is not None else None
+        self._run(self.model.base_model, batch.slots, batch.starts, inputs, is_prompt=is_one, images=images)
         if self.cache.states is not None:
             self.cache.states.keep_prompts(batch.slots)
 
@@ -223,7 +232,14 @@ class ModelRunner:
         return logits
 
     def _run(
-        self, module: Any, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs, *, is_prompt: bool = False
+        self,
+        module: Any,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        inputs: RowInputs,
+        *,
+        is_prompt: bool = False,
+        images: ForwardImages | None = None,
     ) -> Any:
         shape = ForwardShape.from_rows(slots, starts, inputs)
         self.cache.begin(shape)
@@ -231,4 +247,5 @@ class ModelRunner:
             self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         choosing = nullcontext() if self.adapters is None else self.adapters.choosing(slots, self.device)
         with pinned_backends(self.device), self.evaluating(), choosing:
-            return module(**self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt))
+            given = self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt, images=images)
+            return module(**given)

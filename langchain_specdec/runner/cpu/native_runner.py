@@ -29,6 +29,7 @@ from langchain_specdec.runner.verify import UNSOUND, Verification, accept_rows, 
 
 if TYPE_CHECKING:
     from langchain_specdec.runner.model_runner import PickDraft
+    from langchain_specdec.runner.slot_images import SlotImages
 
 _CPU = torch.device("cpu")
 # What nobody was going to read was not kept.
@@ -89,6 +90,7 @@ class NativeRunner:
         self._step = NativeStep(weights.vocab)
 
     adapters: RowAdapters | None = None
+    images: SlotImages | None = None
     takes_trees = True
     is_width_free = False
     pads_rows = False

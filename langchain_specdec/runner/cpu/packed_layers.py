@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from langchain_specdec.runner.cpu.kernel_linear import PanelWeight, can_use_panels
 from langchain_specdec.runner.cpu.onednn_linear import OneDNNWeight, can_use_onednn
 from langchain_specdec.runner.cpu.weight_numbers import first_numbers, without_numbers
+from langchain_specdec.runner.model_config import text_modules
 
 # Names of sibling layers that Hugging Face models call one after the other on the same input.
 _SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -120,7 +121,7 @@ def can_pack(model: nn.Module) -> bool:
 def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = None) -> int:
     """Replace the model's linear layers by packed ones, in place. Quantised and other special layers stay.
 
-    The model computes as before, but its state dict lacks the packed weights: only for a model that nobody else uses.
+    So do those of encoders of images, which read them in ways of their own. The model computes as before, but its state dict lacks the packed weights: only for a model that nobody else uses.
 
     Args:
         model: On CPU, in eval mode.
@@ -133,7 +134,7 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
     count = 0
     tables = {
         id(child.weight): (parent, name)
-        for parent in model.modules()
+        for parent in text_modules(model)
         for name, child in parent.named_children()
         if type(child) is nn.Embedding and child.max_norm is None
     }
@@ -156,7 +157,7 @@ def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = Non
 
 def _groups(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Where linear layers hang, and under which names; those of one input together."""
-    for parent in model.modules():
+    for parent in text_modules(model):
         linears = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         names = [name for name, child in linears.items() if _pays(child) and name not in _READ_BY_OTHERS]
         for group in _SHARED_INPUT:

@@ -23,6 +23,7 @@ from langchain_specdec.runner.cuda.likely_batches import likely_batches
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.row_adapters import RowAdapters
+from langchain_specdec.runner.slot_images import SlotImages
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
@@ -65,6 +66,11 @@ class CapturedRunner:
 
     adapters: RowAdapters | None = None
     """A graph computes the same for all rows, so there are none to choose among."""
+
+    @property
+    def images(self) -> SlotImages | None:
+        """See `ModelRunner.images`; graphs read the offsets of positions, and no images."""
+        return self.uncaptured.images
 
     @property
     def model(self) -> Any:

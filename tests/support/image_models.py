@@ -1,0 +1,225 @@
+"""Tiny random models that read images, with their tokenizers and processors, and what transformers writes by them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from tests.support import tiny_models as tiny
+
+BEGIN, PART, END = "<image>", "<part>", "</image>"
+_TEXT = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 257,
+    "eos_token_id": tiny.EOS,
+    "pad_token_id": 0,
+}
+_ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+}
+_GEMMA_LAYERS = ["sliding_attention", "full_attention"] * 2
+_MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+_QWEN_IDS = {"vision_start_token_id": 258, "image_token_id": 259, "vision_end_token_id": 260, "video_token_id": 261}
+_GEMMA4_IDS = {
+    "boi_token_id": 258,
+    "image_token_id": 259,
+    "eoi_token_id": 260,
+    "video_token_id": 261,
+    "audio_token_id": 262,
+}
+_QWEN_ENCODER = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+
+
+def _configs() -> dict[str, dict[str, Any]]:
+    qwen_text = {**_TEXT, "hidden_size": 64, "rope_parameters": _MROPE, "rope_scaling": _MROPE}
+    return {
+        "gemma3": {
+            "text_config": {**_TEXT, "layer_types": _GEMMA_LAYERS, "sliding_window": 12, "query_pre_attn_scalar": 16},
+            "vision_config": {**_ENCODER, "model_type": "siglip_vision_model", "image_size": 16},
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 258,
+            "image_token_index": 259,
+            "eoi_token_index": 260,
+        },
+        "gemma4": {
+            "text_config": {
+                **_TEXT,
+                "layer_types": _GEMMA_LAYERS,
+                "sliding_window": 12,
+                "global_head_dim": 16,
+                "num_global_key_value_heads": 2,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 264,
+                "num_kv_shared_layers": 0,
+                "use_bidirectional_attention": "vision",
+            },
+            "vision_config": {
+                **_ENCODER,
+                "model_type": "gemma4_vision",
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "pooling_kernel_size": 2,
+            },
+            "audio_config": None,
+            **_GEMMA4_IDS,
+        },
+        "qwen2_vl": {
+            "text_config": qwen_text,
+            "vision_config": {**_QWEN_ENCODER, "embed_dim": 16, "hidden_size": 64, "mlp_ratio": 2},
+            **_QWEN_IDS,
+        },
+        "qwen2_5_vl": {
+            "text_config": qwen_text,
+            "vision_config": {
+                **_QWEN_ENCODER,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 64,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            **_QWEN_IDS,
+        },
+        "qwen3_vl": {
+            "text_config": qwen_text,
+            "vision_config": {
+                **_QWEN_ENCODER,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            **_QWEN_IDS,
+        },
+        "qwen3_vl_moe": {
+            "text_config": {
+                **qwen_text,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 16,
+                "decoder_sparse_step": 1,
+            },
+            "vision_config": {
+                **_QWEN_ENCODER,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            **_QWEN_IDS,
+        },
+    }
+
+
+FAMILIES = tuple(_configs())
+
+
+def params(families: Iterable[str]) -> list[Any]:
+    """Families as parameters of tests, skipped where this version of transformers lacks them."""
+    lacks = pytest.mark.skip(reason=f"transformers {transformers.__version__} lacks this family")
+    return [pytest.param(name, marks=[] if name in CONFIG_MAPPING_NAMES else lacks) for name in families]
+
+
+def tokenizer() -> Any:
+    """Bytes, and the tokens that begin an image, stand for its parts, and end it."""
+    made = tiny.byte_tokenizer()
+    made.add_special_tokens({"additional_special_tokens": [BEGIN, PART, END]})
+    return made
+
+
+def image_processor(family: str) -> Any:
+    if family == "gemma3":
+        from transformers import Gemma3ImageProcessor
+
+        return _made(Gemma3ImageProcessor, size={"height": 16, "width": 16})
+    if family == "gemma4":
+        from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+        return Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+    from transformers import Qwen2VLImageProcessor
+
+    sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    return _made(Qwen2VLImageProcessor, min_pixels=64, max_pixels=1024, **sizes)
+
+
+def _made(of: Any, **options: Any) -> Any:
+    return of(**options)
+
+
+@cache
+def model(family: str) -> Any:
+    torch.manual_seed(2)
+    config = AutoConfig.for_model(family, tie_word_embeddings=False, **_configs()[family])
+    made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                # Some begin as zeros, and images would make no difference.
+                parameter.normal_(std=0.16)
+    return made
+
+
+def picture(seed: int, width: int = 24, height: int = 16) -> bytes:
+    """A PNG of random coloured squares."""
+    generator = torch.Generator().manual_seed(seed)
+    squares = torch.randint(0, 256, (4, 6, 3), generator=generator, dtype=torch.uint8).numpy()
+    file = io.BytesIO()
+    Image.fromarray(squares).resize((width, height), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+class Processor(NamedTuple):
+    """What a processor of transformers is to the loader."""
+
+    tokenizer: Any
+    image_processor: Any
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+
+def processor(family: str) -> Processor:
+    return Processor(tokenizer(), image_processor(family))
+
+
+def generated(family: str, prompt_ids: list[int], images: Any, num_tokens: int) -> list[int]:
+    """What transformers' own greedy decoding writes after a prompt with images."""
+    given = {name: torch.cat([image.inputs[name] for image in images]) for name in (images[0].inputs if images else ())}
+    kinds = torch.zeros(1, len(prompt_ids), dtype=torch.int64)
+    for image in images:
+        kinds[0, image.start : image.stop] = 1
+    given["token_type_ids" if family == "gemma3" else "mm_token_type_ids"] = kinds
+    ids = torch.tensor([prompt_ids])
+    with torch.inference_mode():
+        out = model(family).generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **given,
+        )
+    return list(out[0, len(prompt_ids) :].tolist())
