@@ -324,6 +324,8 @@ class Engine:
 
     def _drop(self, request: Request) -> None:
         self._scheduler.remove(request)
+        if self.runner.images is not None and request.slot >= 0:
+            self.runner.images.forget(request.slot)
         try:
             self.drafter.release(request)
         except Exception:

@@ -61,6 +61,9 @@ class RequestMaker:
         if asked.images and self._runner.images is None:
             msg = "The prompt has images, and this model is given text only. Leave them out."
             raise InvalidParameterError(msg)
+        if asked.images and asked.images[-1].stop >= len(prompt_ids):
+            msg = "The prompt ends in an image, and the text goes on after a token of text. Put some after the image."
+            raise InvalidParameterError(msg)
         constraint = self._constraint(params, asked.thoughts)
         seed = params.seed_or_drawn()
         context = prompt_ids if asked.continues_prompt else ()

@@ -62,10 +62,11 @@ _QWEN = _Family(
     "{parts}",
     _by_grid,
 )
+_QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 _FAMILIES = {
     "gemma3": _GEMMA3,
     "gemma4": _GEMMA4,
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN),
+    **dict.fromkeys(_QWEN_TYPES, _QWEN),
 }
 IMAGE_FAMILIES = frozenset(_FAMILIES)
 """Types of models that are given images."""
@@ -73,8 +74,7 @@ IMAGE_FAMILIES = frozenset(_FAMILIES)
 
 def auto_class(config: Any) -> Any:
     """The class of transformers that makes a model of this configuration, with its vision tower where it has one."""
-    knows = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForImageTextToText if config.model_type in _FAMILIES and not knows else AutoModelForCausalLM
+    return AutoModelForImageTextToText if config.model_type in _FAMILIES else AutoModelForCausalLM
 
 
 def apart(tokenizer: Any) -> tuple[Any, Any]:

@@ -78,6 +78,10 @@ class SlotImages:
         if self.offsets is not None:
             self.offsets[slot] = offset
 
+    def forget(self, slot: int) -> None:
+        """Keep nothing of the images in a slot any more; its text has ended."""
+        self._of_slot.pop(slot, None)
+
     def of(self, batch: RowBatch) -> ForwardImages | None:
         """What the images in pieces of prompts are to the forward that reads them; None where nothing of them matters.
 

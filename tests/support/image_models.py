@@ -11,14 +11,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from tests.support import tiny_models as tiny
 
 BEGIN, PART, END = "<image>", "<part>", "</image>"
+VOCAB = 264
 _TEXT = {
-    "vocab_size": 264,
+    "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
@@ -52,6 +52,23 @@ _QWEN_ENCODER = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_siz
 
 def _configs() -> dict[str, dict[str, Any]]:
     qwen_text = {**_TEXT, "hidden_size": 64, "rope_parameters": _MROPE, "rope_scaling": _MROPE}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    states = {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_conv_kernel_dim": 4,
+    }
+    encoder3 = {
+        **_QWEN_ENCODER,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+    }
+    deepstack = {**encoder3, "deepstack_visual_indexes": [0, 1]}
     return {
         "gemma3": {
             "text_config": {**_TEXT, "layer_types": _GEMMA_LAYERS, "sliding_window": 12, "query_pre_attn_scalar": 16},
@@ -69,7 +86,7 @@ def _configs() -> dict[str, dict[str, Any]]:
                 "global_head_dim": 16,
                 "num_global_key_value_heads": 2,
                 "hidden_size_per_layer_input": 8,
-                "vocab_size_per_layer_input": 264,
+                "vocab_size_per_layer_input": VOCAB,
                 "num_kv_shared_layers": 0,
                 "use_bidirectional_attention": "vision",
             },
@@ -100,46 +117,43 @@ def _configs() -> dict[str, dict[str, Any]]:
             },
             **_QWEN_IDS,
         },
-        "qwen3_vl": {
-            "text_config": qwen_text,
-            "vision_config": {
-                **_QWEN_ENCODER,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "out_hidden_size": 64,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
+        "qwen3_vl": {"text_config": qwen_text, "vision_config": deepstack, **_QWEN_IDS},
+        "qwen3_vl_moe": {
+            "text_config": {**qwen_text, **experts, "decoder_sparse_step": 1},
+            "vision_config": deepstack,
             **_QWEN_IDS,
         },
-        "qwen3_vl_moe": {
-            "text_config": {
-                **qwen_text,
-                "num_experts": 4,
-                "num_experts_per_tok": 2,
-                "moe_intermediate_size": 16,
-                "decoder_sparse_step": 1,
-            },
-            "vision_config": {
-                **_QWEN_ENCODER,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "out_hidden_size": 64,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
+        "qwen3_5": {"text_config": {**qwen_text, **states}, "vision_config": encoder3, **_QWEN_IDS},
+        "qwen3_5_moe": {
+            "text_config": {**qwen_text, **states, **experts, "shared_expert_intermediate_size": 16},
+            "vision_config": encoder3,
             **_QWEN_IDS,
         },
     }
 
 
-FAMILIES = tuple(_configs())
+LABELS = {
+    "gemma3": "Gemma 3",
+    "gemma4": "Gemma 4",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL MoE",
+    "qwen3_5": "Qwen 3.5",
+    "qwen3_5_moe": "Qwen 3.5 MoE",
+}
+"""What each family is called."""
+FAMILIES = tuple(LABELS)
+OF_STATES = ("qwen3_5", "qwen3_5_moe")
+"""Those with layers that keep a recurrent state."""
+SINCE_5 = ("gemma4", *OF_STATES)
+"""Those that transformers 4.57 lacks."""
 
 
 def params(families: Iterable[str]) -> list[Any]:
     """Families as parameters of tests, skipped where this version of transformers lacks them."""
     lacks = pytest.mark.skip(reason=f"transformers {transformers.__version__} lacks this family")
-    return [pytest.param(name, marks=[] if name in CONFIG_MAPPING_NAMES else lacks) for name in families]
+    return [pytest.param(name, marks=[] if name in CONFIG_MAPPING else lacks) for name in families]
 
 
 def tokenizer() -> Any:
@@ -174,8 +188,9 @@ def model(family: str) -> Any:
     config = AutoConfig.for_model(family, tie_word_embeddings=False, **_configs()[family])
     made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in made.named_parameters():
+            # What a state forgets is left as it is.
+            if parameter.ndim > 1 and "conv1d" not in name:
                 # Some begin as zeros, and images would make no difference.
                 parameter.normal_(std=0.16)
     return made

@@ -121,7 +121,8 @@ def can_pack(model: nn.Module) -> bool:
 def pack_linears(model: nn.Module, packed: Callable[[Tensor], None] | None = None) -> int:
     """Replace the model's linear layers by packed ones, in place. Quantised and other special layers stay.
 
-    So do those of encoders of images, which read them in ways of their own. The model computes as before, but its state dict lacks the packed weights: only for a model that nobody else uses.
+    So do those of encoders of images, which read them in ways of their own. The model computes as before, but its state
+    dict lacks the packed weights: only for a model that nobody else uses.
 
     Args:
         model: On CPU, in eval mode.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +18,17 @@ pytest.importorskip("PIL")
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.prompt_images import PromptImage
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
+from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.errors import GenerationError, InvalidParameterError
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import image_models as images
 from tests.support import tiny_models as tiny
+from tests.support.recorded_graphs import RecordedCapture
 
 pytestmark = pytest.mark.transformers
 
@@ -50,7 +60,9 @@ def prompt(backend: LocalBackend, text: str, *pictures: bytes) -> Prompt:
     reader = backend.image_reader
     assert reader is not None, backend.why_no_images
     read = reader.read(pictures)
-    ids = backend.tokenizer.encode(text.format(*read.texts), add_special_tokens=False)
+    # Templates of Qwen write the marks around an image themselves.
+    texts = [text if images.BEGIN in text else images.BEGIN + text + images.END for text in read.texts]
+    ids = backend.tokenizer.encode(text.format(*texts), add_special_tokens=False)
     return ids, read.placed(ids)
 
 
@@ -76,6 +88,8 @@ def expected(family: str, asked: Sequence[Prompt]) -> list[list[int]]:
 @pytest.mark.parametrize("options", [{"drafter": "none"}, {"drafter": "auto"}, {"prefill_chunk": 5}])
 def test_text_is_that_of_transformers(family: str, options: dict[str, Any]) -> None:
     with closing(make_backend(family, **options)) as backend:
+        # As docs/models.md has it.
+        assert backend.engine.runner.takes_trees == (family not in images.OF_STATES)
         asked = prompts(backend)
         assert written(backend, asked) == expected(family, asked)
         # Alone, from what rests in the slots, and each in the slot of another.
@@ -146,6 +160,28 @@ def test_text_model_is_given_no_images() -> None:
             backend.start([CompletionRequest([97, 98], SamplingParams(), images=[image])])
 
 
+def test_prompt_that_ends_in_an_image_is_refused() -> None:
+    with closing(make_backend("gemma3")) as backend:
+        ids, placed = prompt(backend, "see {} what", images.picture(1))
+        asked = CompletionRequest(ids[: placed[0].stop], SamplingParams(max_new_tokens=8), images=placed)
+        with pytest.raises(InvalidParameterError, match="ends in an image"):
+            backend.start([asked])
+
+
+def test_nothing_is_kept_of_images_that_were_read() -> None:
+    with closing(make_backend("gemma3")) as backend:
+        ids, placed = prompt(backend, "see {} what", images.picture(1))
+        kept = weakref.ref(placed[0])
+        assert written(backend, [(ids, placed)])
+        del placed
+        for _ in range(100):
+            if kept() is None:
+                return
+            time.sleep(0.02)
+            gc.collect()
+        pytest.fail("an image is kept")
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [(b"", "cannot be read"), (b"no image", "cannot be read"), (images.picture(1)[:60], "cannot be read")],
@@ -172,3 +208,72 @@ def test_prompt_that_cut_an_image_is_refused() -> None:
         ids = backend.tokenizer.encode(read.texts[0], add_special_tokens=False)
         with pytest.raises(InvalidParameterError, match="3 tokens that stand for images, and its images take 4"):
             read.placed(ids[:6])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("only_operators")
+@pytest.mark.parametrize("name", images.params(["gemma3", "qwen2_5_vl"]))
+def test_captured_steps_follow_the_positions_of_images(name: str) -> None:
+    """Graphs that were recorded for one text are replayed for another, whose images shift positions otherwise."""
+    with closing(make_backend(name, drafter="none")) as backend:
+        asked = prompts(backend)
+    model = copy.deepcopy(images.model(name))
+    runner = make_runner(tiny.loaded(model), num_slots=4, max_length=256, max_width=11)
+    assert isinstance(runner, ModelRunner)
+    runner.read_images()
+    captured = CapturedRunner(runner, RecordedCapture(), "reduce-overhead")
+    engine = Engine(captured, PromptLookupDrafter(5), images.tokenizer(), (tiny.EOS,), step_cost=StepCost.flat())
+    with closing(engine):
+        params = SamplingParams(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+        for one in (asked[2], *asked, *reversed(asked)):
+            [stream] = engine.submit_all([CompletionRequest(one[0], params, images=one[1])])
+            assert tiny.token_ids(tiny.read(stream)[0]) == expected(name, [one])[0]
+    assert captured.store.num_made > 0
+
+
+def test_draft_model_reads_the_tokens_of_images_as_any(family: str) -> None:
+    draft = tiny.tiny_model(vocab_size=images.VOCAB)
+    options = {"drafter": "draft_model", "draft_model": draft, "draft_tokenizer": images.tokenizer()}
+    with closing(make_backend(family, **options)) as backend:
+        asked = prompts(backend)
+        assert written(backend, asked) == expected(family, asked)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}])
+def test_other_numbers_have_the_same_text_with_drafts(tmp_path: Path, options: dict[str, Any]) -> None:
+    images.model("gemma3").save_pretrained(tmp_path)
+    images.tokenizer().save_pretrained(tmp_path)
+    images.image_processor("gemma3").save_pretrained(tmp_path)
+    how = {"num_slots": 2, "max_length": 256, **options}
+    with (
+        closing(LocalBackend(str(tmp_path), drafter="none", **how)) as plain,
+        closing(LocalBackend(str(tmp_path), **how)) as backend,
+    ):
+        asked = prompts(backend)
+        assert [written(backend, [one])[0] for one in asked] == [written(plain, [one])[0] for one in asked]
+
+
+def test_image_that_the_model_cannot_take_fails_alone(family: str, backend: LocalBackend) -> None:
+    asked = prompts(backend)
+    ids, placed = asked[0]
+    broken = [
+        PromptImage(image.start, image.stop, -5, {name: tensor[:, :1] for name, tensor in image.inputs.items()})
+        for image in placed
+    ]
+    params = SamplingParams(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    streams = backend.start(
+        [CompletionRequest(ids, params, images=broken), *(CompletionRequest(i, params, images=p) for i, p in asked)]
+    )
+    with pytest.raises(GenerationError, match="The completion failed while it ran"):
+        list(streams[0])
+    assert [tiny.token_ids(tiny.read(stream)[0]) for stream in streams[1:]] == expected(family, asked)
+
+
+def test_many_images_at_a_time_in_few_slots(family: str) -> None:
+    with closing(make_backend(family, num_slots=2, prefill_chunk=24)) as backend:
+        asked = [
+            prompt(backend, text, *(images.picture(number + index) for index in range(text.count("{}"))))
+            for number, text in enumerate(["{}{}{}", "{} a {} b", "a {}", "ab", "{} {}"] * 2)
+            for text in [text + " and so on and so on"]
+        ]
+        assert written(backend, asked) == expected(family, asked)
