@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Iterable
 from functools import cache
@@ -225,7 +226,9 @@ def generated(family: str, prompt_ids: list[int], images: Any, num_tokens: int) 
     kinds = torch.zeros(1, len(prompt_ids), dtype=torch.int64)
     for image in images:
         kinds[0, image.start : image.stop] = 1
-    given["token_type_ids" if family == "gemma3" else "mm_token_type_ids"] = kinds
+    takes = inspect.signature(model(family).forward).parameters
+    # transformers 4 looks for the marks around images itself.
+    given |= {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in takes}
     ids = torch.tensor([prompt_ids])
     with torch.inference_mode():
         out = model(family).generate(

@@ -98,8 +98,8 @@ def test_text_is_that_of_transformers(family: str, options: dict[str, Any]) -> N
 
 
 def test_image_changes_the_text(family: str, backend: LocalBackend) -> None:
-    texts = written(backend, [prompt(backend, "see {} what", images.picture(seed)) for seed in (3, 4)])
-    assert texts[0] != texts[1]
+    texts = written(backend, [prompt(backend, "see {} what", images.picture(seed)) for seed in range(8)])
+    assert len(set(map(tuple, texts))) > 1
 
 
 def test_prefix_is_reused_by_what_the_image_holds(family: str) -> None:
