@@ -90,8 +90,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         form comes after the thought.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
-    arrives in a message is read as plain text. An answer is a new turn, also where the last message is the assistant's;
-    `continue_final_message=True` in a call goes on with that one instead.
+    arrives in a message is read as plain text. Images in them, in base64, go to a model that reads images. An answer is
+    a new turn, also where the last message is the assistant's; `continue_final_message=True` in a call goes on with
+    that one instead.
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop

@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image
+import pytest
 from tokenizers import AddedToken
 
 from langchain_specdec import ChatSpeculative
@@ -20,6 +20,7 @@ from langchain_specdec.models.image_reader import ImageReader, ImageTokens
 from tests.support.backends import Answer, ScriptedBackend
 from tests.support.chat_templates import chat_tokenizer
 
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 _PARTS = (
     "{% if message.content is string %}{{ message.content | trim }}{% else %}{% for item in message.content %}"
     "{% if item.type == 'image' %}{{ 'IMAGE' }}{% elif item.type == 'text' %}{{ item.text | trim }}{% endif %}"
@@ -50,8 +51,8 @@ GEMMA4_OLD = (
     "{{ bos_token }}" + _GEMMA4_TOOLS + "{% for message in messages %}"
     "{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
     + _GEMMA4_CALLS
-    + "{% for result in message.tool_responses or [] %}{{ '<|tool_response>response:' + result.name + '{value:<|\"|>' }}"
-    "{{ result.response }}{{ '<|\"|>}<tool_response|>' }}{% endfor %}"
+    + "{% for result in message.tool_responses or [] %}{{ '<|tool_response>response:' + result.name }}"
+    "{{ '{value:<|\"|>' + result.response }}{{ '<|\"|>}<tool_response|>' }}{% endfor %}"
     + _PARTS.replace("IMAGE", "\n\n<|image|>\n\n")
     + "{{ '<turn|>\n' }}{% endfor %}"
     + _GEMMA4_OPEN
@@ -143,11 +144,11 @@ def seeing_tokenizer(template: str) -> Any:
 def make_reader(sight: Sight, tokenizer: Any) -> ImageReader:
     """Reads images: as many parts stand for one as it is wide."""
 
-    def process(images: Sequence[Image.Image], return_tensors: str) -> dict[str, Any]:
+    def process(images: Sequence[Any], return_tensors: str) -> dict[str, Any]:
         return {"width": images[0].width, "pixel": images[0].getpixel((0, 0))}
 
     def text_of(made: Mapping[str, Any]) -> str:
-        return sight.begin + sight.part * made["width"] + sight.end
+        return sight.begin + sight.part * int(made["width"]) + sight.end
 
     part = tokenizer.convert_tokens_to_ids(sight.part)
     return ImageReader(process, ImageTokens(sight.placeholder, part, text_of, lambda made: made["width"]), ["pixel"])
