@@ -173,9 +173,10 @@ CALL = AIMessage("", tool_calls=[{"name": "look", "args": {"where": "up"}, "id":
 
 def test_where_the_model_is_given_no_images_the_reason_is_told() -> None:
     model = scripted("ok")
-    with pytest.raises(InvalidParameterError, match="given no images: this server is sent text only"):
+    reason = f"the model can be given no images: {scripted_backend(model).why_no_images}\\. Leave that out"
+    with pytest.raises(InvalidParameterError, match=reason):
         model.invoke([HumanMessage([picture()])])
-    with pytest.raises(InvalidParameterError, match="this server is sent text only"):
+    with pytest.raises(InvalidParameterError, match=reason):
         model.get_num_tokens_from_messages([HumanMessage([picture()])])
     assert not scripted_backend(model).requests
     assert model.invoke([HumanMessage("x"), AIMessage([picture()]), HumanMessage("y")]).text == "ok"
@@ -280,7 +281,7 @@ def test_a_template_without_a_place_is_refused() -> None:
 @tool
 def look(where: str) -> list[Any]:
     """Look somewhere."""
-    return ["Seen: ", picture(2, "blue")]
+    return [{"type": "text", "text": "Seen: "}, picture(2, "blue")]
 
 
 def found(model: ChatSpeculative, *more: BaseMessage) -> str:
@@ -390,19 +391,24 @@ def test_streams_and_batches() -> None:
     ]
 
 
-def test_a_history_and_a_prompt_template_with_images() -> None:
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainDeprecationWarning")
+def test_a_history_keeps_images() -> None:
     history = InMemoryChatMessageHistory()
-    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,{data}"}}
-    prompt = ChatPromptTemplate([("system", "S."), ("placeholder", "{thread}"), ("human", ["{question}", url])])
     model = seeing("A.")
-    chain = RunnableWithMessageHistory(
-        prompt | model, lambda session: history, input_messages_key="question", history_messages_key="thread"
-    )
-    data = [base64.b64encode(png(width)).decode() for width in (1, 2)]
-    history.add_messages([HumanMessage([picture(4)]), AIMessage("B.")])
-    for each in data:
-        chain.invoke({"question": "Q.", "data": each}, {"configurable": {"session_id": "x"}})
-    assert [width for width, _ in images_of(model)] == [4, 2]
+    chain = RunnableWithMessageHistory(model, lambda session: history)
+    for width in (1, 2, 3):
+        chain.invoke([HumanMessage(["Q.", picture(width)])], {"configurable": {"session_id": "x"}})
+    assert [width for width, _ in images_of(model)] == [1, 2, 3]
+
+
+def test_a_prompt_template_with_images() -> None:
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,{data}"}}
+    own = {"type": "image", "base64": "{data}", "mime_type": "image/png"}
+    model = seeing("A.")
+    for block in (url, own):
+        prompt = ChatPromptTemplate([("system", "S."), ("human", ["{question}", block])])
+        (prompt | model).invoke({"question": "Q.", "data": DATA})
+        assert f"Q.{PADS}<|im_end|>" in scripted_backend(model).prompt
 
 
 def test_answers_that_go_on() -> None:
@@ -427,6 +433,38 @@ def test_forms_and_forced_calls_with_images() -> None:
         model = seeing(answer)
         model.bind_tools([look], tool_choice="any").invoke(messages)
         assert images_of(model) == [(2, RED)]
+
+
+@pytest.mark.parametrize("family", SIGHTS)
+def test_an_agent_looks_at_what_it_asked_for(family: str) -> None:
+    agents = pytest.importorskip("langchain.agents")
+    call = '<tool_call>\n{"name": "look", "arguments": {"where": "up"}}\n</tool_call>'
+    if "gemma4" in family:
+        call = '<|tool_call>call:look{where:<|"|>up<|"|>}<tool_call|>'
+    elif family != "qwen3-vl":
+        call = '<tool_call>[{"name": "look", "arguments": {"where": "up"}}]</tool_call>'
+    model = seeing(call, "Blue.", family=family)
+    agent = agents.create_agent(model, [look], middleware=[agents.middleware.ModelCallLimitMiddleware(run_limit=3)])
+    result = agent.invoke({"messages": [HumanMessage(["Q.", picture(1)])]})
+    assert result["messages"][-1].text == "Blue."
+    assert len(result["messages"]) == 4
+    shown = [] if family == "gemma4, old" else [(2, BLUE)]
+    assert images_of(model) == [(1, RED), *shown]
+
+
+THINKS = SIGHTS["qwen3-vl"].template.replace(
+    "'<|im_start|>assistant\n' }}{% endif %}", "'<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+def test_thoughts_about_images() -> None:
+    model = seeing("It is red.\n</think>\n\nRed.", chat_template=THINKS)
+    answer = model.invoke([HumanMessage(["Q.", picture(1)])])
+    assert answer.text == "Red."
+    assert answer.additional_kwargs["reasoning_content"] == "It is red."
+    assert images_of(model) == [(1, RED)]
+    model.invoke([HumanMessage([picture(1)]), answer, HumanMessage([picture(2)])])
+    assert [width for width, _ in images_of(model)] == [1, 2]
 
 
 @pytest.mark.parametrize("family", SIGHTS)
