@@ -11,6 +11,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from tests.support.seeing import SIGHTS, SeeingBackend, picture, seeing
 
+pytestmark = pytest.mark.transformers
+
 # Short texts of what templates trim, split at and complete.
 texts = st.text(" \n<|>aé", min_size=1, max_size=4)
 # An image is as wide as the number says.
