@@ -216,7 +216,7 @@ def _of_media(block: Mapping[str, Any], kind: str, holder: _Holder) -> Iterator[
     elif holder.is_result and media.is_empty and block.keys() - _BLOCK_KEYS:
         # A row of a tool's own, such as that of a file in a listing.
         yield _found(block, holder.tool), True
-    elif mark := _mark_of_image(block, media, holder):
+    elif mark := _mark_of_image(media, holder):
         yield mark, False
     elif holder.is_result or isinstance(holder.message, AIMessage):
         # A thread goes on, whatever its tools and other models found.
@@ -225,17 +225,12 @@ def _of_media(block: Mapping[str, Any], kind: str, holder: _Holder) -> Iterator[
         raise holder.refusal(kind, is_image=media.is_image)
 
 
-def _mark_of_image(block: Mapping[str, Any], media: _Media, holder: _Holder) -> str:
+def _mark_of_image(media: _Media, holder: _Holder) -> str:
     """The mark of an image that the model is given; "" where the block is none, or is not shown to it."""
     if not media.is_image or holder.images.why_none or isinstance(holder.message, AIMessage):
         return ""
-    # Processors of transformers take whatever stands here.
-    given = media.data if media.data is not None else block.get("image", block.get("path"))
-    address = media.address
-    if isinstance(given, str) and given is not media.data:
-        given, address = (given[match.end() :], "") if (match := _DATA_URL.match(given)) else (None, address or given)
     try:
-        data = image_bytes(None if isinstance(given, Mapping) else given, address)
+        data = image_bytes(media.data, media.address)
     except InvalidParameterError:
         if holder.is_result:
             return ""
@@ -259,10 +254,14 @@ def _media(block: Mapping[str, Any], kind: str) -> _Media:
         return next((value for wanted in keys for key, value in found if key == wanted and _is_filled(value)), None)
 
     title, address, data, media_type = map(first, (_TITLE_KEYS, _ADDRESS_KEYS, _DATA_KEYS, _TYPE_KEYS))
+    family = kind.removeprefix("input_").removesuffix("_url")
+    if family == "image" and address is None and data is None:
+        # Processors of transformers take whatever stands here.
+        given = first(("image",))
+        address, data = (given, None) if isinstance(given, str) else (None, given)
     for value in (address, data):
         if isinstance(value, str) and (match := _DATA_URL.match(value)):
             address, data, media_type = None, value[match.end() :], media_type or match[1]
-    family = kind.removeprefix("input_").removesuffix("_url")
     if isinstance(suffix := first(("format",)), str) and not media_type:
         media_type = f"{family}/{suffix}"
     default = "text/plain" if kind == "text-plain" else family

@@ -32,7 +32,7 @@ from pydantic import BaseModel
 from langchain_specdec import ChatSpeculative
 from langchain_specdec.chat.content_blocks import content_text
 from langchain_specdec.chat.images import Images
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
 from langchain_specdec.models.image_reader import ImageReader, ReadImages
 from tests.support.backends import scripted, scripted_backend
 from tests.support.seeing import GEMMA4_OLD, SIGHTS, SeeingBackend, Sight, picture, png, seeing
@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "Anthropic": ({"type": "image", "source": {"type": "url", "url": "https://a.de/x"}}, '{"type": "image", "base64"'),
     "Google": ({"type": "media", "mime_type": "image/png", "file_uri": "gs://a/b"}, "'gs://a/b'"),
     "file": ({"type": "image", "url": "file:///etc/passwd"}, "'file:///etc/passwd'"),
-    "folder": ({"type": "image", "path": "/etc/x.png"}, "'/etc/x.png'"),
+    "folder": ({"type": "image", "path": "/etc/x.png"}, "An image has no data"),
     "processor": ({"type": "image", "image": "x.png"}, "'x.png'"),
     "long": ({"type": "image", "url": "https://a.de/" + "x" * 500}, r"x\.\.\.'\. Nothing is fetched"),
     "no base64": ({"type": "image", "url": "data:image/svg+xml,<svg/>"}, "data URL .* which is not in base64"),
@@ -157,7 +157,7 @@ def test_what_is_refused_of_a_person(kind: str) -> None:
     assert not scripted_backend(model).requests
 
 
-@pytest.mark.parametrize("kind", sorted(REFUSED.keys() - {"folder", "processor", "object"}))
+@pytest.mark.parametrize("kind", REFUSED)
 def test_a_thread_goes_on_whatever_a_tool_found(kind: str) -> None:
     """What is no image of a tool's result is told as where the model reads text only, or said to be left out."""
     block = REFUSED[kind][0]
@@ -347,6 +347,12 @@ def test_tokens_are_counted_with_images() -> None:
     thread = [*large, AIMessage("A."), HumanMessage("B."), AIMessage("C."), *small]
     kept = trim_messages(thread, max_tokens=200, token_counter=model, start_on="human")
     assert kept == thread[2:]
+
+
+def test_a_prompt_that_its_images_make_too_long_is_refused() -> None:
+    model = seeing("ok")
+    with pytest.raises(PromptTooLongError, match=r"max_length, which is 4096"):
+        model.invoke([HumanMessage(["x", picture(60_000)])])
 
 
 def test_the_cache_tells_images_apart() -> None:
