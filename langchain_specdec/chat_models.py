@@ -21,6 +21,7 @@ from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
+from langchain_specdec.chat.image_prompts import images_for, num_tokens, placeholder_of
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.schemas import as_tool, is_response
@@ -89,8 +90,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         form comes after the thought.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
-    arrives in a message is read as plain text. An answer is a new turn, also where the last message is the assistant's;
-    `continue_final_message=True` in a call goes on with that one instead.
+    arrives in a message is read as plain text. Images in them, in base64, go to a model that reads images. An answer is
+    a new turn, also where the last message is the assistant's; `continue_final_message=True` in a call goes on with
+    that one instead.
 
     The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
     or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
@@ -194,7 +196,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
             raise InvalidParameterError(msg)
         # A server is not asked for a name that only errors show.
         name = "The server's model" if self.backend.is_remote else self.backend.model_name
-        return ChatTemplate(tokenizer, name, self.chat_template, self.chat_template_kwargs)
+        placeholder = placeholder_of(self.backend)
+        return ChatTemplate(tokenizer, name, self.chat_template, self.chat_template_kwargs, placeholder)
 
     @property
     def _llm_type(self) -> str:
@@ -210,12 +213,12 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile:
         given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}  # None is the default
-        reasoning = None
+        template = None
         if not self._must_ask:
             # A model without a template is refused by a better message.
             with contextlib.suppress(SpecDecError):
-                reasoning = self._template_of(self._known_tokenizer).reasoning
-        return profile_of(self.backend, SamplingParams(**given).max_new_tokens, reasoning)
+                template = self._template_of(self._known_tokenizer)
+        return profile_of(self.backend, SamplingParams(**given).max_new_tokens, template)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values of fields. Its profile follows from them, unless one was given."""
@@ -228,12 +231,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     def get_num_tokens_from_messages(self, messages: Messages, tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that `invoke` would make of this, with these tools; 0 without messages."""
         given: Any = list(messages) if isinstance(messages, Iterator) else messages
-        rows = to_template_messages(self._convert_input(given).to_messages())
-        return (
-            len(self._template.with_reasoning(self.reasoning).token_ids(rows, [as_tool(tool) for tool in tools or ()]))
-            if rows
-            else 0
-        )
+        asked = self._convert_input(given).to_messages(), [as_tool(tool) for tool in tools or ()]
+        return num_tokens(*asked, self._template.with_reasoning(self.reasoning), self.backend)
 
     def bind_tools(
         self,
@@ -335,7 +334,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         own = self.tokenizer
         if own is None:
             own = await self.backend.aload_tokenizer(asked.limit.seconds)
-        is_quick = is_short and self._has_rendered
+        is_quick = is_short and self._has_rendered and not asked.images
         return self._render(asked, own) if is_quick else await asyncio.to_thread(self._render, asked, own)
 
     def _check(
@@ -350,8 +349,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         params = self._sampling_params(stop, named)
         tools = [as_tool(tool) for tool in options["tools"] or ()]
         forced = forced_tools(tools, options["tool_choice"])
-        rows, form = to_template_messages(messages), form_of_response(options["response_format"])
-        asked = AskedCall(rows, params, options, tools, forced, form, limit)
+        images = images_for(self.backend)
+        rows, form = to_template_messages(messages, images), form_of_response(options["response_format"])
+        asked = AskedCall(rows, images, params, options, tools, forced, form, limit)
         asked.check(self.backend)
         return asked
 

@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from langchain_specdec.chat.images import map_texts
+
 Message = dict[str, Any]
 
 _MARK = "specdec_mark"
@@ -83,34 +85,38 @@ class Marked(NamedTuple):
 
 
 def marked(messages: Sequence[Message]) -> Marked:
-    """Messages with marks in place of all texts and arguments."""
+    """Messages with marks in place of all texts and arguments; images stay."""
     rows: list[Message] = []
     needed: dict[str, str] = {}
     wanted: list[str] = []
+
+    def new(what: str) -> str:
+        mark = f"{_MARK}_{len(needed) + len(wanted)}_"
+        if what:
+            needed[mark] = what
+        else:
+            wanted.append(mark)
+        return mark
+
+    def new_content(message: Message) -> str:
+        what = "" if message["role"] == "assistant" else f"{message['role']} message"
+        return map_texts(message["content"], lambda _: new(what))
+
     for message in messages:
         row = dict(message)
         if message["content"].strip():
-            row["content"] = mark = f"{_MARK}_{len(needed) + len(wanted)}_"
-            if message["role"] == "assistant":
-                wanted.append(mark)
-            else:
-                needed[mark] = f"{message['role']} message"
+            row["content"] = new_content(message)
         if calls := message.get("tool_calls"):
             row["tool_calls"] = []
             for call in calls:
-                mark = f"{_MARK}_{len(needed) + len(wanted)}_"
-                needed[mark] = f"call of {call['function']['name']}"
+                mark = new(f"call of {call['function']['name']}")
                 given = call["function"]["arguments"]
                 # The names stay: a template may look them up in the tool.
                 shown = (dict.fromkeys(given, mark) or {"x": mark}) if isinstance(given, dict) else mark
                 function = {**call["function"], "arguments": shown}
                 row["tool_calls"].append({**call, "function": function})
         if results := message.get("tool_responses"):
-            row["tool_responses"] = []
-            for result in results:
-                mark = f"{_MARK}_{len(needed) + len(wanted)}_"
-                needed[mark] = f"result of {result['name']}"
-                row["tool_responses"].append({**result, "response": mark})
+            row["tool_responses"] = [{**result, "response": new(f"result of {result['name']}")} for result in results]
         rows.append(row)
     return Marked(rows, needed, wanted)
 

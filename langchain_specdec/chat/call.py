@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.answer_reader import AnswerReader
+from langchain_specdec.chat.arrangements import Message
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
+from langchain_specdec.chat.image_prompts import read_into
+from langchain_specdec.chat.images import Images
 from langchain_specdec.chat.messages import continues_message
+from langchain_specdec.chat.prompt import Prompt
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
@@ -45,6 +49,7 @@ class AskedCall(NamedTuple):
 
     Attributes:
         rows: Messages, as templates take them.
+        images: Their images.
         params: What to generate.
         options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema`,
             `continue_final_message`, and how to think.
@@ -55,6 +60,7 @@ class AskedCall(NamedTuple):
     """
 
     rows: list[dict[str, Any]]
+    images: Images
     params: SamplingParams
     options: Mapping[str, Any]
     tools: list[dict[str, Any]]
@@ -135,7 +141,7 @@ def render(
         has_blocks: Whether the content of the answer is a list of standard blocks.
 
     Raises:
-        InvalidParameterError: The template cannot render it.
+        InvalidParameterError: The template cannot render it, or an image cannot be read.
     """
     rows, params, options, tools, form = asked.rows, asked.params, asked.options, asked.tools, asked.form
     # Where calls are written under a grammar, it may be in another format.
@@ -167,7 +173,11 @@ def render(
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
     has_form = params.grammar is not None and not goes_on
     thinking = Thinking.of(options, template, backend, has_form=has_form)
-    rendered = thinking.template.prompt(rows, tools, goes_on=goes_on)
+
+    def write(rows: Sequence[Message]) -> Prompt:
+        return thinking.template.prompt(rows, tools, goes_on=goes_on, images=asked.images)
+
+    rendered, read = read_into(write, rows, asked.images, backend.image_reader)
     thoughts = thinking.thoughts(rendered.rendered, goes_on_from=rows[-1]["content"] if goes_on else None)
     form_begin = _form_begin(form, template) if has_form else None
     begin, thoughts = thinking.first(thoughts, rendered.rendered, form_begin, params.max_new_tokens, goes_on=goes_on)
@@ -210,6 +220,7 @@ def render(
         banned=banned,
         make_end_check=make_end_check,
         thoughts=thoughts,
+        images=read.placed(prompt) if read is not None and not isinstance(prompt, str) else (),
     )
     return ReadyCall(request, reader, asked.limit)
 

@@ -24,6 +24,7 @@ from langchain_core.messages import (
 
 from langchain_specdec.chat.arrangements import Message
 from langchain_specdec.chat.content_blocks import as_json, content_text
+from langchain_specdec.chat.images import Images
 from langchain_specdec.chat.tool_calls import ToolCallParser
 from langchain_specdec.errors import InvalidParameterError
 
@@ -34,24 +35,28 @@ _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ID_ALPHABET = string.ascii_letters + string.digits
 
 
-def to_template_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Messages as `apply_chat_template` takes them.
+def to_template_messages(messages: Sequence[BaseMessage], images: Images | None = None) -> list[Message]:
+    """Messages as `apply_chat_template` takes them, but for images, for which marks stand in their texts.
+
+    Args:
+        messages: The messages.
+        images: Gets their images; None refuses those of a person.
 
     Raises:
-        InvalidParameterError: A message of a person or the system holds something other than text, or one is of an
-            unknown kind.
+        InvalidParameterError: A message of a person or the system holds something other than text, and images where
+            the model can be given some, or one is of an unknown kind.
     """
     names = {call["id"]: call["name"] for m in messages if isinstance(m, AIMessage) for call in _calls(m)}
-    return [_message(message, names) for message in messages]
+    return [_message(message, names, images) for message in messages]
 
 
-def _message(message: BaseMessage, tool_names: dict[str | None, str]) -> Message:
+def _message(message: BaseMessage, tool_names: dict[str | None, str], images: Images | None) -> Message:
     tool = ""
     if isinstance(message, ToolMessage):
         tool = message.name or tool_names.get(message.tool_call_id, "")
     elif isinstance(message, FunctionMessage):
         tool = message.name
-    content = content_text(message, tool)
+    content = content_text(message, tool, images)
     if isinstance(message, AIMessage):
         refusal = message.additional_kwargs.get("refusal")
         content = content or (refusal if isinstance(refusal, str) else "")
@@ -128,9 +133,18 @@ def size_of(messages: Sequence[BaseMessage]) -> float:
         for m in messages
     ]
     try:
-        return sum(len(part if isinstance(part, str) else repr(part)) for part in chain(*data))
+        return sum(map(_size, chain(*data)))
     except Exception:  # it may be nested too deeply, and what is no data may raise anything
         return math.inf
+
+
+def _size(value: Any) -> int:
+    # Images are long, and need not be copied for this.
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else len(repr(value))
 
 
 def continues_message(

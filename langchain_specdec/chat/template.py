@@ -7,11 +7,15 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 from typing_extensions import Self
 
 from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked
+from langchain_specdec.chat.content_blocks import with_notes
+from langchain_specdec.chat.images import Images, map_texts, numbers_of, with_marks, with_parts
+from langchain_specdec.chat.prompt import Prompt
 from langchain_specdec.chat.reasoning import ReasoningControl, with_thoughts
 from langchain_specdec.chat.special_tokens import ProtectedEncoder, Sealed
 from langchain_specdec.chat.tool_calls import ToolCallParser, parser_class
@@ -54,28 +58,6 @@ _TEXT_APART: list[Message] = [
 ]
 
 
-class Prompt(NamedTuple):
-    """A rendered prompt.
-
-    Attributes:
-        rendered: Its text, sealed.
-        sealed: What was sealed in it.
-        encoder: Encodes it.
-    """
-
-    rendered: str
-    sealed: Sealed
-    encoder: ProtectedEncoder
-
-    def token_ids(self, begin: str = "", limit: int | None = None) -> list[int]:
-        """Its tokens, see `ChatTemplate.token_ids`."""
-        return self.encoder.encode(self.rendered + begin, self.sealed, limit)
-
-    def text(self, begin: str = "") -> str:
-        """Itself for a server that takes text; what looks like a special token is broken by a zero-width space."""
-        return self.encoder.as_text(self.rendered + begin, self.sealed)
-
-
 class ChatTemplate:
     """Renders messages by a model's own template, with their texts as data.
 
@@ -84,7 +66,8 @@ class ChatTemplate:
     knows no system messages, their text goes before the first user message; where a question or an answer has to stand
     between two others, or before the first, an empty one does. Several calls of one message become one message a call,
     each followed by its own result, and calls and results plain text, where nothing else is shown whole. Thoughts of
-    earlier answers are given to it in the fields that it reads, and left out where it refuses them.
+    earlier answers are given to it in the fields that it reads, and left out where it refuses them. Images stand where
+    it writes its placeholder for each; those that tools found become notes where it writes none.
 
     Args:
         tokenizer: The model's tokenizer, or the private copy that its backend works with.
@@ -92,6 +75,7 @@ class ChatTemplate:
         template: A Jinja template in place of the tokenizer's own, or the name of one of several that it has. Of
             several, transformers takes `tool_use` where there are tools, and `default` otherwise.
         options: Further variables of the template, such as `enable_thinking`.
+        placeholder: What it writes where an image stands; "" where its model reads none.
 
     Raises:
         UnsupportedModelError: There is no template.
@@ -100,7 +84,12 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: Any, model_name: str, template: str | None = None, options: Mapping[str, Any] | None = None
+        self,
+        tokenizer: Any,
+        model_name: str,
+        template: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        placeholder: str = "",
     ) -> None:
         self._private = PrivateTokenizer.of(tokenizer)
         self._tokenizer = tokenizer = self._private.copied
@@ -125,6 +114,7 @@ class ChatTemplate:
             raise InvalidParameterError(msg)
         self._model_name = model_name
         self._options = dict(options or {})
+        self._placeholder = placeholder
         # The same with other variables for thinking.
         self._variants: dict[str, ChatTemplate] = {}
         # The template in use without tools, and with tools; empty where there is none.
@@ -272,34 +262,38 @@ class ChatTemplate:
         return (family.closing + family.following if family and is_open else "") + self.parser.answer_begin
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, goes_on: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        goes_on: bool = False,
+        images: Images | None = None,
     ) -> Prompt:
-        """The prompt, up to where the assistant's answer begins, or goes on. See `token_ids`."""
+        """The prompt, up to where the assistant's answer begins, or goes on, with its images. See `token_ids`."""
         if not messages:
             msg = "There are no messages. Give at least one."
             raise InvalidParameterError(msg)
         try:
-            return Prompt(*self._rendered(messages, tools, goes_on=goes_on), self.encoder)
+            return Prompt(*self._rendered(messages, tools, images or Images(), goes_on=goes_on), self.encoder)
         except RecursionError as error:
             msg = "A message or a tool is nested too deeply to be written into a prompt. Give it with fewer levels."
             raise InvalidParameterError(msg) from error
 
     def _rendered(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, goes_on: bool
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], images: Images, *, goes_on: bool
     ) -> tuple[str, Sealed]:
+        # What tools found is noted where a template has no place for it.
+        found = images.found
+        noted = [{**row, "content": with_notes(row["content"], images, found)} for row in messages]
+        given = [messages, noted] if found else [messages]
+        shown = tools
         if not self._show_tools[bool(tools)]:
-            messages, tools = with_generic_tools(messages, tools), ()
-        source = self._sources[bool(tools)]
-        sealed = self.encoder.seal(messages, tools)
-        shown = sealed.seal(list(tools))
+            given, shown = [with_generic_tools(rows, tools) for rows in given], ()
+        source = self._sources[bool(shown)]
+        sealed = self.encoder.seal(given, shown)
+        shown = sealed.seal(list(shown))
         reason = ""
-        # Thoughts are left out where the template refuses them, and calls and results become plain messages where it
-        # cannot show them.
-        unthought = [{key: value for key, value in row.items() if key != "reasoning_content"} for row in messages]
-        ways = [messages, with_generic_tools(unthought, ())]
-        if unthought != list(messages):
-            ways.insert(1, unthought)
-        for rows in ways:
+        for rows in chain.from_iterable(zip(*map(_ways, given), strict=True)):
             rendered, refusal = self._arranged([self._sealed(row, sealed) for row in rows], shown, source, goes_on)
             if not refusal:
                 return rendered, sealed
@@ -345,19 +339,22 @@ class ChatTemplate:
         return reason, lacks_tools + sum(mark not in rendered for mark in tried.wanted)
 
     def _sealed(self, message: Message, sealed: Sealed) -> Message:
-        data: Message = sealed.seal(message)
-        if message["role"] == "assistant":
-            for key in {"content", "reasoning_content"} & message.keys():
-                data[key] = sealed.seal(message[key], self.encoder.model_specials)
-        return data
+        is_own = message["role"] == "assistant"
+        own = self.encoder.model_specials if is_own else None
+        data: Message = sealed.seal({key: value for key, value in message.items() if key != "content"})
+        if is_own and "reasoning_content" in message:
+            data["reasoning_content"] = sealed.seal(message["reasoning_content"], own)
+        # What stands before an image is completed by it no more than what ends a message.
+        return {**data, "content": map_texts(message["content"], lambda text: sealed.seal(text, own))}
 
     def _try(
         self, messages: Sequence[Message], tools: Sequence[Any], source: str, *, goes_on: bool = False
     ) -> tuple[str, str]:
         """What a template makes of messages and tools, and why it makes nothing of them; one of the two is empty."""
         try:
+            rows = [with_parts(message) for message in messages]
             rendered: str = self._tokenizer.apply_chat_template(
-                [with_thoughts(m, source) if "reasoning_content" in m else m for m in messages],
+                [with_thoughts(row, source) if "reasoning_content" in row else row for row in rows],
                 tools=list(tools) or None,
                 chat_template=source or None,
                 add_generation_prompt=not goes_on,
@@ -368,7 +365,19 @@ class ChatTemplate:
         except Exception as error:  # a template is a program, and may raise anything
             is_deep = isinstance(error, RecursionError)
             return "", "they are nested too deeply" if is_deep else str(error).strip() or type(error).__name__
+        if numbers := numbers_of(messages):
+            marked_images = with_marks(rendered, self._placeholder, numbers)
+            return ("", "it has no place for images") if marked_images is None else (marked_images, "")
         return rendered, ""
+
+
+def _ways(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """Messages as they are, without thoughts, which a template may refuse, and with calls and results as plain ones."""
+    unthought = [{key: value for key, value in row.items() if key != "reasoning_content"} for row in messages]
+    ways: list[Sequence[Message]] = [messages, with_generic_tools(unthought, ())]
+    if unthought != list(messages):
+        ways.insert(1, unthought)
+    return ways
 
 
 def _source(tokenizer: Any, template: str | None, *, has_tools: bool) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from langchain_specdec import SpeculativeLLM
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.embedded import is_available, model_path
 from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
@@ -113,6 +114,14 @@ def test_an_agent(run, place):
     out = run("agent.py", *place)
     assert out.startswith("human: How many lenses are there")
     assert len(out.partition("\nai: ")[2].split()) > 5
+
+
+def test_a_question_about_a_picture(run, place, tmp_path):
+    """A model that reads images takes a download; tests/unit/chat/test_images.py has one that pretends."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"x")
+    with pytest.raises(InvalidParameterError, match="the model can be given no images"):
+        run("look.py", str(picture), *place)
 
 
 def test_a_talk_with_a_server_that_runs(run, server, monkeypatch):

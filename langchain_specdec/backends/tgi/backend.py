@@ -246,8 +246,10 @@ class TGIBackend(Backend):
 
     def _check(self, request: CompletionRequest) -> None:
         check_text(request.prompt)
-        if not request.prompt:
+        if request.images or not request.prompt:
             msg = "The prompt is empty: TGI takes no empty prompts. Give at least one character of text."
+            if request.images:
+                msg = "The prompt has images, and TGI is sent text only. Load the model in this process (LocalBackend)."
             raise InvalidParameterError(msg)
         check_honoured(request.params, self._tokenizer.vocabulary if self._tokenizer else None)
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 
-from langchain_specdec import SpeculativeLLM, TGIBackend
+from langchain_specdec import ChatSpeculative, SpeculativeLLM, TGIBackend
 from langchain_specdec.completions.events import FinishEvent
+from langchain_specdec.completions.prompt_images import PromptImage
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import (
     AuthenticationError,
@@ -29,6 +31,7 @@ from tests.standin.clients import LIMITS, TEXT, ask, assert_in_time, text_of
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel, GeneratedToken
 from tests.standin.server import ServerThread
+from tests.support.chat_templates import chat_tokenizer
 
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 
@@ -224,6 +227,17 @@ def test_what_tgi_cannot_do_is_refused_before_anything_is_sent(server, backend, 
 def test_prompts_that_cannot_be_sent_are_refused(server, backend, prompt, message):
     with pytest.raises(InvalidParameterError, match=message):
         backend.stream(ask(prompt))
+    assert server.standin.requests == []
+
+
+def test_images_are_refused_before_anything_is_sent(server, backend):
+    tokenizer = chat_tokenizer()
+    chat = ChatSpeculative(backend=backend, tokenizer=tokenizer)
+    block = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
+    with pytest.raises(InvalidParameterError, match=f"the model can be given no images: {backend.why_no_images}"):
+        chat.invoke([HumanMessage([block])])
+    with pytest.raises(InvalidParameterError, match="The prompt has images, and TGI is sent text only"):
+        backend.complete([replace(ask(), images=[PromptImage(0, 1, -1, {})])])
     assert server.standin.requests == []
 
 

@@ -124,7 +124,7 @@ def test_messages_of_all_kinds_reach_the_template() -> None:
 
 def test_what_is_not_text_is_refused() -> None:
     block = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-    with pytest.raises(InvalidParameterError, match=r"'image_url'\. The model reads text only"):
+    with pytest.raises(InvalidParameterError, match="'image_url', and the model can be given no images: "):
         scripted("x").invoke([HumanMessage([block])])
 
 

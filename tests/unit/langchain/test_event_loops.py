@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SpeculativeLLM
 from langchain_specdec.backends.base import SHORT_TEXT
-from langchain_specdec.chat.template import ChatTemplate, Prompt
+from langchain_specdec.chat.prompt import Prompt
+from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 from langchain_specdec.errors import InvalidParameterError
