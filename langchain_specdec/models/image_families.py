@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -21,6 +22,7 @@ class _Family:
         text: What stands for an image, of the texts of these tokens; as many parts as the image has.
         num_parts: How many, by the configuration, the processor, and what it has made of the image.
         is_begun_by_placeholder: Whether chat templates write the token that begins an image for it, not that of a part.
+        options: What the image processor is told.
     """
 
     given: tuple[str, ...]
@@ -28,6 +30,7 @@ class _Family:
     text: str
     num_parts: Callable[[Any, Any, Made], int]
     is_begun_by_placeholder: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _as_configured(config: Any, _processor: Any, _made: Made) -> int:
@@ -49,6 +52,8 @@ _GEMMA3 = _Family(
     "\n\n{begin}{parts}{end}\n\n",
     _as_configured,
     is_begun_by_placeholder=True,
+    # Crops would be further images, with text of their own between them.
+    options={"do_pan_and_scan": False},
 )
 _GEMMA4 = _Family(
     ("pixel_values", "image_position_ids"),
@@ -123,4 +128,5 @@ def make_image_reader(
     def text(made: Made) -> str:
         return family.text.format(begin=begin, parts=part * num_parts(made), end=end)
 
-    return ImageReader(processor, ImageTokens(placeholder, ids[1], text, num_parts), family.given), ""
+    tokens = ImageTokens(placeholder, ids[1], text, num_parts)
+    return ImageReader(partial(processor, **family.options), tokens, family.given), ""

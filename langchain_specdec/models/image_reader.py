@@ -99,24 +99,37 @@ class ImageReader:
         )
 
     def _processed(self, data: bytes, number: int) -> Made:
+        made: Made
         try:
-            made: Made = self._processor([_opened(data)], return_tensors="pt")
-        except (InvalidParameterError, MemoryError):
+            made = self._processor([_opened(data)], return_tensors="pt")
+        except MemoryError:
             raise
         except Exception as error:
-            msg = f"Image {number} of the prompt cannot be read ({type(error).__name__}: {error}). Is it damaged?"
+            msg = f"Image {number} of the prompt {_fault(error)}"
             raise InvalidParameterError(msg) from error
         return made
 
 
 def _opened(data: bytes) -> Any:
-    from PIL import Image
+    """The picture in a file, upright, as transformers opens it."""
+    from PIL import Image, ImageOps
 
     # Pillow warns of what may be made to take all memory, and refuses only twice as much.
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with an image, as the rest of a sentence."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "is none that Pillow can read. Give the bytes of a PNG, JPEG, WebP or GIF file."
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f"is too large: {error} Make it smaller."
+    return f"cannot be read ({type(error).__name__}: {error}). Is it damaged?"
 
 
 def _digest(data: bytes) -> int:
