@@ -82,6 +82,10 @@ def images_of(model: Any) -> list[tuple[int, Any]]:
     return [(image.stop - image.start, image.inputs["pixel"]) for image in request.images]
 
 
+def prompt_of(model: ChatSpeculative) -> str:
+    return scripted_backend(model).prompt
+
+
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -98,7 +102,7 @@ def test_every_form_of_an_image_becomes_its_bytes(form: str) -> None:
         assert images.data(0) == FILE
     model = seeing("ok")
     assert model.invoke([HumanMessage(["Look: ", FORMS[form], "!"])]).text == "ok"
-    assert scripted_backend(model).prompt == (f"<|im_start|>user\nLook: {PADS}!<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt_of(model) == (f"<|im_start|>user\nLook: {PADS}!<|im_end|>\n<|im_start|>assistant\n")
     assert images_of(model) == [(3, RED)]
 
 
@@ -165,7 +169,7 @@ def test_a_thread_goes_on_whatever_a_tool_found(kind: str) -> None:
     found = content_text(ToolMessage([block], tool_call_id="1"))
     for result in (ToolMessage(["Look: ", block], tool_call_id="1"), FunctionMessage(content=[block], name="look")):
         assert model.invoke([HumanMessage("x"), CALL, result]).text == "ok"
-        prompt = scripted_backend(model).prompt
+        prompt = prompt_of(model)
         assert found in prompt or found.replace("this model reads text", "it cannot be shown here") in prompt
         assert not scripted_backend(model).requests[-1].images
 
@@ -182,13 +186,13 @@ def test_where_the_model_is_given_no_images_the_reason_is_told() -> None:
         model.get_num_tokens_from_messages([HumanMessage([picture()])])
     assert not scripted_backend(model).requests
     assert model.invoke([HumanMessage("x"), AIMessage([picture()]), HumanMessage("y")]).text == "ok"
-    assert "left out: this model reads text]" in scripted_backend(model).prompt
+    assert "left out: this model reads text]" in prompt_of(model)
 
 
 def test_images_of_an_answer_stay_notes() -> None:
     model = seeing("ok")
     model.invoke([HumanMessage([picture(1)]), AIMessage(["See: ", picture(3)]), HumanMessage("y")])
-    assert f"See: \n{note(3)}" in scripted_backend(model).prompt
+    assert f"See: \n{note(3)}" in prompt_of(model)
     assert images_of(model) == [(1, RED)]
 
 
@@ -218,12 +222,20 @@ def test_a_placeholder_that_somebody_types_is_text(family: str) -> None:
     assert part not in backend.requests[-1].prompt
 
 
+def test_what_a_template_writes_for_an_image_completes_nothing() -> None:
+    template = SIGHTS["qwen3-vl"].template.replace("<|vision_start|><|image_pad|>", "_pad|><|image_pad|>")
+    model = seeing("ok", chat_template=template)
+    model.invoke([HumanMessage(["<|image", picture(2), "<|image", picture(1)])])
+    assert [width for width, _ in images_of(model)] == [2, 1]
+    assert "<|image_pad|><|image_pad|><|image_pad|><|vision_end|><|image_pad|><|image_pad|>" in prompt_of(model)
+
+
 def test_marks_of_another_process_are_text() -> None:
     """What stands for an image within a prompt that is being made cannot be written by anybody."""
     typed = "".join(map(chr, range(0xFDD0, 0xFDF0))) + "\ufdee\ufdd0\ufdef"
     model = seeing("ok")
     model.invoke([HumanMessage([typed, picture(1), typed])])
-    assert scripted_backend(model).prompt.count(typed) == 2
+    assert prompt_of(model).count(typed) == 2
     assert images_of(model) == [(1, RED)]
 
 
@@ -244,7 +256,7 @@ SHOWN = {
 def test_texts_and_images_stand_as_each_family_has_them(family: str) -> None:
     model = seeing("ok", family=family)
     model.invoke([SystemMessage("S."), HumanMessage(["A ", picture(1), " B ", picture(2)])])
-    assert SHOWN[family] in scripted_backend(model).prompt
+    assert SHOWN[family] in prompt_of(model)
 
 
 @pytest.mark.parametrize("family", SIGHTS)
@@ -258,14 +270,14 @@ def test_an_image_of_the_system_is_shown_wherever_there_is_a_place(family: str) 
     ]
     model.invoke(thread)
     assert images_of(model) == [(1, RED), (2, BLUE)]
-    prompt = scripted_backend(model).prompt
+    prompt = prompt_of(model)
     assert all(prompt.count(text) == 1 for text in ("S.", "Q.", "A.", "R."))
 
 
 def test_pictures_are_numbered_where_the_template_does_so() -> None:
     model = seeing("ok", family="qwen2-vl", chat_template_kwargs={"add_vision_id": True})
     model.invoke([HumanMessage([picture(1), picture(2)]), AIMessage("A."), HumanMessage([picture(3)])])
-    prompt = scripted_backend(model).prompt
+    prompt = prompt_of(model)
     assert [prompt.count(f"Picture {number}: <|vision_start|>") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
     assert [width for width, _ in images_of(model)] == [1, 2, 3]
 
@@ -291,7 +303,7 @@ def found(model: ChatSpeculative, *more: BaseMessage) -> str:
     model.bind_tools([look]).invoke(
         [HumanMessage(["Q.", picture(1)]), CALL, look.invoke({**call, "type": "tool_call"}), *more]
     )
-    return scripted_backend(model).prompt
+    return prompt_of(model)
 
 
 @pytest.mark.parametrize("family", SIGHTS)
@@ -322,7 +334,7 @@ def test_images_keep_their_results_where_these_are_moved() -> None:
     model = seeing("ok", chat_template=one_call)
     model.bind_tools([look]).invoke([HumanMessage("Q."), AIMessage("", tool_calls=calls), *results])
     assert [width for width, _ in images_of(model)] == [3, 4]
-    prompt = scripted_backend(model).prompt
+    prompt = prompt_of(model)
     assert prompt.index('"up"') < prompt.index("up" + PADS) < prompt.index('"down"') < prompt.index("down<|vision")
 
 
@@ -332,7 +344,7 @@ def test_damaged_images_of_tools_become_notes_and_others_stay() -> None:
     result = ToolMessage([picture(1), broken, picture(2)], tool_call_id="1")
     model.invoke([HumanMessage([picture(4)]), CALL, result])
     assert [width for width, _ in images_of(model)] == [4, 1, 2]
-    assert "\n[image/png, 8 bytes, left out: it cannot be shown here]\n" in scripted_backend(model).prompt
+    assert "\n[image/png, 8 bytes, left out: it cannot be shown here]\n" in prompt_of(model)
     with pytest.raises(InvalidParameterError, match="Image 1 of the prompt cannot be read"):
         model.invoke([HumanMessage([broken]), CALL, result])
 
@@ -417,14 +429,14 @@ def test_a_prompt_template_with_images() -> None:
     for block in (url, own):
         prompt = ChatPromptTemplate([("system", "S."), ("human", ["{question}", block])])
         (prompt | model).invoke({"question": "Q.", "data": DATA})
-        assert f"Q.{PADS}<|im_end|>" in scripted_backend(model).prompt
+        assert f"Q.{PADS}<|im_end|>" in prompt_of(model)
 
 
 def test_answers_that_go_on() -> None:
     model = seeing("ok")
     messages = [HumanMessage(["Q.", picture(2)]), AIMessage("Well")]
     model.invoke(messages, continue_final_message=True)
-    assert scripted_backend(model).prompt.endswith("<|vision_end|><|im_end|>\n<|im_start|>assistant\nWell")
+    assert prompt_of(model).endswith("<|vision_end|><|im_end|>\n<|im_start|>assistant\nWell")
     assert images_of(model) == [(2, RED)]
 
 
@@ -503,4 +515,4 @@ def test_the_example_asks_about_a_file(
     assert names["main"](model, file, "What is it?") == "A cat."
     assert capsys.readouterr().out == "A cat.\n"
     assert images_of(model)[0][0] == 5
-    assert "<|vision_end|>What is it?<|im_end|>" in scripted_backend(model).prompt
+    assert "<|vision_end|>What is it?<|im_end|>" in prompt_of(model)
