@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.pytorch_utils import Conv1D
 
 from langchain_specdec.runner.cpu.decoder_weights import Matrix
+from langchain_specdec.runner.cpu.matrix_experts import MatrixExperts, expert_weights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
 
 _LINEAR = (nn.Linear, Conv1D)
@@ -46,6 +47,26 @@ def replace_matrices(
                 setattr(parent, name, layer.eval())
                 forget(weight.detach())
             del child, weight
+
+
+def replace_experts(
+    model: nn.Module, make: Callable[[Sequence[Tensor]], list[Matrix] | None], forget: Callable[[Tensor], None]
+) -> None:
+    """The same for the experts of a layer that are parameters of one module.
+
+    Args:
+        model: See `replace_matrices`.
+        make: Makes matrices of the weights `[outputs of all experts, inputs]` of a module; None: they stay.
+        forget: Told of each weight that was replaced.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not (weights := [weight.detach() for _, weight in expert_weights(child)]):
+                continue
+            if (matrices := make([weight.flatten(0, 1) for weight in weights])) is not None:
+                setattr(parent, name, MatrixExperts(child, *matrices).eval())
+                for weight in weights:
+                    forget(weight)
 
 
 def _is_plain_table(child: nn.Module) -> bool:
