@@ -10,12 +10,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.adapters import Parts, check_mergeable, check_without_adapters, find_parts, merged
+from langchain_specdec.models.adapters import (
+    Parts,
+    check_mergeable,
+    check_without_adapters,
+    find_adapter,
+    find_parts,
+    merged,
+)
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
-from langchain_specdec.models.model_source import ADAPTER, check_source
+from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
 from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
@@ -65,7 +72,7 @@ def load_pretrained(
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
         name = source or type(model).__name__
-        parts = Parts(source, revision, None, None, source)
+        parts = Parts(source, revision, None, source)
         if tokenizer is None and not source:
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
@@ -75,6 +82,8 @@ def load_pretrained(
             "device_map": device_map is not None,
             option_of(quantization): quantization is not None,
             "adapter": adapter is not None,
+            # Else it is the tokenizer's.
+            "revision": revision is not None and tokenizer is not None,
         }
         _check_loaded(model, name, given)
         check_supported(model.config, type(model))
@@ -87,9 +96,8 @@ def load_pretrained(
         source, revision = check_source(model, revision=revision, token=token)
         if name == embedded.EMBEDDED_MODEL_ID:
             source = str(embedded.model_path(progress=progress))
-        if adapter is not None:
-            adapter, _ = check_source(adapter, holds=ADAPTER, token=token)
-        parts = find_parts(source, name, adapter, revision, token)
+        found = None if adapter is None else find_adapter(adapter, token)
+        parts = find_parts(source, name, found, revision, token)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
         what = name if parts.source == source else f"{parts.source}, the base of {name}"
@@ -120,7 +128,8 @@ def load_pretrained(
     if tokenizer is not None:
         private = PrivateTokenizer.of(tokenizer)
     else:
-        revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
+        of_adapter = parts.adapter is not None and parts.tokenizer == parts.adapter.place
+        revision = parts.adapter.revision if parts.adapter is not None and of_adapter else parts.revision
         advice = (
             " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
         )
@@ -136,7 +145,8 @@ def load_pretrained(
     _set_attention(loaded, attn_implementation)
     is_owned = loaded is not model
     eos = eos_token_ids(loaded, private.copied)
-    return LoadedModel(loaded, private, name, eos, is_owned, parts.adapter, by_runner)
+    adapted_by = None if parts.adapter is None else parts.adapter.name
+    return LoadedModel(loaded, private, name, eos, is_owned, adapted_by, by_runner)
 
 
 def _is_quantised(config: Any) -> bool:

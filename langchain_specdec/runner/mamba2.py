@@ -57,7 +57,7 @@ def _update(
     dt_bias: Tensor,
     **_: Any,
 ) -> Tensor:
-    """What one token makes of a state, which is written to, and its output in float32: transformers' own, in float32."""
+    """What one token makes of a state, which is written to, and its output: transformers' own form, in float32."""
     steps = F.softplus(dt + dt_bias.to(dt.dtype)).clamp(*limits).float()
     output = update(state, hidden.float(), steps, A, B.float(), C.float(), D.float())
     return output if z is None else output * F.silu(z)
