@@ -294,6 +294,21 @@ def test_what_hybrid_models_cannot_do_is_told():
 
 
 @needs_states
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("qwen3_5_text", {"layer_types": ["linear_attention"] * 4}),
+        ("lfm2", {"layer_types": ["conv"] * 4}),
+        ("bamba", {"attn_layer_indices": []}),
+        ("nemotron_h", {"layers_block_type": ["linear_attention", "moe"] * 2}),
+    ],
+)
+def test_hybrids_without_attention_are_refused(name, layers):
+    with pytest.raises(UnsupportedModelError, match="none of its layers is attention, and the engine runs hybrids tha"):
+        load_model(make_hybrid(name, **layers), tiny.byte_tokenizer())
+
+
+@needs_states
 def test_layers_that_would_begin_anew_are_found(monkeypatch):
     for dtype in (torch.float32, torch.float64):
         make_runner(tiny.loaded(make_hybrid("jamba", dtype)), num_slots=2, max_length=64, max_width=4)
