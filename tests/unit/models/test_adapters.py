@@ -287,7 +287,7 @@ def test_the_hub_is_asked_for_an_adapter_once(
 
     # All else fails: HF_HUB_OFFLINE is set.
     monkeypatch.setattr(adapters, "snapshot_download", download)
-    given = "somebody/adapter" if option == "adapter" else {"it": "somebody/adapter"}
+    given: Any = "somebody/adapter" if option == "adapter" else {"it": "somebody/adapter"}
     loaded = load_model(base, device="cpu", **{option: given})
     assert asked == [("obstacle", "somebody/adapter"), ("download", "somebody/adapter")]
     assert (loaded.adapter or loaded.adapter_sources) == given
