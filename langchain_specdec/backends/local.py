@@ -84,11 +84,6 @@ class LocalBackend(Backend):
     ) -> None:
         chosen = checked_options(options)
         source = chosen["draft_model"]
-        if chosen["adapters"] is not None:
-            # Seldom, and it imports what most do without.
-            from langchain_specdec.models.named_adapters import check_adapters
-
-            check_adapters(chosen["adapters"], model, chosen["token"])
         check_quantizable(model, "quantization", chosen["quantization"])
         check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
         if isinstance(source, (str, os.PathLike)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -22,12 +22,29 @@ from langchain_specdec.errors import (
     UnsupportedModelError,
 )
 from langchain_specdec.models.checkpoint import explained
-from langchain_specdec.models.model_source import check_source, is_missing_folder
+from langchain_specdec.models.model_source import ADAPTER, check_source, is_missing_folder
 from langchain_specdec.runner.row_adapters import AdaptedLinear
 from tgi_launcher.extras import install_command
 
 _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+_CONFIG_FILE = "adapter_config.json"
+_ADAPTER_FILES = (_CONFIG_FILE, "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that was found.
+
+    Attributes:
+        name: Its folder or id, as the user gave it.
+        place: What to read: a folder, or an id.
+        revision: Revision of that id.
+    """
+
+    name: str
+    place: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,27 +54,25 @@ class Parts:
     Attributes:
         source: Model id or folder of the weights.
         revision: Revision of that id.
-        adapter: Id or folder of the adapter to merge into them; None where there is none.
-        adapter_revision: Revision of that id.
+        adapter: What to merge into them; None where there is nothing.
         tokenizer: Id or folder of the tokenizer.
     """
 
     source: str
     revision: str | None
-    adapter: str | None
-    adapter_revision: str | None
+    adapter: Adapter | None
     tokenizer: str
 
 
 def find_parts(
-    source: str, name: str, adapter: str | os.PathLike[str] | None, revision: str | None, token: str | bool | None
+    source: str, name: str, adapter: Adapter | None, revision: str | None, token: str | bool | None
 ) -> Parts:
     """Find what is named by the model that was asked for: a model, or an adapter that names its base.
 
     Args:
         source: Model id or folder.
         name: What the user calls it.
-        adapter: Id or folder of an adapter that was asked for beside it.
+        adapter: What was asked for beside it.
         revision: Revision of the model id.
         token: Access token of the hub.
 
@@ -67,9 +82,7 @@ def find_parts(
     """
     found = _adapter_config(source, name, revision, token)
     if found is None:
-        if adapter is not None:
-            check_is_adapter(str(adapter), token)
-        return Parts(source, revision, None if adapter is None else str(adapter), None, source)
+        return Parts(source, revision, adapter, source)
     base = found.get("base_model_name_or_path")
     if any((Path(source) / file).is_file() for file in _WEIGHT_FILES):
         msg = (
@@ -99,17 +112,32 @@ def find_parts(
         )
         raise ModelLoadError(msg)
     has_tokenizer = any(_has_file(source, file, revision, token) for file in _TOKENIZER_FILES)
-    return Parts(place, base_revision, source, revision, source if has_tokenizer else place)
+    return Parts(place, base_revision, Adapter(source, source, revision), source if has_tokenizer else place)
 
 
-def check_is_adapter(adapter: str, token: str | bool | None) -> None:
-    """Raise a `ModelLoadError` where a folder or an id holds no adapter."""
-    if _adapter_config(adapter, adapter, None, token) is None:
+def find_adapter(adapter: str | os.PathLike[str], token: str | bool | None) -> Adapter:
+    """Find an adapter, and download it if it is one of the Hub, which is not asked again when it is read.
+
+    Args:
+        adapter: Its folder or id.
+        token: Access token of the Hub.
+
+    Raises:
+        InvalidParameterError: It is neither.
+        ModelLoadError: It is not where its name says, or is no adapter.
+    """
+    name = str(adapter)
+    place, _ = check_source(adapter, holds=ADAPTER, token=token)
+    if not Path(place).is_dir():
+        with explained(name, place):
+            place = snapshot_download(place, token=token, allow_patterns=list(_ADAPTER_FILES))
+    if not (Path(place) / _CONFIG_FILE).is_file():
         msg = (
-            f"There is no adapter in {adapter!r}: it has no adapter_config.json. Give the folder that PEFT saved an "
+            f"There is no adapter in {name!r}: it has no adapter_config.json. Give the folder that PEFT saved an "
             "adapter to, or the id of one on the Hugging Face Hub."
         )
         raise ModelLoadError(msg)
+    return Adapter(name, place)
 
 
 def check_mergeable(parts: Parts, quantization: object) -> None:
@@ -121,8 +149,8 @@ def check_mergeable(parts: Parts, quantization: object) -> None:
     """
     if parts.adapter is not None and quantization is not None:
         msg = (
-            f"{parts.adapter} cannot be merged into quantised weights without changing its text. Load {parts.source} "
-            "without quantisation, or save the merged model and quantise that."
+            f"{parts.adapter.name} cannot be merged into quantised weights without changing its text. Load "
+            f"{parts.source} without quantisation, or save the merged model and quantise that."
         )
         raise UnsupportedModelError(msg)
 
@@ -137,23 +165,22 @@ def merged(model: Any, parts: Parts, token: str | bool | None) -> Any:
     """
     adapter = parts.adapter
     assert adapter is not None  # noqa: S101
-    tuned = tuned_by(model, adapter, parts.adapter_revision, parts.source, token)
-    with explained(f"the adapter {adapter}", adapter):
+    tuned = tuned_by(model, adapter, parts.source, token)
+    with explained(f"the adapter {adapter.name}", adapter.place):
         if not hasattr(tuned.base_model, "merge_and_unload"):
             kind = kind_of(tuned.active_peft_config)
-            msg = f"{adapter} is an adapter of the kind {kind}, which PEFT cannot merge into a model."
+            msg = f"{adapter.name} is an adapter of the kind {kind}, which PEFT cannot merge into a model."
             raise UnsupportedModelError(msg)
         _untie(model)
         return tuned.merge_and_unload(safe_merge=True)
 
 
-def tuned_by(model: Any, adapter: str, revision: str | None, base: str, token: str | bool | None) -> Any:
+def tuned_by(model: Any, adapter: Adapter, base: str, token: str | bool | None) -> Any:
     """PEFT's model of a base and an adapter, whose layers stand in the base.
 
     Args:
         model: The base.
-        adapter: Id or folder of the adapter.
-        revision: Revision of that id.
+        adapter: The adapter.
         base: What the base is called, for messages.
         token: Access token of the Hub.
 
@@ -166,25 +193,25 @@ def tuned_by(model: Any, adapter: str, revision: str | None, base: str, token: s
         from peft import PeftConfig, PeftModel
     except ImportError as error:  # also of a PEFT that is too old for this version of transformers
         msg = (
-            f"{adapter} is an adapter, and reading it takes PEFT, which cannot be imported ({error}): "
+            f"{adapter.name} is an adapter, and reading it takes PEFT, which cannot be imported ({error}): "
             f"{install_command('adapters', upgrade=True)}. Or merge it into the model elsewhere, and save that."
         )
         raise MissingDependencyError(msg) from error
 
-    hub: dict[str, Any] = {"token": token, "revision": revision}
+    hub: dict[str, Any] = {"token": token, "revision": adapter.revision}
     hub = {key: value for key, value in hub.items() if value is not None}
-    with explained(f"the adapter {adapter}", adapter):
-        config = PeftConfig.from_pretrained(adapter, **hub)
+    with explained(f"the adapter {adapter.name}", adapter.place):
+        config = PeftConfig.from_pretrained(adapter.place, **hub)
         config.inference_mode = True
         if config.is_prompt_learning or config.is_adaption_prompt:
             msg = (
-                f"{adapter} is an adapter of the kind {kind_of(config)}, which has no weights for the model's layers. "
-                "LoRA and its kin work."
+                f"{adapter.name} is an adapter of the kind {kind_of(config)}, which has no weights for the model's "
+                "layers. LoRA and its kin work."
             )
             raise UnsupportedModelError(msg)
         tuned = PeftModel(model, config)
         try:
-            keys = tuned.load_adapter(adapter, "default", **hub)
+            keys = tuned.load_adapter(adapter.place, "default", **hub)
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise

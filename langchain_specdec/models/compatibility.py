@@ -26,6 +26,7 @@ _HYBRID_FAMILIES = {
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
 _HYBRID_LAYERS = {"linear_attention", "conv", "hybrid", "mamba", "moe", "mlp"}
+_WITH_KEYS = {*_KNOWN_LAYERS, "hybrid"}
 _PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x): return x ** 2  # twice",
     "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
@@ -59,6 +60,8 @@ def check_supported(config: Any, model_class: type | None) -> None:
         reason = "it keeps a recurrent state, which the engine cannot roll back when a draft is rejected"
     elif unknown:
         reason = f"it has layers of kind {unknown}; only full and sliding-window attention works"
+    elif is_hybrid and kinds and kinds.isdisjoint(_WITH_KEYS):
+        reason = "none of its layers is attention, and the engine runs hybrids that have one at least"
     elif getattr(text, "attention_chunk_size", None):
         reason = "it uses chunked attention; only full and sliding-window attention works"
     elif getattr(text, "alibi", False) or text.model_type == "bloom":

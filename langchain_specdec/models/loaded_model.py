@@ -115,6 +115,7 @@ def _fingerprint(model: Any) -> str:
     """Tells models apart that may share a name: a digest of the first numbers of every weight."""
     if not isinstance(model, torch.nn.Module):
         return _digest([sorted(model.config.to_dict().items()), *map(_beginnings, _parts(model.weights))])
+    from langchain_specdec.runner.cpu.matrix_experts import ExpertWeight
     from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
     from langchain_specdec.runner.cpu.packed_layers import PackedLinear
     from langchain_specdec.runner.cpu.weight_numbers import first_numbers
@@ -135,7 +136,7 @@ def _fingerprint(model: Any) -> str:
     packed = [
         (name, module.samples)
         for name, module in model.named_modules()
-        if isinstance(module, (PackedLinear, MatrixLinear, MatrixEmbedding))
+        if isinstance(module, (PackedLinear, MatrixLinear, MatrixEmbedding, ExpertWeight))
     ]
     return _digest([*parameters, *packed])
 

@@ -83,14 +83,15 @@ def load_model(
             return loaded if is_native else _dequantised(loaded, dtype, device, options)
     from langchain_specdec.models.pretrained import load_pretrained
 
-    adapters = options.pop("adapters", None)
-    loaded = load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+    adapters, token = options.pop("adapters", None), options.get("token")
     if adapters is None:
-        return loaded
-    from langchain_specdec.models.named_adapters import put_beside
+        return load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+    from langchain_specdec.models.named_adapters import find_adapters, put_beside
 
-    by_row = put_beside(loaded.model, adapters, loaded.name, options.get("token"))
-    return replace(loaded, adapters=by_row, adapter_sources={name: str(source) for name, source in adapters.items()})
+    found = find_adapters(adapters, model, token)
+    loaded = load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
+    by_row = put_beside(loaded.model, found, loaded.name, token)
+    return replace(loaded, adapters=by_row, adapter_sources={name: each.name for name, each in found.items()})
 
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:
@@ -154,6 +155,7 @@ def _check_loaded(
     """Nothing that only loading can do may be asked of a loaded model."""
     given = {
         "dtype": not _is_float32(dtype),
+        "revision": options.get("revision") is not None,
         "device": device is not None and resolve_device(device).type != "cpu",
     }
     if too_late := [*_asked_for(options, _NOT_NATIVE), *(name for name, is_given in given.items() if is_given)]:

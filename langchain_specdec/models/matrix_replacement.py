@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.pytorch_utils import Conv1D
 
 from langchain_specdec.runner.cpu.decoder_weights import Matrix
+from langchain_specdec.runner.cpu.matrix_experts import MatrixExperts, expert_weights
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear
 from langchain_specdec.runner.model_config import text_modules
 
@@ -22,8 +23,8 @@ def replace_matrices(
     """Have layers compute with other matrices. A weight that nobody else holds leaves memory before the next is read.
 
     Args:
-        model: A causal language model on a CPU. Its own kinds of linear layers are left,
-            and its encoders of images.
+        model: A causal language model on a CPU. Its own kinds of linear layers are left, and its encoders of
+            images.
         make: Makes a matrix of a weight `[outputs, inputs]`; told whether it is a table of tokens (the embedding, or
             the head). Asked once of each, also where layers are tied. What it gives as None stays.
         forget: Told of each weight that was replaced.
@@ -48,6 +49,26 @@ def replace_matrices(
                 setattr(parent, name, layer.eval())
                 forget(weight.detach())
             del child, weight
+
+
+def replace_experts(
+    model: nn.Module, make: Callable[[Sequence[Tensor]], list[Matrix] | None], forget: Callable[[Tensor], None]
+) -> None:
+    """The same for the experts of a layer that are parameters of one module.
+
+    Args:
+        model: See `replace_matrices`.
+        make: Makes matrices of the weights `[outputs of all experts, inputs]` of a module; None: they stay.
+        forget: Told of each weight that was replaced.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not (weights := [weight.detach() for _, weight in expert_weights(child)]):
+                continue
+            if (matrices := make([weight.flatten(0, 1) for weight in weights])) is not None:
+                setattr(parent, name, MatrixExperts(child, *matrices).eval())
+                for weight in weights:
+                    forget(weight)
 
 
 def _is_plain_table(child: nn.Module) -> bool:

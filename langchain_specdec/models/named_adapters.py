@@ -9,22 +9,23 @@ from typing import Any
 import torch
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
-from langchain_specdec.models.adapters import check_is_adapter, kind_of, tuned_by
-from langchain_specdec.models.model_source import ADAPTER, check_source
+from langchain_specdec.models.adapters import Adapter, find_adapter, kind_of, tuned_by
+from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.runner.row_adapters import AdaptedLinear, LowRank, RowAdapters
 from langchain_specdec.runner.stateful_layers import stateful_layers
 
-AdapterSources = Mapping[str, "str | os.PathLike[str]"]
-"""Folders or model ids of adapters, by the names that calls choose them by."""
 
-
-def check_adapters(adapters: object, model: object, token: str | bool | None) -> None:
-    """Look at adapters before their base is read.
+@quiet_loading()
+def find_adapters(adapters: object, model: object, token: str | bool | None) -> dict[str, Adapter]:
+    """Find adapters before their base is read.
 
     Args:
         adapters: What is to name them.
         model: The base, as the user gave it.
         token: Access token of the Hub.
+
+    Returns:
+        Them by name.
 
     Raises:
         InvalidParameterError: It names none, or the base is loaded already.
@@ -37,19 +38,21 @@ def check_adapters(adapters: object, model: object, token: str | bool | None) ->
     if not isinstance(adapters, Mapping) or not adapters:
         msg = f"adapters must name folders or model ids, as in adapters={{'legal': 'path/to/it'}}, got {adapters!r}."
         raise InvalidParameterError(msg)
+    found = {}
     for name, source in adapters.items():
         if not isinstance(name, str) or not name or not isinstance(source, (str, os.PathLike)):
             msg = f"adapters must map names to folders or model ids, got {name!r}: {source!r}."
             raise InvalidParameterError(msg)
-        check_is_adapter(_found(source, token), token)
+        found[name] = find_adapter(source, token)
+    return found
 
 
-def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | bool | None) -> RowAdapters:
+def put_beside(model: Any, adapters: Mapping[str, Adapter], base: str, token: str | bool | None) -> RowAdapters:
     """Put adapters beside the weights of their base, in place.
 
     Args:
         model: The base, in eval mode, which nobody else uses.
-        adapters: Their folders or model ids by name.
+        adapters: Them by name.
         base: What the base is called, for messages.
         token: Access token of the Hub.
 
@@ -62,9 +65,9 @@ def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | boo
         UnsupportedModelError: One is of a kind that cannot be chosen by the row.
     """
     updates: dict[str, dict[str, LowRank]] = {}
-    for name, source in adapters.items():
-        tuned = tuned_by(model, _found(source, token), None, base, token)
-        for path, update in _updates(tuned, str(source)).items():
+    for name, adapter in adapters.items():
+        tuned = tuned_by(model, adapter, base, token)
+        for path, update in _updates(tuned, adapter.name).items():
             updates.setdefault(path, {})[name] = update
         tuned.unload()
     chosen = RowAdapters(list(adapters))
@@ -72,10 +75,6 @@ def put_beside(model: Any, adapters: AdapterSources, base: str, token: str | boo
         model.set_submodule(path, AdaptedLinear(model.get_submodule(path), of_layer, chosen))
     _check_rows(model, base)
     return chosen
-
-
-def _found(source: str | os.PathLike[str], token: str | bool | None) -> str:
-    return check_source(source, holds=ADAPTER, token=token)[0]
 
 
 def _updates(tuned: Any, source: str) -> dict[str, LowRank]:

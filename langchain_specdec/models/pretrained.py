@@ -10,13 +10,20 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
 from langchain_specdec.models import embedded
-from langchain_specdec.models.adapters import Parts, check_mergeable, check_without_adapters, find_parts, merged
+from langchain_specdec.models.adapters import (
+    Parts,
+    check_mergeable,
+    check_without_adapters,
+    find_adapter,
+    find_parts,
+    merged,
+)
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.image_families import apart, auto_class, make_image_reader
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
-from langchain_specdec.models.model_source import ADAPTER, check_source
+from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
 from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
@@ -67,7 +74,7 @@ def load_pretrained(
     if isinstance(model, torch.nn.Module):
         source = getattr(model.config, "_name_or_path", "")
         name = source or type(model).__name__
-        parts = Parts(source, revision, None, None, source)
+        parts = Parts(source, revision, None, source)
         if tokenizer is None and not source:
             msg = f"The loaded {type(model).__name__} has no name to find its tokenizer by: give tokenizer= too."
             raise InvalidParameterError(msg)
@@ -77,6 +84,8 @@ def load_pretrained(
             "device_map": device_map is not None,
             option_of(quantization): quantization is not None,
             "adapter": adapter is not None,
+            # Else it is the tokenizer's.
+            "revision": revision is not None and tokenizer is not None,
         }
         _check_loaded(model, name, given)
         check_supported(model.config, type(model))
@@ -89,9 +98,8 @@ def load_pretrained(
         source, revision = check_source(model, revision=revision, token=token)
         if name == embedded.EMBEDDED_MODEL_ID:
             source = str(embedded.model_path(progress=progress))
-        if adapter is not None:
-            adapter, _ = check_source(adapter, holds=ADAPTER, token=token)
-        parts = find_parts(source, name, adapter, revision, token)
+        found = None if adapter is None else find_adapter(adapter, token)
+        parts = find_parts(source, name, found, revision, token)
         hub: dict[str, Any] = {"revision": parts.revision, "trust_remote_code": trust_remote_code, "token": token}
         hub = {key: value for key, value in hub.items() if value is not None}
         what = name if parts.source == source else f"{parts.source}, the base of {name}"
@@ -122,7 +130,8 @@ def load_pretrained(
     if tokenizer is not None:
         private = PrivateTokenizer.of(tokenizer)
     else:
-        revision = parts.adapter_revision if parts.tokenizer == parts.adapter else parts.revision
+        of_adapter = parts.adapter is not None and parts.tokenizer == parts.adapter.place
+        revision = parts.adapter.revision if parts.adapter is not None and of_adapter else parts.revision
         advice = (
             " Add the tokenizer's files (tokenizer.json and tokenizer_config.json), or give a loaded one as tokenizer=."
         )
@@ -144,7 +153,7 @@ def load_pretrained(
         name,
         eos_token_ids(loaded, private.copied),
         is_owned=loaded is not model,
-        adapter=parts.adapter,
+        adapter=None if parts.adapter is None else parts.adapter.name,
         quantization=by_runner,
         image_reader=reader,
         why_no_images=why_no_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from langchain_specdec.errors import UnsupportedModelError
@@ -58,11 +59,19 @@ class Quantizer:
             matrix: In plain numbers.
             is_table: Whether it is the embedding or the head.
         """
+        made = self.together([matrix], is_table=is_table)
+        return made[0] if made else None
+
+    def together(self, matrices: Sequence[Matrix], *, is_table: bool = False) -> list[Matrix] | None:
+        """Matrices in blocks; None where one of them cannot be. See `__call__`."""
         formats = QUANTIZATIONS[self._quantization]
         wanted = formats.tables if is_table else formats.layers
-        made = quantized_matrix(matrix, wanted) if can_quantize(matrix) else None
-        if made is not None:
-            self._num_done += matrix.outputs * matrix.inputs
+        if not all(map(can_quantize, matrices)):
+            return None
+        made = [each for matrix in matrices if (each := quantized_matrix(matrix, wanted)) is not None]
+        if len(made) < len(matrices):
+            return None
+        self._num_done += sum(matrix.outputs * matrix.inputs for matrix in matrices)
         return made
 
     def leave(self, num_weights: int) -> None:
@@ -76,8 +85,8 @@ class Quantizer:
             UnsupportedModelError: All of them.
         """
         reason = (
-            f"that takes linear layers with a multiple of {BLOCK} inputs, whose greatest weight is from {LEAST:.1g} "
-            f"to {MOST:.1g}"
+            f"that takes linear layers and experts with a multiple of {BLOCK} inputs, whose greatest weight is from "
+            f"{LEAST:.1g} to {MOST:.1g}"
         )
         if not self._num_done:
             msg = (

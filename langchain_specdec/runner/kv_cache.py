@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,6 +183,8 @@ class SlotCache(Cache):
         num_layers: Layers of the model.
         num_slots: Completions that can be held at a time.
         max_length: Positions of a slot. A forward may write up to it, padding included.
+        known: Positions that the model knows; None: it does not say. Of chains, only padding lies past the last one,
+            for which some models have no place in their tables.
 
     Attributes:
         states: What layers keep that mix tokens by a state; None where there are no such layers.
@@ -190,14 +192,18 @@ class SlotCache(Cache):
 
     states: SlotStates | None = None
 
-    def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
+    def __init__(self, num_layers: int, num_slots: int, max_length: int, known: int | None = None) -> None:
+        self._known = known
         self._slot_layers = [_SlotLayer(num_slots, max_length) for _ in range(num_layers)]
         super().__init__(layers=list(self._slot_layers))
         self.max_length = max_length
         self.num_slots = num_slots
 
-    def begin(self, shape: ForwardShape) -> None:
-        """Say where the next forward's tokens go.
+    def begin(self, shape: ForwardShape, *, is_chain: bool) -> int:
+        """Say where the next forward's tokens go, and whether in every row each follows the one before it.
+
+        Returns:
+            Positions that it sees.
 
         Raises:
             ValueError: The forward would write past the end of a slot.
@@ -205,8 +211,11 @@ class SlotCache(Cache):
         if shape.length > self.max_length:
             msg = f"a forward to position {shape.length} does not fit into slots of {self.max_length} positions"
             raise ValueError(msg)
+        if is_chain and self._known is not None:
+            shape = replace(shape, length=min(shape.length, self._known))
         for layer in self._slot_layers:
             layer.shape = shape
+        return shape.length
 
     @torch.inference_mode()
     def keep(self, slot: int, start: int, offsets: Sequence[int], index: Tensor | None = None) -> None:

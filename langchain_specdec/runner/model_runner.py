@@ -50,7 +50,7 @@ class ModelRunner:
         embeddings = model.get_input_embeddings().weight
         self._num_embeddings = len(embeddings)
         self.device: torch.device = embeddings.device
-        self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width)
+        self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width, self.max_positions)
         self.bytes_per_token: int = num_cached_layers(config) * cached_bytes(config, model.dtype)
         """What the keys and values of one token take in all layers."""
         self.num_forwards = 0
@@ -209,9 +209,9 @@ class ModelRunner:
     @torch.inference_mode()
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
-        self.cache.begin(shape)
+        length = self.cache.begin(shape, is_chain=inputs.is_chain)
         with pinned_backends(self.device), self.evaluating():
-            logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, shape.length)).logits
+            logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, length)).logits
         return logits
 
     def release(self) -> None:
@@ -241,11 +241,10 @@ class ModelRunner:
         is_prompt: bool = False,
         images: ForwardImages | None = None,
     ) -> Any:
-        shape = ForwardShape.from_rows(slots, starts, inputs)
-        self.cache.begin(shape)
+        length = self.cache.begin(ForwardShape.from_rows(slots, starts, inputs), is_chain=inputs.is_chain)
         if self.cache.states is not None:
             self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         choosing = nullcontext() if self.adapters is None else self.adapters.choosing(slots, self.device)
         with pinned_backends(self.device), self.evaluating(), choosing:
-            given = self._inputs.make(self.cache, inputs, shape.length, is_prompt=is_prompt, images=images)
+            given = self._inputs.make(self.cache, inputs, length, is_prompt=is_prompt, images=images)
             return module(**given)

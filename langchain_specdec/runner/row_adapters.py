@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -34,9 +35,14 @@ class RowAdapters:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self.groups: list[tuple[str, Tensor | None]] = []
-        """Adapters of the forward that runs, with their rows, int64; None: all of them."""
+        # By the thread that runs a forward: whoever calls the model beside it gets the base.
+        self._groups: dict[int, list[tuple[str, Tensor | None]]] = {}
         self._of_slot: dict[int, str] = {}
+
+    @property
+    def groups(self) -> Sequence[tuple[str, Tensor | None]]:
+        """Adapters of the forward that runs in this thread, with their rows, int64; None: all of them."""
+        return self._groups.get(threading.get_ident(), ())
 
     def set(self, slot: int, name: str | None) -> None:
         """Have the text in a slot go by an adapter from now on; None is the base alone."""
@@ -50,14 +56,16 @@ class RowAdapters:
         named = [self._of_slot.get(slot) for slot in slots]
         chosen = sorted({name for name in named if name is not None})
         if len(chosen) == 1 and None not in named:
-            self.groups = [(chosen[0], None)]
+            groups: list[tuple[str, Tensor | None]] = [(chosen[0], None)]
         else:
             rows = {name: [row for row, other in enumerate(named) if other == name] for name in chosen}
-            self.groups = [(name, torch.tensor(rows[name], device=device)) for name in chosen]
+            groups = [(name, torch.tensor(rows[name], device=device)) for name in chosen]
+        thread = threading.get_ident()
+        self._groups[thread] = groups
         try:
             yield
         finally:
-            self.groups = []
+            del self._groups[thread]
 
 
 class AdaptedLinear(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
+import types
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_specdec.runner.layer_states import SNAPSHOTS, TAIL, Row, RowStates, SlotStates
+from langchain_specdec.runner.mamba2 import single_token_form
 
 # Layers that go on from a state by one token at a time: their form for several tokens begins without one.
 _STEPWISE = {"JambaMambaMixer"}
@@ -102,6 +104,8 @@ class _InSlots(nn.Module):
                 # Whoever else runs the model is not to see it.
                 narrow: Any = copy.copy(self)
                 narrow.chunk_size = width
+                if (single := single_token_form(self)) is not None:
+                    narrow.forward = types.MethodType(single, narrow)
                 return narrow(hidden, cache=rows, **kwargs)
             return run(hidden, cache=rows, **kwargs)
 

@@ -22,6 +22,7 @@ from langchain_specdec.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
+from langchain_specdec.models import adapters, model_source
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.models.quantized_module import quantize_module, widen_module
@@ -258,6 +259,40 @@ def test_what_an_adapter_made_of_weights_can_be_quantised(base: Path, adapter: P
 def test_a_loaded_model_takes_no_adapter(adapter: Path) -> None:
     with pytest.raises(InvalidParameterError, match="too late for adapter"):
         load_model(tiny.tiny_model(), tiny.byte_tokenizer(), adapter=adapter)
+
+
+@pytest.mark.parametrize("tokenizer", [tiny.byte_tokenizer(), None])
+def test_a_revision_of_a_loaded_model_is_for_its_tokenizer_alone(tokenizer: Any, base: Path) -> None:
+    model = tiny.tiny_model()
+    model.config._name_or_path = str(base)
+    if tokenizer is None:
+        assert load_model(model, revision="main").private_tokenizer.copied("abc")
+        return
+    with pytest.raises(InvalidParameterError, match=r"is loaded already \(float32\), which is too late for revision\."):
+        load_model(model, tokenizer, revision="main")
+
+
+@pytest.mark.parametrize("option", ["adapter", "adapters"])
+def test_the_hub_is_asked_for_an_adapter_once(
+    option: str, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(model_source, "obstacle", lambda name, *_: asked.append(("obstacle", name)))
+
+    def download(name: str, **options: Any) -> str:
+        asked.append(("download", name))
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(options["allow_patterns"])
+        return str(adapter)
+
+    # All else fails: HF_HUB_OFFLINE is set.
+    monkeypatch.setattr(adapters, "snapshot_download", download)
+    given: Any = "somebody/adapter" if option == "adapter" else {"it": "somebody/adapter"}
+    loaded = load_model(base, device="cpu", **{option: given})
+    assert asked == [("obstacle", "somebody/adapter"), ("download", "somebody/adapter")]
+    assert (loaded.adapter or loaded.adapter_sources) == given
+    if option == "adapter":
+        check_weights(loaded.model, expected_weights(base, adapter))
 
 
 def test_a_loaded_model_with_an_adapter_in_it_is_refused(base: Path, adapter: Path) -> None:

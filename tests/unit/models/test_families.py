@@ -221,6 +221,19 @@ def test_what_slots_take_is_known(name):
         assert runner.cache.num_bytes == known
 
 
+@pytest.mark.parametrize("name", params(["gpt2", "llama", *CHAINS]))
+def test_a_short_row_at_the_end_of_its_slot_beside_a_long_one(name):
+    """The padding of the short one lies past the last position, where MPT has no distances."""
+    runner = make_runner(load(name, "cpu"), num_slots=2, max_length=POSITIONS, max_width=MAX_WIDTH)
+    slots = Slots(name, "cpu", runner)
+    slots.prefill({0: POSITIONS - 2, 1: 20})
+    rows = [slots.random_tokens(2), slots.random_tokens(MAX_WIDTH)]
+    logits = runner.verify(RowBatch([0, 1], [POSITIONS - 2, 20], rows)).logits
+    for slot, tokens in enumerate(rows):
+        expected = reference_logits(name, "cpu", slots.texts[slot] + tokens)[-len(tokens) :]
+        assert_close(logits[slot, : len(tokens)], expected)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, device):
@@ -249,7 +262,7 @@ def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, dev
 @pytest.mark.parametrize("name", params([*FAMILIES, *CHAINS]))
 def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatch):
     if name == "gpt2-layer-scaling" and not IS_TRANSFORMERS_5:
-        pytest.skip("its own attention has no room for padding past its last position there")
+        pytest.skip("its own attention has no room for trees past its last position there")
     batches, verify = [], ModelRunner.verify
 
     def watched(self, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -134,6 +135,31 @@ def test_the_model_by_itself_is_the_base(backend: LocalBackend) -> None:
     for adapters in (("legal",), (None, "legal"), (None, "medical", "legal")):
         texts(backend, *((PROMPT, params(adapter, max_new_tokens=2)) for adapter in adapters))
         assert torch.equal(logits(), before)
+
+
+def test_a_call_beside_a_forward_is_the_base_too(backend: LocalBackend) -> None:
+    model, ids = backend.model, torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+    engine_thread: list[int] = []
+    beside: list[torch.Tensor] = []
+
+    def call() -> None:
+        with torch.inference_mode():
+            beside.append(model(input_ids=ids).logits)
+
+    def within(*_: Any) -> None:
+        if not engine_thread:
+            engine_thread.append(threading.get_ident())
+            caller = threading.Thread(target=call)
+            caller.start()
+            caller.join()
+
+    alone = texts(backend, (PROMPT, params("legal", max_new_tokens=4)))
+    hook = model.model.layers[0].register_forward_pre_hook(within)
+    assert texts(backend, (PROMPT, params("legal", max_new_tokens=4))) == alone
+    hook.remove()
+    assert torch.equal(beside[0], before)
 
 
 def test_calls_choose_through_langchain(folder: Path) -> None:

@@ -10,14 +10,11 @@ from pathlib import Path
 PREBUILT = Path(__file__).parent / "prebuilt"
 """Where a platform wheel has libraries; there is no such folder in a checkout and in a pure wheel."""
 
-FLAGS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
-"""Of a kernel in one file, by what PyTorch finds the processor to be able to. Others would gain little."""
-
 VECTOR_FLAGS = {
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
 }
-"""Of a folder: half-precision numbers came before AVX2, and PyTorch's AVX512 stands for these four."""
+"""By what PyTorch finds the processor to be able to: half precision came before AVX2, and its AVX512 is these four."""
 
 # NEON is part of all 64-bit ARM processors.
 _ARM = ("aarch64", "arm64")
@@ -29,9 +26,9 @@ _FOLDER = Path(__file__).parent
 def sources_of(name: str) -> list[Path]:
     """What a kernel is compiled of, headers included: a file of that name, or all in a folder."""
     folder = _FOLDER / name
-    headers = sorted(_FOLDER.glob("*.h"))
     if not folder.is_dir():
-        return [_FOLDER / f"{name}.cpp", *headers]
+        return [_FOLDER / f"{name}.cpp", *sorted(_FOLDER.rglob("*.h"))]
+    headers = sorted(_FOLDER.glob("*.h"))
     return [path for path in (*sorted(folder.iterdir()), *headers) if path.suffix in _SUFFIXES]
 
 
@@ -43,11 +40,10 @@ def flags_of(name: str, machine: str, capability: str) -> tuple[str, ...] | None
         machine: As `platform.machine()` has it.
         capability: As `torch.backends.cpu.get_cpu_capability()` has it.
     """
-    if not (_FOLDER / name).is_dir():
-        alone = FLAGS.get(capability)
-        return alone and (*alone, "-fopenmp")
-    flags: tuple[str, ...] | None = () if machine.lower() in _ARM else VECTOR_FLAGS.get(capability)
-    return None if flags is None else (*flags, "-pthread")
+    is_folder = (_FOLDER / name).is_dir()
+    # What is in one file runs on x86-64 only.
+    flags: tuple[str, ...] | None = () if is_folder and machine.lower() in _ARM else VECTOR_FLAGS.get(capability)
+    return None if flags is None else (*flags, "-pthread" if is_folder else "-fopenmp")
 
 
 def identity_of(sources: Sequence[Path], *words: str) -> str:
