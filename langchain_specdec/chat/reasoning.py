@@ -29,6 +29,7 @@ class ThoughtFamily:
         is_taught_by: Texts of which one stands in the templates of the family.
         begins: Marks that begin a thought; the first is what a prompt begins one with, but for white space.
         end: The mark that ends one.
+        implied_ends: Texts that end one, too, and belong to what follows.
         space: White space between the first mark and the thought, and between the thought and its end.
         following: What stands between a thought and what follows it.
         strays: Marks around the answer, which are left out of it.
@@ -44,6 +45,7 @@ class ThoughtFamily:
     strays: tuple[str, ...] = ()
     header_begins: tuple[str, ...] = ()
     header_end: str = ""
+    implied_ends: tuple[str, ...] = ()
 
     @property
     def opening(self) -> str:
@@ -89,6 +91,11 @@ _FAMILIES = (
         following="<|start|>assistant",
         header_begins=("<|start|>", "<|channel|>"),
         header_end="<|message|>",
+        # The model goes on to the next message at times, without having ended this one.
+        implied_ends=(
+            *("<|start|>assistant", "<|channel|>final", "<|channel|>commentary"),
+            *("<|channel|>analysis<|message|>", "<|channel|>analysis to="),
+        ),
     ),
     # Gemma 4. Its template writes the first mark without the line break where it takes thoughts out.
     ThoughtFamily(("<|channel>",), ("<|channel>thought\n", "<|channel>thought"), "<channel|>"),

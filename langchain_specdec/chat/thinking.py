@@ -108,6 +108,7 @@ class Thinking:
             header_begins=family.header_begins,
             header_end=family.header_end,
             is_in_header=family.is_in_header(prompt),
+            implied_ends=family.implied_ends,
         )
 
     def first(

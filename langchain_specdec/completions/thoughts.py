@@ -21,6 +21,7 @@ class Thoughts:
     Attributes:
         begins: Marks that begin one, each as good as the others.
         end: The mark that ends it.
+        implied_ends: Texts that end it, too, where the model has forgotten that mark; they belong to what follows.
         strays: Marks that mean nothing, and are left out of the answer.
         is_open: Whether the prompt has begun one.
         is_single: Whether the text has one only, which comes first; what follows it has no marks.
@@ -47,6 +48,7 @@ class Thoughts:
     header_begins: tuple[str, ...] = ()
     header_end: str = ""
     is_in_header: bool = False
+    implied_ends: tuple[str, ...] = ()
 
 
 class Reasoning(NamedTuple):
@@ -109,15 +111,20 @@ class ThoughtScanner:
                     size = match.start()
                 yield from self._released(size)
                 return
-            yield from self._released(match.start())
-            yield from self._marked(self._consume(len(match[0])), is_in_call)
+            if match.start():
+                # Which marks mean something depends on what stands before them.
+                yield from self._released(match.start())
+            else:
+                yield from self._marked(match[0], is_in_call)
 
     def _marks(self) -> Sequence[str]:
         """The marks that mean something here, longest first."""
         thoughts = self._thoughts
         marks: tuple[str, ...] = ()
         if self.is_thinking:
-            marks = (thoughts.end, *(thoughts.begins if self._is_begin else ()))
+            # Before a form the end mark always comes, for it is forced.
+            implied = () if thoughts.is_single else thoughts.implied_ends
+            marks = (thoughts.end, *implied, *(thoughts.begins if self._is_begin else ()))
         elif self._has_more:
             marks = (*thoughts.begins, *thoughts.strays)
         return sorted(marks, key=len, reverse=True)
@@ -134,13 +141,19 @@ class ThoughtScanner:
             yield _Part("thought" if self.is_thinking else "answer", text)
 
     def _marked(self, mark: str, is_in_call: Callable[[], bool]) -> Iterator[_Part]:
+        """Take a mark at the beginning of what is held."""
         thoughts = self._thoughts
-        if self.is_thinking and mark == thoughts.end:
-            self.is_thinking, self._has_more = False, not thoughts.is_single
-        elif self.is_thinking:
-            if not self._is_begin:
-                yield _Part("thought", mark)
+        is_begin_again = self._is_begin and mark in thoughts.begins
+        if self.is_thinking and mark != thoughts.end and not is_begin_again:
+            if _MENTIONING.search(self._last):
+                yield from self._released(len(mark))
                 return
+            # It is read once more, as part of what follows.
+            mark = ""
+        self._consume(len(mark))
+        if self.is_thinking:
+            self.is_thinking = is_begin_again
+            self._has_more = is_begin_again or not thoughts.is_single
         elif is_in_call() or (mark in thoughts.begins and _MENTIONING.search(self._last)):
             self._last = mark[-2:]
             yield _Part("answer", mark)

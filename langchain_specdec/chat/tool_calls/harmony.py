@@ -10,6 +10,8 @@ from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, l
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+# What follows a thought whose end was forgotten.
+_ANSWERS = (f"{_CHANNEL}final", f"{_CHANNEL}commentary")
 _TO = " to="
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<>]+)")
 _THOUGHT = re.compile(re.escape(_CHANNEL) + r"\s*analysis\b")
@@ -71,7 +73,7 @@ class HarmonyParser(ToolCallParser):
                 # The text itself follows.
                 self._consume(start)
                 return ["\n\n"] if self._has_text else []
-            end = self._first((_START, *_ENDS), start)
+            end = self._first((_START, *_ANSWERS, *_ENDS), start)
             if end < 0 and not is_end:
                 return None
             self._consume(end if end >= 0 else len(self._buffer))
