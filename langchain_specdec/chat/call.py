@@ -166,7 +166,7 @@ def render(
         parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
     has_form = params.grammar is not None and not goes_on
-    thinking = Thinking.of(options, template, backend, has_form=has_form)
+    thinking = Thinking.of(options, template, backend, asked.rows, has_form=has_form)
     rendered = thinking.template.prompt(rows, tools, goes_on=goes_on)
     thoughts = thinking.thoughts(rendered.rendered, goes_on_from=rows[-1]["content"] if goes_on else None)
     form_begin = _form_begin(form, template) if has_form else None

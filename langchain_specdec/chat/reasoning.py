@@ -71,6 +71,10 @@ class ThoughtFamily:
         begun = max((prompt.rfind(begin) for begin in self.header_begins), default=-1)
         return begun > prompt.rfind(self.header_end)
 
+    def is_told(self, prompt: str) -> bool:
+        """Whether a prompt tells the model to think, for it shows the marks."""
+        return self.begins[0] in prompt and self.end in prompt
+
     def is_closed(self, prompt: str) -> bool:
         """Whether a prompt ends behind a thought: the model is to answer without one."""
         return prompt.rstrip().endswith(self.end)
@@ -143,6 +147,7 @@ class ReasoningControl:
         levels: What that may be.
         default_level: What it is where nothing is said; "" where that is none of these.
         thinks: Whether its models think where nothing is said, as far as the template tells.
+        is_told: Whether they do so because its own system message says so, in whose place another may stand.
     """
 
     family: ThoughtFamily | None = None
@@ -151,6 +156,7 @@ class ReasoningControl:
     levels: tuple[str, ...] = ()
     default_level: str = ""
     thinks: bool = False
+    is_told: bool = False
 
     @classmethod
     def of(cls, template: str, render: Render) -> ReasoningControl:
@@ -181,9 +187,16 @@ class ReasoningControl:
                     effort, levels = name, tuple(known)
                     default_level = next((level for level, prompt in known.items() if prompt == default), "")
                     break
+        is_told = False
         if not switch:
             is_on = family.is_open(default) or bool(effort and default_level != _NO_THINKING)
-        return cls(family, switch, effort, levels, default_level, is_on)
+            is_told = not is_on and family.is_told(default) and not family.is_closed(default)
+        return cls(family, switch, effort, levels, default_level, is_on or is_told, is_told)
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether a variable of the template switches thinking off."""
+        return bool(self.switch) or _NO_THINKING in self.levels
 
     @property
     def can_think(self) -> bool:
@@ -229,6 +242,8 @@ class ReasoningControl:
             reason = "has no variable that switches thinking on. Leave it out: the model may think all the same"
         else:
             always = ": its model always thinks" if self.thinks else ""
+            if self.is_told:
+                always = ", but for a system message of your own, which stands in the place of the one that asks for it"
             reason = f"has no variable that switches thinking off{always}. Leave it out"
         msg = f"reasoning={is_on} cannot be honoured: the chat template of {model_name} {reason}."
         raise InvalidParameterError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ class ReasoningOptions:
         None, "Whether the model thinks before it answers, or how much, by the variables of its chat template.",
         range="`True`, `False`, or an effort that its template knows, such as `\"low\"`", unset="the template's")
     max_reasoning_tokens: int | None = option_field(
-        None, "Most tokens of a thought, which is ended then; the answer has what `max_new_tokens` leaves.",
+        None, "Most tokens of the thoughts before an answer, which end then; it has what `max_new_tokens` leaves.",
         int, 0, 2**31, range="a whole number from 0, or None",
         unset="half of `max_new_tokens` before an answer of a given form, else without limit")
     stop_in_reasoning: bool = option_field(
@@ -42,7 +42,7 @@ class Thinking:
         template: Writes the prompt.
         family: How the model writes thoughts; None where it writes none.
         is_on: Whether it thinks, as far as is known without the prompt.
-        max_tokens: Most tokens of its thought; None is without limit.
+        max_tokens: Most tokens of its thoughts before the answer; None is without limit.
         has_stops: Whether stop strings are looked for in thoughts, too.
     """
 
@@ -53,13 +53,22 @@ class Thinking:
     has_stops: bool
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], template: ChatTemplate, backend: Backend, *, has_form: bool) -> Thinking:
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        template: ChatTemplate,
+        backend: Backend,
+        messages: Sequence[dict[str, Any]],
+        *,
+        has_form: bool,
+    ) -> Thinking:
         """What is asked for.
 
         Args:
             options: Those of `REASONING_OPTIONS`.
             template: The model's.
             backend: Where it runs.
+            messages: Those of the call, without what is said of the form.
             has_form: Whether a grammar holds the answer.
 
         Raises:
@@ -75,15 +84,25 @@ class Thinking:
             )
             raise InvalidParameterError(msg)
         is_on = control.thinks if reasoning is None else reasoning not in (False, "none")
-        if is_on and (most is not None or has_form) and not backend.takes_thoughts:
-            if most is not None or reasoning is not None:
+        if has_form and control.is_told and control.family is not None and reasoning is None:
+            # A system message of one's own stands in the place of the one that asks for thoughts. It may ask itself.
+            own = [str(message["content"]) for message in messages if message["role"] == "system"]
+            told = (control.family.is_told(text) for text in (template.prompt(messages).rendered, *own))
+            is_on = backend.takes_thoughts and any(told)
+        if not backend.takes_thoughts:
+            if is_on is False and control.can_switch:
+                most = None  # there is nothing to limit
+            if most is not None or (has_form and is_on and reasoning is not None):
                 what = "max_reasoning_tokens" if most is not None else "A thought before an answer of a given form"
+                advice = ", or have the model not think (reasoning=False)" if control.can_switch else ""
                 msg = (
                     f"{what} cannot be honoured by {type(backend).__name__}, whose grammars hold a text from its "
-                    f"beginning. Use a LocalBackend, or have the model not think (reasoning=False)."
+                    f"beginning. Use a LocalBackend{advice}."
                 )
                 raise InvalidParameterError(msg)
-            chosen, is_on = _without(template, backend), False
+            if has_form and is_on:
+                chosen = _without(template, backend)
+            is_on = False
         return cls(chosen, control.family, is_on, most, bool(options["stop_in_reasoning"]))
 
     def thoughts(self, prompt: str, *, goes_on_from: str | None) -> Thoughts | None:
@@ -127,20 +146,23 @@ class Thinking:
             What goes to the end of the prompt, and how thoughts stand in the reply; None where it has none.
         """
         family = self.family
-        is_thinking = family is not None and thoughts is not None and (self.is_on or thoughts.is_open)
-        if family is None or thoughts is None or not is_thinking or family.is_closed(prompt):
-            return begin or "", thoughts if begin is None else None
-        if begin is None and (self.max_tokens is None or (goes_on and not thoughts.is_open)):
-            return "", thoughts
+        if family is None or thoughts is None:
+            return begin or "", None
         limited = replace(
             thoughts,
-            is_open=True,
-            is_single=begin is not None,
-            max_tokens=max_new_tokens // 2 if self.max_tokens is None else self.max_tokens,
+            max_tokens=self.max_tokens,
             closing=family.closing,
             following=family.following + (begin or ""),
         )
-        return "" if thoughts.is_open else family.opening, limited
+        if begin is None:
+            # Behind a word of the answer, no thought is looked for.
+            has_limit = self.max_tokens is not None and (thoughts.is_open or not goes_on)
+            return "", limited if has_limit else thoughts
+        if family.is_closed(prompt) or not (self.is_on or thoughts.is_open):
+            return begin, None
+        if self.max_tokens is None:
+            limited = replace(limited, max_tokens=max_new_tokens // 2)
+        return "" if thoughts.is_open else family.opening, replace(limited, is_open=True, is_single=True)
 
 
 def check_reasoning_options(options: Mapping[str, Any]) -> None:

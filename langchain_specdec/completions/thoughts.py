@@ -25,11 +25,11 @@ class Thoughts:
         strays: Marks that mean nothing, and are left out of the answer.
         is_open: Whether the prompt has begun one.
         is_single: Whether the text has one only, which comes first; what follows it has no marks.
-        max_tokens: Most tokens of the first one, its end mark included where it comes by itself; that mark is written
-            then, with what follows it. None is without limit. It needs a prompt that has begun the thought.
+        max_tokens: Most tokens of those before the answer, all but the last of an end mark that comes by itself
+            included; the end mark is written then, with what follows it. None is without limit.
         closing: What ends a thought whose tokens are spent; the end mark is the last of it.
-        following: What stands between the end of the first thought and what a grammar or the model writes after it,
-            where that is given.
+        following: What stands between the end of a thought and what a grammar or the model writes after it, where that
+            is given.
         has_stops: Whether stop strings are looked for in thoughts, too.
         header_begins: Marks that begin a header of the answer, which is no part of its text; none where it has none.
         header_end: The mark that ends one.

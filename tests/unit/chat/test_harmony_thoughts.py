@@ -50,7 +50,10 @@ def test_an_answer_is_found_behind_a_thought_that_did_not_end(width: int) -> Non
             for answer in (each.invoke("x"), reduce(add, each.stream("x"))):
                 assert (answer.text, answer.additional_kwargs) == ("Blue.", {"reasoning_content": "Hm."})
         assert model.invoke("x", stop=["lu"]).text == "B"
-    for call in (CALL, '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"place": "Ulm"}<|call|>'):
+    for call in (
+        CALL,
+        '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"place": "Ulm"}<|call|>',
+    ):
         model = thinking(f"<|channel|>analysis<|message|>Hm.{call}", template=SHOWN, width=width)
         called = model.bind_tools([weather]).invoke("x")
         assert [each["args"] for each in called.tool_calls] == [{"place": "Ulm"}]
