@@ -93,7 +93,7 @@ _FAMILIES = (
         ("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>"),
         "<|end|>",
         following="<|start|>assistant",
-        header_begins=("<|start|>", "<|channel|>"),
+        header_begins=("<|start|>assistant", *(f"<|channel|>{name}" for name in ("analysis", "commentary", "final"))),
         header_end="<|message|>",
         # The model goes on to the next message at times, without having ended this one.
         implied_ends=(

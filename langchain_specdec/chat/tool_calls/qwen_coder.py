@@ -52,6 +52,19 @@ class QwenCoderParser(HermesParser):
             parts.append(part if argument.is_needed else Maybe(part))
         return InOrder((*parts, Text(_FUNCTION_END)))
 
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        if self._mark != _FUNCTION:
+            return super()._begins_call(is_end=is_end)
+        name = _NAME.match(self._buffer)
+        if name is None:
+            # It may be that of a tool, cut off.
+            is_begun = bool(self._buffer) and any(tool.startswith(self._buffer) for tool in self._names)
+            return is_begun if is_end or _NAME_BEGUN.match(self._buffer) is None else None
+        if name[1].strip() in self._names:
+            return True
+        rest, tags = self._buffer[name.end() :].lstrip(), (_PARAMETER, _FUNCTION_END)
+        return rest.startswith(tags) or (None if not is_end and any(tag.startswith(rest) for tag in tags) else False)
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark == _FUNCTION:
             return self._read_function(0, is_end=is_end)
