@@ -162,6 +162,37 @@ RECORDED = {
         "</tool_call>",
         [ferry(harbour="Kiel", cars=2, note="With\n<parameter=harbour>\nas text\n<parameter=note>")],
     ),
+    # The last end of a value is left out, as vLLM (tests/tool_parsers/test_qwen3coder_tool_parser.py) accepts it.
+    "qwen_coder_unclosed_last_value": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function>\n</tool_call>\n<function=ferry>\n"
+        "<parameter=cars>\n2\n</parameter>\n<parameter=harbour>\nOslo\n</function>\n<tool_call>\n<function=ferry>\n"
+        "<parameter=harbour>Ulm<parameter=note>\n<a>\n<parameter=cars>\n3\n</function></tool_call>\nDone.",
+        [
+            ferry(harbour="Kiel"),
+            ferry(cars=2, harbour="Oslo"),
+            ferry(harbour="Ulm<parameter=note>\n<a>", cars=3),
+            "\nDone.",
+        ],
+    ),
+    # Tags in a value that is closed are part of it.
+    "qwen_coder_tags_in_a_value": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\n<function=a>\n</function>\n</tool_call>\n, he said\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [ferry(harbour="<function=a>\n</function>\n</tool_call>\n, he said")],
+    ),
+    "qwen_coder_unclosed_and_cut_off": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function",
+        [
+            BrokenToolCall(
+                "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function",
+                "The text ended within the call.",
+                "ferry",
+            )
+        ],
+    ),
     "qwen_coder_broken": Recorded(
         QwenCoderParser,
         "<tool_call>\n<function=ferry>\n<parameter=cars>\n2\n</parameter>\nwell\n</function>\n</tool_call>\n"

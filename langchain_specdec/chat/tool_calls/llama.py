@@ -25,8 +25,8 @@ class LlamaParser(ToolCallParser):
         has_headers = "<|start_header_id|>" in template or "<|header_start|>" in template
         return cls.mark in template or (has_headers and '"parameters"' in template)
 
-    def _begins_call(self, *, is_end: bool) -> bool | None:  # noqa: ARG002 - code may follow, which may be any text
-        return True
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        return True  # code may follow, which may be any text
 
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         start = self._skip_space(0)
