@@ -23,11 +23,11 @@ from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.schemas import as_tool, is_response
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS

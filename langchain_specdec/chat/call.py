@@ -11,10 +11,11 @@ from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.answer_reader import AnswerReader
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
 from langchain_specdec.chat.messages import continues_message
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import REASONING_OPTIONS, Thinking, check_reasoning_options
+from langchain_specdec.chat.thinking import Thinking
 from langchain_specdec.chat.tool_calls import writing_parser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import TimeLimit
@@ -28,9 +29,9 @@ CALL_OPTIONS = frozenset(
         "parallel_tool_calls",
         "response_format",
         # A tool whose schema no grammar holds whole is refused, as forms of answers are.
-        "whole_schema",
+        "_whole_schema",
         # An answer against its grammar is told with the error (`form_error`) and does not raise.
-        "keep_malformed",
+        "_keep_malformed",
         "timeout",
         "stream",
         "continue_final_message",
@@ -46,7 +47,7 @@ class AskedCall(NamedTuple):
     Attributes:
         rows: Messages, as templates take them.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema`,
+        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `_keep_malformed`, `_whole_schema`,
             `continue_final_message`, and how to think.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
@@ -141,7 +142,7 @@ def render(
     # Where calls are written under a grammar, it may be in another format.
     reads = template.parser
     if asked.forced is not None:
-        is_whole = bool(options["whole_schema"])
+        is_whole = bool(options["_whole_schema"])
         reads = writing_parser(reads, takes_parts=backend.takes_calls_or_object, is_whole=is_whole)
         form = form_of_calls(
             asked.forced,
@@ -188,7 +189,7 @@ def render(
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
     how: dict[str, Any] = {
         "must_call": asked.forced is not None,
-        "keeps_malformed": bool(options["keep_malformed"]),
+        "keeps_malformed": bool(options["_keep_malformed"]),
         "has_blocks": has_blocks,
         "thoughts": thoughts,
     }

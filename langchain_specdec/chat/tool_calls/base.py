@@ -34,7 +34,7 @@ class ToolCallParser(ABC):
     depend on where the chunks were cut. Text that may be the beginning of a mark is held back. White space between
     text and a call, or between calls, belongs to neither and is dropped. No text makes a parser raise.
 
-    A text may name a mark: it begins a call only where what follows looks like the beginning of one, however it goes on.
+    A text may name a mark. It begins a call only where what follows looks like the beginning of one, also a broken one.
 
     Args:
         schemas: The tools there are. What has no mark is a call only if it names one of them.

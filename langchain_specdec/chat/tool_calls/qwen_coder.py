@@ -28,8 +28,9 @@ _NAME_BEGUN = re.compile(r"[^<>\n]*\Z")
 class QwenCoderParser(HermesParser):
     r"""`<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>`.
 
-    The outer tags may be missing, and the end of a value before the next argument or the function's end. A value is text
-    without the first and the last line break; what it stands for, the tool's schema says. JSON between the outer tags is understood as Hermes writes it.
+    The outer tags may be missing, and the end of a value before the next argument or the end of the function. A value
+    is text without the first and the last line break; what it stands for, the schema says. JSON between the outer
+    tags is understood as Hermes writes it.
 
     A grammar writes texts as they are, and other values as JSON. It holds of texts their lengths, patterns and known
     values; beside the named arguments it writes none.
@@ -129,7 +130,7 @@ class QwenCoderParser(HermesParser):
         return self._read_broken(start, error, is_end=is_end)
 
     def _end_of_function(self, start: int, end: int, *, is_end: bool) -> int:
-        """Where the function ends within a value that has no end of its own before `end`; -1: nowhere, or not known yet.
+        """Where the function ends within a value that may go on to `end`; -1: nowhere, or not known yet.
 
         A value may hold the tag. It is the end of the function where another call begins behind it; at the end of the
         text, where the call ends, too, or the model has ended the text, which was not cut then within the value.

@@ -15,9 +15,11 @@ from langchain_core.messages import ToolMessage
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.tool_calls import HermesParser
-from langchain_specdec.cli.generate import _in_chat_format
+from langchain_specdec.cli.generate import _request
+from langchain_specdec.cli.options import Given
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.engine.step_cost import StepCost
@@ -333,7 +335,7 @@ class Remote(EchoBackend):
 
 def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> None:
     model = ChatSpeculative(backend=Remote(QWEN3))
-    model.bind(response_format={"type": "json_object"}, keep_malformed=True).invoke("x")
+    model.bind(response_format={"type": "json_object"}, _keep_malformed=True).invoke("x")
     backend = model.backend
     assert isinstance(backend, Remote)
     assert str(backend.requests[-1].prompt).endswith("<think>\n\n</think>\n\n")
@@ -359,8 +361,9 @@ def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> 
 def test_the_command_line_has_an_answer_of_a_given_form_begin_at_once(template: str, free_end: str, end: str) -> None:
     backend: Any = scripted_backend(thinking("x", template=template))
     for grammar, wanted in ((None, free_end), (Grammar(regex="yes"), end)):
-        ids: Any = _in_chat_format("x", None, backend, None, SamplingParams(grammar=grammar))
-        assert backend.tokenizer.decode(ids).endswith(wanted)
+        given = Given("m", {}, SamplingParams(grammar=grammar), False, dict.fromkeys(REASONING_OPTIONS))
+        request = _request("x", None, backend, None, given)
+        assert backend.tokenizer.decode(request.prompt).endswith(wanted)
 
 
 # -- a real model, whose thoughts are random
