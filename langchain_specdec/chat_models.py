@@ -28,6 +28,7 @@ from langchain_specdec.chat.schemas import as_tool, is_response
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
+from langchain_specdec.chat.thinking import check_thinking
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
@@ -156,9 +157,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return super()._checked(values)
 
     def _check_made(self) -> None:
-        # The template is made at once, so that a model without one is refused before it is used.
         if not self._must_ask:
-            self._template_of(self._known_tokenizer).check_reasoning(self.reasoning)
+            check_thinking(self.reasoning, self.max_reasoning_tokens, self._template_of(self._known_tokenizer))
 
     @property
     def _known_tokenizer(self) -> Any:

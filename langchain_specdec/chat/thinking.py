@@ -56,12 +56,7 @@ class Thinking:
         reasoning, most = options["reasoning"], options["max_reasoning_tokens"]
         control = template.reasoning
         chosen = template.with_reasoning(reasoning)
-        if most is not None and control.family is None:
-            msg = (
-                "max_reasoning_tokens limits thoughts, and the chat template knows none. Leave it out; max_new_tokens "
-                "limits the answer."
-            )
-            raise InvalidParameterError(msg)
+        _check_limit(most, template)
         is_on = control.thinks if reasoning is None else reasoning not in (False, "none")
         if has_form and control.is_told and control.family is not None and reasoning is None:
             # A system message of one's own stands in the place of the one that asks for thoughts. It may ask itself.
@@ -142,6 +137,30 @@ class Thinking:
         if self.max_tokens is None:
             limited = replace(limited, max_tokens=max_new_tokens // 2)
         return "" if thoughts.is_open else family.opening, replace(limited, is_open=True, is_single=True)
+
+
+def check_thinking(reasoning: bool | str | None, max_tokens: int | None, template: ChatTemplate) -> None:
+    """Refuse what a template does not know.
+
+    Args:
+        reasoning: Whether to think, or how much.
+        max_tokens: Most tokens of thoughts.
+        template: The model's.
+
+    Raises:
+        InvalidParameterError: It knows no such thing.
+    """
+    template.check_reasoning(reasoning)
+    _check_limit(max_tokens, template)
+
+
+def _check_limit(max_tokens: int | None, template: ChatTemplate) -> None:
+    if max_tokens is not None and template.reasoning.family is None:
+        msg = (
+            "max_reasoning_tokens limits thoughts, and the chat template knows none. Leave it out; max_new_tokens "
+            "limits the answer."
+        )
+        raise InvalidParameterError(msg)
 
 
 def _without(template: ChatTemplate, backend: Backend) -> ChatTemplate:

@@ -123,6 +123,8 @@ def test_wrong_values_are_refused(options: dict[str, Any], words: str) -> None:
 def test_a_limit_of_thoughts_needs_thoughts() -> None:
     with pytest.raises(InvalidParameterError, match="the chat template knows none"):
         scripted("Yes.").invoke("x", max_reasoning_tokens=5)
+    with pytest.raises(InvalidParameterError, match="the chat template knows none"):
+        scripted("Yes.", max_reasoning_tokens=5)
 
 
 @needs_profiles
