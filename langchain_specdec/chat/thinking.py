@@ -102,6 +102,7 @@ class Thinking:
             header_end=family.header_end,
             is_in_header=family.is_in_header(prompt),
             implied_ends=family.implied_ends,
+            is_begun=goes_on_from is not None and not is_open,
         )
 
     def first(

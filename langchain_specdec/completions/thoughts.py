@@ -34,6 +34,7 @@ class Thoughts:
         header_begins: Marks that begin a header of the answer, which is no part of its text; none where it has none.
         header_end: The mark that ends one.
         is_in_header: Whether the prompt has begun one.
+        is_begun: Whether the prompt has begun the answer itself.
     """
 
     begins: tuple[str, ...]
@@ -49,6 +50,7 @@ class Thoughts:
     header_end: str = ""
     is_in_header: bool = False
     implied_ends: tuple[str, ...] = ()
+    is_begun: bool = False
 
 
 class Reasoning(NamedTuple):
@@ -89,8 +91,9 @@ class ThoughtScanner:
         # Some models begin a thought once more that the prompt has begun.
         self._is_begin = thoughts.is_open
         self._has_more = True
-        # The last characters since a mark.
+        # The last characters since a mark, and whether any of them is no space.
         self._last = ""
+        self._is_fresh = not thoughts.is_begun
 
     def feed(self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False) -> Iterator[_Part]:
         """Take more text; the parts of it that are decided. Read them all.
@@ -126,7 +129,9 @@ class ThoughtScanner:
             implied = () if thoughts.is_single else thoughts.implied_ends
             marks = (thoughts.end, *implied, *(thoughts.begins if self._is_begin else ()))
         elif self._has_more:
-            marks = (*thoughts.begins, *thoughts.strays)
+            # Some models end a thought once more that has ended, or that they do not think.
+            again = (thoughts.end,) if self._is_fresh else ()
+            marks = (*thoughts.begins, *thoughts.strays, *again)
         return sorted(marks, key=len, reverse=True)
 
     def _may_grow(self, match: re.Match[str], marks: Sequence[str], *, is_end: bool) -> bool:
@@ -137,6 +142,7 @@ class ThoughtScanner:
         text = self._consume(size)
         if text:
             self._is_begin = self._is_begin and not text.strip()
+            self._is_fresh = self._is_fresh and not text.strip()
             self._last = (self._last + text)[-2:]
             yield _Part("thought" if self.is_thinking else "answer", text)
 
@@ -155,12 +161,12 @@ class ThoughtScanner:
             self.is_thinking = is_begin_again
             self._has_more = is_begin_again or not thoughts.is_single
         elif is_in_call() or (mark in thoughts.begins and _MENTIONING.search(self._last)):
-            self._last = mark[-2:]
+            self._last, self._is_fresh = mark[-2:], False
             yield _Part("answer", mark)
             return
         elif mark in thoughts.begins:
             self.is_thinking = self._is_begin = True
-        self._last = ""
+        self._last, self._is_fresh = "", True
         yield _Part("mark", mark)
 
     def _consume(self, count: int) -> str:

@@ -225,7 +225,9 @@ class ThoughtFirst(Constraint):
         text = text.lstrip()
         if begun := [begin for begin in self._begins if text.startswith(begin)]:
             return self._thinking(num_tokens, text[len(max(begun, key=len)) :])
-        is_answer = not any(begin.startswith(text) for begin in self._begins)
+        if text.startswith(self._end):
+            return self._between(num_tokens, text[len(self._end) :])
+        is_answer = not any(mark.startswith(text) for mark in (*self._begins, self._end))
         return _Place(num_tokens, text, () if is_answer else None, is_thinking=False)
 
     def _giving(self, place: _Place, given: tuple[int, ...]) -> _Place:

@@ -402,6 +402,12 @@ RECORDED = {
         "<|channel|>?? hm<|end|><|start|>assistant<|channel|>final<|message|>At noon.",
         ["At noon."],
     ),
+    "harmony_header_in_a_header": Recorded(
+        HarmonyParser,
+        "<|channel|>commentary to=assistant<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>"
+        "analysis<|channel|>final<|message|>At noon.",
+        ["I look.\n\nAt noon."],
+    ),
     "harmony_thought_without_end": Recorded(
         HarmonyParser,
         "<|channel|>analysis<|message|>Hm.<|channel|>final<|message|>At noon.",

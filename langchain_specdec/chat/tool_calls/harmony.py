@@ -15,7 +15,9 @@ _ANSWERS = (f"{_CHANNEL}final", f"{_CHANNEL}commentary")
 # What a header goes on with behind a mark in a message that has not ended.
 _OPENINGS = {_CHANNEL: ("analysis", "commentary", "final"), _START: ("assistant",)}
 _TO = " to="
-_RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<>]+)")
+# Who reads a message that is no call.
+_READERS = r"(?:assistant|user|all)(?![^\s<>])"
+_RECIPIENT = re.compile(rf"\bto=(?!{_READERS})(?:functions\.)?([^\s<>]+)")
 _THOUGHT = re.compile(re.escape(_CHANNEL) + r"\s*analysis\b")
 
 
@@ -79,7 +81,7 @@ class HarmonyParser(ToolCallParser):
         recipient = _RECIPIENT.search(head)
         start = body + len(_MESSAGE)
         if recipient is None:
-            if _THOUGHT.search(head) is None:
+            if _THOUGHT.search(head, max(head.rfind(_CHANNEL), 0)) is None:
                 # The text itself follows.
                 self._is_in_body = True
                 self._consume(start)

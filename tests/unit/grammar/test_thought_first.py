@@ -206,6 +206,7 @@ HELD: list[tuple[Thoughts, str, str]] = [
     (TAGS, '<x "<t>is what it is">', '<x "<t>is what it is">'),
     # All thoughts before the answer count.
     (TAGS, "<t>H</t>\n<t>What is it?</t>", "<t>H</t>\n<t>Wh\n</t>\n\nat is it?</t>"),
+    (TAGS, "</t>\n<t>Hm, what is it?", "</t>\n<t>Hm, wh\n</t>\n\nat is it?"),
     (TAGS, "<t>Hm, what<t>?", "<t>Hm, wh\n</t>\n\nat<t>?"),
     # One that is begun once more, when all is spent, is closed at once.
     (TAGS, "<t>Hm, wh<t>at?", "<t>Hm, wh\n</t>\n\n<t>\n</t>\n\nat?"),
