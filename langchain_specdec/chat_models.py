@@ -24,11 +24,12 @@ from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, chec
 from langchain_specdec.chat.image_prompts import images_for, num_tokens, placeholder_of
 from langchain_specdec.chat.messages import size_of, to_template_messages
 from langchain_specdec.chat.profile import profile_of
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.schemas import as_tool, is_response
 from langchain_specdec.chat.structured_output import forced_tools, form_of_response
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import REASONING_OPTIONS, check_reasoning_options
+from langchain_specdec.chat.thinking import check_thinking
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
@@ -158,9 +159,8 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return super()._checked(values)
 
     def _check_made(self) -> None:
-        # The template is made at once, so that a model without one is refused before it is used.
         if not self._must_ask:
-            self._template_of(self._known_tokenizer).check_reasoning(self.reasoning)
+            check_thinking(self.reasoning, self.max_reasoning_tokens, self._template_of(self._known_tokenizer))
 
     @property
     def _known_tokenizer(self) -> Any:

@@ -15,15 +15,16 @@ LOADING_ALIASES: Mapping[str, str] = {"model_id": "model", "model_name": "model"
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
-    """Raise unless all names are known.
+    """Raise unless all names are known. Those that begin with an underscore are the package's own, and never told.
 
     Raises:
         InvalidParameterError: A name is unknown; the message has the nearest known one, and lists all.
     """
     if unknown := sorted(set(given) - set(known)):
-        nearest = [match for name in unknown for match in get_close_matches(name, sorted(known), 1, 0.7)]
+        told = sorted(name for name in known if not name.startswith("_"))
+        nearest = [match for name in unknown for match in get_close_matches(name, told, 1, 0.7)]
         hint = f"Did you mean {', '.join(map(repr, nearest))}? " if nearest else ""
-        msg = f"Unknown parameter {', '.join(map(repr, unknown))}. {hint}Known are: {', '.join(sorted(known))}."
+        msg = f"Unknown parameter {', '.join(map(repr, unknown))}. {hint}Known are: {', '.join(told)}."
         raise InvalidParameterError(msg)
 
 

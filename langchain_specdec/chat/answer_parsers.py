@@ -85,7 +85,7 @@ class _StrictJsonParser(BaseCumulativeTransformOutputParser[Any]):
         return self._as_target(value, text)
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """The value that an answer is. A part of one is a part of a dictionary, or None.
+        """The value that an answer is, or None where it is calls. A part of one is a part of a dictionary, or None.
 
         Raises:
             UnreadableAnswerError: It was cut, a server broke its grammar, or it cannot be read.
@@ -95,7 +95,8 @@ class _StrictJsonParser(BaseCumulativeTransformOutputParser[Any]):
         if not partial:
             if message is not None:
                 _check_form(message)
-            return self.parse(text)
+            # What is asked for beside tools may be calls instead.
+            return None if getattr(message, "tool_calls", None) and not text else self.parse(text)
         if self.target is not None and message is not None and "finish_reason" not in message.response_metadata:
             # Only the end tells whether it is an answer.
             return None

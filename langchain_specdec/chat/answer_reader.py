@@ -51,7 +51,7 @@ class AnswerReader:
         """
         pieces = [] if self._splitter is None else self._read(self._splitter.close(self._is_in_call))
         if self._parser is not None:
-            pieces += self._parser.close()
+            pieces += self._parser.close(is_whole=is_whole)
         return [*pieces, *self._calls_of_thought()] if is_whole and self.is_thinking else pieces
 
     def _calls_of_thought(self) -> list[ReplyPiece]:

@@ -15,10 +15,11 @@ from langchain_specdec.chat.image_prompts import read_into
 from langchain_specdec.chat.images import Images
 from langchain_specdec.chat.messages import continues_message
 from langchain_specdec.chat.prompt import Prompt
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
 from langchain_specdec.chat.template import ChatTemplate
-from langchain_specdec.chat.thinking import REASONING_OPTIONS, Thinking, check_reasoning_options
+from langchain_specdec.chat.thinking import Thinking
 from langchain_specdec.chat.tool_calls import writing_parser
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import TimeLimit
@@ -32,9 +33,9 @@ CALL_OPTIONS = frozenset(
         "parallel_tool_calls",
         "response_format",
         # A tool whose schema no grammar holds whole is refused, as forms of answers are.
-        "whole_schema",
+        "_whole_schema",
         # An answer against its grammar is told with the error (`form_error`) and does not raise.
-        "keep_malformed",
+        "_keep_malformed",
         "timeout",
         "stream",
         "continue_final_message",
@@ -51,7 +52,7 @@ class AskedCall(NamedTuple):
         rows: Messages, as templates take them.
         images: Their images.
         params: What to generate.
-        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `keep_malformed`, `whole_schema`,
+        options: What was given beside: `tool_choice`, `parallel_tool_calls`, `_keep_malformed`, `_whole_schema`,
             `continue_final_message`, and how to think.
         tools: All tools.
         forced: Those of which the answer has to be a call; None where it may be text.
@@ -147,7 +148,7 @@ def render(
     # Where calls are written under a grammar, it may be in another format.
     reads = template.parser
     if asked.forced is not None:
-        is_whole = bool(options["whole_schema"])
+        is_whole = bool(options["_whole_schema"])
         reads = writing_parser(reads, takes_parts=backend.takes_calls_or_object, is_whole=is_whole)
         form = form_of_calls(
             asked.forced,
@@ -172,7 +173,7 @@ def render(
         parser.expect_one_call()
     goes_on = continues_message(options["continue_final_message"], rows, parser, has_form=form is not None)
     has_form = params.grammar is not None and not goes_on
-    thinking = Thinking.of(options, template, backend, has_form=has_form)
+    thinking = Thinking.of(options, template, backend, asked.rows, has_form=has_form)
 
     def write(rows: Sequence[Message]) -> Prompt:
         return thinking.template.prompt(rows, tools, goes_on=goes_on, images=asked.images)
@@ -198,7 +199,7 @@ def render(
     in_order = CallsFirst(parser) if parser and isinstance(form, CallsOrObjectForm) else parser
     how: dict[str, Any] = {
         "must_call": asked.forced is not None,
-        "keeps_malformed": bool(options["keep_malformed"]),
+        "keeps_malformed": bool(options["_keep_malformed"]),
         "has_blocks": has_blocks,
         "thoughts": thoughts,
     }

@@ -115,9 +115,9 @@ class CallsFirst:
             return [text]
         return self._decided(text, self._parser.feed(text))
 
-    def close(self) -> list[Piece]:
-        """The text has ended; what is left of it."""
-        return [] if self._is_text else self._decided("", self._parser.close())
+    def close(self, *, is_whole: bool = False) -> list[Piece]:
+        """The text has ended; what is left of it. See `ToolCallParser.close`."""
+        return [] if self._is_text else self._decided("", self._parser.close(is_whole=is_whole))
 
     def _decided(self, text: str, pieces: list[Piece]) -> list[Piece]:
         if self._undecided is None:

@@ -29,6 +29,7 @@ class ThoughtFamily:
         is_taught_by: Texts of which one stands in the templates of the family.
         begins: Marks that begin a thought; the first is what a prompt begins one with, but for white space.
         end: The mark that ends one.
+        implied_ends: Texts that end one, too, and belong to what follows.
         space: White space between the first mark and the thought, and between the thought and its end.
         following: What stands between a thought and what follows it.
         strays: Marks around the answer, which are left out of it.
@@ -44,6 +45,7 @@ class ThoughtFamily:
     strays: tuple[str, ...] = ()
     header_begins: tuple[str, ...] = ()
     header_end: str = ""
+    implied_ends: tuple[str, ...] = ()
 
     @property
     def opening(self) -> str:
@@ -69,6 +71,10 @@ class ThoughtFamily:
         begun = max((prompt.rfind(begin) for begin in self.header_begins), default=-1)
         return begun > prompt.rfind(self.header_end)
 
+    def is_told(self, prompt: str) -> bool:
+        """Whether a prompt tells the model to think, for it shows the marks."""
+        return self.begins[0] in prompt and self.end in prompt
+
     def is_closed(self, prompt: str) -> bool:
         """Whether a prompt ends behind a thought: the model is to answer without one."""
         return prompt.rstrip().endswith(self.end)
@@ -87,8 +93,13 @@ _FAMILIES = (
         ("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>"),
         "<|end|>",
         following="<|start|>assistant",
-        header_begins=("<|start|>", "<|channel|>"),
+        header_begins=("<|start|>assistant", *(f"<|channel|>{name}" for name in ("analysis", "commentary", "final"))),
         header_end="<|message|>",
+        # The model goes on to the next message at times, without having ended this one.
+        implied_ends=(
+            *("<|start|>assistant", "<|channel|>final", "<|channel|>commentary"),
+            *("<|channel|>analysis<|message|>", "<|channel|>analysis to="),
+        ),
     ),
     # Gemma 4. Its template writes the first mark without the line break where it takes thoughts out.
     ThoughtFamily(("<|channel>",), ("<|channel>thought\n", "<|channel>thought"), "<channel|>"),
@@ -136,6 +147,7 @@ class ReasoningControl:
         levels: What that may be.
         default_level: What it is where nothing is said; "" where that is none of these.
         thinks: Whether its models think where nothing is said, as far as the template tells.
+        is_told: Whether they do so because its own system message says so, in whose place another may stand.
     """
 
     family: ThoughtFamily | None = None
@@ -144,6 +156,7 @@ class ReasoningControl:
     levels: tuple[str, ...] = ()
     default_level: str = ""
     thinks: bool = False
+    is_told: bool = False
 
     @classmethod
     def of(cls, template: str, render: Render) -> ReasoningControl:
@@ -174,9 +187,16 @@ class ReasoningControl:
                     effort, levels = name, tuple(known)
                     default_level = next((level for level, prompt in known.items() if prompt == default), "")
                     break
+        is_told = False
         if not switch:
             is_on = family.is_open(default) or bool(effort and default_level != _NO_THINKING)
-        return cls(family, switch, effort, levels, default_level, is_on)
+            is_told = not is_on and family.is_told(default) and not family.is_closed(default)
+        return cls(family, switch, effort, levels, default_level, is_on or is_told, is_told)
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether a variable of the template switches thinking off."""
+        return bool(self.switch) or _NO_THINKING in self.levels
 
     @property
     def can_think(self) -> bool:
@@ -222,6 +242,8 @@ class ReasoningControl:
             reason = "has no variable that switches thinking on. Leave it out: the model may think all the same"
         else:
             always = ": its model always thinks" if self.thinks else ""
+            if self.is_told:
+                always = ", but for a system message of your own, which stands in the place of the one that asks for it"
             reason = f"has no variable that switches thinking off{always}. Leave it out"
         msg = f"reasoning={is_on} cannot be honoured: the chat template of {model_name} {reason}."
         raise InvalidParameterError(msg)

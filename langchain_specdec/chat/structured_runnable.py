@@ -45,10 +45,10 @@ def structured(
     if strict is not None:
         traced["kwargs"]["strict"] = strict
     if include_raw:
-        kwargs["keep_malformed"] = True
+        kwargs["_keep_malformed"] = True
     parser = parser_of_json(schema)
     if method == "function_calling":
-        kwargs["whole_schema"] = True
+        kwargs["_whole_schema"] = True
         tool = described.wrapped().as_tool(strict)
         llm = model.bind_tools([tool], tool_choice=described.name, ls_structured_output_format=traced, **kwargs)
         parser = parser_of_calls(schema, described)

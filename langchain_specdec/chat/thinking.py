@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,27 +11,6 @@ from langchain_specdec.chat.reasoning import ThoughtFamily
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.options import option_field, options_of
-
-
-@dataclass(frozen=True)
-class ReasoningOptions:
-    """Options of thinking: each is a field of the chat model, and can be given per call."""
-
-    # fmt: off
-    reasoning: bool | str | None = option_field(
-        None, "Whether the model thinks before it answers, or how much, by the variables of its chat template.",
-        range="`True`, `False`, or an effort that its template knows, such as `\"low\"`", unset="the template's")
-    max_reasoning_tokens: int | None = option_field(
-        None, "Most tokens of a thought, which is ended then; the answer has what `max_new_tokens` leaves.",
-        int, 0, 2**31, range="a whole number from 0, or None",
-        unset="half of `max_new_tokens` before an answer of a given form, else without limit")
-    stop_in_reasoning: bool = option_field(
-        False, "Whether stop strings are looked for in thoughts, too, and not in the answer only.", bool)
-    # fmt: on
-
-
-REASONING_OPTIONS = options_of(ReasoningOptions)
 
 
 @dataclass(frozen=True)
@@ -42,7 +21,7 @@ class Thinking:
         template: Writes the prompt.
         family: How the model writes thoughts; None where it writes none.
         is_on: Whether it thinks, as far as is known without the prompt.
-        max_tokens: Most tokens of its thought; None is without limit.
+        max_tokens: Most tokens of its thoughts before the answer; None is without limit.
         has_stops: Whether stop strings are looked for in thoughts, too.
     """
 
@@ -53,13 +32,22 @@ class Thinking:
     has_stops: bool
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], template: ChatTemplate, backend: Backend, *, has_form: bool) -> Thinking:
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        template: ChatTemplate,
+        backend: Backend,
+        messages: Sequence[dict[str, Any]],
+        *,
+        has_form: bool,
+    ) -> Thinking:
         """What is asked for.
 
         Args:
             options: Those of `REASONING_OPTIONS`.
             template: The model's.
             backend: Where it runs.
+            messages: Those of the call, without what is said of the form.
             has_form: Whether a grammar holds the answer.
 
         Raises:
@@ -68,22 +56,27 @@ class Thinking:
         reasoning, most = options["reasoning"], options["max_reasoning_tokens"]
         control = template.reasoning
         chosen = template.with_reasoning(reasoning)
-        if most is not None and control.family is None:
-            msg = (
-                "max_reasoning_tokens limits thoughts, and the chat template knows none. Leave it out; max_new_tokens "
-                "limits the answer."
-            )
-            raise InvalidParameterError(msg)
+        _check_limit(most, template)
         is_on = control.thinks if reasoning is None else reasoning not in (False, "none")
-        if is_on and (most is not None or has_form) and not backend.takes_thoughts:
-            if most is not None or reasoning is not None:
+        if has_form and control.is_told and control.family is not None and reasoning is None:
+            # A system message of one's own stands in the place of the one that asks for thoughts. It may ask itself.
+            own = [str(message["content"]) for message in messages if message["role"] == "system"]
+            told = (control.family.is_told(text) for text in (template.prompt(messages).rendered, *own))
+            is_on = backend.takes_thoughts and any(told)
+        if not backend.takes_thoughts:
+            if is_on is False and control.can_switch:
+                most = None  # there is nothing to limit
+            if most is not None or (has_form and is_on and reasoning is not None):
                 what = "max_reasoning_tokens" if most is not None else "A thought before an answer of a given form"
+                advice = ", or have the model not think (reasoning=False)" if control.can_switch else ""
                 msg = (
                     f"{what} cannot be honoured by {type(backend).__name__}, whose grammars hold a text from its "
-                    f"beginning. Use a LocalBackend, or have the model not think (reasoning=False)."
+                    f"beginning. Use a LocalBackend{advice}."
                 )
                 raise InvalidParameterError(msg)
-            chosen, is_on = _without(template, backend), False
+            if has_form and is_on:
+                chosen = _without(template, backend)
+            is_on = False
         return cls(chosen, control.family, is_on, most, bool(options["stop_in_reasoning"]))
 
     def thoughts(self, prompt: str, *, goes_on_from: str | None) -> Thoughts | None:
@@ -108,6 +101,8 @@ class Thinking:
             header_begins=family.header_begins,
             header_end=family.header_end,
             is_in_header=family.is_in_header(prompt),
+            implied_ends=family.implied_ends,
+            is_begun=goes_on_from is not None and not is_open,
         )
 
     def first(
@@ -126,32 +121,46 @@ class Thinking:
             What goes to the end of the prompt, and how thoughts stand in the reply; None where it has none.
         """
         family = self.family
-        is_thinking = family is not None and thoughts is not None and (self.is_on or thoughts.is_open)
-        if family is None or thoughts is None or not is_thinking or family.is_closed(prompt):
-            return begin or "", thoughts if begin is None else None
-        if begin is None and (self.max_tokens is None or (goes_on and not thoughts.is_open)):
-            return "", thoughts
+        if family is None or thoughts is None:
+            return begin or "", None
         limited = replace(
             thoughts,
-            is_open=True,
-            is_single=begin is not None,
-            max_tokens=max_new_tokens // 2 if self.max_tokens is None else self.max_tokens,
+            max_tokens=self.max_tokens,
             closing=family.closing,
             following=family.following + (begin or ""),
         )
-        return "" if thoughts.is_open else family.opening, limited
+        if begin is None:
+            # Behind a word of the answer, no thought is looked for.
+            has_limit = self.max_tokens is not None and (thoughts.is_open or not goes_on)
+            return "", limited if has_limit else thoughts
+        if family.is_closed(prompt) or not (self.is_on or thoughts.is_open):
+            return begin, None
+        if self.max_tokens is None:
+            limited = replace(limited, max_tokens=max_new_tokens // 2)
+        return "" if thoughts.is_open else family.opening, replace(limited, is_open=True, is_single=True)
 
 
-def check_reasoning_options(options: Mapping[str, Any]) -> None:
-    """Refuse what none of them may be. What a template knows of efforts is asked later.
+def check_thinking(reasoning: bool | str | None, max_tokens: int | None, template: ChatTemplate) -> None:
+    """Refuse what a template does not know.
+
+    Args:
+        reasoning: Whether to think, or how much.
+        max_tokens: Most tokens of thoughts.
+        template: The model's.
 
     Raises:
-        InvalidParameterError: A value is not allowed.
+        InvalidParameterError: It knows no such thing.
     """
-    for name, option in REASONING_OPTIONS.items():
-        option.check(name, option.or_default(options.get(name)))
-    if not isinstance(reasoning := options.get("reasoning"), bool | str | None):
-        msg = f"reasoning must be True, False, None, or an effort such as 'low', got {reasoning!r}."
+    template.check_reasoning(reasoning)
+    _check_limit(max_tokens, template)
+
+
+def _check_limit(max_tokens: int | None, template: ChatTemplate) -> None:
+    if max_tokens is not None and template.reasoning.family is None:
+        msg = (
+            "max_reasoning_tokens limits thoughts, and the chat template knows none. Leave it out; max_new_tokens "
+            "limits the answer."
+        )
         raise InvalidParameterError(msg)
 
 

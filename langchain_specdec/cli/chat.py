@@ -30,14 +30,6 @@ def chat(
     history: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the conversation; it goes on from there.", dir_okay=False)
     ] = None,
-    reasoning: Annotated[
-        str | None,
-        typer.Option(
-            help="Whether the model thinks before it answers (on, off), or how much (low, medium, high), where its "
-            "template knows that.",
-            show_default="as its template has it",
-        ),
-    ] = None,
     plain: Annotated[
         bool, Option(False, "Show Markdown as it is written, with what came from the draft in colour.", bool), OUTPUT
     ],
@@ -55,8 +47,7 @@ def chat(
         from langchain_specdec.cli.chat_talk import Talk
         from langchain_specdec.cli.chat_view import make_view
 
-        thinks = {"on": True, "off": False}.get(reasoning or "", reasoning)
-        model = ChatSpeculative(backend=backend, reasoning=thinks, **vars(given.params))
+        model = ChatSpeculative(backend=backend, **given.thinking, **vars(given.params))
         if system is not None:
             conversation.system = system
         # An object that a schema or an expression asks for is no Markdown.

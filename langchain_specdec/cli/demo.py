@@ -15,7 +15,7 @@ import typer
 
 from langchain_specdec.cli.demo_text import ends_sentence, is_looping, paragraphs_of, repeated_share, title_of
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import FLAGS, OUTPUT, Given, takes_options
+from langchain_specdec.cli.options import OUTPUT, SUMMARY_FLAGS, Given, takes_options
 from langchain_specdec.cli.progress import Display, followed
 from langchain_specdec.cli.reporting import FAILED
 from langchain_specdec.cli.terminal_text import visible
@@ -43,7 +43,7 @@ _EXPLANATION = (
 )
 
 
-@takes_options(FLAGS.keys() - {"logprobs", "schema", "regex"}, max_new_tokens={"default": 200})
+@takes_options(SUMMARY_FLAGS, max_new_tokens={"default": 200})
 def demo(
     given: Given,
     *,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import CHAT, OUTPUT, SYSTEM, Given, takes_options
+from langchain_specdec.cli.options import CHAT, FLAGS, OUTPUT, SYSTEM, Given, takes_options
 from langchain_specdec.cli.progress import followed
 from langchain_specdec.cli.standard_input import is_terminal, read_text
 from langchain_specdec.cli.terminal_text import json_line, printable
@@ -19,11 +19,10 @@ from langchain_specdec.options import Option
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
-    from langchain_specdec.completions.completion import Completion
-    from langchain_specdec.sampling.params import SamplingParams
+    from langchain_specdec.completions.completion import Completion, CompletionRequest
 
 
-@takes_options()
+@takes_options(FLAGS.keys() - {"stop_in_reasoning"})
 def generate(
     given: Given,
     *,
@@ -42,13 +41,13 @@ def generate(
     if given.params.logprobs is not None and not as_json:
         msg = "--logprobs needs --json: log probabilities have no place in the plain text."
         raise InvalidParameterError(msg)
+    _check_thinking(given, chat)
     text = _read_prompt(prompt)
     backend = load_backend(given.model, debug=given.debug, **given.options)
     # Closed before the interpreter ends, which does not wait for the engine's thread.
     with closing(backend):
-        completion = _complete(
-            backend, _in_chat_format(text, system, backend, chat, given.params), given.params, is_streaming=not as_json
-        )
+        request = _request(text, system, backend, chat, given)
+        completion = _complete(backend, request, is_streaming=not as_json)
     if as_json:
         print(json_line({"model": backend.model_name, "text": completion.text, **completion.info()}))
     if stats:
@@ -95,40 +94,68 @@ def takes_chat(backend: LocalBackend, system: str | None, is_chat: bool | None) 
     return has_format and is_chat is not False
 
 
-def _in_chat_format(
-    text: str, system: str | None, backend: LocalBackend, is_chat: bool | None, params: SamplingParams
-) -> str | list[int]:
+def _check_thinking(given: Given, is_chat: bool | None) -> None:
+    """Refuse options of thinking where there is none."""
+    is_off = given.thinking["reasoning"] is False and given.thinking["max_reasoning_tokens"] is None
+    if all(value is None for value in given.thinking.values()):
+        return
+    if is_chat is False:
+        msg = "--reasoning and --max-reasoning-tokens have no place in a raw prompt: leave out --raw, or them."
+        raise InvalidParameterError(msg)
+    if given.params.grammar is not None and not is_off:
+        msg = (
+            "--reasoning and --max-reasoning-tokens do not go with --schema and --regex here: the text has that form "
+            "from its beginning. Leave them out, or use specdec chat, where the model thinks first."
+        )
+        raise InvalidParameterError(msg)
+
+
+def _request(
+    text: str, system: str | None, backend: LocalBackend, is_chat: bool | None, given: Given
+) -> CompletionRequest:
+    """The prompt as a message in the model's chat format, or as it is."""
+    from langchain_specdec.completions.completion import CompletionRequest
+
+    params = given.params
     if not takes_chat(backend, system, is_chat):
-        return text
+        if any(value is not None for value in given.thinking.values()):
+            msg = f"--reasoning and --max-reasoning-tokens need a chat format, and {backend.model_name} has none."
+            raise InvalidParameterError(msg)
+        return CompletionRequest(text, params, continues_prompt=True)
     from langchain_specdec.chat.template import ChatTemplate
+    from langchain_specdec.chat.thinking import Thinking
 
     # As tokens, because a special token in the user's text must not become one of the format's.
     template = ChatTemplate(backend.private_tokenizer, backend.model_name)
     system_message = [] if system is None else [{"role": "system", "content": system}]
     messages = [*system_message, {"role": "user", "content": text}]
-    if params.grammar is None:
-        return template.token_ids(messages)
-    # An answer of a given form begins at once, behind a thought that the template begins.
-    with suppress(InvalidParameterError):
-        template = template.with_reasoning(False)
-    return template.token_ids(messages, begin=template.begin_of_answer(messages))
+    if params.grammar is not None:
+        # An answer of a given form begins at once, behind a thought that the template begins.
+        with suppress(InvalidParameterError):
+            template = template.with_reasoning(False)
+        prompt = template.token_ids(messages, begin=template.begin_of_answer(messages))
+        # Of a grammar's text, no space may be left out.
+        return CompletionRequest(prompt, params, continues_prompt=True)
+    # A thought is part of the text here, so stop strings are looked for in it, too.
+    thinking = Thinking.of({**given.thinking, "stop_in_reasoning": True}, template, backend, messages, has_form=False)
+    rendered = thinking.template.prompt(messages)
+    thoughts = thinking.thoughts(rendered.rendered, goes_on_from=None)
+    begin, thoughts = thinking.first(thoughts, rendered.rendered, None, params.max_new_tokens, goes_on=False)
+    return CompletionRequest(rendered.token_ids(begin), params, continues_prompt=False, thoughts=thoughts)
 
 
-def _complete(
-    backend: LocalBackend, prompt: str | list[int], params: SamplingParams, *, is_streaming: bool
-) -> Completion:
+def _complete(backend: LocalBackend, request: CompletionRequest, *, is_streaming: bool) -> Completion:
     """Run the completion; print its text as it comes where asked for."""
-    from langchain_specdec.completions.completion import Completion, CompletionRequest
+    from langchain_specdec.completions.completion import Completion
     from langchain_specdec.completions.events import FinishEvent, Token
 
     tokens: list[Token] = []
-    # What follows a chat's prompt is a text of its own; but of a grammar's text, no space may be left out.
-    continues_prompt = isinstance(prompt, str) or params.grammar is not None
-    stream = backend.stream(CompletionRequest(prompt, params, continues_prompt))
+    prompt, params = request.prompt, request.params
+    stream = backend.stream(request)
     work = ExitStack()
     try:
         display = work.enter_context(spinner("Completing the prompt"))
-        read = _reading(backend, len(prompt if isinstance(prompt, list) else backend.token_ids(prompt)))
+        read = _reading(backend, len(backend.token_ids(prompt) if isinstance(prompt, str) else prompt))
         writing = "Writing, tokens"
         work.enter_context(
             followed(display, lambda: (writing, len(tokens), params.max_new_tokens) if tokens else read())

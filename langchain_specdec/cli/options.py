@@ -1,4 +1,4 @@
-"""Options of commands, made from what `LocalBackend` and `SamplingParams` declare."""
+"""Options of commands, made from what `LocalBackend`, `SamplingParams` and chat models declare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -15,6 +15,7 @@ import typer
 
 from langchain_specdec.backends import local_options
 from langchain_specdec.backends.local_options import OPTIONS, checked_options
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS
 from langchain_specdec.cli.reporting import flag_of, reported
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
@@ -43,6 +44,7 @@ _PANELS = (
     ("Engine", local_options.EngineOptions),
 )
 _PANEL_OF = {name: panel for panel, group in _PANELS for name in group.__annotations__} | {"model": "Model"}
+_PANEL_OF |= dict.fromkeys(REASONING_OPTIONS, "Thinking")
 # Those that may be folders.
 _PATHS = ("model", "draft_model", "adapter")
 _DEBUG = Option(False, "Show tracebacks and the libraries' messages.", bool)
@@ -53,12 +55,21 @@ FLAGS: Mapping[str, Option] = {
     "num_slots": replace(OPTIONS["num_slots"], default=1),
     "dtype": replace(OPTIONS["dtype"], words=("auto", "float32", "bfloat16", "float16")),
     **{name: option for name, option in _SAMPLING.items() if option.kind is not None},
+    **REASONING_OPTIONS,
+    "reasoning": replace(
+        REASONING_OPTIONS["reasoning"],
+        kind=str,
+        help="Whether the model thinks before it answers (on, off), or how much (low, medium, high), where its chat "
+        "template knows that.",
+    ),
     "stop": Option(None, "String that ends the text and is never part of it. May be repeated.", list),
     "schema": Option(None, "JSON schema that the text fits: a file, or the schema itself.", str),
     "regex": Option(None, "Regular expression that the whole text matches.", str),
     "named": Option(None, "Any sampling parameter, its value as JSON or as text. May be repeated.", list),
 }
 """Every option that a command can take: what can be written on a command line, and `-o` under the name `named`."""
+SUMMARY_FLAGS = FLAGS.keys() - {"logprobs", "schema", "regex", *REASONING_OPTIONS}
+"""Those of commands whose texts are summaries."""
 _OTHER_NAMES = {"logit_bias": "-o logit_bias", "grammar": "--schema or --regex"}
 FLAG_NAMES: Mapping[str, str] = {name: flag_of(name) for name in FLAGS} | _OTHER_NAMES
 """How the command line writes options, by their names in Python."""
@@ -72,6 +83,7 @@ class Given:
         model: Model id or folder.
         options: Options of `LocalBackend`.
         params: What to generate.
+        thinking: How to think, by the names of `REASONING_OPTIONS`, of those that the command takes.
         debug: Whether to show tracebacks and what libraries say.
         named: Names of what is not at its default, the command's own options too.
     """
@@ -80,6 +92,7 @@ class Given:
     options: dict[str, Any]
     params: SamplingParams
     debug: bool
+    thinking: dict[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()
 
 
@@ -213,7 +226,10 @@ def _read(values: Mapping[str, Any], taken: Mapping[str, Option]) -> Given:
         params[name] = value
     if "schema" in taken:
         params["grammar"] = _grammar(values["schema"], values["regex"])
-    return Given(values["model"], options, SamplingParams(**params), values["debug"])
+    thinking = {name: values[name] for name in taken if name in REASONING_OPTIONS}
+    if "reasoning" in thinking:
+        thinking["reasoning"] = {"on": True, "off": False}.get(thinking["reasoning"], thinking["reasoning"])
+    return Given(values["model"], options, SamplingParams(**params), values["debug"], thinking)
 
 
 def _named_values(pairs: Collection[tuple[str, str]], taken: Mapping[str, Option]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import typer
 
 from langchain_specdec.cli.generate import takes_chat
 from langchain_specdec.cli.loading import load_backend, spinner
-from langchain_specdec.cli.options import CHAT, FLAG_NAMES, FLAGS, OUTPUT, SYSTEM, Given, takes_options
+from langchain_specdec.cli.options import CHAT, FLAG_NAMES, OUTPUT, SUMMARY_FLAGS, SYSTEM, Given, takes_options
 from langchain_specdec.cli.reporting import FAILED, with_flags
 from langchain_specdec.cli.standard_input import is_terminal
 from langchain_specdec.cli.terminal_text import json_line, printable, visible
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _METHODS = ("auto", "stuff", "map_reduce", "refine")
 
 
-@takes_options(FLAGS.keys() - {"logprobs", "schema", "regex"}, num_slots={"default": 4})
+@takes_options(SUMMARY_FLAGS, num_slots={"default": 4})
 def summarize(
     given: Given,
     *,

@@ -21,18 +21,20 @@ class Thoughts:
     Attributes:
         begins: Marks that begin one, each as good as the others.
         end: The mark that ends it.
+        implied_ends: Texts that end it, too, where the model has forgotten that mark; they belong to what follows.
         strays: Marks that mean nothing, and are left out of the answer.
         is_open: Whether the prompt has begun one.
         is_single: Whether the text has one only, which comes first; what follows it has no marks.
-        max_tokens: Most tokens of the first one, its end mark included where it comes by itself; that mark is written
-            then, with what follows it. None is without limit. It needs a prompt that has begun the thought.
+        max_tokens: Most tokens of those before the answer, all but the last of an end mark that comes by itself
+            included; the end mark is written then, with what follows it. None is without limit.
         closing: What ends a thought whose tokens are spent; the end mark is the last of it.
-        following: What stands between the end of the first thought and what a grammar or the model writes after it,
-            where that is given.
+        following: What stands between the end of a thought and what a grammar or the model writes after it, where that
+            is given.
         has_stops: Whether stop strings are looked for in thoughts, too.
         header_begins: Marks that begin a header of the answer, which is no part of its text; none where it has none.
         header_end: The mark that ends one.
         is_in_header: Whether the prompt has begun one.
+        is_begun: Whether the prompt has begun the answer itself.
     """
 
     begins: tuple[str, ...]
@@ -47,6 +49,8 @@ class Thoughts:
     header_begins: tuple[str, ...] = ()
     header_end: str = ""
     is_in_header: bool = False
+    implied_ends: tuple[str, ...] = ()
+    is_begun: bool = False
 
 
 class Reasoning(NamedTuple):
@@ -87,8 +91,9 @@ class ThoughtScanner:
         # Some models begin a thought once more that the prompt has begun.
         self._is_begin = thoughts.is_open
         self._has_more = True
-        # The last characters since a mark.
+        # The last characters since a mark, and whether any of them is no space.
         self._last = ""
+        self._is_fresh = not thoughts.is_begun
 
     def feed(self, text: str, is_in_call: Callable[[], bool] = _never, *, is_end: bool = False) -> Iterator[_Part]:
         """Take more text; the parts of it that are decided. Read them all.
@@ -109,17 +114,24 @@ class ThoughtScanner:
                     size = match.start()
                 yield from self._released(size)
                 return
-            yield from self._released(match.start())
-            yield from self._marked(self._consume(len(match[0])), is_in_call)
+            if match.start():
+                # Which marks mean something depends on what stands before them.
+                yield from self._released(match.start())
+            else:
+                yield from self._marked(match[0], is_in_call)
 
     def _marks(self) -> Sequence[str]:
         """The marks that mean something here, longest first."""
         thoughts = self._thoughts
         marks: tuple[str, ...] = ()
         if self.is_thinking:
-            marks = (thoughts.end, *(thoughts.begins if self._is_begin else ()))
+            # Before a form the end mark always comes, for it is forced.
+            implied = () if thoughts.is_single else thoughts.implied_ends
+            marks = (thoughts.end, *implied, *(thoughts.begins if self._is_begin else ()))
         elif self._has_more:
-            marks = (*thoughts.begins, *thoughts.strays)
+            # Some models end a thought once more that has ended, or that they do not think.
+            again = (thoughts.end,) if self._is_fresh else ()
+            marks = (*thoughts.begins, *thoughts.strays, *again)
         return sorted(marks, key=len, reverse=True)
 
     def _may_grow(self, match: re.Match[str], marks: Sequence[str], *, is_end: bool) -> bool:
@@ -130,24 +142,31 @@ class ThoughtScanner:
         text = self._consume(size)
         if text:
             self._is_begin = self._is_begin and not text.strip()
+            self._is_fresh = self._is_fresh and not text.strip()
             self._last = (self._last + text)[-2:]
             yield _Part("thought" if self.is_thinking else "answer", text)
 
     def _marked(self, mark: str, is_in_call: Callable[[], bool]) -> Iterator[_Part]:
+        """Take a mark at the beginning of what is held."""
         thoughts = self._thoughts
-        if self.is_thinking and mark == thoughts.end:
-            self.is_thinking, self._has_more = False, not thoughts.is_single
-        elif self.is_thinking:
-            if not self._is_begin:
-                yield _Part("thought", mark)
+        is_begin_again = self._is_begin and mark in thoughts.begins
+        if self.is_thinking and mark != thoughts.end and not is_begin_again:
+            if _MENTIONING.search(self._last):
+                yield from self._released(len(mark))
                 return
+            # It is read once more, as part of what follows.
+            mark = ""
+        self._consume(len(mark))
+        if self.is_thinking:
+            self.is_thinking = is_begin_again
+            self._has_more = is_begin_again or not thoughts.is_single
         elif is_in_call() or (mark in thoughts.begins and _MENTIONING.search(self._last)):
-            self._last = mark[-2:]
+            self._last, self._is_fresh = mark[-2:], False
             yield _Part("answer", mark)
             return
         elif mark in thoughts.begins:
             self.is_thinking = self._is_begin = True
-        self._last = ""
+        self._last, self._is_fresh = "", True
         yield _Part("mark", mark)
 
     def _consume(self, count: int) -> str:

@@ -92,7 +92,15 @@ class RequestMaker:
     def _constraint(self, params: SamplingParams, thoughts: Thoughts | None) -> Constraint | None:
         """What constrains a text: a thought that has to end, and a grammar; None where it is free."""
         if thoughts is not None and thoughts.max_tokens is not None:
-            phase = ThoughtPhase(thoughts.end, thoughts.closing, thoughts.following, thoughts.max_tokens)
+            phase = ThoughtPhase(
+                thoughts.end,
+                thoughts.closing,
+                thoughts.following,
+                thoughts.max_tokens,
+                thoughts.begins,
+                thoughts.implied_ends,
+                thoughts.is_open,
+            )
             return thought_first(phase, params.grammar, params.max_new_tokens, self._grammars)
         if params.grammar is None:
             return None

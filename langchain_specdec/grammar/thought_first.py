@@ -1,4 +1,4 @@
-"""Answers that begin with a thought: it is free and of limited length, then fixed text follows, then a grammar's text.
+"""Answers that begin with thoughts of limited length: then fixed text follows, and a grammar's text or a free one.
 
 As with every constraint, all is a function of the text so far and of what the model chooses, so that plain and
 speculative decoding choose the same tokens.
@@ -20,40 +20,53 @@ _SLACK = 4
 
 
 class ThoughtPhase(NamedTuple):
-    """A thought that the prompt has begun, and what comes between it and the text after it.
+    """A thought, and what comes between it and the text after it.
 
     Attributes:
         end: The mark that ends it.
         closing: What ends it once its tokens are spent; the mark is the last of it.
         following: What follows the mark where that was forced, or where a grammar comes next.
-        max_tokens: Most tokens of the thought.
+        max_tokens: Most tokens of the thought; where a free text follows, of all thoughts before it.
+        begins: Marks that begin one, where a free text follows.
+        implied_ends: Texts that end one, too, and belong to what follows.
+        is_open: Whether the prompt has begun it; it has to where a grammar follows.
     """
 
     end: str
     closing: str
     following: str
     max_tokens: int
+    begins: tuple[str, ...] = ()
+    implied_ends: tuple[str, ...] = ()
+    is_open: bool = True
 
 
 class _Place(NamedTuple):
-    """Where a text stands that has not come to the grammar.
+    """Where a text stands that has not come to what follows thoughts.
 
     Attributes:
-        num_tokens: Tokens of the thought so far.
-        tail: The last bytes of the thought, which may begin the end mark.
-        given: Tokens that have to follow; empty where the thought and all fixed text are over. None within the thought.
+        num_tokens: Tokens of thoughts so far.
+        tail: The last bytes, which may begin a mark.
+        given: Tokens that have to follow; empty where thoughts and all fixed text are over. None within a thought, and
+            where one may begin.
+        is_thinking: Whether it is within a thought.
     """
 
     num_tokens: int
     tail: bytes
     given: tuple[int, ...] | None
+    is_thinking: bool = True
 
 
 class ThoughtFirst(Constraint):
-    """A thought, fixed text, and then the text of another constraint, or a free one.
+    """A thought, fixed text, and then the text of another constraint; or thoughts, and then a free text.
 
-    The thought ends with its end mark. That is forced, as `closing` has it, where its tokens are spent; and, where a
-    grammar follows, where the model would end its text instead, or write the mark and more than white space at once.
+    A thought ends with its end mark. That is forced, as `closing` has it, where its tokens are spent; and, where a
+    grammar follows, where the model would end its text instead, write the mark and more than white space at once, or go
+    on to what follows without the mark.
+
+    A free text is held only where a thought is too long, so it is the model's own as long as none is. Its thoughts are
+    those before the answer: behind the first word of that, marks may be part of a text or a call.
 
     Args:
         phase: The thought, with no more tokens than leave room for what follows.
@@ -66,10 +79,19 @@ class ThoughtFirst(Constraint):
         self._after = after
         self._vocabulary = vocabulary
         self._end = phase.end.encode()
+        self._begins = tuple(begin.encode() for begin in phase.begins)
+        self._implied_ends = tuple(text.encode() for text in phase.implied_ends)
+        self._tail_size = max(len(text) for text in (self._end, *self._implied_ends)) - 1
+        # Special tokens that no thought goes on with.
+        self._leaving = frozenset(
+            token
+            for text, token in (vocabulary.special_ids.items() if after is not None else ())
+            if any(implied.startswith(text) for implied in phase.implied_ends)
+        )
         self._closing = tuple(vocabulary.encode(phase.closing + phase.following))
         # What follows the mark, by the white space that came with it.
         self._followings: dict[bytes, tuple[int, ...]] = {}
-        self._place = self._counted(_Place(0, b"", None))
+        self._place = self._thinking(0, b"") if phase.is_open else self._between(0, b"")
         # Where the text stands after so many tokens of this step, the last of which begins to close the thought.
         self._closed: tuple[int, _Place] | None = None
 
@@ -146,16 +168,16 @@ class ThoughtFirst(Constraint):
             following = self._step(place, token)
             if following is None:
                 first, *rest = place.given or self._closing
-                self._closed = index + 1, _Place(place.num_tokens, b"", tuple(rest))
+                self._closed = index + 1, self._giving(place, tuple(rest))
                 return [*chosen[:index], first]
             place = following
         return list(chosen)
 
     def shortest(self, limit: int) -> list[int] | None:
-        """A short text from here on, where the thought is closed at once."""
-        given = list(self._closing if self._place.given is None else self._place.given)
+        """A short text from here on, where the thought is closed at once; a free one may end anywhere."""
         if self._after is None:
-            return given if len(given) <= limit else None
+            return []
+        given = list(self._closing if self._place.given is None else self._place.given)
         rest = self._after.shortest(limit - len(given))
         return None if rest is None else [*given, *rest]
 
@@ -174,24 +196,45 @@ class ThoughtFirst(Constraint):
     def _step(self, place: _Place, token: int) -> _Place | None:
         """Where a token leads from a place before what follows; None where it may not come."""
         if place.given is not None:
-            return place._replace(given=place.given[1:]) if token == place.given[0] else None
+            return self._giving(place, place.given[1:]) if token == place.given[0] else None
         # A free text may end in its thought; where it goes on all the same (`ignore_eos`), the thought does, too.
-        if token in self._vocabulary.eos_token_ids and self._after is not None:
+        is_end = token in self._vocabulary.eos_token_ids
+        if self._after is not None and (is_end or token in self._leaving):
             return None
+        if not place.is_thinking:
+            return place if is_end else self._between(place.num_tokens, place.tail + self._vocabulary.texts[token])
         text = place.tail + self._vocabulary.texts[token]
-        position = text.find(self._end)
-        if position >= 0:
-            left = text[position + len(self._end) :]
-            if left.strip() and self._after is not None:
-                return None
-            # A free text goes on as the model likes.
-            return _Place(place.num_tokens, b"", self._left_of(left) if self._after is not None else ())
-        tail = text[max(len(text) - len(self._end) + 1, 0) :]
-        return self._counted(_Place(place.num_tokens + 1, tail, None))
+        ends = [(at, mark) for mark in (self._end, *self._implied_ends) if (at := text.find(mark)) >= 0]
+        if not ends:
+            return self._thinking(place.num_tokens + 1, text)
+        position, mark = min(ends, key=lambda found: found[0])
+        left = text[position + len(mark) :] if mark == self._end else text[position:]
+        if self._after is None:
+            return self._between(place.num_tokens, left)
+        if left.strip():
+            return None
+        return _Place(place.num_tokens, b"", self._left_of(left))
 
-    def _counted(self, place: _Place) -> _Place:
-        """The place, or that where the thought is closed, once its tokens are spent."""
-        return place._replace(given=self._closing) if place.num_tokens >= self._phase.max_tokens else place
+    def _thinking(self, num_tokens: int, text: bytes) -> _Place:
+        """Within a thought that ends with this text, or at its end once its tokens are spent."""
+        is_spent = num_tokens >= self._phase.max_tokens
+        return _Place(num_tokens, text[max(len(text) - self._tail_size, 0) :], self._closing if is_spent else None)
+
+    def _between(self, num_tokens: int, text: bytes) -> _Place:
+        """Where a free text stands that has this behind a thought, or at its beginning."""
+        text = text.lstrip()
+        if begun := [begin for begin in self._begins if text.startswith(begin)]:
+            return self._thinking(num_tokens, text[len(max(begun, key=len)) :])
+        if text.startswith(self._end):
+            return self._between(num_tokens, text[len(self._end) :])
+        is_answer = not any(mark.startswith(text) for mark in (*self._begins, self._end))
+        return _Place(num_tokens, text, () if is_answer else None, is_thinking=False)
+
+    def _giving(self, place: _Place, given: tuple[int, ...]) -> _Place:
+        """The place where these tokens are still to follow."""
+        if not given and self._after is None:
+            return self._between(place.num_tokens, b"")
+        return place._replace(tail=b"", given=given)
 
     def _left_of(self, space: bytes) -> tuple[int, ...]:
         """What is left of the fixed text, where a token has brought some white space with the mark."""
@@ -207,7 +250,7 @@ class ThoughtFirst(Constraint):
 def thought_first(
     phase: ThoughtPhase, grammar: Grammar | None, max_new_tokens: int, compiler: GrammarCompiler
 ) -> ThoughtFirst:
-    """The constraint of a text that begins within a thought.
+    """The constraint of a text that begins with a thought.
 
     Args:
         phase: The thought. It gets fewer tokens where what follows would have no room.

@@ -32,7 +32,7 @@ def constrained_text(model: Any, prompt: list[int], params: SamplingParams, cons
         pick = int(pick_tokens(logits, table, torch.tensor([[len(tokens)]]), allowed=allowed))
         (token,) = constraint.in_time([pick], remaining)
         tokens.append(token)
-        if token == EOS:
+        if token == EOS and not params.ignore_eos:
             break
         constraint.advance([token])
     return tokens[len(prompt) :]

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from langchain_specdec.backends.local_options import DraftOptions, EngineOptions, LoadingOptions
-from langchain_specdec.chat.thinking import ReasoningOptions
+from langchain_specdec.chat.reasoning_options import ReasoningOptions
 from langchain_specdec.options import Option, options_of
 from langchain_specdec.sampling.params import SamplingParams
 

@@ -162,6 +162,37 @@ RECORDED = {
         "</tool_call>",
         [ferry(harbour="Kiel", cars=2, note="With\n<parameter=harbour>\nas text\n<parameter=note>")],
     ),
+    # The last end of a value is left out, as vLLM (tests/tool_parsers/test_qwen3coder_tool_parser.py) accepts it.
+    "qwen_coder_unclosed_last_value": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function>\n</tool_call>\n<function=ferry>\n"
+        "<parameter=cars>\n2\n</parameter>\n<parameter=harbour>\nOslo\n</function>\n<tool_call>\n<function=ferry>\n"
+        "<parameter=harbour>Ulm<parameter=note>\n<a>\n<parameter=cars>\n3\n</function></tool_call>\nDone.",
+        [
+            ferry(harbour="Kiel"),
+            ferry(cars=2, harbour="Oslo"),
+            ferry(harbour="Ulm<parameter=note>\n<a>", cars=3),
+            "\nDone.",
+        ],
+    ),
+    # Tags in a value that is closed are part of it.
+    "qwen_coder_tags_in_a_value": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\n<function=a>\n</function>\n</tool_call>\n, he said\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [ferry(harbour="<function=a>\n</function>\n</tool_call>\n, he said")],
+    ),
+    "qwen_coder_unclosed_and_cut_off": Recorded(
+        QwenCoderParser,
+        "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function",
+        [
+            BrokenToolCall(
+                "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function",
+                "The text ended within the call.",
+                "ferry",
+            )
+        ],
+    ),
     "qwen_coder_broken": Recorded(
         QwenCoderParser,
         "<tool_call>\n<function=ferry>\n<parameter=cars>\n2\n</parameter>\nwell\n</function>\n</tool_call>\n"
@@ -179,6 +210,24 @@ RECORDED = {
                 "</function>\n</tool_call>",
                 "The arguments cannot be read: 'cars' is there twice.",
                 "ferry",
+            ),
+        ],
+    ),
+    "qwen_coder_named": Recorded(
+        QwenCoderParser,
+        "Write `<tool_call>` and `<function=NAME>`, or <tool_call> and <function=, with <function=x> within.\n"
+        "<tool_call>\n<function=tide>\n</function>\n</tool_call>",
+        ["Write `<tool_call>` and `<function=NAME>`, or <tool_call> and <function=, with <function=x> within.", TIDE],
+    ),
+    "qwen_coder_broken_without_outer_tags": Recorded(
+        QwenCoderParser,
+        "<function=ferry>Kiel</function><function=other><parameter=a>1</parameter>b</function>",
+        [
+            BrokenToolCall("<function=ferry>Kiel</function>", "A tag is missing.", "ferry"),
+            BrokenToolCall(
+                "<function=other><parameter=a>1</parameter>b</function>",
+                "A tag is missing.",
+                "other",
             ),
         ],
     ),
@@ -214,6 +263,12 @@ RECORDED = {
             ),
             BrokenToolCall("<tool_call>tide\n<arg_key>a", "The text ended within the call.", "tide"),
         ],
+    ),
+    "glm_named": Recorded(
+        GlmParser,
+        "The tags <tool_call> and </tool_call>, or `<tool_call>`.\n<tool_call>other<arg_key>a</arg_key><arg_value>1"
+        "</arg_value></tool_call><tool_call>tide</tool_call>",
+        ["The tags <tool_call> and </tool_call>, or `<tool_call>`.", ToolCall("other", {"a": "1"}), TIDE],
     ),
     # Llama 4: vLLM's tests/tool_parsers/test_llama4_pythonic_tool_parser.py and the model's chat template.
     "pythonic_two": Recorded(
@@ -272,6 +327,7 @@ RECORDED = {
         "<|tool_call_start|>ferry",
         [BrokenToolCall("<|tool_call_start|>ferry", "There is no list of calls.")],
     ),
+    "lfm_named": Recorded(LfmParser, "`<|tool_call_start|>` is a mark.", ["`<|tool_call_start|>` is a mark."]),
     # Mistral Small 3.2 and later: tests of vLLM's mistral parser, template of mistralai/Magistral-Small-2507.
     "tekken_two": Recorded(
         TekkenParser,
@@ -282,6 +338,11 @@ RECORDED = {
         MistralParser,
         '[TOOL_CALLS] [{"name": "ferry", "arguments": {"harbour": "Kiel"}}, {"name": "tide", "arguments": {}}]',
         [ferry(harbour="Kiel"), TIDE],
+    ),
+    "mistral_named": Recorded(
+        TekkenParser,
+        'The [TOOL_CALLS] token, or "[TOOL_CALLS]".[TOOL_CALLS]other[ARGS]{}[TOOL_CALLS]tide {}',
+        ['The [TOOL_CALLS] token, or "[TOOL_CALLS]".', ToolCall("other", {}), TIDE],
     ),
     # Gemma 4: llama.cpp's models/templates/gemma4.jinja, vLLM's and transformers' parsers of it.
     "gemma_two": Recorded(
@@ -310,6 +371,7 @@ RECORDED = {
             BrokenToolCall('<|tool_call>call:ferry{harbour:<|"|>Ki', "The text ended within the call.", "ferry"),
         ],
     ),
+    "gemma_named": Recorded(GemmaParser, "The <|tool_call> mark.", ["The <|tool_call> mark."]),
     # gpt-oss: openai/harmony docs/format.md, and vLLM's tests of openai_tool_parser.
     "harmony_call": Recorded(
         HarmonyParser,
@@ -329,6 +391,28 @@ RECORDED = {
         ["I look it up.\n\nAt **noon**.\n"],
     ),
     "harmony_headless": Recorded(HarmonyParser, " to be, or not to=be", [" to be, or not to=be"]),
+    "harmony_named": Recorded(
+        HarmonyParser,
+        "<|channel|>final<|message|>The <|channel|> mark, and <|start|> too: `<|channel|>`.<|end|>",
+        ["The <|channel|> mark, and <|start|> too: `<|channel|>`."],
+    ),
+    # As reported of gpt-oss-20b (ggml-org/llama.cpp#27720).
+    "harmony_broken_header": Recorded(
+        HarmonyParser,
+        "<|channel|>?? hm<|end|><|start|>assistant<|channel|>final<|message|>At noon.",
+        ["At noon."],
+    ),
+    "harmony_header_in_a_header": Recorded(
+        HarmonyParser,
+        "<|channel|>commentary to=assistant<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>"
+        "analysis<|channel|>final<|message|>At noon.",
+        ["I look.\n\nAt noon."],
+    ),
+    "harmony_thought_without_end": Recorded(
+        HarmonyParser,
+        "<|channel|>analysis<|message|>Hm.<|channel|>final<|message|>At noon.",
+        ["At noon."],
+    ),
     "harmony_broken": Recorded(
         HarmonyParser,
         "<|channel|>commentary to=functions.ferry<|message|>Kiel<|end|><|start|>assistant<|channel|>commentary "
@@ -404,6 +488,7 @@ RECORDED = {
         "<|tool_call|>ferry(Kiel)",
         [BrokenToolCall("<|tool_call|>ferry(Kiel)", "There is no JSON object.")],
     ),
+    "granite_named": Recorded(GraniteParser, "The <|tool_call|> mark.", ["The <|tool_call|> mark."]),
     # Granite 4 writes as Hermes and Qwen do: vLLM's tests/tool_parsers/test_granite4_tool_parser.py.
     "granite_4": Recorded(
         HermesParser,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from langchain_specdec.chat.tool_calls.argument_types import Tell
@@ -23,6 +23,8 @@ _BARE_BEGUN = re.compile(r"^[ \t]*(?:`{1,2}|```[a-z_]{0,10}[ \t]*(?:\n\s*)?)?\Z"
 # How an object that is a call begins.
 _CALL_KEYS = ("name", "arguments", "parameters", "type", "function", "id")
 _FENCE = "```"
+# A word that may be a name, and what shows that it has ended.
+_WORD = re.compile(r"([^\s\[\]{}()<>`'\"\u201c\u201d]+)(.?)", re.DOTALL)
 
 
 class ToolCallParser(ABC):
@@ -31,6 +33,8 @@ class ToolCallParser(ABC):
     Every decision waits until no further text could change it, so the pieces, with neighbouring texts joined, do not
     depend on where the chunks were cut. Text that may be the beginning of a mark is held back. White space between
     text and a call, or between calls, belongs to neither and is dropped. No text makes a parser raise.
+
+    A text may name a mark. It begins a call only where what follows looks like the beginning of one, also a broken one.
 
     Args:
         schemas: The tools there are. What has no mark is a call only if it names one of them.
@@ -44,6 +48,10 @@ class ToolCallParser(ABC):
     """Further marks within a call that a tokenizer may hold as special tokens."""
     call_begin: ClassVar[str] = ""
     """What stands before the JSON of a call, as the templates write the calls of earlier turns."""
+    call_openings: ClassVar[tuple[str, ...]] = ("{", "[")
+    """What may follow the mark of a call, beside the name of a tool."""
+    name_followers: ClassVar[tuple[str, ...]] = ()
+    """What has to follow one word behind the mark that is the name of no tool."""
     call_separator: ClassVar[str | None] = None
     """What stands between two calls of one answer; None where the family writes one only."""
     call_end: ClassVar[str] = ""
@@ -79,6 +87,9 @@ class ToolCallParser(ABC):
         self._is_after_text = True
         # Whether the call that has begun has a mark; None in text.
         self._is_marked: bool | None = None
+        # Whether the mark is known to begin a call.
+        self._is_meant = False
+        self._is_whole = False
         self._start = 0
         self._extent = JsonExtent()
         self._takes_bare_calls = self.takes_bare_calls
@@ -103,8 +114,13 @@ class ToolCallParser(ABC):
         self._buffer += text
         return self._advance(is_end=False)
 
-    def close(self) -> list[Piece]:
-        """The text has ended; what is left of it."""
+    def close(self, *, is_whole: bool = False) -> list[Piece]:
+        """The text has ended; what is left of it.
+
+        Args:
+            is_whole: Whether the model has ended it: a mark that nothing follows is text then, and a call else.
+        """
+        self._is_whole = is_whole
         pieces = self._advance(is_end=True)
         # White space at the end belongs to the text before it; after a call it is dropped.
         if self._space and self._is_after_text:
@@ -198,7 +214,7 @@ class ToolCallParser(ABC):
             keep = 0 if is_end else self._num_held()
             self._add_text(self._consume(len(self._buffer) - keep), pieces)
             return False
-        self._is_marked = bare is None or 0 <= marked <= bare.start()
+        self._is_marked, self._is_meant = bare is None or 0 <= marked <= bare.start(), False
         if bare is None or self._is_marked:
             self._add_text(self._consume(marked), pieces)
             self._consume(len(self._mark))
@@ -232,13 +248,42 @@ class ToolCallParser(ABC):
         return held
 
     def _read_call(self, *, is_end: bool) -> list[Piece] | None:
-        read = self._read_marked(is_end=is_end) if self._is_marked else self._read_bare(is_end=is_end)
+        read: list[Piece] | None
+        if self._is_marked and not self._is_meant:
+            meant = self._begins_call(is_end=is_end)
+            if meant is None:
+                return None
+            self._is_meant = meant
+        if self._is_marked:
+            read = self._read_marked(is_end=is_end) if self._is_meant else [self._mark]
+        else:
+            read = self._read_bare(is_end=is_end)
         if read is not None:
             self._is_marked = None
             if any(not isinstance(piece, str) for piece in read):
                 # Another call may follow on the same line.
                 self._is_line_start = True
         return read
+
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        """Whether a call follows the mark, which a text may only name; None: not known yet."""
+        return self._mark != self.mark or self._opens_with(self.call_openings, self.name_followers, is_end=is_end)
+
+    def _opens_with(self, openings: Sequence[str], followers: Sequence[str] = (), *, is_end: bool) -> bool | None:
+        """Whether the buffer begins with one of these, the name of a tool, or a word and a follower, but for space."""
+        rest = self._buffer.lstrip()
+        if not rest:
+            # What was cut off is a call.
+            return not self._is_whole if is_end else None
+        word = _WORD.match(rest)
+        if rest.startswith(tuple(openings)) or (word and word[1] in self._names and (is_end or word[2])):
+            return True
+        if any(opening.startswith(rest) for opening in (*openings, *self._names)):
+            return True if is_end else None
+        behind = rest[word.end(1) :].lstrip() if word else rest
+        if word is None or behind.startswith(tuple(followers)):
+            return word is not None
+        return None if not is_end and any(follower.startswith(behind) for follower in followers) else False
 
     def _read_bare(self, *, is_end: bool) -> list[Piece] | None:
         """Read JSON without a mark: a call if it names a tool, else text."""

@@ -37,6 +37,9 @@ class DeepSeekParser(ToolCallParser):
         """Whether a chat template teaches its model to write calls so."""
         return _CALL in template
 
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        return self._mark != _CALL or self._opens_with((_SEPARATOR,), (_SEPARATOR,), is_end=is_end)
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark != _CALL:
             # What stands around calls says nothing.

@@ -49,6 +49,7 @@ class GemmaParser(ToolCallParser):
 
     mark: ClassVar[str] = "<|tool_call>"
     inner_marks: ClassVar[tuple[str, ...]] = (_END, _QUOTE)
+    call_openings: ClassVar[tuple[str, ...]] = ("call:",)
     call_begin: ClassVar[str] = "<|tool_call>call:"
     call_separator: ClassVar[str | None] = "<tool_call|><|tool_call>call:"
     call_end: ClassVar[str] = "<tool_call|>"

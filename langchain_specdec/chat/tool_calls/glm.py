@@ -28,6 +28,7 @@ class GlmParser(HermesParser):
     """
 
     inner_marks: ClassVar[tuple[str, ...]] = (_END, _KEY, _KEY_END, _VALUE, _VALUE_END)
+    name_followers: ClassVar[tuple[str, ...]] = (_KEY,)
     call_begin: ClassVar[str] = "<tool_call>"
     call_separator: ClassVar[str | None] = "\n</tool_call>\n<tool_call>"
     call_end: ClassVar[str] = "\n</tool_call>"

@@ -10,8 +10,14 @@ from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall, l
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+# What follows a thought whose end was forgotten.
+_ANSWERS = (f"{_CHANNEL}final", f"{_CHANNEL}commentary")
+# What a header goes on with behind a mark in a message that has not ended.
+_OPENINGS = {_CHANNEL: ("analysis", "commentary", "final"), _START: ("assistant",)}
 _TO = " to="
-_RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<>]+)")
+# Who reads a message that is no call.
+_READERS = r"(?:assistant|user|all)(?![^\s<>])"
+_RECIPIENT = re.compile(rf"\bto=(?!{_READERS})(?:functions\.)?([^\s<>]+)")
 _THOUGHT = re.compile(re.escape(_CHANNEL) + r"\s*analysis\b")
 
 
@@ -36,6 +42,8 @@ class HarmonyParser(ToolCallParser):
         # The prompt ends where the header of a message begins, which may name its recipient first.
         self._is_at_begin = True
         self._has_text = False
+        # Whether the text so far has come to the body of a message, where marks may be named.
+        self._is_in_body = False
 
     @classmethod
     def is_taught_by(cls, template: str) -> bool:
@@ -48,7 +56,7 @@ class HarmonyParser(ToolCallParser):
                 return False
             self._is_at_begin = False
             if self._buffer.startswith(_TO):
-                self._is_marked, self._mark = True, ""
+                self._is_marked, self._is_meant, self._mark = True, True, ""
                 return True
         return super()._read_text(pieces, is_end=is_end)
 
@@ -56,9 +64,15 @@ class HarmonyParser(ToolCallParser):
         super()._add_text(text, pieces)
         self._has_text = self._has_text or bool(text.strip())
 
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        openings = _OPENINGS.get(self._mark)
+        return not self._is_in_body or openings is None or self._opens_with(openings, is_end=is_end)
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark in (_MESSAGE, *_ENDS):
+            self._is_in_body = self._mark == _MESSAGE
             return []
+        self._is_in_body = False
         body = self._buffer.find(_MESSAGE)
         next_message = self._first((_START, *_ENDS), 0)
         if body < 0 or 0 <= next_message < body:
@@ -67,11 +81,12 @@ class HarmonyParser(ToolCallParser):
         recipient = _RECIPIENT.search(head)
         start = body + len(_MESSAGE)
         if recipient is None:
-            if _THOUGHT.search(head) is None:
+            if _THOUGHT.search(head, max(head.rfind(_CHANNEL), 0)) is None:
                 # The text itself follows.
+                self._is_in_body = True
                 self._consume(start)
                 return ["\n\n"] if self._has_text else []
-            end = self._first((_START, *_ENDS), start)
+            end = self._first((_START, *_ANSWERS, *_ENDS), start)
             if end < 0 and not is_end:
                 return None
             self._consume(end if end >= 0 else len(self._buffer))

@@ -19,6 +19,7 @@ class HermesParser(ToolCallParser):
 
     mark: ClassVar[str] = _BEGIN
     inner_marks: ClassVar[tuple[str, ...]] = (_END,)
+    call_openings: ClassVar[tuple[str, ...]] = ("{", "[", "```json", "<function=")
     call_begin: ClassVar[str] = "<tool_call>\n"
     call_separator: ClassVar[str | None] = "\n</tool_call>\n<tool_call>\n"
     call_end: ClassVar[str] = "\n</tool_call>"

@@ -25,6 +25,9 @@ class LlamaParser(ToolCallParser):
         has_headers = "<|start_header_id|>" in template or "<|header_start|>" in template
         return cls.mark in template or (has_headers and '"parameters"' in template)
 
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        return True  # code may follow, which may be any text
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         start = self._skip_space(0)
         if self._mark != self.mark and (start < len(self._buffer) or is_end):

@@ -16,6 +16,7 @@ class MistralParser(ToolCallParser):
 
     mark: ClassVar[str] = "[TOOL_CALLS]"
     inner_marks: ClassVar[tuple[str, ...]] = ("[CALL_ID]", "[ARGS]")
+    name_followers: ClassVar[tuple[str, ...]] = ("[CALL_ID]", "[ARGS]", "{")
     call_begin: ClassVar[str] = "[TOOL_CALLS]["
     call_separator: ClassVar[str | None] = ", "
     call_end: ClassVar[str] = "]"

@@ -56,6 +56,10 @@ class PythonicParser(ToolCallParser):
         """Expect calls in just the form that a grammar gave them."""
         # A list of calls is nothing else.
 
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        # Llama 4 has text between its marks, too.
+        return self._mark == PythonicParser.mark or super()._begins_call(is_end=is_end)
+
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark != self.mark:
             return []
@@ -65,7 +69,6 @@ class PythonicParser(ToolCallParser):
         if self._buffer[start] == "{":
             return self._read_json(start, is_end=is_end, is_separated=True)
         if self._buffer[start] != "[" and self._mark == PythonicParser.mark:
-            # Llama 4 has text between its marks, too.
             return []
         if self._buffer[start] != "[":
             return [self._broken(len(self._buffer), "There is no list of calls.")] if is_end else None

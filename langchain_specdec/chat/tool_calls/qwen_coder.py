@@ -18,14 +18,19 @@ _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 _NAME = re.compile(r"([^<>\n]+)>")
 _FUNCTION_NAME = re.compile(r"<function=([^<>\n]+)")
+# The end of a function: behind which another call begins, behind which its call ends, and any.
+_END_BEFORE_CALL = re.compile(r"</function>\s*(?:</tool_call>\s*)?(?:<tool_call>|<function=)")
+_END_OF_CALL = re.compile(r"</function>\s*</tool_call>")
+_END_OF_FUNCTION = re.compile(r"</function>")
 _NAME_BEGUN = re.compile(r"[^<>\n]*\Z")
 
 
 class QwenCoderParser(HermesParser):
     r"""`<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>`.
 
-    The outer tags may be missing. A value is text without the first and the last line break; what it stands for, the
-    tool's schema says. JSON between the outer tags is understood as Hermes writes it.
+    The outer tags may be missing, and the end of a value before the next argument or the end of the function. A value
+    is text without the first and the last line break; what it stands for, the schema says. JSON between the outer
+    tags is understood as Hermes writes it.
 
     A grammar writes texts as they are, and other values as JSON. It holds of texts their lengths, patterns and known
     values; beside the named arguments it writes none.
@@ -51,6 +56,19 @@ class QwenCoderParser(HermesParser):
             part = InOrder((Text(f"{_PARAMETER}{argument.name}>\n"), value, Text("\n")))
             parts.append(part if argument.is_needed else Maybe(part))
         return InOrder((*parts, Text(_FUNCTION_END)))
+
+    def _begins_call(self, *, is_end: bool) -> bool | None:
+        if self._mark != _FUNCTION:
+            return super()._begins_call(is_end=is_end)
+        name = _NAME.match(self._buffer)
+        if name is None:
+            # It may be that of a tool, cut off.
+            is_begun = bool(self._buffer) and any(tool.startswith(self._buffer) for tool in self._names)
+            return is_begun if is_end or _NAME_BEGUN.match(self._buffer) is None else None
+        if name[1].strip() in self._names:
+            return True
+        rest, tags = self._buffer[name.end() :].lstrip(), (_PARAMETER, _FUNCTION_END)
+        return rest.startswith(tags) or (None if not is_end and any(tag.startswith(rest) for tag in tags) else False)
 
     def _read_marked(self, *, is_end: bool) -> list[Piece] | None:
         if self._mark == _FUNCTION:
@@ -82,9 +100,11 @@ class QwenCoderParser(HermesParser):
                 error = "An argument has no name."
                 return self._read_no_call(key_start, error, is_begun=is_begun, is_end=is_end)
             end = self._buffer.find(_PARAMETER_END, key.end())
+            following = end + len(_PARAMETER_END)
+            if (unclosed := self._end_of_function(key.end(), end, is_end=is_end)) >= 0:
+                end = following = unclosed
             if end < 0:
                 return self._read_no_call(len(self._buffer), "", is_begun=True, is_end=is_end)
-            following = end + len(_PARAMETER_END)
             known = {key[1].strip(), *(argument for argument, _ in written)}
             if (unclosed := self._next_argument(name[1].strip(), known, key.end(), end)) >= 0:
                 end = following = unclosed
@@ -108,6 +128,19 @@ class QwenCoderParser(HermesParser):
             opening = (_BEGIN, _FUNCTION)
             return self._read_broken(start, error, is_end=is_end, closing=(_FUNCTION_END,), opening=opening)
         return self._read_broken(start, error, is_end=is_end)
+
+    def _end_of_function(self, start: int, end: int, *, is_end: bool) -> int:
+        """Where the function ends within a value that may go on to `end`; -1: nowhere, or not known yet.
+
+        A value may hold the tag. It is the end of the function where another call begins behind it; at the end of the
+        text, where the call ends, too, or the model has ended the text, which was not cut then within the value.
+        """
+        ends = [_END_BEFORE_CALL]
+        if is_end and end < 0:
+            ends += [_END_OF_CALL, *([_END_OF_FUNCTION] if self._is_whole else [])]
+        size = end if end >= 0 else len(self._buffer)
+        matches = (pattern.search(self._buffer, start, size) for pattern in ends)
+        return next((match.start() for match in matches if match), -1)
 
     def _next_argument(self, tool: str, known: set[str], start: int, end: int) -> int:
         """Where another argument of the tool begins within a value, which was not closed then; -1: nowhere."""

@@ -269,12 +269,15 @@ def test_an_agent_calls_and_ends_with_the_object(template: str, call: str) -> No
 
 
 def test_a_schema_with_tools_is_parsed_where_it_is_the_answer() -> None:
-    model = scripted(CALLS["qwen"], REPORT, template=QWEN)
+    model = scripted(CALLS["qwen"], REPORT, CALLS["qwen"], template=QWEN)
     structured = model.with_structured_output(Report, tools=[add], include_raw=True)
     called = structured.invoke("x")
     assert [call["name"] for call in called["raw"].tool_calls] == ["add"]
-    assert called["parsed"] is None
+    # Calls are no answer that could not be read.
+    assert (called["parsed"], called["parsing_error"]) == (None, None)
     assert structured.invoke("x")["parsed"] == Report(name="Ulm", degrees=7)
+    chunks = list(structured.stream("x"))
+    assert chunks[-1] == {"parsed": None, "parsing_error": None}
     for options in ({}, {"include_raw": True, "method": "function_calling"}):
         with pytest.raises(InvalidParameterError, match="tools beside a schema"):
             model.with_structured_output(Report, tools=[add], **options)  # type: ignore[arg-type]

@@ -42,6 +42,24 @@ def test_a_thought_stands_in_its_channel(width: int) -> None:
     assert (called.text, called.additional_kwargs) == ("", {"reasoning_content": "Hm."})
 
 
+@pytest.mark.parametrize("width", [1, 5])
+def test_an_answer_is_found_behind_a_thought_that_did_not_end(width: int) -> None:
+    for rest in (FINAL, FINAL.removeprefix("<|start|>assistant")):
+        model = thinking(f"<|channel|>analysis<|message|>Hm.{rest}Blue.", template=SHOWN, width=width)
+        for each in (model, model.bind_tools([weather])):
+            for answer in (each.invoke("x"), reduce(add, each.stream("x"))):
+                assert (answer.text, answer.additional_kwargs) == ("Blue.", {"reasoning_content": "Hm."})
+        assert model.invoke("x", stop=["lu"]).text == "B"
+    for call in (
+        CALL,
+        '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"place": "Ulm"}<|call|>',
+    ):
+        model = thinking(f"<|channel|>analysis<|message|>Hm.{call}", template=SHOWN, width=width)
+        called = model.bind_tools([weather]).invoke("x")
+        assert [each["args"] for each in called.tool_calls] == [{"place": "Ulm"}]
+        assert (called.text, called.additional_kwargs) == ("", {"reasoning_content": "Hm."})
+
+
 def test_stop_strings_do_not_end_the_header_of_an_answer() -> None:
     written = f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}Blue, the final assistant."
     for stop, text in (("assistant", "Blue, the final "), ("final", "Blue, the ")):

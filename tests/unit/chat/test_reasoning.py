@@ -14,7 +14,7 @@ from langchain_specdec.errors import InvalidParameterError
 from tests.support.backends import EchoBackend, scripted, scripted_backend
 from tests.support.chat_templates import CHATML, QWEN
 from tests.support.langchain_versions import needs_profiles
-from tests.support.thinking import HARMONY, QWEN35, THINKING, thinking, thinking_tokenizer
+from tests.support.thinking import HARMONY, MINISTRAL, QWEN35, THINKING, thinking, thinking_tokenizer
 
 pytestmark = pytest.mark.transformers
 
@@ -28,7 +28,7 @@ KNOWN: dict[str, tuple[str, str, tuple[str, ...], str, bool, bool]] = {
     "smollm3": ("</think>", "enable_thinking", (), "", True, False),
     "deepseek": ("</think>", "thinking", (), "", False, False),
     "granite": ("</think>", "thinking", (), "", False, False),
-    "ministral": ("[/THINK]", "", (), "", False, False),
+    "ministral": ("[/THINK]", "", (), "", True, False),
     "gemma4": ("<channel|>", "enable_thinking", (), "", False, False),
     "harmony": ("<|end|>", "", ("low", "medium", "high"), "medium", True, False),
 }
@@ -82,6 +82,7 @@ def test_an_effort_is_the_template_s_own_variable() -> None:
         (QWEN, False, "has no variable that switches thinking off"),
         (THINKING["qwen thinking"], False, "its model always thinks"),
         (HARMONY, False, "its model always thinks"),
+        (MINISTRAL, False, "but for a system message of your own"),
         (HARMONY, "enormous", "knows 'low', 'medium', 'high'"),
         (QWEN35, "low", "knows no efforts, only reasoning=True and reasoning=False"),
         (QWEN35, 3, "must be True, False, None, or an effort"),
@@ -122,14 +123,14 @@ def test_wrong_values_are_refused(options: dict[str, Any], words: str) -> None:
 def test_a_limit_of_thoughts_needs_thoughts() -> None:
     with pytest.raises(InvalidParameterError, match="the chat template knows none"):
         scripted("Yes.").invoke("x", max_reasoning_tokens=5)
+    with pytest.raises(InvalidParameterError, match="the chat template knows none"):
+        scripted("Yes.", max_reasoning_tokens=5)
 
 
 @needs_profiles
 def test_the_profile_tells_of_thinking() -> None:
     profiles = {name: thinking("x", template=template).profile or {} for name, template in THINKING.items()}
-    assert {name: profile["reasoning_output"] for name, profile in profiles.items()} == {
-        name: name != "ministral" for name in THINKING
-    }
+    assert all(profile["reasoning_output"] for profile in profiles.values())
     assert profiles["harmony"]["reasoning_effort_levels"] == ["low", "medium", "high"]
     assert profiles["harmony"]["reasoning_effort_default"] == "medium"
     assert "reasoning_effort_levels" not in profiles["qwen3"]

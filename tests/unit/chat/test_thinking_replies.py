@@ -15,9 +15,11 @@ from langchain_core.messages import ToolMessage
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend
+from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.tool_calls import HermesParser
-from langchain_specdec.cli.generate import _in_chat_format
+from langchain_specdec.cli.generate import _request
+from langchain_specdec.cli.options import Given
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.engine.step_cost import StepCost
@@ -255,6 +257,25 @@ def test_a_form_comes_at_once_where_the_model_does_not_think() -> None:
     assert all(request.thoughts is None for request in scripted_backend(model).requests)
 
 
+def test_a_model_that_its_system_message_tells_to_think_does_so_before_a_form() -> None:
+    """Ministral's templates have no switch, and a system message that stands unless there is another one."""
+    model = thinking(f"{THOUGHT}[/THINK]{SKY}", SKY, f"{THOUGHT}[/THINK]{SKY}", template=MINISTRAL)
+    answer = model.with_structured_output(Sky, include_raw=True).invoke("x")
+    assert answer["parsed"] == Sky(colour="blue")
+    assert answer["raw"].additional_kwargs["reasoning_content"] == THOUGHT
+    assert scripted_backend(model).prompt.endswith("[/INST][THINK]")
+    # Another one takes its place, and says nothing of thoughts; or asks for them itself.
+    of_one_s_own = [("system", "Be brief."), ("human", "x")]
+    assert model.with_structured_output(Sky).invoke(of_one_s_own) == Sky(colour="blue")
+    assert scripted_backend(model).prompt.endswith("[/INST]")
+    assert scripted_backend(model).requests[-1].thoughts is None
+    assert model.with_structured_output(Sky, reasoning=True).invoke(of_one_s_own) == Sky(colour="blue")
+    assert scripted_backend(model).prompt.endswith("[/INST][THINK]")
+    forced = thinking(f"{THOUGHT}[/THINK]<tool_call>[{forced_call('weather', place='Ulm')}", template=MINISTRAL)
+    called = forced.bind_tools([weather], tool_choice="any").invoke([("system", "[THINK]a[/THINK]"), ("human", "x")])
+    assert called.additional_kwargs["reasoning_content"] == THOUGHT
+
+
 def test_marks_in_json_are_text() -> None:
     model = thinking('Hm.</think>{"colour": "<think>b</think>"}')
     assert model.with_structured_output(Sky).invoke("x") == Sky(colour="<think>b</think>")
@@ -277,14 +298,14 @@ def test_a_cut_answer_is_told_whatever_was_thought() -> None:
 
 
 def test_thoughts_are_limited_where_asked_for() -> None:
-    model = thinking("Hm.</think>\n\nBlue.", template=QWEN3, max_reasoning_tokens=20)
+    model = thinking("<think>Hm.</think>\n\nBlue.", template=QWEN3, max_reasoning_tokens=20)
     assert model.invoke("x").text == "Blue."
     assert (limits(model).max_tokens, limits(model).is_single) == (20, False)
-    assert scripted_backend(model).prompt.endswith("<think>\n")
+    # The model begins its thought itself, as it does without a limit.
+    assert scripted_backend(model).prompt.endswith("<|im_start|>assistant\n")
     model.with_structured_output(Sky, include_raw=True, max_reasoning_tokens=7).invoke("x")
     assert limits(model).max_tokens == 7
     model.invoke("x", reasoning=False)
-    assert limits(model).max_tokens is None
     assert scripted_backend(model).prompt.endswith("</think>\n\n")
 
 
@@ -314,7 +335,7 @@ class Remote(EchoBackend):
 
 def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> None:
     model = ChatSpeculative(backend=Remote(QWEN3))
-    model.bind(response_format={"type": "json_object"}, keep_malformed=True).invoke("x")
+    model.bind(response_format={"type": "json_object"}, _keep_malformed=True).invoke("x")
     backend = model.backend
     assert isinstance(backend, Remote)
     assert str(backend.requests[-1].prompt).endswith("<think>\n\n</think>\n\n")
@@ -322,6 +343,7 @@ def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> 
         (QWEN3, {"reasoning": True}, "A thought before an answer of a given form cannot be honoured by Remote"),
         (QWEN3, {"max_reasoning_tokens": 5}, "max_reasoning_tokens cannot be honoured by Remote"),
         (QWEN_THINKING, {}, "thinks before each answer, and Remote cannot hold"),
+        (MINISTRAL, {"max_reasoning_tokens": 5}, "from its beginning. Use a LocalBackend.$"),
     ):
         model = ChatSpeculative(backend=Remote(template))
         with pytest.raises(InvalidParameterError, match=words):
@@ -339,8 +361,9 @@ def test_a_backend_that_cannot_have_thoughts_first_does_without_or_refuses() -> 
 def test_the_command_line_has_an_answer_of_a_given_form_begin_at_once(template: str, free_end: str, end: str) -> None:
     backend: Any = scripted_backend(thinking("x", template=template))
     for grammar, wanted in ((None, free_end), (Grammar(regex="yes"), end)):
-        ids: Any = _in_chat_format("x", None, backend, None, SamplingParams(grammar=grammar))
-        assert backend.tokenizer.decode(ids).endswith(wanted)
+        given = Given("m", {}, SamplingParams(grammar=grammar), False, dict.fromkeys(REASONING_OPTIONS))
+        request = _request("x", None, backend, None, given)
+        assert backend.tokenizer.decode(request.prompt).endswith(wanted)
 
 
 # -- a real model, whose thoughts are random
@@ -368,14 +391,13 @@ def test_forms_hold_after_thoughts_of_a_real_model(template: str, temperature: f
     for options in ({"drafter": "none"}, {"max_tree_nodes": 8}):
         with lasting(tiny_backend(template, **options)) as backend:
             model = ChatSpeculative(backend=backend, **sampling)
-            on: dict[str, Any] = {} if template is MINISTRAL else {"reasoning": True}
+            on: dict[str, Any] = {"reasoning": True}
             answer: Any = model.with_structured_output(Sky, include_raw=True, **on).invoke("x")
             called: Any = model.bind_tools([weather], tool_choice="any", **on).invoke("x")
             answers.append((answer["parsed"], answer["raw"].usage_metadata, called.text, called.tool_calls[0]["args"]))
             assert isinstance(answer["parsed"], Sky)
-            if on:
-                # Its end is no part of what may be written in it.
-                assert 30 <= answer["raw"].usage_metadata["output_token_details"]["reasoning"] <= 30 + 12
+            # Its end is no part of what may be written in it.
+            assert 30 <= answer["raw"].usage_metadata["output_token_details"]["reasoning"] <= 30 + 12
     without_cache = [(a, {**u, "input_token_details": None}, *rest) for a, u, *rest in answers]
     assert without_cache[0] == without_cache[1]
 

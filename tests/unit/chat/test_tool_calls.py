@@ -113,6 +113,27 @@ RECORDED = {
             ToolCall("add", {"a": 1}),
         ],
     ),
+    "hermes_named": Recorded(
+        HermesParser,
+        "Write `<tool_call>` and </tool_call>, as in <tool_call></tool_call>.\n<tool_call>\nfirst\n</tool_call>\n"
+        '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>\nNot <tool_call>.',
+        [
+            "Write `<tool_call>` and </tool_call>, as in <tool_call></tool_call>.\n<tool_call>\nfirst\n</tool_call>",
+            ToolCall("add", {}),
+            "\nNot <tool_call>.",
+        ],
+    ),
+    "hermes_meant": Recorded(
+        HermesParser,
+        '<tool_call>\n<function=add>\n</function>\n</tool_call><tool_call>```json\n{"name": "add"}\n```</tool_call>'
+        "<tool_call>addition</tool_call><tool_call>add",
+        [
+            BrokenToolCall("<tool_call>\n<function=add>\n</function>\n</tool_call>", "There is no JSON object."),
+            BrokenToolCall('<tool_call>```json\n{"name": "add"}\n```</tool_call>', "There is no JSON object.", "add"),
+            "<tool_call>addition</tool_call>",
+            BrokenToolCall("<tool_call>add", "There is no JSON object."),
+        ],
+    ),
     "hermes_not_a_mark": Recorded(HermesParser, "a < b, <tool> and <tool_cal", ["a < b, <tool> and <tool_cal"]),
     "smollm_list": Recorded(
         GenericParser,
@@ -311,6 +332,23 @@ def test_hostile_json_is_a_broken_call(parser: type[ToolCallParser], arguments: 
     (piece,) = parse(parser, [text])
     assert isinstance(piece, BrokenToolCall)
     assert piece.name == "add"
+
+
+def test_a_mark_that_nothing_follows_is_text_where_the_model_ends_there() -> None:
+    for is_whole in (True, False):
+        for text in ("So: <tool_call>", "<tool_call>\n"):
+            reader = HermesParser(TOOLS)
+            pieces = joined([*reader.feed(text), *reader.close(is_whole=is_whole)])
+            if is_whole:
+                assert pieces == [text]
+            else:
+                assert isinstance(pieces[-1], BrokenToolCall)
+
+
+def test_the_text_behind_a_mark_that_is_named_is_not_held() -> None:
+    reader = HermesParser(TOOLS)
+    found = [joined(reader.feed(text)) for text in ("a `", "<tool_call>", "` b", " <tool_call> ", "ad", "di", "tion")]
+    assert found == [["a `"], [], ["<tool_call>` b"], [], [], [" <tool_call> addi"], ["tion"]]
 
 
 def test_the_parser_is_chosen_by_the_template() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_specdec.chat.tool_calls import BrokenToolCall, GenericParser, ToolCall, ToolCallParser
+from langchain_specdec.chat.tool_calls import BrokenToolCall, GenericParser, QwenCoderParser, ToolCall, ToolCallParser
 from tests.support.tool_formats import FAMILIES, RECORDED, SCHEMAS, Recorded, check_cuts, joined, parse
 
 recorded = pytest.mark.parametrize("recording", RECORDED.values(), ids=RECORDED)
@@ -49,6 +49,15 @@ def test_one_call_ends_the_answer_wherever_it_is_cut(recording: Recorded) -> Non
             assert first == calls[:1]
         else:
             assert [type(piece) for piece in first] == [BrokenToolCall] * bool(calls)
+
+
+def test_a_value_without_its_end_is_whole_only_where_the_model_has_ended_the_call() -> None:
+    text = "<tool_call>\n<function=ferry>\n<parameter=harbour>\nKiel\n</function>\n"
+    for ended, rest in ((True, ""), (False, ""), (True, "</tool_call>"), (False, "</tool_call>")):
+        reader = QwenCoderParser(SCHEMAS)
+        (call,) = [*reader.feed(text + rest), *reader.close(is_whole=ended)]
+        # Where the text was cut, the value may have held the tag.
+        assert isinstance(call, ToolCall if ended or rest else BrokenToolCall)
 
 
 def test_broken_calls_of_every_family_tell_why() -> None:

@@ -24,6 +24,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import options_of
 from tests.support import option_tables
 from tests.support.backends import ScriptedBackend
+from tests.support.thinking import QWEN3, thinking_tokenizer
 
 PROMPT = "the cat sat on the mat, the cat sat on the"
 # What a command line cannot give: objects of Python, and a secret that every user of the machine would read.
@@ -67,7 +68,7 @@ def test_every_option_has_its_flag() -> None:
     assert options_of(SamplingParams).keys() - FLAGS.keys() == {"logit_bias", "grammar"}, "-o, and --schema or --regex"
     for command in ("generate", "chat"):
         words = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).stdout.replace(",", " ").split()
-        for name in FLAGS.keys() - {"named"} - ({"logprobs"} if command == "chat" else set()):
+        for name in FLAGS.keys() - {"named", "logprobs" if command == "chat" else "stop_in_reasoning"}:
             assert flag_of(name) in words, f"{command} has no {flag_of(name)}"
         assert {"-m", "-s", "-o"} <= set(words)
 
@@ -251,3 +252,55 @@ def test_the_package_runs_as_the_command_does() -> None:
     command = [sys.executable, "-m", "langchain_specdec", "generate", "x", "--top-k", "-1"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert (ran.returncode, ran.stderr) == (2, "error: --top-k must be a whole number from 1, got -1.\n")
+
+
+@pytest.fixture
+def thinker(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
+    """A model that thinks, to `specdec generate` and `chat`."""
+    backend = ScriptedBackend("<think>Hm.</think>Yes.")
+    backend.tokenizer = thinking_tokenizer(QWEN3)
+    for command in ("generate", "chat"):
+        monkeypatch.setattr(f"langchain_specdec.cli.{command}.load_backend", lambda *args, **kwargs: backend)
+    return backend
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_thinking_is_switched_and_limited(command: str, thinker: ScriptedBackend) -> None:
+    def run(*flags: object) -> Any:
+        prompt = ["x"] if command == "generate" else []
+        return CliRunner().invoke(app, [command, *prompt, *map(str, flags)], input="x\n")
+
+    assert "Yes." in run().stdout
+    assert thinker.prompt.endswith("<|im_start|>assistant\n")
+    assert "Yes." in run("--reasoning", "off").stdout
+    assert thinker.prompt.endswith("<think>\n\n</think>\n\n")
+    assert "Yes." in run("--max-reasoning-tokens", 7).stdout
+    thoughts = thinker.requests[-1].thoughts
+    assert thoughts is not None
+    assert (thoughts.max_tokens, thoughts.closing, thoughts.has_stops) == (7, "\n</think>", command == "generate")
+    for flags, words in (
+        (("--reasoning", "low"), "--reasoning low is beyond the chat template"),
+        (("--max-reasoning-tokens", -1), "--max-reasoning-tokens must be a whole number from 0"),
+        (("--max-reasoning-tokens", "few"), "--max-reasoning-tokens must be a whole number from 0"),
+    ):
+        refused = run(*flags)
+        assert refused.exit_code == 2
+        assert words in " ".join(refused.output.split())
+
+
+def test_options_of_thinking_are_refused_where_nothing_is_thought(thinker: ScriptedBackend, asked: Any) -> None:
+    for flags, words in (
+        (("--raw", "--reasoning", "on"), "no place in a raw prompt"),
+        (("--regex", "yes", "--reasoning", "on"), "the text has that form from its beginning"),
+        (("--regex", "yes", "--max-reasoning-tokens", 5), "the text has that form from its beginning"),
+    ):
+        refused = specdec("generate", "x", *flags)
+        assert refused.exit_code == 2
+        assert words in " ".join(refused.output.split())
+    assert not thinker.requests
+    assert "backend" not in asked
+    assert specdec("generate", "x", "--regex", "yes", "--reasoning", "off").exit_code == 0
+    # The template of this model knows no thoughts.
+    refused = specdec("generate", "x", "--max-reasoning-tokens", 5)
+    assert refused.exit_code == 2
+    assert "limits thoughts, and the chat template knows none" in " ".join(refused.output.split())

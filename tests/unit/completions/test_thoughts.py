@@ -16,12 +16,20 @@ OPEN = Thoughts(("<think>",), "</think>", is_open=True)
 SINGLE = Thoughts(("<think>",), "</think>", is_open=True, is_single=True)
 GRANITE = Thoughts(("<think>",), "</think>", ("<response>", "</response>"))
 GEMMA = Thoughts(("<|channel>thought\n", "<|channel>thought"), "<channel|>", ("<|channel>", "<channel|>"))
-HARMONY = Thoughts(("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>"), "<|end|>")
+HARMONY = Thoughts(
+    ("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>"),
+    "<|end|>",
+    implied_ends=("<|start|>assistant", "<|channel|>final", "<|channel|>commentary", "<|channel|>analysis<|message|>"),
+)
+HARMONY_OPEN = replace(HARMONY, is_open=True)
 # What is written, what was thought, and what was answered.
 REPLIES: dict[str, tuple[Thoughts, str, str, str]] = {
     "a thought": (TAGS, "<think>\nTwo and two.\n</think>\n\nFour.\n", "Two and two.", "Four.\n"),
     "the template began it": (OPEN, "Two and two.\n</think>\n\nFour.", "Two and two.", "Four."),
     "and the model again": (OPEN, "\n<think>\nTwo <think> two.</think>Four.", "Two <think> two.", "Four."),
+    "an end too many": (TAGS, "<think>Hm.</think>\n</think>\nFour </think>.", "Hm.", "Four </think>."),
+    "an end alone": (TAGS, " </think>\n\nFour.", "", "Four."),
+    "one of an answer that goes on": (replace(TAGS, is_begun=True), " </think> is it.", "", " </think> is it."),
     "no thought": (TAGS, " Four </think> is <thin> it.\n", "", " Four </think> is <thin> it.\n"),
     "an empty thought": (TAGS, "<think>\n\n</think>\n\nFour.", "", "Four."),
     "white space before it": (TAGS, "\n <think>Hm.</think> Four.", "Hm.", "Four."),
@@ -51,6 +59,49 @@ REPLIES: dict[str, tuple[Thoughts, str, str, str]] = {
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.f<|channel|>commentary",
         "Hm.",
         "<|start|>assistant to=functions.f<|channel|>commentary",
+    ),
+    "harmony, no end before the answer": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Hm. <|channel|>final<|message|>Four.",
+        "Hm.",
+        "<|channel|>final<|message|>Four.",
+    ),
+    "harmony, no end before a message": (
+        HARMONY_OPEN,
+        "Hm.\n<|start|>assistant<|channel|>final<|message|>Four.",
+        "Hm.",
+        "<|start|>assistant<|channel|>final<|message|>Four.",
+    ),
+    "harmony, no end before a call": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Hm.<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}",
+        "Hm.",
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}",
+    ),
+    "harmony, no end before further thoughts": (
+        HARMONY,
+        "<|channel|>analysis<|message|>One.<|channel|>analysis<|message|>Two.<|start|>assistant<|channel|>analysis"
+        "<|message|>Three.<|channel|>final<|message|>Four.",
+        "One.\n\nTwo.\n\nThree.",
+        "<|channel|>final<|message|>Four.",
+    ),
+    "harmony, begun once more": (
+        HARMONY_OPEN,
+        "<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>Four.",
+        "Hm.",
+        "<|channel|>final<|message|>Four.",
+    ),
+    "harmony, marks that are mentioned": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Not `<|channel|>final` nor <|channel|> fin.<|end|>Four.",
+        "Not `<|channel|>final` nor <|channel|> fin.",
+        "Four.",
+    ),
+    "harmony, before a form": (
+        replace(HARMONY_OPEN, is_single=True),
+        "Hm. <|channel|>final<|end|><|channel|>final<|message|>4",
+        "Hm. <|channel|>final",
+        "<|channel|>final<|message|>4",
     ),
 }
 
@@ -83,10 +134,10 @@ def test_every_cut_of_a_reply_gives_the_same_thoughts_and_answer(name: str) -> N
         assert read(thoughts, chunks) == (thought, answer), chunks
 
 
-@pytest.mark.parametrize("thoughts", [TAGS, OPEN, SINGLE, GRANITE, GEMMA, HARMONY])
+@pytest.mark.parametrize("thoughts", [TAGS, OPEN, SINGLE, GRANITE, GEMMA, HARMONY, HARMONY_OPEN])
 def test_no_text_raises_and_no_cut_matters(thoughts: Thoughts) -> None:
     rng = random.Random(repr(thoughts))
-    marks = [*thoughts.begins, thoughts.end, *thoughts.strays]
+    marks = [*thoughts.begins, thoughts.end, *thoughts.strays, *thoughts.implied_ends]
     scraps = [
         *marks,
         *(mark[: rng.randrange(len(mark))] for mark in marks),

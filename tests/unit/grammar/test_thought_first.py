@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -81,7 +82,8 @@ def compiler() -> GrammarCompiler:
 def constraint_of(case: Case) -> Constraint:
     _, params, how = case
     assert how.max_tokens is not None
-    phase = ThoughtPhase(how.end, how.closing, how.following, how.max_tokens)
+    ends = how.end, how.closing, how.following
+    phase = ThoughtPhase(*ends, how.max_tokens, how.begins, how.implied_ends, how.is_open)
     return thought_first(phase, params.grammar, params.max_new_tokens, compiler())
 
 
@@ -145,6 +147,99 @@ def test_drafts_never_change_a_text_that_thinks_first(model: Any, temperature: f
             # In one batch, then one by one, now that the drafter knows these texts and slots hold their prompts.
             assert run(engine, cases) == expected, name
             assert [run(engine, [case])[0] for case in cases] == expected, name
+
+
+def free_cases_of(model: Any, temperature: float) -> list[Case]:
+    """Free texts that begin their thoughts themselves, and end them by a mark, by the next message, or never."""
+    rng = random.Random(12)
+    cases: list[Case] = []
+    for number in range(12):
+        prompt = random_prompt(rng)
+        params = SamplingParams(max_new_tokens=60, temperature=temperature, seed=number, ignore_eos=number % 2 == 0)
+        with closing(make_engine(model, Drafter())) as engine:
+            first, *later = token_ids(read(engine.submit(prompt, params))[0])
+        marks = [chr(token) for token in later[8:] if 32 < token < 127 and token != first] or ["e"]
+        end, implied = (("</t>", ()), (marks[0], ()), ("</t>", (marks[0],)))[number % 3]
+        begin = text_of([first]) if first < 128 else "<t>"
+        how = Thoughts((begin,), end, max_tokens=(0, 5, 20, 500)[number % 4], implied_ends=implied)
+        cases.append((prompt, params, replace(how, closing=f"\n{end}", following="\n", is_open=number % 5 == 4)))
+    return cases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_limit_holds_for_free_texts_with_every_drafter(model: Any, temperature: float) -> None:
+    cases = free_cases_of(model, temperature)
+    expected = [plain(model, case) for case in cases]
+    free = [constrained_text(model, prompt, params, Constraint.__new__(Unlimited)) for prompt, params, _ in cases]
+    is_held = [text != own for text, own in zip(expected, free, strict=True)]
+    assert set(is_held) == {True, False}
+    for (_, _, how), text, was_held in zip(cases, expected, is_held, strict=True):
+        assert not was_held or how.closing in text_of(text)
+    ways = [("plain", Drafter(), {}), *drafters(model, {tuple(c[0]): e for c, e in zip(cases, expected, strict=True)})]
+    for name, drafter, options in ways:
+        with closing(make_engine(model, drafter, **options)) as engine:
+            assert run(engine, cases) == expected, name
+            assert [run(engine, [case])[0] for case in cases[:4]] == expected[:4], name
+
+
+class Unlimited(Constraint):
+    """Takes every text."""
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        pass
+
+    def in_time(self, chosen: Sequence[int], remaining: int) -> list[int]:
+        del remaining
+        return list(chosen)
+
+
+TAGS = Thoughts(("<t>",), "</t>", max_tokens=6, closing="\n</t>", following="\n\n")
+HARMONY = Thoughts(
+    ("<c>a<m>", "<s>b<c>a<m>"), "<e>", max_tokens=6, closing="<e>", following="<s>b", implied_ends=("<s>b", "<c>f")
+)
+# What a model writes, and what becomes of it. Each character is a token.
+HELD: list[tuple[Thoughts, str, str]] = [
+    (TAGS, "<t>Hm</t>Yes.", "<t>Hm</t>Yes."),
+    (TAGS, " \n<t>Hm, what is it?</t>", " \n<t>Hm, wh\n</t>\n\nat is it?</t>"),
+    (TAGS, "Yes <t>is what it is, and long.", "Yes <t>is what it is, and long."),
+    (TAGS, '<x "<t>is what it is">', '<x "<t>is what it is">'),
+    # All thoughts before the answer count.
+    (TAGS, "<t>H</t>\n<t>What is it?</t>", "<t>H</t>\n<t>Wh\n</t>\n\nat is it?</t>"),
+    (TAGS, "</t>\n<t>Hm, what is it?", "</t>\n<t>Hm, wh\n</t>\n\nat is it?"),
+    (TAGS, "<t>Hm, what<t>?", "<t>Hm, wh\n</t>\n\nat<t>?"),
+    # One that is begun once more, when all is spent, is closed at once.
+    (TAGS, "<t>Hm, wh<t>at?", "<t>Hm, wh\n</t>\n\n<t>\n</t>\n\nat?"),
+    (replace(TAGS, is_open=True), "Hm, what?", "Hm, wh\n</t>\n\nat?"),
+    (replace(TAGS, max_tokens=0, is_open=True), "Yes.", "\n</t>\n\nYes."),
+    (replace(TAGS, max_tokens=0), "<t>Yes.", "<t>\n</t>\n\nYes."),
+    (HARMONY, "<c>a<m>Hm.<e><s>b<c>f<m>Yes, it is.", "<c>a<m>Hm.<e><s>b<c>f<m>Yes, it is."),
+    (HARMONY, "<c>a<m>Hm, what is it?", "<c>a<m>Hm, wh<e><s>bat is it?"),
+    # The end mark is forgotten.
+    (HARMONY, "<c>a<m>Hm<c>f<m>Yes, it is.", "<c>a<m>Hm<c>f<m>Yes, it is."),
+    (HARMONY, "<c>a<m>H<s>b<c>a<m>What is", "<c>a<m>H<s>b<c>a<m>Wh<e><s>bat is"),
+]
+
+
+@pytest.mark.parametrize(("how", "written", "held"), HELD)
+def test_thoughts_before_an_answer_are_held_and_nothing_else(how: Thoughts, written: str, held: str) -> None:
+    rng = random.Random(written)
+    for longest in (1, 2, 7, 100):
+        constraint = constraint_of(([1], SamplingParams(max_new_tokens=200), how))
+        script, text = list(byte_tokenizer()(written).input_ids), []
+        while script:
+            # What is forced is drafted, and stands before what the model likes.
+            forced = constraint.forced_after(())
+            kept = constraint.in_time([*forced, *script][: rng.randrange(longest) + 1], 200)
+            constraint.advance(kept)
+            text += kept
+            # A token that is replaced comes later.
+            own = kept[len(forced) :]
+            script = script[sum(a == b for a, b in zip(own, script, strict=False)) :]
+        while forced := constraint.forced_after(()):
+            constraint.advance(forced)
+            text += forced
+        assert text_of(text) == held, longest
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
@@ -233,6 +328,22 @@ def test_tokens_that_hold_more_than_the_mark() -> None:
         assert constraint.allowed_after((), [*closing_tokens[1:2], 0]) == [True, False]
         with pytest.raises(ValueError, match="fixed text"):
             constraint.advance([0])
+
+
+def test_a_thought_does_not_go_on_to_what_a_grammar_writes() -> None:
+    """Where the model begins its answer without having ended the thought, that is ended, and the grammar begins."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ("<|end|>", "<|channel|>")], special_tokens=True)
+    end, channel = range(VOCAB, VOCAB + 2)
+    phase = ThoughtPhase("<|end|>", "<|end|>", "<|channel|>", 50, implied_ends=("<|channel|>final", "ends here"))
+    constraint = thought_first(phase, Grammar(regex="yes"), 90, GrammarCompiler(tokenizer, VOCAB + 2, (EOS,)))
+    assert constraint.allowed_after((), [channel, *tokenizer("a").input_ids]) == [False, True]
+    begun = list(tokenizer("It ends her").input_ids)
+    assert constraint.allowed_after(begun, tokenizer("e ").input_ids) == [False, True]
+    assert constraint.in_time([*begun[:2], channel, 0], 90) == [*begun[:2], end]
+    constraint.advance([*begun[:2], end])
+    assert constraint.forced_after(()) == [channel]
+    assert constraint.forced_after([channel]) == tokenizer("yes").input_ids
 
 
 def test_ends_that_are_ignored_count_as_tokens_of_a_thought(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,7 +197,15 @@ def test_parameters_can_be_given_per_call_bound_or_configured(llm, plain):
 FIELDS = {SpeculativeLLM: ["streaming"], ChatSpeculative: ["streaming", "timeout", "max_retries", "api_key"]}
 IN_CALLS = {
     SpeculativeLLM: [],
-    ChatSpeculative: ["timeout", "tools", "tool_choice", "response_format", "keep_malformed", "continue_final_message"],
+    ChatSpeculative: [
+        "timeout",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "_keep_malformed",
+        "max_reasoning_tokens",
+        "continue_final_message",
+    ],
 }
 SET = {"max_new_tokens": 6, "temperature": 1.3, "seed": 9, "top_k": 4, "presence_penalty": 1.5, "ignore_eos": True}
 
@@ -228,6 +237,16 @@ async def test_none_is_as_if_not_given(kind, given):
     # One of two names may stand for nothing.
     model.invoke("x", max_tokens=None, max_new_tokens=3)
     assert backend.requests[-1].params.max_new_tokens == 3
+
+
+def test_names_that_the_package_gives_itself_are_told_to_nobody():
+    model = ChatSpeculative(backend=ScriptedBackend("x"))
+    for name in ("top_q", "keep_malforme", "whole_schema"):
+        with pytest.raises(InvalidParameterError, match="Known are: ") as refused:
+            model.bind(**{name: 1}).invoke("x")
+        known = str(refused.value).partition(". ")[2]
+        assert not {"keep_malformed", "whole_schema"} & set(re.findall(r"[a-z]\w+", known))
+        assert "max_reasoning_tokens" in known
 
 
 def test_an_unknown_name_is_refused_with_none_too(llm):
