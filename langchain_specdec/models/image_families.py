@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,9 +85,14 @@ def auto_class(config: Any) -> Any:
 
 def apart(tokenizer: Any) -> tuple[Any, Any]:
     """The tokenizer and the image processor of a processor; what is none is a tokenizer."""
-    if hasattr(tokenizer, "image_processor"):
-        return tokenizer.tokenizer, tokenizer.image_processor
-    return tokenizer, None
+    processor = getattr(tokenizer, "image_processor", None)
+    if processor is None:
+        return tokenizer, None
+    own = tokenizer.tokenizer
+    if (template := getattr(tokenizer, "chat_template", None)) and not getattr(own, "chat_template", None):
+        own = copy.deepcopy(own)
+        own.chat_template = template
+    return own, processor
 
 
 def make_image_reader(

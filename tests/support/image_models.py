@@ -211,6 +211,7 @@ class Processor(NamedTuple):
 
     tokenizer: Any
     image_processor: Any
+    chat_template: str | None = None
 
     def __call__(self) -> None:
         raise NotImplementedError

@@ -172,6 +172,14 @@ def test_files_of_a_model(family: str, tmp_path: Path) -> None:
         assert written(backend, asked) == expected(family, asked)
 
 
+def test_processor_brings_its_chat_template() -> None:
+    processor = images.processor("gemma3")._replace(chat_template="{{ messages[0].content }}")
+    with closing(LocalBackend(copy.deepcopy(images.model("gemma3")), processor, num_slots=1, max_length=64)) as backend:
+        assert backend.image_reader is not None
+        assert backend.tokenizer.chat_template == processor.chat_template
+    assert processor.tokenizer.chat_template is None
+
+
 def test_model_without_its_processor_goes_on_with_text(tmp_path: Path) -> None:
     images.model("gemma3").save_pretrained(tmp_path)
     images.tokenizer().save_pretrained(tmp_path)
