@@ -190,7 +190,7 @@ def _parameter(name: str, option: Any, panel: str | None = None) -> inspect.Para
     flags = [flag_of(name), *(["-m"] if name == "model" else [])]
     shown: dict[str, Any] = {"help": option.help.replace("`", ""), "rich_help_panel": panel}
     if option.default is None:
-        shown["show_default"] = option.unset or False
+        shown["show_default"] = option.unset.replace("`", "") or False
     if option.words:
         shown["autocompletion"] = lambda: list(option.words)
     annotation: Any = list[str] | None if option.kind is list else (option.kind or str) | None

@@ -146,8 +146,8 @@ class ThoughtFirst(Constraint):
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> list[TokenMask | None]:
         """Masks after the text so far, and after each node of a draft tree; None where any token may follow."""
-        if self._place.given == () and self._after is not None:
-            return self._after.masks(tokens, parents)
+        if self._place.given == ():
+            return [None] * (len(tokens) + 1) if self._after is None else self._after.masks(tokens, parents)
         paths: list[list[int]] = [[]]
         for token, parent in zip(tokens, parents, strict=True):
             paths.append([*paths[parent + 1], token])
