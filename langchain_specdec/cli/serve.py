@@ -55,6 +55,6 @@ def serve(
         raise MissingDependencyError(msg) from error
     # The port is taken before the model is loaded, which takes long.
     server = Server(settings)
-    backend = load_backend(given.model, debug=given.debug, **given.options)
+    backend = load_backend(model, debug=given.debug, **given.options)
     with closing(backend):
         server.run(backend, lambda: print(visible(f"Serving {backend.model_name} on {server.url}"), flush=True))

@@ -1,4 +1,4 @@
-"""The server's routes, and what happens to every request: its body is read, it is answered, its errors are worded."""
+"""The server's routes: TGI's, OpenAI's, and what they tell of the server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from langchain_specdec._version import __version__
 from langchain_specdec.backends.local import LocalBackend
-from langchain_specdec.server.bodies import read_json
-from langchain_specdec.server.exchange import Compact, while_connected
+from langchain_specdec.server.endpoint import Endpoint, Refusal, Work
+from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.guard import Guard
 from langchain_specdec.server.openai import errors as openai_errors
 from langchain_specdec.server.openai.chat import chat
@@ -26,9 +26,6 @@ from langchain_specdec.server.settings import ServerSettings
 from langchain_specdec.server.tgi import errors as tgi_errors
 from langchain_specdec.server.tgi.generate import generate, generate_stream, limits_of
 from langchain_specdec.server.tgi.tokens import chat_tokenize, tokenize
-
-Work = Callable[[Any, ExitStack], Awaitable[Response]]
-"""Answers the JSON of a request. What it holds is let go of at its end, unless a stream takes it over."""
 
 
 def make_app(backend: LocalBackend, settings: ServerSettings) -> Starlette:
@@ -56,30 +53,16 @@ class Routes:
 
     def routes(self) -> list[Route]:
         """All of them."""
-        served = self._served
         openai, tgi = openai_errors.refusal, tgi_errors.answer_to
-
-        def tokens(work: Callable[[ServedModel, Any], Awaitable[Response]]) -> Work:
-            return lambda body, held: work(served, body)
-
-        def admitted(work: Callable[[ServedModel, Any, ExitStack], Awaitable[Response]]) -> Work:
-            async def run(body: Any, held: ExitStack) -> Response:
-                held.enter_context(served.admission.take())
-                return await work(served, body, held)
-
-            return run
-
-        posts: dict[str, tuple[Work, Callable[[Exception], Response]]] = {
-            "/v1/chat/completions": (admitted(chat), openai),
-            "/v1/completions": (admitted(completions), openai),
-            "/generate": (lambda body, held: generate(served, body, held), tgi),
-            "/generate_stream": (lambda body, held: generate_stream(served, body, held), tgi),
-            "/": (self._compat, tgi),
-            "/tokenize": (tokens(tokenize), tgi),
-            "/chat_tokenize": (tokens(chat_tokenize), tgi),
+        posts = {
+            "/v1/chat/completions": self._post(_admitted(chat), openai),
+            "/v1/completions": self._post(_admitted(completions), openai),
+            "/generate": self._post(generate, tgi),
+            "/generate_stream": self._post(generate_stream, tgi),
+            "/tokenize": self._post(tokenize, tgi, is_completion=False),
+            "/chat_tokenize": self._post(chat_tokenize, tgi, is_completion=False),
         }
         gets = {
-            "/": self._health,
             "/health": self._health,
             "/ping": self._health,
             "/info": self._info,
@@ -87,52 +70,21 @@ class Routes:
             "/v1/models": self._models,
             "/v1/models/{model:path}": self._model,
         }
+        root = self._post(_of_root, tgi)
+
+        async def answer_root(request: Request) -> Response:
+            return await (root(request) if request.method == "POST" else self._health(request))
+
         return [
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items() if path != "/"),
-            *(Route(path, self._post(*how), methods=["POST"]) for path, how in posts.items() if path != "/"),
-            # One route, so that other methods are told of both.
-            Route("/", self._root(self._post(*posts["/"])), methods=["GET", "POST"]),
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
+            Route("/", answer_root, methods=["GET", "POST"]),
         ]
 
-    def _root(self, post: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            return await (post(request) if request.method == "POST" else self._health(request))
-
-        return answer
-
-    def _post(self, work: Work, refusal: Callable[[Exception], Response]) -> Callable[[Request], Awaitable[Response]]:
-        """The endpoint that does some work for a JSON body."""
-        served = self._served
-
-        async def answered(body: Any) -> Response:
-            try:
-                with ExitStack() as held:
-                    return await work(body, held)
-            except Exception as error:
-                return self._failed(error, refusal)
-
-        async def endpoint(request: Request) -> Response:
-            served.metrics.asked()
-            try:
-                body = await read_json(request, served.settings.body_limit)
-            except Exception as error:
-                return self._failed(error, refusal)
-            return await while_connected(request, answered(body))
-
-        return endpoint
-
-    def _failed(self, error: Exception, refusal: Callable[[Exception], Response]) -> Response:
-        answer = refusal(error)
-        if answer.status_code < 500:
-            kind = {429: "overloaded", 424: "generation"}.get(answer.status_code, "validation")
-            if kind != "generation":
-                self._served.metrics.failed(kind)
-        return answer
-
-    async def _compat(self, body: Any, held: ExitStack) -> Response:
-        if isinstance(body, dict) and body.get("stream"):
-            return await generate_stream(self._served, body, held, is_full_text=True)
-        return await generate(self._served, body, held, is_full_text=True, is_list=True)
+    def _post(
+        self, work: Work, refusal: Refusal, *, is_completion: bool = True
+    ) -> Callable[[Request], Awaitable[Response]]:
+        return Endpoint(self._served, work, refusal, is_completion=is_completion).answer
 
     async def _health(self, request: Request) -> Response:
         if self._served.is_broken:
@@ -179,6 +131,23 @@ class Routes:
         served = self._served
         about = {"object": "model", "created": served.since, "owned_by": "specdec"}
         return {"id": name, **about, "max_model_len": served.max_length}
+
+
+def _admitted(work: Work) -> Work:
+    """The same for requests that have room. TGI's paths see to that themselves, where a stream has begun by then."""
+
+    async def run(served: ServedModel, body: Any, held: ExitStack) -> Response:
+        held.enter_context(served.admission.take())
+        return await work(served, body, held)
+
+    return run
+
+
+async def _of_root(served: ServedModel, body: Any, held: ExitStack) -> Response:
+    """The path that TGI's first clients use: `stream` in the body chooses, and the whole text stands in a list."""
+    if isinstance(body, dict) and body.get("stream"):
+        return await generate_stream(served, body, held, is_full_text=True)
+    return await generate(served, body, held, is_full_text=True, is_list=True)
 
 
 def _refused(path: str, status: int, message: str) -> Response:

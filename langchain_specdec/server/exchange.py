@@ -60,13 +60,11 @@ class EventStream(Response):
         timeout: Seconds that all of it may take.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(self, frames: AsyncGenerator[str, None], held: ExitStack, timeout: float) -> None:
         self._frames = frames
         self._held = held
         self._seconds = timeout + _GRACE
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
         # It is not known before the end.
         del self.headers["content-length"]
 

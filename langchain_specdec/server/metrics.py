@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -168,7 +168,7 @@ class ServerMetrics(Collector):
         yield self._first_token.family("vllm:time_to_first_token_seconds", text, self._labels)
 
     def _counter(
-        self, name: str, text: str, further: dict[str, str], values: list[tuple[tuple[str, ...], int]]
+        self, name: str, text: str, further: dict[str, str], values: Sequence[tuple[tuple[str, ...], int]]
     ) -> Metric:
         family = CounterMetricFamily(f"vllm:{name}", text, labels=[*self._labels, *further])
         for labels, value in values:

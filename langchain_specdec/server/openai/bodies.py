@@ -147,7 +147,7 @@ class CompletionBody(Body):
         return list(prompt)
 
 
-def parsed(kind: type[ChatBody] | type[CompletionBody], body: Any) -> Any:
+def parsed(kind: type[ChatBody | CompletionBody], body: Any) -> Any:
     """The body as one of that kind.
 
     Raises:

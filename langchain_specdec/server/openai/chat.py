@@ -120,7 +120,8 @@ class _Shape:
     async def whole(self, events: list[Any]) -> dict[str, Any]:
         """The whole answer."""
         generation = self._reader.generation(events)
-        message, finish = generation.message, events[-1]
+        message: Any = generation.message
+        finish = events[-1]
         calls = [
             self._call(call["name"], json.dumps(call["args"], ensure_ascii=False), call["id"])
             for call in message.tool_calls
@@ -148,13 +149,10 @@ class _Shape:
         if isinstance(event, TokenEvent):
             self._untold += event.tokens
         chunks = self._reader.chunks(event)
-        frames = []
-        for chunk in chunks[:-1] if isinstance(event, FinishEvent) else chunks:
-            for delta in self._deltas(chunk.message):
-                frames.append(self.frame([self.choice(delta, await self._told_logprobs())]))
-        if isinstance(event, FinishEvent):
-            frames += await self._end(event, chunks[-1].message)
-        return frames
+        parts = chunks[:-1] if isinstance(event, FinishEvent) else chunks
+        deltas = [delta for chunk in parts for delta in self._deltas(chunk.message)]
+        frames = [self.frame([self.choice(delta, await self._told_logprobs())]) for delta in deltas]
+        return [*frames, *(await self._end(event, chunks[-1].message))] if isinstance(event, FinishEvent) else frames
 
     async def _end(self, finish: FinishEvent, last: Any) -> list[str]:
         choice = self.choice({}, await self._told_logprobs())

@@ -160,7 +160,9 @@ class Answer:
         self._texts.append(text)
         top = sorted((token.top_logprobs or {}).items(), key=lambda pair: -pair[1])
         told = [self._token(other, self._tokenizer.decode([other]), logprob) for other, logprob in top]
-        return Frame(len(self.frames) + 1, self._token(token.id, text, token.logprob), told)
+        # Half a character at the end is part of the whole only.
+        shown = "" if text.endswith("\ufffd") else text
+        return Frame(len(self.frames) + 1, self._token(token.id, shown, token.logprob), told)
 
     def _token(self, token: int, text: str, logprob: float | None) -> dict[str, Any]:
         # A special token has its name for a text, which is no part of the whole.

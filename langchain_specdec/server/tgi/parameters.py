@@ -30,6 +30,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 _UNSIGNED = frozenset({"seed", "best_of", "max_new_tokens", "truncate", "top_n_tokens"})
 _GRAMMARS = ("json", "json_object", "regex", "json_schema")
+_PIECE = 1024
 _CANNOT = "Failed to deserialize the JSON body into the target type"
 
 
@@ -124,7 +125,9 @@ def check_parameters(parameters: Mapping[str, Any], limits: Limits, *, is_stream
         Refusal: A value is not allowed.
     """
     # The router computes in 32 bits, where numbers close to 0 and 1 are 0 and 1.
-    given = {name: _rounded(value) if name in ("top_p", "typical_p") else value for name, value in parameters.items()}
+    given: dict[str, Any] = {
+        name: _rounded(value) if name in ("top_p", "typical_p") else value for name, value in parameters.items()
+    }
     best_of, stop, top_n = given.get("best_of", 1), given.get("stop", []), given.get("top_n_tokens", 0)
     if not 1 <= best_of <= limits.max_best_of:
         raise invalid(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
@@ -200,7 +203,8 @@ def make_generation(
     room = limits.max_total_tokens - len(prompt)
     asked = parameters.get("max_new_tokens")
     max_new_tokens = max(room, 1) if asked is None else asked
-    if max_new_tokens > room:
+    # TGI makes longer texts in pieces of 1024, and only the first has to fit; the text ends early then.
+    if min(max_new_tokens, _PIECE) > room:
         msg = f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
         raise invalid(f"{msg}Given: {len(prompt)} `inputs` tokens and {max_new_tokens} `max_new_tokens`")
     if len(prompt) > limits.max_input_tokens:
@@ -214,7 +218,7 @@ def make_generation(
     top_n = parameters.get("top_n_tokens", 0)
     try:
         params = SamplingParams(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             temperature=temperature if is_sampled else 0.0,
             top_k=parameters.get("top_k"),
             top_p=top_p,

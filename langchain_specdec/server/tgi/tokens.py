@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
@@ -18,20 +19,20 @@ from langchain_specdec.server.tgi.errors import Refusal
 from langchain_specdec.server.tgi.parameters import deserialize
 
 
-async def tokenize(served: ServedModel, body: Any) -> Response:
+async def tokenize(served: ServedModel, body: Any, _: ExitStack) -> Response:
     """The tokens that a prompt becomes.
 
     Raises:
         Refusal: The prompt is empty.
         BodyError: The body has fields of wrong types.
     """
-    inputs, _ = deserialize(body)
+    inputs = deserialize(body)[0]
     if not inputs:
         raise Refusal(422, "validation", "Input validation error: `inputs` cannot be empty")
     return Compact(await asyncio.to_thread(_tokens_of_text, served, inputs))
 
 
-async def chat_tokenize(served: ServedModel, body: Any) -> Response:
+async def chat_tokenize(served: ServedModel, body: Any, _: ExitStack) -> Response:
     """The tokens that messages become, and the text that the chat template makes of them.
 
     Raises:
@@ -41,8 +42,13 @@ async def chat_tokenize(served: ServedModel, body: Any) -> Response:
     if served.chat is None:
         raise Refusal(422, "template_error", "Template error: template not found")
     call = await ready_call(served, parsed(ChatBody, body))
-    tokens = await asyncio.to_thread(_placed, served.tokenizer, list(call.request.prompt))
+    tokens = await asyncio.to_thread(_placed, served.tokenizer, _ids(call.request.prompt))
     return Compact({"tokenize_response": tokens, "templated_text": "".join(token["text"] for token in tokens)})
+
+
+def _ids(prompt: str | Sequence[int]) -> list[int]:
+    assert not isinstance(prompt, str), "a model in this process takes tokens"  # noqa: S101
+    return list(prompt)
 
 
 def _tokens_of_text(served: ServedModel, text: str) -> list[dict[str, Any]]:
