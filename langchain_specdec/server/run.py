@@ -24,20 +24,17 @@ class Server:
 
     Raises:
         InvalidParameterError: The address is none of this machine's, or its port is taken.
+
+    Attributes:
+        url: The root address.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._socket = _bound(settings.host, settings.port)
+        self.url = _url(self._socket)
         self._uvicorn: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-
-    @property
-    def url(self) -> str:
-        """The root address."""
-        host, port = self._socket.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to connect to
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, backend: LocalBackend, on_ready: Callable[[], object] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or `stop`. Running requests have `drain_timeout` seconds to end then.
@@ -52,8 +49,7 @@ class Server:
             access_log=False,
             server_header=False,
             lifespan="off",
-            # None would be without limit.
-            timeout_graceful_shutdown=max(1, self._settings.drain_timeout),
+            timeout_graceful_shutdown=self._settings.drain_timeout,
             timeout_keep_alive=30,
         )
         self._uvicorn = _Announced(config, on_ready)
@@ -99,6 +95,12 @@ class _Announced(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to connect to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

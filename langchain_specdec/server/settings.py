@@ -33,7 +33,7 @@ class ServerSettings:
         600.0, "Seconds that a request may take.", float, 0.001, 86_400.0, range="a number of seconds above 0")
     body_limit: int = option_field(2_000_000, "Most bytes of a request's body.", int, 1, 1 << 30)
     drain_timeout: int = option_field(
-        90, "Seconds that running requests have to end after SIGTERM.", int, 0, 86_400)
+        90, "Seconds that running requests have to end after SIGTERM.", int, 1, 86_400)
     # fmt: on
     api_key: str | None = None
 
