@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import closing
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from langchain_specdec.backends.local_options import OPTIONS
 from langchain_specdec.cli.loading import load_backend
 from langchain_specdec.cli.options import FLAGS, Given, takes_options
+from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import visible
 from langchain_specdec.errors import MissingDependencyError
 from langchain_specdec.server.settings import SETTINGS, ServerSettings
@@ -56,5 +58,10 @@ def serve(
     # The port is taken before the model is loaded, which takes long.
     server = Server(settings)
     backend = load_backend(model, debug=given.debug, **given.options)
-    with closing(backend):
+    # uvicorn ends by a signal, and has it done again what it did before: nothing, as this is no failure.
+    with closing(backend), handled(signal.SIGTERM, _end), handled(signal.SIGINT, _end):
         server.run(backend, lambda: print(visible(f"Serving {backend.model_name} on {server.url}"), flush=True))
+
+
+def _end(*_: object) -> None:
+    """The server has ended."""

@@ -22,7 +22,7 @@ from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
 from tests.standin.models import FakeModel
-from tests.support.backends import told
+from tests.support.backends import Answer, ScriptedBackend, told
 
 
 def byte_valued_tokenizer() -> PreTrainedTokenizerFast:
@@ -98,3 +98,26 @@ def serving(backend: Backend, **settings: Any) -> Iterator[httpx.Client]:
     chosen = ServerSettings(**{"port": 0, **settings})
     with Server(chosen).start(cast("LocalBackend", backend)) as server, httpx.Client(base_url=server.url) as client:
         yield client
+
+
+class ServedScript(ScriptedBackend):
+    """A model that answers what it was told to, for servers.
+
+    Args:
+        answers: Its answers; the last is repeated.
+        options: As `ScriptedBackend` takes them.
+    """
+
+    num_slots = 8
+    adapter_names = ()
+
+    def __init__(self, *answers: Answer, **options: Any) -> None:
+        super().__init__(*answers, **options)
+        self._private = PrivateTokenizer(self.tokenizer)
+
+    @property
+    def private_tokenizer(self) -> PrivateTokenizer:
+        return self._private
+
+    def prompt_ids(self, text: str | Sequence[int]) -> list[int]:
+        return self._private.encode(text) if isinstance(text, str) else list(text)

@@ -124,6 +124,8 @@ class ChatBody(Body):
         if switch is not None and self.reasoning_effort is not None:
             msg = "reasoning_effort and chat_template_kwargs.enable_thinking are one parameter: give only one of them."
             raise InvalidParameterError(msg)
+        if self.reasoning_effort == "none":
+            return False
         return switch if self.reasoning_effort is None else self.reasoning_effort
 
 

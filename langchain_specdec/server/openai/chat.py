@@ -58,7 +58,9 @@ async def ready_call(served: ServedModel, asked: ChatBody) -> ReadyCall:
     options = {**asked.options(), "adapter": served.adapter_of(asked.model)}
     messages = _messages(model, asked.messages)
     limit = asked.limit
-    call = await model._aprepare(messages, None, {**options, "max_new_tokens": limit or served.max_length})
+    call = await model._aprepare(
+        messages, None, {**options, "max_new_tokens": served.max_length if limit is None else limit}
+    )
     return call if limit is not None else _with_room(call, served.max_length)
 
 

@@ -264,6 +264,6 @@ def _grammar(grammar: Mapping[str, Any] | None) -> Grammar | None:
 
 def _rounded(value: float) -> float:
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        return float(struct.unpack("f", struct.pack("f", float(value)))[0])
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")

@@ -24,11 +24,15 @@ def post(client, path="/generate", **headers):
 
 @pytest.mark.server
 class TestDoors:
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:9", "10.1.2.3", "models.example"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:9", "10.1.2.3", "models.example"]
+    )
     def test_it_answers_to_addresses_and_its_own_names(self, client, host):
         assert post(client, host=host).status_code == 200
 
-    @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "[", "x@y"])
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "[", "x@y"]
+    )
     @pytest.mark.parametrize("path", ["/health", "/info", "/v1/models"])
     def test_it_answers_to_no_other_name(self, client, host, path):
         headers = {"host": host, "authorization": f"Bearer {KEY}"}
@@ -60,7 +64,9 @@ class TestDoors:
     @pytest.mark.parametrize(
         "path", ["/generate", "/generate_stream", "/", "/tokenize", "/chat_tokenize", "/v1/completions"]
     )
-    @pytest.mark.parametrize("given", [None, "Bearer no", f"bearer {KEY}", KEY, f"Bearer {KEY}x", "Bearer sk-secret", "ü"])
+    @pytest.mark.parametrize(
+        "given", [None, "Bearer no", f"bearer {KEY}", KEY, f"Bearer {KEY}x", "Bearer sk-secret", "ü"]
+    )
     def test_all_else_needs_the_key(self, client, path, given):
         headers = {} if given is None else {"authorization": given.encode()}
         response = client.post(path, json=BODY, headers=headers)

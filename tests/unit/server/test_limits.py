@@ -70,7 +70,7 @@ class TestBodies:
 
 class TestWaiting:
     def test_beyond_the_limit_there_is_429(self, backend):
-        with serving(backend, max_waiting=1) as client, ThreadPoolExecutor(3) as pool:
+        with serving(backend, max_waiting=1) as client:
             streams = [client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) for _ in range(3)]
             try:
                 for stream in streams:
@@ -153,10 +153,13 @@ class TestClientsThatLeave:
                 return response.status_code, list(response.iter_lines())[-2] == "data: [DONE]"
 
         limits = httpx.Limits(max_connections=64)
-        with Server(ServerSettings(port=0, max_waiting=500)).start(backend) as server:
-            with httpx.Client(base_url=server.url, limits=limits) as client, ThreadPoolExecutor(64) as pool:
-                outcomes = list(pool.map(ask, plans))
-                assert wait_until(lambda: running(client) == 0)
+        with (
+            Server(ServerSettings(port=0, max_waiting=500)).start(backend) as server,
+            httpx.Client(base_url=server.url, limits=limits) as client,
+            ThreadPoolExecutor(64) as pool,
+        ):
+            outcomes = list(pool.map(ask, plans))
+            assert wait_until(lambda: running(client) == 0)
         assert {status for status, _ in outcomes} == {200}
         assert all(is_whole for _, is_whole in outcomes)
         assert is_idle(backend)

@@ -50,7 +50,10 @@ def test_serve_answers_as_tgi_does(clients, case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_the_stand_in_answers_as_tgi_does(case):
     model = FakeModel(takes_grammars=True)
-    with ServerThread(model, LIMITS, api_key=case.get("api_key")) as server, httpx.Client(base_url=server.url) as client:
+    with (
+        ServerThread(model, LIMITS, api_key=case.get("api_key")) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
         response = asked(client, case)
     assert response.status_code == case["status"]
     if case["content_type"] == "application/json":
@@ -63,7 +66,11 @@ def test_the_stand_in_answers_as_tgi_does(case):
 def test_a_whole_answer_tells_its_counts_in_headers(clients):
     body = {"inputs": "Hello", "parameters": {"max_new_tokens": 4}}
     headers = clients[None].post("/generate", json=body).headers
-    assert (headers["x-prompt-tokens"], headers["x-generated-tokens"], headers["x-compute-characters"]) == ("5", "4", "5")
+    assert (headers["x-prompt-tokens"], headers["x-generated-tokens"], headers["x-compute-characters"]) == (
+        "5",
+        "4",
+        "5",
+    )
     times = [f"x-{name}-time" for name in ("total", "validation", "queue", "inference")]
     assert all(headers[name].isdecimal() for name in (*times, "x-time-per-token"))
 
