@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import httpx
 import pytest
@@ -78,7 +79,7 @@ def local(backend):
         stop = STOPS[index % len(STOPS)]
         llm = SpeculativeLLM(backend=backend, max_new_tokens=NUM_TOKENS, stop=stop)
         generation = llm.generate([prompt]).generations[0][0]
-        info = generation.generation_info
+        info = generation.generation_info or {}
         found[prompt] = stop, generation.text, info["finish_reason"], info["completion_tokens"], info["prompt_tokens"]
     assert len(found) == 20
     assert {"stop_sequence", "length"} <= {reason for _, _, reason, *_ in found.values()}
@@ -122,7 +123,7 @@ def test_chats_have_the_local_text(http, backend):
     model = ChatSpeculative(backend=backend, max_new_tokens=NUM_TOKENS)
     for prompt in PROMPTS[:5]:
         messages = [{"role": "user", "content": prompt}]
-        here = model.invoke(messages)
+        here: Any = model.invoke(messages)
         body = {"messages": messages, "max_tokens": NUM_TOKENS, "temperature": 0}
         answer = http.post("/v1/chat/completions", json=body).json()
         assert answer["choices"][0]["message"]["content"] == here.content
@@ -234,8 +235,8 @@ class TestHuggingFaceClient:
 def test_the_client_text_generation(url, backend):
     pytest.importorskip("text_generation")
     pytest.importorskip("requests")
-    from text_generation import Client
-    from text_generation.errors import ValidationError
+    from text_generation import Client  # type: ignore[import-untyped]
+    from text_generation.errors import ValidationError  # type: ignore[import-untyped]
 
     client = Client(url, headers=HEADERS, timeout=60)
     here = SpeculativeLLM(backend=backend, max_new_tokens=8).invoke(PROMPTS[0])
@@ -270,7 +271,7 @@ class TestLangChain:
         forced = chat.bind_tools([TOOL], tool_choice="any")
         (call,) = forced.invoke(QUESTION).tool_calls
         assert call["name"] == "get_weather"
-        merged = None
+        merged: Any = None
         for chunk in forced.stream(QUESTION):
             merged = chunk if merged is None else merged + chunk
         assert merged.tool_calls[0]["args"] == call["args"]
@@ -289,7 +290,7 @@ class TestLangChain:
         with llm:
             for prompt, (stop, text, reason, count, _) in list(local.items())[:8]:
                 generation = llm.generate([prompt], stop=stop).generations[0][0]
-                info = generation.generation_info
+                info = generation.generation_info or {}
                 assert (generation.text, info["finish_reason"], info["completion_tokens"]) == (text, reason, count)
                 assert "".join(llm.stream(prompt, stop=stop)) == text
 

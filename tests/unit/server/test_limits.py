@@ -141,12 +141,11 @@ class TestClientsThatLeave:
     def test_of_many_that_leave_at_any_time_nothing_is_left(self, backend):
         rng = random.Random(0)
         plans = [(rng.choice(["leave", "read"]), rng.randrange(1, 30)) for _ in range(500)]
-        outcomes = []
 
         def ask(plan):
             what, count = plan
             body = {**SHORT, "max_tokens": count, "stream": True}
-            with client.stream("POST", "/v1/completions", json=body, timeout=120) as response:
+            with many.stream("POST", "/v1/completions", json=body, timeout=120) as response:
                 if what == "leave":
                     next(response.iter_lines(), None)
                     return response.status_code, True
@@ -155,11 +154,11 @@ class TestClientsThatLeave:
         limits = httpx.Limits(max_connections=64)
         with (
             Server(ServerSettings(port=0, max_waiting=500)).start(backend) as server,
-            httpx.Client(base_url=server.url, limits=limits) as client,
+            httpx.Client(base_url=server.url, limits=limits) as many,
             ThreadPoolExecutor(64) as pool,
         ):
             outcomes = list(pool.map(ask, plans))
-            assert wait_until(lambda: running(client) == 0)
+            assert wait_until(lambda: running(many) == 0)
         assert {status for status, _ in outcomes} == {200}
         assert all(is_whole for _, is_whole in outcomes)
         assert is_idle(backend)
@@ -222,7 +221,7 @@ class TestTheEnd:
 
     def test_a_port_that_is_taken_is_told(self):
         with serving(CannedBackend()) as client, pytest.raises(ValueError, match=r"port \d+ is taken"):
-            Server(ServerSettings(port=client.base_url.port))
+            Server(ServerSettings(port=client.base_url.port or 0))
 
     def test_an_engine_that_has_ended_is_told(self):
         backend = make_chat_backend(num_slots=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +47,7 @@ def events_of(response):
 
 def joined(events):
     """The message that the deltas of a stream make."""
-    message = {"content": "", "reasoning_content": "", "tool_calls": []}
+    message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
     for event in events:
         for choice in event["choices"]:
             message["content"] += choice["delta"].get("content") or ""
@@ -340,7 +341,7 @@ JSON = st.recursive(
 )
 ROWS = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": JSON})
 # A body that each path takes, and fields that it knows.
-PATHS = {
+PATHS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/v1/chat/completions": (
         {"messages": HELLO},
         ["messages", "tools", "tool_choice", "response_format", "logit_bias", "logprobs", "stream_options", "stop"],
