@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event, FinishEvent, TokenEvent
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.completions.stream import CompletionStream
@@ -78,7 +77,7 @@ class ServerMetrics(Collector):
         """Count one that failed, by TGI's name for the kind of error."""
         self._failures[kind] += 1
 
-    async def counted(self, request: CompletionRequest, stream: CompletionStream) -> AsyncIterator[Event]:
+    async def counted(self, stream: CompletionStream) -> AsyncIterator[Event]:
         """The events of a completion, counted as they pass."""
         num_read = 0
         try:

@@ -114,12 +114,11 @@ class ServedModel:
         for stream in streams:
             held.callback(stream.close)
             stream.set_timeout(self.settings.request_timeout)
-        pairs = zip(requests, streams, strict=True)
-        return Started([self._events(r, s.whole() if is_whole else s) for r, s in pairs], held)
+        return Started([self._events(stream.whole() if is_whole else stream) for stream in streams], held)
 
-    async def _events(self, request: CompletionRequest, stream: CompletionStream) -> AsyncGenerator[Event, None]:
+    async def _events(self, stream: CompletionStream) -> AsyncGenerator[Event, None]:
         try:
-            async for event in self.metrics.counted(request, stream):
+            async for event in self.metrics.counted(stream):
                 yield event
         except EngineClosedError:
             self.is_broken = True
