@@ -39,15 +39,15 @@ def serve(
         ),
     ] = None,
     allowed_host: Annotated[list[str] | None, SETTINGS["allowed_host"], _SERVER],
+    served_model_name: Annotated[str | None, SETTINGS["served_model_name"], _SERVER],
     max_waiting: Annotated[int, SETTINGS["max_waiting"], _SERVER],
     request_timeout: Annotated[float, SETTINGS["request_timeout"], _SERVER],
     body_limit: Annotated[int, SETTINGS["body_limit"], _SERVER],
     drain_timeout: Annotated[int, SETTINGS["drain_timeout"], _SERVER],
 ) -> None:
     """Serve a model to other programs, by TGI's HTTP interface and OpenAI's, until Ctrl-C or SIGTERM."""
-    settings = ServerSettings(
-        host, port, allowed_host, max_waiting, request_timeout, body_limit, drain_timeout, api_key=api_key
-    )
+    given_settings = (host, port, allowed_host, served_model_name, max_waiting, request_timeout, body_limit)
+    settings = ServerSettings(*given_settings, drain_timeout, api_key=api_key)
     try:
         from langchain_specdec.server.run import Server
     except ModuleNotFoundError as error:

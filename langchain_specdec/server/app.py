@@ -95,7 +95,8 @@ class Routes:
         limits = limits_of(self._served)
         return Compact(
             {
-                "model_id": self._served.name,
+                # Clients of TGI find the tokenizer by it.
+                "model_id": self._served.backend.model_name,
                 "model_sha": None,
                 "model_pipeline_tag": None,
                 "max_concurrent_requests": limits.max_concurrent_requests,

@@ -49,6 +49,7 @@ class Server:
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",
             timeout_graceful_shutdown=self._settings.drain_timeout,
             timeout_keep_alive=30,
         )

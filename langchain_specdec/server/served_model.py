@@ -51,7 +51,7 @@ class ServedModel:
         self.settings = settings
         self.admission = Admission(backend.num_slots, settings.max_waiting)
         self.metrics = ServerMetrics(
-            backend.model_name,
+            self.name,
             lambda: min(self.admission.num_inside, self.admission.num_slots),
             lambda: max(self.admission.num_inside - self.admission.num_slots, 0),
         )
@@ -67,8 +67,8 @@ class ServedModel:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
-        return self.backend.model_name
+        """What clients call the model."""
+        return self.settings.served_model_name or self.backend.model_name
 
     @property
     def max_length(self) -> int:

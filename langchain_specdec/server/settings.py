@@ -27,6 +27,8 @@ class ServerSettings:
     port: int = option_field(8000, "Port to listen on; 0 takes a free one.", int, 0, 65535)
     allowed_host: Sequence[str] | None = option_field(
         None, "Name under which clients may reach the server, beside localhost and addresses. May be repeated.", list)
+    served_model_name: str | None = option_field(
+        None, "What the model is called in OpenAI's interface.", str, unset="as it is given")
     max_waiting: int = option_field(
         64, "Requests that may wait for a slot; more are refused with 429.", int, 0, 100_000)
     request_timeout: float = option_field(

@@ -288,6 +288,13 @@ class TestRefusals:
         assert client.get("/v1/models/gpt-5").status_code == 404
         assert client.get("/v1/models/scripted").json() == client.get("/v1/models").json()["data"][0]
 
+    def test_a_name_of_ones_own(self):
+        with serving(ServedScript("Yes."), served_model_name="small") as client:
+            assert ask(client, model="small").json()["model"] == "small"
+            assert ask(client, model="scripted").status_code == 404
+            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["small"]
+            assert client.get("/info").json()["model_id"] == "scripted"
+
     def test_a_prompt_that_is_too_long_is_told(self, client):
         answer = ask(client, [{"role": "user", "content": "x " * 4000}])
         assert answer.status_code == 400
