@@ -131,7 +131,8 @@ class Routes:
     def _described(self, name: str) -> dict[str, Any]:
         served = self._served
         about = {"object": "model", "created": served.since, "owned_by": "specdec"}
-        return {"id": name, **about, "max_model_len": served.max_length}
+        # As vLLM tells what it loaded under that name.
+        return {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
 
 
 def _admitted(work: Work) -> Work:

@@ -292,7 +292,8 @@ class TestRefusals:
         with serving(ServedScript("Yes."), served_model_name="small") as client:
             assert ask(client, model="small").json()["model"] == "small"
             assert ask(client, model="scripted").status_code == 404
-            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["small"]
+            (model,) = client.get("/v1/models").json()["data"]
+            assert (model["id"], model["root"], model["max_model_len"]) == ("small", "scripted", 4096)
             assert client.get("/info").json()["model_id"] == "scripted"
 
     def test_a_prompt_that_is_too_long_is_told(self, client):
