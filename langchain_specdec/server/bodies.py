@@ -19,6 +19,11 @@ class BodyError(Exception):
         super().__init__(message)
         self.status = status
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer. The rest of a body that is not wanted is not waited for."""
+        return {"connection": "close"} if self.status in (408, 413) else {}
+
 
 async def read_json(request: Request, limit: int) -> Any:
     """The body of a request as JSON. Errors are worded as TGI's web framework does.

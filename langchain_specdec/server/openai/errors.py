@@ -35,7 +35,7 @@ def problem_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     final = {"x-should-retry": "false"}
     text = str(error).replace("max_new_tokens", "max_tokens")
     if isinstance(error, BodyError):
-        return error.status, error_body(error.status, text), {}
+        return error.status, error_body(error.status, text), error.headers
     if isinstance(error, OverloadedError):
         return 429, error_body(429, text, code="overloaded"), {"retry-after": RETRY_AFTER}
     if isinstance(error, UnknownModelError):

@@ -52,7 +52,7 @@ def answer_to(error: Exception) -> Response:
     """The answer to a request that fails before its stream begins."""
     if isinstance(error, BodyError):
         # Of the web framework, which knows nothing of the router's errors.
-        return PlainTextResponse(str(error), error.status)
+        return PlainTextResponse(str(error), error.status, error.headers)
     refusal = refusal_of(error)
     headers = {"retry-after": RETRY_AFTER} if refusal.status == 429 else None
     return Compact(refusal.body, refusal.status, headers)

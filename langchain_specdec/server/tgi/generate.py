@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.completions.events import FinishEvent
+from langchain_specdec.errors import PromptTooLongError
 from langchain_specdec.server.exchange import Compact, EventStream, compact
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi.errors import Refusal, refusal_of
@@ -129,7 +131,12 @@ async def _valid(
     limits = limits_of(served)
     check_parameters(parameters, limits, is_stream=is_stream)
     check_inputs(inputs, parameters, limits)
-    prompt = await served.prompt_ids(inputs, is_long=len(inputs) > SHORT_TEXT)
+    try:
+        prompt = await served.prompt_ids(inputs, is_long=len(inputs) > SHORT_TEXT)
+    except PromptTooLongError:
+        if "truncate" not in parameters:
+            raise
+        prompt = await asyncio.to_thread(served.tokenizer.encode, inputs)
     how = {"is_stream": is_stream, "is_full_text": is_full_text}
     return make_generation(inputs, prompt, parameters, limits, adapters=served.backend.adapter_names, **how)
 
