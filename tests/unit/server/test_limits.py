@@ -75,10 +75,11 @@ class TestBodies:
 class TestPrompts:
     def test_of_a_long_prompt_the_end_is_taken_where_that_is_asked_for(self, backend):
         with serving(backend) as client:
-            body = {"inputs": "x " * 100_000, "parameters": {"max_new_tokens": 1, "details": True}}
+            parameters = {"max_new_tokens": 1, "details": True}
+            body = {"inputs": "x " * 100_000, "parameters": parameters}
             refused = client.post("/generate", json=body)
             assert (refused.status_code, refused.json()["error_type"]) == (422, "validation")
-            body["parameters"]["truncate"] = 5
+            parameters["truncate"] = 5
             frame = client.post("/generate_stream", json=body).text.split("\n\n")[0]
         assert json.loads(frame.removeprefix("data:"))["details"]["input_length"] == 5
 
