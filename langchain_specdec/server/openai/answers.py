@@ -9,6 +9,7 @@ from typing import Any
 from langchain_specdec.completions.completion import Completion
 from langchain_specdec.completions.events import FinishEvent, Token
 from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.server.served_model import ServedModel
 
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
@@ -71,9 +72,19 @@ def _as_vllm(stats: SpeculationStats) -> dict[str, Any]:
     }
 
 
-def ids_in(tokens: Sequence[Token]) -> set[int]:
-    """The tokens that log probabilities name."""
-    return {token.id for token in tokens} | {other for token in tokens for other in token.top_logprobs or ()}
+async def token_names(served: ServedModel, tokens: Sequence[Token], *, by_id: bool) -> Mapping[int, bytes]:
+    """What the tokens that log probabilities name are called.
+
+    Args:
+        served: The model.
+        tokens: The tokens of a text.
+        by_id: Whether they are called by their ids, as vLLM does where `return_tokens_as_token_ids` asks for it: texts
+            of several tokens may be the same.
+    """
+    ids = {token.id for token in tokens} | {other for token in tokens for other in token.top_logprobs or ()}
+    if by_id:
+        return {token: b"token_id:%d" % token for token in ids}
+    return await served.token_names(sorted(ids))
 
 
 def chat_logprobs(tokens: Sequence[Token], names: Mapping[int, bytes]) -> dict[str, Any]:

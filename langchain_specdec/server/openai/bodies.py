@@ -48,6 +48,7 @@ class Body(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     # These change no text.
     user: Any = None
     metadata: Any = None

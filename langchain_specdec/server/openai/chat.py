@@ -198,4 +198,5 @@ class _Shape:
     async def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self._asked.logprobs:
             return None
-        return answers.chat_logprobs(tokens, await self._served.token_names(sorted(answers.ids_in(tokens))))
+        by_id = bool(self._asked.return_tokens_as_token_ids)
+        return answers.chat_logprobs(tokens, await answers.token_names(self._served, tokens, by_id=by_id))

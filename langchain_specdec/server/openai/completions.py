@@ -93,6 +93,7 @@ class _Shape:
         self._served = served
         self.has_usage = asked.has_usage
         self.has_logprobs = asked.logprobs is not None
+        self._names_ids = bool(asked.return_tokens_as_token_ids)
         self._offsets: dict[int, int] = {}
         self._common = {
             "id": answers.new_id("cmpl"),
@@ -136,7 +137,7 @@ class _Shape:
     async def _logprobs(self, place: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self.has_logprobs:
             return None
-        names = await self._served.token_names(sorted(answers.ids_in(tokens)))
+        names = await answers.token_names(self._served, tokens, by_id=self._names_ids)
         offset = self._offsets.get(place, 0)
         self._offsets[place] = offset + sum(len(token.text) for token in tokens)
         return answers.text_logprobs(tokens, names, offset)

@@ -168,6 +168,17 @@ class TestChats:
         parts = [event["choices"][0]["logprobs"] for event in streamed if event["choices"]]
         assert {key: [each for part in parts if part for each in part[key]] for key in found} == found
 
+    def test_log_probabilities_can_name_tokens_by_their_ids(self):
+        with serving(CannedBackend()) as client:
+            body = {"prompt": "x", "max_tokens": 4, "logprobs": 1, "return_tokens_as_token_ids": True}
+            found = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+        assert found["tokens"] == [f"token_id:{byte}" for byte in "Grü".encode()]
+        assert found["top_logprobs"][3] == {"token_id:188": -0.5}
+        with scripted("ü.") as (backend, client):
+            answer = ask(client, logprobs=True, return_tokens_as_token_ids=True).json()
+        ids = backend.tokenizer("ü.", add_special_tokens=False).input_ids
+        assert [each["token"] for each in answer["choices"][0]["logprobs"]["content"]] == [f"token_id:{i}" for i in ids]
+
     def test_log_probabilities_of_chats_have_bytes(self):
         with scripted("ü.") as (_, client):
             found = ask(client, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
