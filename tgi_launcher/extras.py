@@ -9,6 +9,7 @@ EXTRAS = {
     "cli": ("jinja2>=3.1", "packaging", "prompt-toolkit>=3.0.50", "rich>=13.8", "typer>=0.15"),
     "embedded": ("gguf>=0.17",),
     "images": ("pillow>=10",),
+    "serve": ("starlette>=0.46", "uvicorn>=0.34"),
 }
 """What a user installs beside the package, as pyproject.toml declares it."""
 

@@ -21,7 +21,7 @@ PACKAGES = ("langchain_specdec", "tgi_launcher")
 # the floors below. A name stands for a module, or for a package with all that is in it.
 FLOORS = (
     ("__main__", "cli"),
-    ("bench",),
+    ("bench", "server"),
     ("pages",),
     ("__init__",),
     ("documents",),

@@ -194,6 +194,11 @@ class LocalBackend(Backend):
         return self.engine.runner.max_length
 
     @property
+    def num_slots(self) -> int:
+        """Completions that run at a time."""
+        return self.engine.runner.cache.num_slots
+
+    @property
     def num_prefill_tokens(self) -> int:
         """Prompt tokens that were read so far, of all requests."""
         return self.engine.num_prefill_tokens
@@ -250,7 +255,7 @@ class LocalBackend(Backend):
             EngineClosedError: The backend was closed.
         """
         return self.engine.submit_all(
-            [replace(r, prompt=self._encode(r.prompt), params=self._params_of(r)) for r in requests]
+            [replace(r, prompt=self.prompt_ids(r.prompt), params=self._params_of(r)) for r in requests]
         )
 
     def token_ids(self, text: str) -> list[int]:
@@ -289,7 +294,13 @@ class LocalBackend(Backend):
         banned = [token for token in request.banned if token < self.engine.runner.vocab_size]
         return self._defaults.applied(request.params, banned)
 
-    def _encode(self, text: str | Sequence[int]) -> list[int]:
+    def prompt_ids(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt, with those that it gets in front; tokens are a prompt as they are.
+
+        Raises:
+            InvalidParameterError: It is neither text nor tokens.
+            PromptTooLongError: It has far more tokens than a slot.
+        """
         if isinstance(text, Sequence) and not isinstance(text, str) and all(type(token) is int for token in text):
             return list(text)
         if not isinstance(text, str):

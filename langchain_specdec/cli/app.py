@@ -9,6 +9,7 @@ from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
 from langchain_specdec.cli.options import Command
+from langchain_specdec.cli.serve import serve
 from langchain_specdec.cli.summarize import summarize
 from langchain_specdec.cli.terminal_text import visible
 from tgi_launcher.cli.help_text import Group, make_app
@@ -21,5 +22,5 @@ class _Group(Group):
 app = make_app(
     "specdec", "Language models with speculative decoding: the same text, sooner.", lambda: __version__, group=_Group
 )
-for command in (demo, generate, summarize, bench, chat, doctor):
+for command in (demo, generate, summarize, bench, chat, serve, doctor):
     app.command(cls=Command)(command)

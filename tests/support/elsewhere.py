@@ -107,7 +107,7 @@ def commands() -> None:
 if __name__ == "__main__":
     # What others import of the system, they have.
     for other in ("asyncio", "langchain_core.runnables", "matplotlib.pyplot", "psutil", "rich.console", "torch._dynamo",
-                  "transformers.generation.utils", "typer"):  # fmt: skip
+                  "transformers.generation.utils", "typer", "uvicorn"):  # fmt: skip
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(other)
     from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401

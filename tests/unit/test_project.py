@@ -43,6 +43,7 @@ TAKES_DECLARED_OPTIONS = {
     "langchain_specdec.cli.chat.chat",
     "langchain_specdec.cli.demo.demo",
     "langchain_specdec.cli.generate.generate",
+    "langchain_specdec.cli.serve.serve",
 }
 
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -135,6 +135,13 @@ class ServerFacts:
         except Exception:
             return 0.0
 
+    async def holds_grammars(self) -> bool:
+        """Whether it is `specdec serve`, whose texts keep to their grammars also where it speculates."""
+        try:
+            return (await self.ask_info()).router == "specdec"
+        except Exception:
+            return False
+
     async def prompt_ids(self, text: str) -> list[int]:
         """The tokens that the server makes of a prompt, with those that it puts in front.
 

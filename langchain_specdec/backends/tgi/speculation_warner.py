@@ -42,7 +42,7 @@ class SpeculationWarner:
         number = 0 if self._server is None else self._server.config.num_speculative_tokens
         if number:
             why = f"it was started with speculate={number}"
-        elif await self._facts.skipped_tokens():
+        elif await self._facts.skipped_tokens() and not await self._facts.holds_grammars():
             why = "its /metrics count tokens that were drafted"
         else:
             return

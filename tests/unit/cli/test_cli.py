@@ -118,7 +118,7 @@ def expect_error(result, code, *parts):
 # The application
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("summarize",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("summarize",), ("serve",), ("doctor",)])
 def test_help_of_every_command(command):
     result = specdec(*command, "--help")
     assert result.exit_code == 0

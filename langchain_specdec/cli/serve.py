@@ -1,0 +1,67 @@
+"""`specdec serve`: serve a model to other programs, by TGI's HTTP interface and OpenAI's."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from langchain_specdec.backends.local_options import OPTIONS
+from langchain_specdec.cli.loading import load_backend
+from langchain_specdec.cli.options import FLAGS, Given, takes_options
+from langchain_specdec.cli.signals import handled
+from langchain_specdec.cli.terminal_text import visible
+from langchain_specdec.errors import MissingDependencyError
+from langchain_specdec.server.settings import SETTINGS, ServerSettings
+from tgi_launcher.extras import install_command
+
+_SERVER = "Server"
+API_KEY = "SPECDEC_API_KEY"
+"""The variable of the environment that has the key, which no other user of the machine sees there."""
+
+
+@takes_options(FLAGS.keys() & OPTIONS.keys(), num_slots={"default": OPTIONS["num_slots"].default})
+def serve(
+    given: Given,
+    *,
+    model: Annotated[str, typer.Argument(help=FLAGS["model"].help.replace("`", ""))],
+    host: Annotated[str, SETTINGS["host"], _SERVER],
+    port: Annotated[int, SETTINGS["port"], _SERVER],
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar=API_KEY,
+            help="Key that clients have to send. Better given by the environment: other users see command lines.",
+            show_default="none",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    allowed_host: Annotated[list[str] | None, SETTINGS["allowed_host"], _SERVER],
+    served_model_name: Annotated[str | None, SETTINGS["served_model_name"], _SERVER],
+    max_waiting: Annotated[int, SETTINGS["max_waiting"], _SERVER],
+    request_timeout: Annotated[float, SETTINGS["request_timeout"], _SERVER],
+    body_limit: Annotated[int, SETTINGS["body_limit"], _SERVER],
+    drain_timeout: Annotated[int, SETTINGS["drain_timeout"], _SERVER],
+) -> None:
+    """Serve a model to other programs, by TGI's HTTP interface and OpenAI's, until Ctrl-C or SIGTERM."""
+    given_settings = (host, port, allowed_host, served_model_name, max_waiting, request_timeout, body_limit)
+    settings = ServerSettings(*given_settings, drain_timeout, api_key=api_key)
+    try:
+        from langchain_specdec.server.run import Server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        msg = f"specdec serve needs starlette and uvicorn: {install_command('serve')}"
+        raise MissingDependencyError(msg) from error
+    # The port is taken before the model is loaded, which takes long.
+    server = Server(settings)
+    backend = load_backend(model, debug=given.debug, **given.options)
+    # uvicorn ends by a signal, and has it done again what it did before: nothing, as this is no failure.
+    with closing(backend), handled(signal.SIGTERM, _end), handled(signal.SIGINT, _end):
+        server.run(backend, lambda: print(visible(f"Serving {backend.model_name} on {server.url}"), flush=True))
+
+
+def _end(*_: object) -> None:
+    """The server has ended."""

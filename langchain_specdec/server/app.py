@@ -1,0 +1,170 @@
+"""The server's routes: TGI's, OpenAI's, and what they tell of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from langchain_specdec._version import __version__
+from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.server.endpoint import Endpoint, Refusal, Work
+from langchain_specdec.server.exchange import Compact
+from langchain_specdec.server.guard import Guard
+from langchain_specdec.server.openai import errors as openai_errors
+from langchain_specdec.server.openai.chat import chat
+from langchain_specdec.server.openai.completions import completions
+from langchain_specdec.server.served_model import ServedModel
+from langchain_specdec.server.settings import ServerSettings
+from langchain_specdec.server.tgi import errors as tgi_errors
+from langchain_specdec.server.tgi.generate import generate, generate_stream, limits_of
+from langchain_specdec.server.tgi.tokens import chat_tokenize, tokenize
+
+
+def make_app(backend: LocalBackend, settings: ServerSettings) -> Starlette:
+    """The application that serves a model.
+
+    Args:
+        backend: Runs the model; it is not closed.
+        settings: Who may reach it, and how much it takes.
+    """
+    routes = Routes(ServedModel(backend, settings))
+    names = [settings.host, *(settings.allowed_host or ())]
+    guard = Middleware(Guard, names=names, api_key=settings.api_key, refuse=_refused)
+    return Starlette(routes=routes.routes(), middleware=[guard], exception_handlers={HTTPException: _not_here})
+
+
+class Routes:
+    """The routes to one model.
+
+    Args:
+        served: The model.
+    """
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        openai, tgi = openai_errors.refusal, tgi_errors.answer_to
+        posts = {
+            "/v1/chat/completions": self._post(_admitted(chat), openai),
+            "/v1/completions": self._post(_admitted(completions), openai),
+            "/generate": self._post(generate, tgi),
+            "/generate_stream": self._post(generate_stream, tgi),
+            "/tokenize": self._post(tokenize, tgi, is_completion=False),
+            "/chat_tokenize": self._post(chat_tokenize, tgi, is_completion=False),
+        }
+        gets = {
+            "/health": self._health,
+            "/ping": self._health,
+            "/info": self._info,
+            "/metrics": self._metrics,
+            "/v1/models": self._models,
+            "/v1/models/{model:path}": self._model,
+        }
+        root = self._post(_of_root, tgi)
+
+        async def answer_root(request: Request) -> Response:
+            return await (root(request) if request.method == "POST" else self._health(request))
+
+        return [
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
+            Route("/", answer_root, methods=["GET", "POST"]),
+        ]
+
+    def _post(
+        self, work: Work, refusal: Refusal, *, is_completion: bool = True
+    ) -> Callable[[Request], Awaitable[Response]]:
+        return Endpoint(self._served, work, refusal, is_completion=is_completion).answer
+
+    async def _health(self, request: Request) -> Response:
+        if self._served.is_broken:
+            return Compact({"error": "unhealthy", "error_type": "healthcheck"}, 503)
+        return Response()
+
+    async def _info(self, request: Request) -> Response:
+        limits = limits_of(self._served)
+        return Compact(
+            {
+                # Clients of TGI find the tokenizer by it.
+                "model_id": self._served.backend.model_name,
+                "model_sha": None,
+                "model_pipeline_tag": None,
+                "max_concurrent_requests": limits.max_concurrent_requests,
+                "max_best_of": limits.max_best_of,
+                "max_stop_sequences": limits.max_stop_sequences,
+                "max_input_tokens": limits.max_input_tokens,
+                "max_total_tokens": limits.max_total_tokens,
+                "validation_workers": 1,
+                "max_client_batch_size": limits.max_client_batch_size,
+                "router": "specdec",
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+            }
+        )
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self._served.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _models(self, request: Request) -> Response:
+        served = self._served
+        names = [served.name, *served.backend.adapter_names]
+        return Compact({"object": "list", "data": [self._described(name) for name in names]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name not in (self._served.name, *self._served.backend.adapter_names):
+            message = f"The model {name!r} is not served here."
+            return Compact(openai_errors.error_body(404, message, code="model_not_found", param="model"), 404)
+        return Compact(self._described(name))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        served = self._served
+        about = {"object": "model", "created": served.since, "owned_by": "specdec"}
+        # As vLLM tells what it loaded under that name.
+        return {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+
+
+def _admitted(work: Work) -> Work:
+    """The same for requests that have room. TGI's paths see to that themselves, where a stream has begun by then."""
+
+    async def run(served: ServedModel, body: Any, held: ExitStack) -> Response:
+        held.enter_context(served.admission.take())
+        return await work(served, body, held)
+
+    return run
+
+
+async def _of_root(served: ServedModel, body: Any, held: ExitStack) -> Response:
+    """The path that TGI's first clients use: `stream` in the body chooses, and the whole text stands in a list."""
+    if isinstance(body, dict) and body.get("stream"):
+        return await generate_stream(served, body, held, is_full_text=True)
+    return await generate(served, body, held, is_full_text=True, is_list=True)
+
+
+def _refused(path: str, status: int, message: str) -> Response:
+    """A request that may not come in, as clients of the path read it."""
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if path.startswith("/v1/"):
+        code = "invalid_api_key" if status == 401 else None
+        return Compact(openai_errors.error_body(status, message, code=code), status, headers)
+    # TGI says nothing.
+    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status)
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    message = f"There is no {request.method} {request.url.path} here."
+    if request.url.path.startswith("/v1/"):
+        return Compact(openai_errors.error_body(error.status_code, message), error.status_code, error.headers)
+    return PlainTextResponse(message, error.status_code, dict(error.headers or {}))

@@ -1,0 +1,79 @@
+"""Who may reach the server: names it answers to, pages in browsers, and the API key."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+# What tells no more than that a server is there.
+_OPEN = frozenset({"/", "/health", "/ping", "/info", "/metrics"})
+_CROSS = frozenset({"cross-site", "same-site"})
+
+Refuse = Callable[[str, int, str], Response]
+"""The answer of a path to a status and a message, in the form that clients of the path read."""
+
+
+class Guard:
+    """Lets through what may reach the server; an ASGI middleware.
+
+    A page in a browser reaches servers of its user's machine in two ways: by a request across origins, which has the
+    header `Origin`, and by a name of its own that it has point here (DNS rebinding), which the header `Host` tells. An
+    address cannot be made to point elsewhere, so addresses are let through.
+
+    Args:
+        app: What serves.
+        names: Names that the server answers to, beside `localhost` and addresses.
+        api_key: What POST requests, and all to OpenAI's paths, have to carry; None is nothing.
+        refuse: Makes the answers.
+    """
+
+    def __init__(self, app: ASGIApp, *, names: Collection[str], api_key: str | None, refuse: Refuse) -> None:
+        self._app = app
+        self._names = {"localhost", *(name.lower() for name in names)}
+        self._credentials = None if api_key is None else f"Bearer {api_key}".encode()
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        problem = self._problem(scope)
+        app = self._app if problem is None else self._refuse(scope["path"], *problem)
+        await app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_known(host):
+            return 403, "This server does not answer to that name in the header Host (specdec serve --allowed-host)."
+        origin = headers.get("origin")
+        is_foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        if is_foreign or headers.get("sec-fetch-site") in _CROSS:
+            return 403, "This server does not answer to pages of other sites in a browser."
+        needs_key = scope["path"] not in _OPEN or scope["method"] not in ("GET", "HEAD")
+        if self._credentials is not None and needs_key:
+            given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+            # Takes as long for any two texts of one length.
+            if not hmac.compare_digest(given, self._credentials):
+                return 401, "The API key is missing or wrong: Authorization: Bearer KEY."
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True

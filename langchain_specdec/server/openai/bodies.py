@@ -1,0 +1,209 @@
+"""Bodies of requests as OpenAI's clients send them. What would change the text and is not known here is refused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+
+_SAMPLING = (
+    *("seed", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    "ignore_eos",
+)
+
+
+class StreamOptions(BaseModel):
+    """What a stream has beside the text."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class Body(BaseModel):
+    """What chats and completions have in common.
+
+    OpenAI's defaults hold: what names no temperature is sampled at 1.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    # Of other servers.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    # These change no text.
+    user: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Parameters under this package's names, those that are given."""
+        named = {name: getattr(self, name) for name in _SAMPLING}
+        named |= {"temperature": 1.0 if self.temperature is None else self.temperature, "stop": self.stop}
+        if self.logit_bias is not None:
+            named["logit_bias"] = {_token_id(token): float(bias) for token, bias in self.logit_bias.items()}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether a stream ends with counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ChatBody(Body):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
+    continue_final_message: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    # What huggingface_hub tells TGI of tools, whose templates are the model's own here.
+    tool_prompt: None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer; None is as many as there is room for.
+
+        Raises:
+            InvalidParameterError: It is given twice, and differently.
+        """
+        given = {value for value in (self.max_tokens, self.max_completion_tokens) if value is not None}
+        if len(given) > 1:
+            msg = "max_tokens and max_completion_tokens are one parameter: give only one of them."
+            raise InvalidParameterError(msg)
+        return next(iter(given), None)
+
+    def options(self) -> dict[str, Any]:
+        """What a call of the chat model is given."""
+        named = self.sampling()
+        if self.top_logprobs is not None and not self.logprobs:
+            msg = "top_logprobs needs logprobs=true."
+            raise InvalidParameterError(msg)
+        if self.logprobs:
+            named["logprobs"] = self.top_logprobs or 0
+        named |= {"reasoning": self._reasoning(), "tools": self.tools or None, "tool_choice": self.tool_choice}
+        named |= {
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "continue_final_message": self.continue_final_message,
+        }
+        named |= form_of(self.response_format)
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _reasoning(self) -> bool | str | None:
+        switch = (self.chat_template_kwargs or {}).get("enable_thinking")
+        if switch is not None and self.reasoning_effort is not None:
+            msg = "reasoning_effort and chat_template_kwargs.enable_thinking are one parameter: give only one of them."
+            raise InvalidParameterError(msg)
+        if self.reasoning_effort == "none":
+            return False
+        return switch if self.reasoning_effort is None else self.reasoning_effort
+
+
+class CompletionBody(Body):
+    """The body of `/v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    # OpenAI's default.
+    max_tokens: int | None = Field(default=None)
+    logprobs: int | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as tokens."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return [prompt]
+        return list(prompt)
+
+
+def parsed(kind: type[ChatBody | CompletionBody], body: Any) -> Any:
+    """The body as one of that kind.
+
+    Raises:
+        InvalidParameterError: It is none; the message names the first field that is wrong.
+    """
+    if not isinstance(body, dict):
+        msg = "The body must be a JSON object."
+        raise InvalidParameterError(msg)
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("list[", "dict[")))
+        said = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            said = "this server does not know the parameter, and does not ignore what could change the text"
+        elif where == "n" or where == "best_of":
+            said = "this server makes one answer for each request: leave it out, or give 1"
+        raise FieldError(where, f"{where}: {said}.") from None
+
+
+class FieldError(InvalidParameterError):
+    """A field of a body is wrong.
+
+    Attributes:
+        field: Its name.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def form_of(response_format: dict[str, Any] | None) -> dict[str, Any]:
+    """The options by which an answer gets its form: OpenAI's, or TGI's, which `huggingface_hub` sends.
+
+    Raises:
+        InvalidParameterError: It is neither.
+    """
+    if response_format is None:
+        return {}
+    if "value" not in response_format:
+        return {"response_format": response_format}
+    kind, value = response_format.get("type"), response_format["value"]
+    if kind == "regex":
+        return {"grammar": Grammar(regex=value)}
+    if kind == "json_schema" and isinstance(value, dict):
+        value = value.get("schema")
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
+
+
+def _token_id(token: str) -> int:
+    if not token.isdecimal():
+        msg = f"logit_bias maps ids of tokens to numbers, and {token!r} is no id."
+        raise FieldError("logit_bias", msg)
+    return int(token)

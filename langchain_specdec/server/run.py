@@ -1,0 +1,121 @@
+"""Runs a server until it is told to end, and lets running requests end first."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from typing_extensions import Self
+
+from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.server.app import make_app
+from langchain_specdec.server.settings import ServerSettings
+
+
+class Server:
+    """Serves a model. Its port is bound when it is made, so that a port that is taken is told before anything else.
+
+    Args:
+        settings: Where, and how much it takes.
+
+    Raises:
+        InvalidParameterError: The address is none of this machine's, or its port is taken.
+
+    Attributes:
+        url: The root address.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._socket = _bound(settings.host, settings.port)
+        self.url = _url(self._socket)
+        self._uvicorn: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, backend: LocalBackend, on_ready: Callable[[], object] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT, or `stop`. Running requests have `drain_timeout` seconds to end then.
+
+        Args:
+            backend: Runs the model; it is not closed.
+            on_ready: Called when requests are answered.
+        """
+        config = uvicorn.Config(
+            make_app(backend, self._settings),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=self._settings.drain_timeout,
+            timeout_keep_alive=30,
+        )
+        self._uvicorn = _Announced(config, on_ready)
+        with self._socket:
+            self._uvicorn.run(sockets=[self._socket])
+
+    def start(self, backend: LocalBackend) -> Self:
+        """Serve in a thread of this process, until `stop`; returns when requests are answered."""
+        is_ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self.run, args=(backend, is_ready.set), name="specdec-serve", daemon=True
+        )
+        self._thread.start()
+        while not is_ready.wait(0.1):
+            if not self._thread.is_alive():
+                msg = "The server ended before it was ready."
+                raise RuntimeError(msg)
+        return self
+
+    def stop(self) -> None:
+        """Take no more requests, and wait for those that run. Called in another thread than `run`."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+class _Announced(uvicorn.Server):
+    """A server that says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to connect to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, or asyncio takes it for none that sends small pieces at once.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            msg = f"port {port} is taken: another program listens there. Give another one, or 0 for any free one."
+        else:
+            msg = f"host {host!r} with port {port} cannot be listened on: {error.strerror or error}."
+        raise InvalidParameterError(msg) from error
+    return listener

@@ -1,0 +1,250 @@
+"""How much a server takes, and what it lets go of: bodies, requests that wait, clients that leave, time, the end."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from langchain_specdec.server.run import Server
+from langchain_specdec.server.settings import ServerSettings
+from tests.support.backends import is_idle, lasting, make_chat_backend
+from tests.support.served import CannedBackend, serving
+from tests.support.tiny_models import wait_until
+
+pytestmark = pytest.mark.server
+
+# As long as there is room for, and no end before.
+LONG = {"prompt": "x", "max_tokens": 2900, "ignore_eos": True, "temperature": 0}
+SHORT = {**LONG, "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with lasting(make_chat_backend(num_slots=2)) as backend:
+        yield backend
+
+
+def running(client: httpx.Client) -> float:
+    """Requests that the server has, by its figures."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith(("tgi_queue_size ", "tgi_batch_current")))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving(CannedBackend(), body_limit=1000) as client:
+        yield client
+
+
+class TestBodies:
+    @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions"])
+    def test_a_body_that_is_too_large_is_refused_unread(self, client, path):
+        host, port = client.base_url.host, client.base_url.port
+        with socket.create_connection((host, port), timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
+            answer = b""
+            while piece := connection.recv(4096):
+                answer += piece
+        # The rest is not waited for.
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+    def test_so_is_one_that_does_not_say_its_length(self, client):
+        pieces = (b" " * 100 for _ in range(1000))
+        response = client.post("/generate", content=pieces, headers={"content-type": "application/json"})
+        assert response.status_code == 413
+
+    @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 900, b'{"inputs": NaN}', b""])
+    def test_what_is_no_json_is_refused(self, client, body):
+        headers = {"content-type": "application/json"}
+        assert client.post("/generate", content=body, headers=headers).status_code == 400
+        error = client.post("/v1/completions", content=body, headers=headers)
+        assert (error.status_code, error.json()["error"]["type"]) == (400, "invalid_request_error")
+
+    def test_another_type_is_refused(self, client):
+        response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+        assert response.status_code == 415
+
+
+class TestPrompts:
+    def test_of_a_long_prompt_the_end_is_taken_where_that_is_asked_for(self, backend):
+        with serving(backend) as client:
+            parameters = {"max_new_tokens": 1, "details": True}
+            body = {"inputs": "x " * 100_000, "parameters": parameters}
+            refused = client.post("/generate", json=body)
+            assert (refused.status_code, refused.json()["error_type"]) == (422, "validation")
+            parameters["truncate"] = 5
+            frame = client.post("/generate_stream", json=body).text.split("\n\n")[0]
+        assert json.loads(frame.removeprefix("data:"))["details"]["input_length"] == 5
+
+
+class TestWaiting:
+    def test_beyond_the_limit_there_is_429(self, backend):
+        with serving(backend, max_waiting=1) as client:
+            streams = [client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) for _ in range(3)]
+            try:
+                for stream in streams:
+                    assert stream.__enter__().status_code == 200
+                refused = client.post("/v1/completions", json=SHORT)
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+                assert refused.json()["error"]["code"] == "overloaded"
+                body = {"inputs": "x", "parameters": {"max_new_tokens": 1}}
+                refused = client.post("/generate", json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+                assert refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+                frames = client.post("/generate_stream", json=body)
+                assert frames.status_code == 200
+                assert frames.text == 'data:{"error":"Model is overloaded","error_type":"overloaded"}\n\n'
+                assert client.get("/health").status_code == 200
+            finally:
+                for stream in streams:
+                    stream.__exit__(None, None, None)
+            assert wait_until(lambda: running(client) == 0)
+            assert client.post("/v1/completions", json=SHORT).status_code == 200
+        assert is_idle(backend)
+
+    def test_each_prompt_of_a_list_counts(self, backend):
+        with serving(backend, max_waiting=1) as client:
+            assert client.post("/v1/completions", json={**SHORT, "prompt": ["a"] * 3}).status_code == 200
+            assert client.post("/v1/completions", json={**SHORT, "prompt": ["a"] * 4}).status_code == 429
+            assert running(client) == 0
+
+
+class TestClientsThatLeave:
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/generate", "/generate_stream"])
+    def test_a_client_that_leaves_frees_its_slot(self, backend, path, stream):
+        bodies = {
+            "/v1/completions": {**LONG, "stream": stream},
+            "/v1/chat/completions": {
+                "messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "temperature": 0, "stream": stream
+            },
+            "/generate": {"inputs": "x", "parameters": {"logprobs": True, "max_new_tokens": 2900}},
+            "/generate_stream": {"inputs": "x", "parameters": {"max_new_tokens": 2900}},
+        }  # fmt: skip
+        with serving(backend) as client:
+            body = json.dumps(bodies[path]).encode()
+            host, port = client.base_url.host, client.base_url.port
+            before = backend.engine.num_target_forwards
+            with socket.create_connection((host, port), timeout=10) as connection:
+                head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                assert wait_until(lambda: backend.engine.num_target_forwards > before + 3)
+            assert is_idle(backend)
+            assert wait_until(lambda: running(client) == 0)
+
+    def test_a_reader_that_does_not_read_costs_nobody_else(self, backend):
+        with serving(backend, request_timeout=30.0) as client:
+            body = json.dumps({**LONG, "stream": True}).encode()
+            host, port = client.base_url.host, client.base_url.port
+            with socket.create_connection((host, port), timeout=10) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+                head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                # Half a request, too.
+                with socket.create_connection((host, port), timeout=10) as half:
+                    half.sendall(b"POST /generate HTTP/1.1\r\nHost: x")
+                    assert client.post("/v1/completions", json=SHORT).status_code == 200
+            assert is_idle(backend)
+
+    @pytest.mark.slow
+    def test_of_many_that_leave_at_any_time_nothing_is_left(self, backend):
+        rng = random.Random(0)
+        plans = [(rng.choice(["leave", "read"]), rng.randrange(1, 30)) for _ in range(500)]
+
+        def ask(plan):
+            what, count = plan
+            body = {**SHORT, "max_tokens": count, "stream": True}
+            with many.stream("POST", "/v1/completions", json=body, timeout=120) as response:
+                if what == "leave":
+                    next(response.iter_lines(), None)
+                    return response.status_code, True
+                return response.status_code, list(response.iter_lines())[-2] == "data: [DONE]"
+
+        limits = httpx.Limits(max_connections=64)
+        with (
+            Server(ServerSettings(port=0, max_waiting=500)).start(backend) as server,
+            httpx.Client(base_url=server.url, limits=limits) as many,
+            ThreadPoolExecutor(64) as pool,
+        ):
+            outcomes = list(pool.map(ask, plans))
+            assert wait_until(lambda: running(many) == 0)
+        assert {status for status, _ in outcomes} == {200}
+        assert all(is_whole for _, is_whole in outcomes)
+        assert is_idle(backend)
+
+
+class TestTime:
+    def test_what_takes_too_long_is_ended(self, backend):
+        with serving(backend, request_timeout=0.05) as client:
+            response = client.post("/v1/completions", json=LONG)
+            assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+            assert response.headers["x-should-retry"] == "false"
+            events = client.post("/v1/completions", json={**LONG, "stream": True}).text.split("\n\n")
+            assert json.loads(events[-3].removeprefix("data: "))["error"]["code"] == "timeout"
+            assert events[-2:] == ["data: [DONE]", ""]
+            body = {"inputs": "x", "parameters": {"max_new_tokens": 2900}}
+            response = client.post("/generate", json=body)
+            assert (response.status_code, response.json()["error_type"]) == (424, "generation")
+            frames = client.post("/generate_stream", json=body).text.split("\n\n")
+            assert json.loads(frames[-2].removeprefix("data:"))["error_type"] == "generation"
+        assert is_idle(backend)
+
+
+class TestTheEnd:
+    def test_running_requests_end_and_no_more_are_taken(self, backend):
+        server = Server(ServerSettings(port=0, drain_timeout=60)).start(backend)
+        body = {**LONG, "max_tokens": 400, "stream": True}
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                lines = response.iter_lines()
+                next(lines)
+                ending = threading.Thread(target=server.stop)
+                ending.start()
+
+                def is_refused():
+                    try:
+                        return httpx.get(f"{server.url}/health").status_code != 200
+                    except httpx.TransportError:
+                        return True
+
+                assert wait_until(is_refused)
+                texts = [line for line in lines if line]
+            ending.join(60)
+        assert texts[-1] == "data: [DONE]"
+        last = json.loads(texts[-2].removeprefix("data: "))
+        assert last["specdec"]["finish_reason"] == "length"
+        assert not ending.is_alive()
+
+    def test_what_does_not_end_in_time_is_ended(self, backend):
+        server = Server(ServerSettings(port=0, drain_timeout=1)).start(backend)
+        with (
+            httpx.Client(base_url=server.url, timeout=60) as client,
+            pytest.raises(httpx.TransportError),
+            client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response,
+        ):
+            lines = response.iter_lines()
+            next(lines)
+            server.stop()
+            list(lines)
+        assert is_idle(backend)
+
+    def test_a_port_that_is_taken_is_told(self):
+        with serving(CannedBackend()) as client, pytest.raises(ValueError, match=r"port \d+ is taken"):
+            Server(ServerSettings(port=client.base_url.port or 0))
+
+    def test_an_engine_that_has_ended_is_told(self):
+        backend = make_chat_backend(num_slots=1)
+        with serving(backend) as client:
+            assert client.get("/health").status_code == 200
+            backend.close()
+            assert client.post("/v1/completions", json=SHORT).status_code == 503
+            answer = client.get("/health")
+            assert answer.status_code == 503
+            assert answer.json() == {"error": "unhealthy", "error_type": "healthcheck"}
