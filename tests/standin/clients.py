@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from langchain_specdec import SamplingParams, TGIBackend
-from langchain_specdec.backends.tgi import retries
+from langchain_specdec.backends.remote import retries
 from langchain_specdec.completions.completion import CompletionRequest
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
@@ -46,7 +46,7 @@ def no_leaks() -> Iterator[None]:
     before = _sockets()
     yield
     assert_in_time(
-        lambda: not [t for t in threading.enumerate() if t.name.startswith("specdec-tgi")], "a thread is left"
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("specdec-remote")], "a thread is left"
     )
     assert_in_time(lambda: not _sockets() - before, "a socket is left")
 

@@ -1,10 +1,10 @@
-"""What a TGI server answers, read as this package reads any completion."""
+"""What a server answers, read as this package reads any completion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from langchain_specdec.backends.tgi.client import Frame
+from langchain_specdec.backends.remote.frames import Frame
 from langchain_specdec.completions.events import FinishReason, Token
 from langchain_specdec.completions.thoughts import Thoughts, stops_of
 from langchain_specdec.sampling.params import SamplingParams
@@ -39,9 +39,9 @@ class Answer:
 
     def add(self, frame: Frame) -> Token:
         """Take a token; sets `finish_reason` if it is the last."""
-        self.num_tokens += 1
+        self.num_tokens += frame.num_tokens
         text = "" if frame.is_special else frame.text
-        if frame.end is not None:
+        if frame.end is not None and frame.end.text is not None:
             text = self._last_text(text, frame.end.text, frame.end.finish_reason)
         self._length += len(text)
         is_end_token = frame.end is not None and frame.end.finish_reason == "eos_token"
