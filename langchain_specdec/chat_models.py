@@ -136,15 +136,14 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     if TYPE_CHECKING:
 
         def __init__(self, **kwargs: Unpack[keywords.ChatKeywords]) -> None: ...
-        @override
         @classmethod
         def from_model_id(  # type: ignore[override]
             cls, model_id: keywords.ModelSource, **kwargs: Unpack[keywords.ChatLoading]
         ) -> Self: ...
-        @override
         @classmethod
         def from_tgi(cls, base_url: str, **kwargs: Unpack[keywords.ChatConnection]) -> Self: ...  # type: ignore[override]
-        @override
+        @classmethod
+        def from_server(cls, base_url: str, **kwargs: Unpack[keywords.ChatServer]) -> Self: ...  # type: ignore[override]
         @classmethod
         def launch_tgi(  # type: ignore[override]
             cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.ChatLaunch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from langchain_specdec.backends.remote.frames import Frame
@@ -18,6 +19,7 @@ class Answer:
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
         is_at_end: Told the text as it is released; whether the answer is cut there.
         thoughts: How thoughts stand in the text, where stop strings do not count; None where there are none.
+        counts_limit: Whether the text ends at the limit by itself, and not where the server says so.
     """
 
     def __init__(
@@ -26,10 +28,12 @@ class Answer:
         shown_specials: Mapping[int, str],
         is_at_end: Callable[[str], bool] | None = None,
         thoughts: Thoughts | None = None,
+        *,
+        counts_limit: bool = True,
     ) -> None:
         self._is_at_end = is_at_end
         self._shown_specials = shown_specials
-        self._max_new_tokens = params.max_new_tokens
+        self._max_new_tokens = params.max_new_tokens if counts_limit else math.inf
         self._stop_text = stops_of(tuple(params.stop), thoughts)
         self._logprobs = params.logprobs
         self._length = 0
@@ -67,6 +71,15 @@ class Answer:
             return Token(frame.token_id, text, drafted=None)
         top = dict(frame.top[: self._logprobs])
         return Token(frame.token_id, text, None, frame.logprob, top)
+
+    def end(self, reason: FinishReason, rest: str = "") -> str:
+        """End it after its last token; the text that this releases, with the rest of an incomplete character."""
+        text = self._stop_text.add(rest)
+        if not self._stop_text.is_found:
+            text += self._stop_text.flush()
+        self.finish_reason = "stop_sequence" if self._stop_text.is_found else reason
+        self._released.append(text)
+        return text
 
     @property
     def text(self) -> str:

@@ -58,17 +58,21 @@ class LocalTokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def of_server(cls, info: ModelInfo, url: str) -> Self:
+    def of_server(cls, name: str, revision: str | None, url: str) -> Self:
         """The tokenizer of the model that a server names, from its folder if that is of this machine, or the Hub.
+
+        Args:
+            name: The model's id or folder.
+            revision: Commit on the Hub, where it is known.
+            url: Address of the server.
 
         Raises:
             ModelLoadError: It cannot be found or read.
         """
-        name = info.model_id
         is_path = _is_path(name)
         loaded, why = None, "that is a path here, and a server on another machine does not choose what is opened here."
         if is_loopback(url) or not is_path:
-            loaded, why = _from_pretrained(name, None if is_path else info.model_sha)
+            loaded, why = _from_pretrained(name, None if is_path else revision)
         if loaded is None:
             msg = (
                 f"The tokenizer of {name!r}, the model of the server at {url}, cannot be loaded: {why} Give the "
@@ -135,9 +139,13 @@ class TokenizerInUse:
         with self._lock:
             known = self.current(info)
             if known is None:
-                known = LocalTokenizer.of_server(info, self._url)
+                known = self._load(info)
                 self._learned = info.model_id, known
             return known
+
+    def _load(self, info: ModelInfo) -> LocalTokenizer:
+        """Load the tokenizer of the server's model."""
+        return LocalTokenizer.of_server(info.model_id, info.model_sha, self._url)
 
 
 def _is_path(name: str) -> bool:
