@@ -47,7 +47,7 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, TokenEvent
 from langchain_specdec.completions.room import prompt_too_long
 from langchain_specdec.completions.stats import SpeculationStats
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, SpecDecError
 
 _DRAIN_SECONDS = 5.0
 _BROKEN = "Ask again, ask for a simpler one, or use LocalBackend, which holds grammars and speculates."
@@ -163,7 +163,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         answer = Answer(params, request.shown_specials, is_at_end, thoughts, counts_limit=False)
         private = tokenizer.private if tokenizer is not None else None
         text = AnswerText(answer, request, private if dialect.tells_token_ids else None)
-        told, reader = Told(), dialect.reader()
+        told, reader = Told(), dialect.reader(params)
         started = now = None
         async with aclosing(self._client.stream(dialect.path, dialect.body(asked))) as events:
             while not (text.is_cut or told.is_whole):
@@ -192,6 +192,8 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
     def _chunk(self, reader: Reader, event: Mapping[str, Any]) -> Chunk:
         try:
             return reader.read(event)
+        except SpecDecError:
+            raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             why = f"sent a piece of an answer that is not in its form ({type(error).__name__}: {error})"
         raise self._failures.foreign(why)

@@ -12,8 +12,9 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
 
-Refusals = tuple[tuple[str, Callable[[SamplingParams], bool], str], ...]
-"""Parameters that cannot be honoured: name, whether it is asked for, and why not."""
+Refusal = tuple[str, Callable[[SamplingParams], bool], str]
+"""A parameter that cannot be honoured: name, whether it is asked for, and why not."""
+Refusals = tuple[Refusal, ...]
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Dialect(ABC):
         """The body of a request, for an answer that comes piece by piece."""
 
     @abstractmethod
-    def reader(self) -> Reader:
-        """What reads its answer."""
+    def reader(self, params: SamplingParams) -> Reader:
+        """What reads the answer to such a request."""
 
     def _no_regex(self) -> InvalidParameterError:
         return InvalidParameterError(

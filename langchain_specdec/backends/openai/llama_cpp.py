@@ -9,8 +9,14 @@ from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, steps_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.sampling.params import SamplingParams
 
+_NO_LOGPROBS = (
+    "logprobs cannot be honoured by this llama.cpp server, which speculates: it leaves out those of drafted tokens. "
+    "Start it with --spec-type none, leave logprobs out, or use a LocalBackend."
+)
 _REASONS: dict[str, FinishReason] = {"eos": "eos_token", "word": "stop_sequence", "limit": "length"}
 
 
@@ -61,15 +67,20 @@ class LlamaCppDialect(Dialect):
             body["n_probs"] = max(params.logprobs, 1)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
-    def reader(self) -> Reader:
+    def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
-        return LlamaCppReader()
+        return LlamaCppReader(has_logprobs=params.logprobs is not None)
 
 
 class LlamaCppReader(Reader):
-    """A token a piece, but for those of one character, which come together with the id of the last."""
+    """A token a piece, but for those of one character, which come together with the id of the last.
 
-    def __init__(self) -> None:
+    Args:
+        has_logprobs: Whether log probabilities were asked for.
+    """
+
+    def __init__(self, *, has_logprobs: bool = False) -> None:
+        self._has_logprobs = has_logprobs
         self._num_tokens = 0
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
@@ -80,6 +91,8 @@ class LlamaCppReader(Reader):
         if num_tokens > 0 or text:
             ids = event.get("tokens") or [-1]
             probs = (event.get("completion_probabilities") or [{}])[-1]
+            if self._has_logprobs and "logprob" not in probs and event.get("tokens"):
+                raise InvalidParameterError(_NO_LOGPROBS)
             top = tuple((int(one["id"]), float(one["logprob"])) for one in probs.get("top_logprobs", ()))
             tokens = (ChunkToken(int(ids[-1]), probs.get("logprob"), top, max(num_tokens, 0)),)
         prompt_tokens = int(event["tokens_evaluated"])

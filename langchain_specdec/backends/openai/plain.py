@@ -7,12 +7,18 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
-from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
+from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusal, Refusals
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
 
+_UNKNOWN = "OpenAI's protocol has no such parameter"
+_NO_LOGPROBS: Refusal = (
+    "logprobs",
+    lambda p: p.logprobs is not None,
+    "it names tokens by their text, not by their ids",
+)
 _REASONS: dict[str, FinishReason] = {"stop": "eos_token", "length": "length"}
 
 
@@ -85,16 +91,11 @@ class PlainDialect(Dialect):
     tells_token_ids = False
     more_room = "start the server with a longer context ({num_tokens} tokens or more)"
     refusals: ClassVar[Refusals] = (
-        *(
-            (name, lambda p, name=name: bool(getattr(p, name)), "OpenAI's protocol has no such parameter")
-            for name in ("top_k", "min_p", "ignore_eos")
-        ),
-        (
-            "repetition_penalty",
-            lambda p: p.repetition_penalty not in (None, 1.0),
-            "OpenAI's protocol has no such parameter",
-        ),
-        ("logprobs", lambda p: p.logprobs is not None, "it names tokens by their text, not by their ids"),
+        ("top_k", lambda p: bool(p.top_k) and p.temperature > 0, _UNKNOWN),
+        ("min_p", lambda p: bool(p.min_p) and p.temperature > 0, _UNKNOWN),
+        ("ignore_eos", lambda p: p.ignore_eos, _UNKNOWN),
+        ("repetition_penalty", lambda p: p.repetition_penalty not in (None, 1.0), _UNKNOWN),
+        _NO_LOGPROBS,
         ("temperature", lambda p: p.temperature > 2.0, "OpenAI's protocol allows 2 at most"),
     )
 
@@ -110,7 +111,7 @@ class PlainDialect(Dialect):
         body.pop("stop", None)
         return body | ({} if asked.params.grammar is None else self.grammar(asked.params.grammar))
 
-    def reader(self) -> Reader:
+    def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return PlainReader()
 
@@ -137,18 +138,19 @@ class SpecdecDialect(PlainDialect):
     name = "specdec serve"
     takes_token_ids = True
     more_room = "start the server with --max-length {num_tokens} or more"
-    refusals: ClassVar[Refusals] = PlainDialect.refusals[4:5]
+    refusals: ClassVar[Refusals] = (_NO_LOGPROBS,)
     max_seed = 2**64 - 1
 
     def body(self, asked: Asked) -> dict[str, Any]:
         """See `Dialect`."""
         params: SamplingParams = asked.params
         body = openai_body(asked)
-        for name in ("top_k", "min_p", "repetition_penalty", "ignore_eos"):
+        sampled = ("top_k", "min_p") if params.temperature > 0 else ()
+        for name in (*sampled, "repetition_penalty", "ignore_eos"):
             if getattr(params, name):
                 body[name] = getattr(params, name)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
-    def reader(self) -> Reader:
+    def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return SpecdecReader()

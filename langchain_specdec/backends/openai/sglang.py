@@ -75,7 +75,7 @@ class SGLangDialect(Dialect):
             body["logprobs"] = 0
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
-    def reader(self) -> Reader:
+    def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return SGLangReader()
 

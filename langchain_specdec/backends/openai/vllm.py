@@ -11,6 +11,7 @@ from langchain_specdec.backends.openai.plain import openai_body, usage_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.sampling.params import SamplingParams
 
 
 class VLLMDialect(Dialect):
@@ -45,7 +46,7 @@ class VLLMDialect(Dialect):
             body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
-    def reader(self) -> Reader:
+    def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return VLLMReader()
 
