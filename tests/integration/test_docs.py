@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -30,10 +31,12 @@ from langchain_specdec import (
     SpeculativeLLM,
     errors,
 )
+from langchain_specdec.bench.contestant_llama_cpp import LlamaCppServer
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.cli.app import app
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.models.embedded import gguf_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -42,6 +45,7 @@ CHAT = ROOT / "docs/chat.md"
 APPLICATIONS = ROOT / "docs/applications.md"
 DOCUMENTS = ROOT / "docs/documents.md"
 TGI = ROOT / "docs/tgi.md"
+SERVERS = ROOT / "docs/servers.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -151,6 +155,32 @@ def test_examples_of_the_tgi_page_have_answers(example, names, capsys, monkeypat
     assert run_example("tgi.md", example, names, capsys).texts
 
 
+@pytest.fixture(scope="module")
+def llama_cpp_server() -> Iterator[LlamaCppServer]:
+    options = {"num_slots": 1, "max_length": 512, "num_threads": 1, "speculation": "ngram-simple", "key": "key"}
+    server = LlamaCppServer({"gguf": str(gguf_file()), **options})
+    yield server
+    server.close()
+
+
+@pytest.mark.embedded
+@pytest.mark.process
+@pytest.mark.server
+@pytest.mark.skipif(not find_spec("xllamacpp"), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("example", examples_of(SERVERS), ids=lambda example: f"line {example.line}")
+def test_examples_of_the_page_of_servers_have_answers(example, names, capsys, monkeypatch, llama_cpp_server):
+    """On a real llama.cpp server at another address."""
+    for kind in (SpeculativeLLM, ChatSpeculative):
+        make = kind.from_server.__func__
+
+        def from_server(cls: Any, place: str, make: Any = make, **fields: Any) -> Any:
+            del place
+            return make(cls, llama_cpp_server.address, api_key="key", **fields)
+
+        monkeypatch.setattr(kind, "from_server", classmethod(from_server))
+    assert run_example("servers.md", example, names, capsys).texts
+
+
 class Person(BaseModel):
     """For the docstrings."""
 
@@ -202,7 +232,7 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # tests/integration/test_tgi_processes.py runs those of the other page.
-    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, TGI, ROOT / "docs/tgi-launcher.md"}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, SERVERS, TGI, ROOT / "docs/tgi-launcher.md"}
     assert {page for page in pages if examples_of(page)} == tried
 
 
