@@ -155,6 +155,11 @@ def test_examples_of_the_tgi_page_have_answers(example, names, capsys, monkeypat
     assert run_example("tgi.md", example, names, capsys).texts
 
 
+def elsewhere(make: Any, address: str) -> Any:
+    """A constructor over a server that is somewhere else than it is told."""
+    return lambda place, **fields: make(address, api_key="key", **fields)
+
+
 @pytest.fixture(scope="module")
 def llama_cpp_server() -> Iterator[LlamaCppServer]:
     options = {"num_slots": 1, "max_length": 512, "num_threads": 1, "speculation": "ngram-simple", "key": "key"}
@@ -171,13 +176,7 @@ def llama_cpp_server() -> Iterator[LlamaCppServer]:
 def test_examples_of_the_page_of_servers_have_answers(example, names, capsys, monkeypatch, llama_cpp_server):
     """On a real llama.cpp server at another address."""
     for kind in (SpeculativeLLM, ChatSpeculative):
-        make = kind.from_server.__func__
-
-        def from_server(cls: Any, place: str, make: Any = make, **fields: Any) -> Any:
-            del place
-            return make(cls, llama_cpp_server.address, api_key="key", **fields)
-
-        monkeypatch.setattr(kind, "from_server", classmethod(from_server))
+        monkeypatch.setattr(kind, "from_server", elsewhere(kind.from_server, llama_cpp_server.address))
     assert run_example("servers.md", example, names, capsys).texts
 
 
