@@ -236,7 +236,7 @@ class ModelConstructors(BaseModel):
             model: Which of the server's models; None is the only one that it has.
             read_timeout: Most seconds to wait for the next token, the first included.
             max_retries: How often a request is sent again that failed before its first token.
-            max_concurrency: Most requests at a time; None is without limit.
+            max_concurrency: Most requests at a time; None is without limit, but for the slots of llama.cpp.
             tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from.
             kwargs: Sampling parameters and other fields of this class.
 

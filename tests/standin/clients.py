@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from langchain_specdec import SamplingParams, TGIBackend
+from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.remote import retries
 from langchain_specdec.completions.completion import CompletionRequest
 from tests.standin.generation import Limits
@@ -35,7 +36,7 @@ def ask(prompt: str = "Hello", **params: Any) -> CompletionRequest:
     return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
 
 
-def text_of(backend: TGIBackend, **params: Any) -> str:
+def text_of(backend: Backend, **params: Any) -> str:
     """What a backend answers to it."""
     return backend.complete([ask(**params)])[0].text
 

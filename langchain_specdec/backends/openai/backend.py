@@ -68,7 +68,8 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         max_retries: How often a request is sent again where the server is overloaded, not ready or not reachable, or
             breaks the connection, after 0.5 seconds and then twice as long each time; never after the first token of
             the answer.
-        max_concurrency: Most requests at a time. None is without limit: servers queue what they cannot run.
+        max_concurrency: Most requests at a time. None is as many as llama.cpp has slots, and without limit on other
+            servers, which queue what they cannot run.
         tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
             than by asking the server, and has the template that chats need. None is that of the model that the
             server names, loaded when a chat needs it; the code of a tokenizer is never run.
@@ -145,7 +146,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
     # -- in the loop's thread
 
     def _concurrency(self, info: ServerInfo) -> int | None:
-        return None
+        return info.num_slots
 
     async def _attempt(self, request: CompletionRequest, seed: int, info: ServerInfo) -> Events:
         _check_honoured(request, info)

@@ -54,6 +54,7 @@ class _Props(BaseModel):
     """llama.cpp's `/props`."""
 
     default_generation_settings: _Slot
+    total_slots: int | None = Field(default=None, ge=1)
     model_path: str | None = None
     build_info: str | None = None
 
@@ -85,6 +86,7 @@ class ServerInfo:
         version: Its version, where it tells.
         model_sha: Never told.
         max_input_tokens: None has a limit of its own for prompts.
+        num_slots: Requests that run at a time, where more only wait for a connection's thread.
     """
 
     dialect: Dialect
@@ -94,6 +96,7 @@ class ServerInfo:
     version: str | None = None
     model_sha: str | None = None
     max_input_tokens: int | None = None
+    num_slots: int | None = None
 
 
 class OpenAIServerFacts(Facts[ServerInfo]):
@@ -123,13 +126,14 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         if kind == "specdec":
             return ServerInfo(SpecdecDialect(), model.id, source, limit)
         if kind == "sglang":
-            about = await self._sglang_info()
-            dialect = SGLangDialect(is_deterministic=about.enable_deterministic_inference)
-            return ServerInfo(dialect, model.id, source, limit or about.context_length, about.version)
+            told = await self._sglang_info()
+            dialect = SGLangDialect(is_deterministic=told.enable_deterministic_inference)
+            return ServerInfo(dialect, model.id, source, limit or told.context_length, told.version)
         if kind == "llamacpp":
             props = await self._get("/props", _Props)
             limit = props.default_generation_settings.n_ctx
-            return ServerInfo(LlamaCppDialect(), model.id, props.model_path or source, limit, props.build_info)
+            about = props.model_path or source, limit, props.build_info
+            return ServerInfo(LlamaCppDialect(), model.id, *about, num_slots=props.total_slots)
         return ServerInfo(PlainDialect(), model.id, source, limit)
 
     def _chosen(self, models: list[_Model]) -> _Model:

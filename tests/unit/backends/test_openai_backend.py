@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -497,3 +499,16 @@ def test_it_is_copied_as_itself_and_not_pickled(backend):
     assert copy.deepcopy(backend) is backend
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(backend)
+
+
+def test_a_forgotten_backend_goes_with_its_last_reference(url):
+    gc.collect()
+    gc.disable()
+    try:
+        backend = OpenAIBackend(url)
+        text_of(backend)
+        gone = weakref.ref(backend)
+        del backend
+        assert_in_time(lambda: gone() is None, "it is still there")
+    finally:
+        gc.enable()
