@@ -13,6 +13,8 @@ from langchain_specdec.errors import BackendUnavailableError, InvalidParameterEr
 _TOO_LONG = (
     *("maximum context length", "exceeds the available context size", "context_length_exceeded"),
     *("longer than the model's context length", "longer than the maximum model length"),
+    # This package's own.
+    ", but max_length is ",
 )
 
 
