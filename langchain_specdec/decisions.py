@@ -139,6 +139,15 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         raise InvalidParameterError(_NO_SERVERS)
 
     @classmethod
+    def from_server(cls, *_: object, **__: object) -> NoReturn:
+        """Refused, as `from_tgi`.
+
+        Raises:
+            InvalidParameterError: Always.
+        """
+        raise InvalidParameterError(_NO_SERVERS)
+
+    @classmethod
     def launch_tgi(cls, *_: object, **__: object) -> NoReturn:
         """Refused, as `from_tgi`.
 

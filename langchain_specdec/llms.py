@@ -108,6 +108,9 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         def from_tgi(cls, base_url: str, **kwargs: Unpack[keywords.LLMConnection]) -> Self: ...  # type: ignore[override]
         @override
         @classmethod
+        def from_server(cls, base_url: str, **kwargs: Unpack[keywords.LLMServer]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
         def launch_tgi(  # type: ignore[override]
             cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.LLMLaunch]
         ) -> Self: ...

@@ -73,7 +73,8 @@ class ModelConstructors(BaseModel):
         for name in _ADDRESSES:
             if values.get(name) is not None:
                 msg = (
-                    f"{name} is the address of a server: {cls.__name__}.from_tgi(base_url) uses one, instead of model."
+                    f"{name} is the address of a server: {cls.__name__}.from_tgi(base_url) uses one of TGI, and "
+                    f"{cls.__name__}.from_server(base_url) one that speaks OpenAI's protocol, instead of model."
                 )
                 raise InvalidParameterError(msg)
         own = set(cls.model_fields)
@@ -83,7 +84,7 @@ class ModelConstructors(BaseModel):
                 msg = (
                     f'No model is named. {cls.__name__}(model="embedded") takes the model that comes along; a model '
                     "id of the Hugging Face Hub, a local folder or a loaded model may stand in its place. "
-                    f"{cls.__name__}.from_tgi(base_url) uses a server."
+                    f"{cls.__name__}.from_tgi(base_url) and {cls.__name__}.from_server(base_url) use a server."
                 )
                 raise InvalidParameterError(msg)
             return cls._with_model(named)
@@ -127,7 +128,7 @@ class ModelConstructors(BaseModel):
         if backend is not _NOT_LOADED and not isinstance(backend, Backend):
             msg = (
                 f"backend must be a backend such as LocalBackend(...), got {type(backend).__name__}. "
-                f"{cls.__name__}(model=...) loads a model by its id, and {cls.__name__}.from_tgi(...) uses a server."
+                f"{cls.__name__}(model=...) loads a model by its id, and {cls.__name__}.from_server(...) uses a server."
             )
             raise InvalidParameterError(msg)
         if isinstance(backend, Backend) and (names := backend.adapter_names) is not None:
@@ -208,6 +209,49 @@ class ModelConstructors(BaseModel):
         fields, others = cls._split(kwargs)
         refuse_unknown(others, cls._accepted(connection))
         return cls._over(TGIBackend(base_url, **connection), fields)
+
+    @classmethod
+    def from_server(
+        cls,
+        base_url: str,
+        *,
+        api_key: str | SecretStr | None = None,
+        model: str | None = None,
+        read_timeout: float | None = 120.0,
+        max_retries: int | None = 2,
+        max_concurrency: int | None = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Use a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, `specdec serve`, or another.
+
+        Nothing is sent to it before the first call, which finds out what answers and speaks its dialect. Chats are
+        rendered here and sent as completions, so they need the tokenizer of the server's model, for its chat template.
+        Without `tokenizer=` it is read from the model's folder or GGUF file, where the server is on this machine, or
+        comes from the Hugging Face Hub or its cache.
+
+        Args:
+            base_url: Root address of the server, such as `"http://127.0.0.1:8000"`; a `/v1` at its end is left out.
+            api_key: The server's key; a Hugging Face token is refused for hosts that are not Hugging Face's.
+            model: Which of the server's models; None is the only one that it has.
+            read_timeout: Most seconds to wait for the next token, the first included.
+            max_retries: How often a request is sent again that failed before its first token.
+            max_concurrency: Most requests at a time; None is without limit, but for the slots of llama.cpp.
+            tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from.
+            kwargs: Sampling parameters and other fields of this class.
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range.
+        """
+        from langchain_specdec.backends.openai.backend import OpenAIBackend
+
+        connection: dict[str, Any] = {
+            "api_key": api_key, "model": model, "read_timeout": read_timeout, "max_retries": max_retries,
+            "max_concurrency": max_concurrency, "tokenizer": tokenizer,
+        }  # fmt: skip
+        fields, others = cls._split(kwargs)
+        refuse_unknown(others, cls._accepted(connection))
+        return cls._over(OpenAIBackend(base_url, **connection), fields)
 
     @classmethod
     @spelled_out(LaunchOptions, rest="kwargs")

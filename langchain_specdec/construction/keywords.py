@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.local_options import LocalOptions
+from langchain_specdec.backends.openai.options import OpenAIOptions
 from langchain_specdec.backends.tgi.launch_options import ConnectionOptions, LaunchOptions
 from langchain_specdec.grammar.grammar import Grammar
 
@@ -116,6 +117,10 @@ class LLMConnection(LLMFields, ConnectionOptions, total=False):
     """Keywords of `SpeculativeLLM.from_tgi`."""
 
 
+class LLMServer(LLMFields, OpenAIOptions, total=False):
+    """Keywords of `SpeculativeLLM.from_server`."""
+
+
 class LLMLaunch(LLMFields, LaunchOptions, total=False):
     """Keywords of `SpeculativeLLM.launch_tgi`."""
 
@@ -141,6 +146,10 @@ class DecisionKeywords(DecisionLoading, Origin, total=False):
 
 class ChatConnection(ChatFields, ConnectionOptions, total=False):
     """Keywords of `ChatSpeculative.from_tgi`."""
+
+
+class ChatServer(ChatFields, OpenAIOptions, total=False):
+    """Keywords of `ChatSpeculative.from_server`."""
 
 
 class ChatLaunch(ChatFields, LaunchOptions, total=False):

@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -30,10 +31,12 @@ from langchain_specdec import (
     SpeculativeLLM,
     errors,
 )
+from langchain_specdec.bench.contestant_llama_cpp import LlamaCppServer
 from langchain_specdec.chat.tool_prompt import GENERIC_TOOL_PROMPT
 from langchain_specdec.cli.app import app
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.models.embedded import gguf_file
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
 from tests.support.backends import lasting
@@ -46,6 +49,7 @@ APPLICATIONS = ROOT / "docs/applications.md"
 DOCUMENTS = ROOT / "docs/documents.md"
 TGI = ROOT / "docs/tgi.md"
 SERVE = ROOT / "docs/serve.md"
+SERVERS = ROOT / "docs/servers.md"
 HOW_IT_WORKS = ROOT / "docs/how-it-works.md"
 FIGURE = ROOT / "docs/images/speculation.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -179,6 +183,31 @@ def test_examples_of_the_server_page_run(example, served_url, names, capsys):
     run_example("serve.md", there, names, capsys)
 
 
+def elsewhere(make: Any, address: str) -> Any:
+    """A constructor over a server that is somewhere else than it is told."""
+    return lambda place, **fields: make(address, api_key="key", **fields)
+
+
+@pytest.fixture(scope="module")
+def llama_cpp_server() -> Iterator[LlamaCppServer]:
+    options = {"num_slots": 1, "max_length": 512, "num_threads": 1, "speculation": "ngram-simple", "key": "key"}
+    server = LlamaCppServer({"gguf": str(gguf_file()), **options})
+    yield server
+    server.close()
+
+
+@pytest.mark.embedded
+@pytest.mark.process
+@pytest.mark.server
+@pytest.mark.skipif(not find_spec("xllamacpp"), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("example", examples_of(SERVERS), ids=lambda example: f"line {example.line}")
+def test_examples_of_the_page_of_servers_have_answers(example, names, capsys, monkeypatch, llama_cpp_server):
+    """On a real llama.cpp server at another address."""
+    for kind in (SpeculativeLLM, ChatSpeculative):
+        monkeypatch.setattr(kind, "from_server", elsewhere(kind.from_server, llama_cpp_server.address))
+    assert run_example("servers.md", example, names, capsys).texts
+
+
 class Person(BaseModel):
     """For the docstrings."""
 
@@ -230,7 +259,8 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # tests/integration/test_tgi_processes.py runs those of the other page.
-    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, TGI, SERVE, ROOT / "docs/tgi-launcher.md"}
+    pages_of_servers = {SERVE, SERVERS, TGI, ROOT / "docs/tgi-launcher.md"}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, *pages_of_servers}
     assert {page for page in pages if examples_of(page)} == tried
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from langchain_specdec import SamplingParams, TGIBackend
-from langchain_specdec.backends.tgi import retries
+from langchain_specdec.backends.base import Backend
+from langchain_specdec.backends.remote import retries
 from langchain_specdec.completions.completion import CompletionRequest
 from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
@@ -35,7 +36,7 @@ def ask(prompt: str = "Hello", **params: Any) -> CompletionRequest:
     return CompletionRequest(prompt, SamplingParams(**{"max_new_tokens": 60, **params}))
 
 
-def text_of(backend: TGIBackend, **params: Any) -> str:
+def text_of(backend: Backend, **params: Any) -> str:
     """What a backend answers to it."""
     return backend.complete([ask(**params)])[0].text
 
@@ -46,7 +47,7 @@ def no_leaks() -> Iterator[None]:
     before = _sockets()
     yield
     assert_in_time(
-        lambda: not [t for t in threading.enumerate() if t.name.startswith("specdec-tgi")], "a thread is left"
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("specdec-remote")], "a thread is left"
     )
     assert_in_time(lambda: not _sockets() - before, "a socket is left")
 

@@ -13,6 +13,7 @@ from langchain_specdec import (
     ChatSpeculative,
     Grammar,
     LocalBackend,
+    OpenAIBackend,
     SpeculativeDecisions,
     SpeculativeLLM,
     TGIBackend,
@@ -30,6 +31,9 @@ def right(loaded: Any, options: dict[str, Any]) -> None:
     ChatSpeculative(backend=TGIBackend("http://127.0.0.1:8080"), tokenizer=loaded)
     ChatSpeculative.from_model_id("embedded", draft_model_id="embedded", dtype="float32")
     ChatSpeculative.from_tgi("http://127.0.0.1:8080", api_key="key", read_timeout=None, client="auto", timeout=3)
+    ChatSpeculative.from_server("http://127.0.0.1:8000", api_key="key", model="id", read_timeout=None, timeout=3)
+    SpeculativeLLM.from_server("http://127.0.0.1:8000", max_concurrency=4, tokenizer=loaded, stop=["x"])
+    ChatSpeculative(backend=OpenAIBackend("http://127.0.0.1:8000", model="id"))
     SpeculativeLLM.launch_tgi("id", speculate=None, port=8080, restart="on-failure", quantize="awq", devices=[0])
     model: ChatSpeculative = ChatSpeculative.launch_tgi("id", tokenizer="id", chat_template="x")
     names: list[str] = [model.model, model.model_name]
@@ -54,6 +58,8 @@ def wrong() -> None:
     SpeculativeLLM.from_model_id("x", chat_template="x")  # type: ignore[call-arg]
     SpeculativeLLM.from_tgi("http://127.0.0.1:8080", drafter="none")  # type: ignore[call-arg]
     SpeculativeLLM.from_tgi("http://127.0.0.1:8080", max_retries="2")  # type: ignore[arg-type]
+    SpeculativeLLM.from_server("http://127.0.0.1:8000", client="auto")  # type: ignore[call-arg]
+    ChatSpeculative.from_server("http://127.0.0.1:8000", model=3)  # type: ignore[arg-type]
     ChatSpeculative.launch_tgi("x", quantize="no such way")  # type: ignore[arg-type]
     ChatSpeculative.launch_tgi("x", on_progres=print)  # type: ignore[call-arg]
     LocalBackend("x", compile="fast")  # type: ignore[arg-type]

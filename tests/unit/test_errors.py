@@ -15,7 +15,8 @@ import pytest
 from langchain_core import exceptions
 
 from langchain_specdec import errors
-from langchain_specdec.backends.tgi.errors import Failure, Failures
+from langchain_specdec.backends.remote.failures import Failure
+from langchain_specdec.backends.tgi.errors import TGIFailures as Failures
 from langchain_specdec.chat.answer_parsers import UnreadableAnswerError
 from langchain_specdec.errors import BackendUnavailableError, GenerationError, SpecDecError
 

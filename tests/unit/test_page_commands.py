@@ -49,6 +49,11 @@ FOREIGN_FLAGS = {
     "--json-output",
     "--disable-grammar-support",
     "--split",
+    # vLLM's and SGLang's.
+    "--enable-cache-report",
+    "--enable-deterministic-inference",
+    "--enable-prompt-tokens-details",
+    "--per-request-spec-decode-metrics",
 }
 
 COMMANDS = [

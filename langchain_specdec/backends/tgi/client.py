@@ -13,15 +13,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
-
-from langchain_specdec.backends.tgi.errors import Failures
+from langchain_specdec.backends.remote.failures import Failures
+from langchain_specdec.backends.remote.frames import Frame, FrameEnd
+from langchain_specdec.backends.remote.short_request import Opener, ShortRequest, by_aiohttp, by_httpx, fetch
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
-from langchain_specdec.backends.tgi.short_request import Opener, ShortRequest, by_aiohttp, by_httpx, fetch
-from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 
 CLIENTS = ("auto", "text-generation", "huggingface-hub")
@@ -35,45 +32,6 @@ _INSTALL = {
         "pip install --no-deps text-generation, and pip install aiohttp requests"
     ),
 }
-# What a server sends is of these types, or no answer of TGI's.
-_STRICT = ConfigDict(strict=True)
-_Count = Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True, config=_STRICT)
-class FrameEnd:
-    """What the last frame says of the whole answer.
-
-    Attributes:
-        finish_reason: Why it ended.
-        text: The generated text, special tokens left out, a stop string at its end left in.
-        prompt_tokens: Number of prompt tokens, where the client passes it on.
-    """
-
-    finish_reason: FinishReason
-    text: str
-    prompt_tokens: _Count | None
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Frame:
-    """One token of an answer.
-
-    Attributes:
-        token_id: The token.
-        text: Its text; empty while a character is incomplete.
-        is_special: Whether it has no part in the text, as an end-of-sequence token.
-        logprob: Its log probability.
-        top: Id and log probability of the best tokens, best first.
-        end: Set on the last frame.
-    """
-
-    token_id: _Count
-    text: str
-    is_special: bool
-    logprob: float | None
-    top: tuple[tuple[_Count, float], ...]
-    end: FrameEnd | None
 
 
 class TGIClient(ABC):
@@ -318,6 +276,9 @@ async def _break_off(lines: AsyncIterator[Any]) -> None:
 
 
 def _frame(token: Any, top_tokens: Any, end: FrameEnd | None) -> Frame:
+    if isinstance(token.id, int) and token.id < 0:
+        msg = "a token has a negative id"
+        raise ValueError(msg)
     # JSON has no infinity: TGI sends null for a token that a grammar rules out.
     top = tuple((other.id, -math.inf if other.logprob is None else other.logprob) for other in top_tokens or ())
     return Frame(token.id, token.text, token.special, token.logprob, top, end)

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from typing_extensions import Unpack
 
+from langchain_specdec.backends.remote.options import checked_key, checked_options
+from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.backends.tgi.backend import TGIBackend
 from langchain_specdec.backends.tgi.client import make_client
 from langchain_specdec.backends.tgi.launch_options import LaunchOptions
-from langchain_specdec.backends.tgi.options import checked_key, checked_options
-from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.parameter_names import refuse_unknown
 

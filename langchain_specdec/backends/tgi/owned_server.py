@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from langchain_specdec.backends.tgi.errors import Failure
+from langchain_specdec.backends.remote.failures import Failure
 from langchain_specdec.errors import BackendUnavailableError, GenerationError
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.state import ServerExit, State

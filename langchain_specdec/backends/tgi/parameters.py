@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from langchain_specdec.backends.remote.backend import check_text
+from langchain_specdec.backends.remote.prompt_tokenizer import VocabularySize
 from langchain_specdec.backends.tgi.grammars import served
 from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.options import check_unicode
 from langchain_specdec.sampling.params import SamplingParams
 
 LEAST_TEMPERATURE = 0.01
@@ -18,13 +19,6 @@ LEAST_PENALTY = 0.01
 SAFE_TOP_K = 256
 """Most `top_k` where the vocabulary is not known: no tokenizer of text has fewer tokens."""
 _LEAST_TOP_P = 1e-9
-
-
-class VocabularySize(NamedTuple):
-    """How many tokens a model has, at least and at most: tokens added to a tokenizer may be unknown to its model."""
-
-    least: int
-    most: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,15 +156,3 @@ def _check_top_k(params: SamplingParams, vocabulary: VocabularySize | None) -> N
             f"model's tokenizer: tokenizer=."
         )
         raise InvalidParameterError(msg)
-
-
-def check_text(text: object, what: str = "A prompt") -> None:
-    """Refuse what is no text that can be sent.
-
-    Raises:
-        InvalidParameterError: It is not a string, or not valid Unicode.
-    """
-    if not isinstance(text, str):
-        msg = f"{what} must be a string, got {type(text).__name__}."
-        raise InvalidParameterError(msg)
-    check_unicode(what, text)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from langchain_specdec.backends.remote.facts import Facts
+from langchain_specdec.backends.remote.failures import Failure, Failures
+from langchain_specdec.backends.remote.loop_thread import LoopThread
+from langchain_specdec.backends.remote.short_request import ShortRequest
 from langchain_specdec.backends.tgi.client import TGIClient
-from langchain_specdec.backends.tgi.errors import Failure, Failures
-from langchain_specdec.backends.tgi.loop_thread import LoopThread
-from langchain_specdec.backends.tgi.short_request import ShortRequest
-from langchain_specdec.errors import SpecDecError
 from tgi_launcher.endpoints import ServerInfo, problems
 from tgi_launcher.metrics import parse_metrics
 
 _INFO_BYTES = 2**20
 _METRICS_BYTES = 4 * 2**20
-# How long a caller waits for what it can do without, and how long a server is left alone that did not answer.
-_KNOWN_SECONDS = 5.0
-_ASK_AGAIN_SECONDS = 30.0
-# No server of a model starts in less, so that none has taken the place of one that was heard of so lately.
-_FRESH_SECONDS = 10.0
 # Nobody's answer waits for these two for longer.
 _HEALTH_SECONDS = 5.0
 _METRICS_SECONDS = 5.0
@@ -47,71 +36,29 @@ class _ServerToken(BaseModel):
 _server_tokens = TypeAdapter(list[_ServerToken])
 
 
-class ServerFacts:
-    """Asks a server for what is not part of a completion. Everything but `info` is for the connection's loop.
+class ServerFacts(Facts[ServerInfo]):
+    """Asks a server for what is not part of a completion.
 
     Args:
         client: Sends the requests.
         failures: Makes the errors.
         loop: Where that happens.
         read_timeout: Most seconds until the last byte of an answer.
-
-    Attributes:
-        info: What `/info` told; None until it was asked for.
     """
 
     def __init__(self, client: TGIClient, failures: Failures, loop: LoopThread, read_timeout: float) -> None:
+        super().__init__(failures)
         self._client = client
         self._loop = loop
-        self._failures = failures
         self._timeout = read_timeout
-        self._asking: asyncio.Task[ServerInfo | Failure] | None = None
-        self._heard_at = -math.inf
-        self.info: ServerInfo | None = None
 
-    @property
-    def fresh(self) -> ServerInfo | None:
-        """What `/info` told; None once nothing came of the server for some seconds, for another may answer by now."""
-        return self.info if time.monotonic() - self._heard_at <= _FRESH_SECONDS else None
-
-    def heard(self) -> None:
-        """Note that the server answers."""
-        self._heard_at = time.monotonic()
-
-    def forget(self) -> None:
-        """Ask again: another server may answer at this address next."""
-        self.info = None
-
-    async def ask_info(self) -> ServerInfo:
-        """What `/info` tells, asked for once however many wait for it, and again after some seconds of idling.
-
-        Raises:
-            Failure: There is no answer in time, or none that can be TGI's.
-        """
-        if (info := self.fresh) is not None:
-            return info
-        if self._asking is None:
-            self._asking = asyncio.ensure_future(self._fetch_info())
-        # One who is cancelled leaves the question to the others.
-        outcome = await asyncio.shield(self._asking)
-        if isinstance(outcome, Failure):
-            # Each gets an error of its own: raised in many threads, one would collect the traces of all.
-            raise outcome.copy()
-        return outcome
-
-    async def _fetch_info(self) -> ServerInfo | Failure:
+    async def _fetch_info(self) -> ServerInfo:
+        answer = await self._client.fetch(ShortRequest("/info", self._timeout, _INFO_BYTES), self._failures)
         try:
-            answer = await self._client.fetch(ShortRequest("/info", self._timeout, _INFO_BYTES), self._failures)
-            self.info = ServerInfo.model_validate_json(answer)
-            self.heard()
+            return ServerInfo.model_validate_json(answer)
         except ValidationError as error:
-            return self._unreadable("/info", error)
-        except Exception as error:
-            return self._failures.of(error)
-        else:
-            return self.info
-        finally:
-            self._asking = None
+            failure = self._unreadable("/info", error)
+        raise failure
 
     async def is_healthy(self) -> bool:
         """Whether the server and its model answer."""
@@ -172,53 +119,6 @@ class ServerFacts:
 
     def _unreadable(self, path: str, error: ValidationError) -> Failure:
         return self._failures.unreadable(path, f"is not TGI's: {problems(error)}")
-
-
-class SoonKnown:
-    """What `/info` tells, for callers that can do without: it is asked for once in a while, and never for long.
-
-    Args:
-        loop: Where the server is asked.
-        facts: Asks it.
-    """
-
-    def __init__(self, loop: LoopThread, facts: ServerFacts) -> None:
-        self._loop = loop
-        self._facts = facts
-        self._lock = threading.Lock()
-        self._asked: Future[ServerInfo] | None = None
-        self._wait_until = self._ask_again_at = -math.inf
-
-    def get(self, max_seconds: float = _KNOWN_SECONDS) -> ServerInfo | None:
-        """What it tells, or has told, or None. Waits so long at most; in an event loop not at all. Raises nothing.
-
-        What one caller cannot wait for, the next ones do not wait for either.
-        """
-        if (info := self._facts.fresh) is not None:
-            return info
-        with self._lock:
-            now = time.monotonic()
-            if now >= self._ask_again_at:
-                self._ask_again_at, self._wait_until = now + _ASK_AGAIN_SECONDS, now + _KNOWN_SECONDS
-                try:
-                    self._asked = self._loop.submit(self._facts.ask_info())
-                except SpecDecError:  # closed
-                    return None
-            self._wait_until = min(self._wait_until, now + max_seconds)
-            asked, seconds = self._asked, self._wait_until - now
-        if asked is not None and not _is_in_event_loop():
-            # Its error is that of a request too, which tells it.
-            with suppress(Exception, CancelledError):
-                asked.exception(max(0.0, seconds))
-        return self._facts.info
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _without_added(tokens: Sequence[_ServerToken]) -> list[int]:

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM
-from langchain_specdec.backends.tgi.answer import Answer
-from langchain_specdec.backends.tgi.client import Frame, FrameEnd
+from langchain_specdec.backends.remote.answer import Answer
+from langchain_specdec.backends.remote.frames import Frame, FrameEnd
 from langchain_specdec.backends.tgi.server_facts import _ServerToken, _without_added
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.thoughts import Thoughts

@@ -10,11 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import pytest
 
 from langchain_specdec import SamplingParams, TGIBackend
+from langchain_specdec.backends.remote.frames import Frame
+from langchain_specdec.backends.remote.loop_thread import time_limit
+from langchain_specdec.backends.remote.short_request import Opener, ShortRequest
 from langchain_specdec.backends.tgi import backend as tgi
-from langchain_specdec.backends.tgi.client import Frame, TGIClient
-from langchain_specdec.backends.tgi.loop_thread import time_limit
+from langchain_specdec.backends.tgi.client import TGIClient
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
-from langchain_specdec.backends.tgi.short_request import Opener, ShortRequest
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import EngineClosedError
 
@@ -100,7 +101,7 @@ def test_closing_the_backend_ends_its_thread_and_every_stream(client: EndlessCli
         stream.close()
     backend.close()
     assert client.num_open == 0
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("specdec-tgi")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("specdec-remote")]
     for stream in streams[num_closed:]:
         with pytest.raises(EngineClosedError):
             list(stream)

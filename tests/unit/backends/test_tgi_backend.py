@@ -460,7 +460,7 @@ def test_a_forgotten_backend_ends_its_thread(server, client, make_backend):
     backend = TGIBackend(server.url, client=client)
     assert text_of(backend) == TEXT
     del backend
-    assert_in_time(lambda: "specdec-tgi" not in {t.name for t in threading.enumerate()}, "its thread goes on")
+    assert_in_time(lambda: "specdec-remote" not in {t.name for t in threading.enumerate()}, "its thread goes on")
 
 
 @pytest.mark.parametrize("limit", [1, 3])

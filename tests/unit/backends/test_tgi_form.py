@@ -13,7 +13,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM, TGIBackend
-from langchain_specdec.backends.tgi.grammar_check import GrammarCheck
+from langchain_specdec.backends.tgi.grammar_check import tgi_grammar_check
 from langchain_specdec.errors import InvalidParameterError, MalformedAnswerError
 from tests.standin.clients import CLIENTS
 from tests.standin.generation import Limits
@@ -173,7 +173,7 @@ def test_what_cannot_be_checked_is_refused_before_it_is_sent() -> None:
 @pytest.mark.parametrize(("speculate", "is_told"), [(None, True), (3, True), (0, False)])
 def test_speculation_is_named_where_the_server_may_speculate(speculate: int | None, is_told: bool) -> None:
     own = None if speculate is None else OwnServer(speculate)
-    told = GrammarCheck(URL, None, own).error(TICKET, "no", "eos_token")
+    told = tgi_grammar_check(URL, None, own).error(TICKET, "no", "eos_token")
     assert told is not None
     assert "broke its grammar" in told
     assert ("speculate=0" in told) is is_told
@@ -182,7 +182,7 @@ def test_speculation_is_named_where_the_server_may_speculate(speculate: int | No
 
 
 def test_an_answer_that_was_not_checked_is_not_called_broken() -> None:
-    told = GrammarCheck(URL, None).error(
+    told = tgi_grammar_check(URL, None).error(
         Grammar(schema=Person.model_json_schema()), '{"name": "' + "a" * 2**21, "length"
     )
     assert told is not None
@@ -192,7 +192,7 @@ def test_an_answer_that_was_not_checked_is_not_called_broken() -> None:
 
 
 def test_no_error_shows_the_key() -> None:
-    check = GrammarCheck(URL, "sesame-open")
+    check = tgi_grammar_check(URL, "sesame-open")
     for text in ("sesame-open", "left 1" + "sesame-open", "x" * 40 + "sesame-open"):
         told = check.error(TICKET, text, "eos_token")
         assert told is not None

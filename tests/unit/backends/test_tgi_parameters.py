@@ -12,9 +12,10 @@ import pytest
 from pydantic import BaseModel, FileUrl, HttpUrl, PostgresDsn, TypeAdapter, create_model
 
 from langchain_specdec import Grammar, SamplingParams
+from langchain_specdec.backends.remote.prompt_tokenizer import VocabularySize
 from langchain_specdec.backends.tgi import grammars
 from langchain_specdec.backends.tgi.grammars import MAX_DEPTH, MAX_SIZE, served
-from langchain_specdec.backends.tgi.parameters import GenerateParameters, VocabularySize, check_honoured
+from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import GenerationError, InvalidParameterError, SpecDecError
 from langchain_specdec.grammar.formats import PATTERNS

@@ -10,7 +10,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_specdec import ChatSpeculative, SpeculativeLLM
-from langchain_specdec.backends.tgi import parameters, retries, server_facts
+from langchain_specdec.backends.remote import facts, retries
+from langchain_specdec.backends.tgi import parameters
 from langchain_specdec.errors import (
     BackendUnavailableError,
     CompletionTimeoutError,
@@ -157,7 +158,7 @@ def test_after_some_idling_the_model_is_asked_for_again(server, folders, client,
     # While it answers, it is not asked.
     chat.invoke("Hi")
     assert (sent(server)[-1], server.standin.counts["info"]) == ("<user>Hi", 1)
-    monkeypatch.setattr(server_facts, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(facts, "_FRESH_SECONDS", 0.0)
     message = chat.invoke("Hi")
     assert sent(server)[-1] == "[user]Hi"
     assert [message.response_metadata["model_name"], backend.model_name, backend.identity["model"]] == [folders[1]] * 3
@@ -168,7 +169,7 @@ def test_a_name_is_asked_for_again_after_some_idling(server, folders, client, ma
     backend.complete([ask()])
     server.standin.model.model_id = folders[1]
     assert backend.model_name == folders[0]
-    monkeypatch.setattr(server_facts, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(facts, "_FRESH_SECONDS", 0.0)
     assert backend.model_name == folders[1]
     # One that does not answer keeps its name.
     server.close()

@@ -15,8 +15,9 @@ from langchain_core.messages import HumanMessage
 from transformers import AutoTokenizer
 
 from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
-from langchain_specdec.backends.tgi import owned_server, retries, server_facts, speculation_warner
-from langchain_specdec.backends.tgi.errors import Failure, is_loopback
+from langchain_specdec.backends.remote import facts, retries
+from langchain_specdec.backends.remote.failures import Failure, is_loopback
+from langchain_specdec.backends.tgi import owned_server, speculation_warner
 from langchain_specdec.errors import (
     BackendUnavailableError,
     GenerationError,
@@ -156,13 +157,13 @@ async def test_an_event_loop_does_not_wait_for_the_name(server, backend):
 
 
 def test_a_server_that_does_not_answer_is_left_alone_for_a_while(server, client, make_backend, monkeypatch):
-    monkeypatch.setattr(server_facts, "_KNOWN_SECONDS", 0.2)
+    monkeypatch.setattr(facts, "_KNOWN_SECONDS", 0.2)
     server.set_faults("slow-info:seconds=1")
     backend = make_backend(server.url, client=client, read_timeout=0.1)
     assert [backend.model_name for _ in range(3)] == [server.url] * 3
     # On a busy machine the time may be over before the question is out.
     assert server.standin.counts["info"] <= 1
-    monkeypatch.setattr(server_facts, "_ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(facts, "_ASK_AGAIN_SECONDS", 0.0)
     down = make_backend("http://127.0.0.1:9", client=client)
     assert [down.model_name for _ in range(3)] == ["http://127.0.0.1:9"] * 3
     down.close()
@@ -288,7 +289,7 @@ def test_a_tokenizer_of_the_hub_is_that_of_the_servers_revision(client, make_bac
 
 
 def test_a_server_of_another_machine_names_no_folder_of_this(served, client, monkeypatch):
-    monkeypatch.setattr("langchain_specdec.backends.tgi.prompt_tokenizer.is_loopback", lambda url: False)
+    monkeypatch.setattr("langchain_specdec.backends.remote.prompt_tokenizer.is_loopback", lambda url: False)
     words = "does not choose what is opened here"
     with ChatSpeculative.from_tgi(served.url, client=client) as chat, pytest.raises(ModelLoadError, match=words):
         chat.invoke("Hi")

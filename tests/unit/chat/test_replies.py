@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec.backends.tgi.answer import Answer
-from langchain_specdec.backends.tgi.client import Frame
+from langchain_specdec.backends.remote.answer import Answer
+from langchain_specdec.backends.remote.frames import Frame
 from langchain_specdec.chat.replies import ReplyReader
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.events import FinishEvent, TokenEvent

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from langchain_specdec.backends.tgi.loop_thread import LoopThread
+from langchain_specdec.backends.remote.loop_thread import LoopThread
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream, checked_timeout, started_in_thread

@@ -17,8 +17,9 @@ from pydantic import SecretStr
 from transformers import PreTrainedModel
 
 import tgi_launcher
-from langchain_specdec import ChatSpeculative, LocalBackend, SpeculativeLLM, TGIBackend
+from langchain_specdec import ChatSpeculative, LocalBackend, OpenAIBackend, SpeculativeLLM, TGIBackend
 from langchain_specdec.backends.local_options import OPTIONS, DrafterName, LocalOptions
+from langchain_specdec.backends.openai.options import OpenAIOptions
 from langchain_specdec.backends.tgi.launch import launch_backend
 from langchain_specdec.backends.tgi.launch_options import ConfigOptions, ConnectionOptions, ServerOptions
 from langchain_specdec.construction import keywords
@@ -91,6 +92,8 @@ def test_a_server_s_keywords_are_the_fields_and_the_options_of_connections(kind:
     fields = set(kind.model_fields) - {"backend"}
     connection = set(types_of(getattr(keywords, f"{prefix}Connection"))) - (LATER - fields)
     assert connection == fields | set(types_of(ConnectionOptions)) | set(ALIASES)
+    server = set(types_of(getattr(keywords, f"{prefix}Server"))) - (LATER - fields)
+    assert server == fields | set(types_of(OpenAIOptions)) | set(ALIASES)
     launch = set(types_of(getattr(keywords, f"{prefix}Launch"))) - (LATER - fields)
     assert launch == connection | set(types_of(ServerOptions)) | set(types_of(ConfigOptions))
 
@@ -132,11 +135,18 @@ def test_words_of_an_option_are_its_type() -> None:
         assert words == {repr(word) for word in OPTIONS[name].words}, name
 
 
-def test_options_of_connections_are_those_of_the_backend() -> None:
-    taken = types_of(TGIBackend.__init__)
-    assert types_of(ConnectionOptions) == {name: taken[name] for name in taken.keys() - {"base_url", "server"}}
-    backend, method = (inspect.signature(of).parameters for of in (TGIBackend, SpeculativeLLM.from_tgi))
-    for name in types_of(ConnectionOptions):
+@pytest.mark.parametrize(
+    ("kind", "make", "options"),
+    [
+        (TGIBackend, SpeculativeLLM.from_tgi, ConnectionOptions),
+        (OpenAIBackend, SpeculativeLLM.from_server, OpenAIOptions),
+    ],
+)
+def test_options_of_connections_are_those_of_the_backend(kind: Any, make: Any, options: Any) -> None:
+    taken = types_of(kind.__init__)
+    assert types_of(options) == {name: taken[name] for name in taken.keys() - {"base_url", "server"}}
+    backend, method = (inspect.signature(of).parameters for of in (kind, make))
+    for name in types_of(options):
         assert method[name].default == backend[name].default
 
 

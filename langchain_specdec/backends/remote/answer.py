@@ -1,10 +1,11 @@
-"""What a TGI server answers, read as this package reads any completion."""
+"""What a server answers, read as this package reads any completion."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
-from langchain_specdec.backends.tgi.client import Frame
+from langchain_specdec.backends.remote.frames import Frame
 from langchain_specdec.completions.events import FinishReason, Token
 from langchain_specdec.completions.thoughts import Thoughts, stops_of
 from langchain_specdec.sampling.params import SamplingParams
@@ -18,6 +19,7 @@ class Answer:
         shown_specials: Special tokens that are part of the text, by id, with what they are in it.
         is_at_end: Told the text as it is released; whether the answer is cut there.
         thoughts: How thoughts stand in the text, where stop strings do not count; None where there are none.
+        counts_limit: Whether the text ends at the limit by itself, and not where the server says so.
     """
 
     def __init__(
@@ -26,10 +28,12 @@ class Answer:
         shown_specials: Mapping[int, str],
         is_at_end: Callable[[str], bool] | None = None,
         thoughts: Thoughts | None = None,
+        *,
+        counts_limit: bool = True,
     ) -> None:
         self._is_at_end = is_at_end
         self._shown_specials = shown_specials
-        self._max_new_tokens = params.max_new_tokens
+        self._max_new_tokens = params.max_new_tokens if counts_limit else math.inf
         self._stop_text = stops_of(tuple(params.stop), thoughts)
         self._logprobs = params.logprobs
         self._length = 0
@@ -39,9 +43,9 @@ class Answer:
 
     def add(self, frame: Frame) -> Token:
         """Take a token; sets `finish_reason` if it is the last."""
-        self.num_tokens += 1
+        self.num_tokens += frame.num_tokens
         text = "" if frame.is_special else frame.text
-        if frame.end is not None:
+        if frame.end is not None and frame.end.text is not None:
             text = self._last_text(text, frame.end.text, frame.end.finish_reason)
         self._length += len(text)
         is_end_token = frame.end is not None and frame.end.finish_reason == "eos_token"
@@ -67,6 +71,15 @@ class Answer:
             return Token(frame.token_id, text, drafted=None)
         top = dict(frame.top[: self._logprobs])
         return Token(frame.token_id, text, None, frame.logprob, top)
+
+    def end(self, reason: FinishReason, rest: str = "") -> str:
+        """End it after its last token; the text that this releases, with the rest of an incomplete character."""
+        text = self._stop_text.add(rest)
+        if not self._stop_text.is_found:
+            text += self._stop_text.flush()
+        self.finish_reason = "stop_sequence" if self._stop_text.is_found else reason
+        self._released.append(text)
+        return text
 
     @property
     def text(self) -> str:

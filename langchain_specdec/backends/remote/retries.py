@@ -5,15 +5,29 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Any, Protocol
 
-from langchain_specdec.backends.tgi.errors import Failure
-from langchain_specdec.backends.tgi.owned_server import OwnedServerWatch
+from langchain_specdec.backends.remote.failures import Failure
 
 _FIRST_DELAY = 0.5
 # A model that fails may do so because of the request itself.
 _MODEL_RETRIES = 2
 # Not the generator of Python's functions, which is the program's own: its sequence and its seed are for it alone.
 _RANDOM = random.SystemRandom()
+
+
+class Watch(Protocol):
+    """Looks after a server that is this process's own."""
+
+    @property
+    def last_exit(self) -> Any:
+        """The latest end that nobody asked for."""
+
+    async def explain(self, failure: Failure, earlier: Any) -> tuple[Failure, Any]:
+        """The failure, told by the server's end where it has ended since the exit that was known; and the latest."""
+
+    async def wait_for_restart(self, deadline: float) -> None:
+        """Wait while the server is started again, until that time by `time.monotonic`."""
 
 
 class Retries:
@@ -25,7 +39,7 @@ class Retries:
         watch: Looks after the own server, where there is one.
     """
 
-    def __init__(self, max_retries: int, read_timeout: float, watch: OwnedServerWatch | None) -> None:
+    def __init__(self, max_retries: int, read_timeout: float, watch: Watch | None) -> None:
         self._max_retries = max_retries
         self._read_timeout = read_timeout
         self._watch = watch

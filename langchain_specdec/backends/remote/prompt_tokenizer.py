@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import Self
 
-from langchain_specdec.backends.tgi.errors import in_short, is_loopback
-from langchain_specdec.backends.tgi.parameters import VocabularySize
+from langchain_specdec.backends.remote.facts import ModelInfo
+from langchain_specdec.backends.remote.failures import in_short, is_loopback
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
 from langchain_specdec.models.embedded import EMBEDDED_MODEL_ID, gguf_file
 from langchain_specdec.models.gguf.file import open_gguf
 from langchain_specdec.models.gguf.tokenizer import read_tokenizer
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
-from tgi_launcher.endpoints import ServerInfo
+
+# A server tells its limits itself.
+_ANY_LENGTH = 2**31
+
+
+class VocabularySize(NamedTuple):
+    """How many tokens a model has, at least and at most: tokens added to a tokenizer may be unknown to its model."""
+
+    least: int
+    most: int
+
 
 # A server tells its limits itself.
 _ANY_LENGTH = 2**31
@@ -58,20 +68,24 @@ class LocalTokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def of_server(cls, info: ServerInfo, url: str) -> Self:
+    def of_server(cls, name: str, revision: str | None, url: str) -> Self:
         """The tokenizer of the model that a server names, from its folder if that is of this machine, or the Hub.
+
+        Args:
+            name: The model's id or folder.
+            revision: Commit on the Hub, where it is known.
+            url: Address of the server.
 
         Raises:
             ModelLoadError: It cannot be found or read.
         """
-        name = info.model_id
         is_path = _is_path(name)
         loaded, why = None, "that is a path here, and a server on another machine does not choose what is opened here."
         if is_loopback(url) or not is_path:
-            loaded, why = _from_pretrained(name, None if is_path else info.model_sha)
+            loaded, why = _from_pretrained(name, None if is_path else revision)
         if loaded is None:
             msg = (
-                f"The tokenizer of {name!r}, the model of the TGI server at {url}, cannot be loaded: {why} Give the "
+                f"The tokenizer of {name!r}, the model of the server at {url}, cannot be loaded: {why} Give the "
                 f"tokenizer of that model, its id, or a folder with it: tokenizer=."
             )
             raise ModelLoadError(msg)
@@ -92,7 +106,7 @@ class LocalTokenizer:
     def without_bos(self, text: str) -> str:
         """A text without the token that begins it, where the server will put it there once more.
 
-        Chat templates write that token, and TGI adds it to every prompt.
+        Chat templates write that token, and servers add it to every prompt.
         """
         bos_id, bos = self.private.bos_token_id, self.private.bos_token
         if bos is None or not text.startswith(bos):
@@ -115,18 +129,18 @@ class TokenizerInUse:
         self._lock = threading.Lock()
         self._learned: tuple[str, LocalTokenizer] | None = None
 
-    def certain(self, info: ServerInfo | None) -> LocalTokenizer | None:
+    def certain(self, info: ModelInfo | None) -> LocalTokenizer | None:
         """The same as `current`, but None where the server's model is not known."""
         return self._given if info is None else self.current(info)
 
-    def current(self, info: ServerInfo | None) -> LocalTokenizer | None:
+    def current(self, info: ModelInfo | None) -> LocalTokenizer | None:
         """The one for the model that the server has now, if there is one already."""
         if self._given is not None or self._learned is None:
             return self._given
         name, tokenizer = self._learned
         return tokenizer if info is None or info.model_id == name else None
 
-    def load(self, info: ServerInfo) -> LocalTokenizer:
+    def load(self, info: ModelInfo) -> LocalTokenizer:
         """The same, loaded where that was not done yet.
 
         Raises:
@@ -135,9 +149,13 @@ class TokenizerInUse:
         with self._lock:
             known = self.current(info)
             if known is None:
-                known = LocalTokenizer.of_server(info, self._url)
+                known = self._load(info)
                 self._learned = info.model_id, known
             return known
+
+    def _load(self, info: ModelInfo) -> LocalTokenizer:
+        """Load the tokenizer of the server's model."""
+        return LocalTokenizer.of_server(info.model_id, info.model_sha, self._url)
 
 
 def _is_path(name: str) -> bool:

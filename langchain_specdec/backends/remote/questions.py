@@ -8,11 +8,11 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from langchain_specdec.backends.tgi.errors import Failures
-from langchain_specdec.backends.tgi.loop_thread import LoopThread, time_limit
-from langchain_specdec.backends.tgi.prompt_tokenizer import LocalTokenizer, TokenizerInUse
-from langchain_specdec.backends.tgi.retries import Retries
-from langchain_specdec.backends.tgi.server_facts import ServerFacts
+from langchain_specdec.backends.remote.facts import Facts
+from langchain_specdec.backends.remote.failures import Failures
+from langchain_specdec.backends.remote.loop_thread import LoopThread, time_limit
+from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer, TokenizerInUse
+from langchain_specdec.backends.remote.retries import Retries
 from langchain_specdec.errors import CompletionTimeoutError, EngineClosedError, SpecDecError
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Questions:
     def __init__(
         self,
         loop: LoopThread,
-        facts: ServerFacts,
+        facts: Facts[Any],
         failures: Failures,
         tokenizers: TokenizerInUse,
         new_retries: Callable[[], Retries],
@@ -124,7 +124,7 @@ class Questions:
         except (asyncio.TimeoutError, TimeoutError):
             pass
         msg = (
-            f"The completion was stopped after timeout={timeout:g} seconds, before the TGI server had told its model "
+            f"The completion was stopped after timeout={timeout:g} seconds, before the server had told its model "
             f"and the model's tokenizer was read. Raise timeout, see whether the server answers, or give tokenizer=."
         )
         raise CompletionTimeoutError(msg)

@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_specdec.backends.tgi.errors import Failures, error_text
-from langchain_specdec.backends.tgi.loop_thread import time_limit
+from langchain_specdec.backends.remote.failures import Failures, error_text
+from langchain_specdec.backends.remote.loop_thread import time_limit
 
 _ERROR_BYTES = 2**16
 # A server that compresses all the same could make gigabytes of a few megabytes.
@@ -56,7 +56,7 @@ async def fetch(request: ShortRequest, opener: Opener, failures: Failures) -> by
     """The body of an answer with status 200.
 
     Raises:
-        Failure: There is none, or none that can be TGI's.
+        Failure: There is none, or none that can be of such a server.
     """
     try:
         async with time_limit(request.seconds), opener(request, _HEADERS) as answer:

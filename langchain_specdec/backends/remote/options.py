@@ -1,4 +1,4 @@
-"""How a TGI server is reached: its address, its key and the patience with it, checked before anything is sent."""
+"""How a server is reached: its address, its key and the patience with it, checked before anything is sent."""
 
 from __future__ import annotations
 

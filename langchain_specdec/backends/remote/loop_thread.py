@@ -22,9 +22,9 @@ else:
     time_limit = async_timeout.timeout
 
 T = TypeVar("T")
-_CLOSED = "The connection to the TGI server was closed. Make a new backend."
+_CLOSED = "The connection to the server was closed. Make a new backend."
 _OTHER_PROCESS = "This backend was made in another process. Make one in the process that uses it (no fork)."
-_THREAD_NAME = "specdec-tgi"
+_THREAD_NAME = "specdec-remote"
 
 
 class LoopThread:

@@ -1,0 +1,78 @@
+"""A piece of a server's answer, in the same words for every kind of server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.completions.stats import SpeculationStats
+
+
+@dataclass(frozen=True)
+class ChunkToken:
+    """A token of a piece, as far as the server tells.
+
+    Attributes:
+        id: Its id; -1 where the server keeps it to itself.
+        logprob: Its log probability, where asked for.
+        top: Id and log probability of the best tokens, best first.
+        num_tokens: How many tokens it stands for; more than 1 where their text comes together.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    num_tokens: int = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One piece.
+
+    Attributes:
+        text: Its text.
+        tokens: Its tokens. A piece of text has one at least.
+        finish_reason: Why the answer has ended, on the piece that ends it.
+        prompt_tokens: Number of prompt tokens, where it tells.
+        completion_tokens: Number of tokens of the whole answer, on the piece that tells.
+        cached_tokens: Prompt tokens that needed no prefill, where it tells.
+        stats: What speculation did, on the piece that tells.
+        is_last: Whether the server tells no more.
+        decodes_here: Whether the ids of all tokens are told, so that they can be decoded here.
+    """
+
+    text: str = ""
+    tokens: tuple[ChunkToken, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    stats: SpeculationStats | None = None
+    is_last: bool = False
+    decodes_here: bool = False
+
+
+@dataclass
+class Told:
+    """What a server has told of an answer beside its text."""
+
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    stats: SpeculationStats | None = None
+    is_whole: bool = False
+
+    def add(self, chunk: Chunk) -> None:
+        """Take what a piece tells."""
+        for name in ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "stats"):
+            value: Any = getattr(chunk, name)
+            if value is not None:
+                setattr(self, name, value)
+        self.is_whole = self.is_whole or chunk.is_last
+
+
+def steps_of(num_tokens: int, accepted: int, told: int = 0) -> int:
+    """The target's forwards for so many tokens, where each brought one of its own beside those accepted."""
+    return max(num_tokens - accepted, told, 1) if num_tokens else 0

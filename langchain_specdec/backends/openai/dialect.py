@@ -1,0 +1,126 @@
+"""What differs between kinds of servers: how a completion is asked for, and how its answer is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from langchain_specdec.backends.openai.chunks import Chunk
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.sampling.params import SamplingParams
+
+Refusal = tuple[str, Callable[[SamplingParams], bool], str]
+"""A parameter that cannot be honoured: name, whether it is asked for, and why not."""
+Refusals = tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A completion as it is to be sent.
+
+    Attributes:
+        model: Name of the model there.
+        prompt: Text or tokens.
+        params: What to generate; its stop strings are those to send.
+        seed: The seed in force.
+        banned: Tokens that are not to be chosen.
+    """
+
+    model: str
+    prompt: str | Sequence[int]
+    params: SamplingParams
+    seed: int
+    banned: Collection[int] = ()
+
+    @property
+    def bias(self) -> dict[int, float]:
+        """What is added to the logits of tokens."""
+        return {**dict.fromkeys(self.banned, -100.0), **(self.params.logit_bias or {})}
+
+
+class Reader(ABC):
+    """Reads one answer."""
+
+    @abstractmethod
+    def read(self, event: Mapping[str, Any]) -> Chunk:
+        """The piece that an event is.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is none.
+        """
+
+
+class Dialect(ABC):
+    """One kind of server. It holds nothing of a request."""
+
+    name: ClassVar[str]
+    """What such a server is called, in messages."""
+    path: ClassVar[str] = "/v1/completions"
+    """Where completions are asked for."""
+    takes_token_ids: ClassVar[bool] = True
+    """Whether a prompt may be tokens."""
+    tells_token_ids: ClassVar[bool] = True
+    """Whether the tokens of an answer are told, so that special ones can be read."""
+    more_room: ClassVar[str]
+    """How it gets a longer context, with `{num_tokens}`."""
+    refusals: ClassVar[Refusals] = ()
+    """What it cannot honour, beside grammars."""
+    max_seed: ClassVar[int] = 2**63 - 1
+    """The largest seed."""
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse what such a server would ignore or do otherwise.
+
+        Raises:
+            InvalidParameterError: A parameter asks for what it cannot do.
+        """
+        for name, is_asked, reason in (*_REFUSED_BY_ALL, *self.refusals):
+            if is_asked(params):
+                msg = f"{name} cannot be honoured by {self.name} ({reason}). Leave it out, or use a LocalBackend."
+                raise InvalidParameterError(msg)
+        if params.seed is not None and params.seed > self.max_seed:
+            msg = f"seed must be at most {self.max_seed} for {self.name}, got {params.seed}."
+            raise InvalidParameterError(msg)
+        if params.grammar is not None:
+            self.grammar(params.grammar)
+
+    def seed(self, seed: int) -> int:
+        """The seed in force in place of one that was drawn."""
+        return seed % (self.max_seed + 1)
+
+    @abstractmethod
+    def grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """The fields of a request that ask for a grammar.
+
+        Raises:
+            InvalidParameterError: It cannot hold such a one.
+        """
+
+    @abstractmethod
+    def body(self, asked: Asked) -> dict[str, Any]:
+        """The body of a request, for an answer that comes piece by piece."""
+
+    @abstractmethod
+    def reader(self, params: SamplingParams) -> Reader:
+        """What reads the answer to such a request."""
+
+    def _no_regex(self) -> InvalidParameterError:
+        return InvalidParameterError(
+            f"A regular expression cannot be held by {self.name}, whose requests take JSON schemas only. Give a "
+            f"schema, or use a LocalBackend."
+        )
+
+
+_REFUSED_BY_ALL: Refusals = (
+    ("adapter", lambda p: p.adapter is not None, "adapters of a server are not chosen from here"),
+)
+
+
+def changes_logprobs(params: SamplingParams) -> bool:
+    """Whether log probabilities after sampling are others than the model's own."""
+    is_cut = bool(params.top_k) or params.top_p not in (None, 1.0) or bool(params.min_p)
+    is_scaled = params.temperature not in (0.0, 1.0)
+    return params.needs_history or bool(params.logit_bias) or (params.temperature > 0 and (is_scaled or is_cut))

@@ -1,0 +1,156 @@
+"""Servers of OpenAI's protocol alone, and `specdec serve`, which tells more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
+from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusal, Refusals
+from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.sampling.params import SamplingParams
+
+_UNKNOWN = "OpenAI's protocol has no such parameter"
+_NO_LOGPROBS: Refusal = (
+    "logprobs",
+    lambda p: p.logprobs is not None,
+    "it names tokens by their text, not by their ids",
+)
+_REASONS: dict[str, FinishReason] = {"stop": "eos_token", "length": "length"}
+
+
+def usage_of(event: Mapping[str, Any]) -> dict[str, int | None]:
+    """What an event tells of the counts of an answer; nothing where it tells none."""
+    usage = event.get("usage")
+    if not usage:
+        return {}
+    details = usage.get("prompt_tokens_details") or {}
+    return {
+        "prompt_tokens": int(usage["prompt_tokens"]),
+        "completion_tokens": int(usage["completion_tokens"]),
+        "cached_tokens": details.get("cached_tokens"),
+    }
+
+
+def openai_body(asked: Asked) -> dict[str, Any]:
+    """The fields that all servers of OpenAI's protocol know."""
+    params = asked.params
+    body: dict[str, Any] = {
+        "model": asked.model,
+        "prompt": asked.prompt if isinstance(asked.prompt, str) else list(asked.prompt),
+        "max_tokens": params.max_new_tokens,
+        "temperature": params.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if params.temperature > 0:
+        body |= {"seed": asked.seed, "top_p": 1.0 if params.top_p is None else params.top_p}
+    if params.stop:
+        body["stop"] = list(params.stop)
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(params, name):
+            body[name] = getattr(params, name)
+    if asked.bias:
+        body["logit_bias"] = {str(token): bias for token, bias in asked.bias.items()}
+    return body
+
+
+def as_response_format(grammar: Grammar) -> dict[str, Any]:
+    """A JSON schema as OpenAI's `response_format`."""
+    schema = {"name": "answer", "strict": True, "schema": grammar.schema}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+class PlainReader(Reader):
+    """Pieces of text; a piece counts as one token until the server has told how many there were."""
+
+    def read(self, event: Mapping[str, Any]) -> Chunk:
+        """See `Reader`."""
+        counts = usage_of(event)
+        if not event["choices"]:
+            return Chunk(**counts, is_last=True)  # type: ignore[arg-type]
+        choice = event["choices"][0]
+        text = choice["text"]
+        tokens = (ChunkToken(-1),) if text else ()
+        reason = choice.get("finish_reason")
+        return Chunk(text, tokens, None if reason is None else _REASONS[reason], **counts)  # type: ignore[arg-type]
+
+
+class PlainDialect(Dialect):
+    """A server that is not known to be more.
+
+    Stop strings are not sent: its `stop` could mean one of them as well as the end of the text. They are found here,
+    and the connection is closed.
+    """
+
+    name = "this server, which speaks no more than OpenAI's protocol,"
+    takes_token_ids = False
+    tells_token_ids = False
+    more_room = "start the server with a longer context ({num_tokens} tokens or more)"
+    refusals: ClassVar[Refusals] = (
+        ("top_k", lambda p: bool(p.top_k) and p.temperature > 0, _UNKNOWN),
+        ("min_p", lambda p: bool(p.min_p) and p.temperature > 0, _UNKNOWN),
+        ("ignore_eos", lambda p: p.ignore_eos, _UNKNOWN),
+        ("repetition_penalty", lambda p: p.repetition_penalty not in (None, 1.0), _UNKNOWN),
+        _NO_LOGPROBS,
+        ("temperature", lambda p: p.temperature > 2.0, "OpenAI's protocol allows 2 at most"),
+    )
+
+    def grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """See `Dialect`."""
+        if grammar.regex is not None:
+            raise self._no_regex()
+        return as_response_format(grammar)
+
+    def body(self, asked: Asked) -> dict[str, Any]:
+        """See `Dialect`."""
+        body = openai_body(asked)
+        body.pop("stop", None)
+        return body | ({} if asked.params.grammar is None else self.grammar(asked.params.grammar))
+
+    def reader(self, params: SamplingParams) -> Reader:
+        """See `Dialect`."""
+        return PlainReader()
+
+
+class SpecdecReader(PlainReader):
+    """Pieces of text, and at the end all that the engine tells, in the field `specdec`."""
+
+    def read(self, event: Mapping[str, Any]) -> Chunk:
+        """See `Reader`."""
+        chunk = super().read(event)
+        if not (told := event.get("specdec")):
+            return chunk
+        counts = {name: getattr(chunk, name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
+        said = told["speculation"]
+        known = {field.name for field in fields(SpeculationStats)}
+        stats = SpeculationStats(**{name: value for name, value in said.items() if name in known and value is not None})
+        stats.emitted_tokens = counts["completion_tokens"] or 0
+        return Chunk(finish_reason=told["finish_reason"], stats=stats, is_last=True, **counts)
+
+
+class SpecdecDialect(PlainDialect):
+    """`specdec serve`: this package's engine in another process, with the same parameters and the same ends."""
+
+    name = "specdec serve"
+    takes_token_ids = True
+    more_room = "start the server with --max-length {num_tokens} or more"
+    refusals: ClassVar[Refusals] = (_NO_LOGPROBS,)
+    max_seed = 2**64 - 1
+
+    def body(self, asked: Asked) -> dict[str, Any]:
+        """See `Dialect`."""
+        params: SamplingParams = asked.params
+        body = openai_body(asked)
+        sampled = ("top_k", "min_p") if params.temperature > 0 else ()
+        for name in (*sampled, "repetition_penalty", "ignore_eos"):
+            if getattr(params, name):
+                body[name] = getattr(params, name)
+        return body | ({} if params.grammar is None else self.grammar(params.grammar))
+
+    def reader(self, params: SamplingParams) -> Reader:
+        """See `Dialect`."""
+        return SpecdecReader()

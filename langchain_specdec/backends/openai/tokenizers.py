@@ -1,0 +1,15 @@
+"""The tokenizer of the model of a server that speaks OpenAI's protocol, in this process."""
+
+from __future__ import annotations
+
+from langchain_specdec.backends.openai.server_facts import ServerInfo
+from langchain_specdec.backends.remote.facts import ModelInfo
+from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer, TokenizerInUse
+
+
+class ServedTokenizer(TokenizerInUse):
+    """The same where a server may serve its model by another name than that of its tokenizer."""
+
+    def _load(self, info: ModelInfo) -> LocalTokenizer:
+        source = info.source if isinstance(info, ServerInfo) else info.model_id
+        return LocalTokenizer.of_server(source, None, self._url)

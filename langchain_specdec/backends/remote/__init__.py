@@ -1,0 +1,1 @@
+"""Servers of completions: what connections to all kinds of them share."""
