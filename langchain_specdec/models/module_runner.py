@@ -61,11 +61,10 @@ def make_module_runner(
         copy_mapped(loaded.model, mapped)
     with fitting(loaded.name):
         work = num_slots * states_bytes(loaded.model)
-        runner = ModelRunner(loaded.model, num_slots, length_of(work), max_width)
+        reads_images = loaded.image_reader is not None
+        runner = ModelRunner(loaded.model, num_slots, length_of(work), max_width, reads_images=reads_images)
         runner.work_bytes = work
         runner.adapters = loaded.adapters
-        if loaded.image_reader is not None:
-            runner.read_images()
         if not _is_tested(loaded.model):
             check_cached_forward(runner, loaded.name)
             runner.takes_trees = runner.takes_trees and takes_trees(runner)

@@ -22,17 +22,17 @@ class ModelInputs:
 
     Args:
         model: A Hugging Face causal language model.
+        offsets: What is added to the positions of the text in each slot, int64 `[slots]`; None: nothing.
 
     Attributes:
-        offsets: What is added to the positions of the text in each slot, int64 `[slots]`; None: nothing.
         is_for_gpu: Whether masks have the form that attention on a GPU takes without another copy of them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, offsets: Tensor | None = None) -> None:
         self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
         self.is_for_gpu: bool = model.get_input_embeddings().weight.device.type == "cuda"
-        self.offsets: Tensor | None = None
+        self._offsets = offsets
         self._kinds = _layer_kinds(self._config)
         # Renamed in transformers 5.24, which warns of the old name at each forward.
         names = inspect.signature(model.base_model.forward).parameters
@@ -63,8 +63,8 @@ class ModelInputs:
         mask = self._mask(inputs, positions, length, images, is_prompt=is_prompt)
         if images is not None and images.positions is not None:
             positions = images.positions
-        elif self.offsets is not None:
-            positions = positions + self.offsets[inputs.slots][:, None]
+        elif self._offsets is not None:
+            positions = positions + self._offsets[inputs.slots][:, None]
         return {
             "input_ids": inputs.tokens,
             "attention_mask": mask,

@@ -37,9 +37,12 @@ class ModelRunner:
         num_slots: Slots of the cache.
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification; the cache has room for its padding.
+        reads_images: Whether texts may have images; only for a model with an encoder of them.
     """
 
-    def __init__(self, model: Any, num_slots: int, max_length: int, max_width: int) -> None:
+    def __init__(
+        self, model: Any, num_slots: int, max_length: int, max_width: int, *, reads_images: bool = False
+    ) -> None:
         self.model = model
         self.max_length = max_length
         self.max_width = max_width
@@ -62,18 +65,13 @@ class ModelRunner:
         """Whether drafts may branch; see `models.compatibility.takes_trees`."""
         self.adapters: RowAdapters | None = None
         """Says which adapter the text in each slot goes by; None where there are none to choose among."""
-        self.images: SlotImages | None = None
+        self.images = SlotImages(model, num_slots) if reads_images else None
         """Knows the images of the text in each slot; None where the model is given text only."""
-        self._inputs = ModelInputs(model)
+        self._inputs = ModelInputs(model, self.images.offsets if self.images is not None else None)
         self._dtype: torch.dtype = model.dtype
         self._modules = modules_of(model)
         self.weights = WeightsState.of(self._modules)
         """What `note_weights` saw last."""
-
-    def read_images(self) -> None:
-        """Take texts with images from now on; only for a model with a vision tower."""
-        self.images = SlotImages(self.model, self.cache.num_slots)
-        self._inputs.offsets = self.images.offsets
 
     graphs: frozenset[Any] = frozenset()
     """Changes with what forwards cost, when graphs take over or fail; here there are none."""

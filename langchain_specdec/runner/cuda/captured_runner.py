@@ -23,7 +23,6 @@ from langchain_specdec.runner.cuda.likely_batches import likely_batches
 from langchain_specdec.runner.kv_cache import ForwardShape
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.row_adapters import RowAdapters
-from langchain_specdec.runner.slot_images import SlotImages
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
@@ -56,6 +55,7 @@ class CapturedRunner:
         self.bytes_per_token = uncaptured.bytes_per_token
         self.max_width = uncaptured.max_width
         self.takes_trees = uncaptured.takes_trees
+        self.images = uncaptured.images
         self.store = GraphStore(capture, mode, progress)
         is_exact = mode == "max-autotune"
         self._buckets = Buckets(self.cache.num_slots, self.max_width, self.cache.max_length, is_exact=is_exact)
@@ -66,11 +66,6 @@ class CapturedRunner:
 
     adapters: RowAdapters | None = None
     """A graph computes the same for all rows, so there are none to choose among."""
-
-    @property
-    def images(self) -> SlotImages | None:
-        """See `ModelRunner.images`; graphs read the offsets of positions, and no images."""
-        return self.uncaptured.images
 
     @property
     def model(self) -> Any:

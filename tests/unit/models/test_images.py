@@ -25,7 +25,6 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import GenerationError, InvalidParameterError
 from langchain_specdec.models.image_reader import _opened
-from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
@@ -256,9 +255,7 @@ def test_captured_steps_follow_the_positions_of_images(name: str) -> None:
     with closing(make_backend(name, drafter="none")) as backend:
         asked = prompts(backend)
     model = copy.deepcopy(images.model(name))
-    runner = make_runner(tiny.loaded(model), num_slots=4, max_length=256, max_width=11)
-    assert isinstance(runner, ModelRunner)
-    runner.read_images()
+    runner = ModelRunner(model, 4, 256, 11, reads_images=True)
     captured = CapturedRunner(runner, RecordedCapture(), "reduce-overhead")
     engine = Engine(captured, PromptLookupDrafter(5), images.tokenizer(), (tiny.EOS,), step_cost=StepCost.flat())
     with closing(engine):
