@@ -42,8 +42,6 @@ from tests.support.tiny_models import (
     token_ids,
 )
 
-pytestmark = pytest.mark.transformers
-
 SCHEMA = {
     "type": "object",
     "properties": {"sure": {"type": "boolean"}, "names": {"type": "array", "items": {"enum": ["red", "green"]}}},
@@ -297,6 +295,7 @@ def test_no_room_is_told_before_decoding(model: Any) -> None:
         assert engine.num_target_forwards == 0
 
 
+@pytest.mark.transformers
 def test_tokens_that_hold_more_than_the_mark() -> None:
     """White space that comes with the mark counts as that of the fixed text; anything else is not taken with it."""
     tokenizer = byte_tokenizer()

@@ -41,6 +41,7 @@ from tests.support.model_families import (
     POSITIONS,
     REFUSED,
     SIZES,
+    TEXT_CASES,
     WINDOW,
     WITHOUT_SDPA,
     load,
@@ -235,7 +236,7 @@ def test_a_short_row_at_the_end_of_its_slot_beside_a_long_one(name):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize(("name", "attention"), TEXT_CASES)
 def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, device):
     prompts = prompts_for(name)
     expected = [reference_text(name, device, prompt, NUM_TOKENS) for prompt in prompts]

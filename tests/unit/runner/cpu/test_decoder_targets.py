@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,18 +64,30 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[str, ...]], Path]:
+    """Compiles the check of the decoder, once for a compiler and its flags."""
+
+    @functools.cache
+    def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+        path = tmp_path_factory.mktemp("compiled") / "check"
+        subprocess.run([compiler, *flags, *_COMMON, *_SOURCES, "-o", str(path)], check=True)  # noqa: S603
+        return path
+
+    return compiled
+
+
 @pytest.mark.parametrize("name", TARGETS)
-def test_numbers_are_right_and_the_same_however_rows_are_batched(name: str, cases: Path) -> None:
+def test_numbers_are_right_and_the_same_however_rows_are_batched(
+    name: str, cases: Path, compiled: Callable[[str, tuple[str, ...]], Path]
+) -> None:
     target = TARGETS[name]
     for program in (target.compiler, *target.emulator[:1]):
         if shutil.which(program) is None:
             pytest.skip(f"there is no {program} here (Debian: clang, g++-aarch64-linux-gnu, qemu-user)")
     if target.capabilities and _CAPABILITY not in target.capabilities:
         pytest.skip(f"this processor has {_CAPABILITY} only")
-    path = cases.parent / name.replace(" ", "-")
-    compilation = [target.compiler, *target.flags, *_COMMON, *_SOURCES, "-o", str(path)]
-    subprocess.run(compilation, check=True)  # noqa: S603
-    command = [*target.emulator, str(path), str(cases)]
+    command = [*target.emulator, str(compiled(target.compiler, target.flags)), str(cases)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert done.stdout.endswith(" checks, 0 failed\n")
