@@ -135,11 +135,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "number": ({"type": "image", "base64": 7, **TYPE}, "as an object of type int"),
     "no image": (
         {"type": "image", "base64": base64.b64encode(b"text").decode(), **TYPE},
-        "Image 1 of the prompt cannot be re",
+        "Image 1 of the prompt is none that Pillow can re",
     ),
     "cut file": (
         {"type": "image", "base64": base64.b64encode(FILE[:40]).decode(), **TYPE},
-        "Image 1 of the prompt cannot be",
+        "Image 1 of the prompt is none",
     ),
     "sound": (
         {"type": "audio", "base64": DATA, "mime_type": "audio/wav"},
@@ -345,7 +345,7 @@ def test_damaged_images_of_tools_become_notes_and_others_stay() -> None:
     model.invoke([HumanMessage([picture(4)]), CALL, result])
     assert [width for width, _ in images_of(model)] == [4, 1, 2]
     assert "\n[image/png, 8 bytes, left out: it cannot be shown here]\n" in prompt_of(model)
-    with pytest.raises(InvalidParameterError, match="Image 1 of the prompt cannot be read"):
+    with pytest.raises(InvalidParameterError, match="Image 1 of the prompt is none that Pillow can read"):
         model.invoke([HumanMessage([broken]), CALL, result])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -93,13 +92,9 @@ def test_mxfp4_is_not_quantised_once_more(mxfp4: tuple[Path, dict[str, Tensor]])
 
 @pytest.mark.parametrize("word", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
-def test_quantised_to_fewer_bits(name: str, word: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_quantised_to_fewer_bits(name: str, word: str, tmp_path: Path) -> None:
     speculative, plain = texts_of(saved(name, tmp_path), quantization=word, device="cpu")
     assert speculative == plain
-    if families.IS_TRANSFORMERS_5:
-        share = re.search(r"(\d+)% of the weights of .* keep their numbers", caplog.text)
-        assert share is not None, "experts are no linear layers"
-        assert int(share[1]) > 70
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])

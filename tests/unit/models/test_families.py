@@ -28,6 +28,7 @@ from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support import family_table
+from tests.support import image_models as images
 from tests.support import tiny_models as tiny
 from tests.support.family_list import MODEL_FAMILIES
 from tests.support.hybrid_models import HYBRIDS
@@ -457,7 +458,7 @@ def test_the_families_that_are_not_compared_are_those_of_the_list():
 def test_the_table_in_the_documentation_is_that_of_the_list():
     page = family_table.PAGE.read_text(encoding="utf-8")
     assert page == family_table.written(page), "run: python -m tests.support.family_table"
-    assert page.count("\n| ") == len(MODEL_FAMILIES) + len(HYBRIDS) + 2
+    assert page.count("\n| ") == len(MODEL_FAMILIES) + len(HYBRIDS) + 2 + len(images.FAMILIES) + 2
 
 
 @pytest.mark.parametrize("name", params(REFUSED))
