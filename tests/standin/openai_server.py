@@ -127,7 +127,7 @@ class OpenAIStandIn:
             written += len(step)
             steps += 1
             shown = str(self._tokenizer.decode(ids[:written], skip_special_tokens=True))
-            whole = shown.rstrip("\ufffd") if written < len(ids) else shown
+            whole = shown.rstrip("\ufffd") if written < len(ids) or self.kind == "vllm" else shown
             reason, stop = self._end(body, ids, written, whole)
             if stop is not None and self.kind != "sglang":
                 end = whole.index(stop) + (len(stop) if body.get("include_stop_str_in_output") else 0)

@@ -73,6 +73,16 @@ class Told:
         self.is_whole = self.is_whole or chunk.is_last
 
 
-def steps_of(num_tokens: int, accepted: int, told: int = 0) -> int:
-    """The target's forwards for so many tokens, where each brought one of its own beside those accepted."""
-    return max(num_tokens - accepted, told, 1) if num_tokens else 0
+def stats_of(num_tokens: int, drafted: int, accepted: int, num_steps: int = 0) -> SpeculationStats:
+    """What speculation did, by a server's counts.
+
+    Args:
+        num_tokens: Of the answer.
+        drafted: Tokens that were proposed.
+        accepted: Those that stood; servers count them beyond the limit and a stop string, too.
+        num_steps: Forwards that the server tells of, if it does; it may leave out those without a draft.
+    """
+    # Each forward brought a token of its own, and the one that read the prompt brought the first.
+    kept = max(min(accepted, num_tokens - 1), 0)
+    least = 1 if num_tokens else 0
+    return SpeculationStats(drafted, kept, max(num_tokens - accepted, min(num_steps, num_tokens), least), num_tokens)

@@ -13,6 +13,7 @@ from langchain_specdec.errors import BackendUnavailableError, InvalidParameterEr
 _TOO_LONG = (
     *("maximum context length", "exceeds the available context size", "context_length_exceeded"),
     *("longer than the model's context length", "longer than the maximum model length"),
+    "cannot be greater than max_model_len",
     # This package's own.
     ", but max_length is ",
 )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, steps_of
+from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
 from langchain_specdec.completions.events import FinishReason
-from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
@@ -107,6 +106,6 @@ class LlamaCppReader(Reader):
             prompt_tokens,
             predicted,
             timings.get("cache_n"),
-            SpeculationStats(drafted, accepted, steps_of(predicted, accepted), predicted),
+            stats_of(predicted, drafted, accepted),
             is_last=True,
         )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, steps_of
+from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals, changes_logprobs
 from langchain_specdec.backends.openai.plain import openai_body, usage_of
 from langchain_specdec.completions.events import FinishReason
@@ -116,5 +116,4 @@ class SGLangReader(Reader):
         if said is None:
             return None
         accepted, drafted = said["spec_num_correct_drafts"], said["spec_num_proposed_drafts"]
-        num_steps = steps_of(self._num_tokens, accepted, said["spec_verify_ct"])
-        return SpeculationStats(drafted, accepted, num_steps, self._num_tokens)
+        return stats_of(self._num_tokens, drafted, accepted, said["spec_verify_ct"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, steps_of
+from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
 from langchain_specdec.backends.openai.plain import openai_body, usage_of
 from langchain_specdec.completions.events import FinishReason
@@ -29,7 +30,8 @@ class VLLMDialect(Dialect):
     def body(self, asked: Asked) -> dict[str, Any]:
         """See `Dialect`."""
         params = asked.params
-        body = openai_body(asked)
+        # Where it speculates it takes no biases, so only those of the request are sent.
+        body = openai_body(replace(asked, banned=()))
         # Counts with every piece, so that an answer that is cut here has them too.
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         body["return_token_ids"] = True
@@ -96,10 +98,11 @@ class VLLMReader(Reader):
             return None
         accepted, drafted = said["num_accepted_draft_tokens"], said["num_draft_tokens"]
         num_steps, width = said["num_spec_steps"], said.get("num_spec_tokens") or 0
-        stats = SpeculationStats(drafted, accepted, steps_of(num_tokens, accepted, num_steps), num_tokens)
+        stats = stats_of(num_tokens, drafted, accepted, num_steps)
         # Steps that accepted 0, 1, 2, ... tokens; each drafted as many as the longest only if the sum says so.
         histogram = said.get("acceptance_histogram") or []
-        if drafted == num_steps * width and len(histogram) == width + 1:
+        is_even = drafted == num_steps * width and len(histogram) == width + 1
+        if is_even and stats.accepted_tokens == accepted and num_steps:
             stats.drafted_per_position = [num_steps] * width
             stats.accepted_per_position = [sum(histogram[place + 1 :]) for place in range(width)]
         return stats

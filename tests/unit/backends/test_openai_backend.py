@@ -117,9 +117,11 @@ async def test_streams_can_be_read_in_an_event_loop(backend):
 
 
 @pytest.mark.parametrize("limit", range(1, 8))
-def test_an_incomplete_character_ends_as_in_a_whole_decode(backend, limit):
+def test_an_incomplete_character_ends_as_in_a_whole_decode(standin, backend, limit):
     (completion,) = backend.complete([ask(max_new_tokens=limit)])
-    assert completion.text == TEXT.encode()[:limit].decode(errors="replace")
+    # vLLM itself leaves it out.
+    errors = "ignore" if standin.kind == "vllm" and backend.tokenizer is None else "replace"
+    assert completion.text == TEXT.encode()[:limit].decode(errors=errors)
     assert (completion.finish.finish_reason, completion.finish.completion_tokens) == ("length", limit)
 
 
