@@ -16,7 +16,7 @@ class Token:
     """One emitted token.
 
     Attributes:
-        id: Its id in the target's vocabulary.
+        id: Its id in the target's vocabulary; -1 where a server does not tell.
         text: Text that this token released. Empty while a character or a possible stop string is incomplete.
         drafted: Whether it was proposed by the drafter (and confirmed by the target). None where a server does not
             tell.
@@ -57,7 +57,8 @@ class FinishEvent:
 
     Attributes:
         finish_reason: `length`, `stop_sequence` (also where the request's own check ended it) or `eos_token`.
-        prompt_tokens: Number of prompt tokens.
+        prompt_tokens: Number of prompt tokens; 0 where an answer was cut before its server told them, and no tokenizer
+            is known.
         completion_tokens: Number of generated tokens, an end-of-sequence token and those of a stop string included.
         seed: The seed in force, drawn where none was given.
         speculation: What speculation did for this request.

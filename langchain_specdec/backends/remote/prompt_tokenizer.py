@@ -11,9 +11,6 @@ from typing_extensions import Self
 from langchain_specdec.backends.remote.facts import ModelInfo
 from langchain_specdec.backends.remote.failures import in_short, is_loopback
 from langchain_specdec.errors import InvalidParameterError, ModelLoadError
-from langchain_specdec.models.embedded import EMBEDDED_MODEL_ID, gguf_file
-from langchain_specdec.models.gguf.file import open_gguf
-from langchain_specdec.models.gguf.tokenizer import read_tokenizer
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 # A server tells its limits itself.
@@ -168,6 +165,10 @@ def _is_path(name: str) -> bool:
 def _from_pretrained(name: str, revision: str | None = None) -> tuple[Any, str]:
     """A tokenizer by its id, folder or GGUF file, or None and why not. Code that comes with it is not run."""
     from transformers import AutoTokenizer
+
+    from langchain_specdec.models.embedded import EMBEDDED_MODEL_ID, gguf_file
+    from langchain_specdec.models.gguf.file import open_gguf
+    from langchain_specdec.models.gguf.tokenizer import read_tokenizer
 
     options = {} if revision is None else {"revision": revision}
     file = gguf_file() if name == EMBEDDED_MODEL_ID else Path(name)

@@ -145,6 +145,19 @@ def test_stop_strings_are_no_part_of_the_text(standin, backend, stop, reason):
     assert ("stop" in standin.asked[-1]) == (standin.kind != "plain")
 
 
+@pytest.mark.parametrize("standin", ["plain"], indirect=True)
+def test_an_answer_that_is_cut_before_its_counts_has_those_that_are_known(backend):
+    finish = backend.complete([ask(stop=["aus"])])[0].finish
+    assert finish.prompt_tokens == (5 if backend.tokenizer is not None else 0)
+    assert finish.cached_tokens is None
+
+
+@pytest.mark.parametrize("standin", ["vllm"], indirect=True)
+def test_tokens_beyond_the_limit_were_not_accepted(standin, backend):
+    said = backend.complete([ask(max_new_tokens=1)])[0].info()["speculation"]
+    assert (said["accepted_tokens"], said["num_steps"]) == (0, 1)
+
+
 def test_the_first_of_several_stop_strings_counts(backend):
     assert text_of(backend, stop=["!", "Hafen", "aus", "q", "w"]) == TEXT.partition("aus")[0]
 
