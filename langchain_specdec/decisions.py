@@ -11,7 +11,11 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.chat.arrangements import Message
+from langchain_specdec.chat.image_prompts import images_for, placeholder_of, read_into
+from langchain_specdec.chat.images import Images
 from langchain_specdec.chat.label_tokens import LabelTokens
+from langchain_specdec.chat.prompt import Prompt
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.construction.constructors import ModelConstructors
@@ -102,7 +106,8 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     without a thought: it is switched off in the template unless `chat_template_kwargs` says otherwise, and a thought
     that the template opens is closed.
 
-    A `Box`, and content other than text, are refused. So is a server of Text Generation Inference, which tells the
+    Images in messages of the state, in base64, go to a model that reads images. A `Box`, and other content than text
+    and these, are refused. So is a server of Text Generation Inference, which tells the
     probabilities of its best tokens only. All questions are checked before the first is asked.
 
     Raises:
@@ -193,7 +198,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         key = self.chat_template, repr(self.chat_template_kwargs)
         if self._known is None or self._known[0] != key:
             options = {"enable_thinking": False, **(self.chat_template_kwargs or {})}
-            template = ChatTemplate(tokenizer, self.model, self.chat_template, options)
+            template = ChatTemplate(tokenizer, self.model, self.chat_template, options, placeholder_of(self.backend))
             if template.reasoning.switch not in {"", *options}:
                 template = template.with_reasoning(False)
             self._known = key, (template, LabelTokens(template))
@@ -204,17 +209,25 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         if not questions:
             msg = "There are no questions. Give at least one."
             raise InvalidParameterError(msg)
-        told = state_text(state)
+        images = images_for(self.backend)
+        told = state_text(state, images)
         checked = {name: checked_question(name, question) for name, question in questions.items()}
-        return {name: self._asked(told, question) for name, question in checked.items()}
+        return {name: self._asked(told, images, question) for name, question in checked.items()}
 
-    def _asked(self, state: str, question: LabelledQuestion) -> _Asked:
+    def _asked(self, state: str, images: Images, question: LabelledQuestion) -> _Asked:
         template, label_tokens = self._prompts()
         labels = label_tokens.choose(len(answers_of(question)), preferred_labels(question))
+
+        def write(rows: Sequence[Message]) -> Prompt:
+            return template.prompt(rows, images=images)
+
         rows = [{"role": "user", "content": prompt_of(state, question, list(labels))}]
-        prompt = template.token_ids(rows, begin=label_tokens.begin, limit=self.backend.max_length)
+        prompt, read = read_into(write, rows, images, self.backend.image_reader)
+        prompt_ids = prompt.token_ids(label_tokens.begin, self.backend.max_length)
         tokens = list(labels.values())
-        request = CompletionRequest(prompt, SamplingParams(max_new_tokens=1), logprob_token_ids=tokens)
+        placed = read.placed(prompt_ids) if read is not None else ()
+        params = SamplingParams(max_new_tokens=1)
+        request = CompletionRequest(prompt_ids, params, logprob_token_ids=tokens, images=placed)
         return _Asked(question, request, tokens)
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:

@@ -19,6 +19,7 @@ from langchain_core.decisions import (
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, is_data_content_block
 
 from langchain_specdec.chat.content_blocks import as_json, content_text
+from langchain_specdec.chat.images import Images
 from langchain_specdec.errors import InvalidParameterError
 
 LabelledQuestion = Noul | Choice | Score
@@ -51,7 +52,7 @@ def checked_question(name: str, question: object) -> LabelledQuestion:
     kind = type(question).__name__
     msg = f"The question {name!r} must be a Noul, a Choice or a Score, got {kind}."
     if kind == "Box":
-        msg = f"The question {name!r} is a Box, which asks for a place in an image. The model reads text only."
+        msg = f"The question {name!r} is a Box, which asks for a place in an image. The model can only choose."
     raise InvalidParameterError(msg)
 
 
@@ -115,44 +116,51 @@ def answer_of(question: LabelledQuestion, logprobs: Sequence[float]) -> NoulAnsw
     )
 
 
-def state_text(state: State) -> str:
+def state_text(state: State, images: Images | None = None) -> str:
     """What questions are about, as text: a string as it is, all else as JSON.
 
+    Args:
+        state: What they are about.
+        images: Gets the images of its messages, for which marks stand in the text; None refuses those of a person.
+
     Raises:
-        InvalidParameterError: It holds an image or the like, or what no JSON holds.
+        InvalidParameterError: It holds what cannot be shown to the model, or what no JSON holds.
     """
-    return _text(state, "The state")
+    return _text(state, "The state", images)
 
 
 def _described(value: Any) -> str:
     return "" if value is None else _text(value, "A criterion")
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: Any, what: str, images: Images | None = None) -> str:
     try:
-        plain = _plain(value, what)
+        plain = _plain(value, what, Images() if images is None else images)
         return plain if isinstance(plain, str) else json.dumps(as_json(plain, what), ensure_ascii=False)
     except RecursionError as error:
         msg = f"{what} cannot be written as JSON: it is nested too deeply."
         raise InvalidParameterError(msg) from error
 
 
-def _plain(value: Any, what: str) -> Any:
+def _plain(value: Any, what: str, images: Images) -> Any:
     """A value with messages as dictionaries."""
     if isinstance(value, BaseMessage):
-        return _message(value)
+        return _message(value, images)
     if isinstance(value, Mapping):
         if is_data_content_block(dict(value)):
-            msg = f"{what} has content of type {value['type']!r}. The model reads text only: give what it says as text."
+            msg = (
+                f"{what} has content of type {value['type']!r} outside a message. Give what it says as text, or an "
+                "image in a message, to a model that reads images."
+            )
             raise InvalidParameterError(msg)
-        return {key: _plain(item, what) for key, item in value.items()}
+        return {key: _plain(item, what, images) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item, what) for item in value]
+        return [_plain(item, what, images) for item in value]
     return value
 
 
-def _message(message: BaseMessage) -> dict[str, Any]:
-    told: dict[str, Any] = {"type": message.type, "content": content_text(message, message.name or "")}
+def _message(message: BaseMessage, images: Images) -> dict[str, Any]:
+    told: dict[str, Any] = {"type": message.type, "content": content_text(message, message.name or "", images)}
     if message.name:
         told["name"] = message.name
     if isinstance(message, ToolMessage):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,18 +80,6 @@ IMAGE_FAMILIES = frozenset(_FAMILIES)
 def auto_class(config: Any) -> Any:
     """The class of transformers that makes a model of this configuration, with its vision tower where it has one."""
     return AutoModelForImageTextToText if config.model_type in _FAMILIES else AutoModelForCausalLM
-
-
-def apart(tokenizer: Any) -> tuple[Any, Any]:
-    """The tokenizer and the image processor of a processor; what is none is a tokenizer."""
-    processor = getattr(tokenizer, "image_processor", None)
-    if processor is None:
-        return tokenizer, None
-    own = tokenizer.tokenizer
-    if (template := getattr(tokenizer, "chat_template", None)) and not getattr(own, "chat_template", None):
-        own = copy.deepcopy(own)
-        own.chat_template = template
-    return own, processor
 
 
 def make_image_reader(

@@ -87,7 +87,8 @@ class ImageReader:
         """Read images out of the bytes of their files (PNG, JPEG, WebP, ...), the first frame of each.
 
         Raises:
-            InvalidParameterError: It is no image, is damaged, or has more pixels than Pillow takes for harmless.
+            InvalidParameterError: It is no image, is damaged, has more pixels than Pillow takes for harmless, or is one
+                that the processor cannot work with.
         """
         made = [self._processed(data, number) for number, data in enumerate(images, 1)]
         return ReadImages(
@@ -95,18 +96,34 @@ class ImageReader:
             self._tokens.token_id,
             [self._tokens.num_parts(each) for each in made],
             [_digest(data) for data in images],
-            [{name: each[name] for name in self._given if name in each} for each in made],
+            [{name: each[name] for name in self._given} for each in made],
         )
 
     def _processed(self, data: bytes, number: int) -> Made:
-        made: Made
         try:
-            made = self._processor([_opened(data)], return_tensors="pt")
+            picture = _opened(data)
         except MemoryError:
             raise
         except Exception as error:
             msg = f"Image {number} of the prompt {_fault(error)}"
             raise InvalidParameterError(msg) from error
+        made: Made
+        try:
+            made = self._processor([picture], return_tensors="pt")
+        except MemoryError:
+            raise
+        except Exception as error:
+            msg = (
+                f"Image {number} of the prompt, of {picture.width} x {picture.height} pixels, cannot be given to the "
+                f"model: its image processor raised {type(error).__name__}: {error}"
+            )
+            raise InvalidParameterError(msg) from error
+        if missing := [name for name in self._given if name not in made]:
+            msg = (
+                f"The image processor makes no {' and no '.join(missing)}, which this model is given of an image. It "
+                "is that of another model: give the processor of this one as tokenizer=, or in the model's folder."
+            )
+            raise InvalidParameterError(msg)
         return made
 
 

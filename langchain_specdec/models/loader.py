@@ -21,7 +21,7 @@ from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.model_source import check_source, means_gguf
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer, apart, check_tokenizer
 from langchain_specdec.models.quantized_loading import option_of
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
@@ -69,7 +69,7 @@ def load_model(
             quantised on a GPU, and no package that does it is installed.
     """
     if tokenizer is not None:
-        check_tokenizer(tokenizer)
+        check_tokenizer(apart(tokenizer)[0])
     if isinstance(model, GGUFModel):
         _check_loaded(model, dtype, device, options)
         return _loaded(model, tokenizer)
@@ -168,7 +168,7 @@ def _check_loaded(
 
 def _loaded(model: GGUFModel, tokenizer: Any) -> LoadedModel:
     if tokenizer is not None:
-        private = PrivateTokenizer.of(tokenizer)
+        private = PrivateTokenizer.of(apart(tokenizer)[0])
     elif model.private_tokenizer is not None:
         private = model.private_tokenizer.latest
     else:

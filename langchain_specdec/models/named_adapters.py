@@ -106,13 +106,16 @@ def _unfit(source: str, reason: str) -> UnsupportedModelError:
 
 @torch.inference_mode()
 def _check_rows(model: Any, base: str) -> None:
-    """Refuse layers that see other rows than the forward has: the tokens of all texts as one, or texts regrouped."""
+    """Refuse layers that see other rows than the forward has: the tokens of all texts as one, or texts regrouped.
+
+    Those that text does not reach are refused too: they see the images of all texts as one, or the tokens of an expert.
+    """
     regrouped = {id(module) for layer in stateful_layers(model) for module in layer.modules()}
-    shapes: list[tuple[str, torch.Size]] = []
+    adapted = [(path, module) for path, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+    shapes: dict[str, list[torch.Size]] = {path: [] for path, _ in adapted}
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, path=path: shapes.append((path, inputs[0].shape)))
-        for path, module in model.named_modules()
-        if isinstance(module, AdaptedLinear)
+        module.register_forward_pre_hook(lambda _, inputs, path=path: shapes[path].append(inputs[0].shape))
+        for path, module in adapted
     ]
     try:
         # Two texts of three tokens.
@@ -120,8 +123,12 @@ def _check_rows(model: Any, base: str) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    unfit = (p for p, s in shapes if len(s) != 3 or s[0] != 2 or id(model.get_submodule(p)) in regrouped)
-    if path := next(unfit, None):
+
+    def is_fit(path: str, module: torch.nn.Module) -> bool:
+        sees_texts = bool(shapes[path]) and all(len(shape) == 3 and shape[0] == 2 for shape in shapes[path])
+        return sees_texts and id(module) not in regrouped
+
+    if path := next((path for path, module in adapted if not is_fit(path, module)), None):
         msg = (
             f"Adapters of {base} change {path}, which does not see the texts of a batch one by one, so that no call "
             "can choose its own there. Give one of them as adapter=, which merges it when the model is loaded."

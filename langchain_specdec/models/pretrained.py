@@ -21,10 +21,10 @@ from langchain_specdec.models.adapters import (
 from langchain_specdec.models.checkpoint import explained, read_weights
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
-from langchain_specdec.models.image_families import apart, auto_class, make_image_reader
+from langchain_specdec.models.image_families import auto_class, make_image_reader
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
 from langchain_specdec.models.model_source import check_source
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer, check_tokenizer
+from langchain_specdec.models.private_tokenizer import PrivateTokenizer, apart, check_tokenizer
 from langchain_specdec.models.quantized_loading import check_plain, option_of, quantized_loading
 from langchain_specdec.models.quiet_loading import quiet_loading
 from langchain_specdec.progress import Progress

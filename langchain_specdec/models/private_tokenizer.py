@@ -20,9 +20,21 @@ from langchain_specdec.options import check_unicode
 _CHARACTERS_PER_TOKEN = 16
 
 
+def apart(tokenizer: Any) -> tuple[Any, Any]:
+    """The tokenizer and the image processor of a processor; what is none is a tokenizer."""
+    processor = getattr(tokenizer, "image_processor", None)
+    if processor is None:
+        return tokenizer, None
+    own = tokenizer.tokenizer
+    if (template := getattr(tokenizer, "chat_template", None)) and not getattr(own, "chat_template", None):
+        own = copy.deepcopy(own)
+        own.chat_template = template
+    return own, processor
+
+
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse what is no loaded tokenizer, such as the id of one."""
-    if not (callable(tokenizer) or callable(getattr(tokenizer, "decode", None))):
+    """Refuse what is no loaded tokenizer, such as the id of one, or an image processor."""
+    if not callable(getattr(tokenizer, "decode", None)):
         is_name = isinstance(tokenizer, str)
         advice = f": AutoTokenizer.from_pretrained({tokenizer!r})." if is_name else f", got {type(tokenizer).__name__}."
         raise InvalidParameterError(f"tokenizer must be a loaded tokenizer{advice}")

@@ -223,6 +223,27 @@ def processor(family: str) -> Processor:
 
 def generated(family: str, prompt_ids: list[int], images: Any, num_tokens: int) -> list[int]:
     """What transformers' own greedy decoding writes after a prompt with images."""
+    with torch.inference_mode():
+        out = model(family).generate(
+            **_inputs(family, prompt_ids, images),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.int64),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return list(out[0, len(prompt_ids) :].tolist())
+
+
+def last_logits(family: str, prompt_ids: list[int], images: Any) -> torch.Tensor:
+    """The logits after a prompt with images, `[vocab]`, by a forward of transformers that caches nothing."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(family)(**_inputs(family, prompt_ids, images), use_cache=False).logits[0, -1]
+    return logits
+
+
+def _inputs(family: str, prompt_ids: list[int], images: Any) -> dict[str, Any]:
+    """A prompt with images as transformers takes it."""
     given = {name: torch.cat([image.inputs[name] for image in images]) for name in (images[0].inputs if images else ())}
     kinds = torch.zeros(1, len(prompt_ids), dtype=torch.int64)
     for image in images:
@@ -230,15 +251,4 @@ def generated(family: str, prompt_ids: list[int], images: Any, num_tokens: int) 
     takes = inspect.signature(model(family).forward).parameters
     # transformers 4 looks for the marks around images itself.
     given |= {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in takes}
-    ids = torch.tensor([prompt_ids])
-    with torch.inference_mode():
-        out = model(family).generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            **given,
-        )
-    return list(out[0, len(prompt_ids) :].tolist())
+    return {"input_ids": torch.tensor([prompt_ids]), **given}

@@ -230,6 +230,23 @@ def test_what_is_no_image_is_refused(data: bytes, told: str) -> None:
             backend.image_reader.read([images.picture(1), data])
 
 
+def test_image_that_its_processor_cannot_work_with_is_refused() -> None:
+    with closing(make_backend("qwen2_vl")) as backend:
+        assert backend.image_reader is not None
+        with pytest.raises(InvalidParameterError, match=r"Image 1 .* of 1 x 500 pixels, .* absolute aspect ratio"):
+            backend.image_reader.read([images.picture(1, 1, 500)])
+
+
+def test_processor_of_another_model_is_refused() -> None:
+    model, other = copy.deepcopy(images.model("qwen2_vl")), images.processor("gemma3")
+    with closing(LocalBackend(model, other, num_slots=1, max_length=64)) as backend:
+        assert backend.image_reader is not None
+        with pytest.raises(InvalidParameterError, match="makes no image_grid_thw"):
+            backend.image_reader.read([images.picture(1)])
+    with pytest.raises(InvalidParameterError, match="must be a loaded tokenizer, got Gemma3ImageProcessor"):
+        LocalBackend(model, other.image_processor, num_slots=1, max_length=64)
+
+
 def test_image_with_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
     with closing(make_backend("gemma3")) as backend:

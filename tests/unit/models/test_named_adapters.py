@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from langchain_specdec import ChatSpeculative, SpeculativeLLM
 from langchain_specdec.backends.local import LocalBackend
@@ -21,6 +21,7 @@ from langchain_specdec.errors import InvalidParameterError, ModelLoadError, Unsu
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling.params import SamplingParams
+from tests.support import image_models as images
 from tests.support import tiny_models as tiny
 from tests.support.hybrid_models import MISSING, make_hybrid
 
@@ -259,6 +260,21 @@ def test_a_layer_that_keeps_a_state_is_refused(tmp_path: Path) -> None:
         expected: Any = nullcontext() if is_fit else pytest.raises(UnsupportedModelError, match="one by one")
         with expected:
             load_model(tmp_path / "base", adapters={"x": tmp_path / target}, device="cpu")
+
+
+@pytest.mark.parametrize(("target", "is_fit"), [(r".*language_model.*\.q_proj", True), ("q_proj", False)])
+def test_a_layer_of_an_encoder_of_images_is_refused(tmp_path: Path, target: str, is_fit: bool) -> None:
+    """It would see the images of all texts of a batch as one."""
+    images.model("gemma3").save_pretrained(tmp_path / "base")
+    images.tokenizer().save_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "base"),
+        peft.LoraConfig(r=RANK, target_modules=target if is_fit else [target], task_type="CAUSAL_LM"),
+    )
+    tuned.save_pretrained(tmp_path / "lora")
+    expected: Any = nullcontext() if is_fit else pytest.raises(UnsupportedModelError, match=r"vision_tower.*one by one")
+    with expected:
+        load_model(tmp_path / "base", adapters={"x": tmp_path / "lora"}, device="cpu")
 
 
 def test_a_lora_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

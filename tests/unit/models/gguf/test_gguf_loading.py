@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from langchain_specdec.models.loader import load_model
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.gguf_files import tiny_model, write_gguf
+from tests.support.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.transformers
 
@@ -119,6 +121,13 @@ def test_its_tokenizer_is_copied_only_for_whoever_asks_for_it(file, monkeypatch)
         # One that begins on the model from here on has it as it is by now.
         with closing(LocalBackend(backend.model, max_length=48)) as third:
             assert third.token_ids("ab a") == tokenizer("ab a", add_special_tokens=False).input_ids
+
+
+def test_the_tokenizer_of_a_processor_is_taken(file):
+    processor = SimpleNamespace(tokenizer=byte_tokenizer(), image_processor=object(), chat_template="{{ messages }}")
+    for source in (file, read_gguf(file)):
+        loaded = load_model(source, processor, device="cpu")
+        assert loaded.private_tokenizer.copied.chat_template == "{{ messages }}"
 
 
 def test_a_model_can_be_pickled(file):
