@@ -310,7 +310,9 @@ def test_no_count_tells_what_another_namespace_asked(device: str, has_draft_mode
     counts, texts = [], []
     # Another asks for the same, in the same namespace or in one of its own; or for something else; or for nothing.
     for namespace, asked in (("a", own), ("b", own), ("b", others), ("b", [])):
-        draft = {"draft_model": tiny_model(1, device), "draft_tokenizer": byte_tokenizer()} if has_draft_model else {}
+        draft: Any = (
+            {"draft_model": tiny_model(1, device), "draft_tokenizer": byte_tokenizer()} if has_draft_model else {}
+        )
         costs = StepCost({(1, 1): 1.0, (1, 3): 1.2, (1, 33): 4.0})
         backend = LocalBackend(
             model, byte_tokenizer(), num_slots=16, max_length=128, step_cost=costs, draft_length=length, **draft

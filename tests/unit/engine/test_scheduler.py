@@ -136,7 +136,9 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
 @settings(max_examples=200)
-@given(turns=st.lists(st.tuples(st.sampled_from("ab"), prompts, st.integers(0, 3)), max_size=20), slots=st.integers(1, 3))
+@given(
+    turns=st.lists(st.tuples(st.sampled_from("ab"), prompts, st.integers(0, 3)), max_size=20), slots=st.integers(1, 3)
+)
 def test_nothing_tells_what_another_namespace_asked(turns: list[tuple[str, list[int], int]], slots: int) -> None:
     outcomes = []
     # The others ask for the same, or for what nobody else asks for.
