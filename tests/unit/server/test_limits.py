@@ -7,10 +7,12 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.server import connections
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
@@ -179,7 +181,7 @@ class TestClientsThatLeave:
 
     def test_the_rest_of_an_answer_that_nobody_reads_is_thrown_away(self, monkeypatch):
         monkeypatch.setattr(connections, "_SECONDS", 0.1)
-        with Server(ServerSettings(port=0)).start(CannedBackend()) as server:
+        with Server(ServerSettings(port=0)).start(cast("LocalBackend", CannedBackend())) as server:
             url = httpx.URL(server.url)
             # Its answer has some 5 MB, of which the sockets hold less.
             body = json.dumps({"inputs": "x" * 100_000}).encode()
@@ -189,7 +191,8 @@ class TestClientsThatLeave:
                 head = f"POST /tokenize HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\n"
                 connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
                 connection.recv(1)
-                assert wait_until(lambda: not server._uvicorn.server_state.connections)
+                running: Any = server._uvicorn
+                assert wait_until(lambda: not running.server_state.connections)
 
 
 class TestManyClients:
