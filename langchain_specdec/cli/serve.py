@@ -30,10 +30,11 @@ def serve(
     host: Annotated[str, SETTINGS["host"], _SERVER],
     port: Annotated[int, SETTINGS["port"], _SERVER],
     api_key: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             envvar=API_KEY,
-            help="Key that clients have to send. Better given by the environment: other users see command lines.",
+            help="Key that clients have to send. May be repeated. Better given by the environment, with spaces between "
+            "several: other users see command lines.",
             show_default="none",
             rich_help_panel=_SERVER,
         ),
@@ -44,10 +45,11 @@ def serve(
     request_timeout: Annotated[float, SETTINGS["request_timeout"], _SERVER],
     body_limit: Annotated[int, SETTINGS["body_limit"], _SERVER],
     drain_timeout: Annotated[int, SETTINGS["drain_timeout"], _SERVER],
+    share: Annotated[bool, SETTINGS["share"], _SERVER],
 ) -> None:
     """Serve a model to other programs, by TGI's HTTP interface and OpenAI's, until Ctrl-C or SIGTERM."""
     given_settings = (host, port, allowed_host, served_model_name, max_waiting, request_timeout, body_limit)
-    settings = ServerSettings(*given_settings, drain_timeout, api_key=api_key)
+    settings = ServerSettings(*given_settings, drain_timeout, share, api_key=api_key or None)
     try:
         from langchain_specdec.server.run import Server
     except ModuleNotFoundError as error:

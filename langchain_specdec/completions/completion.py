@@ -34,6 +34,8 @@ class CompletionRequest:
         thoughts: How thoughts stand in the text; None where there are none. A grammar is that of what comes after the
             first one, where the prompt has begun it.
         images: Images that stand in the prompt, in order, where the backend has an `image_reader`.
+        namespace: Whose it is: an engine in this process reuses prompts, and drafts from answers, of the same namespace
+            alone. It changes no text, only what cached tokens and counts of drafts may tell of others' requests.
     """
 
     prompt: str | Sequence[int]
@@ -46,6 +48,7 @@ class CompletionRequest:
     make_end_check: Callable[[], Callable[[str], bool]] | None = None
     thoughts: Thoughts | None = None
     images: Sequence[PromptImage] = ()
+    namespace: str = ""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class DraftingRequest(SampledRow, Protocol):
         """Length of the prompt."""
 
     @property
+    def namespace(self) -> str:
+        """Whose it is: nothing is drafted from requests of others."""
+
+    @property
     def rates(self) -> AcceptanceRates:
         """How good guesses of each kind were in this request."""
 

@@ -33,6 +33,7 @@ class _SlotContents:
     """The tokens whose keys and values stand in a slot, and how many of them are known to be the request's text."""
 
     request_id: int = -1
+    namespace: str = ""
     token_ids: list[int] = field(default_factory=list)
     num_confirmed: int = 0
 
@@ -148,6 +149,9 @@ class DraftModelDrafter(Drafter):
         contents = self._contents.setdefault(request.slot, _SlotContents())
         if contents.request_id != request.request_id:
             contents.request_id, contents.num_confirmed = request.request_id, 0
+            if contents.namespace != request.namespace:
+                contents.token_ids.clear()
+                contents.namespace = request.namespace
         held, tokens = contents.token_ids, request.token_ids
         length, limit = contents.num_confirmed, min(len(held), len(tokens) - 1)
         while length < limit and held[length] == tokens[length]:

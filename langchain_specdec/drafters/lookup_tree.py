@@ -8,6 +8,7 @@ to be reached, wherever it stands, so every beginning of it is the best tree of 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -52,7 +53,7 @@ _RECYCLED_KINDS: dict[str, list[DraftKind]] = {
 
 @dataclass
 class _Memory:
-    """What is remembered for one request, or for all of them."""
+    """What is remembered for one request, or for all of a namespace."""
 
     answers: AnswerIndex = field(default_factory=lambda: AnswerIndex(sorted(_ANSWER_KINDS)))
     recycled: RecycledTokens = field(default_factory=RecycledTokens)
@@ -74,15 +75,15 @@ class LookupTreeDrafter(Drafter):
 
     Args:
         max_ngram: Longest n-gram to look up in the request's own text.
-        is_shared: Whether requests draft from each other's answers and candidates. The text never depends on it, but
-            how long a step takes does.
+        is_shared: Whether requests of a namespace draft from each other's answers and candidates. The text never
+            depends on it, but how long a step takes does.
     """
 
     num_candidates = _NUM_CANDIDATES
 
     def __init__(self, max_ngram: int, *, is_shared: bool = True) -> None:
         self._max_ngram = max_ngram
-        self._memory = _Memory() if is_shared else None
+        self._memories: dict[str, _Memory] | None = defaultdict(_Memory) if is_shared else None
         self._texts: dict[int, _Text] = {}
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
@@ -109,8 +110,8 @@ class LookupTreeDrafter(Drafter):
 
     def forget(self) -> None:
         """Start anew with what is shared, for requests to come."""
-        if self._memory is not None:
-            self._memory = _Memory()
+        if self._memories is not None:
+            self._memories.clear()
 
     def release(self, request: DraftingRequest) -> None:
         """Drop what is the request's alone; what nothing was looked up for so far may still help others."""
@@ -126,7 +127,8 @@ class LookupTreeDrafter(Drafter):
     def _known(self, request: DraftingRequest) -> _Text:
         text = self._texts.get(request.request_id)
         if text is None:
-            text = _Text(NgramIndex(self._max_ngram), request.num_prompt_tokens, self._memory or _Memory())
+            memory = _Memory() if self._memories is None else self._memories[request.namespace]
+            text = _Text(NgramIndex(self._max_ngram), request.num_prompt_tokens, memory)
             self._texts[request.request_id] = text
         return text
 

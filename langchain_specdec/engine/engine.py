@@ -48,7 +48,7 @@ class Engine:
         max_draft_tokens: Most tokens to draft one after the other.
         max_tree_nodes: Most tokens of a draft that branches; 0: drafts never branch.
         draft_length: `"auto"` to draft as many tokens as pay, by measurement; a number to draft that many always.
-        is_shared: Whether requests start from the acceptance that others saw.
+        is_shared: Whether requests start from the acceptance that others of their namespace saw.
         prefill_chunk: Most prompt tokens of one forward. On a CPU it takes fewer while texts go on; see `PrefillPace`.
         token_budget: Tokens that all slots may hold together; None is without limit. A request waits for its room.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.

@@ -35,6 +35,7 @@ class Request:
         constraint: The grammar that the text follows, perhaps after a thought; None: it is free.
         logprob_token_ids: Tokens whose log probabilities it is told.
         images: Images that stand in its prompt, in order.
+        namespace: Whose it is; it learns from others of the same alone.
         prompt_keys: What its prompt is compared with others by: its tokens, and what its images hold.
         history: The counts of tokens that its penalties need; None where it has no penalty.
         token_ids: Prompt and output; the last one's keys and values are not in the cache yet.
@@ -57,6 +58,7 @@ class Request:
     constraint: Constraint | None = None
     logprob_token_ids: Sequence[int] = ()
     images: Sequence[PromptImage] = ()
+    namespace: str = ""
     prompt_keys: Sequence[int] = field(init=False)
     history: TokenHistory | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -102,6 +104,11 @@ class Request:
     def prefill_stop(self) -> int:
         """Where prefill ends: the last prompt token is left to the first decoding step, which needs its logits."""
         return len(self.prompt_ids) - 1
+
+    @property
+    def cache_namespace(self) -> tuple[str, str | None]:
+        """Whose keys and values it can go on from: those of its namespace, computed by the same adapter."""
+        return self.namespace, self.params.adapter
 
     @property
     def cached_keys(self) -> list[int]:

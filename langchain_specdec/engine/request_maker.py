@@ -26,7 +26,7 @@ class RequestMaker:
         tokenizer: The target's.
         eos_token_ids: Tokens that end a text.
         cancel: Has a request dropped, whose reader has gone.
-        is_shared: Whether requests start from the acceptance that others saw.
+        is_shared: Whether requests start from the acceptance that others of their namespace saw.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RequestMaker:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._cancel = cancel
         self._grammars = GrammarCompiler(tokenizer.copied, runner.vocab_size, eos_token_ids)
-        self._shared_rates = AcceptanceRates() if is_shared else None
+        self._shared_rates: dict[str, AcceptanceRates] | None = {} if is_shared else None
         self._ids = itertools.count()
 
     def make(self, asked: CompletionRequest) -> Request:
@@ -72,12 +72,19 @@ class RequestMaker:
         cancel, holder = self._cancel, []  # type: ignore[var-annotated]
         # The stream must not hold the engine: a forgotten stream would keep it and its model alive.
         stream = CompletionStream(on_close=lambda: cancel(holder[0]))
-        rates = AcceptanceRates(self._shared_rates or AcceptanceRates())
+        rates = AcceptanceRates(self._rates_of(asked.namespace))
         own = tuple(prompt_ids), params, seed, stopper, stream, rates, constraint
         told = tuple(asked.logprob_token_ids)
-        request = Request(next(self._ids), *own, logprob_token_ids=told, images=tuple(asked.images))
+        images, whose = tuple(asked.images), asked.namespace
+        request = Request(next(self._ids), *own, logprob_token_ids=told, images=images, namespace=whose)
         holder.append(request)
         return request
+
+    def _rates_of(self, namespace: str) -> AcceptanceRates:
+        """What the requests of a namespace saw so far; nothing where they share nothing."""
+        if self._shared_rates is None:
+            return AcceptanceRates()
+        return self._shared_rates.setdefault(namespace, AcceptanceRates())
 
     def _check(self, prompt_ids: Sequence[int], params: SamplingParams, logprob_token_ids: Sequence[int]) -> None:
         """Raise what is wrong with a request."""

@@ -17,8 +17,8 @@ class Scheduler:
     """First come, first served over a fixed number of slots.
 
     A finished request leaves its tokens in the slot. A new one takes the free slot that shares the longest beginning
-    with its prompt, by the same adapter, and prefills only the rest; where none shares any, the slot that has rested
-    longest.
+    with its prompt, by the same adapter and in the same namespace, and prefills only the rest; where none shares any,
+    the slot that has rested longest.
 
     Where memory is taken by tokens, a request waits until all that it may come to hold has room beside what the running
     ones may. What rests in slots is let go for it, the longest-rested first.
@@ -46,8 +46,8 @@ class Scheduler:
         self._outdated: set[Request] = set()
         # Free slots and the keys of the tokens that rest in them, the longest-rested first.
         self._resting: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
-        # The adapter by which each of them computed what rests there, where it is not the base alone.
-        self._resting_adapters: dict[int, str] = {}
+        # Who may go on from what rests in each of them.
+        self._resting_namespaces: dict[int, tuple[str, str | None]] = {}
         self._num_turns_waited = 0
         # Whether the latest prefill read on in the prompt that came first.
         self._has_read_oldest = False
@@ -93,7 +93,7 @@ class Scheduler:
                 break
             shared = {
                 slot: self._reusable(slot, tokens, request)
-                if self._resting_adapters.get(slot) == request.params.adapter
+                if self._resting_namespaces.get(slot) == request.cache_namespace
                 else 0
                 for slot, tokens in self._resting.items()
             }
@@ -196,9 +196,7 @@ class Scheduler:
             return
         self._running.remove(request)
         slot, resting = request.slot, request.cached_keys
-        self._resting_adapters.pop(slot, None)
-        if request.params.adapter is not None:
-            self._resting_adapters[slot] = request.params.adapter
+        self._resting_namespaces[slot] = request.cache_namespace
         self._resting[slot] = [] if request in self._outdated else resting
         self._outdated.discard(request)
         if self._token_budget is not None:

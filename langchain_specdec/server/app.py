@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,6 +17,7 @@ from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.server.endpoint import Endpoint, Refusal, Work
 from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.guard import Guard
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai import errors as openai_errors
 from langchain_specdec.server.openai.chat import chat
 from langchain_specdec.server.openai.completions import completions
@@ -37,7 +37,8 @@ def make_app(backend: LocalBackend, settings: ServerSettings) -> Starlette:
     """
     routes = Routes(ServedModel(backend, settings))
     names = [settings.host, *(settings.allowed_host or ())]
-    guard = Middleware(Guard, names=names, api_key=settings.api_key, refuse=_refused)
+    keys, share = settings.api_keys, settings.share
+    guard = Middleware(Guard, names=names, api_keys=keys, is_shared=share, refuse=_refused)
     return Starlette(routes=routes.routes(), middleware=[guard], exception_handlers={HTTPException: _not_here})
 
 
@@ -138,14 +139,14 @@ class Routes:
 def _admitted(work: Work) -> Work:
     """The same for requests that have room. TGI's paths see to that themselves, where a stream has begun by then."""
 
-    async def run(served: ServedModel, body: Any, held: ExitStack) -> Response:
+    async def run(served: ServedModel, body: Any, held: Held) -> Response:
         held.enter_context(served.admission.take())
         return await work(served, body, held)
 
     return run
 
 
-async def _of_root(served: ServedModel, body: Any, held: ExitStack) -> Response:
+async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:
     """The path that TGI's first clients use: `stream` in the body chooses, and the whole text stands in a list."""
     if isinstance(body, dict) and body.get("stream"):
         return await generate_stream(served, body, held, is_full_text=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,9 +11,10 @@ from starlette.responses import Response
 
 from langchain_specdec.server.bodies import BodyError, read_json
 from langchain_specdec.server.exchange import while_connected
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.served_model import ServedModel
 
-Work = Callable[[ServedModel, Any, ExitStack], Awaitable[Response]]
+Work = Callable[[ServedModel, Any, Held], Awaitable[Response]]
 """Answers the JSON of a request. What it holds is let go of at its end, unless a stream takes it over."""
 Refusal = Callable[[Exception], Response]
 """The answer to an error."""
@@ -54,11 +54,11 @@ class Endpoint:
             return self._failed(BodyError(408, "The request body did not come in time"))
         except BodyError as error:
             return self._failed(error)
-        return await while_connected(request, self._done(body))
+        return await while_connected(request, self._done(body, request.state.namespace))
 
-    async def _done(self, body: Any) -> Response:
+    async def _done(self, body: Any, namespace: str) -> Response:
         try:
-            with ExitStack() as held:
+            with Held(namespace) as held:
                 return await self._work(self._served, body, held)
         except Exception as error:
             return self._failed(error)

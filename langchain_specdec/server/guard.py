@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -29,14 +29,20 @@ class Guard:
     Args:
         app: What serves.
         names: Names that the server answers to, beside `localhost` and addresses.
-        api_key: What POST requests, and all to OpenAI's paths, have to carry; None is nothing.
+        api_keys: One of them is what all but requests for health and figures have to carry, where there are any.
+        is_shared: Whether what the engine keeps of earlier requests is shared between keys.
         refuse: Makes the answers.
     """
 
-    def __init__(self, app: ASGIApp, *, names: Collection[str], api_key: str | None, refuse: Refuse) -> None:
+    def __init__(
+        self, app: ASGIApp, *, names: Collection[str], api_keys: Sequence[str], is_shared: bool, refuse: Refuse
+    ) -> None:
         self._app = app
         self._names = {"localhost", *(name.lower() for name in names)}
-        self._credentials = None if api_key is None else f"Bearer {api_key}".encode()
+        # The name of its namespace for each key.
+        self._namespaces = {
+            f"Bearer {key}".encode(): "" if is_shared else str(place) for place, key in enumerate(api_keys)
+        }
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,12 +64,20 @@ class Guard:
         if is_foreign or headers.get("sec-fetch-site") in _CROSS:
             return 403, "This server does not answer to pages of other sites in a browser."
         needs_key = scope["path"] not in _OPEN or scope["method"] not in ("GET", "HEAD")
-        if self._credentials is not None and needs_key:
-            given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
-            # Takes as long for any two texts of one length.
-            if not hmac.compare_digest(given, self._credentials):
-                return 401, "The API key is missing or wrong: Authorization: Bearer KEY."
+        namespace = self._namespace(headers)
+        if needs_key and namespace is None:
+            return 401, "The API key is missing or wrong: Authorization: Bearer KEY."
+        scope.setdefault("state", {})["namespace"] = namespace or ""
         return None
+
+    def _namespace(self, headers: Headers) -> str | None:
+        """Whose request it is; None where it has no key that is known."""
+        if not self._namespaces:
+            return ""
+        given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+        # All are looked at, each for as long for any two texts of one length.
+        found = [name for known, name in self._namespaces.items() if hmac.compare_digest(given, known)]
+        return found[0] if found else None
 
     def _is_known(self, host: str) -> bool:
         try:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.server.app import make_app
+from langchain_specdec.server.connections import Connection
 from langchain_specdec.server.settings import ServerSettings
 
 
@@ -50,6 +51,7 @@ class Server:
             server_header=False,
             lifespan="off",
             ws="none",
+            http=Connection,
             timeout_graceful_shutdown=self._settings.drain_timeout,
             timeout_keep_alive=30,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError, UnsupportedModelError
 from langchain_specdec.grammar.vocabulary import Vocabulary
 from langchain_specdec.server.admission import Admission
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.metrics import ServerMetrics
 from langchain_specdec.server.settings import ServerSettings
 
@@ -28,7 +29,7 @@ class Started(NamedTuple):
     """Completions that run for a client, and what is let go of when it is served or gone."""
 
     runs: list[AsyncIterator[Event]]
-    held: ExitStack
+    held: Held
 
 
 class ServedModel:
@@ -95,19 +96,19 @@ class ServedModel:
         msg = f"The model {model!r} is not served here. There is {names}."
         raise UnknownModelError(msg)
 
-    async def start(self, requests: Sequence[CompletionRequest], held: ExitStack, *, is_whole: bool = False) -> Started:
+    async def start(self, requests: Sequence[CompletionRequest], held: Held, *, is_whole: bool = False) -> Started:
         """Start completions.
 
         Args:
             requests: What to complete.
-            held: What the client's request holds already. The streams join it.
+            held: What the client's request holds already, and whose it is. The streams join it.
             is_whole: Whether nobody reads anything before the end.
 
         Raises:
             SpecDecError: One of them cannot be run. None has started then.
         """
         try:
-            streams = await self.backend.astart(requests)
+            streams = await self.backend.astart([replace(r, namespace=held.namespace) for r in requests])
         except EngineClosedError:
             self.is_broken = True
             raise

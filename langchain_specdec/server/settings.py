@@ -16,10 +16,11 @@ class ServerSettings:
     Each is declared with its default, what it is, and what it may be.
 
     Attributes:
-        api_key: What clients have to send with every request that is not for health or figures; None: nothing.
+        api_key: What clients have to send with every request that is not for health or figures, or several such keys;
+            None: nothing.
 
     Raises:
-        InvalidParameterError: A value is out of its range, or the key is no text that a header can hold.
+        InvalidParameterError: A value is out of its range, or a key is no text that a header can hold, or given twice.
     """
 
     # fmt: off
@@ -36,22 +37,32 @@ class ServerSettings:
     body_limit: int = option_field(2_000_000, "Most bytes of a request's body.", int, 1, 1 << 30)
     drain_timeout: int = option_field(
         90, "Seconds that running requests have to end after SIGTERM.", int, 1, 86_400)
+    share: bool = option_field(
+        False, "Let all API keys share what is kept of earlier prompts and answers; else each has its own.", bool)
     # fmt: on
-    api_key: str | None = None
+    api_key: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for name, option in SETTINGS.items():
             option.check(name, getattr(self, name))
-        if self.api_key is None:
-            return
-        # It is not shown, not even a wrong one.
-        if not self.api_key or not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key:
+        # They are not shown, not even wrong ones.
+        if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):
             msg = "The API key must be printable ASCII without spaces, at least one character."
             raise InvalidParameterError(msg)
+        if len(set(self.api_keys)) < len(self.api_keys):
+            msg = "An API key is given twice. Give each client, or each group of them, its own."
+            raise InvalidParameterError(msg)
+
+    @property
+    def api_keys(self) -> Sequence[str]:
+        """All keys; none where none is needed."""
+        if self.api_key is None:
+            return ()
+        return (self.api_key,) if isinstance(self.api_key, str) else tuple(self.api_key)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
-        return f"ServerSettings({shown}, api_key={'set' if self.api_key else None})"
+        return f"ServerSettings({shown}, api_key={'set' if self.api_keys else None})"
 
 
 SETTINGS: dict[str, Option] = {

@@ -43,6 +43,7 @@ class OpenAIStandIn:
         pause: Seconds before each step.
         models: What `/v1/models` lists.
         tells_drafts: Whether it reports speculation.
+        last: What its last frame is instead; None is none at all.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class OpenAIStandIn:
     key: str | None = None
     models: list[dict[str, Any]] = field(default_factory=list)
     tells_drafts: bool = True
+    last: Any = ...
     asked: list[dict[str, Any]] = field(default_factory=list)
     num_running: int = 0
 
@@ -173,7 +175,8 @@ class OpenAIStandIn:
             why = "stop_sequence" if stop else {"stop": "eos_token", "length": "length"}[str(reason)]
             counts = {"drafted_tokens": 2 * steps, "accepted_tokens": written - steps, "num_steps": steps}
             last["specdec"] = {"finish_reason": why, "seed": body.get("seed", 0), "speculation": counts}
-        yield last
+        if self.last is not None:
+            yield last if self.last is ... else {**last, **self.last}
 
     def _end(self, body: dict[str, Any], ids: list[int], written: int, text: str) -> tuple[str | None, str | None]:
         found = [stop for stop in body.get("stop") or [] if stop in text]

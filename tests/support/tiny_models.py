@@ -165,6 +165,7 @@ class FakeRequest:
     rates: AcceptanceRates = field(default_factory=AcceptanceRates)
     history: TokenHistory | None = None
     constraint: Any = None
+    namespace: str = ""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

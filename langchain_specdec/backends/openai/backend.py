@@ -32,6 +32,7 @@ from langchain_specdec.backends.openai.server_facts import OpenAIServerFacts, Se
 from langchain_specdec.backends.openai.tokenizers import ServedTokenizer
 from langchain_specdec.backends.remote.answer import Answer
 from langchain_specdec.backends.remote.backend import Connection, Events, RemoteBackend, check_text
+from langchain_specdec.backends.remote.failures import Lost
 from langchain_specdec.backends.remote.grammar_check import GrammarCheck
 from langchain_specdec.backends.remote.loop_thread import LoopThread, time_limit
 from langchain_specdec.backends.remote.options import (
@@ -168,7 +169,12 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         started = now = None
         async with aclosing(self._client.stream(dialect.path, dialect.body(asked))) as events:
             while not (text.is_cut or told.is_whole):
-                chunk = self._chunk(reader, await self._next(events))
+                try:
+                    chunk = self._chunk(reader, await self._next(events))
+                except Lost:
+                    if dialect.tells_counts or told.finish_reason is None:
+                        raise
+                    break
                 told.add(chunk)
                 if now is None:
                     self._check_room(request, info, told.prompt_tokens)
@@ -192,7 +198,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
 
     def _chunk(self, reader: Reader, event: Mapping[str, Any]) -> Chunk:
         try:
-            return reader.read(event)
+            chunk = reader.read(event)
+            # JSON can hold half of a surrogate pair, which is no text.
+            return chunk if chunk.text.isascii() else replace(chunk, text=_valid(chunk.text))
         except SpecDecError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -241,6 +249,10 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
             cached_tokens=told.cached_tokens,
             grammar_error=broken,
         )
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_honoured(request: CompletionRequest, info: ServerInfo) -> None:

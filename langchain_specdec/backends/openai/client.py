@@ -16,6 +16,7 @@ from langchain_specdec.backends.remote.short_request import ShortRequest, by_htt
 _LINE_BYTES = 4 * 2**20
 _ERROR_BYTES = 2**16
 _KEPT_CONNECTIONS = 20
+_NO_ROOM = "context_length_exceeded"
 # Whoever waits has a time limit of its own.
 _NO_TIMEOUT = httpx.Timeout(None)
 
@@ -90,7 +91,10 @@ class OpenAIClient:
             body += chunk
             if len(body) > _ERROR_BYTES:
                 break
-        return error_text(body.decode("utf-8", "replace"))
+        text = body.decode("utf-8", "replace")
+        said = error_text(text)
+        # Where OpenAI's code says more than the words.
+        return f"{said} ({_NO_ROOM})" if f'"{_NO_ROOM}"' in text and _NO_ROOM not in said else said
 
     async def _lines(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         held = bytearray()

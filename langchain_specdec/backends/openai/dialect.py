@@ -64,6 +64,8 @@ class Dialect(ABC):
     """Whether a prompt may be tokens."""
     tells_token_ids: ClassVar[bool] = True
     """Whether the tokens of an answer are told, so that special ones can be read."""
+    tells_counts: ClassVar[bool] = True
+    """Whether every answer ends with its counts, after which nothing comes."""
     more_room: ClassVar[str]
     """How it gets a longer context, with `{num_tokens}`."""
     refusals: ClassVar[Refusals] = ()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusal, Refusals
@@ -19,6 +20,8 @@ _NO_LOGPROBS: Refusal = (
     lambda p: p.logprobs is not None,
     "it names tokens by their text, not by their ids",
 )
+_STATS = TypeAdapter(SpeculationStats)
+_FINISH_REASON: TypeAdapter[FinishReason] = TypeAdapter(FinishReason)
 _REASONS: dict[str, FinishReason] = {"stop": "eos_token", "length": "length"}
 
 
@@ -29,10 +32,18 @@ def usage_of(event: Mapping[str, Any]) -> dict[str, int | None]:
         return {}
     details = usage.get("prompt_tokens_details") or {}
     return {
-        "prompt_tokens": int(usage["prompt_tokens"]),
-        "completion_tokens": int(usage["completion_tokens"]),
-        "cached_tokens": details.get("cached_tokens"),
+        "prompt_tokens": _count(usage["prompt_tokens"]),
+        "completion_tokens": _count(usage["completion_tokens"]),
+        "cached_tokens": None if details.get("cached_tokens") is None else _count(details["cached_tokens"]),
     }
+
+
+def _count(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count < 2**31:
+        msg = f"{count} is no count of tokens"
+        raise ValueError(msg)
+    return count
 
 
 def openai_body(asked: Asked) -> dict[str, Any]:
@@ -89,6 +100,8 @@ class PlainDialect(Dialect):
     name = "this server, which speaks no more than OpenAI's protocol,"
     takes_token_ids = False
     tells_token_ids = False
+    # Many do not know `stream_options`.
+    tells_counts = False
     more_room = "start the server with a longer context ({num_tokens} tokens or more)"
     refusals: ClassVar[Refusals] = (
         ("top_k", lambda p: bool(p.top_k) and p.temperature > 0, _UNKNOWN),
@@ -125,11 +138,11 @@ class SpecdecReader(PlainReader):
         if not (told := event.get("specdec")):
             return chunk
         counts = {name: getattr(chunk, name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
-        said = told["speculation"]
-        known = {field.name for field in fields(SpeculationStats)}
-        stats = SpeculationStats(**{name: value for name, value in said.items() if name in known and value is not None})
+        said = {name: value for name, value in told["speculation"].items() if value is not None}
+        stats = _STATS.validate_python(said)
         stats.emitted_tokens = counts["completion_tokens"] or 0
-        return Chunk(finish_reason=told["finish_reason"], stats=stats, is_last=True, **counts)
+        reason = _FINISH_REASON.validate_python(told["finish_reason"])
+        return Chunk(finish_reason=reason, stats=stats, is_last=True, **counts)
 
 
 class SpecdecDialect(PlainDialect):
@@ -137,6 +150,7 @@ class SpecdecDialect(PlainDialect):
 
     name = "specdec serve"
     takes_token_ids = True
+    tells_counts = True
     more_room = "start the server with --max-length {num_tokens} or more"
     refusals: ClassVar[Refusals] = (_NO_LOGPROBS,)
     max_seed = 2**64 - 1

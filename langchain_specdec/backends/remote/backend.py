@@ -286,7 +286,8 @@ class RemoteBackend(Backend, Generic[InfoT]):
         """The next piece of an answer.
 
         Raises:
-            Failure: There is none, and the answer has not ended.
+            Lost: There is none.
+            Failure: The server tells an error, or answers in another form.
         """
         try:
             async with time_limit(self._timeout):

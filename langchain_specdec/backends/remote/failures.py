@@ -59,6 +59,10 @@ class Failure(Exception):  # noqa: N818
         return Failure(copy.copy(self.error), is_transient=self.is_transient, is_of_model=self.is_of_model)
 
 
+class Lost(Failure):
+    """The end of an answer that did not say that it was its end."""
+
+
 class Failures:
     """Makes failures of what clients raise and servers answer, the key masked wherever a server repeats it.
 
@@ -166,7 +170,7 @@ class Failures:
     def lost(self) -> Failure:
         """The failure of an answer that just ends."""
         msg = f"The connection to the {self.kind} at {self._url} ended before the answer did."
-        return Failure(BackendUnavailableError(msg), is_transient=True)
+        return Lost(BackendUnavailableError(msg), is_transient=True)
 
     def late(self, path: str, seconds: float) -> Failure:
         """The failure of a short answer that takes too long."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from langchain_specdec.chat_models import ChatSpeculative
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
 from langchain_specdec.server.exchange import Compact, EventStream, compact
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai import answers
 from langchain_specdec.server.openai.bodies import ChatBody, parsed
 from langchain_specdec.server.openai.errors import problem_of
@@ -25,7 +26,7 @@ DONE = "data: [DONE]\n\n"
 """The last event of a stream."""
 
 
-async def chat(served: ServedModel, body: Any, held: ExitStack) -> Response:
+async def chat(served: ServedModel, body: Any, held: Held) -> Response:
     """Answer messages.
 
     Args:
@@ -56,7 +57,8 @@ async def ready_call(served: ServedModel, asked: ChatBody) -> ReadyCall:
         msg = f"{served.name} has no chat template, so it takes no messages. Use /v1/completions."
         raise UnsupportedModelError(msg)
     options = {**asked.options(), "adapter": served.adapter_of(asked.model)}
-    messages = _messages(model, asked.messages)
+    # Beside the event loop: there may be thousands.
+    messages = await asyncio.to_thread(_messages, model, asked.messages)
     limit = asked.limit
     call = await model._aprepare(
         messages, None, {**options, "max_new_tokens": served.max_length if limit is None else limit}
@@ -84,10 +86,11 @@ def _with_room(call: ReadyCall, max_length: int) -> ReadyCall:
 def _messages(model: ChatSpeculative, rows: list[dict[str, Any]]) -> Any:
     try:
         return model._convert_input(rows).to_messages()
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        # LangChain's messages end in advice for its own users.
-        reason = " ".join(str(error).split("For troubleshooting")[0].split()) or type(error).__name__
-        msg = f"messages cannot be read: {reason}"
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RecursionError) as error:
+        # LangChain's messages, and pydantic's, end in advice for their own users.
+        said = str(error).split("For troubleshooting")[0].split("For further information")[0]
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(said.split())
+        msg = f"messages cannot be read: {reason or type(error).__name__}"
         raise InvalidParameterError(msg) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from langchain_specdec.completions.events import FinishEvent, Token
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.server.exchange import Compact, EventStream, compact
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai import answers
 from langchain_specdec.server.openai.bodies import CompletionBody, form_of, parsed
 from langchain_specdec.server.openai.chat import DONE
@@ -26,7 +26,7 @@ from langchain_specdec.server.served_model import ServedModel, Started, merged
 _DEFAULT_MAX_TOKENS = 16
 
 
-async def completions(served: ServedModel, body: Any, held: ExitStack) -> Response:
+async def completions(served: ServedModel, body: Any, held: Held) -> Response:
     """Complete prompts.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
@@ -14,6 +13,7 @@ from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.completions.events import FinishEvent
 from langchain_specdec.errors import PromptTooLongError
 from langchain_specdec.server.exchange import Compact, EventStream, compact
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi.errors import Refusal, refusal_of
 from langchain_specdec.server.tgi.frames import Answer, Frame, request_of
@@ -37,7 +37,7 @@ def limits_of(served: ServedModel) -> Limits:
 
 
 async def generate(
-    served: ServedModel, body: Any, held: ExitStack, *, is_full_text: bool = False, is_list: bool = False
+    served: ServedModel, body: Any, held: Held, *, is_full_text: bool = False, is_list: bool = False
 ) -> Response:
     """Answer with the whole text.
 
@@ -70,7 +70,7 @@ async def generate(
     raise Refusal(500, "incomplete_generation", "Incomplete generation")
 
 
-async def generate_stream(served: ServedModel, body: Any, held: ExitStack, *, is_full_text: bool = False) -> Response:
+async def generate_stream(served: ServedModel, body: Any, held: Held, *, is_full_text: bool = False) -> Response:
     """Answer with a frame for each token. Errors are frames, too: the status is 200 by then.
 
     Args:
@@ -84,14 +84,14 @@ async def generate_stream(served: ServedModel, body: Any, held: ExitStack, *, is
     """
     inputs, parameters = deserialize(body)
     frames = _frames(served, inputs, parameters, held, is_full_text=is_full_text)
-    own = ExitStack()
+    own = Held()
     # The frames take what they need when they begin, which may be never.
     own.callback(held.pop_all().close)
     return EventStream(frames, own, served.settings.request_timeout)
 
 
 async def _frames(
-    served: ServedModel, inputs: str, parameters: dict[str, Any], held: ExitStack, *, is_full_text: bool
+    served: ServedModel, inputs: str, parameters: dict[str, Any], held: Held, *, is_full_text: bool
 ) -> AsyncGenerator[str, None]:
     with held:
         try:

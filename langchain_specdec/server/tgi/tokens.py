@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from langchain_specdec.engine.detokenizer import Detokenizer
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.exchange import Compact
+from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai.bodies import ChatBody, parsed
 from langchain_specdec.server.openai.chat import ready_call
 from langchain_specdec.server.served_model import ServedModel
@@ -19,7 +19,7 @@ from langchain_specdec.server.tgi.errors import Refusal
 from langchain_specdec.server.tgi.parameters import deserialize
 
 
-async def tokenize(served: ServedModel, body: Any, _: ExitStack) -> Response:
+async def tokenize(served: ServedModel, body: Any, _: Held) -> Response:
     """The tokens that a prompt becomes.
 
     Raises:
@@ -32,7 +32,7 @@ async def tokenize(served: ServedModel, body: Any, _: ExitStack) -> Response:
     return Compact(await asyncio.to_thread(_tokens_of_text, served, inputs))
 
 
-async def chat_tokenize(served: ServedModel, body: Any, _: ExitStack) -> Response:
+async def chat_tokenize(served: ServedModel, body: Any, _: Held) -> Response:
     """The tokens that messages become, and the text that the chat template makes of them.
 
     Raises:

@@ -394,6 +394,51 @@ def test_a_prompt_that_is_too_long_is_told(standin, url, make_backend, words):
         text_of(make_backend(url))
 
 
+def test_the_code_of_a_prompt_that_is_too_long_is_read(standin, url, make_backend):
+    standin.errors = [(400, {"error": {"message": "no", "code": "context_length_exceeded"}})]
+    with pytest.raises(PromptTooLongError, match="shorten the prompt"):
+        text_of(make_backend(url))
+
+
+def test_an_answer_without_counts_is_whole_where_nobody_has_to_tell_them(standin, url, make_backend):
+    standin.last = None
+    if standin.kind != "plain":
+        with pytest.raises(BackendUnavailableError, match="before the answer did"):
+            text_of(make_backend(url))
+        return
+    for tokenizer in (None, byte_tokenizer()):
+        completion = make_backend(url, tokenizer=tokenizer).complete([ask()])[0]
+        assert (completion.text, completion.finish.finish_reason) == (TEXT, "eos_token")
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"usage": {"prompt_tokens": -5, "completion_tokens": 3}},
+        {"usage": {"prompt_tokens": 5, "completion_tokens": 10**30}},
+        {"usage": {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": "x"}}},
+        {"specdec": {"finish_reason": "tired", "speculation": {}}},
+        {"specdec": {"finish_reason": "length", "speculation": {"num_steps": "many"}}},
+        {"specdec": {"finish_reason": "length", "speculation": {"accepted_per_position": 5}}},
+        {"specdec": {"finish_reason": "length", "speculation": 5}},
+    ],
+)
+def test_counts_of_another_form_fail_their_request(standin, url, make_backend, last):
+    if "specdec" in last and standin.kind != "specdec":
+        return
+    standin.last = last
+    with pytest.raises(GenerationError, match="not in its form"):
+        make_backend(url).complete([ask()])
+
+
+def test_half_a_surrogate_pair_is_no_text(standin, url, make_backend):
+    if standin.kind not in ("plain", "specdec"):
+        return  # the text of these is decoded here
+    standin.cut_after, standin.frame_error = [0], {"choices": [{"index": 0, "text": "a\ud83db"}]}
+    with make_backend(url).stream(ask()) as stream:
+        assert next(iter(stream)).text == "a\ufffdb"
+
+
 def test_a_wrong_key_is_told_and_not_repeated(standin, url, make_backend):
     standin.key = "right"
     with pytest.raises(AuthenticationError) as caught:

@@ -301,6 +301,37 @@ def test_isolated_requests_take_the_steps_they_would_take_alone(device: str) -> 
     assert steps[0] == steps[1]
 
 
+@pytest.mark.parametrize("has_draft_model", [False, True])
+def test_no_count_tells_what_another_namespace_asked(device: str, has_draft_model: bool) -> None:
+    model, rng = tiny_model(0, device), random.Random(6)
+    # What a draft model's step costs is always measured, so that it drafts a fixed number of tokens here.
+    length: Any = 3 if has_draft_model else "auto"
+    own, others = [["".join(rng.choices("abc", k=12)) for _ in range(5)] for _ in range(2)]
+    counts, texts = [], []
+    # Another asks for the same, in the same namespace or in one of its own; or for something else; or for nothing.
+    for namespace, asked in (("a", own), ("b", own), ("b", others), ("b", [])):
+        draft: Any = (
+            {"draft_model": tiny_model(1, device), "draft_tokenizer": byte_tokenizer()} if has_draft_model else {}
+        )
+        costs = StepCost({(1, 1): 1.0, (1, 3): 1.2, (1, 33): 4.0})
+        backend = LocalBackend(
+            model, byte_tokenizer(), num_slots=16, max_length=128, step_cost=costs, draft_length=length, **draft
+        )
+        told, written = [], []
+        for place, prompt in enumerate(own):
+            for text, whose in ((asked[place], namespace), (prompt, "a")) if asked else ((prompt, "a"),):
+                params = SamplingParams(max_new_tokens=40, temperature=0.7, seed=place, ignore_eos=True)
+                (completion,) = backend.complete([CompletionRequest(text, params, namespace=whose)])
+            finish = completion.finish
+            told.append((finish.cached_tokens, finish.speculation.num_steps, finish.speculation.drafted_per_position))
+            written.append(completion.text)
+        backend.close()
+        counts.append(told)
+        texts.append(written)
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert counts[1] == counts[2] == counts[3] != counts[0]
+
+
 @pytest.mark.parametrize("value", ["no", 1])
 def test_shared_lookup_is_a_truth_value(value: Any) -> None:
     with pytest.raises(InvalidParameterError, match="shared_lookup must be True or False"):

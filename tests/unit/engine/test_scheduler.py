@@ -18,11 +18,12 @@ from langchain_specdec.engine.stopping import StopChecker
 from langchain_specdec.sampling.params import SamplingParams
 
 
-def make_request(request_id: int, prompt: Sequence[int]) -> Request:
+def make_request(request_id: int, prompt: Sequence[int], namespace: str = "") -> Request:
     no_text: Any = None
     stopper = StopChecker(no_text, 5, (), (), {}, {})
     stream = CompletionStream(on_close=lambda: None)
-    return Request(request_id, tuple(prompt), SamplingParams(max_new_tokens=5), 0, stopper, stream, AcceptanceRates())
+    own = tuple(prompt), SamplingParams(max_new_tokens=5), 0, stopper, stream, AcceptanceRates()
+    return Request(request_id, *own, namespace=namespace)
 
 
 def requests_of_lengths(*lengths: int) -> list[Request]:
@@ -117,6 +118,41 @@ def test_nothing_is_reused_of_a_request_that_failed() -> None:
     scheduler.remove(old)
     admitted(scheduler, [new])
     assert new.num_cached == 0
+
+
+def test_only_what_rests_of_the_same_namespace_is_gone_on_from() -> None:
+    scheduler = Scheduler(2)
+    for request in admitted(scheduler, [make_request(0, [1, 2, 3, 4], "a"), make_request(1, [9, 9], "b")]):
+        finish(scheduler, request)
+    stranger, friend = make_request(2, [1, 2, 3, 4, 5], "b"), make_request(3, [1, 2, 3, 4, 5], "a")
+    admitted(scheduler, [friend])
+    assert (friend.slot, friend.num_reused) == (0, 4)
+    finish(scheduler, friend)
+    admitted(scheduler, [stranger])
+    assert (stranger.slot, stranger.num_reused) == (1, 0)
+
+
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+
+
+@settings(max_examples=200)
+@given(
+    turns=st.lists(st.tuples(st.sampled_from("ab"), prompts, st.integers(0, 3)), max_size=20), slots=st.integers(1, 3)
+)
+def test_nothing_tells_what_another_namespace_asked(turns: list[tuple[str, list[int], int]], slots: int) -> None:
+    outcomes = []
+    # The others ask for the same, or for what nobody else asks for.
+    for offset in (0, 1000):
+        scheduler, running, seen = Scheduler(slots), list[Request](), []
+        for number, (namespace, prompt, num_ended) in enumerate(turns):
+            tokens = [token + offset for token in prompt] if namespace == "b" else prompt
+            running += admitted(scheduler, [make_request(number, tokens, namespace)])
+            for request in running[:num_ended]:
+                seen.append((request.request_id, request.slot, request.num_reused))
+                finish(scheduler, request)
+            running = [*running[num_ended:], *scheduler.admit()]
+        outcomes.append(seen)
+    assert outcomes[0] == outcomes[1]
 
 
 def test_short_prompts_share_a_prefill_within_the_budget() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.server.settings import ServerSettings
+from tests.support.backends import lasting, make_chat_backend
 from tests.support.served import CannedBackend, serving
 
 KEY = "sk-Secret"
@@ -79,13 +80,53 @@ class TestDoors:
 
     def test_the_key_is_nowhere_to_be_seen(self, client):
         assert KEY not in repr(ServerSettings(api_key=KEY))
+        assert KEY not in repr(ServerSettings(api_key=["other", KEY]))
         assert KEY not in client.post("/v1/completions", json=BODY).text
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "abcabcabcabc", "max_tokens": 20, "temperature": 0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "abcabcabc"}], "max_tokens": 20}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 9, "stream": True}),
+        ("/generate", {"inputs": "abcabcabcabc", "parameters": {"max_new_tokens": 20}}),
+        ("/generate_stream", {"inputs": "abcabcabcabc", "parameters": {"max_new_tokens": 20}}),
+    ],
+)
+def test_keys_share_what_is_kept_only_where_that_is_allowed(path, body, share):
+    seen = []
+    with (
+        lasting(make_chat_backend(num_slots=4)) as backend,
+        serving(backend, api_key=["sk-one", "sk-two"], share=share) as client,
+    ):
+        for key in ("sk-one", "sk-two", "sk-two"):
+            before = cached_tokens(client)
+            headers = {"authorization": f"Bearer {key}"}
+            assert client.post(path, json=body, headers=headers, timeout=60).status_code == 200
+            seen.append(cached_tokens(client) > before)
+        assert client.post(path, json=body, headers={"authorization": "Bearer sk-one, sk-two"}).status_code == 401
+    assert seen == [False, share, True]
+
+
+def cached_tokens(client):
+    """Prompt tokens that needed no prefill, by the server's figures."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+
+def test_a_key_that_is_given_twice_is_refused_and_not_shown():
+    with pytest.raises(InvalidParameterError, match="given twice") as caught:
+        ServerSettings(api_key=["sk-one", "sk-one"])
+    assert "sk-one" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["", "two words", "ü", "tab\t"])
 def test_what_is_no_key_is_refused_and_not_shown(key):
     with pytest.raises(InvalidParameterError) as caught:
-        ServerSettings(api_key=key)
+        ServerSettings(api_key=["sk-one", key])
     assert not key or key not in str(caught.value)
 
 

@@ -7,10 +7,13 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.server import connections
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
 from tests.support.backends import is_idle, lasting, make_chat_backend
@@ -153,6 +156,46 @@ class TestClientsThatLeave:
                     assert client.post("/v1/completions", json=SHORT).status_code == 200
             assert is_idle(backend)
 
+    def test_connections_that_ask_nothing_are_closed(self, monkeypatch):
+        monkeypatch.setattr(connections, "_SECONDS", 0.1)
+        with serving(CannedBackend()) as client:
+            host, port = client.base_url.host, client.base_url.port
+            for sent in (b"", b"POST /generate HTTP/1.1\r\nHost: x"):
+                with socket.create_connection((host, port), timeout=10) as connection:
+                    connection.sendall(sent)
+                    assert connection.recv(1) == b""
+            with socket.create_connection((host, port), timeout=10) as connection:
+                connection.sendall(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+                assert connection.recv(1) == b""
+
+    def test_what_runs_is_not_closed_however_long_it_takes(self, backend, monkeypatch):
+        monkeypatch.setattr(connections, "_SECONDS", 0.1)
+        with serving(backend) as client:
+            for stream in (False, True):
+                body = {**LONG, "max_tokens": 300, "stream": stream}
+                # On a connection of its own: one that is kept may be closed by now.
+                answer = httpx.post(client.base_url.join("/v1/completions"), json=body, timeout=60)
+                assert answer.status_code == 200
+            assert answer.text.endswith("data: [DONE]\n\n")
+
+    def test_the_rest_of_an_answer_that_nobody_reads_is_thrown_away(self, monkeypatch):
+        monkeypatch.setattr(connections, "_SECONDS", 0.1)
+        with Server(ServerSettings(port=0)).start(cast("LocalBackend", CannedBackend())) as server:
+            url = httpx.URL(server.url)
+            # Its answer has some 5 MB, of which the sockets hold less.
+            body = json.dumps({"inputs": "x" * 100_000}).encode()
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect((url.host, url.port))
+                head = f"POST /tokenize HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                connection.recv(1)
+                running: Any = server._uvicorn
+                assert wait_until(lambda: not running.server_state.connections)
+
+
+class TestManyClients:
     @pytest.mark.slow
     def test_of_many_that_leave_at_any_time_nothing_is_left(self, backend):
         rng = random.Random(0)

@@ -15,6 +15,7 @@ from tests.support.thinking import QWEN3, QWEN_THINKING
 
 pytestmark = pytest.mark.server
 
+DEEP = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
     "type": "function",
@@ -273,6 +274,8 @@ class TestRefusals:
             ({"messages": []}, "no messages"),
             ({"messages": [{"role": "wizard", "content": "x"}]}, "messages cannot be read"),
             ({"messages": [{"content": "x"}]}, "messages cannot be read"),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "'tool_call_id' is missing"),
+            ({"messages": [{"role": "assistant", "content": "", "tool_calls": [DEEP]}]}, "messages cannot be read"),
             ({"temperature": -1}, "temperature must be"),
             ({"top_p": 0}, "top_p must be"),
             ({"seed": -1}, "seed must be"),
