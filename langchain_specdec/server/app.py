@@ -132,7 +132,8 @@ class Routes:
         served = self._served
         about = {"object": "model", "created": served.since, "owned_by": "specdec"}
         # As vLLM tells what it loaded under that name.
-        return {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+        told = {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+        return told if name == served.name else {**told, "parent": served.name}
 
 
 def _admitted(work: Work) -> Work:
