@@ -1,6 +1,7 @@
-"""What of a completion's request OpenAI's protocol has no word for, as JSON: this package's client sends it to its server.
+"""What of a completion's request OpenAI's protocol has no word for, as JSON.
 
-With it a server runs the same request as a model in the client's process, and so writes the same tokens.
+This package's client sends it to this package's server, which so runs the same request as a model in the client's
+process, and writes the same tokens.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _schema(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return checked_schema(value)
+
+
 def _token(value: Any) -> int:
     if isinstance(value, bool) or not 0 <= int(value) < 2**31:
         raise ValueError
@@ -82,7 +89,7 @@ def _token(value: Any) -> int:
 
 def _thoughts(value: Mapping[str, Any]) -> Thoughts:
     kinds = get_type_hints(Thoughts)
-    read = {}
+    read: dict[str, Any] = {}
     for name, given in value.items():
         kind = kinds[name]
         if kind is bool:
@@ -116,9 +123,9 @@ def _told_grammar(grammar: CallGrammar) -> dict[str, Any]:
 
 
 def _grammar(value: Mapping[str, Any]) -> CallGrammar:
-    texts = {name: _text(value[name]) for name in _CALL_TEXTS}
+    texts: dict[str, Any] = {name: _text(value[name]) for name in _CALL_TEXTS}
     separator = None if value["separator"] is None else _text(value["separator"])
-    answer = None if value["object"] is None else checked_schema(value["object"])
+    answer = None if value["object"] is None else _schema(value["object"])
     return CallGrammar(call=_part(value["call"], 0), separator=separator, object=answer, **texts)
 
 
@@ -143,7 +150,7 @@ def _part(value: Mapping[str, Any], depth: int) -> Part:
     if kind == "Text":
         return Text(_text(own["text"]))
     if kind == "Json":
-        return Json(checked_schema(own["schema"]))
+        return Json(_schema(own["schema"]))
     if kind == "Raw":
         return Raw(_text(own["end"]), _text(own["mark"]), _texts(own["patterns"]))
     if kind == "Maybe":

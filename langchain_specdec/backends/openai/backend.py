@@ -117,9 +117,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         return info is not None and info.dialect.takes_token_ids
 
     @property
-    def takes_calls_or_object(self) -> bool:  # type: ignore[override]
-        """Whether a grammar may be a `CallGrammar`, as far as it is known what answers."""
-        return self._is_own
+    def takes_calls_or_object(self) -> bool | None:  # type: ignore[override]
+        """Whether a grammar may be a `CallGrammar`; None until it is known what answers."""
+        return self._is_own if self._facts.info is not None else None
 
     @property
     def takes_thoughts(self) -> bool:  # type: ignore[override]
@@ -256,7 +256,8 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         stats = told.stats or SpeculationStats(emitted_tokens=num_tokens, is_reported=False)
         stats.decode_seconds = seconds
         # This package's engine holds grammars, and lets thoughts come before their text.
-        broken = None if self._is_own and request.thoughts is not None else await self._grammar_error(request, text.answer)
+        is_held = self._is_own and request.thoughts is not None
+        broken = None if is_held else await self._grammar_error(request, text.answer)
         return FinishEvent(
             reason,
             prompt_tokens or 0,

@@ -72,7 +72,7 @@ class Dialect(ABC):
     takes_adapters: ClassVar[bool] = False
     """Whether a request may name an adapter in the place of the model."""
     is_own: ClassVar[bool] = False
-    """Whether this package's engine runs there, so that thoughts, calls and ends are those of a model in this process."""
+    """Whether this package's engine runs there, with thoughts, calls and ends as those of a model in this process."""
     more_room: ClassVar[str]
     """How it gets a longer context, with `{num_tokens}`."""
     refusals: ClassVar[Refusals] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from langchain_specdec.backends.openai.chunks import Chunk
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader

@@ -216,7 +216,17 @@ class CompletionBody(Body):
         return list(prompt)
 
 
-def parsed(kind: type[ChatBody | CompletionBody], body: Any) -> Any:
+class TokenizeBody(BaseModel):
+    """VLLM's body of `/tokenize`, of a text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+def parsed(kind: type[BaseModel], body: Any) -> Any:
     """The body as one of that kind.
 
     Raises:

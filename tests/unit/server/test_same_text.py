@@ -16,7 +16,7 @@ from langchain_specdec.completions.completion import Completion, CompletionReque
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.call_grammar import CallGrammar
-from langchain_specdec.grammar.call_parts import Either, InOrder, Json, Maybe, Raw, Repeated, Text
+from langchain_specdec.grammar.call_parts import InOrder, Json, Maybe, Raw, Repeated, Text
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
 from tests.support.tiny_models import EOS, byte_tokenizer, tiny_model
@@ -161,7 +161,12 @@ class TestOverOpenAIsInterface:
     def test_an_end_of_ones_own_is_the_same(self, local, openai):
         def make():
             texts = []
-            return lambda text: texts.append(text) or len("".join(texts)) >= 5
+
+            def is_at_end(text):
+                texts.append(text)
+                return len("".join(texts)) >= 5
+
+            return is_at_end
 
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_new_tokens=40, temperature=temperature, seed=9, stop=["\x00q"])
