@@ -134,6 +134,7 @@ class Routes:
         about = {"object": "model", "created": served.since, "owned_by": "specdec"}
         # As vLLM tells what it loaded under that name.
         told = {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+        told["eos_token_ids"] = sorted(served.eos_token_ids)
         return told if name == served.name else {**told, "parent": served.name}
 
 

@@ -30,7 +30,6 @@ from langchain_specdec.backends.openai.dialect import Asked, Reader
 from langchain_specdec.backends.openai.failures import OpenAIFailures
 from langchain_specdec.backends.openai.server_facts import OpenAIServerFacts, ServerInfo
 from langchain_specdec.backends.openai.tokenizers import ServedTokenizer
-from langchain_specdec.backends.remote.answer import Answer
 from langchain_specdec.backends.remote.backend import Connection, Events, RemoteBackend, check_text
 from langchain_specdec.backends.remote.grammar_check import GrammarCheck
 from langchain_specdec.backends.remote.loop_thread import LoopThread, time_limit
@@ -183,9 +182,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         sent = replace(params, stop=()) if is_blind else params
         asked = Asked(request, params.adapter or info.model_id, prompt, sent, seed, request.banned, private is not None)
         self._check_room(request, info, None if isinstance(prompt, str) else len(prompt))
-        is_at_end = request.make_end_check() if request.make_end_check is not None else None
-        answer = Answer(params, request.shown_specials, is_at_end, thoughts, counts_limit=False)
-        text = AnswerText(answer, request, private)
+        text = AnswerText(request, private, info.eos_token_ids)
         told, reader = Told(), dialect.reader(params)
         started = now = None
         async with aclosing(self._client.stream(dialect.path, dialect.body(asked))) as events:
@@ -200,7 +197,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                 if tokens := text.add(chunk):
                     yield TokenEvent(tokens)
             # It has seen the same stop string where nothing else may end the text.
-            ends_alike = dialect.is_own and is_at_end is None
+            ends_alike = dialect.is_own and request.make_end_check is None
             if text.is_cut and (told.finish_reason is not None or ends_alike):
                 # The server has ended too, and still tells the counts.
                 with suppress(Exception):
@@ -240,9 +237,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         tokenizer: LocalTokenizer | None,
     ) -> FinishEvent:
         """The end of an answer."""
-        reason = text.answer.finish_reason
+        reason = text.finish_reason
         assert reason is not None  # noqa: S101 - it has ended
-        num_tokens = text.answer.num_tokens
+        num_tokens = text.num_tokens
         if not text.is_counted and told.completion_tokens is not None and told.is_whole:
             num_tokens = told.completion_tokens
         prompt_tokens = told.prompt_tokens
@@ -257,7 +254,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         stats.decode_seconds = seconds
         # This package's engine holds grammars, and lets thoughts come before their text.
         is_held = self._is_own and request.thoughts is not None
-        broken = None if is_held else await self._grammar_error(request, text.answer)
+        broken = None if is_held else await self._grammar_error(request, text.text, reason)
         return FinishEvent(
             reason,
             prompt_tokens or 0,

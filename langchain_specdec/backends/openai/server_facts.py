@@ -41,6 +41,8 @@ class _Model(BaseModel):
     root: str | None = None
     parent: str | None = None
     max_model_len: int | None = Field(default=None, ge=1)
+    # This package's own server.
+    eos_token_ids: tuple[int, ...] = ()
 
 
 class _Models(BaseModel):
@@ -89,6 +91,7 @@ class ServerInfo:
         max_input_tokens: None has a limit of its own for prompts.
         num_slots: Requests that run at a time, where more only wait for a connection's thread.
         adapters: Names of its adapters, which requests can choose among.
+        eos_token_ids: Tokens that end a text, where the server tells.
     """
 
     dialect: Dialect
@@ -100,6 +103,7 @@ class ServerInfo:
     max_input_tokens: int | None = None
     num_slots: int | None = None
     adapters: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
 
 
 class OpenAIServerFacts(Facts[ServerInfo]):
@@ -128,7 +132,8 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         if kind == "vllm":
             return ServerInfo(VLLMDialect(), model.id, source, limit, await self._version(), adapters=adapters)
         if kind == "specdec":
-            return ServerInfo(SpecdecDialect(), model.id, source, limit, adapters=adapters)
+            told = {"adapters": adapters, "eos_token_ids": model.eos_token_ids}
+            return ServerInfo(SpecdecDialect(), model.id, source, limit, **told)
         if kind == "sglang":
             told = await self._sglang_info()
             dialect = SGLangDialect(is_deterministic=told.enable_deterministic_inference)

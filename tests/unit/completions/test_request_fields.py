@@ -98,7 +98,7 @@ def test_parts_within_parts_end_somewhere():
     part: dict[str, object] = {"Text": {"text": "x"}}
     for _ in range(2000):
         part = {"Maybe": {"part": part}}
-    with pytest.raises(InvalidParameterError, match="specdec.calls"):
+    with pytest.raises(InvalidParameterError, match=r"specdec\.calls"):
         with_fields(CompletionRequest("a", SamplingParams()), {"calls": {**CALLS, "call": part}})
 
 
