@@ -29,8 +29,9 @@ class Backend(ABC):
 
     takes_token_ids: bool = False
     """Whether a prompt may be a sequence of tokens."""
-    takes_calls_or_object: bool = False
-    """Whether a grammar may be a `CallGrammar`, which is neither one schema nor a regular expression."""
+    takes_calls_or_object: bool | None = False
+    """Whether a grammar may be a `CallGrammar`, which is neither one schema nor a regular expression; None where that
+    is known only once a server was asked."""
     takes_logprob_token_ids: bool = False
     """Whether a request may name tokens whose log probabilities it is told, however improbable they are."""
     takes_thoughts: bool = False

@@ -85,7 +85,7 @@ class AskedCall(NamedTuple):
         return self.takes_one_call or self.options["tool_choice"] not in ANY
 
     def check(self, backend: Backend) -> None:
-        """Refuse what contradicts itself, or is beyond the backend.
+        """Refuse what contradicts itself, or is known to be beyond the backend.
 
         Raises:
             InvalidParameterError: It is such a call.
@@ -95,13 +95,8 @@ class AskedCall(NamedTuple):
         if self.forced is not None and self.form is not None:
             msg = "response_format and a tool_choice that forces a call contradict each other. Give one of them."
             raise InvalidParameterError(msg)
-        if self.form is not None and self.may_call and not backend.takes_calls_or_object:
-            msg = (
-                f"response_format beside tools cannot be honoured by {type(backend).__name__}, whose grammars know no "
-                f"choice between a call and an object. Give an agent response_format=ToolStrategy(...), which makes a "
-                f"tool of it, or forbid calls with tool_choice='none'."
-            )
-            raise InvalidParameterError(msg)
+        if self.form is not None and self.may_call and backend.takes_calls_or_object is False:
+            raise _no_calls_or_object(backend)
         if self.params.grammar is not None and (self.forced is not None or self.form is not None):
             msg = "grammar is set already by response_format, or by a tool_choice that forces a call. Leave it out."
             raise InvalidParameterError(msg)
@@ -149,7 +144,7 @@ def render(
     reads = template.parser
     if asked.forced is not None:
         is_whole = bool(options["_whole_schema"])
-        reads = writing_parser(reads, takes_parts=backend.takes_calls_or_object, is_whole=is_whole)
+        reads = writing_parser(reads, takes_parts=bool(backend.takes_calls_or_object), is_whole=is_whole)
         form = form_of_calls(
             asked.forced,
             reads,
@@ -161,6 +156,8 @@ def render(
     elif form is not None:
         rows = with_schema_prompt(rows, form, has_tools=bool(tools))
         if asked.may_call:
+            if not backend.takes_calls_or_object:
+                raise _no_calls_or_object(backend)
             reads = writing_parser(reads, takes_parts=True)
             one = {"takes_one_call": asked.takes_one_call}
             form = form_of_calls_or_object(form, tools, reads, backend.check_grammar, **one)
@@ -224,6 +221,14 @@ def render(
         images=read.placed(prompt) if read is not None and not isinstance(prompt, str) else (),
     )
     return ReadyCall(request, reader, asked.limit)
+
+
+def _no_calls_or_object(backend: Backend) -> InvalidParameterError:
+    return InvalidParameterError(
+        f"response_format beside tools cannot be honoured by {type(backend).__name__}, whose grammars know no choice "
+        f"between a call and an object. Give an agent response_format=ToolStrategy(...), which makes a tool of it, or "
+        f"forbid calls with tool_choice='none'."
+    )
 
 
 def _form_begin(form: OutputForm | None, template: ChatTemplate) -> str:

@@ -49,7 +49,7 @@ def profile_of(backend: Backend, max_new_tokens: int, template: ChatTemplate | N
         "tool_calling": True,
         "tool_choice": True,
         # Agents take it for a response format beside tools; without it they make a tool of the format.
-        "structured_output": backend.takes_calls_or_object,
+        "structured_output": bool(backend.takes_calls_or_object),
         "temperature": True,
         "open_weights": True,
     }

@@ -53,17 +53,27 @@ class StopChecker:
         self._num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
-    def add(self, token: int) -> str:
-        """Take one token; text that it releases. Sets `finish_reason` if it is the last."""
-        text = self._add(token)
+    def add(self, token: int, *, is_end: bool = False) -> str:
+        """Take one token; text that it releases. Sets `finish_reason` if it is the last.
+
+        Args:
+            token: The token.
+            is_end: Whether it is known to end the text, as a server's may be that tells what its model's ends are.
+        """
+        text = self._add(token, is_end=is_end or token in self._eos_token_ids)
         if self.finish_reason in (None, "length") and self._is_at_end is not None and self._is_at_end(text):
             self.finish_reason = "stop_sequence"
         return text
 
-    def _add(self, token: int) -> str:
+    def end(self, reason: FinishReason) -> str:
+        """End the text after its last token, where somebody else says so; text that this releases."""
+        self.finish_reason = reason
+        return self._end("")
+
+    def _add(self, token: int, *, is_end: bool) -> str:
         self._num_tokens += 1
         special = self._special_texts.get(token)
-        if token in self._eos_token_ids:
+        if is_end:
             self.finish_reason = "eos_token"
             return self._end("", special or "")
         if token in self._shown_specials:

@@ -21,6 +21,7 @@ from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai import errors as openai_errors
 from langchain_specdec.server.openai.chat import chat
 from langchain_specdec.server.openai.completions import completions
+from langchain_specdec.server.openai.tokens import openai_tokenize
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.settings import ServerSettings
 from langchain_specdec.server.tgi import errors as tgi_errors
@@ -60,7 +61,7 @@ class Routes:
             "/v1/completions": self._post(_admitted(completions), openai),
             "/generate": self._post(generate, tgi),
             "/generate_stream": self._post(generate_stream, tgi),
-            "/tokenize": self._post(tokenize, tgi, is_completion=False),
+            "/tokenize": self._post(_tokenize, tgi, is_completion=False),
             "/chat_tokenize": self._post(chat_tokenize, tgi, is_completion=False),
         }
         gets = {
@@ -133,7 +134,9 @@ class Routes:
         served = self._served
         about = {"object": "model", "created": served.since, "owned_by": "specdec"}
         # As vLLM tells what it loaded under that name.
-        return {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+        told = {"id": name, **about, "root": served.backend.model_name, "max_model_len": served.max_length}
+        told["eos_token_ids"] = sorted(served.eos_token_ids)
+        return told if name == served.name else {**told, "parent": served.name}
 
 
 def _admitted(work: Work) -> Work:
@@ -144,6 +147,16 @@ def _admitted(work: Work) -> Work:
         return await work(served, body, held)
 
     return run
+
+
+async def _tokenize(served: ServedModel, body: Any, held: Held) -> Response:
+    """TGI's question and vLLM's have one path: this names its text `prompt`, that `inputs`."""
+    if not isinstance(body, dict) or "prompt" not in body:
+        return await tokenize(served, body, held)
+    try:
+        return await openai_tokenize(served, body)
+    except Exception as error:
+        return openai_errors.refusal(error)
 
 
 async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:

@@ -1,4 +1,4 @@
-"""A stand-in for servers of OpenAI's protocol: the shapes of vLLM, SGLang, `specdec serve` and of a plain server.
+"""A stand-in for servers of OpenAI's protocol: the shapes of vLLM, SGLang and of a plain server.
 
 Shapes are those of vllm/entrypoints/openai/completion/serving.py (0.32), of
 sglang/srt/entrypoints/openai/serving_completions.py (0.5.23, whose `sglext.spec_tokens_details` is as its `protocol.py`
@@ -26,7 +26,7 @@ from tests.standin.models import FakeModel
 from tests.support.tiny_models import EOS, byte_tokenizer
 
 TEXT = FakeModel.ANSWER
-OWNERS = {"vllm": "vllm", "sglang": "sglang", "specdec": "specdec", "plain": "somebody"}
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "plain": "somebody"}
 LIMIT = 2048
 
 
@@ -135,8 +135,6 @@ class OpenAIStandIn:
                 end = whole.index(stop) + (len(stop) if body.get("include_stop_str_in_output") else 0)
                 whole = whole[:end]
             has_ended = reason is not None
-            if self.kind == "specdec" and body.get("stop") and not has_ended:
-                whole = told  # it holds back what may become one
             delta, told = whole[len(told) :], whole
             choice: dict[str, Any] = {"index": 0, "text": delta, "logprobs": None, "finish_reason": reason}
             if self.kind in ("vllm", "sglang"):
@@ -146,7 +144,7 @@ class OpenAIStandIn:
             frame = {**common, "choices": [choice]}
             if (body.get("stream_options") or {}).get("continuous_usage_stats"):
                 frame["usage"] = _usage(num_prompt, written)
-            if self.kind == "plain" or self.kind == "specdec":
+            if self.kind == "plain":
                 if delta:
                     yield {**frame, "choices": [{**choice, "finish_reason": None}]}
                 if has_ended:
@@ -171,10 +169,6 @@ class OpenAIStandIn:
                     "per_step_accepted": None, "per_step_drafted": None,
                 }
             }  # fmt: skip
-        if self.kind == "specdec":
-            why = "stop_sequence" if stop else {"stop": "eos_token", "length": "length"}[str(reason)]
-            counts = {"drafted_tokens": 2 * steps, "accepted_tokens": written - steps, "num_steps": steps}
-            last["specdec"] = {"finish_reason": why, "seed": body.get("seed", 0), "speculation": counts}
         if self.last is not None:
             yield last if self.last is ... else {**last, **self.last}
 

@@ -15,7 +15,7 @@ of the engine in this process is: stop strings, special tokens and characters in
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,6 @@ from langchain_specdec.backends.openai.dialect import Asked, Reader
 from langchain_specdec.backends.openai.failures import OpenAIFailures
 from langchain_specdec.backends.openai.server_facts import OpenAIServerFacts, ServerInfo
 from langchain_specdec.backends.openai.tokenizers import ServedTokenizer
-from langchain_specdec.backends.remote.answer import Answer
 from langchain_specdec.backends.remote.backend import Connection, Events, RemoteBackend, check_text
 from langchain_specdec.backends.remote.failures import Lost
 from langchain_specdec.backends.remote.grammar_check import GrammarCheck
@@ -118,6 +117,27 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         return info is not None and info.dialect.takes_token_ids
 
     @property
+    def takes_calls_or_object(self) -> bool | None:  # type: ignore[override]
+        """Whether a grammar may be a `CallGrammar`; None until it is known what answers."""
+        return self._is_own if self._facts.info is not None else None
+
+    @property
+    def takes_thoughts(self) -> bool:  # type: ignore[override]
+        """Whether a thought may be limited, and come before the text of a grammar, as far as it is known."""
+        return self._is_own
+
+    @property
+    def adapter_names(self) -> Sequence[str] | None:
+        """The adapters that calls can choose among; None until the server has told."""
+        info = self._facts.info
+        return info.adapters if info is not None and info.dialect.takes_adapters else None
+
+    @property
+    def _is_own(self) -> bool:
+        info = self._facts.info
+        return info is not None and info.dialect.is_own
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """The server and its model. Before the server was asked, the model is unknown, and caches do not apply."""
         info = self._facts.info
@@ -157,14 +177,13 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         if isinstance(prompt, str) and tokenizer is not None:
             prompt = tokenizer.without_bos(prompt)
         seed = seed if params.seed is not None else dialect.seed(seed)
+        private = tokenizer.private if tokenizer is not None and dialect.tells_token_ids else None
         # A server would look for them in thoughts, too. Here the text is cut in any case.
-        sent = replace(params, stop=()) if thoughts is not None and not thoughts.has_stops else params
-        asked = Asked(info.model_id, prompt, sent, seed, request.banned)
+        is_blind = thoughts is not None and not thoughts.has_stops and not dialect.is_own
+        sent = replace(params, stop=()) if is_blind else params
+        asked = Asked(request, params.adapter or info.model_id, prompt, sent, seed, request.banned, private is not None)
         self._check_room(request, info, None if isinstance(prompt, str) else len(prompt))
-        is_at_end = request.make_end_check() if request.make_end_check is not None else None
-        answer = Answer(params, request.shown_specials, is_at_end, thoughts, counts_limit=False)
-        private = tokenizer.private if tokenizer is not None else None
-        text = AnswerText(answer, request, private if dialect.tells_token_ids else None)
+        text = AnswerText(request, private, info.eos_token_ids)
         told, reader = Told(), dialect.reader(params)
         started = now = None
         async with aclosing(self._client.stream(dialect.path, dialect.body(asked))) as events:
@@ -183,7 +202,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                     started = now if started is None else started
                 if tokens := text.add(chunk):
                     yield TokenEvent(tokens)
-            if text.is_cut and told.finish_reason is not None:
+            # It has seen the same stop string where nothing else may end the text.
+            ends_alike = dialect.is_own and request.make_end_check is None
+            if text.is_cut and (told.finish_reason is not None or ends_alike):
                 # The server has ended too, and still tells the counts.
                 with suppress(Exception):
                     async with time_limit(_DRAIN_SECONDS):
@@ -224,9 +245,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         tokenizer: LocalTokenizer | None,
     ) -> FinishEvent:
         """The end of an answer."""
-        reason = text.answer.finish_reason
+        reason = text.finish_reason
         assert reason is not None  # noqa: S101 - it has ended
-        num_tokens = text.answer.num_tokens
+        num_tokens = text.num_tokens
         if not text.is_counted and told.completion_tokens is not None and told.is_whole:
             num_tokens = told.completion_tokens
         prompt_tokens = told.prompt_tokens
@@ -239,7 +260,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                 prompt_tokens = len(await self._loop.run_blocking(lambda: private.prompt_ids(asked)))
         stats = told.stats or SpeculationStats(emitted_tokens=num_tokens, is_reported=False)
         stats.decode_seconds = seconds
-        broken = await self._grammar_error(request, text.answer)
+        # This package's engine holds grammars, and lets thoughts come before their text.
+        is_held = self._is_own and request.thoughts is not None
+        broken = None if is_held else await self._grammar_error(request, text.text, reason)
         return FinishEvent(
             reason,
             prompt_tokens or 0,
@@ -263,6 +286,11 @@ def _check_honoured(request: CompletionRequest, info: ServerInfo) -> None:
     """
     dialect = info.dialect
     dialect.check(request.params)
+    adapter = request.params.adapter
+    if adapter is not None and adapter not in info.adapters:
+        has = ", ".join(map(repr, info.adapters)) or "none"
+        msg = f"adapter must be the name of one of the server's adapters, got {adapter!r}. It has {has}."
+        raise InvalidParameterError(msg)
     if not isinstance(request.prompt, str) and not dialect.takes_token_ids:
         msg = f"A prompt of tokens cannot be sent to {dialect.name}. Give text."
         raise InvalidParameterError(msg)

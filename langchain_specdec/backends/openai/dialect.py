@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk
+from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
@@ -22,18 +23,22 @@ class Asked:
     """A completion as it is to be sent.
 
     Attributes:
-        model: Name of the model there.
+        request: What was asked for here.
+        model: Name of the model there, or of its adapter.
         prompt: Text or tokens.
         params: What to generate; its stop strings are those to send.
         seed: The seed in force.
         banned: Tokens that are not to be chosen.
+        decodes_here: Whether the tokens of the answer are decoded here; else a text is known by the piece only.
     """
 
+    request: CompletionRequest
     model: str
     prompt: str | Sequence[int]
     params: SamplingParams
     seed: int
     banned: Collection[int] = ()
+    decodes_here: bool = False
 
     @property
     def bias(self) -> dict[int, float]:
@@ -66,6 +71,10 @@ class Dialect(ABC):
     """Whether the tokens of an answer are told, so that special ones can be read."""
     tells_counts: ClassVar[bool] = True
     """Whether every answer ends with its counts, after which nothing comes."""
+    takes_adapters: ClassVar[bool] = False
+    """Whether a request may name an adapter in the place of the model."""
+    is_own: ClassVar[bool] = False
+    """Whether this package's engine runs there, with thoughts, calls and ends as those of a model in this process."""
     more_room: ClassVar[str]
     """How it gets a longer context, with `{num_tokens}`."""
     refusals: ClassVar[Refusals] = ()
@@ -79,7 +88,7 @@ class Dialect(ABC):
         Raises:
             InvalidParameterError: A parameter asks for what it cannot do.
         """
-        for name, is_asked, reason in (*_REFUSED_BY_ALL, *self.refusals):
+        for name, is_asked, reason in (*(() if self.takes_adapters else _NO_ADAPTERS), *self.refusals):
             if is_asked(params):
                 msg = f"{name} cannot be honoured by {self.name} ({reason}). Leave it out, or use a LocalBackend."
                 raise InvalidParameterError(msg)
@@ -116,7 +125,7 @@ class Dialect(ABC):
         )
 
 
-_REFUSED_BY_ALL: Refusals = (
+_NO_ADAPTERS: Refusals = (
     ("adapter", lambda p: p.adapter is not None, "adapters of a server are not chosen from here"),
 )
 

@@ -1,27 +1,17 @@
-"""Servers of OpenAI's protocol alone, and `specdec serve`, which tells more."""
+"""Servers of OpenAI's protocol alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
-
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
-from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusal, Refusals
+from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
 from langchain_specdec.completions.events import FinishReason
-from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
 
 _UNKNOWN = "OpenAI's protocol has no such parameter"
-_NO_LOGPROBS: Refusal = (
-    "logprobs",
-    lambda p: p.logprobs is not None,
-    "it names tokens by their text, not by their ids",
-)
-_STATS = TypeAdapter(SpeculationStats)
-_FINISH_REASON: TypeAdapter[FinishReason] = TypeAdapter(FinishReason)
 _REASONS: dict[str, FinishReason] = {"stop": "eos_token", "length": "length"}
 
 
@@ -108,7 +98,7 @@ class PlainDialect(Dialect):
         ("min_p", lambda p: bool(p.min_p) and p.temperature > 0, _UNKNOWN),
         ("ignore_eos", lambda p: p.ignore_eos, _UNKNOWN),
         ("repetition_penalty", lambda p: p.repetition_penalty not in (None, 1.0), _UNKNOWN),
-        _NO_LOGPROBS,
+        ("logprobs", lambda p: p.logprobs is not None, "it names tokens by their text, not by their ids"),
         ("temperature", lambda p: p.temperature > 2.0, "OpenAI's protocol allows 2 at most"),
     )
 
@@ -127,44 +117,3 @@ class PlainDialect(Dialect):
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return PlainReader()
-
-
-class SpecdecReader(PlainReader):
-    """Pieces of text, and at the end all that the engine tells, in the field `specdec`."""
-
-    def read(self, event: Mapping[str, Any]) -> Chunk:
-        """See `Reader`."""
-        chunk = super().read(event)
-        if not (told := event.get("specdec")):
-            return chunk
-        counts = {name: getattr(chunk, name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
-        said = {name: value for name, value in told["speculation"].items() if value is not None}
-        stats = _STATS.validate_python(said)
-        stats.emitted_tokens = counts["completion_tokens"] or 0
-        reason = _FINISH_REASON.validate_python(told["finish_reason"])
-        return Chunk(finish_reason=reason, stats=stats, is_last=True, **counts)
-
-
-class SpecdecDialect(PlainDialect):
-    """`specdec serve`: this package's engine in another process, with the same parameters and the same ends."""
-
-    name = "specdec serve"
-    takes_token_ids = True
-    tells_counts = True
-    more_room = "start the server with --max-length {num_tokens} or more"
-    refusals: ClassVar[Refusals] = (_NO_LOGPROBS,)
-    max_seed = 2**64 - 1
-
-    def body(self, asked: Asked) -> dict[str, Any]:
-        """See `Dialect`."""
-        params: SamplingParams = asked.params
-        body = openai_body(asked)
-        sampled = ("top_k", "min_p") if params.temperature > 0 else ()
-        for name in (*sampled, "repetition_penalty", "ignore_eos"):
-            if getattr(params, name):
-                body[name] = getattr(params, name)
-        return body | ({} if params.grammar is None else self.grammar(params.grammar))
-
-    def reader(self, params: SamplingParams) -> Reader:
-        """See `Dialect`."""
-        return SpecdecReader()

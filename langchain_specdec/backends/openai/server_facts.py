@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -13,8 +13,9 @@ from langchain_specdec.backends.openai.client import OpenAIClient
 from langchain_specdec.backends.openai.dialect import Dialect
 from langchain_specdec.backends.openai.failures import OpenAIFailures
 from langchain_specdec.backends.openai.llama_cpp import LlamaCppDialect
-from langchain_specdec.backends.openai.plain import PlainDialect, SpecdecDialect
+from langchain_specdec.backends.openai.plain import PlainDialect
 from langchain_specdec.backends.openai.sglang import SGLangDialect
+from langchain_specdec.backends.openai.specdec import SpecdecDialect
 from langchain_specdec.backends.openai.vllm import VLLMDialect
 from langchain_specdec.backends.remote.facts import Facts
 from langchain_specdec.backends.remote.failures import Failure
@@ -40,6 +41,8 @@ class _Model(BaseModel):
     root: str | None = None
     parent: str | None = None
     max_model_len: int | None = Field(default=None, ge=1)
+    # This package's own server.
+    eos_token_ids: tuple[int, ...] = ()
 
 
 class _Models(BaseModel):
@@ -87,6 +90,8 @@ class ServerInfo:
         model_sha: Never told.
         max_input_tokens: None has a limit of its own for prompts.
         num_slots: Requests that run at a time, where more only wait for a connection's thread.
+        adapters: Names of its adapters, which requests can choose among.
+        eos_token_ids: Tokens that end a text, where the server tells.
     """
 
     dialect: Dialect
@@ -97,6 +102,8 @@ class ServerInfo:
     model_sha: str | None = None
     max_input_tokens: int | None = None
     num_slots: int | None = None
+    adapters: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
 
 
 class OpenAIServerFacts(Facts[ServerInfo]):
@@ -119,12 +126,14 @@ class OpenAIServerFacts(Facts[ServerInfo]):
     async def _fetch_info(self) -> ServerInfo:
         models = (await self._get("/v1/models", _Models)).data
         model = self._chosen(models)
+        adapters = tuple(other.id for other in models if other.parent is not None)
         source, limit = model.root or model.id, model.max_model_len
         kind = model.owned_by
         if kind == "vllm":
-            return ServerInfo(VLLMDialect(), model.id, source, limit, await self._version())
+            return ServerInfo(VLLMDialect(), model.id, source, limit, await self._version(), adapters=adapters)
         if kind == "specdec":
-            return ServerInfo(SpecdecDialect(), model.id, source, limit)
+            own = ServerInfo(SpecdecDialect(), model.id, source, limit)
+            return replace(own, adapters=adapters, eos_token_ids=tuple(model.eos_token_ids))
         if kind == "sglang":
             told = await self._sglang_info()
             dialect = SGLangDialect(is_deterministic=told.enable_deterministic_inference)
@@ -185,7 +194,7 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         body: Mapping[str, Any]
         if isinstance(info.dialect, LlamaCppDialect):
             body = {"content": text, "add_special": False}
-        elif isinstance(info.dialect, (VLLMDialect, SGLangDialect)):
+        elif isinstance(info.dialect, (VLLMDialect, SGLangDialect, SpecdecDialect)):
             body = {"model": info.model_id, "prompt": text, "add_special_tokens": False}
         else:
             msg = (

@@ -10,6 +10,10 @@ from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer, T
 class ServedTokenizer(TokenizerInUse):
     """The same where a server may serve its model by another name than that of its tokenizer."""
 
+    def certain(self, info: ModelInfo | None) -> LocalTokenizer | None:
+        """The same, and None where it is not known what answers: a prompt depends on what that can do."""
+        return None if info is None else super().certain(info)
+
     def _load(self, info: ModelInfo) -> LocalTokenizer:
         source = info.source if isinstance(info, ServerInfo) else info.model_id
         return LocalTokenizer.of_server(source, None, self._url)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
-from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
+from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader
 from langchain_specdec.backends.openai.plain import openai_body, usage_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stats import SpeculationStats
@@ -20,12 +20,11 @@ class VLLMDialect(Dialect):
 
     name = "vLLM"
     more_room = "start vLLM with --max-model-len {num_tokens} or more"
-    refusals: ClassVar[Refusals] = ()
+    takes_adapters = True
 
     def grammar(self, grammar: Grammar) -> dict[str, Any]:
         """See `Dialect`."""
-        held = {"json": grammar.schema} if grammar.regex is None else {"regex": grammar.regex}
-        return {"structured_outputs": held}
+        return held_by_vllm(grammar)
 
     def body(self, asked: Asked) -> dict[str, Any]:
         """See `Dialect`."""
@@ -51,6 +50,11 @@ class VLLMDialect(Dialect):
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return VLLMReader()
+
+
+def held_by_vllm(grammar: Grammar) -> dict[str, Any]:
+    """The field that asks for a grammar."""
+    return {"structured_outputs": {"json": grammar.schema} if grammar.regex is None else {"regex": grammar.regex}}
 
 
 class VLLMReader(Reader):

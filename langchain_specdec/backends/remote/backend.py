@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from langchain_specdec.backends.base import Backend
-from langchain_specdec.backends.remote.answer import Answer
 from langchain_specdec.backends.remote.facts import Facts, InfoT, SoonKnown
 from langchain_specdec.backends.remote.failures import Failures
 from langchain_specdec.backends.remote.grammar_check import GrammarCheck
@@ -21,7 +20,7 @@ from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer, T
 from langchain_specdec.backends.remote.questions import Questions
 from langchain_specdec.backends.remote.retries import Retries
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.events import FinishEvent, TokenEvent
+from langchain_specdec.completions.events import FinishEvent, FinishReason, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.errors import (
     BackendUnavailableError,
@@ -297,13 +296,13 @@ class RemoteBackend(Backend, Generic[InfoT]):
         self._facts.heard()
         return piece
 
-    async def _grammar_error(self, request: CompletionRequest, answer: Answer) -> str | None:
+    async def _grammar_error(self, request: CompletionRequest, text: str, reason: FinishReason) -> str | None:
         """Why an answer does not fit the grammar asked for; None where it does, or none was."""
-        grammar, reason = request.params.grammar, answer.finish_reason
-        if grammar is None or reason is None:
+        grammar = request.params.grammar
+        if grammar is None:
             return None
         # Beside the loop, which the other answers need.
-        return await self._loop.run_blocking(lambda: self._grammars.error(grammar, answer.text, reason))
+        return await self._loop.run_blocking(lambda: self._grammars.error(grammar, text, reason))
 
     def _semaphore(self, info: InfoT) -> asyncio.Semaphore | None:
         """Permits for as many requests as the server takes; new ones where its limit has changed."""

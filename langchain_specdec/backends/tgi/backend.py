@@ -175,7 +175,7 @@ class TGIBackend(RemoteBackend[ServerInfo]):
             stats = SpeculationStats(
                 emitted_tokens=answer.num_tokens, decode_seconds=now - (started or now), is_reported=False
             )
-            broken = await self._grammar_error(request, answer)
+            broken = await self._grammar_error(request, answer.text, answer.finish_reason)
             counts = prompt_tokens, answer.num_tokens
             yield FinishEvent(answer.finish_reason, *counts, seed, stats, cached_tokens=None, grammar_error=broken)
             if frame.end is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from langchain_specdec.chat.structured_output import form_of_response
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 
@@ -21,6 +23,40 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     include_usage: bool | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """The form of a text, in vLLM's words. Its grammars of other languages are not known here."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: Literal[True] | None = None
+
+    def grammar(self) -> Grammar:
+        """The grammar that is asked for.
+
+        Raises:
+            InvalidParameterError: None is, or several are, or it is none.
+        """
+        given = [name for name in type(self).model_fields if getattr(self, name) not in (None, [])]
+        if len(given) != 1:
+            msg = "structured_outputs takes one of json, regex, choice and json_object."
+            raise FieldError("structured_outputs", msg)
+        if self.regex is not None:
+            return Grammar(regex=self.regex)
+        if self.choice:
+            return Grammar(regex="|".join(map(_literal, self.choice)))
+        schema: Any = self.json_ or {"type": "object"}
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except (ValueError, RecursionError):
+                msg = "structured_outputs.json is a text that is no JSON."
+                raise FieldError("structured_outputs.json", msg) from None
+        return Grammar(schema=schema)
 
 
 class Body(BaseModel):
@@ -140,6 +176,36 @@ class CompletionBody(Body):
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
+    # vLLM's.
+    return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Each token in an event of its own; else those of a step come together.
+    stream_interval: Literal[1] | None = None
+    skip_special_tokens: bool | None = None
+    # Fast tokenizers put none.
+    spaces_between_special_tokens: bool | None = None
+    # Of these there is but one value here, which vLLM's clients may name.
+    include_stop_str_in_output: Literal[False] | None = None
+    min_tokens: Literal[0] | None = None
+    # This package's own client's.
+    specdec: dict[str, Any] | None = None
+
+    def form(self) -> dict[str, Any]:
+        """The grammar of the text, as a parameter; none where it is free.
+
+        Raises:
+            InvalidParameterError: It is none, or is given twice.
+        """
+        if self.structured_outputs is not None:
+            if self.response_format is not None:
+                msg = "structured_outputs and response_format are one parameter: give only one of them."
+                raise InvalidParameterError(msg)
+            return {"grammar": self.structured_outputs.grammar()}
+        form = form_of(self.response_format)
+        if "response_format" in form:
+            parsed_form = form_of_response(form["response_format"])
+            return {} if parsed_form is None else {"grammar": parsed_form.grammar}
+        return form
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -150,7 +216,17 @@ class CompletionBody(Body):
         return list(prompt)
 
 
-def parsed(kind: type[ChatBody | CompletionBody], body: Any) -> Any:
+class TokenizeBody(BaseModel):
+    """VLLM's body of `/tokenize`, of a text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+def parsed(kind: type[BaseModel], body: Any) -> Any:
     """The body as one of that kind.
 
     Raises:
@@ -200,6 +276,11 @@ def form_of(response_format: dict[str, Any] | None) -> dict[str, Any]:
     if kind == "json_schema" and isinstance(value, dict):
         value = value.get("schema")
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
+
+
+def _literal(text: str) -> str:
+    """A regular expression of a fixed text that Rust reads, too."""
+    return "".join(f"\\x{{{ord(one):x}}}" if not one.isalnum() else one for one in text)
 
 
 def _token_id(token: str) -> int:

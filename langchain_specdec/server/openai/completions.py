@@ -9,15 +9,16 @@ from typing import Any
 
 from starlette.responses import Response
 
-from langchain_specdec.chat.structured_output import form_of_response
+from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.completions.completion import Completion, CompletionRequest, collect
 from langchain_specdec.completions.events import FinishEvent, Token
+from langchain_specdec.completions.request_fields import with_fields
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.server.exchange import Compact, EventStream, compact
 from langchain_specdec.server.held import Held
 from langchain_specdec.server.openai import answers
-from langchain_specdec.server.openai.bodies import CompletionBody, form_of, parsed
+from langchain_specdec.server.openai.bodies import CompletionBody, parsed
 from langchain_specdec.server.openai.chat import DONE
 from langchain_specdec.server.openai.errors import problem_of
 from langchain_specdec.server.served_model import ServedModel, Started, merged
@@ -39,14 +40,19 @@ async def completions(served: ServedModel, body: Any, held: Held) -> Response:
     """
     asked: CompletionBody = parsed(CompletionBody, body)
     params = _params(asked, served.adapter_of(asked.model))
-    prompts = asked.prompts
+    prompts: Sequence[str | list[int]] = asked.prompts
     if not prompts:
         msg = "prompt is an empty list: give at least one prompt."
         raise InvalidParameterError(msg)
     held.enter_context(served.admission.take(len(prompts) - 1))
-    requests = [CompletionRequest(prompt, params) for prompt in prompts]
+    if asked.return_token_ids:
+        prompts = [await _ids(served, prompt) for prompt in prompts]
+    # Else special tokens are no part of the text.
+    shown = served.tokenizer.special_texts if asked.skip_special_tokens is False else {}
+    told = asked.specdec or {}
+    requests = [with_fields(CompletionRequest(prompt, params, shown_specials=shown), told) for prompt in prompts]
     started = await served.start(requests, held, is_whole=not asked.stream)
-    shape = _Shape(served, asked)
+    shape = _Shape(served, asked, prompts)
     if asked.stream:
         return EventStream(_streamed(shape, started), started.held.pop_all(), served.settings.request_timeout)
     outcomes = await asyncio.gather(*(_collected(run) for run in started.runs))
@@ -54,13 +60,14 @@ async def completions(served: ServedModel, body: Any, held: Held) -> Response:
 
 
 def _params(asked: CompletionBody, adapter: str | None) -> SamplingParams:
-    named = asked.sampling()
-    form = form_of(asked.response_format)
-    if "response_format" in form:
-        parsed_form = form_of_response(form["response_format"])
-        form = {} if parsed_form is None else {"grammar": parsed_form.grammar}
+    named, form = asked.sampling(), asked.form()
     limit = _DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     return SamplingParams(**named, **form, max_new_tokens=limit, logprobs=asked.logprobs, adapter=adapter)
+
+
+async def _ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
+    """The tokens of a prompt."""
+    return prompt if isinstance(prompt, list) else await served.prompt_ids(prompt, is_long=len(prompt) > SHORT_TEXT)
 
 
 async def _collected(run: Any) -> Completion:
@@ -75,8 +82,9 @@ async def _streamed(shape: _Shape, started: Started) -> AsyncGenerator[str, None
             if isinstance(event, FinishEvent):
                 finishes.append(event)
                 yield shape.end(place, event, finishes if len(finishes) == len(started.runs) else ())
-            elif event.text or shape.has_logprobs:
-                yield await shape.piece(place, event.tokens)
+            elif event.text or shape.tells_tokens:
+                for tokens in shape.pieces(event.tokens):
+                    yield await shape.piece(place, tokens)
         if shape.has_usage:
             yield shape.frame([], usage=answers.usage(finishes), **answers.speculation(finishes))
     except Exception as error:
@@ -87,12 +95,23 @@ async def _streamed(shape: _Shape, started: Started) -> AsyncGenerator[str, None
 
 
 class _Shape:
-    """Shapes the answer to one request."""
+    """Shapes the answer to one request.
 
-    def __init__(self, served: ServedModel, asked: CompletionBody) -> None:
+    Args:
+        served: The model.
+        asked: The request.
+        prompts: Its prompts, as tokens where those are told.
+    """
+
+    def __init__(self, served: ServedModel, asked: CompletionBody, prompts: Sequence[str | list[int]]) -> None:
         self._served = served
+        self._prompts = prompts
+        self._tells_ids = bool(asked.return_token_ids)
+        self._is_by_token = asked.stream_interval == 1
+        self._begun: set[int] = set()
         self.has_usage = asked.has_usage
-        self.has_logprobs = asked.logprobs is not None
+        self._has_logprobs = asked.logprobs is not None
+        self.tells_tokens = self._has_logprobs or self._tells_ids
         self._names_ids = bool(asked.return_tokens_as_token_ids)
         self._offsets: dict[int, int] = {}
         self._common = {
@@ -110,6 +129,7 @@ class _Shape:
                 "text": completion.text,
                 "logprobs": await self._logprobs(place, completion.tokens),
                 "finish_reason": answers.finish_reason(completion.finish),
+                **self._ids(place, completion.tokens),
             }
             for place, completion in enumerate(completed)
         ]
@@ -117,25 +137,41 @@ class _Shape:
         counts = answers.usage(finishes)
         return {**self._common, "choices": choices, "usage": counts, **answers.speculation(finishes)}
 
+    def pieces(self, tokens: Sequence[Token]) -> list[Sequence[Token]]:
+        """Those of the tokens of a step that an event tells of."""
+        return [(token,) for token in tokens] if self._is_by_token else [tokens]
+
     async def piece(self, place: int, tokens: Sequence[Token]) -> str:
         """The event of some tokens of one completion."""
         logprobs = await self._logprobs(place, tokens)
         text = "".join(token.text for token in tokens)
-        return self.frame([{"index": place, "text": text, "logprobs": logprobs, "finish_reason": None}])
+        choice = {"index": place, "text": text, "logprobs": logprobs, "finish_reason": None}
+        return self.frame([{**choice, **self._ids(place, tokens)}])
 
     def end(self, place: int, finish: FinishEvent, all_finishes: Sequence[FinishEvent]) -> str:
         """The event that ends one completion. That of the last tells what speculation did, unless counts follow."""
         reason = answers.finish_reason(finish)
         extra = answers.speculation(all_finishes) if all_finishes and not self.has_usage else {}
-        return self.frame([{"index": place, "text": "", "logprobs": None, "finish_reason": reason}], **extra)
+        choice = {"index": place, "text": "", "logprobs": None, "finish_reason": reason, **self._ids(place, ())}
+        return self.frame([choice], **extra)
 
     def frame(self, choices: list[dict[str, Any]], **extra: Any) -> str:
         """A chunk as an event."""
         counts = {"usage": None} if self.has_usage else {}
         return f"data: {compact({**self._common, 'choices': choices, **counts, **extra})}\n\n"
 
+    def _ids(self, place: int, tokens: Sequence[Token]) -> dict[str, list[int]]:
+        """The tokens, as vLLM tells them where it is asked to; with the first go those of the prompt."""
+        if not self._tells_ids:
+            return {}
+        ids = {"token_ids": [token.id for token in tokens]}
+        if place in self._begun:
+            return ids
+        self._begun.add(place)
+        return {"prompt_token_ids": list(self._prompts[place]), **ids}  # type: ignore[arg-type]
+
     async def _logprobs(self, place: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not self.has_logprobs:
+        if not self._has_logprobs:
             return None
         names = await answers.token_names(self._served, tokens, by_id=self._names_ids)
         offset = self._offsets.get(place, 0)

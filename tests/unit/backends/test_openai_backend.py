@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from langchain_specdec import Grammar, OpenAIBackend, SamplingParams, SpeculativeLLM
+from langchain_specdec.backends.openai.specdec import SpecdecDialect
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent
 from langchain_specdec.completions.thoughts import Thoughts
@@ -35,8 +36,9 @@ from tests.support.tiny_models import EOS, byte_tokenizer
 pytestmark = [pytest.mark.server, pytest.mark.transformers]
 __all__ = ["quick_retries"]
 
-KINDS = ["vllm", "sglang", "specdec", "plain"]
-TELLING = ["vllm", "sglang", "specdec"]
+# What this package's own server answers is tested on it, in tests/unit/server/test_same_text.py.
+KINDS = ["vllm", "sglang", "plain"]
+TELLING = ["vllm", "sglang"]
 Made = Callable[..., OpenAIBackend]
 
 
@@ -199,7 +201,7 @@ def test_special_tokens_are_shown_where_they_are_marks(standin, url, make_backen
     assert backend.complete([ask()])[0].text == completion.text.removesuffix("<mark>")
 
 
-@pytest.mark.parametrize("standin", ["plain", "specdec"], indirect=True)
+@pytest.mark.parametrize("standin", ["plain"], indirect=True)
 def test_marks_that_a_server_does_not_tell_are_refused(backend):
     with pytest.raises(InvalidParameterError, match="marks its calls or thoughts by special tokens"):
         backend.complete([replace(ask(), shown_specials={257: "<mark>"})])
@@ -223,8 +225,6 @@ def test_acceptance_is_reported(standin, backend):
 
 
 def test_what_is_not_reported_is_not_made_up(standin, backend):
-    if standin.kind == "specdec":
-        return
     standin.tells_drafts = False
     said = backend.complete([ask()])[0].info()["speculation"]
     assert said["drafted_tokens"] is said["tokens_per_step"] is None
@@ -247,15 +247,15 @@ def test_greedy_is_greedy_and_seeds_are_sent(standin, backend):
     assert sampled["seed"] == 5 or standin.kind == "sglang"
 
 
-REFUSED = {
-    "vllm": [{"adapter": "a"}, {"seed": 2**63}],
+REFUSED: dict[str, list[dict[str, Any]]] = {
+    "vllm": [{"seed": 2**63}],
     "sglang": [
+        {"adapter": "a"},
         {"repetition_penalty": 1.2},
         {"logprobs": 2},
         {"logprobs": 0, "temperature": 0.5},
         {"seed": 3, "temperature": 0.5},
     ],
-    "specdec": [{"logprobs": 0}, {"grammar": Grammar(regex="a+")}],
     "plain": [
         {"top_k": 3, "temperature": 0.5},
         {"min_p": 0.1, "temperature": 0.5},
@@ -360,6 +360,21 @@ def test_a_server_of_several_models_is_asked_for_one(standin, url, make_backend)
         text_of(make_backend(url, model="none"))
 
 
+@pytest.mark.parametrize("standin", ["vllm"], indirect=True)
+def test_an_adapter_is_a_model_to_the_server(standin, url, make_backend):
+    backend = make_backend(url)
+    assert backend.adapter_names is None
+    with pytest.raises(InvalidParameterError, match=r"one of the server's adapters, got 'lora'\. It has none"):
+        text_of(backend, adapter="lora")
+    standin.models.append({**standin.models[0], "id": "lora", "parent": "canned"})
+    backend = make_backend(url)
+    assert text_of(backend, adapter="lora") == TEXT
+    assert standin.asked[-1]["model"] == "lora"
+    assert text_of(backend) == TEXT
+    assert standin.asked[-1]["model"] == "canned"
+    assert backend.adapter_names == ("lora",)
+
+
 # Errors
 
 
@@ -417,22 +432,30 @@ def test_an_answer_without_counts_is_whole_where_nobody_has_to_tell_them(standin
         {"usage": {"prompt_tokens": -5, "completion_tokens": 3}},
         {"usage": {"prompt_tokens": 5, "completion_tokens": 10**30}},
         {"usage": {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": "x"}}},
-        {"specdec": {"finish_reason": "tired", "speculation": {}}},
-        {"specdec": {"finish_reason": "length", "speculation": {"num_steps": "many"}}},
-        {"specdec": {"finish_reason": "length", "speculation": {"accepted_per_position": 5}}},
-        {"specdec": {"finish_reason": "length", "speculation": 5}},
     ],
 )
 def test_counts_of_another_form_fail_their_request(standin, url, make_backend, last):
-    if "specdec" in last and standin.kind != "specdec":
-        return
     standin.last = last
     with pytest.raises(GenerationError, match="not in its form"):
         make_backend(url).complete([ask()])
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"finish_reason": "tired", "speculation": {}},
+        {"finish_reason": "length", "speculation": {"num_steps": "many"}},
+        {"finish_reason": "length", "speculation": {"accepted_per_position": 5}},
+        {"finish_reason": "length", "speculation": 5},
+    ],
+)
+def test_counts_of_specdec_in_another_form_are_not_read(told):
+    with pytest.raises((ValueError, AttributeError)):
+        SpecdecDialect().reader(SamplingParams()).read({"choices": [], "specdec": told})
+
+
 def test_half_a_surrogate_pair_is_no_text(standin, url, make_backend):
-    if standin.kind not in ("plain", "specdec"):
+    if standin.kind != "plain":
         return  # the text of these is decoded here
     standin.cut_after, standin.frame_error = [0], {"choices": [{"index": 0, "text": "a\ud83db"}]}
     with make_backend(url).stream(ask()) as stream:

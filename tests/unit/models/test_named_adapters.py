@@ -24,12 +24,12 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support import image_models as images
 from tests.support import tiny_models as tiny
 from tests.support.hybrid_models import MISSING, make_hybrid
+from tests.support.lora import write_lora
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.transformers
 
 NAMES = ("legal", "medical")
-RANK = 2
 # Repeats itself, so that there is something to draft.
 PROMPT = "ab ab cd ab ab cd ab ab cd ab"
 
@@ -43,19 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         targets = ["q_proj", "down_proj"] if seed else ["v_proj", "up_proj", "down_proj", "lm_head"]
         write_lora(folder / name, folder / "base", seed, targets)
     return folder
-
-
-def write_lora(folder: Path, base: Path, seed: int, targets: list[str], **changes: Any) -> None:
-    """A LoRA as PEFT saves it."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(r=RANK, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", **changes)
-    tuned = peft.get_peft_model(model, config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    tuned.save_pretrained(folder)
 
 
 def sources(folder: Path) -> dict[str, Path]:
@@ -269,7 +256,7 @@ def test_a_layer_of_an_encoder_of_images_is_refused(tmp_path: Path, target: str,
     images.tokenizer().save_pretrained(tmp_path / "base")
     tuned = peft.get_peft_model(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "base"),
-        peft.LoraConfig(r=RANK, target_modules=target if is_fit else [target], task_type="CAUSAL_LM"),
+        peft.LoraConfig(r=2, target_modules=target if is_fit else [target], task_type="CAUSAL_LM"),
     )
     tuned.save_pretrained(tmp_path / "lora")
     expected: Any = nullcontext() if is_fit else pytest.raises(UnsupportedModelError, match=r"vision_tower.*one by one")
