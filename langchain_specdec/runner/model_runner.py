@@ -216,6 +216,8 @@ class ModelRunner:
         """Let go of the model and the slots; only for a runner that runs nothing any more."""
         self.model = None
         self._modules = []
+        if self.images is not None:
+            self.images.release()
         self.cache.release()
 
     def _last_logits(self, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> Tensor:

@@ -82,6 +82,11 @@ class SlotImages:
         """Keep nothing of the images in a slot any more; its text has ended."""
         self._of_slot.pop(slot, None)
 
+    def release(self) -> None:
+        """Let go of the model and all images; only where nothing runs any more."""
+        self._find_positions = None
+        self._of_slot.clear()
+
     def of(self, batch: RowBatch) -> ForwardImages | None:
         """What the images in pieces of prompts are to the forward that reads them; None where nothing of them matters.
 

@@ -219,6 +219,17 @@ def test_nothing_is_kept_of_images_that_were_read() -> None:
         pytest.fail("an image is kept")
 
 
+def test_closing_lets_go_of_the_model(family: str) -> None:
+    backend = make_backend(family)
+    assert written(backend, prompts(backend)[:1])
+    runner = backend._runners[0]
+    assert isinstance(runner, ModelRunner)
+    kept = weakref.ref(runner.model.base_model)
+    backend.close()
+    gc.collect()
+    assert kept() is None
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [(b"", "is none that Pillow can read"), (b"no image", "is none"), (images.picture(1)[:60], "cannot be read")],
