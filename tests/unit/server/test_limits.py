@@ -265,7 +265,7 @@ class TestTheEnd:
         assert last["specdec"]["finish_reason"] == "length"
         assert not ending.is_alive()
 
-    def test_what_does_not_end_in_time_is_ended(self, backend):
+    def test_what_does_not_end_in_time_is_ended(self, backend, capfd):
         server = Server(ServerSettings(port=0, drain_timeout=1)).start(backend)
         with (
             httpx.Client(base_url=server.url, timeout=60) as client,
@@ -277,6 +277,16 @@ class TestTheEnd:
             server.stop()
             list(lines)
         assert is_idle(backend)
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_of_two_that_are_made_at_once_one_is_told(self):
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        first, second = Server(ServerSettings(port=port)), Server(ServerSettings(port=port))
+        with first.start(cast("LocalBackend", CannedBackend())), pytest.raises(ValueError, match=r"port \d+ is taken"):
+            second.run(cast("LocalBackend", CannedBackend()))
 
     def test_a_port_that_is_taken_is_told(self):
         with serving(CannedBackend()) as client, pytest.raises(ValueError, match=r"port \d+ is taken"):
