@@ -145,6 +145,13 @@ def test_stop_strings_are_no_part_of_the_text(standin, backend, stop, reason):
     assert ("stop" in standin.asked[-1]) == (standin.kind != "plain")
 
 
+def test_tokens_of_a_text_that_is_all_stop_string_are_counted(standin, backend):
+    standin.text = "ab" + TEXT
+    completion = backend.complete([ask(stop=("ab",))])[0]
+    assert (completion.text, completion.finish.finish_reason) == ("", "stop_sequence")
+    assert completion.finish.completion_tokens > 0
+
+
 def test_the_first_of_several_stop_strings_counts(backend):
     assert text_of(backend, stop=["!", "Hafen", "aus", "q", "w"]) == TEXT.partition("aus")[0]
 
