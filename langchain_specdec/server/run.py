@@ -49,7 +49,8 @@ class Server:
         """
         config = uvicorn.Config(
             make_app(backend, self._settings),
-            log_level="warning",
+            # Below that, each broken request of a client would be a line of the log.
+            log_level="error",
             access_log=False,
             server_header=False,
             lifespan="off",

@@ -70,6 +70,16 @@ class TestBodies:
         error = client.post("/v1/completions", content=body, headers=headers)
         assert (error.status_code, error.json()["error"]["type"]) == (400, "invalid_request_error")
 
+    def test_what_is_no_http_fills_no_log(self, client, capfd):
+        host, port = client.base_url.host, client.base_url.port
+        for sent in (b"hello\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"):
+            with socket.create_connection((host, port), timeout=10) as connection:
+                connection.sendall(sent)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        upgrade = {"upgrade": "websocket", "connection": "Upgrade"}
+        assert client.get("/health", headers=upgrade).status_code == 200
+        assert capfd.readouterr() == ("", "")
+
     def test_another_type_is_refused(self, client):
         response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
         assert response.status_code == 415
