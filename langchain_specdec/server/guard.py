@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -52,7 +54,9 @@ class Guard:
             return
         problem = self._problem(scope)
         app = self._app if problem is None else self._refuse(scope["path"], *problem)
-        await app(scope, receive, send)
+        # The server ends, and the time of those that run has passed: the client sees an answer that breaks off.
+        with suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)

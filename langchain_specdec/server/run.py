@@ -43,10 +43,14 @@ class Server:
         Args:
             backend: Runs the model; it is not closed.
             on_ready: Called when requests are answered.
+
+        Raises:
+            InvalidParameterError: Another server that was made at the same time has begun to listen at the port.
         """
         config = uvicorn.Config(
             make_app(backend, self._settings),
-            log_level="warning",
+            # Below that, each broken request of a client would be a line of the log.
+            log_level="error",
             access_log=False,
             server_header=False,
             lifespan="off",
@@ -57,6 +61,11 @@ class Server:
         )
         self._uvicorn = _Announced(config, on_ready)
         with self._socket:
+            try:
+                # Until here another could bind the port, too.
+                self._socket.listen()
+            except OSError as error:
+                raise _unavailable(self._settings.host, self._settings.port, error) from error
             self._uvicorn.run(sockets=[self._socket])
 
     def start(self, backend: LocalBackend) -> Self:
@@ -115,9 +124,13 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            msg = f"port {port} is taken: another program listens there. Give another one, or 0 for any free one."
-        else:
-            msg = f"host {host!r} with port {port} cannot be listened on: {error.strerror or error}."
-        raise InvalidParameterError(msg) from error
+        raise _unavailable(host, port, error) from error
     return listener
+
+
+def _unavailable(host: str, port: int, error: OSError) -> InvalidParameterError:
+    if error.errno == errno.EADDRINUSE:
+        msg = f"port {port} is taken: another program listens there. Give another one, or 0 for any free one."
+    else:
+        msg = f"host {host!r} with port {port} cannot be listened on: {error.strerror or error}."
+    return InvalidParameterError(msg)

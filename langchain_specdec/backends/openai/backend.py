@@ -248,7 +248,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         reason = text.finish_reason
         assert reason is not None  # noqa: S101 - it has ended
         num_tokens = text.num_tokens
-        if not text.is_counted and told.completion_tokens is not None and told.is_whole:
+        # Of a text that is all stop string, no piece may have come.
+        is_counted = text.is_counted and num_tokens > 0
+        if not is_counted and told.completion_tokens is not None and told.is_whole:
             num_tokens = told.completion_tokens
         prompt_tokens = told.prompt_tokens
         if prompt_tokens is None:

@@ -160,6 +160,13 @@ def test_tokens_beyond_the_limit_were_not_accepted(standin, backend):
     assert (said["accepted_tokens"], said["num_steps"]) == (0, 1)
 
 
+def test_tokens_of_a_text_that_is_all_stop_string_are_counted(standin, backend):
+    standin.text = "ab" + TEXT
+    completion = backend.complete([ask(stop=("ab",))])[0]
+    assert (completion.text, completion.finish.finish_reason) == ("", "stop_sequence")
+    assert completion.finish.completion_tokens > 0
+
+
 def test_the_first_of_several_stop_strings_counts(backend):
     assert text_of(backend, stop=["!", "Hafen", "aus", "q", "w"]) == TEXT.partition("aus")[0]
 

@@ -70,6 +70,16 @@ class TestBodies:
         error = client.post("/v1/completions", content=body, headers=headers)
         assert (error.status_code, error.json()["error"]["type"]) == (400, "invalid_request_error")
 
+    def test_what_is_no_http_fills_no_log(self, client, capfd):
+        host, port = client.base_url.host, client.base_url.port
+        for sent in (b"hello\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"):
+            with socket.create_connection((host, port), timeout=10) as connection:
+                connection.sendall(sent)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        upgrade = {"upgrade": "websocket", "connection": "Upgrade"}
+        assert client.get("/health", headers=upgrade).status_code == 200
+        assert capfd.readouterr() == ("", "")
+
     def test_another_type_is_refused(self, client):
         response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
         assert response.status_code == 415
@@ -265,7 +275,7 @@ class TestTheEnd:
         assert last["specdec"]["finish_reason"] == "length"
         assert not ending.is_alive()
 
-    def test_what_does_not_end_in_time_is_ended(self, backend):
+    def test_what_does_not_end_in_time_is_ended(self, backend, capfd):
         server = Server(ServerSettings(port=0, drain_timeout=1)).start(backend)
         with (
             httpx.Client(base_url=server.url, timeout=60) as client,
@@ -277,6 +287,16 @@ class TestTheEnd:
             server.stop()
             list(lines)
         assert is_idle(backend)
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_of_two_that_are_made_at_once_one_is_told(self):
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        first, second = Server(ServerSettings(port=port)), Server(ServerSettings(port=port))
+        with first.start(cast("LocalBackend", CannedBackend())), pytest.raises(ValueError, match=r"port \d+ is taken"):
+            second.run(cast("LocalBackend", CannedBackend()))
 
     def test_a_port_that_is_taken_is_told(self):
         with serving(CannedBackend()) as client, pytest.raises(ValueError, match=r"port \d+ is taken"):
