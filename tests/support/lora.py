@@ -22,4 +22,4 @@ def write_lora(folder: Path, base: Path, seed: int, targets: list[str], **change
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.3)
-    tuned.save_pretrained(folder)
+    tuned.save_pretrained(str(folder))

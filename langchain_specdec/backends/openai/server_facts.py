@@ -132,8 +132,8 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         if kind == "vllm":
             return ServerInfo(VLLMDialect(), model.id, source, limit, await self._version(), adapters=adapters)
         if kind == "specdec":
-            told = {"adapters": adapters, "eos_token_ids": model.eos_token_ids}
-            return ServerInfo(SpecdecDialect(), model.id, source, limit, **told)
+            ends = model.eos_token_ids
+            return ServerInfo(SpecdecDialect(), model.id, source, limit, adapters=adapters, eos_token_ids=ends)
         if kind == "sglang":
             told = await self._sglang_info()
             dialect = SGLangDialect(is_deterministic=told.enable_deterministic_inference)
