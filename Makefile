@@ -29,7 +29,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-transformers4 lint format docs rehearse \
+.PHONY: help .venv .venv-transformers4 demo test test-fast test-tgi test-vllm test-transformers4 lint format docs rehearse \
   rehearse-transformers4 gpu-check release clean
 
 help: ## Show this list
@@ -72,6 +72,9 @@ plan: ## Write the plan of the house anew, in CONTRIBUTING.md and docs/how-it-wo
 
 test-tgi: $(STAMP) ## Run the tests on a real TGI: TGI_LAUNCHER=PATH of text-generation-launcher, TGI_MODEL=FOLDER
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m real_tgi $(or $(TEST),tests/integration/real_tgi)
+
+test-vllm: $(STAMP) ## Run the tests on a real vLLM: VLLM=PATH of vllm
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m real_vllm $(or $(TEST),tests/integration/test_real_vllm.py)
 
 .venv-transformers4: $(STAMP4)
 

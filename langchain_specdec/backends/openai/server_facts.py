@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -132,8 +132,8 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         if kind == "vllm":
             return ServerInfo(VLLMDialect(), model.id, source, limit, await self._version(), adapters=adapters)
         if kind == "specdec":
-            own = ServerInfo(SpecdecDialect(), model.id, source, limit)
-            return replace(own, adapters=adapters, eos_token_ids=tuple(model.eos_token_ids))
+            ends = model.eos_token_ids
+            return ServerInfo(SpecdecDialect(), model.id, source, limit, adapters=adapters, eos_token_ids=ends)
         if kind == "sglang":
             told = await self._sglang_info()
             dialect = SGLangDialect(is_deterministic=told.enable_deterministic_inference)
