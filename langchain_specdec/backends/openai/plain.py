@@ -141,6 +141,12 @@ class SpecdecDialect(PlainDialect):
     refusals: ClassVar[Refusals] = (_NO_LOGPROBS,)
     max_seed = 2**64 - 1
 
+    def grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """See `Dialect`."""
+        if grammar.regex is None:
+            return as_response_format(grammar)
+        return {"response_format": {"type": "regex", "value": grammar.regex}}
+
     def body(self, asked: Asked) -> dict[str, Any]:
         """See `Dialect`."""
         params: SamplingParams = asked.params

@@ -234,7 +234,7 @@ def test_greedy_is_greedy_and_seeds_are_sent(standin, backend):
     assert sampled["seed"] == 5 or standin.kind == "sglang"
 
 
-REFUSED = {
+REFUSED: dict[str, list[dict[str, Any]]] = {
     "vllm": [{"adapter": "a"}, {"seed": 2**63}],
     "sglang": [
         {"repetition_penalty": 1.2},
@@ -242,7 +242,7 @@ REFUSED = {
         {"logprobs": 0, "temperature": 0.5},
         {"seed": 3, "temperature": 0.5},
     ],
-    "specdec": [{"logprobs": 0}, {"grammar": Grammar(regex="a+")}],
+    "specdec": [{"logprobs": 0}],
     "plain": [
         {"top_k": 3, "temperature": 0.5},
         {"min_p": 0.1, "temperature": 0.5},
@@ -269,6 +269,7 @@ def test_what_a_server_cannot_honour_is_refused_before_it_is_sent(standin, url, 
     [
         ("vllm", Grammar(regex="a+"), {"structured_outputs": {"regex": "a+"}}),
         ("sglang", Grammar(regex="a+"), {"regex": "a+"}),
+        ("specdec", Grammar(regex="a+"), {"response_format": {"type": "regex", "value": "a+"}}),
         ("vllm", Grammar(schema={"type": "string"}), {"structured_outputs": {"json": {"type": "string"}}}),
         ("sglang", Grammar(schema={"type": "string"}), {"json_schema": '{"type": "string"}'}),
         (
