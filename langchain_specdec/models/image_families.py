@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from langchain_specdec.models.image_reader import ImageReader, ImageTokens, Made
+from tgi_launcher.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def make_image_reader(
     if processor is None:
         if not source:
             return None, "it was loaded elsewhere, without its processor: give that as tokenizer="
+        if find_spec("PIL") is None:
+            return None, f"Pillow is missing ({install_command('images')})"
         # Pillow comes with an extra, and is imported with it.
         from transformers import AutoImageProcessor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -189,6 +190,8 @@ def _slip(name: str) -> str | None:
         return f"{without_login(name)!r} is an address. Give the model's id, {page['id']!r}{revision}."
     if name.startswith("file:"):
         return f"{name!r} is an address. Give the path, {name.removeprefix('file:').removeprefix('//')!r}."
+    if get_close_matches(name, ["embedded"], 1, 0.85):
+        return f"There is no model {name!r}. Did you mean 'embedded', the one that comes along?"
     if "://" in name:
         return f"{without_login(name)!r} is an address. Give a folder, or a model's id, such as {EXAMPLE}."
     if pinned := re.fullmatch(rf"({_NAME})@([\w./-]+)", name):

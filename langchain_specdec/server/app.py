@@ -178,7 +178,11 @@ def _refused(path: str, status: int, message: str) -> Response:
 
 async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    message = f"There is no {request.method} {request.url.path} here."
-    if request.url.path.startswith("/v1/"):
+    path = request.url.path
+    message = f"There is no {request.method} {path} here."
+    # Clients of OpenAI add its paths to an address that ends in /v1.
+    if is_short := path in ("/chat/completions", "/completions", "/models"):
+        message = f"There is no {path} here, but /v1{path}: give the server's address with /v1 at its end."
+    if is_short or path.startswith("/v1/"):
         return Compact(openai_errors.error_body(error.status_code, message), error.status_code, error.headers)
     return PlainTextResponse(message, error.status_code, dict(error.headers or {}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -37,12 +39,18 @@ class Server:
         self._uvicorn: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
-    def run(self, backend: LocalBackend, on_ready: Callable[[], object] = lambda: None) -> None:
+    def run(
+        self,
+        backend: LocalBackend,
+        on_ready: Callable[[], object] = lambda: None,
+        on_wait: Callable[[int], object] = lambda _: None,
+    ) -> None:
         """Serve until SIGTERM or SIGINT, or `stop`. Running requests have `drain_timeout` seconds to end then.
 
         Args:
             backend: Runs the model; it is not closed.
             on_ready: Called when requests are answered.
+            on_wait: Told how many requests the end waits for, if any.
 
         Raises:
             InvalidParameterError: Another server that was made at the same time has begun to listen at the port.
@@ -59,7 +67,8 @@ class Server:
             timeout_graceful_shutdown=self._settings.drain_timeout,
             timeout_keep_alive=30,
         )
-        self._uvicorn = _Announced(config, on_ready)
+        self._uvicorn = _Announced(config, on_ready, on_wait)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         with self._socket:
             try:
                 # Until here another could bind the port, too.
@@ -97,16 +106,29 @@ class Server:
 
 
 class _Announced(uvicorn.Server):
-    """A server that says when it is ready."""
+    """A server that says when it is ready, and what it waits for at its end."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], object], on_wait: Callable[[int], object]
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_wait = on_wait
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.tasks:
+            self._on_wait(len(self.server_state.tasks))
+        await super().shutdown(sockets)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Whether a message is no traceback of a request that the server's end cut off, which is no fault."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _url(listener: socket.socket) -> str:

@@ -32,6 +32,8 @@ OTHERS = {
     "cat": set[str](), "echo": set(), "git": {"-m"}, "pytest": {"-m"}, "read": {"-r"}, "docker": set(),
     "curl": {"-N", "-H", "-d"},
     "env": {"-u"},
+    "llama-server": {"-m", "--port"},
+    "vllm": {"--port", "--per-request-spec-decode-metrics", "--speculative-config"},
     "gunicorn": {"--chdir", "-k", "--workers", "--graceful-timeout", "--preload", "--threads"},
     "uvicorn": {"--app-dir", "--timeout-graceful-shutdown", "--workers"},
     "uv": {"--torch-backend", "-e", "--no-deps"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -243,9 +244,11 @@ def parsed(kind: type[BaseModel], body: Any) -> Any:
         said = problem["msg"]
         if problem["type"] == "extra_forbidden":
             said = "this server does not know the parameter, and does not ignore what could change the text"
+            if nearest := get_close_matches(where, kind.model_fields, 1, 0.7):
+                said += f". Did you mean {nearest[0]!r}?"
         elif where == "n" or where == "best_of":
             said = "this server makes one answer for each request: leave it out, or give 1"
-        raise FieldError(where, f"{where}: {said}.") from None
+        raise FieldError(where, f"{where}: {said}{'' if said.endswith('?') else '.'}") from None
 
 
 class FieldError(InvalidParameterError):

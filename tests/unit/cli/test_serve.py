@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_specdec.cli.app import app
+from langchain_specdec.errors import InvalidParameterError
 from tests.support.served import CannedBackend, serving
 from tgi_launcher.extras import install_command
 
@@ -43,8 +44,14 @@ class TestRefusals:
         assert result.exit_code == 2
         assert said in result.stderr
 
-    def test_a_model_has_to_be_named(self):
-        assert serve().exit_code == 2
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [([], "Give the model, as in"), (["embedded", "-m", "other"], "The model is given twice: give one")],
+    )
+    def test_a_model_has_to_be_named_once(self, arguments, said):
+        result = serve(*arguments)
+        assert result.exit_code == 2
+        assert said in result.stderr
 
     @pytest.mark.parametrize("key", ["two words", "schlüssel"])
     def test_a_key_that_is_none_is_not_shown(self, key):
@@ -63,6 +70,19 @@ class TestRefusals:
         result = serve("embedded")
         assert result.exit_code == 1
         assert result.stderr == f"error: specdec serve needs starlette and uvicorn: {install_command('serve')}\n"
+
+    @pytest.mark.server
+    @pytest.mark.parametrize("flag", ["-m", "--model"])
+    def test_the_model_may_be_given_as_other_commands_take_it(self, monkeypatch, flag):
+        loaded = []
+
+        def load(source, **options):
+            loaded.append(source)
+            raise InvalidParameterError
+
+        monkeypatch.setattr("langchain_specdec.cli.serve.load_backend", load)
+        serve(flag, "embedded", "--port", "0")
+        assert loaded == ["embedded"]
 
     @pytest.mark.server
     def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(self):

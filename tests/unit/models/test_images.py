@@ -32,6 +32,7 @@ from tests.support import image_models as images
 from tests.support import tiny_models as tiny
 from tests.support.model_families import IS_TRANSFORMERS_5
 from tests.support.recorded_graphs import RecordedCapture
+from tgi_launcher.extras import install_command
 
 pytestmark = pytest.mark.transformers
 
@@ -186,6 +187,15 @@ def test_model_without_its_processor_goes_on_with_text(tmp_path: Path) -> None:
         assert backend.image_reader is None
         assert "its image processor cannot be loaded" in backend.why_no_images
         assert written(backend, [([97, 98, 99], ())])[0]
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.model("gemma3").save_pretrained(tmp_path)
+    images.tokenizer().save_pretrained(tmp_path)
+    images.image_processor("gemma3").save_pretrained(tmp_path)
+    monkeypatch.setattr("langchain_specdec.models.image_families.find_spec", lambda name: None)
+    with closing(LocalBackend(str(tmp_path), num_slots=1, max_length=64)) as backend:
+        assert backend.why_no_images == f"Pillow is missing ({install_command('images')})"
 
 
 def test_text_model_is_given_no_images() -> None:

@@ -82,6 +82,7 @@ def refusal(source: Any, **options: Any) -> str:
         ("https://huggingface.co/datasets/a/b", "Give a folder, or a model's id"),
         ("file:///models/x", "Give the path, '/models/x'."),
         ("a/b@v1", "Give 'a/b' as the model, and 'v1' as the revision."),
+        ("embeded", "Did you mean 'embedded'"),
         ("two words", "'two words' is neither a folder nor a model id. An id has the form owner/name"),
         ("-x", "is neither a folder nor a model id"),
     ],

@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import httpx
@@ -251,8 +252,11 @@ class TestTime:
 
 
 class TestTheEnd:
-    def test_running_requests_end_and_no_more_are_taken(self, backend):
-        server = Server(ServerSettings(port=0, drain_timeout=60)).start(backend)
+    def test_running_requests_end_and_no_more_are_taken(self, backend, monkeypatch):
+        server = Server(ServerSettings(port=0, drain_timeout=60))
+        told: list[int] = []
+        monkeypatch.setattr(server, "run", partial(server.run, on_wait=told.append))
+        server.start(backend)
         body = {**LONG, "max_tokens": 400, "stream": True}
         with httpx.Client(base_url=server.url, timeout=60) as client:
             with client.stream("POST", "/v1/completions", json=body) as response:
@@ -274,6 +278,7 @@ class TestTheEnd:
         last = json.loads(texts[-2].removeprefix("data: "))
         assert last["specdec"]["finish_reason"] == "length"
         assert not ending.is_alive()
+        assert told == [1]
 
     def test_what_does_not_end_in_time_is_ended(self, backend, capfd):
         server = Server(ServerSettings(port=0, drain_timeout=1)).start(backend)

@@ -321,6 +321,16 @@ class TestRefusals:
         assert answer.status_code == 400
         assert "chat template" in answer.json()["error"]["message"]
 
+    def test_the_nearest_parameter_is_told(self, client):
+        answer = client.post("/v1/chat/completions", json={"messages": HELLO, "temprature": 1})
+        assert answer.json()["error"]["message"].endswith("Did you mean 'temperature'?")
+
+    @pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models"])
+    def test_an_address_without_v1_is_told(self, client, path):
+        answer = client.post(path, json={"messages": HELLO})
+        assert answer.status_code == 404
+        assert f"There is no {path} here, but /v1{path}" in answer.json()["error"]["message"]
+
     @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chat"])
     def test_there_is_nothing_else(self, client, path):
         assert client.get(path).json()["error"]["type"] == "invalid_request_error"
