@@ -456,7 +456,7 @@ def test_ctrl_c_before_anything_runs_is_one_word(moment):
 
 
 def test_ctrl_c_in_a_command_is_one_word(monkeypatch):
-    monkeypatch.setattr("tgi_launcher.cli.print_command.preview_command", interrupt)
+    monkeypatch.setattr("tgi_launcher.engines.tgi.preview_command", interrupt)
     result = run("print-command", "owner/name")
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
