@@ -8,6 +8,7 @@ from tgi_launcher.engines.facts import EngineFacts, FailureRule, Method, MetricN
 from tgi_launcher.errors import Reason
 from tgi_launcher.logs import Stage
 
+_NGRAM = 4
 _IS_FILE = re.compile(r".*\.gguf", re.IGNORECASE)
 
 
@@ -16,7 +17,13 @@ def _model(model: str) -> tuple[str, str]:
 
 
 def _ngram(speculation: Speculation) -> tuple[str, ...]:
-    return "--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", str(speculation.num_tokens)
+    num_tokens = speculation.num_tokens
+    # Where the n-gram that is looked up, of 12 tokens unless said otherwise, is longer than the draft, there is none.
+    size = min(_NGRAM, num_tokens)
+    return (
+        *("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(size)),
+        *("--spec-ngram-simple-size-m", str(num_tokens)),
+    )
 
 
 def _drafted(kind: str, speculation: Speculation) -> tuple[str, ...]:
@@ -53,28 +60,29 @@ FACTS = EngineFacts(
         running="llamacpp:requests_processing",
         waiting="llamacpp:requests_deferred",
     ),
+    # Time since its start, level, part of it and function.
+    record=re.compile(r"\d+\.\d\d\.\d{3}\.\d{3} (?P<level>[DIWE]) (?P<message>.*)"),
     stages=(
         (re.compile(r"\bbuild(?:_info)?:|system_info:"), Stage.LAUNCH),
-        (re.compile(r"common_download|curl_perform_with_retry|Downloading"), Stage.DOWNLOAD),
-        (re.compile(r"load_model: loading model|llama_model_loader:|loading model"), Stage.SHARDS),
-        (re.compile(r"warming up the model"), Stage.WARM_UP),
-        (re.compile(r"model loaded"), Stage.ROUTER),
+        (re.compile(r"(?i:\bdownloading\b)"), Stage.DOWNLOAD),
+        (re.compile(r": loading model"), Stage.SHARDS),
+        (re.compile(r": model loaded"), Stage.ROUTER),
     ),
     # It opens its port before it loads the model, but answers nothing then.
-    serving=re.compile(r"main: model loaded|server is listening on"),
+    serving=re.compile(r": (?:model loaded|(?:server is )?listening on http)"),
     failures=(
         FailureRule(
             Reason.INVALID_ARGUMENTS,
-            re.compile(r"error(?: while handling argument [^:]*)?: (.*(?:argument|option).*)"),
+            re.compile(r"^error: (.*argument.*)", re.MULTILINE),
             "llama-server does not take an option that it was given, so it may be of another version: {0}.",
         ),
         FailureRule(
-            Reason.PORT_TAKEN, re.compile(r"couldn't bind HTTP server socket"), "Port {port} is taken: somebody else "
+            Reason.PORT_TAKEN, re.compile(r"(?i:couldn't bind|failed to bind)"), "Port {port} is taken: somebody else "
             "bound it in the meantime.",
         ),
         FailureRule(
             Reason.MODEL_NOT_FOUND,
-            re.compile(r"(?:failed to load model|error loading model)[,:]? *(.*)"),
+            re.compile(r"(?:error loading model|failed to load model): *(.*)"),
             "llama.cpp cannot load {model}: {0}.",
         ),
     ),

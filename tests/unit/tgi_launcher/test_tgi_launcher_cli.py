@@ -543,3 +543,41 @@ def test_an_error_is_shown_before_the_next_line_comes(monkeypatch):
     log.flush()
     log.flush()
     assert shown == ["ERROR it"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--engine", "sglang", "--speculation-method", "suffix"], "SGLang does not speculate by suffixes"),
+        (["--speculation-method", "suffix"], "TGI does not speculate by suffixes: it has ngram"),
+        (["--speculation-method", "medusa", "--draft-model", "a/b"], "TGI takes Medusa heads as MODEL"),
+        (["--draft-model", "a/b"], "tgi has no option --draft-model"),
+        (["--engine", "vllm", "--max-batch-size", "5"], "vllm has no option --max-batch-size"),
+        (["--engine", "vllm", "--speculation-method", "eagle3"], "needs its model: give --draft-model"),
+        (["--engine", "vlm"], "There is no engine vlm: use tgi, vllm, sglang, llama-cpp, specdec"),
+        (["--engine", "vllm", "--speculation-method", "guess"], "--speculation-method: Input should be 'ngram'"),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_in_one_line(arguments, says):
+    result = run("print-command", "owner/model", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_command_of_another_engine_is_printed():
+    result = run(
+        "print-command", "owner/model", "--engine", "vllm", "--port", "4000", "--speculate", "3", "--extra-arg=-q"
+    )
+    assert result.exit_code == 0
+    assert "vllm serve owner/model --host 127.0.0.1 --port 4000 --speculative-config" in result.stdout
+    assert result.stdout.endswith(" -q\n")
+    result = run("print-command", "owner/model", "--speculation-method", "ngram", "--runtime", "binary")
+    assert "--speculate 4" in result.stdout
+
+
+def test_another_engine_is_checked():
+    result = run("check", "owner/model", "--engine", "vllm", "--port", "4000", "--launcher-path", "/no/such/vllm")
+    assert result.exit_code == 1
+    assert "there is no /no/such/vllm: install it" in result.stdout
+    assert "! speculation  the engine's own choice" in result.stdout
