@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tgi_launcher import EngineConfig, Reason, Server, Stage, StartError, State,
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
 
+PAGE = ROOT / "docs/engines.md"
 KEY = "correct-horse-battery"
 BOUND = 60.0
 COUNT = ", ".join(map(str, range(1, 41)))
@@ -195,6 +197,15 @@ def test_servers_of_two_engines_side_by_side(monkeypatch, tmp_path):
     with tgi, Server(config("vllm")) as vllm:
         assert tgi.info().model_id == vllm.info().model_id == "fake"
         assert tgi.base_url != vllm.base_url
+
+
+@pytest.mark.embedded
+@NEEDS_MODEL
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+def test_examples_of_the_page_run(code, capsys, monkeypatch):
+    monkeypatch.delenv("http_proxy")
+    exec(code, {})  # noqa: S102 - the code is our own
+    assert re.search(r"^[1-9]\.\d+ 0\.\d+$|^[1-9]\.\d+ 1\.0$", capsys.readouterr().out, re.MULTILINE)
 
 
 OWNER = """

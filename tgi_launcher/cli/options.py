@@ -7,7 +7,6 @@ import inspect
 import os
 import types
 from collections.abc import Callable
-from enum import EnumMeta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -100,7 +99,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="N,N,...", **shown)], None)
     if name == "engine":
         return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="ENGINE", **shown)], None)
-    if get_origin(kind) is Literal or (isinstance(kind, EnumMeta)):
+    if get_origin(kind) is Literal or (kind is Method):
         words = "|".join(_words(kind))
         shown |= {"metavar": words if len(words) <= _WIDEST else "KIND"}
         if len(words) > _WIDEST:
@@ -116,7 +115,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _words(kind: Any) -> list[str]:
-    return [str(one.value) for one in kind.__members__.values()] if isinstance(kind, EnumMeta) else list(get_args(kind))
+    return [one.value for one in Method] if kind is Method else list(get_args(kind))
 
 
 def _number(kind: type, text: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from tests.standin.recorded_engine import metrics
+from tests.support.source_code import ROOT
 from tgi_launcher import EngineConfig, Method, Reason, Stage, TGIConfig
 from tgi_launcher.diagnosis import Evidence
 from tgi_launcher.engines.choice import engine_of
@@ -64,6 +66,24 @@ def test_each_engine_takes_the_methods_that_it_has_and_refuses_the_others(engine
         argv = arguments(engine, **given)
         assert "5" in argv or '"num_speculative_tokens": 5' in " ".join(argv)
         assert ("owner/draft" in " ".join(argv)) is Method(method).needs_model
+
+
+def test_the_page_has_the_methods_of_each_engine():
+    page = (ROOT / "docs/engines.md").read_text(encoding="utf-8").split("## What each speculates with")[1]
+    lines = re.findall(r"^\| (?!---).*\|$", page.split("\n- ")[0], re.MULTILINE)
+    head, *rows = ([cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines)
+    assert [row[0] for row in rows] == list(METHODS)
+    for engine, methods in HAS.items():
+        cells = {row[0]: row[head.index(engine)] for row in rows}
+        assert {method for method, cell in cells.items() if cell.startswith("yes")} == methods
+
+
+def test_the_page_has_the_flags_of_each_engine():
+    page = (ROOT / "docs/engines.md").read_text(encoding="utf-8").split("## Options")[1]
+    for facts in ENGINES.values():
+        for name in facts.flags.keys() - {"dtype", "revision", "trust_remote_code"}:
+            assert f"`{facts.flags[name]}`" in page
+        assert facts.key_variable is None or f"`{facts.key_variable}`" in page
 
 
 def test_one_setting_becomes_the_flags_of_each():
@@ -200,10 +220,11 @@ def test_records_tell_how_far_a_start_has_come(engine, message, stage, serves):
         ("vllm", "OSError: [Errno 98] Address already in use", Reason.PORT_TAKEN, "Port 4000 is taken"),
         ("sglang", "huggingface_hub.errors.GatedRepoError: 403", Reason.MODEL_ACCESS_DENIED, "owner/model"),
         ("sglang", "RuntimeError: No CUDA GPUs are available", Reason.NOT_ENOUGH_GPUS, "SGLang finds fewer GPUs"),
-        ("llama-cpp", "error: invalid argument: --draft-max", Reason.INVALID_ARGUMENTS, "invalid argument: --draft-max"),
+        ("llama-cpp", "error: invalid argument: --draft-max", Reason.INVALID_ARGUMENTS, "argument: --draft-max."),
         ("llama-cpp", "llama_model_load: error loading model: missing tensor 'a'", Reason.MODEL_NOT_FOUND,
          "llama.cpp cannot load owner/model: missing tensor 'a'."),
-        ("specdec", "error: --max-length must be a whole number, got 'x'.", Reason.INVALID_ARGUMENTS, "--max-length must"),
+        ("specdec", "error: --max-length must be a whole number, got 'x'.", Reason.INVALID_ARGUMENTS,
+         "--max-length must"),
         ("vllm", "RuntimeError: Engine core initialization failed.", Reason.EXITED,
          "vLLM ended with exit code 1: RuntimeError: Engine core initialization failed."),
     ],
@@ -215,6 +236,7 @@ def test_a_log_tells_why_a_start_failed_and_after_that_nothing(engine, says, rea
     assert told.reason is reason
     assert sentence in told.summary
     # A client may have sent it.
+    more: dict[str, Any]
     for more in ({"was_ready": True}, {}):
         record = LogRecord(says, while_serving=not more)
         assert made.diagnose(Evidence(records=[record], **given, **more)).reason is Reason.EXITED

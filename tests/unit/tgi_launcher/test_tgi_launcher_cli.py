@@ -566,9 +566,8 @@ def test_what_an_engine_lacks_is_refused_in_one_line(arguments, says):
 
 
 def test_the_command_of_another_engine_is_printed():
-    result = run(
-        "print-command", "owner/model", "--engine", "vllm", "--port", "4000", "--speculate", "3", "--extra-arg=-q"
-    )
+    others = ["--port", "4000", "--speculate", "3", "--extra-arg=-q"]
+    result = run("print-command", "owner/model", "--engine", "vllm", *others)
     assert result.exit_code == 0
     assert "vllm serve owner/model --host 127.0.0.1 --port 4000 --speculative-config" in result.stdout
     assert result.stdout.endswith(" -q\n")
@@ -576,7 +575,8 @@ def test_the_command_of_another_engine_is_printed():
     assert "--speculate 4" in result.stdout
 
 
-def test_another_engine_is_checked():
+def test_another_engine_is_checked(monkeypatch):
+    monkeypatch.setattr(check, "take_engine_port", lambda config, locks: config.port)
     result = run("check", "owner/model", "--engine", "vllm", "--port", "4000", "--launcher-path", "/no/such/vllm")
     assert result.exit_code == 1
     assert "there is no /no/such/vllm: install it" in result.stdout
