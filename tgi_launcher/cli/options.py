@@ -27,11 +27,7 @@ _ANY_MODEL = "any/model"
 _WIDEST = 24
 _SECRETS_PANEL = "Secrets"
 # The engine is chosen by an option, whatever config it leads to. Of fields that both have, TGI's description is shown.
-_FIELDS = {
-    "engine": EngineConfig.model_fields["engine"],
-    **EngineConfig.model_fields,
-    **TGIConfig.model_fields,
-}
+_FIELDS = {**EngineConfig.model_fields, **TGIConfig.model_fields}
 _REPEATED_FLAGS = {"extra_args": "--extra-arg"}
 # Those that may be repeated, by what stands for their value.
 _REPEATED = {"env": "NAME=VALUE", "cors_allow_origin": "ORIGIN", "extra_args": "ARGUMENT"}
@@ -159,35 +155,52 @@ def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig | EngineC
 
 def _config_of(engine: str, values: dict[str, Any]) -> TGIConfig | EngineConfig:
     config: type[TGIConfig | EngineConfig] = TGIConfig
+    method = None
     if engine != "tgi":
         config, values = EngineConfig, {"engine": engine, **values}
         if engine not in ENGINES:
             msg = f"There is no engine {engine}: use tgi, {', '.join(ENGINES)}."
             raise UsageError(msg)
-    elif method := values.pop("speculation_method", None):
-        values = _with_method(method, values)
+    elif "speculation_method" in values:
+        method = _method_of_tgi(values)
+        values = {name: value for name, value in values.items() if name != "speculation_method"}
     for name, value in values.items():
         # A switch that is off is the default of both.
         if name not in config.model_fields and value is not False:
             hint = "use --engine vllm or another" if engine == "tgi" else "leave it out, or use --extra-arg"
             msg = f"{engine} has no option {_flag_of(name)}: {hint}."
             raise UsageError(msg)
-    return config(**{name: value for name, value in values.items() if name in config.model_fields})
+    made = config(**{name: value for name, value in values.items() if name in config.model_fields})
+    if method is not None and isinstance(made, TGIConfig):
+        _check_heads(method, made)
+        if method is Method.NGRAM and made.speculate is None:
+            return TGIConfig(**{**values, "speculate": EngineFacts.default_tokens})
+    return made
 
 
-def _with_method(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a TGIConfig that drafts by a method. TGI has two, and takes heads for a model of their own."""
+def _check_heads(method: Method, config: TGIConfig) -> None:
+    info = config.model_info
+    if info.is_known and (info.speculator is not None if method is Method.NGRAM else info.speculator != "Medusa"):
+        has = f"{info.speculator} heads" if info.speculator else "no heads"
+        msg = f"TGI speculates by what MODEL has, and {config.model_id} has {has}: leave --speculation-method out."
+        raise UsageError(msg)
+
+
+def _method_of_tgi(values: dict[str, Any]) -> Method:
+    """The method that is asked for, if TGI has it. It takes heads for a model of their own."""
+    name = values["speculation_method"]
     method = next((one for one in Method if one.value == name), None)
-    if method not in (Method.NGRAM, Method.MEDUSA):
+    if method is not Method.NGRAM and method is not Method.MEDUSA:
         by = method.words if method is not None else name
         msg = f"TGI does not speculate by {by}: it has ngram, and medusa where MODEL is the heads."
         raise UsageError(msg)
-    if method is Method.NGRAM:
-        return {"speculate": EngineFacts.default_tokens, **values}
     if "draft_model" in values:
-        msg = "TGI takes Medusa heads as MODEL, and finds their base model by itself: leave --draft-model out."
+        msg = "TGI has no draft models, and takes Medusa heads as MODEL: leave --draft-model out."
         raise UsageError(msg)
-    return values
+    if values.get("speculate") == 0:
+        msg = "--speculate 0 is no speculation: leave --speculation-method out beside it."
+        raise UsageError(msg)
+    return method
 
 
 def _flag_of(name: str) -> str:

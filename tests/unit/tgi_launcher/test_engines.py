@@ -236,10 +236,9 @@ def test_a_log_tells_why_a_start_failed_and_after_that_nothing(engine, says, rea
     assert told.reason is reason
     assert sentence in told.summary
     # A client may have sent it.
-    more: dict[str, Any]
-    for more in ({"was_ready": True}, {}):
-        record = LogRecord(says, while_serving=not more)
-        assert made.diagnose(Evidence(records=[record], **given, **more)).reason is Reason.EXITED
+    for was_ready in (True, False):
+        record = LogRecord(says, while_serving=not was_ready)
+        assert made.diagnose(Evidence(records=[record], was_ready=was_ready, **given)).reason is Reason.EXITED
 
 
 @EACH

@@ -550,7 +550,8 @@ def test_an_error_is_shown_before_the_next_line_comes(monkeypatch):
     [
         (["--engine", "sglang", "--speculation-method", "suffix"], "SGLang does not speculate by suffixes"),
         (["--speculation-method", "suffix"], "TGI does not speculate by suffixes: it has ngram"),
-        (["--speculation-method", "medusa", "--draft-model", "a/b"], "TGI takes Medusa heads as MODEL"),
+        (["--speculation-method", "medusa", "--draft-model", "a/b"], "TGI has no draft models"),
+        (["--speculation-method", "ngram", "--speculate", "0"], "--speculate 0 is no speculation"),
         (["--draft-model", "a/b"], "tgi has no option --draft-model"),
         (["--engine", "vllm", "--max-batch-size", "5"], "vllm has no option --max-batch-size"),
         (["--engine", "vllm", "--speculation-method", "eagle3"], "needs its model: give --draft-model"),
@@ -563,6 +564,16 @@ def test_what_an_engine_lacks_is_refused_in_one_line(arguments, says):
     assert result.exit_code == 2
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "has"), [("medusa", {}, "no"), ("ngram", {"medusa_num_heads": 3}, "Medusa")]
+)
+def test_tgi_speculates_by_what_the_model_has(tmp_path, method, config, has):
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run("print-command", tmp_path, "--speculation-method", method)
+    assert result.exit_code == 2
+    assert f"has {has} heads: leave --speculation-method out." in result.stderr
 
 
 def test_the_command_of_another_engine_is_printed():
