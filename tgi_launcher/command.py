@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from tgi_launcher.config import FLAGS, TGIConfig
+from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.environment import clean_environment, machine_settings
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.paths import absolute, absolute_variables
@@ -148,15 +151,23 @@ def binary_command(config: TGIConfig, addresses: Addresses, launcher: str) -> Co
     )
 
 
-def given_secrets(config: TGIConfig) -> dict[str, str]:
-    """The secrets that a config gives, by the environment variable that TGI reads them from."""
-    given = {"API_KEY": config.api_key, "HF_TOKEN": config.hf_token}
+def given_secrets(config: TGIConfig | EngineConfig, key_variable: str | None = "API_KEY") -> dict[str, str]:
+    """The secrets that a config gives, by the environment variable that they are read from.
+
+    Args:
+        config: The server.
+        key_variable: Where it reads its key from; None where it cannot have one.
+    """
+    given: dict[str | None, SecretStr | None] = {key_variable: config.api_key, "HF_TOKEN": config.hf_token}
     named = {
         name: text
         for name, text in config.env.items()
         if len(text) >= _MIN_SECRET and (_SECRET_NAME.search(name) or _SECRET_VALUE.search(text))
     }
-    return {**named, **{name: secret.get_secret_value() for name, secret in given.items() if secret is not None}}
+    return {
+        **named,
+        **{name: secret.get_secret_value() for name, secret in given.items() if name and secret is not None},
+    }
 
 
 def masked(secrets: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from typing_extensions import Self
 
 from tgi_launcher.cpu import cpu_conflict, wants_cpu, with_cpu_settings
+from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_key, option
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.paths import absolute, absolute_adapters, absolute_program, expanded
 
 DEFAULT_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 # Names that people may try, and the field to use instead.
 _OLD_NAMES = {
@@ -36,23 +32,6 @@ _OLD_NAMES = {
 _WEIGHT_FILES = {".gguf", ".ggml", ".safetensors", ".bin", ".pt", ".pth"}
 
 
-class Group(str, Enum):
-    """Headings that the options are listed under."""
-
-    SPECULATION = "Speculation"
-    MODEL = "Model"
-    LIMITS = "Limits"
-    HARDWARE = "Hardware"
-    SERVER = "Server"
-    RUNTIME = "How it is run"
-
-
-def _option(default: Any, description: str, group: Group, *, is_flag: bool = True, is_shown: bool = True) -> Any:
-    """A field; `is_flag` where it is an option of `text-generation-launcher` of the same name."""
-    extra: dict[str, Any] = {"group": group.value, "flag": is_flag}
-    return Field(default, description=description, json_schema_extra=extra, repr=is_shown)
-
-
 class TGIConfig(BaseModel):
     """A Text Generation Inference server, before it is started.
 
@@ -64,122 +43,120 @@ class TGIConfig(BaseModel):
     # An input may hold a secret. The messages below show the values that are none.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    model_id: str = _option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
-    speculate: Count | None = _option(
+    model_id: str = option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
+    speculate: Count | None = option(
         None,
         "Tokens to draft per step: by n-grams, or by the heads of a Medusa or MLP-speculator model. Left out, such a "
         "model uses all its heads and any other does not speculate; 0 turns it off.",
         Group.SPECULATION,
     )
 
-    revision: str | None = _option(None, "Revision of the model on the Hub.", Group.MODEL)
-    dtype: Literal["float16", "bfloat16"] | None = _option(None, "Type of the weights.", Group.MODEL)
+    revision: str | None = option(None, "Revision of the model on the Hub.", Group.MODEL)
+    dtype: Literal["float16", "bfloat16"] | None = option(None, "Type of the weights.", Group.MODEL)
     quantize: (
         Literal[
             "awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin",
             "bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "fp8",
         ]
         | None
-    ) = _option(None, "Quantization of the weights.", Group.MODEL)  # fmt: skip
-    kv_cache_dtype: Literal["fp8_e4m3fn", "fp8_e5m2"] | None = _option(None, "Type of the KV cache.", Group.MODEL)
-    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.", Group.MODEL)
-    tokenizer_config_path: str | None = _option(None, "File with another chat template.", Group.MODEL)
-    lora_adapters: str | None = _option(None, "LoRA adapters, as `id` or `id=path`, comma-separated.", Group.MODEL)
-    rope_scaling: Literal["linear", "dynamic"] | None = _option(None, "Kind of RoPE scaling.", Group.MODEL)
-    rope_factor: Annotated[float, Field(gt=0)] | None = _option(None, "Factor of RoPE scaling.", Group.MODEL)
-    huggingface_hub_cache: str | None = _option(None, "Folder of the Hub's cache.", Group.MODEL)
-    weights_cache_override: str | None = _option(None, "Folder to read weights from instead.", Group.MODEL)
+    ) = option(None, "Quantization of the weights.", Group.MODEL)  # fmt: skip
+    kv_cache_dtype: Literal["fp8_e4m3fn", "fp8_e5m2"] | None = option(None, "Type of the KV cache.", Group.MODEL)
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.", Group.MODEL)
+    tokenizer_config_path: str | None = option(None, "File with another chat template.", Group.MODEL)
+    lora_adapters: str | None = option(None, "LoRA adapters, as `id` or `id=path`, comma-separated.", Group.MODEL)
+    rope_scaling: Literal["linear", "dynamic"] | None = option(None, "Kind of RoPE scaling.", Group.MODEL)
+    rope_factor: Annotated[float, Field(gt=0)] | None = option(None, "Factor of RoPE scaling.", Group.MODEL)
+    huggingface_hub_cache: str | None = option(None, "Folder of the Hub's cache.", Group.MODEL)
+    weights_cache_override: str | None = option(None, "Folder to read weights from instead.", Group.MODEL)
 
-    max_concurrent_requests: Positive | None = _option(
+    max_concurrent_requests: Positive | None = option(
         None, "Requests at a time before others get 429 (TGI: 128).", Group.LIMITS
     )
-    max_input_tokens: Positive | None = _option(None, "Longest prompt, in tokens.", Group.LIMITS)
-    max_total_tokens: Positive | None = _option(
+    max_input_tokens: Positive | None = option(None, "Longest prompt, in tokens.", Group.LIMITS)
+    max_total_tokens: Positive | None = option(
         None, "Longest prompt plus answer, in tokens. With speculation TGI's default is often 4096.", Group.LIMITS
     )
-    max_batch_prefill_tokens: Positive | None = _option(None, "Prompt tokens of one prefill pass.", Group.LIMITS)
-    max_batch_total_tokens: Positive | None = _option(None, "Tokens of all requests in a batch.", Group.LIMITS)
-    max_batch_size: Positive | None = _option(None, "Requests in a batch.", Group.LIMITS)
-    max_waiting_tokens: Count | None = _option(
+    max_batch_prefill_tokens: Positive | None = option(None, "Prompt tokens of one prefill pass.", Group.LIMITS)
+    max_batch_total_tokens: Positive | None = option(None, "Tokens of all requests in a batch.", Group.LIMITS)
+    max_batch_size: Positive | None = option(None, "Requests in a batch.", Group.LIMITS)
+    max_waiting_tokens: Count | None = option(
         None, "Decode steps before waiting requests join (TGI: 20).", Group.LIMITS
     )
-    waiting_served_ratio: Annotated[float, Field(gt=0)] | None = _option(
+    waiting_served_ratio: Annotated[float, Field(gt=0)] | None = option(
         None, "Ratio of waiting to running requests that pauses decoding (TGI: 0.3).", Group.LIMITS
     )
-    max_best_of: Positive | None = _option(None, "Largest `best_of` (TGI: 2).", Group.LIMITS)
-    max_stop_sequences: Count | None = _option(None, "Stop strings of a request (TGI: 4).", Group.LIMITS)
-    max_top_n_tokens: Count | None = _option(None, "Largest `top_n_tokens` (TGI: 5).", Group.LIMITS)
-    max_client_batch_size: Positive | None = _option(
-        None, "Prompts of one /v1/completions call (TGI: 4).", Group.LIMITS
-    )
-    payload_limit: Positive | None = _option(None, "Largest request body, in bytes (TGI: 2000000).", Group.LIMITS)
-    enable_prefill_logprobs: bool = _option(False, "Allow log probabilities of the prompt.", Group.LIMITS)
-    disable_grammar_support: bool = _option(False, "Refuse grammars, and so tools and JSON.", Group.LIMITS)
-    validation_workers: Positive | None = _option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
+    max_best_of: Positive | None = option(None, "Largest `best_of` (TGI: 2).", Group.LIMITS)
+    max_stop_sequences: Count | None = option(None, "Stop strings of a request (TGI: 4).", Group.LIMITS)
+    max_top_n_tokens: Count | None = option(None, "Largest `top_n_tokens` (TGI: 5).", Group.LIMITS)
+    max_client_batch_size: Positive | None = option(None, "Prompts of one /v1/completions call (TGI: 4).", Group.LIMITS)
+    payload_limit: Positive | None = option(None, "Largest request body, in bytes (TGI: 2000000).", Group.LIMITS)
+    enable_prefill_logprobs: bool = option(False, "Allow log probabilities of the prompt.", Group.LIMITS)
+    disable_grammar_support: bool = option(False, "Refuse grammars, and so tools and JSON.", Group.LIMITS)
+    validation_workers: Positive | None = option(None, "Tokenizer threads (TGI: 2).", Group.LIMITS)
 
-    num_shard: Positive | None = _option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
-    cpu: bool = _option(
+    num_shard: Positive | None = option(None, "GPUs to split the model over (TGI: all it sees).", Group.HARDWARE)
+    cpu: bool = option(
         False,
         "Run on a CPU: sets ATTENTION=paged, PREFIX_CACHING=0 and --cuda-graphs 0; with Docker, takes the image for "
         "CPUs.",
         Group.HARDWARE,
         is_flag=False,
     )
-    devices: tuple[Count, ...] | None = _option(
+    devices: tuple[Count, ...] | None = option(
         None, "Numbers of the GPUs to use, as nvidia-smi lists them.", Group.HARDWARE, is_flag=False
     )
-    cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = _option(
+    cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = option(
         None, "Part of the GPU's memory that TGI may use (TGI: 1).", Group.HARDWARE
     )
-    cuda_graphs: tuple[Count, ...] | None = _option(
+    cuda_graphs: tuple[Count, ...] | None = option(
         None, "Batch sizes to capture CUDA graphs for; 0 turns them off (TGI: 1,2,4,8,16,32).", Group.HARDWARE
     )
-    disable_custom_kernels: bool = _option(False, "Use no CUDA kernels of TGI's own; for CPU.", Group.HARDWARE)
+    disable_custom_kernels: bool = option(False, "Use no CUDA kernels of TGI's own; for CPU.", Group.HARDWARE)
 
-    hostname: str = _option("127.0.0.1", "IP address to listen on; 0.0.0.0 is all of them.", Group.SERVER)
-    port: Port | None = _option(None, "Port (a free one from 8080 on).", Group.SERVER)
-    prometheus_port: Port | None = _option(
+    hostname: str = option("127.0.0.1", "IP address to listen on; 0.0.0.0 is all of them.", Group.SERVER)
+    port: Port | None = option(None, "Port (a free one from 8080 on).", Group.SERVER)
+    prometheus_port: Port | None = option(
         None, "Port that the router binds for its metrics (a free one from 9000 on).", Group.SERVER
     )
-    master_port: Port | None = _option(None, "Port that the shards meet at (a free one from 29500 on).", Group.SERVER)
-    shard_uds_path: str | None = _option(None, "Start of the shards' socket paths (in a new folder).", Group.SERVER)
-    api_key: SecretStr | None = _option(None, "Key that requests have to carry.", Group.SERVER, is_flag=False)
-    cors_allow_origin: tuple[str, ...] = _option((), "Origins that browsers may call from.", Group.SERVER)
-    otlp_endpoint: str | None = _option(None, "Where traces go.", Group.SERVER)
-    otlp_service_name: str | None = _option(None, "Name of the service in traces.", Group.SERVER)
-    usage_stats: Literal["on", "no-stack", "off"] = _option(
+    master_port: Port | None = option(None, "Port that the shards meet at (a free one from 29500 on).", Group.SERVER)
+    shard_uds_path: str | None = option(None, "Start of the shards' socket paths (in a new folder).", Group.SERVER)
+    api_key: SecretStr | None = option(None, "Key that requests have to carry.", Group.SERVER, is_flag=False)
+    cors_allow_origin: tuple[str, ...] = option((), "Origins that browsers may call from.", Group.SERVER)
+    otlp_endpoint: str | None = option(None, "Where traces go.", Group.SERVER)
+    otlp_service_name: str | None = option(None, "Name of the service in traces.", Group.SERVER)
+    usage_stats: Literal["on", "no-stack", "off"] = option(
         "off", "Usage statistics that TGI sends to Hugging Face; its own default is on.", Group.SERVER
     )
-    graceful_termination_timeout: Positive = _option(
+    graceful_termination_timeout: Positive = option(
         90, "Seconds that TGI gives running requests when it stops.", Group.SERVER
     )
 
-    runtime: Literal["auto", "binary", "docker"] = _option(
+    runtime: Literal["auto", "binary", "docker"] = option(
         "auto", "Installed launcher, or Docker image; auto takes the launcher if there is one.", Group.RUNTIME,
         is_flag=False,
     )  # fmt: skip
-    launcher_path: str | None = _option(
+    launcher_path: str | None = option(
         None, "Path of text-generation-launcher (looked up on PATH).", Group.RUNTIME, is_flag=False
     )
-    docker_image: str = _option(DEFAULT_IMAGE, "Image; pin a tag.", Group.RUNTIME, is_flag=False)
-    docker_gpus: bool = _option(True, "Give the container GPUs.", Group.RUNTIME, is_flag=False)
-    shm_size: str = _option("1g", "Shared memory of the container; shards talk through it.", Group.RUNTIME,
+    docker_image: str = option(DEFAULT_IMAGE, "Image; pin a tag.", Group.RUNTIME, is_flag=False)
+    docker_gpus: bool = option(True, "Give the container GPUs.", Group.RUNTIME, is_flag=False)
+    shm_size: str = option("1g", "Shared memory of the container; shards talk through it.", Group.RUNTIME,
                             is_flag=False)  # fmt: skip
-    docker_cache: str | None = _option(
+    docker_cache: str | None = option(
         None, "Folder for downloads, mounted at /data (that of the Hugging Face libraries).", Group.RUNTIME,
         is_flag=False,
     )  # fmt: skip
-    hf_token: SecretStr | None = _option(
+    hf_token: SecretStr | None = option(
         None, "Token of the Hub (environment variable HF_TOKEN).", Group.RUNTIME, is_flag=False
     )
-    env: dict[str, str] = _option(
+    env: dict[str, str] = option(
         {}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False, is_shown=False
     )
-    log_level: Literal["info", "debug"] = _option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
-    startup_timeout: Annotated[float, Field(gt=0)] = _option(
+    log_level: Literal["info", "debug"] = option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
+    startup_timeout: Annotated[float, Field(gt=0)] = option(
         1800.0, "Seconds until /health has to answer, download included.", Group.RUNTIME, is_flag=False
     )
-    stop_timeout: Annotated[float, Field(gt=0)] | None = _option(
+    stop_timeout: Annotated[float, Field(gt=0)] | None = option(
         None,
         "Seconds to drain in before everything is killed (twice graceful_termination_timeout, plus 10).",
         Group.RUNTIME,
@@ -276,12 +253,7 @@ class TGIConfig(BaseModel):
     @field_validator("api_key", "hf_token")
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-            msg = (
-                "A key must be visible ASCII characters without spaces, as it goes into a header. It is not shown here."
-            )
-            raise ValueError(msg)
-        return value
+        return checked_key(value)
 
     @field_validator("shm_size")
     @classmethod
@@ -294,10 +266,7 @@ class TGIConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _check_env(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in text:
-                msg = f"{name!r} cannot be an environment variable."
-                raise ValueError(msg)
+        for name in checked_env(value):
             field = {"HF_API_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}.get(name, name.lower())
             if field in FLAGS or field in ("api_key", "hf_token", "log_level"):
                 msg = f"{name} is an option of its own: set {field} instead."

@@ -63,10 +63,10 @@ _PORT_TAKEN = "A port is taken (port {port}, or that of the metrics exporter): s
 # What a signal mostly means, as the rest of "TGI's launcher …". By name: not every system has each.
 _SIGNALS = {
     "SIGKILL": "was killed by SIGKILL: by the system, if main memory ran out, or by somebody.",
-    "SIGSEGV": "crashed (SIGSEGV, a wrong access to memory): a fault in TGI, in PyTorch or in a driver.",
+    "SIGSEGV": "crashed (SIGSEGV, a wrong access to memory): a fault in {title}, in PyTorch or in a driver.",
     "SIGILL": "crashed (SIGILL, an unknown instruction): it was built for another processor than this.",
     "SIGBUS": "crashed (SIGBUS): mostly shared memory, /dev/shm, is full; with Docker, set a larger shm_size.",
-    "SIGFPE": "crashed (SIGFPE, an impossible computation): a fault in TGI, in PyTorch or in a driver.",
+    "SIGFPE": "crashed (SIGFPE, an impossible computation): a fault in {title}, in PyTorch or in a driver.",
     "SIGABRT": "gave up (SIGABRT): it met a state that it could not go on from.",
     "SIGTERM": "was ended by SIGTERM: somebody stopped it.",
 }
@@ -254,11 +254,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     served = [record for record in records if record.while_serving]
     if evidence.was_ready or served:
         return _while_serving(evidence, served)
-    # Other records are left out: they may quote anything, and TGI goes on after a warning.
-    messages = (record.message for record in records if record.level in ("ERROR", ""))
-    # Some rules take time that grows with the square of a line's length.
-    lines = (line[:_MAX_LINE] for message in messages for line in message.splitlines() if not _CODE.match(line))
-    text = shortened("\n".join(lines), _MAX_TEXT)
+    text = plain_lines(records)
     for reason, pattern, tell in _RULES:
         if match := pattern.search(text):
             return Diagnosis(reason, tell(match, evidence))
@@ -277,8 +273,17 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         return Diagnosis(Reason.DOWNLOAD_FAILED, sentence)
     if kinds and kinds[-1] in _KINDS:
         reason, sentence = _KINDS[kinds[-1]]
-        return Diagnosis(reason, sentence.format(model=evidence.model_id) + _cause(text))
+        return Diagnosis(reason, sentence.format(model=evidence.model_id) + cause(text))
     return _by_exit_code(evidence, text)
+
+
+def plain_lines(records: Iterable[LogRecord]) -> str:
+    """The lines of a log that may tell why a start failed."""
+    # Other records are left out: they may quote anything, and servers go on after a warning.
+    messages = (record.message for record in records if record.level in ("ERROR", ""))
+    # Some rules take time that grows with the square of a line's length.
+    lines = (line[:_MAX_LINE] for message in messages for line in message.splitlines() if not _CODE.match(line))
+    return shortened("\n".join(lines), _MAX_TEXT)
 
 
 def _while_serving(evidence: Evidence, records: Sequence[LogRecord]) -> Diagnosis:
@@ -305,15 +310,16 @@ def _killed_process(records: Sequence[LogRecord]) -> Diagnosis | None:
         if record.rank is None and (match := _CRASHED.fullmatch(record.message)):
             rank = int(match[1])
             signaled = _SIGNALED.fullmatch(last[rank].message) if rank in last else None
-            return Diagnosis(Reason.KILLED, f"A shard {_by_signal(int(signaled[1]))}") if signaled else None
+            return Diagnosis(Reason.KILLED, f"A shard {by_signal(int(signaled[1]))}") if signaled else None
         if record.level == "ERROR":
             last[record.rank] = record
     # A download has no rank.
     signaled = _SIGNALED.fullmatch(last[None].message) if None in last else None
-    return Diagnosis(Reason.KILLED, f"The download {_by_signal(int(signaled[1]))}") if signaled else None
+    return Diagnosis(Reason.KILLED, f"The download {by_signal(int(signaled[1]))}") if signaled else None
 
 
-def _cause(text: str) -> str:
+def cause(text: str) -> str:
+    """What a log says last of errors, as the end of a sentence."""
     causes = _EXCEPTION.findall(text)[-1:] or _PANIC.findall(text)[-1:]
     return f": {_whole_words(causes[0].strip().rstrip('.'))}." if causes else "; the log says more."
 
@@ -331,26 +337,27 @@ def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
             "was ended too.",
         )
     if code < 0:
-        return Diagnosis(Reason.KILLED, f"TGI's launcher {_by_signal(-code)}")
+        return Diagnosis(Reason.KILLED, f"TGI's launcher {by_signal(-code)}")
     if code == 0:
         guess = "somebody stopped it"
         if not evidence.was_ready:
             guess += ", or it is another program than text-generation-launcher"
         return Diagnosis(Reason.STOPPED, f"TGI's launcher ended without an error: {guess}.")
     if evidence.is_docker and code == _DOCKER_ITSELF:
-        return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{_cause(text)}")
+        return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{cause(text)}")
     if evidence.is_docker and code > 128:
-        return Diagnosis(Reason.KILLED, f"The container {_by_signal(code - 128)}")
+        return Diagnosis(Reason.KILLED, f"The container {by_signal(code - 128)}")
     if code == _CLAP_USAGE:
         return Diagnosis(Reason.INVALID_ARGUMENTS, "The launcher does not understand its options (exit code 2).")
     if code == _RUST_PANIC:
-        return Diagnosis(Reason.EXITED, f"TGI's launcher panicked{_cause(text)}")
-    return Diagnosis(Reason.EXITED, f"TGI's launcher ended with exit code {code}{_cause(text)}")
+        return Diagnosis(Reason.EXITED, f"TGI's launcher panicked{cause(text)}")
+    return Diagnosis(Reason.EXITED, f"TGI's launcher ended with exit code {code}{cause(text)}")
 
 
-def _by_signal(number: int) -> str:
+def by_signal(number: int, title: str = "TGI") -> str:
+    """What it means that a signal ended a process of an engine, as the end of a sentence."""
     try:
         name = signal.Signals(number).name
     except ValueError:
         return f"was ended by signal {number}."
-    return _SIGNALS.get(name, f"was ended by {name}.")
+    return _SIGNALS.get(name, f"was ended by {name}.").format(title=title)

@@ -1,4 +1,4 @@
-"""Small GET requests to a server on this machine: /health, /info, /metrics."""
+"""Small GET requests to a server on this machine: /health, /info, /v1/models, /metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from tgi_launcher.errors import NotRunningError
 
@@ -20,16 +20,27 @@ _MAX_BYTES = 4 * 2**20
 _Limit = Annotated[int, Field(ge=1, strict=True)]
 
 
-class ServerInfo(BaseModel):
-    """What `/info` tells. Releases of TGI differ, so most fields may be missing; others are kept as they are.
+class ServedModel(BaseModel):
+    """What a server tells of its model.
 
-    With speculation, `max_total_tokens` may be much smaller than what the model could do: TGI then reads prompts in
-    one pass. How many tokens it drafts, `/info` does not say.
+    Attributes:
+        model_id: What the server calls it.
+        max_total_tokens: Longest prompt plus answer, in tokens; None where the server does not say.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
     model_id: Annotated[str, Field(min_length=1)]
+    max_total_tokens: _Limit | None = None
+
+
+class ServerInfo(ServedModel):
+    """What TGI's `/info` tells. Releases of TGI differ, so most fields may be missing; others are kept as they are.
+
+    With speculation, `max_total_tokens` may be much smaller than what the model could do: TGI then reads prompts in
+    one pass. How many tokens it drafts, `/info` does not say.
+    """
+
     max_concurrent_requests: _Limit
     model_sha: str | None = None
     max_best_of: _Limit | None = None
@@ -37,7 +48,6 @@ class ServerInfo(BaseModel):
     max_stop_sequences: Annotated[int, Field(ge=0, strict=True)] | None = None
     # `max_input_length` was its name until TGI 2.1.
     max_input_tokens: _Limit | None = Field(None, validation_alias=AliasChoices("max_input_tokens", "max_input_length"))
-    max_total_tokens: _Limit | None = None
     max_client_batch_size: _Limit | None = None
     router: str | None = None
     version: str | None = None
@@ -50,8 +60,21 @@ def problems(error: ValidationError) -> str:
     return "; ".join([*shown, *(["and more"] if len(found) > len(shown) else [])])
 
 
+class _Listed(BaseModel):
+    """An entry of `/v1/models`."""
+
+    id: Annotated[str, Field(min_length=1)]
+    max_model_len: _Limit | None = None
+
+
+class _Listing(BaseModel):
+    """What `/v1/models` tells."""
+
+    data: Annotated[list[_Listed], Field(min_length=1)]
+
+
 def is_healthy(base_url: str, *, timeout: float = _HEALTH_SECONDS) -> bool:
-    """Whether `/health` answers 200. TGI opens its port only when the model is loaded and warm."""
+    """Whether `/health` answers 200, as servers do once the model is loaded."""
     try:
         with _answer(f"{base_url}/health", timeout):
             return True
@@ -73,17 +96,33 @@ def get_info(base_url: str, *, timeout: float) -> ServerInfo:
         raise NotRunningError(msg) from None
 
 
-def get_text(url: str, *, timeout: float) -> str:
+def get_model(base_url: str, *, timeout: float, key: SecretStr | None = None) -> ServedModel:
+    """What `/v1/models` says of the first model, which is the one that the server was started with.
+
+    Raises:
+        NotRunningError: There is no answer, or none that can be read.
+    """
+    text = get_text(f"{base_url}/v1/models", timeout=timeout, key=key)
+    try:
+        model = _Listing.model_validate_json(text).data[0]
+    except ValidationError as error:
+        msg = f"{base_url}/v1/models is no list of models: {problems(error)}."
+        raise NotRunningError(msg) from None
+    return ServedModel(model_id=model.id, max_total_tokens=model.max_model_len)
+
+
+def get_text(url: str, *, timeout: float, key: SecretStr | None = None) -> str:
     """The body of a GET that answers 200. No proxy is asked and no redirect followed: the server is on this machine.
 
     Args:
         url: Address, of http.
         timeout: Seconds until the last byte of the answer.
+        key: What the server asks for.
 
     Raises:
         NotRunningError: There is no answer in time, or another one.
     """
-    with _answer(url, timeout) as response:
+    with _answer(url, timeout, key) as response:
         body = response.read(_MAX_BYTES + 1)
     if len(body) > _MAX_BYTES:
         msg = f"{url} answers more than {_MAX_BYTES} bytes."
@@ -95,7 +134,7 @@ def get_text(url: str, *, timeout: float) -> str:
 
 
 @contextlib.contextmanager
-def _answer(url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
+def _answer(url: str, timeout: float, key: SecretStr | None = None) -> Iterator[http.client.HTTPResponse]:
     deadline = time.monotonic() + timeout
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
@@ -108,7 +147,8 @@ def _answer(url: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
     try:
         # The time-out of a socket is for each of its reads, and an answer may trickle.
         connection.sock = _DeadlineSocket(connected, deadline)
-        connection.request("GET", parts.path)
+        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+        connection.request("GET", parts.path, headers=headers)
         response = connection.getresponse()
         if response.status != 200:
             msg = f"{url} answers {response.status}."

@@ -82,6 +82,11 @@ def read_lines(output: IO[bytes]) -> Iterator[tuple[str, bool]]:
         yield line.decode("utf-8", "replace").rstrip("\r\n"), is_cut
 
 
+def without_colours(line: str) -> str:
+    """The line without a terminal's colours, titles and links."""
+    return _ANSI.sub("", line)
+
+
 def parse_line(line: str) -> LogRecord:
     """Read one line: JSON of launcher or router, plain text, coloured or not, or anything else as it is."""
     text = _ANSI.sub("", line).rstrip("\r\n")

@@ -4,12 +4,16 @@ TGI records `tgi_request_skipped_tokens` once per request and forward pass that 
 yielded beyond one (backends/v3/src/backend.rs). Over a window, with S the growth of its sum and C that of its count,
 S + C tokens were delivered by C passes. A request's first pass reads the prompt and never speculates, so with P
 requests the tokens of a decode pass are 1 + S / (C - P) on average.
+
+Other engines count the tokens that they accept, or the passes that verify; S and C follow from either.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tgi_launcher.engines.facts import Method, MetricNames
 from tgi_launcher.errors import NotRunningError
 from tgi_launcher.model_info import ModelInfo
 
@@ -44,6 +48,8 @@ class SpeculationReport:
         num_skipped: Tokens that needed no pass of their own.
         seconds: Length of the window.
         model: What is known of the model, so of what it drafts with.
+        num_drafted: Tokens drafted; None where the engine does not count them, as TGI.
+        method: What drafts come from, where the config says it; None leaves it to `model`.
     """
 
     num_speculative_tokens: int
@@ -53,6 +59,8 @@ class SpeculationReport:
     num_skipped: int
     seconds: float
     model: ModelInfo = _UNKNOWN
+    num_drafted: int | None = None
+    method: Method | None = None
 
     @property
     def num_decode_passes(self) -> int:
@@ -72,6 +80,11 @@ class SpeculationReport:
         return self.num_skipped / drafted if drafted else 0.0
 
     @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted tokens; None where the engine does not count what it drafts, or has drafted nothing."""
+        return min(1.0, self.num_skipped / self.num_drafted) if self.num_drafted else None
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens delivered per second of the window, idle time included."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
@@ -88,6 +101,12 @@ class SpeculationReport:
         """What to say if the server was asked to speculate and does not; else None."""
         if not self.num_speculative_tokens or self.is_active is not False:
             return None
+        if self.method is not None:
+            return (
+                f"{self.num_speculative_tokens} tokens are to be drafted per step by {self.method.words}, but none of "
+                f"{self.num_decode_passes} decode steps yielded more than one token. Without speculation nothing would "
+                "be lost."
+            )
         kind = self.model.speculator
         by = f" by {kind} heads" if kind else " by n-grams" if self.model.is_known else ""
         return (
@@ -120,6 +139,7 @@ class Metrics:
         generated_tokens: Tokens of the requests that ended well.
         queue_size: Requests that wait now.
         batch_size: Requests that are decoded now.
+        drafted: Tokens drafted; None where the engine does not count them.
         values: Every sample, by its name and labels as Prometheus writes them.
     """
 
@@ -132,15 +152,23 @@ class Metrics:
     generated_tokens: float = 0.0
     queue_size: float = 0.0
     batch_size: float = 0.0
+    drafted: float | None = None
     values: dict[str, float] = field(default_factory=dict, repr=False)
 
-    def report(self, since: Metrics, num_speculative_tokens: int, model: ModelInfo = _UNKNOWN) -> SpeculationReport:
+    def report(
+        self,
+        since: Metrics,
+        num_speculative_tokens: int,
+        model: ModelInfo = _UNKNOWN,
+        method: Method | None = None,
+    ) -> SpeculationReport:
         """What speculation did since an earlier reading.
 
         Args:
             since: The earlier reading. If the server was restarted in between, the window is its life so far.
             num_speculative_tokens: Tokens that it was asked to draft per step.
             model: What is known of the model.
+            method: What drafts come from, where the config says it.
         """
         if self.skipped_count < since.skipped_count or self.num_requests < since.num_requests:
             since = Metrics(time=since.time)
@@ -154,11 +182,22 @@ class Metrics:
             num_skipped=round(skipped),
             seconds=self.time - since.time,
             model=model,
+            num_drafted=None if self.drafted is None else round(self.drafted - (since.drafted or 0.0)),
+            method=method,
         )
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Each sample, the sums over their labels, and of TGI's requests those that were refused."""
+
+    values: dict[str, float]
+    sums: dict[str, float]
+    refused: float
+
+
 def parse_metrics(text: str, *, time: float) -> Metrics:
-    """Read what `/metrics` answers.
+    """Read what TGI's `/metrics` answers.
 
     Args:
         text: In Prometheus' text format.
@@ -167,6 +206,67 @@ def parse_metrics(text: str, *, time: float) -> Metrics:
     Raises:
         NotRunningError: It is not in that format.
     """
+    samples = _read(text)
+    sums = samples.sums
+    _check(sums, _COUNTERS, "TGI")
+    return Metrics(
+        time=time,
+        skipped_sum=sums.get("tgi_request_skipped_tokens_sum", 0.0),
+        skipped_count=sums.get("tgi_request_skipped_tokens_count", 0.0),
+        num_requests=max(0.0, sums.get("tgi_request_count", 0.0) - samples.refused),
+        num_succeeded=sums.get("tgi_request_success", 0.0),
+        num_failed=sums.get("tgi_request_failure", 0.0),
+        generated_tokens=sums.get("tgi_request_generated_tokens_sum", 0.0),
+        queue_size=sums.get("tgi_queue_size", 0.0),
+        batch_size=sums.get("tgi_batch_current_size", 0.0),
+        values=samples.values,
+    )
+
+
+def parse_metrics_of(names: MetricNames, title: str, text: str, *, time: float) -> Metrics:
+    """Read what another engine's `/metrics` answers.
+
+    Args:
+        names: What it counts.
+        title: What it is called.
+        text: In Prometheus' text format.
+        time: When it was read, in seconds of `time.monotonic`.
+
+    Raises:
+        NotRunningError: It is not in that format.
+    """
+    samples = _read(text)
+    sums = samples.sums
+    _check(sums, [name for name in vars(names).values() if name], title)
+    generated = sums.get(names.generated, 0.0)
+    requests = sums.get(names.requests, 0.0)
+    skipped = sums.get(names.accepted, 0.0)
+    if verified := sums.get(names.verified, 0.0):
+        # The pass that reads a prompt yields a token, and verifies nothing.
+        skipped = generated - verified - requests
+    # What was accepted past the end of an answer is not generated.
+    skipped = min(max(0.0, skipped), generated)
+    return Metrics(
+        time=time,
+        skipped_sum=skipped,
+        skipped_count=generated - skipped,
+        num_requests=requests,
+        num_succeeded=requests,
+        generated_tokens=generated,
+        queue_size=sums.get(names.waiting, 0.0),
+        batch_size=sums.get(names.running, 0.0),
+        drafted=sums.get(names.drafted, 0.0) if names.drafted else None,
+        values=samples.values,
+    )
+
+
+def _check(sums: Mapping[str, float], names: Sequence[str], title: str) -> None:
+    if wrong := [name for name in names if not 0 <= sums.get(name, 0.0) < _LARGEST]:
+        msg = f"/metrics is not {title}'s: {wrong[0]} is {sums[wrong[0]]}."
+        raise NotRunningError(msg)
+
+
+def _read(text: str) -> _Samples:
     # The import takes a tenth of a second, which not every user of the package needs.
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -186,18 +286,4 @@ def parse_metrics(text: str, *, time: float) -> Metrics:
     except Exception as error:  # the parser stumbles over other texts in many ways
         msg = f"/metrics is not in Prometheus' text format: {str(error)[:200]}."
         raise NotRunningError(msg) from error
-    if wrong := [name for name in _COUNTERS if not 0 <= sums.get(name, 0.0) < _LARGEST]:
-        msg = f"/metrics is not TGI's: {wrong[0]} is {sums[wrong[0]]}."
-        raise NotRunningError(msg)
-    return Metrics(
-        time=time,
-        skipped_sum=sums.get("tgi_request_skipped_tokens_sum", 0.0),
-        skipped_count=sums.get("tgi_request_skipped_tokens_count", 0.0),
-        num_requests=max(0.0, sums.get("tgi_request_count", 0.0) - refused),
-        num_succeeded=sums.get("tgi_request_success", 0.0),
-        num_failed=sums.get("tgi_request_failure", 0.0),
-        generated_tokens=sums.get("tgi_request_generated_tokens_sum", 0.0),
-        queue_size=sums.get("tgi_queue_size", 0.0),
-        batch_size=sums.get("tgi_batch_current_size", 0.0),
-        values=values,
-    )
+    return _Samples(values, sums, refused)

@@ -1,7 +1,7 @@
-"""TGIServer: starts a server, watches it, starts it again if so wished, and ends it with all its processes.
+"""Server: starts a server, watches it, starts it again if so wished, and ends it with all its processes.
 
-A `TGIServer` has a `ServerRun` for each start. That carries out a `LaunchPlan`, whose `Command` is run as a
-`LauncherProcess`: TGI's launcher, with a supervisor process as its parent.
+A `Server` has a `ServerRun` for each start. That carries out a `LaunchPlan`, whose `Command` is run as a
+`LauncherProcess`: the engine's program, with a supervisor process as its parent.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing_extensions import Self
 
 from tgi_launcher import at_exit
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.endpoints import ServerInfo, get_info, get_text
+from tgi_launcher.endpoints import ServedModel
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.choice import engine_of
 from tgi_launcher.errors import NotRunningError, Reason, SpeculationInactiveWarning, StartError, StopError, TGIError
-from tgi_launcher.metrics import Metrics, SpeculationReport, parse_metrics
-from tgi_launcher.plan import make_plan
+from tgi_launcher.metrics import Metrics, SpeculationReport
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.restart import Backoff, RestartPolicy
 from tgi_launcher.server_run import Progress, ServerRun
@@ -38,11 +39,11 @@ _REQUEST_SECONDS = 10.0
 _WATCH_SECONDS = 30.0
 
 
-class TGIServer:
-    """A Text Generation Inference server on this machine.
+class Server:
+    """A server on this machine, of any engine.
 
     Start it with `start()` and end it with `stop()`, or use it in `with` or `async with`. Nothing of it outlives this
-    process, however that ends: a supervisor process ends the launcher, its shards and its router.
+    process, however that ends: a supervisor process ends all that the engine has started.
 
     Args:
         config: What it is to be.
@@ -50,12 +51,12 @@ class TGIServer:
         backoff: Waits between restarts, and how many there may be.
         on_exit: Called with each end that nobody asked for. Callbacks run in threads of their own.
         on_progress: Called with each step of a start.
-        on_log: Called with each line of TGI's log, secrets replaced.
+        on_log: Called with each line of its log, secrets replaced.
     """
 
     def __init__(
         self,
-        config: TGIConfig,
+        config: TGIConfig | EngineConfig,
         *,
         restart: Literal["never", "on-failure"] = "never",
         backoff: Backoff | None = None,
@@ -64,6 +65,7 @@ class TGIServer:
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config
+        self._engine = engine_of(config)
         self._restart = restart
         self._backoff = backoff or Backoff()
         self._policy = RestartPolicy(restart, self._backoff)
@@ -78,8 +80,7 @@ class TGIServer:
         self._state = State.STOPPED
         self._locks = PortLocks()
         self._run: ServerRun | None = None
-        # A fork of this process has a server that is not its own.
-        self._is_ours = True
+        self._is_ours = True  # not in a fork of this process
         self._watcher: threading.Thread | None = None
         self._has_warned = self._has_logged = False
         self._last_exit: ServerExit | None = None
@@ -112,7 +113,7 @@ class TGIServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of TGI's launcher, or of Docker's client; None while there is none."""
+        """Process id of the engine's program, or of Docker's client; None while there is none."""
         run = self._run
         return run.process.pid if run is not None and run.process.exit is None else None
 
@@ -122,12 +123,12 @@ class TGIServer:
         return self._last_exit
 
     def log_tail(self, num_lines: int = 20) -> tuple[str, ...]:
-        """The last lines of TGI's log, secrets replaced."""
+        """The last lines of its log, secrets replaced."""
         return self._run.log_tail(num_lines) if self._run is not None else ()
 
     def __repr__(self) -> str:
         where = f", {self._run.base_url}" if self._run is not None else ""
-        return f"<TGIServer {self.config.model_id}: {self._state.value}{where}>"
+        return f"<{type(self).__name__} {self.config.model_id}: {self._state.value}{where}>"
 
     # Start and stop
 
@@ -217,13 +218,13 @@ class TGIServer:
 
     # What it says of itself
 
-    def info(self) -> ServerInfo:
-        """What `/info` says: the model and the limits as they really are.
+    def info(self) -> ServedModel:
+        """What it says of its model and of its limits, as they really are.
 
         Raises:
             NotRunningError: It does not answer.
         """
-        return get_info(self.base_url, timeout=_REQUEST_SECONDS)
+        return self._engine.read_model(self.base_url, timeout=_REQUEST_SECONDS)
 
     def metrics(self) -> Metrics:
         """What `/metrics` says.
@@ -231,8 +232,7 @@ class TGIServer:
         Raises:
             NotRunningError: It does not answer.
         """
-        text = get_text(f"{self.base_url}/metrics", timeout=_REQUEST_SECONDS)
-        return parse_metrics(text, time=time.monotonic())
+        return self._engine.read_metrics(self.base_url, timeout=_REQUEST_SECONDS)
 
     def speculation(self, since: Metrics | None = None) -> SpeculationReport:
         """What speculation really does, measured.
@@ -276,7 +276,7 @@ class TGIServer:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.astop()
 
-    async def ainfo(self) -> ServerInfo:
+    async def ainfo(self) -> ServedModel:
         """As `info`, without blocking the event loop."""
         return await _in_thread(self.info)
 
@@ -304,7 +304,7 @@ class TGIServer:
         require_posix()
         earlier = self._run.plan.addresses if self._run is not None else None
         try:
-            plan = make_plan(self.config, self._locks, earlier=earlier)
+            plan = self._engine.make_plan(self._locks, earlier=earlier)
         except ValidationError as error:
             raise StartError(Reason.INVALID_ARGUMENTS, str(error)) from error
         # Known before anything runs, so that an interrupt at any moment leaves nothing that cannot be stopped.
@@ -371,7 +371,7 @@ class TGIServer:
 
     def _report(self, since: Metrics | None) -> SpeculationReport:
         begin = since or Metrics(time=self._any_run().ready_at or time.monotonic())
-        return self.metrics().report(begin, self.config.num_speculative_tokens, self.config.model_info)
+        return self._engine.report(self.metrics(), begin)
 
     def _check_speculation(self) -> None:
         if self._has_warned or not self.config.num_speculative_tokens:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.diagnosis import Diagnosis, Evidence, diagnose
+from tgi_launcher.diagnosis import Diagnosis, Evidence
 from tgi_launcher.endpoints import is_healthy
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.choice import engine_of
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.launcher_process import LauncherProcess, ProcessExit
-from tgi_launcher.logs import LogRecord, Stage, parse_line, printable, shortened, stage_of
+from tgi_launcher.logs import LogRecord, Stage, printable, shortened
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks, taken
 from tgi_launcher.redaction import Redactor
@@ -61,7 +63,7 @@ class ServerRun:
 
     def __init__(
         self,
-        config: TGIConfig,
+        config: TGIConfig | EngineConfig,
         plan: LaunchPlan,
         locks: PortLocks,
         *,
@@ -71,6 +73,7 @@ class ServerRun:
         self.plan = plan
         self.ready_at: float | None = None
         self._config = config
+        self._engine = engine_of(config)
         self._on_progress = on_progress
         self._on_log = on_log
         self._redact = Redactor(plan.command.secrets)
@@ -139,7 +142,7 @@ class ServerRun:
             is_docker=self.plan.is_docker,
             was_ready=self.ready_at is not None,
         )
-        return self._start_error(diagnose(evidence), exit_.returncode)
+        return self._start_error(self._engine.diagnose(evidence), exit_.returncode)
 
     def _poll(self, cancelled: threading.Event) -> None:
         deadline = self._started_at + self._config.startup_timeout
@@ -169,10 +172,10 @@ class ServerRun:
         return StartError(diagnosis.reason, summary, log_tail=self.log_tail(), returncode=returncode)
 
     def _read_line(self, line: str, is_cut: bool) -> None:
-        record = parse_line(line)
+        record = self._engine.parse_line(line)
         # Shortened before it is searched for secrets, which takes its time: clients decide how long a line is.
         raw = replace(record, message=shortened(record.message), while_serving=self._is_serving)
-        # A record is whole, but what is none of TGI's, such as a traceback, comes line by line.
+        # A record is whole, but what is none, such as a traceback, comes line by line.
         before = "" if record.level else self._before
         message = self._redact(raw.message, is_cut=is_cut, before=before)
         if not record.level:
@@ -187,10 +190,10 @@ class ServerRun:
             _logger.debug("%s", shown)
             if self._on_log is not None:
                 self._call(self._on_log, shown)
-        stage = stage_of(record)
+        stage = self._engine.stage_of(record)
         if stage is not None and not self._is_serving:
             self._advance(stage, self._redact(record.lines()[0]))
-        self._is_serving = self._is_serving or record.begins_serving
+        self._is_serving = self._is_serving or self._engine.begins_serving(record)
 
     def _advance(self, stage: Stage, message: str) -> None:
         if self._stage is not None and stage.position < self._stage.position:

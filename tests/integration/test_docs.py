@@ -258,8 +258,8 @@ def test_the_reader_of_examples_finds_code_and_output():
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
-    # tests/integration/test_tgi_processes.py runs those of the other page.
-    pages_of_servers = {SERVE, SERVERS, TGI, ROOT / "docs/tgi-launcher.md"}
+    # test_tgi_processes.py and test_engine_processes.py run those of the other pages.
+    pages_of_servers = {SERVE, SERVERS, TGI, ROOT / "docs/tgi-launcher.md", ROOT / "docs/engines.md"}
     tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, *pages_of_servers}
     assert {page for page in pages if examples_of(page)} == tried
 

@@ -331,7 +331,7 @@ def test_a_folder_to_run_in_that_is_bad_is_not_called_a_bad_launcher(monkeypatch
         plan = make_plan(*args, **options)
         return replace(plan, command=replace(plan.command, folder=str(tmp_path / "nowhere")))
 
-    monkeypatch.setattr("tgi_launcher.server.make_plan", without_folder)
+    monkeypatch.setattr("tgi_launcher.engines.tgi.make_plan", without_folder)
     with pytest.raises(StartError, match="nowhere"):
         TGIServer(config()).start()
 

@@ -51,7 +51,12 @@ FOREIGN_FLAGS = {
     "--json-output",
     "--disable-grammar-support",
     "--split",
-    # vLLM's and SGLang's.
+    # vLLM's, SGLang's and llama.cpp's.
+    "--context-length",
+    "--ctx-size",
+    "--max-model-len",
+    "--tensor-parallel-size",
+    "--tp-size",
     "--enable-cache-report",
     "--enable-deterministic-inference",
     "--enable-prompt-tokens-details",

@@ -36,7 +36,8 @@ def _version() -> str:
 
 app = make_app(
     "tgi-launch",
-    "Run Text Generation Inference on this machine, with speculative decoding.\n\n"
+    "Run Text Generation Inference, vLLM, SGLang, llama.cpp or specdec serve on this machine, with speculative "
+    "decoding.\n\n"
     "tgi-launch MODEL [OPTIONS] is short for tgi-launch start MODEL [OPTIONS].",
     _version,
     add_completion=False,

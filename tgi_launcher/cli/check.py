@@ -17,6 +17,10 @@ from tgi_launcher.command import Command, find_launcher
 from tgi_launcher.config import TGIConfig
 from tgi_launcher.cpu import HINT, IMAGE_SUFFIX, VARIABLES
 from tgi_launcher.docker import find_docker
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.choice import engine_of
+from tgi_launcher.engines.program import find_program
+from tgi_launcher.engines.program import take_port as take_engine_port
 from tgi_launcher.errors import StartError
 from tgi_launcher.plan import FIRST_PORTS, choose_runtime, preview_command, take_port
 from tgi_launcher.ports import PortLocks
@@ -38,19 +42,43 @@ class _Finding:
     status: Literal["ok", "note", "missing", "info"] = "ok"
 
 
-def check(config: TGIConfig, *, has_model: bool) -> None:
+def check(config: TGIConfig | EngineConfig, *, has_model: bool) -> None:
     """Show launcher, Docker, GPUs and ports, and for a MODEL what would happen. Starts nothing."""
     require_posix()
-    # Made where it is needed, and once: it looks for ports that are free.
-    preview = cache(partial(preview_command, config))
-    findings = [*_programs(config), *_gpus(config, preview), *_ports(config)]
-    if has_model:
-        findings += [*_model(config, preview), _Finding("command", str(preview()), "info")]
+    findings = list(_of_tgi(config, has_model) if isinstance(config, TGIConfig) else _of_engine(config, has_model))
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         typer.echo(f"{_MARKS[finding.status]} {finding.name.ljust(width)}  {finding.value}")
     if any(finding.status == "missing" for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _of_tgi(config: TGIConfig, has_model: bool) -> Iterator[_Finding]:
+    # Made where it is needed, and once: it looks for ports that are free.
+    preview = cache(partial(preview_command, config))
+    yield from (*_programs(config), *_gpus(config, preview), *_ports(config))
+    if has_model:
+        yield from _model(config, preview)
+        yield _Finding("command", str(preview()), "info")
+
+
+def _of_engine(config: EngineConfig, has_model: bool) -> Iterator[_Finding]:
+    program = find_program(config)
+    missing = f"there is no {config.launcher_path or config.facts.program[0]}: {config.facts.install}"
+    yield _Finding("program", " ".join(program) if program else missing, "ok" if program else "missing")
+    with PortLocks() as locks:
+        try:
+            yield _Finding("port", f"{take_engine_port(config, locks)} is free")
+        except StartError as error:
+            yield _Finding("port", with_flags(error.summary), "missing")
+    if not has_model:
+        return
+    if drafts := config.drafts:
+        by = drafts.method.words + (f" ({drafts.model})" if drafts.model else "")
+        yield _Finding("speculation", f"{drafts.num_tokens} tokens per step by {by}")
+    else:
+        yield _Finding("speculation", "none" if config.speculate == 0 else "the engine's own choice", "note")
+    yield _Finding("command", str(engine_of(config).preview_command()), "info")
 
 
 def _programs(config: TGIConfig) -> Iterator[_Finding]:

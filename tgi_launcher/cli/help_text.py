@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 _NAME_WIDTH = 30
 _NEVER_CUT = 1000
-# Of the click that typer comes with, or stands on.
-_UsageError: Any = typer.BadParameter.__mro__[1]
+# Wrong use of a command; of the click that typer comes with, or stands on.
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Command(TyperCommand):
@@ -45,7 +45,7 @@ class Group(TyperGroup):
         is_alone = kwargs.get("standalone_mode", True)
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except _UsageError as error:
+        except UsageError as error:
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
             else:

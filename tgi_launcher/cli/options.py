@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of TGIConfig, so that neither can have what the other lacks."""
+"""Command-line options made from the fields of TGIConfig and EngineConfig, so that neither side can lack one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ import typer
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from tgi_launcher.cli.help_text import UsageError
 from tgi_launcher.cli.reporting import KEY_VARIABLE, SECRETS, reported, with_flags
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.facts import EngineFacts, Method
+from tgi_launcher.engines.table import ENGINES
 
 # Stands for the model where there is none. No folder is like that.
 _ANY_MODEL = "any/model"
 # Characters of the words that an option takes, to be written behind it.
 _WIDEST = 24
 _SECRETS_PANEL = "Secrets"
+# The engine is chosen by an option, whatever config it leads to. Of fields that both have, TGI's description is shown.
+_FIELDS = {**EngineConfig.model_fields, **TGIConfig.model_fields}
+_REPEATED_FLAGS = {"extra_args": "--extra-arg"}
+# Those that may be repeated, by what stands for their value.
+_REPEATED = {"env": "NAME=VALUE", "cors_allow_origin": "ORIGIN", "extra_args": "ARGUMENT"}
 
 
 def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> Callable[..., None]:
-    """Give a command the options of TGIConfig.
+    """Give a command the options of TGIConfig and of EngineConfig.
 
     Args:
         command: Called with the config, and with the options that its own signature has behind it.
@@ -41,7 +50,7 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
         for p in list(signature.parameters.values())[1:]
         if needs_model or p.name != "has_model"
     ]
-    names = [name for name in TGIConfig.model_fields if name != "model_id" and name not in SECRETS]
+    names = [name for name in _FIELDS if name != "model_id" and name not in SECRETS]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -51,10 +60,10 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
             told = {} if needs_model else {"has_model": has_model}
             command(config, **told, **{parameter.name: given[parameter.name] for parameter in own})
 
-    model = typer.Argument(help="Model id of the Hugging Face Hub, or a local folder.", metavar="MODEL")
+    model = typer.Argument(help="Model id of the Hugging Face Hub, or a local folder or GGUF file.", metavar="MODEL")
     parameters = [_keyword("model", Annotated[str, model] if needs_model else Annotated[str | None, model],
                            inspect.Parameter.empty if needs_model else None)]  # fmt: skip
-    parameters += [_option(name, TGIConfig.model_fields[name]) for name in names]
+    parameters += [_option(name, _FIELDS[name]) for name in names]
     key_help = f"File with the key that requests have to carry (else: variable {KEY_VARIABLE})."
     key_file = typer.Option(help=key_help, exists=True, dir_okay=False, rich_help_panel=_SECRETS_PANEL)
     parameters += [_keyword("api_key_file", Annotated[Path | None, key_file], None), *own]
@@ -79,26 +88,30 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         # What is on by default may depend on other options.
         default = None if field.default else False
         return _keyword(name, Annotated[bool | None, typer.Option(*flags, **shown)], default)
-    if name == "env":
-        option = typer.Option("--env", metavar="NAME=VALUE", **shown)
+    if name in _REPEATED:
+        option = typer.Option(_REPEATED_FLAGS.get(name, flag), metavar=_REPEATED[name], **shown)
         return _keyword(name, Annotated[list[str], option], [])
-    if name == "cors_allow_origin":
-        return _keyword(name, Annotated[list[str], typer.Option(flag, metavar="ORIGIN", **shown)], [])
     if get_origin(kind) is tuple:
         return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="N,N,...", **shown)], None)
-    if get_origin(kind) is Literal:
-        words = "|".join(get_args(kind))
+    if name == "engine":
+        return _keyword(name, Annotated[str | None, typer.Option(flag, metavar="ENGINE", **shown)], None)
+    if get_origin(kind) is Literal or (kind is Method):
+        words = "|".join(_words(kind))
         shown |= {"metavar": words if len(words) <= _WIDEST else "KIND"}
         if len(words) > _WIDEST:
-            shown["help"] = f"{description} One of {', '.join(get_args(kind))}."
+            shown["help"] = f"{description} One of {', '.join(_words(kind))}."
         kind = str
     if kind in (int, float):
         # What is no number is left to TGIConfig, which says what it must be and what it is.
         shown |= {"metavar": f"<{kind.__name__}>", "parser": functools.partial(_number, kind)}
         kind = str
-    if field.default is not None:
+    if field.default is not None and not field.is_required():
         shown["help"] = f"{description.rstrip('.')} (default: {field.default})."
     return _keyword(name, Annotated[kind | None, typer.Option(flag, **shown)], None)
+
+
+def _words(kind: Any) -> list[str]:
+    return [one.value for one in Method] if kind is Method else list(get_args(kind))
 
 
 def _number(kind: type, text: str) -> Any:
@@ -119,7 +132,7 @@ def _without_none(annotation: Any) -> Any:
             return annotation
 
 
-def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig:
+def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig | EngineConfig:
     values: dict[str, Any] = {"model_id": given["model"]}
     for name in names:
         value = given[name]
@@ -129,14 +142,69 @@ def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig:
             value = dict(_pair(text) for text in value)
         elif name in ("devices", "cuda_graphs"):
             value = tuple(part.strip() for part in value.split(","))
-        elif name == "cors_allow_origin":
+        elif name in _REPEATED:
             value = tuple(value)
         values[name] = value
     if given["api_key_file"] is not None:
         values["api_key"] = SecretStr(given["api_key_file"].read_text(encoding="utf-8").strip())
     elif key := os.environ.get(KEY_VARIABLE):
         values["api_key"] = SecretStr(key)
-    return TGIConfig(**values)
+    engine = values.pop("engine", "tgi")
+    return _config_of(engine, values)
+
+
+def _config_of(engine: str, values: dict[str, Any]) -> TGIConfig | EngineConfig:
+    config: type[TGIConfig | EngineConfig] = TGIConfig
+    method = None
+    if engine != "tgi":
+        config, values = EngineConfig, {"engine": engine, **values}
+        if engine not in ENGINES:
+            msg = f"There is no engine {engine}: use tgi, {', '.join(ENGINES)}."
+            raise UsageError(msg)
+    elif "speculation_method" in values:
+        method = _method_of_tgi(values)
+        values = {name: value for name, value in values.items() if name != "speculation_method"}
+    for name, value in values.items():
+        # A switch that is off is the default of both.
+        if name not in config.model_fields and value is not False:
+            hint = "use --engine vllm or another" if engine == "tgi" else "leave it out, or use --extra-arg"
+            msg = f"{engine} has no option {_flag_of(name)}: {hint}."
+            raise UsageError(msg)
+    made = config(**{name: value for name, value in values.items() if name in config.model_fields})
+    if method is not None and isinstance(made, TGIConfig):
+        _check_heads(method, made)
+        if method is Method.NGRAM and made.speculate is None:
+            return TGIConfig(**{**values, "speculate": EngineFacts.default_tokens})
+    return made
+
+
+def _check_heads(method: Method, config: TGIConfig) -> None:
+    info = config.model_info
+    if info.is_known and (info.speculator is not None if method is Method.NGRAM else info.speculator != "Medusa"):
+        has = f"{info.speculator} heads" if info.speculator else "no heads"
+        msg = f"TGI speculates by what MODEL has, and {config.model_id} has {has}: leave --speculation-method out."
+        raise UsageError(msg)
+
+
+def _method_of_tgi(values: dict[str, Any]) -> Method:
+    """The method that is asked for, if TGI has it. It takes heads for a model of their own."""
+    name = values["speculation_method"]
+    method = next((one for one in Method if one.value == name), None)
+    if method is not Method.NGRAM and method is not Method.MEDUSA:
+        by = method.words if method is not None else name
+        msg = f"TGI does not speculate by {by}: it has ngram, and medusa where MODEL is the heads."
+        raise UsageError(msg)
+    if "draft_model" in values:
+        msg = "TGI has no draft models, and takes Medusa heads as MODEL: leave --draft-model out."
+        raise UsageError(msg)
+    if values.get("speculate") == 0:
+        msg = "--speculate 0 is no speculation: leave --speculation-method out beside it."
+        raise UsageError(msg)
+    return method
+
+
+def _flag_of(name: str) -> str:
+    return _REPEATED_FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _pair(text: str) -> tuple[str, str]:

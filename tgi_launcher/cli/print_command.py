@@ -5,12 +5,13 @@ from __future__ import annotations
 import typer
 
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.plan import preview_command
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.choice import engine_of
 
 
-def print_command(config: TGIConfig) -> None:
+def print_command(config: TGIConfig | EngineConfig) -> None:
     """Print the command that `start` would run, secrets as ***, and run nothing.
 
     Ports that are not given are those that are free now.
     """
-    typer.echo(str(preview_command(config)))
+    typer.echo(str(engine_of(config).preview_command()))

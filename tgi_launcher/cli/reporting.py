@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.errors import StartError, TGIError
 from tgi_launcher.standard_streams import FAILED, INTERRUPTED, is_output_lost
 
@@ -24,8 +25,9 @@ KEY_VARIABLE = "TGI_API_KEY"
 SECRETS = {"api_key": f"--api-key-file or the variable {KEY_VARIABLE}", "hf_token": "the variable HF_TOKEN"}
 
 _FLAGS = {
-    **{name: f"--{name.replace('_', '-')}" for name in TGIConfig.model_fields},
+    **{name: f"--{name.replace('_', '-')}" for name in (*EngineConfig.model_fields, *TGIConfig.model_fields)},
     **SECRETS,
+    "extra_args": "--extra-arg",
     "model_id": "MODEL",
 }
 # A name without "_" is also a word, which is an option only beside a value or one of these verbs.

@@ -14,12 +14,16 @@ import typer
 from tgi_launcher.cli.brief_log import BriefLog
 from tgi_launcher.cli.reporting import FAILED, INTERRUPTED, with_flags
 from tgi_launcher.cli.status import make_status
-from tgi_launcher.config import Group, TGIConfig
+from tgi_launcher.config import TGIConfig
+from tgi_launcher.endpoints import ServerInfo
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.choice import engine_of
 from tgi_launcher.errors import NotRunningError, SpeculationInactiveWarning, StartError, StopError, TGIError
+from tgi_launcher.field_options import Group
 from tgi_launcher.logs import Stage
-from tgi_launcher.metrics import Metrics, SpeculationReport
+from tgi_launcher.metrics import Metrics
 from tgi_launcher.restart import Backoff
-from tgi_launcher.server import TGIServer
+from tgi_launcher.server import Server
 from tgi_launcher.server_run import Progress
 from tgi_launcher.state import ServerExit, State
 from tgi_launcher.systems import require_posix
@@ -29,7 +33,7 @@ _METRICS_SECONDS = 2.0
 
 
 def start(
-    config: TGIConfig,
+    config: TGIConfig | EngineConfig,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start it again when it fails.", rich_help_panel=Group.RUNTIME.value)
     ] = False,
@@ -39,7 +43,9 @@ def start(
     logs: Annotated[
         bool,
         typer.Option(
-            "--logs", help="Show all of TGI's log, not only warnings and errors.", rich_help_panel=Group.RUNTIME.value
+            "--logs",
+            help="Show the whole log, not only warnings and errors.",
+            rich_help_panel=Group.RUNTIME.value,
         ),
     ] = False,
 ) -> None:
@@ -53,11 +59,11 @@ def start(
 class _Foreground:
     """A server, the signals that end it, and what is shown of it."""
 
-    def __init__(self, config: TGIConfig, restart: str, backoff: Backoff, *, logs: bool) -> None:
+    def __init__(self, config: TGIConfig | EngineConfig, restart: str, backoff: Backoff, *, logs: bool) -> None:
         self._hangups = _hangups()
         self._status = make_status()
         self._brief = None if logs else BriefLog(self._status.log)
-        self._server = TGIServer(
+        self._server = Server(
             config,
             restart=restart,  # type: ignore[arg-type]
             backoff=backoff,
@@ -194,6 +200,10 @@ class _Foreground:
             info = self._server.info()
         except NotRunningError:
             return
+        if not isinstance(info, ServerInfo):
+            longest = "" if info.max_total_tokens is None else f", in all {info.max_total_tokens} tokens"
+            self._status.say(f"  {info.model_id}{longest}")
+            return
         self._status.say(
             f"  {info.model_id}, prompts up to {info.max_input_tokens} and in all {info.max_total_tokens} tokens, "
             f"{info.max_concurrent_requests} requests at a time"
@@ -206,9 +216,9 @@ class _Foreground:
         except NotRunningError:
             return "/metrics does not answer · "
         before, self._last = self._last, now
-        tokens = self._server.config.num_speculative_tokens
-        report: SpeculationReport = now.report(before or now, tokens)
-        total = now.report(Metrics(time=now.time), tokens, self._server.config.model_info)
+        engine = engine_of(self._server.config)
+        report = engine.report(now, before or now)
+        total = engine.report(now, Metrics(time=now.time))
         if total.warning and not self._warned:
             self._warned = True
             self._status.say(f"warning: {total.warning}")
@@ -217,6 +227,8 @@ class _Foreground:
             parts.append(f"{report.tokens_per_step:.2f} tokens/step")
         elif total.num_decode_passes:
             parts.append(f"{total.tokens_per_step:.2f} tokens/step so far")
+        if (rate := total.acceptance_rate) is not None:
+            parts.append(f"{rate:.0%} of drafts accepted")
         parts.append(f"{now.batch_size:.0f} running, {now.queue_size:.0f} waiting")
         return "".join(f"{part} · " for part in parts if part)
 

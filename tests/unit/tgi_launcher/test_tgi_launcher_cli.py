@@ -456,7 +456,7 @@ def test_ctrl_c_before_anything_runs_is_one_word(moment):
 
 
 def test_ctrl_c_in_a_command_is_one_word(monkeypatch):
-    monkeypatch.setattr("tgi_launcher.cli.print_command.preview_command", interrupt)
+    monkeypatch.setattr("tgi_launcher.engines.tgi.preview_command", interrupt)
     result = run("print-command", "owner/name")
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
@@ -543,3 +543,52 @@ def test_an_error_is_shown_before_the_next_line_comes(monkeypatch):
     log.flush()
     log.flush()
     assert shown == ["ERROR it"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--engine", "sglang", "--speculation-method", "suffix"], "SGLang does not speculate by suffixes"),
+        (["--speculation-method", "suffix"], "TGI does not speculate by suffixes: it has ngram"),
+        (["--speculation-method", "medusa", "--draft-model", "a/b"], "TGI has no draft models"),
+        (["--speculation-method", "ngram", "--speculate", "0"], "--speculate 0 is no speculation"),
+        (["--draft-model", "a/b"], "tgi has no option --draft-model"),
+        (["--engine", "vllm", "--max-batch-size", "5"], "vllm has no option --max-batch-size"),
+        (["--engine", "vllm", "--speculation-method", "eagle3"], "needs its model: give --draft-model"),
+        (["--engine", "vlm"], "There is no engine vlm: use tgi, vllm, sglang, llama-cpp, specdec"),
+        (["--engine", "vllm", "--speculation-method", "guess"], "--speculation-method: Input should be 'ngram'"),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_in_one_line(arguments, says):
+    result = run("print-command", "owner/model", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "has"), [("medusa", {}, "no"), ("ngram", {"medusa_num_heads": 3}, "Medusa")]
+)
+def test_tgi_speculates_by_what_the_model_has(tmp_path, method, config, has):
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run("print-command", tmp_path, "--speculation-method", method)
+    assert result.exit_code == 2
+    assert f"has {has} heads: leave --speculation-method out." in result.stderr
+
+
+def test_the_command_of_another_engine_is_printed():
+    others = ["--port", "4000", "--speculate", "3", "--extra-arg=-q"]
+    result = run("print-command", "owner/model", "--engine", "vllm", *others)
+    assert result.exit_code == 0
+    assert "vllm serve owner/model --host 127.0.0.1 --port 4000 --speculative-config" in result.stdout
+    assert result.stdout.endswith(" -q\n")
+    result = run("print-command", "owner/model", "--speculation-method", "ngram", "--runtime", "binary")
+    assert "--speculate 4" in result.stdout
+
+
+def test_another_engine_is_checked(monkeypatch):
+    monkeypatch.setattr(check, "take_engine_port", lambda config, locks: config.port)
+    result = run("check", "owner/model", "--engine", "vllm", "--port", "4000", "--launcher-path", "/no/such/vllm")
+    assert result.exit_code == 1
+    assert "there is no /no/such/vllm: install it" in result.stdout
+    assert "! speculation  the engine's own choice" in result.stdout

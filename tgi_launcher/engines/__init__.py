@@ -1,0 +1,1 @@
+"""The engines that can be started: what is particular to each, in a file of its own."""

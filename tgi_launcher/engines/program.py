@@ -1,0 +1,116 @@
+"""The program of an engine other than TGI: its command, its environment, and where a server of it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import replace
+
+from tgi_launcher.command import TOKEN_VARIABLES, Addresses, Command, given_secrets, masked
+from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.errors import Reason, StartError
+from tgi_launcher.paths import absolute, absolute_variables
+from tgi_launcher.plan import LaunchPlan
+from tgi_launcher.ports import PortLocks
+from tgi_launcher.server_folder import make_server_folder
+
+
+def find_program(config: EngineConfig) -> tuple[str, ...] | None:
+    """The program of an engine with its first words, None if it is not on this machine."""
+    facts = config.facts
+    program, *words = facts.program
+    if found := shutil.which(config.launcher_path or program):
+        return absolute(found), *words
+    if config.launcher_path is None and facts.module is not None and importlib.util.find_spec(facts.module):
+        return sys.executable, "-m", facts.module, *words
+    return None
+
+
+def require_program(config: EngineConfig) -> tuple[str, ...]:
+    """The program of an engine with its first words.
+
+    Raises:
+        StartError: It is not on this machine, or cannot be run.
+    """
+    program = find_program(config)
+    if program is None:
+        facts = config.facts
+        where = f"at {config.launcher_path}" if config.launcher_path else "on PATH"
+        msg = f"There is no {facts.program[0]} that can be run {where}: {facts.install}, or give launcher_path."
+        raise StartError(Reason.LAUNCHER_NOT_FOUND, msg)
+    return program
+
+
+def take_port(config: EngineConfig, locks: PortLocks) -> int:
+    """Lock the port of a server: the one that its config gives, else a free one.
+
+    Raises:
+        StartError: It is taken, or none is free.
+    """
+    return locks.take(config.hostname, config.port, first=config.facts.first_port, what="Port")
+
+
+def make_plan(config: EngineConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
+    """Choose everything that is left open. As `Engine.make_plan`."""
+    program = require_program(config)
+    port = earlier.port if earlier else take_port(config, locks)
+    folder = make_server_folder()
+    command = engine_command(config, port, program)
+    env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
+    return LaunchPlan(
+        replace(command, env=env, folder=folder.work), Addresses(port, 0, 0, None), is_docker=False, folder=folder
+    )
+
+
+def preview_command(config: EngineConfig) -> Command:
+    """The command that `make_plan` would make now. As `Engine.preview_command`."""
+    with PortLocks() as locks:
+        try:
+            port = config.port or take_port(config, locks)
+        except StartError:  # a start says why
+            port = config.facts.first_port
+    return engine_command(config, port, find_program(config) or config.facts.program)
+
+
+def engine_command(config: EngineConfig, port: int, program: tuple[str, ...]) -> Command:
+    """The command that starts a server.
+
+    Args:
+        config: The server.
+        port: Where it listens.
+        program: The program with its first words.
+    """
+    facts = config.facts
+    secrets = given_secrets(config, facts.key_variable)
+    shown = {name: text for name, text in config.env.items() if name not in secrets}
+    if config.devices is not None:
+        # CUDA would number GPUs by speed, nvidia-smi numbers them by bus.
+        shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
+    inherited = {name: text for name, text in os.environ.items() if not facts.option_variables.fullmatch(name)}
+    env = absolute_variables({**inherited, **facts.variables, **shown, **secrets})
+    tokens = [env[name] for name in TOKEN_VARIABLES if env.get(name)]
+    return Command(
+        argv=(*program, *_arguments(config, port)),
+        env=env,
+        shown_env={**shown, **masked(secrets)},
+        dropped=tuple(sorted(os.environ.keys() - env.keys())),
+        secrets=tuple(dict.fromkeys([*secrets.values(), *tokens])),
+    )
+
+
+def _arguments(config: EngineConfig, port: int) -> list[str]:
+    facts = config.facts
+    arguments = [*facts.model(config.model_id)]
+    for name, flag in facts.flags.items():
+        value = port if name == "port" else getattr(config, name)
+        if value is None or value is False:
+            continue
+        arguments += [flag] if value is True else [flag, str(value)]
+    arguments += facts.always
+    if (drafts := config.drafts) is not None:
+        arguments += [*facts.speculation[drafts.method](drafts), *facts.when_speculating]
+    elif config.speculate == 0:
+        arguments += facts.no_speculation
+    return [*arguments, *config.extra_args]

@@ -1,0 +1,55 @@
+"""How fields of a server's config are declared: as options under a heading, with the checks that configs share."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Group(str, Enum):
+    """Headings that the options are listed under."""
+
+    SPECULATION = "Speculation"
+    MODEL = "Model"
+    LIMITS = "Limits"
+    HARDWARE = "Hardware"
+    SERVER = "Server"
+    RUNTIME = "How it is run"
+
+
+def option(default: Any, description: str, group: Group, *, is_flag: bool = True, is_shown: bool = True) -> Any:
+    """A field; `is_flag` where it is an option of `text-generation-launcher` of the same name."""
+    extra: dict[str, Any] = {"group": group.value, "flag": is_flag}
+    return Field(default, description=description, json_schema_extra=extra, repr=is_shown)
+
+
+def checked_key(value: SecretStr | None) -> SecretStr | None:
+    """A secret that goes into a header.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        msg = "A key must be visible ASCII characters without spaces, as it goes into a header. It is not shown here."
+        raise ValueError(msg)
+    return value
+
+
+def checked_env(value: dict[str, str]) -> dict[str, str]:
+    """Variables for an environment.
+
+    Raises:
+        ValueError: A name or a value cannot be one's.
+    """
+    for name, text in value.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in text:
+            msg = f"{name!r} cannot be an environment variable."
+            raise ValueError(msg)
+    return value
