@@ -50,6 +50,9 @@ class Server:
             backend: Runs the model; it is not closed.
             on_ready: Called when requests are answered.
             on_wait: Told how many requests the end waits for, if any.
+
+        Raises:
+            InvalidParameterError: Another program has begun to listen on the port.
         """
         config = uvicorn.Config(
             make_app(backend, self._settings),
@@ -64,7 +67,13 @@ class Server:
         self._uvicorn = _Announced(config, on_ready, on_wait)
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         with self._socket:
-            self._uvicorn.run(sockets=[self._socket])
+            try:
+                self._uvicorn.run(sockets=[self._socket])
+            except OSError as error:
+                # Two servers that start at a time are both bound, and only the first of them listens.
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                raise _taken(self._settings.port) from error
 
     def start(self, backend: LocalBackend) -> Self:
         """Serve in a thread of this process, until `stop`; returns when requests are answered."""
@@ -126,6 +135,12 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _taken(port: int) -> InvalidParameterError:
+    return InvalidParameterError(
+        f"port {port} is taken: another program listens there. Give another one, or 0 for any free one."
+    )
+
+
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named, or asyncio takes it for none that sends small pieces at once.
@@ -136,8 +151,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            msg = f"port {port} is taken: another program listens there. Give another one, or 0 for any free one."
-        else:
-            msg = f"host {host!r} with port {port} cannot be listened on: {error.strerror or error}."
+            raise _taken(port) from error
+        msg = f"host {host!r} with port {port} cannot be listened on: {error.strerror or error}."
         raise InvalidParameterError(msg) from error
     return listener
