@@ -289,7 +289,6 @@ def test_what_a_server_cannot_honour_is_refused_before_it_is_sent(standin, url, 
     [
         ("vllm", Grammar(regex="a+"), {"structured_outputs": {"regex": "a+"}}),
         ("sglang", Grammar(regex="a+"), {"regex": "a+"}),
-        ("specdec", Grammar(regex="a+"), {"response_format": {"type": "regex", "value": "a+"}}),
         ("vllm", Grammar(schema={"type": "string"}), {"structured_outputs": {"json": {"type": "string"}}}),
         ("sglang", Grammar(schema={"type": "string"}), {"json_schema": '{"type": "string"}'}),
         (

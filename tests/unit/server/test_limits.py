@@ -307,6 +307,12 @@ class TestTheEnd:
         with serving(CannedBackend()) as client, pytest.raises(ValueError, match=r"port \d+ is taken"):
             Server(ServerSettings(port=client.base_url.port or 0))
 
+    def test_so_is_one_that_another_server_takes_meanwhile(self, backend):
+        first = Server(ServerSettings(port=0))
+        second = Server(ServerSettings(port=int(first.url.rpartition(":")[2])))
+        with first.start(backend), pytest.raises(ValueError, match=r"port \d+ is taken"):
+            second.run(backend)
+
     def test_an_engine_that_has_ended_is_told(self):
         backend = make_chat_backend(num_slots=1)
         with serving(backend) as client:
