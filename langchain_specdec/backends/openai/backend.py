@@ -202,8 +202,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                     started = now if started is None else started
                 if tokens := text.add(chunk):
                     yield TokenEvent(tokens)
-            # It has seen the same stop string where nothing else may end the text.
-            ends_alike = dialect.is_own and request.make_end_check is None
+            # This package's engine ends a text where it ends here, but for the request's own check.
+            is_own_end = text.finish_reason == "stop_sequence" and request.make_end_check is not None
+            ends_alike = dialect.is_own and not is_own_end
             if text.is_cut and (told.finish_reason is not None or ends_alike):
                 # The server has ended too, and still tells the counts.
                 with suppress(Exception):
