@@ -75,8 +75,6 @@ _FAMILIES = {
     "gemma4": _GEMMA4,
     **dict.fromkeys(_QWEN_TYPES, _QWEN),
 }
-IMAGE_FAMILIES = frozenset(_FAMILIES)
-"""Types of models that are given images."""
 
 
 def auto_class(config: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +130,13 @@ def _opened(data: bytes) -> Any:
     """The picture in a file, upright, as transformers opens it."""
     from PIL import Image, ImageOps
 
-    # Pillow warns of what may be made to take all memory, and refuses only twice as much.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+    with Image.open(io.BytesIO(data)) as image:
+        # Pillow warns of what may be made to take all memory, and refuses only twice as much.
+        most, size = Image.MAX_IMAGE_PIXELS, image.width * image.height
+        if most is not None and size > most:
+            msg = f"it has {size} pixels, and Pillow takes no more than {most} for harmless."
+            raise Image.DecompressionBombError(msg)
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _fault(error: Exception) -> str:
@@ -144,7 +145,7 @@ def _fault(error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "is none that Pillow can read. Give the bytes of a PNG, JPEG, WebP or GIF file."
-    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+    if isinstance(error, Image.DecompressionBombError):
         return f"is too large: {error} Make it smaller."
     return f"cannot be read ({type(error).__name__}: {error}). Is it damaged?"
 
