@@ -34,7 +34,8 @@ def apart(tokenizer: Any) -> tuple[Any, Any]:
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Refuse what is no loaded tokenizer, such as the id of one, or an image processor."""
-    if not callable(getattr(tokenizer, "decode", None)):
+    has_decode = callable(getattr(tokenizer, "decode", None))
+    if not has_decode and (not callable(tokenizer) or hasattr(tokenizer, "preprocess")):
         is_name = isinstance(tokenizer, str)
         advice = f": AutoTokenizer.from_pretrained({tokenizer!r})." if is_name else f", got {type(tokenizer).__name__}."
         raise InvalidParameterError(f"tokenizer must be a loaded tokenizer{advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -53,7 +54,10 @@ class ModelRunner:
         embeddings = model.get_input_embeddings().weight
         self._num_embeddings = len(embeddings)
         self.device: torch.device = embeddings.device
-        self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width, self.max_positions)
+        # A model that is told no positions goes by how many keys there are, and has tables for so many (MPT).
+        is_told = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        known = None if is_told else self.max_positions
+        self.cache = SlotCache(config.num_hidden_layers, num_slots, max_length + max_width, known)
         self.bytes_per_token: int = num_cached_layers(config) * cached_bytes(config, model.dtype)
         """What the keys and values of one token take in all layers."""
         self.num_forwards = 0

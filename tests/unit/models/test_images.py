@@ -34,10 +34,10 @@ from tests.support.model_families import IS_TRANSFORMERS_5
 from tests.support.recorded_graphs import RecordedCapture
 from tgi_launcher.extras import install_command
 
-pytestmark = pytest.mark.transformers
-
 FAMILIES = images.params(images.FAMILIES)
 NUM_TOKENS = 16
+# What differs between versions of transformers is tried on 4.57 too.
+on_all_versions = pytest.mark.transformers
 Prompt = tuple[list[int], tuple[PromptImage, ...]]
 
 
@@ -89,6 +89,7 @@ def expected(family: str, asked: Sequence[Prompt]) -> list[list[int]]:
     return [images.generated(family, ids, placed, NUM_TOKENS) for ids, placed in asked]
 
 
+@on_all_versions
 @pytest.mark.parametrize("options", [{"drafter": "none"}, {"drafter": "auto"}, {"prefill_chunk": 5}])
 def test_text_is_that_of_transformers(family: str, options: dict[str, Any]) -> None:
     with closing(make_backend(family, **options)) as backend:
@@ -132,6 +133,7 @@ def test_image_changes_the_text(family: str, backend: LocalBackend) -> None:
     assert len(set(map(tuple, texts))) > 1
 
 
+@on_all_versions
 def test_prefix_is_reused_by_what_the_image_holds(family: str) -> None:
     with closing(make_backend(family, num_slots=1)) as backend:
         before = 0
@@ -162,6 +164,7 @@ def test_seeded_text_is_the_same_alone_and_beside_others(family: str, backend: L
     assert written(backend, asked, **how) == alone
 
 
+@on_all_versions
 def test_files_of_a_model(family: str, tmp_path: Path) -> None:
     """Read from a folder, with its processor's files: packed weights, and classes found by the configuration."""
     images.model(family).save_pretrained(tmp_path)
@@ -180,6 +183,7 @@ def test_processor_brings_its_chat_template() -> None:
     assert processor.tokenizer.chat_template is None
 
 
+@on_all_versions
 def test_model_without_its_processor_goes_on_with_text(tmp_path: Path) -> None:
     images.model("gemma3").save_pretrained(tmp_path)
     images.tokenizer().save_pretrained(tmp_path)
