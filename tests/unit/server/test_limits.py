@@ -278,7 +278,8 @@ class TestTheEnd:
         last = json.loads(texts[-2].removeprefix("data: "))
         assert last["specdec"]["finish_reason"] == "length"
         assert not ending.is_alive()
-        assert told == [1]
+        # A look at its health may have run beside it.
+        assert told in ([1], [2])
 
     def test_what_does_not_end_in_time_is_ended(self, backend, capfd):
         server = Server(ServerSettings(port=0, drain_timeout=1)).start(backend)
