@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from typing_extensions import Self
 
 from tgi_launcher.cpu import cpu_conflict, wants_cpu, with_cpu_settings
-from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_key, option
+from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_hostname, checked_key, option
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.paths import absolute, absolute_adapters, absolute_program, expanded
 
@@ -242,13 +241,7 @@ class TGIConfig(BaseModel):
     @classmethod
     def _check_hostname(cls, value: str) -> str:
         # TGI takes `localhost`, and whatever else is no IP address, for 0.0.0.0: open to the whole network.
-        if value == "localhost":
-            return "127.0.0.1"
-        try:
-            return str(ipaddress.ip_address(value))
-        except ValueError:
-            msg = f"hostname must be an IP address, such as 127.0.0.1 or 0.0.0.0, got {value!r}."
-            raise ValueError(msg) from None
+        return checked_hostname(value)
 
     @field_validator("api_key", "hf_token")
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ from typing_extensions import Self
 
 from tgi_launcher.engines.facts import EngineFacts, Method, Speculation
 from tgi_launcher.engines.table import ENGINES
-from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_key, option
+from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_hostname, checked_key, option
 from tgi_launcher.paths import absolute, absolute_program, expanded
 
 # `owner/name`, for llama.cpp with a quantization behind it.
@@ -124,13 +123,7 @@ class EngineConfig(BaseModel):
     @field_validator("hostname")
     @classmethod
     def _check_hostname(cls, value: str) -> str:
-        if value == "localhost":
-            return "127.0.0.1"
-        try:
-            return str(ipaddress.ip_address(value))
-        except ValueError:
-            msg = f"hostname must be an IP address, such as 127.0.0.1 or 0.0.0.0, got {value!r}."
-            raise ValueError(msg) from None
+        return checked_hostname(value)
 
     @field_validator("launcher_path")
     @classmethod

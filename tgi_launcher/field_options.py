@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from enum import Enum
 from typing import Annotated, Any
@@ -40,6 +41,21 @@ def checked_key(value: SecretStr | None) -> SecretStr | None:
         msg = "A key must be visible ASCII characters without spaces, as it goes into a header. It is not shown here."
         raise ValueError(msg)
     return value
+
+
+def checked_hostname(value: str) -> str:
+    """The address that a server listens on; `localhost` is 127.0.0.1.
+
+    Raises:
+        ValueError: It is no IP address.
+    """
+    if value == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        msg = f"hostname must be an IP address, such as 127.0.0.1 or 0.0.0.0, got {value!r}."
+        raise ValueError(msg) from None
 
 
 def checked_env(value: dict[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation, create_model
@@ -206,9 +206,7 @@ class ModelConstructors(BaseModel):
             "api_key": api_key, "client": client, "read_timeout": read_timeout, "max_retries": max_retries,
             "max_concurrency": max_concurrency, "tokenizer": tokenizer,
         }  # fmt: skip
-        fields, others = cls._split(kwargs)
-        refuse_unknown(others, cls._accepted(connection))
-        return cls._over(TGIBackend(base_url, **connection), fields)
+        return cls._connected(TGIBackend, base_url, connection, kwargs)
 
     @classmethod
     def from_server(
@@ -249,9 +247,7 @@ class ModelConstructors(BaseModel):
             "api_key": api_key, "model": model, "read_timeout": read_timeout, "max_retries": max_retries,
             "max_concurrency": max_concurrency, "tokenizer": tokenizer,
         }  # fmt: skip
-        fields, others = cls._split(kwargs)
-        refuse_unknown(others, cls._accepted(connection))
-        return cls._over(OpenAIBackend(base_url, **connection), fields)
+        return cls._connected(OpenAIBackend, base_url, connection, kwargs)
 
     @classmethod
     @spelled_out(LaunchOptions, rest="kwargs")
@@ -305,6 +301,15 @@ class ModelConstructors(BaseModel):
     def _accepted(cls, others: Collection[str]) -> set[str]:
         """All names that a constructor takes, for messages."""
         return (set(cls.model_fields) - {"backend"}) | {*ALIASES, *others}
+
+    @classmethod
+    def _connected(
+        cls, kind: Callable[..., Backend], base_url: str, connection: Mapping[str, Any], kwargs: Mapping[str, Any]
+    ) -> Self:
+        """One over a connection to a server, with fields of this class."""
+        fields, others = cls._split(kwargs)
+        refuse_unknown(others, cls._accepted(connection))
+        return cls._over(kind(base_url, **connection), fields)
 
     @classmethod
     def _over(cls, backend: Backend, fields: Mapping[str, Any]) -> Self:

@@ -36,6 +36,21 @@ def _count(value: Any) -> int:
     return count
 
 
+def reason_of(choice: Mapping[str, Any], stop_key: str) -> FinishReason | None:
+    """Why an answer ended, by a server that names the stop string under `stop_key`; None where it has not.
+
+    Raises:
+        ValueError: The server has another reason.
+    """
+    reason = choice.get("finish_reason")
+    if reason is None or reason == "length":
+        return reason
+    if reason != "stop":
+        msg = f"the answer ended by {reason!r}"
+        raise ValueError(msg)
+    return "stop_sequence" if isinstance(choice.get(stop_key), str) else "eos_token"
+
+
 def openai_body(asked: Asked) -> dict[str, Any]:
     """The fields that all servers of OpenAI's protocol know."""
     params = asked.params

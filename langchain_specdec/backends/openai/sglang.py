@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals, changes_logprobs
-from langchain_specdec.backends.openai.plain import openai_body, usage_of
-from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.backends.openai.plain import openai_body, reason_of, usage_of
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
@@ -100,16 +99,9 @@ class SGLangReader(Reader):
             # Releases before it could tell them.
             tokens = (ChunkToken(-1),)
         self._num_tokens += len(tokens)
-        return Chunk(choice["text"], tokens, self._reason(choice), stats=stats, decodes_here=bool(ids), **counts)
-
-    def _reason(self, choice: Mapping[str, Any]) -> FinishReason | None:
-        reason = choice.get("finish_reason")
-        if reason is None or reason == "length":
-            return reason
-        if reason != "stop":
-            msg = f"the answer ended by {reason!r}"
-            raise ValueError(msg)
-        return "stop_sequence" if isinstance(choice.get("matched_stop"), str) else "eos_token"
+        return Chunk(
+            choice["text"], tokens, reason_of(choice, "matched_stop"), stats=stats, decodes_here=bool(ids), **counts
+        )
 
     def _stats(self, event: Mapping[str, Any]) -> SpeculationStats | None:
         said = (event.get("sglext") or {}).get("spec_tokens_details")

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader
-from langchain_specdec.backends.openai.plain import openai_body, usage_of
+from langchain_specdec.backends.openai.plain import openai_body, reason_of, usage_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.grammar.grammar import Grammar
@@ -88,13 +88,7 @@ class VLLMReader(Reader):
         )
 
     def _reason(self, choice: Mapping[str, Any]) -> FinishReason | None:
-        reason = choice.get("finish_reason")
-        if reason is None or reason == "length":
-            return reason
-        if reason != "stop":
-            msg = f"the answer ended by {reason!r}"
-            raise ValueError(msg)
-        return "stop_sequence" if isinstance(choice.get("stop_reason"), str) else "eos_token"
+        return reason_of(choice, "stop_reason")
 
     def _stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
         said = (event.get("metrics") or {}).get("speculative_decoding")
