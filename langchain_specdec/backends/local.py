@@ -23,7 +23,8 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
-from langchain_specdec.models.compatibility import check_pair
+from langchain_specdec.models.common_vocabulary import CommonVocabulary
+from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.generation_defaults import read_generation_defaults
 from langchain_specdec.models.image_reader import ImageReader
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -51,6 +52,10 @@ _LOADED_ALIKE = (
 _NO_TREES = (
     "%s takes a token's place in memory for its position, so drafts for it do not branch (as with max_tree_nodes=0). "
     "Its text is right; drafts gain less."
+)
+_UNLIKE = (
+    "%s has another tokenizer than %s: it drafts from the %d tokens that both have (%.0f%% of the target's). "
+    "The text is the same."
 )
 _NO_TREES_OF_STATES = "%s keeps recurrent states, so drafts for it do not branch (as with max_tree_nodes=0)."
 _logger = logging.getLogger(__name__)
@@ -109,7 +114,7 @@ class LocalBackend(Backend):
         # Only "auto" has several guesses for a place. A fixed length is a chain's.
         has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
         max_tree_nodes = chosen["max_tree_nodes"] if has_trees else 0
-        draft = None
+        draft = common = None
         if source is not None:
             draft = _load(
                 source,
@@ -118,7 +123,9 @@ class LocalBackend(Backend):
                 revision=chosen["draft_revision"],
                 quantization=chosen["draft_quantization"],
             )
-            check_pair(self._target, draft)
+            common = common_vocabulary(self._target, draft)
+            if common is not None:
+                _logger.info(_UNLIKE, draft.name, self._target.name, len(common), 100 * common.share)
         with telling(chosen["progress"]):
             runner = make_runner(
                 self._target,
@@ -141,7 +148,7 @@ class LocalBackend(Backend):
             self._runners.append(_make_draft_runner(draft, runner, chosen))
         self.engine = Engine(
             runner,
-            _make_drafter(self._runners, chosen),
+            _make_drafter(self._runners, chosen, common),
             self._tokenizer,
             self._target.eos_token_ids,
             max_draft_tokens=chosen["max_draft_tokens"],
@@ -347,14 +354,15 @@ def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions
     )
 
 
-def _make_drafter(runners: Sequence[Runner], options: LocalOptions) -> Drafter:
+def _make_drafter(runners: Sequence[Runner], options: LocalOptions, common: CommonVocabulary | None) -> Drafter:
     """The drafter that is asked for, on the runners of the target and, where there is one, of the draft model."""
     max_ngram = options["prompt_lookup_max_ngram"]
     if options["drafter"] == "none":
         return Drafter()
     if options["drafter"] == "prompt_lookup":
         return PromptLookupDrafter(max_ngram)
-    drafters = [DraftModelDrafter(draft, runners[0].vocab_size, options["prefill_chunk"]) for draft in runners[1:]]
+    vocab_size, chunk = runners[0].vocab_size, options["prefill_chunk"]
+    drafters = [DraftModelDrafter(draft, vocab_size, chunk, common) for draft in runners[1:]]
     if options["drafter"] == "draft_model":
         return drafters[0]
     tree = LookupTreeDrafter(max_ngram, is_shared=options["shared_lookup"])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_specdec.cli.loading import spinner, tell_once
+from langchain_specdec.cli.loading import calm_libraries, spinner, tell_once
 from langchain_specdec.cli.reporting import FAILED, reported
 from langchain_specdec.cli.terminal_text import json_line
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.progress import telling
 
 if TYPE_CHECKING:
@@ -22,17 +23,30 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 
 
 def doctor(
+    model: Annotated[str | None, typer.Option(help="A model, to compare with the draft model.")] = None,
+    draft_model: Annotated[str | None, typer.Option(help="A model that is to draft for it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Show versions, devices and the embedded model, and what is missing and how to get it."""
+    """Show versions, devices and the embedded model, and what is missing and how to get it.
+
+    With --model and --draft-model, show whether the one can draft for the other too.
+    """
     with reported(debug=debug):
+        if (model is None) != (draft_model is None):
+            msg = "Give both --model and --draft-model to see whether the one can draft for the other, or neither."
+            raise InvalidParameterError(msg)
         # What is logged of a missing compiler is a finding.
         getLogger("langchain_specdec").addHandler(NullHandler())
         with spinner("Looking around") as display, telling(tell_once(display)):
             from langchain_specdec.cli.doctor_checks import examine
 
             sections = examine()
+            if model is not None and draft_model is not None:
+                from langchain_specdec.cli import doctor_pair
+
+                calm_libraries(downloads=False, debug=debug)
+                sections[f"{draft_model} drafts for {model}"] = doctor_pair.findings(model, draft_model)
         findings = [finding for section in sections.values() for finding in section]
         is_fine = all(finding.status != "error" for finding in findings)
         if as_json:

@@ -1,7 +1,8 @@
 """A small model as drafter, with cache slots of its own that follow the target's.
 
 It chooses its tokens with the parameters, penalties and noise of the request, exactly as the target will: where the
-two models agree on a distribution they agree on the token.
+two models agree on a distribution they agree on the token. Where its tokenizer is another one, it chooses among the
+tokens that both have, as the target numbers them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.draft_text import DraftText
 from langchain_specdec.grammar.token_masks import allowed_tensor
+from langchain_specdec.models.common_vocabulary import CommonVocabulary
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TableCache, pick_tokens
@@ -39,7 +43,7 @@ class _SlotContents:
 
 
 class DraftModelDrafter(Drafter):
-    """Drafts with a causal language model that has the target's tokenizer.
+    """Drafts with a causal language model.
 
     One drafted token is one forward of width 1, the first one apart: it also takes in whatever the cache lacks. Each
     feeds the next on the device, and only the whole chain comes back, unless a grammar has to see each token. The
@@ -49,12 +53,18 @@ class DraftModelDrafter(Drafter):
         runner: Runs the draft model; as many slots as the target has.
         vocab_size: Number of tokens the target knows; logits beyond it are padding and never drafted.
         prefill_chunk: Most tokens of a row in one forward.
+        common: What it has in common with the target's tokenizer; None where that is its own.
     """
 
-    def __init__(self, runner: Runner, vocab_size: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, vocab_size: int, prefill_chunk: int, common: CommonVocabulary | None = None
+    ) -> None:
         self._runner = runner
         self.num_layers = len(runner.cache)
-        self._vocab_size = min(vocab_size, runner.vocab_size)
+        self._target_vocab_size = vocab_size
+        self._vocab_size = min(vocab_size, runner.vocab_size) if common is None else runner.vocab_size
+        self._common = common
+        self._texts: dict[int, DraftText] = {}
         self._prefill_chunk = prefill_chunk
         self._contents: dict[int, _SlotContents] = {}
         self._tables = TableCache()
@@ -79,11 +89,11 @@ class DraftModelDrafter(Drafter):
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the draft model over the same chunk as the target."""
         if self._can_run():
-            self._catch_up(requests, stops)
+            self._catch_up(requests, [self._text(r).end_of(stop) for r, stop in zip(requests, stops, strict=True)])
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
-        if request.request_id in self._given_up or not self._can_run():
+        if request.request_id in self._given_up or not self._can_run() or not self._has_room(request):
             return []
         reaches = request.rates.chain(model_kinds(limits.max_depth))
         return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
@@ -116,15 +126,16 @@ class DraftModelDrafter(Drafter):
     def release(self, request: DraftingRequest) -> None:
         """Forget that the model was of no use for the request."""
         self._given_up.discard(request.request_id)
+        self._texts.pop(request.request_id, None)
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1; 0 where the model cannot run, and offers no drafts either."""
-        if not self._can_run():
+        if not self._can_run() or not self._has_room(request):
             return 0.0
         held = self._roll_back(request)
         # As drafts of this request will run: they may have a graph, which other kinds may not.
         noise = Noise.of([request.params], [request.seed])
-        batch = RowBatch([request.slot], [len(held)], [self._known(request.token_ids[-1:])], noise=noise)
+        batch = RowBatch([request.slot], [len(held)], [self._known(self._text(request).ids[-1:])], noise=noise)
         self._runner.begin_turn()
         started = self._runner.clock()
         self._runner.chain(batch, 1, self._vocab_size)
@@ -137,6 +148,18 @@ class DraftModelDrafter(Drafter):
             _logger.warning("The draft model cannot run here any more: %s. Texts go on without its drafts.", reason)
         self._is_told_unfit = reason is not None
         return reason is None
+
+    def _text(self, request: DraftingRequest) -> DraftText:
+        """The request's text, in the draft model's tokens."""
+        if self._common is None:
+            return DraftText(request.token_ids, None)
+        if request.request_id not in self._texts:
+            self._texts[request.request_id] = DraftText(request.token_ids, self._common)
+        return self._texts[request.request_id]
+
+    def _has_room(self, request: DraftingRequest) -> bool:
+        """Whether the text fits into a slot: in tokens of another tokenizer it may be longer than the target's."""
+        return self._common is None or len(self._text(request).ids) <= self._runner.max_length
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:
         """Forget what the slot holds beyond the request's text; rollback is finding a length.
@@ -152,7 +175,7 @@ class DraftModelDrafter(Drafter):
             if contents.namespace != request.namespace:
                 contents.token_ids.clear()
                 contents.namespace = request.namespace
-        held, tokens = contents.token_ids, request.token_ids
+        held, tokens = contents.token_ids, self._text(request).ids
         length, limit = contents.num_confirmed, min(len(held), len(tokens) - 1)
         while length < limit and held[length] == tokens[length]:
             length += 1
@@ -166,29 +189,33 @@ class DraftModelDrafter(Drafter):
 
     def _catch_up(self, requests: Sequence[DraftingRequest], stops: Sequence[int]) -> None:
         """Run the model over tokens up to `stops` that the slots lack, without logits, in chunks."""
-        for request, stop in zip(requests, stops, strict=True):
-            held = self._roll_back(request)
+        for request, end in zip(requests, stops, strict=True):
+            held, tokens, stop = self._roll_back(request), self._text(request).ids, min(end, self._runner.max_length)
             while len(held) < stop:
-                chunk = request.token_ids[len(held) : min(stop, len(held) + self._prefill_chunk)]
+                chunk = tokens[len(held) : min(stop, len(held) + self._prefill_chunk)]
                 self._runner.prefill(RowBatch([request.slot], [len(held)], [self._known(chunk)]))
                 held.extend(chunk)
 
     def _decode(self, requests: Sequence[DraftingRequest], steps: int) -> list[list[int]]:
+        texts = [self._text(r).ids for r in requests]
         # Missing tokens (after lookups, say) run first in chunks; they would make the first forward of all rows wide.
-        self._catch_up(requests, [max(len(r.token_ids) - 2, 0) for r in requests])
+        self._catch_up(requests, [max(len(text) - 2, 0) for text in texts])
         held = [self._roll_back(r) for r in requests]
-        fed = [r.token_ids[len(h) :] for r, h in zip(requests, held, strict=True)]
+        fed = [text[len(h) :] for text, h in zip(texts, held, strict=True)]
         noise = Noise.of([r.params for r in requests], [r.seed for r in requests])
         tokens = [self._known(new) for new in fed]
         batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens, noise=noise)
-        pick = self._pick(requests) if noise is None else None
+        pick = self._pick(requests) if noise is None or self._common is not None else None
+        common = None
+        if self._common is not None and pick is not None:
+            pick = common = _CommonPick(self._common, pick, requests, self._target_vocab_size, self._runner.device)
         chains = self._runner.chain(batch, steps, self._vocab_size, pick)
         for request, contents, new, chain in zip(requests, held, fed, chains, strict=True):
             if chain:
                 contents.extend([*new, *chain[:-1]])
             else:
                 self._give_up(request)
-        return chains
+        return chains if common is None else common.chains(chains)
 
     def _give_up(self, request: DraftingRequest) -> None:
         """Draft no more for a request, and leave nothing in its slot that would harm the drafts of the next one."""
@@ -200,7 +227,8 @@ class DraftModelDrafter(Drafter):
     def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
         device = self._runner.device
-        table = self._tables.table(requests, self._vocab_size, device)
+        vocab_size = self._vocab_size if self._common is None else self._target_vocab_size
+        table = self._tables.table(requests, vocab_size, device)
         history = next((r.history for r in requests if r.history is not None), None)
 
         def pick(logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
@@ -216,6 +244,47 @@ class DraftModelDrafter(Drafter):
             return pick_tokens(logits, table, positions, history, drafts, ancestors, allowed, self._runner.make_noise)
 
         return pick
+
+
+class _CommonPick:
+    """Has tokens picked among those that target and draft model have in common, as the target numbers them.
+
+    Args:
+        common: What they have in common.
+        pick: Picks tokens of the target.
+        requests: What is drafted for, a row each.
+        vocab_size: Number of the target's logits.
+        device: Where the draft model's are.
+    """
+
+    def __init__(
+        self,
+        common: CommonVocabulary,
+        pick: PickDraft,
+        requests: Sequence[DraftingRequest],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self._common = common
+        self._pick = pick
+        self._lengths = torch.tensor([[len(request.token_ids)] for request in requests], device=device)
+        self._vocab_size = vocab_size
+        self._picked: Tensor | None = None
+
+    def __call__(self, logits: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
+        """See `PickDraft`. Noise goes by positions in the target's text, not by those in the draft model's."""
+        before = drafts if self._picked is None else self._picked
+        picked = self._pick(self._common.scores(logits, self._vocab_size), self._lengths + drafts.shape[1], before)
+        self._picked = torch.cat([before, picked], 1)
+        return self._common.theirs(picked)
+
+    def chains(self, chains: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The picks that were sound, by row, up to the first token that the draft model has not."""
+        picked = [[] for _ in chains] if self._picked is None else self._picked.tolist()
+        return [
+            list(takewhile(self._common.__contains__, row)) if chain else []
+            for row, chain in zip(picked, chains, strict=True)
+        ]
 
 
 def model_kinds(count: int) -> list[DraftKind]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
+from langchain_specdec.models.common_vocabulary import CommonVocabulary, ModelTokens, shared_tokens
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.runner.stateful_layers import goes_on_from_states, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -27,12 +28,6 @@ _HYBRID_FAMILIES = {
 }  # fmt: skip
 _HYBRID_LAYERS = {"linear_attention", "conv", "hybrid", "mamba", "moe", "mlp"}
 _WITH_KEYS = {*_KNOWN_LAYERS, "hybrid"}
-_PROBE_TEXTS = (
-    "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x): return x ** 2  # twice",
-    "Grüße aus Köln, 東京 \U0001f600 — naïve café?",
-    " leading and trailing spaces  ",
-)
-_NUM_PROBED_ENTRIES = 4000
 # Most tokens of the draft that `takes_trees` tries.
 _PROBED_WIDTH = 33
 
@@ -82,47 +77,23 @@ def _has_states() -> bool:
     return hasattr(Cache, "get_conv_state")
 
 
-def check_pair(target: LoadedModel, draft: LoadedModel) -> None:
-    """Raise an `UnsupportedModelError` unless both models read and write the same tokens.
+def common_vocabulary(target: LoadedModel, draft: LoadedModel) -> CommonVocabulary | None:
+    """What the tokenizers of a model and its draft model have in common; None where they are the same.
 
-    Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
+    Raises:
+        UnsupportedModelError: The one cannot draft for the other: it keeps a recurrent state, or has nothing in common.
     """
-    tokenizers = target.private_tokenizer, draft.private_tokenizer
-    ours, theirs = (tokenizer.copied.get_vocab() for tokenizer in tokenizers)
-    pair = f"{draft.name} cannot draft for {target.name}"
-    advice = f"Choose a draft model of {target.name}'s own family, or drafter='prompt_lookup', which needs none."
     if isinstance(draft.model, nn.Module) and stateful_layers(draft.model):
         msg = (
-            f"{pair}: it keeps a recurrent state, and a draft model has to go back to any token. Choose one that has "
-            "attention only, or drafter='prompt_lookup', which needs none."
+            f"{draft.name} cannot draft for {target.name}: it keeps a recurrent state, and a draft model has to go "
+            "back to any token. Choose one that has attention only, or drafter='prompt_lookup', which needs none."
         )
         raise UnsupportedModelError(msg)
-    if ours != theirs:
-        different = [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]
-        example = min(different)
-        msg = (
-            f"{pair}: {len(different)} entries of their vocabularies differ "
-            f"(for example {example!r}: {ours.get(example)} and {theirs.get(example)}). {advice}"
-        )
-        raise UnsupportedModelError(msg)
-    known = draft.model.config.get_text_config().vocab_size
-    if (largest := max(ours.values())) >= known:
-        msg = f"{pair}: it knows {known} tokens, and their tokenizer has more (up to {largest}). {advice}"
-        raise UnsupportedModelError(msg)
-    # Entries of the vocabulary, so that each merge of a few thousand is put to the test.
-    entries = sorted(ours.values())[:: max(len(ours) // _NUM_PROBED_ENTRIES, 1)]
-    for text in (
-        *_PROBE_TEXTS,
-        "".join(tokenizers[0].decode([entry]) for entry in entries),
-    ):
-        first, second = (tokenizer.encode(text, add_special_tokens=False) for tokenizer in tokenizers)
-        if first != second:
-            at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
-            msg = (
-                f"{pair}: their vocabularies are equal, but they split the same text differently "
-                f"({first[at : at + 8]} and {second[at : at + 8]} for a part of {text[:40]!r} ...). {advice}"
-            )
-            raise UnsupportedModelError(msg)
+    ours, theirs = (
+        ModelTokens(each.name, each.private_tokenizer, each.model.config.get_text_config().vocab_size)
+        for each in (target, draft)
+    )
+    return shared_tokens(ours, theirs)
 
 
 def check_cached_forward(runner: ModelRunner, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models import embedded
+from langchain_specdec.models.common_vocabulary import ModelTokens
 from langchain_specdec.models.devices import resolve_device, resolve_dtype
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
 from langchain_specdec.models.gguf.source import local_gguf
@@ -92,6 +93,28 @@ def load_model(
     loaded = load_pretrained(model, tokenizer, dtype=dtype, device=device, progress=progress, **options)
     by_row = put_beside(loaded.model, found, loaded.name, token)
     return replace(loaded, adapters=by_row, adapter_sources={name: each.name for name, each in found.items()})
+
+
+def load_tokens(model: str | os.PathLike[str]) -> ModelTokens:
+    """The tokens of a model, without its weights where those are not of a GGUF file.
+
+    Raises:
+        ModelLoadError: The model or its tokenizer cannot be found or read.
+    """
+    name = str(model)
+    if (file := _gguf_file(model, {}, is_native=True)) is not None:
+        loaded = _loaded(read_gguf(file, name=name), None)
+        return ModelTokens(name, loaded.private_tokenizer, loaded.model.config.get_text_config().vocab_size)
+    from transformers import AutoConfig, AutoTokenizer
+
+    from langchain_specdec.models.checkpoint import explained
+
+    source, revision = check_source(model)
+    with explained(f"the tokenizer of {name}", source):
+        hub = {"revision": revision or "main"}
+        vocab_size = AutoConfig.from_pretrained(source, **hub).get_text_config().vocab_size
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    return ModelTokens(name, PrivateTokenizer(tokenizer, is_ours=True), vocab_size)
 
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:

@@ -35,6 +35,7 @@ from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
 from langchain_specdec.progress import READING_WEIGHTS
 from langchain_specdec.runner.trials import CompileMode
+from tests.support.other_tokenizers import shuffled_tokenizer
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher.extras import install_command
 
@@ -425,6 +426,23 @@ def test_doctor_reports():
     assert "\x1b" not in result.stdout
     for name in ("python", "torch", "transformers", "langchain-core", "huggingface-hub", "CPU", "dtype", "attention"):
         assert f" {name}" in result.stdout
+
+
+def test_doctor_tells_what_a_draft_model_has_in_common(tmp_path):
+    folders = []
+    for name, tokenizer in (("ours", byte_tokenizer()), ("theirs", shuffled_tokenizer(1, [("t", "h")]))):
+        folders.append(str(tmp_path / name))
+        tokenizer.save_pretrained(folders[-1])
+        tiny_model(vocab_size=len(tokenizer)).save_pretrained(folders[-1])
+    ours, theirs = folders
+    for draft, told in ((theirs, "differ; 257 tokens in common, 100% of the target's"), (ours, "the same")):
+        report = json.loads(specdec("doctor", "--json", "--model", ours, "--draft-model", draft).stdout)
+        assert [finding["value"] for finding in report[f"{draft} drafts for {ours}"]] == [told]
+    alone = specdec("doctor", "--model", ours)
+    assert (alone.exit_code, "Give both --model and --draft-model" in alone.stderr) == (2, True)
+    missing = specdec("doctor", "--model", ours, "--draft-model", str(tmp_path / "none"))
+    assert missing.exit_code == 1
+    assert "none" in missing.stderr
 
 
 def test_doctor_never_shows_the_token(monkeypatch):

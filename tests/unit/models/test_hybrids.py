@@ -17,7 +17,7 @@ from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
-from langchain_specdec.models.compatibility import check_pair
+from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner import stateful_layers
@@ -287,8 +287,8 @@ def test_what_hybrid_models_cannot_do_is_told():
     target = load_model(tiny.tiny_model(vocab_size=tiny.VOCAB), tiny.byte_tokenizer())
     draft = load_model(model, tiny.byte_tokenizer())
     with pytest.raises(UnsupportedModelError, match="keeps a recurrent state, and a draft model has to go back"):
-        check_pair(target, draft)
-    check_pair(draft, target)
+        common_vocabulary(target, draft)
+    assert common_vocabulary(draft, target) is None
     with pytest.raises(InvalidParameterError, match=r"cannot be captured: it runs on a CPU"):
         make_runner(draft, num_slots=1, max_length=64, max_width=2, compile="reduce-overhead")
 

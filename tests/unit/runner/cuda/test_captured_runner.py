@@ -22,6 +22,7 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.make_runner import make_runner, why_uncaptured
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner, draft_step, verify_step
@@ -44,6 +45,7 @@ from tests.support.model_families import (
     params,
     reference_text,
 )
+from tests.support.other_tokenizers import renumbered, shuffled_tokenizer
 from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import (
     FakeRequest,
@@ -178,6 +180,22 @@ def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make
         assert decode(engine, prompts, [params] * len(prompts)) == expected
     assert captured(draft).store.failure == ""
     assert captured(draft).store.rejected == {}
+    assert {bucket.kind for bucket in captured(draft).store.graphs} == {"draft"}
+
+
+@pytest.mark.parametrize("params", [GREEDY, CUT], ids=["greedy", "cut"])
+def test_a_draft_model_with_another_tokenizer_feeds_itself(
+    params: SamplingParams, make: Any, references: References
+) -> None:
+    target, theirs = loaded(tiny_model()), shuffled_tokenizer(1, [("t", "h")])
+    other = renumbered(perturbed(target.model, 0.05), target.tokenizer, theirs)
+    draft, runner = captured_runner(other), captured_runner(target.model)
+    common = common_vocabulary(target, loaded(other, tokenizer=theirs))
+    engine = make(runner, DraftModelDrafter(draft, 258, 512, common), max_draft_tokens=3)
+    expected = [references(prompt, params) for prompt in PROMPTS]
+    for _ in range(2):
+        assert decode(engine, PROMPTS, [params] * len(PROMPTS)) == expected
+    assert captured(draft).store.failure == ""
     assert {bucket.kind for bucket in captured(draft).store.graphs} == {"draft"}
 
 
