@@ -154,8 +154,7 @@ def test_texts_are_those_of_plain_decoding(mode: str, make: Any, references: Ref
     assert capture.num_replayed > 100
 
 
-@pytest.mark.parametrize("params", KINDS, ids=NAMES)
-@pytest.mark.parametrize("num_slots", [1, 3])
+@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (1, 3, 1, 3), strict=True), ids=NAMES)
 def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS}
     runner = captured_runner(tiny_model(), max_width=17, num_slots=num_slots)
@@ -166,8 +165,7 @@ def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: An
     assert any(bucket.width == 16 for bucket in captured(runner).store.graphs)
 
 
-@pytest.mark.parametrize("params", KINDS, ids=NAMES)
-@pytest.mark.parametrize("num_slots", [1, 4])
+@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (4, 1, 4, 4), strict=True), ids=NAMES)
 def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     draft = captured_runner(perturbed(tiny_model(), 0.05), num_slots=num_slots)
     runner = captured_runner(tiny_model(), num_slots=num_slots)
@@ -314,11 +312,19 @@ class Copies(TorchFunctionMode):
         return any(isinstance(part, list) for part in index)
 
 
-@pytest.mark.parametrize("is_captured", [True, False])
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED, CUT], ids=NAMES[:3])
-@pytest.mark.parametrize("drafting", ["none", "lookup", "tree", "lookup tree", "draft model"])
+@pytest.mark.parametrize(
+    ("drafting", "is_captured", "params"),
+    # Each drafting with and without graphs; who picks the tokens, in turn.
+    [
+        (*case, params)
+        for case, params in zip(
+            itertools.product(["none", "lookup", "tree", "lookup tree", "draft model"], [True, False]),
+            itertools.cycle([GREEDY, SAMPLED, CUT]),
+        )
+    ],
+)
 def test_a_step_takes_one_copy_each_way(
-    drafting: str, params: SamplingParams, is_captured: bool, references: References, monkeypatch: pytest.MonkeyPatch
+    drafting: str, is_captured: bool, params: SamplingParams, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS[:3]}
     runners = captured_runner(tiny_model(), max_width=17), captured_runner(perturbed(tiny_model(), 0.05))
@@ -520,8 +526,17 @@ class BrokenCapture(RecordedCapture):
         return outputs, broken
 
 
-@pytest.mark.parametrize("how", ["slow", "wrong", "nan", "tokens", "capture", "replay"])
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=NAMES[:2])
+@pytest.mark.parametrize(
+    ("how", "params"),
+    [
+        ("slow", GREEDY),
+        ("wrong", SAMPLED),
+        ("nan", GREEDY),
+        ("tokens", SAMPLED),
+        ("capture", GREEDY),
+        ("replay", SAMPLED),
+    ],
+)
 def test_graphs_that_fail_cost_nobody_their_text(
     how: str, params: SamplingParams, make: Any, references: References, caplog: pytest.LogCaptureFixture
 ) -> None:
