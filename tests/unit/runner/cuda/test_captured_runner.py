@@ -260,19 +260,20 @@ def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["verify", "draft"])
 @pytest.mark.parametrize("name", params(name for name in FAMILIES if name not in WAITING_FAMILIES))
-def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
+def test_captured_steps_wait_for_nothing(name: str) -> None:
     target = load(name, "cpu")
     # Of experts PyTorch multiplies just these numbers without a look at how many tokens each has.
     target.model.to("meta", torch.bfloat16 if name in WITH_EXPERTS else torch.float32)
     runner = ModelRunner(target.model, 4, 64, 6)
-    wide = 2 if kind == "draft" else 5
-    cases = list(itertools.product((1, 2, 4), (1, wide), (False, True)))
+    widths = {"verify": (1, 5), "draft": (1, 2)}
+    cases: list[tuple[Any, int, int, bool]] = [
+        (kind, *case) for kind in widths for case in itertools.product((1, 2, 4), widths[kind], (False, True))
+    ]
     if name != "llama":
-        # Any two of these values together. All three together are the same code in every family.
-        cases = [(1, 1, True), (1, wide, False), (4, 1, False), (4, wide, True)]
-    for rows, width, is_sampled in cases:
+        # Each of these values. All of them together are the same code in every family.
+        cases = [("verify", 1, 5, True), ("verify", 4, 1, False), ("draft", 1, 1, False), ("draft", 4, 2, True)]
+    for kind, rows, width, is_sampled in cases:
         bucket = Bucket(kind, rows, width, 64, is_sampled, rows == 4)
         layout_width, has_tree = (2, False) if kind == "draft" else (width, True)
         buffer = torch.zeros(num_bytes(rows, layout_width, has_tree=has_tree), dtype=torch.uint8, device="meta")
