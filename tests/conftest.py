@@ -82,14 +82,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"))
 
 
+def pytest_collection_finish() -> None:
+    # What imports have made takes 0.3 s in each full collection, and is no garbage.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test, and the fixtures made for it, may do what its markers say."""
     markers = {marker.name for marker in item.iter_markers()}
-    if not gc.get_freeze_count():
-        # What imports have made takes 0.3 s in each full collection, and is no garbage.
-        gc.collect()
-        gc.freeze()
     # A tiny model on two threads spends most of its time on their meeting: ten times the CPU of one where the machine
     # has other work. A real one gains by two, unless other tests run beside it. An engine's thread keeps the number
     # that held when it started, so this is set before a module's fixtures are made.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +36,19 @@ def module(native: LocalBackend) -> Any:
     return to_transformers(native.model).eval()
 
 
+@pytest.fixture(scope="module")
+def next_logits(module: Any) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """The scores `[vocabulary]` of what follows a text, by the module's uncached forward, computed once."""
+
+    @functools.cache
+    def next_logits(ids: tuple[int, ...]) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = module(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits
+        return logits[0, -1]
+
+    return next_logits
+
+
 @pytest.fixture(scope="module", params=["native", "module"])
 def backend(request: pytest.FixtureRequest, native: LocalBackend, module: Any) -> Iterator[LocalBackend]:
     if request.param == "native":
@@ -44,7 +58,9 @@ def backend(request: pytest.FixtureRequest, native: LocalBackend, module: Any) -
         yield backend
 
 
-def test_probabilities_are_those_of_an_uncached_forward(backend: LocalBackend, module: Any) -> None:
+def test_probabilities_are_those_of_an_uncached_forward(
+    backend: LocalBackend, next_logits: Callable[[tuple[int, ...]], torch.Tensor]
+) -> None:
     from langchain_core.decisions import Choice, Noul, Score
 
     from langchain_specdec import SpeculativeDecisions
@@ -72,9 +88,8 @@ def test_probabilities_are_those_of_an_uncached_forward(backend: LocalBackend, m
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
         ids = tokenizer(rendered, add_special_tokens=False).input_ids
-        with torch.inference_mode():
-            logits = module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-        wanted = logits[[tokenizer(each, add_special_tokens=False).input_ids[0] for each in labels[name]]].softmax(-1)
+        first = [tokenizer(each, add_special_tokens=False).input_ids[0] for each in labels[name]]
+        wanted = next_logits(tuple(ids))[first].softmax(-1)
         told = [answer.noul, 1 - answer.noul] if answer.type == "noul" else list(answer.probabilities.values())
         assert told == pytest.approx(wanted.tolist(), abs=1e-4), name
     usage = response.usage

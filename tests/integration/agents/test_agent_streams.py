@@ -36,6 +36,12 @@ SCRIPTS = {
 }
 # Tokens of a step: some, about those of a call, and those of a whole answer.
 WIDTHS = [pytest.param(3, marks=pytest.mark.slow), 60, pytest.param(1000, marks=pytest.mark.slow)]
+# With the version of the content of messages: a text, or a list of blocks.
+VERSIONS_AND_WIDTHS = [
+    pytest.param("v1", 3, marks=pytest.mark.slow),
+    ("v0", 60),
+    pytest.param("v0", 1000, marks=[pytest.mark.slow, pytest.mark.one_version]),
+]
 
 
 def make(script: str, width: int, **fields: Any) -> Any:
@@ -59,12 +65,6 @@ def script(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["v0", "v1"])
-def version(request: pytest.FixtureRequest) -> str:
-    """Of the content of messages: a text, or a list of blocks."""
-    return str(request.param)
-
-
 @pytest.fixture
 def wanted(script: str, version: str) -> list[Any]:
     """What `invoke` has."""
@@ -73,12 +73,12 @@ def wanted(script: str, version: str) -> list[Any]:
     return shapes(messages)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("version", "width"), VERSIONS_AND_WIDTHS)
 async def test_ainvoke(script: str, version: str, wanted: list[Any], width: int) -> None:
     assert shapes((await make(script, width, output_version=version).ainvoke(QUESTION))["messages"]) == wanted
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("version", "width"), VERSIONS_AND_WIDTHS)
 async def test_values_and_updates(script: str, version: str, wanted: list[Any], width: int) -> None:
     agent = make(script, width, output_version=version)
     assert shapes(list(agent.stream(QUESTION, stream_mode="values"))[-1]["messages"]) == wanted
@@ -89,7 +89,7 @@ async def test_values_and_updates(script: str, version: str, wanted: list[Any], 
     assert sorted(map(repr, map(shape, messages))) == sorted(map(repr, wanted[1:]))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("version", "width"), VERSIONS_AND_WIDTHS)
 async def test_chunks_of_messages(script: str, version: str, wanted: list[Any], width: int) -> None:
     wanted = [told for told in wanted if told[0] == "ai"]
     agent = make(script, width, output_version=version)
@@ -116,7 +116,7 @@ def comparable(message: AIMessageChunk) -> Any:
     return ("ai", *rest)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("version", "width"), VERSIONS_AND_WIDTHS)
 async def test_version_2_of_events(script: str, version: str, wanted: list[Any], width: int) -> None:
     wanted = [told for told in wanted if told[0] == "ai"]
     agent = make(script, width, output_version=version)
@@ -136,7 +136,7 @@ async def test_version_2_of_events(script: str, version: str, wanted: list[Any],
 
 
 @needs_events_v3
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("version", "width"), VERSIONS_AND_WIDTHS)
 async def test_version_3_of_events(script: str, version: str, wanted: list[Any], width: int) -> None:
     run = make(script, width, output_version=version).stream_events(QUESTION, version="v3")
     messages = [message.output for message in run.messages]

@@ -89,10 +89,11 @@ def test_the_profile_tells_what_fits_beside_an_answer() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.one_version
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_agents_at_once_write_what_they_write_alone(backend: LocalBackend, temperature: float) -> None:
     """16 agents on 8 slots."""
-    agent = make_agent(ChatSpeculative(backend=backend, max_new_tokens=100, temperature=temperature, seed=4))
+    agent = make_agent(ChatSpeculative(backend=backend, max_new_tokens=60, temperature=temperature, seed=4))
     items = [f"{size} {item}" for size in ("small", "big", "old", "new") for item in ITEMS]
     assert len(items) == 16
     alone = [written(ask(agent, item)) for item in items[::5]]

@@ -88,44 +88,46 @@ def check_calls(message: Any) -> None:
         jsonschema.validate(call["args"], SCHEMAS[call["name"]])
 
 
-@pytest.mark.transformers
+SAMPLED = {"temperature": 1.5, "seed": 3}
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 3}, {"temperature": 1.5, "seed": 4}], ids=str)
-def test_a_random_model_writes_calls_that_fit(backend: LocalBackend, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("named", "options"), [("ferry", {}), pytest.param("tide", SAMPLED, marks=pytest.mark.one_version)]
+)
+def test_a_random_model_writes_calls_that_fit(backend: LocalBackend, named: str, options: dict[str, Any]) -> None:
     model: Any = ChatSpeculative(backend=backend, max_tokens=400, **options)
-    for choice in ("any", "ferry", "tide"):
+    for choice in ("any", named):
         bound = model.bind_tools(TOOLS, tool_choice=choice)
         message = bound.invoke("When?")
         check_calls(message)
         assert reduce(add, bound.stream("When?")).tool_calls[0]["args"] == message.tool_calls[0]["args"]
-        if choice != "any":
-            assert [call["name"] for call in message.tool_calls] == [choice]
+    assert [call["name"] for call in message.tool_calls] == [named]
     one = model.bind_tools(TOOLS, tool_choice="any", parallel_tool_calls=False).invoke("When?")
     check_calls(one)
     assert len(one.tool_calls) == 1
     assert is_idle(backend)
 
 
-@pytest.mark.transformers
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.2, "seed": 5}], ids=str)
-def test_drafts_change_no_call(family: Family, backend: LocalBackend, options: dict[str, Any]) -> None:
+@pytest.mark.one_version
+@pytest.mark.parametrize(("tools", "options"), [(TOOLS, {}), (TOOLS[::-1], SAMPLED)], ids=["greedy", "sampled"])
+def test_drafts_change_no_call(
+    family: Family, backend: LocalBackend, tools: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
     plain_options: dict[str, Any] = {"num_slots": 2, "max_length": 3600, "dtype": torch.float64, "drafter": "none"}
     with lasting(LocalBackend(backend.model, family_tokenizer(family), **plain_options)) as plain:
-        models = [ChatSpeculative(backend=b, max_tokens=200, **options) for b in (backend, plain)]
-        for tools in (TOOLS, TOOLS[::-1]):
-            told = [
-                [[call["args"] for call in message.tool_calls] for message in bound.batch(["When?", "Why?"])]
-                for bound in (model.bind_tools(tools, tool_choice="any") for model in models)
-            ]
-            assert told[0] == told[1]
+        told = []
+        for each in (backend, plain):
+            bound = ChatSpeculative(backend=each, max_tokens=200, **options).bind_tools(tools, tool_choice="any")
+            told.append([[call["args"] for call in message.tool_calls] for message in bound.batch(["When?", "Why?"])])
+        assert told[0] == told[1]
 
 
-@pytest.mark.transformers
+@pytest.mark.one_version
 def test_answers_end_in_time(backend: LocalBackend) -> None:
-    for max_tokens in (260, 300, 380):
-        # Long arguments are what this model likes best.
-        model: Any = ChatSpeculative(backend=backend, max_tokens=max_tokens, temperature=2.0, seed=max_tokens)
-        check_calls(model.bind_tools(TOOLS, tool_choice="ferry").invoke("When?"))
+    # Long arguments are what this model likes best.
+    model: Any = ChatSpeculative(backend=backend, max_tokens=260, temperature=2.0, seed=260)
+    check_calls(model.bind_tools(TOOLS, tool_choice="ferry").invoke("When?"))
 
 
 def written_calls(family: Family, *calls: tuple[str, dict[str, Any]]) -> str:
@@ -147,6 +149,7 @@ OWN = ["qwen coder", "glm", "tekken", "gemma", "deepseek", "deepseek v3"]
 SEVERAL = [*OWN, "hermes", "phi", "granite", "pythonic", "lfm"]
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize(("arguments", "fits"), CASES)
 def test_the_grammar_takes_what_fits_as_the_template_writes_it(

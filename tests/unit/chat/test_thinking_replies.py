@@ -183,6 +183,7 @@ def test_models_that_write_no_thoughts_count_none() -> None:
     assert "output_token_details" not in (answer.usage_metadata or {})
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("seed", range(200))
 def test_no_reply_raises(seed: int) -> None:
     """Whatever is written, in whatever steps, and cut wherever: the same message, whole and in chunks."""
@@ -382,8 +383,7 @@ def tiny_backend(template: str, **options: Any) -> LocalBackend:
     return LocalBackend(model, tokenizer, **{**defaults, **options})
 
 
-@pytest.mark.parametrize("template", [QWEN3, QWEN35, GEMMA4, MINISTRAL])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("template", "temperature"), [(QWEN3, 0.0), (QWEN35, 1.0), (GEMMA4, 0.0), (MINISTRAL, 1.0)])
 def test_forms_hold_after_thoughts_of_a_real_model(template: str, temperature: float) -> None:
     sampling: dict[str, Any] = {"temperature": temperature, "seed": 3, "max_tokens": 120, "max_reasoning_tokens": 30}
     answers = []

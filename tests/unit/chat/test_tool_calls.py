@@ -23,6 +23,8 @@ from langchain_specdec.chat.tool_calls import (
 from tests.support import tool_formats
 from tests.support.tool_formats import check_cuts, joined
 
+pytestmark = pytest.mark.one_version
+
 TOOLS: dict[str, Any] = {name: {} for name in ("get_weather", "add", "写天气")}
 
 

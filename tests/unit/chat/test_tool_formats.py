@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from langchain_specdec.chat.tool_calls import BrokenToolCall, GenericParser, QwenCoderParser, ToolCall, ToolCallParser
 from tests.support.tool_formats import FAMILIES, RECORDED, SCHEMAS, Recorded, check_cuts, joined, parse
 
+pytestmark = pytest.mark.one_version
+
 recorded = pytest.mark.parametrize("recording", RECORDED.values(), ids=RECORDED)
 
 

@@ -120,7 +120,7 @@ def check_logits(target, name, device):
     for width in range(1, MAX_WIDTH + 1):
         slots.verify([1, 3, 4], width)
     slots.prefill({2: 9, 4: 3})
-    for width in range(MAX_WIDTH, 0, -1):
+    for width in (MAX_WIDTH, 3, 1):
         slots.verify([1, 2, 3], width)
         slots.verify(slots.rng.sample([1, 2, 3, 4], 2), width)
         slots.verify([slots.rng.choice([1, 2, 3, 4])], width)
@@ -134,8 +134,9 @@ def check_logits(target, name, device):
 def test_logits_equal_the_uncached_forward(name, attention, device):
     target = load(name, device, attention)
     check_logits(target, name, device)
-    # The engine may lay out the weights anew of a model that nobody else uses.
-    check_logits(dataclasses.replace(target, is_owned=True), name, device)
+    if attention is None:
+        # The engine may lay out the weights anew of a model that nobody else uses.
+        check_logits(dataclasses.replace(target, is_owned=True), name, device)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-dynamic-rope", "phi3-long-rope"])
@@ -236,6 +237,7 @@ def test_a_short_row_at_the_end_of_its_slot_beside_a_long_one(name):
         assert_close(logits[slot, : len(tokens)], expected)
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "attention"), TEXT_CASES)
 def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, device):
@@ -244,7 +246,7 @@ def test_text_equals_plain_decoding_up_to_the_last_position(name, attention, dev
     assert len({tuple(text) for text in expected}) == 3
     assert sum(len(set(text)) for text in expected) >= 10
     target = load(name, device, attention)
-    for kind in ("none", "lookup", "itself"):
+    for kind in ("lookup", "itself"):
         runner = make_runner(target, num_slots=3, max_length=POSITIONS, max_width=MAX_WIDTH)
         engine = Engine(
             runner,
@@ -286,9 +288,10 @@ def test_text_equals_plain_decoding_with_drafts_that_may_branch(name, monkeypatc
             step_cost=StepCost.flat(),
         )
 
-    with closing(start("none")) as plain:
-        sampled = decode(plain, prompts, NUM_TOKENS, temperature=1.0)
     expected = [reference_text(name, "cpu", prompt, NUM_TOKENS) for prompt in prompts]
+    with closing(start("none")) as plain:
+        assert decode(plain, prompts, NUM_TOKENS) == expected
+        sampled = decode(plain, prompts, NUM_TOKENS, temperature=1.0)
     batches.clear()
     with closing(start("tree")) as engine:
         # The second time what followed is known, and so is what else might have; the prompts are in the slots already.
@@ -341,7 +344,7 @@ def generate(model):
     ids = torch.tensor([long, [0] * padding + short], device=device)
     mask = torch.tensor([[1] * len(long), [0] * padding + [1] * len(short)], device=device)
     return model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None
+        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None
     ).tolist()
 
 
@@ -354,7 +357,7 @@ def test_the_users_own_generate_goes_on_as_before(name, device):
     assert target.model is model
     engine = tiny.make_engine(model, PromptLookupDrafter(3), max_length=POSITIONS)
     try:
-        decode(engine, prompts_for(name), 8)
+        decode(engine, prompts_for(name), 4)
         assert generate(model) == before
     finally:
         engine.close()

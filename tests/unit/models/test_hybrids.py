@@ -84,21 +84,20 @@ def test_text_equals_plain_decoding_and_takes_fewer_steps(name, monkeypatch):
 
     monkeypatch.setattr(ModelRunner, "verify", watched)
     model = make_hybrid(name)
-    plain, prompts = tiny.References(model), prompts_for(name)
-    counts = {}
-    for drafter in (Drafter(), LookupTreeDrafter(5)):
-        engine = tiny.make_engine(model, drafter, num_slots=3, prefill_chunk=16, max_tree_nodes=10)
-        before = engine.num_target_forwards
-        with closing(engine):
-            for temperature in (0.0, 0.8):
-                params = SamplingParams(max_new_tokens=16, temperature=temperature, seed=5, ignore_eos=True)
-                expected = [plain(prompt, params) for prompt in prompts]
-                # One slot short, and another time what followed is known.
-                for _ in range(2):
-                    assert read_all([engine.submit(prompt, params) for prompt in prompts]) == expected
-            counts[type(drafter)] = engine.num_target_forwards - before
+    plain, prompts = tiny.References(model), prompts_for(name, 3)
+    options: Any = {"num_slots": 2, "prefill_chunk": 16, "max_tree_nodes": 10}
+    with closing(tiny.make_engine(model, LookupTreeDrafter(5), **options)) as engine:
+        for temperature in (0.0, 0.8):
+            params = SamplingParams(max_new_tokens=12, temperature=temperature, seed=5, ignore_eos=True)
+            expected = [plain(prompt, params) for prompt in prompts]
+            # One slot short, and another time what followed is known.
+            steps = []
+            for _ in range(2):
+                before = engine.num_target_forwards
+                assert read_all([engine.submit(prompt, params) for prompt in prompts]) == expected
+                steps.append(engine.num_target_forwards - before)
+            assert steps[1] < 0.6 * steps[0]
     assert len({tuple(text) for text in expected}) == len(prompts)
-    assert counts[LookupTreeDrafter] < 0.8 * counts[Drafter]
     assert any(batch.width > 1 for batch in batches)
     assert all(batch.is_chain for batch in batches)
 
@@ -126,8 +125,8 @@ def test_plain_text_is_that_of_transformers_itself(name):
 MAIN = [family for family in FAMILIES if family.values[0] in ("qwen3_next", "qwen3_5_text")]
 
 
-@pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize("seed", range(3))
+@needs_states
+@pytest.mark.parametrize(("name", "seed"), [("qwen3_next", 0), ("qwen3_5_text", 1), ("qwen3_5_text", 2)])
 def test_arrivals_and_cancelled_texts_and_oracles_of_any_quality(name, seed):
     model, rng = make_hybrid(name), random.Random(seed)
     plain = tiny.References(model)

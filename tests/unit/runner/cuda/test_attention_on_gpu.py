@@ -18,7 +18,7 @@ from langchain_specdec.runner.cuda.attention_backend import chosen_backend, pinn
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.noise import Noise
-from tests.support.model_families import CASES, WINDOW, load
+from tests.support.model_families import TEXT_CASES, WINDOW, load
 
 BACKENDS = ("cudnn", "flash", "mem_efficient", "math")
 GPU = torch.device("cuda")
@@ -45,7 +45,7 @@ def masks_of(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.transformers
-@pytest.mark.parametrize(("name", "implementation"), CASES)
+@pytest.mark.parametrize(("name", "implementation"), TEXT_CASES)
 def test_every_family_computes_the_same(name: str, implementation: str | None) -> None:
     runners = [runner_of(name, implementation, is_for_gpu=is_for_gpu) for is_for_gpu in (False, True)]
     noise = Noise([1, 2], [0.0, 0.0])

@@ -156,8 +156,7 @@ def test_texts_are_those_of_plain_decoding(mode: str, make: Any, references: Ref
     assert capture.num_replayed > 100
 
 
-@pytest.mark.parametrize("params", KINDS, ids=NAMES)
-@pytest.mark.parametrize("num_slots", [1, 3])
+@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (1, 3, 1, 3), strict=True), ids=NAMES)
 def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS}
     runner = captured_runner(tiny_model(), max_width=17, num_slots=num_slots)
@@ -168,8 +167,7 @@ def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: An
     assert any(bucket.width == 16 for bucket in captured(runner).store.graphs)
 
 
-@pytest.mark.parametrize("params", KINDS, ids=NAMES)
-@pytest.mark.parametrize("num_slots", [1, 4])
+@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (4, 1, 4, 4), strict=True), ids=NAMES)
 def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     draft = captured_runner(perturbed(tiny_model(), 0.05), num_slots=num_slots)
     runner = captured_runner(tiny_model(), num_slots=num_slots)
@@ -280,19 +278,20 @@ def test_logits_of_a_graph_are_read_before_its_next_replay_only() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["verify", "draft"])
 @pytest.mark.parametrize("name", params(name for name in FAMILIES if name not in WAITING_FAMILIES))
-def test_captured_steps_wait_for_nothing(name: str, kind: Any) -> None:
+def test_captured_steps_wait_for_nothing(name: str) -> None:
     target = load(name, "cpu")
     # Of experts PyTorch multiplies just these numbers without a look at how many tokens each has.
     target.model.to("meta", torch.bfloat16 if name in WITH_EXPERTS else torch.float32)
     runner = ModelRunner(target.model, 4, 64, 6)
-    wide = 2 if kind == "draft" else 5
-    cases = list(itertools.product((1, 2, 4), (1, wide), (False, True)))
+    widths = {"verify": (1, 5), "draft": (1, 2)}
+    cases: list[tuple[Any, int, int, bool]] = [
+        (kind, *case) for kind in widths for case in itertools.product((1, 2, 4), widths[kind], (False, True))
+    ]
     if name != "llama":
-        # Any two of these values together. All three together are the same code in every family.
-        cases = [(1, 1, True), (1, wide, False), (4, 1, False), (4, wide, True)]
-    for rows, width, is_sampled in cases:
+        # Each of these values. All of them together are the same code in every family.
+        cases = [("verify", 1, 5, True), ("verify", 4, 1, False), ("draft", 1, 1, False), ("draft", 4, 2, True)]
+    for kind, rows, width, is_sampled in cases:
         bucket = Bucket(kind, rows, width, 64, is_sampled, rows == 4)
         layout_width, has_tree = (2, False) if kind == "draft" else (width, True)
         buffer = torch.zeros(num_bytes(rows, layout_width, has_tree=has_tree), dtype=torch.uint8, device="meta")
@@ -332,11 +331,19 @@ class Copies(TorchFunctionMode):
         return any(isinstance(part, list) for part in index)
 
 
-@pytest.mark.parametrize("is_captured", [True, False])
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED, CUT], ids=NAMES[:3])
-@pytest.mark.parametrize("drafting", ["none", "lookup", "tree", "lookup tree", "draft model"])
+@pytest.mark.parametrize(
+    ("drafting", "is_captured", "params"),
+    # Each drafting with and without graphs; who picks the tokens, in turn.
+    [
+        (*case, params)
+        for case, params in zip(
+            itertools.product(["none", "lookup", "tree", "lookup tree", "draft model"], [True, False]),
+            itertools.cycle([GREEDY, SAMPLED, CUT]),
+        )
+    ],
+)
 def test_a_step_takes_one_copy_each_way(
-    drafting: str, params: SamplingParams, is_captured: bool, references: References, monkeypatch: pytest.MonkeyPatch
+    drafting: str, is_captured: bool, params: SamplingParams, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS[:3]}
     runners = captured_runner(tiny_model(), max_width=17), captured_runner(perturbed(tiny_model(), 0.05))
@@ -538,8 +545,17 @@ class BrokenCapture(RecordedCapture):
         return outputs, broken
 
 
-@pytest.mark.parametrize("how", ["slow", "wrong", "nan", "tokens", "capture", "replay"])
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=NAMES[:2])
+@pytest.mark.parametrize(
+    ("how", "params"),
+    [
+        ("slow", GREEDY),
+        ("wrong", SAMPLED),
+        ("nan", GREEDY),
+        ("tokens", SAMPLED),
+        ("capture", GREEDY),
+        ("replay", SAMPLED),
+    ],
+)
 def test_graphs_that_fail_cost_nobody_their_text(
     how: str, params: SamplingParams, make: Any, references: References, caplog: pytest.LogCaptureFixture
 ) -> None:

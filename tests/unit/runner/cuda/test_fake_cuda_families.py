@@ -76,8 +76,9 @@ def test_every_family_stays_on_the_device(name: str, attention: str | None, cuda
         assert record.launches["aten._grouped_mm"] > 0, "one product for all experts, whatever their rows"
 
 
+# What waits in other families is found above, and on another device by `test_captured_steps_wait_for_nothing`.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", params(name for name in FAMILIES if name not in WAITING_FAMILIES))
+@pytest.mark.parametrize("name", params(sorted({*WITH_ALL_ATTENTIONS, *WITH_EXPERTS} - WAITING_FAMILIES)))
 def test_a_capture_would_not_be_refused(name: str, cuda: FakeCuda) -> None:
     model = model_of(name)
     model.set_attn_implementation(_best_attention(type(model), model.config.get_text_config()) or "sdpa")
