@@ -17,7 +17,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 _LOGS = {
     "vllm": (

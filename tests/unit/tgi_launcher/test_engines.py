@@ -258,8 +258,9 @@ def test_several_gpus_and_machines_go_by_the_engine_s_own_flags():
         assert value(vllm, f"--{name}-parallel-size") == size
         assert value(sglang, f"--{name[0]}p-size") == size
     second = {"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1"}
-    vllm = " ".join(arguments("vllm", **second))
-    assert "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --master-port 29501 --headless" in vllm
+    assert "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --master-port 29501 --headless" in " ".join(
+        arguments("vllm", **second)
+    )
     assert "--headless" not in arguments("vllm", **{**second, "node_rank": None})
     sglang = arguments("sglang", **{**second, "master_addr": "::1", "master_port": 5000})
     assert value(sglang, "--dist-init-addr") == "[::1]:5000"
