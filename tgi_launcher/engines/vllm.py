@@ -70,7 +70,8 @@ FACTS = EngineFacts(
     key_variable="VLLM_API_KEY",
     images=Images("vllm/vllm-openai:v0.32.0", "vllm/vllm-openai-cpu:v0.32.0", shm_size="16g"),
     machines=_machines,
-    variables={"PYTHONUNBUFFERED": "1"},
+    # It would tell its makers how it is used.
+    variables={"PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1"},
     option_variables=re.compile(r"VLLM_(?:API_KEY|PORT|HOST_IP)"),
     metrics=METRICS,
     record=re.compile(

@@ -23,6 +23,7 @@ from tgi_launcher.engines.program import choose_runtime, engine_command
 from tgi_launcher.engines.table import ENGINES
 from tgi_launcher.engines.tgi import TGI
 from tgi_launcher.errors import NotRunningError
+from tgi_launcher.extras import EXTRAS
 from tgi_launcher.logs import LogRecord
 from tgi_launcher.metrics import Metrics, parse_metrics_of
 from tgi_launcher.ports import PortLocks
@@ -175,7 +176,8 @@ def test_each_engine_has_its_image(monkeypatch):
     assert command.argv == (
         "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "28",
         "--gpus", '"device=2,3"', "--shm-size", "16g", "-p", "127.0.0.1:4000:8000", "-v", "/cache:/data",
-        "-e", "PYTHONUNBUFFERED=1", "-e", "HF_HOME=/data", "-e", "A=b", "-e", "VLLM_API_KEY", "-e", "HF_TOKEN",
+        "-e", "PYTHONUNBUFFERED=1", "-e", "VLLM_NO_USAGE_STATS=1", "-e", "HF_HOME=/data", "-e", "A=b",
+        "-e", "VLLM_API_KEY", "-e", "HF_TOKEN",
         "vllm/vllm-openai:v0.32.0", "owner/model", "--host", "0.0.0.0", "--port", "8000",  # noqa: S104
         "--tensor-parallel-size", "2",
     )  # fmt: skip
@@ -195,6 +197,16 @@ def test_each_engine_has_its_image(monkeypatch):
     assert "--shm-size" not in command.argv
     assert in_docker("specdec", docker_image="specdec").argv[-6:-4] == ("specdec", "owner/model")
     assert "mine:1" in in_docker("vllm", docker_image="mine:1").argv
+
+
+def test_the_image_that_can_be_built_starts_the_engine():
+    """Nothing is built here: its command line has to be the one that a container is given arguments for."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (entry,) = (line.removeprefix("ENTRYPOINT ") for line in lines if line.startswith("ENTRYPOINT "))
+    assert tuple(json.loads(entry)) == ENGINES["specdec"].program
+    extras = re.search(r"'/source\[([\w,]+)\]'", "".join(lines))
+    assert extras is not None
+    assert set(extras[1].split(",")) <= EXTRAS.keys()
 
 
 def test_a_container_sees_models_of_this_machine_by_mounts(tmp_path):
