@@ -221,6 +221,9 @@ class EngineConfig(BaseModel):
         for name in (*_FLAGGED, *(_OF_MACHINES if facts.machines is None else ())):
             if name in given and name not in facts.flags:
                 raise ValueError(self._refused(name))
+        if facts.key_file_option is not None and self.api_key and self.api_key.get_secret_value().startswith("-"):
+            msg = f"{facts.title} would take an api_key that begins with a hyphen for an option: take another."
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

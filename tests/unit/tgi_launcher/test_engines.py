@@ -151,6 +151,7 @@ def test_models_and_methods_that_do_not_fit_are_refused():
         ("vllm", {"runtime": "docker", "launcher_path": "/x"}, "which a container does not see"),
         ("vllm", {"runtime": "docker", "nnodes": 2, "master_addr": "a"}, "leave nnodes out"),
         ("vllm", {"docker_cache": " "}, "must not be empty"),
+        ("sglang", {"api_key": "-key"}, "begins with a hyphen"),
         ("vllm", {"shm_size": "much"}, "such as 1g"),
     ],
 )  # fmt: skip
