@@ -49,13 +49,9 @@ Messages = LanguageModelInput | Iterable[MessageLikeRepresentation]
 class ChatSpeculative(SpeculativeBase, BaseChatModel):
     """Chats with a language model by speculative decoding: the same answer, sooner.
 
-    Setup:
-        `pip install -e .` in a checkout; the model runs in this process, so no key and no server is needed.
-
-    Instantiate:
+    Instantiate (the model runs in this process, so no key and no server is needed):
         ```python
         from langchain_specdec import ChatSpeculative
-
         model = ChatSpeculative(model="HuggingFaceTB/SmolLM2-1.7B-Instruct", max_tokens=200)
         ```
         `model` is an id, a local folder or a loaded model, and is loaded at once, with the options of `LocalOptions`.
@@ -132,8 +128,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     # The first time a template is compiled, which takes longer than all else.
     _has_rendered: bool = PrivateAttr(default=False)
 
-    # Narrower than what both models share, where any keyword may come.
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # narrower than what both models share, where any keyword may come
 
         def __init__(self, **kwargs: Unpack[keywords.ChatKeywords]) -> None: ...
         @override
@@ -151,6 +146,11 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         @classmethod
         def launch_tgi(  # type: ignore[override]
             cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.ChatLaunch]
+        ) -> Self: ...
+        @override
+        @classmethod
+        def launch_server(  # type: ignore[override]
+            cls, model_id: str, *, engine: keywords.Engine, **kwargs: Unpack[keywords.ChatLaunchServer]
         ) -> Self: ...
 
     @classmethod

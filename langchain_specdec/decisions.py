@@ -162,6 +162,15 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         raise InvalidParameterError(_NO_SERVERS)
 
     @classmethod
+    def launch_server(cls, *_: object, **__: object) -> NoReturn:
+        """Refused, as `from_tgi`.
+
+        Raises:
+            InvalidParameterError: Always.
+        """
+        raise InvalidParameterError(_NO_SERVERS)
+
+    @classmethod
     def _with_backend(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], Backend | None]:
         backend = values.get("backend")
         if isinstance(backend, Backend) and values.get("model") == backend.model_name:

@@ -55,7 +55,8 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
 
     Setup:
         `pip install -e .` in a checkout; the model runs in this process, so no key and no server is needed. To use a
-        Text Generation Inference server instead: `SpeculativeLLM.from_tgi(base_url)` or `.launch_tgi(model_id)`.
+        server instead: `SpeculativeLLM.from_server(base_url)` or `.launch_server(model_id, engine="vllm")`, and of Text
+        Generation Inference `.from_tgi(base_url)` or `.launch_tgi(model_id)`.
 
     Instantiate:
         ```python
@@ -113,6 +114,11 @@ class SpeculativeLLM(SpeculativeBase, BaseLLM):
         @classmethod
         def launch_tgi(  # type: ignore[override]
             cls, model_id: str, *, speculate: int | None = 4, **kwargs: Unpack[keywords.LLMLaunch]
+        ) -> Self: ...
+        @override
+        @classmethod
+        def launch_server(  # type: ignore[override]
+            cls, model_id: str, *, engine: keywords.Engine, **kwargs: Unpack[keywords.LLMLaunchServer]
         ) -> Self: ...
 
     @property

@@ -11,7 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from typing_extensions import Self
 
 from tgi_launcher.cpu import cpu_conflict, wants_cpu, with_cpu_settings
-from tgi_launcher.field_options import Count, Group, Port, Positive, checked_env, checked_hostname, checked_key, option
+from tgi_launcher.field_options import (
+    Count,
+    Group,
+    Port,
+    Positive,
+    checked_env,
+    checked_hostname,
+    checked_key,
+    checked_size,
+    option,
+)
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.paths import absolute, absolute_adapters, absolute_program, expanded
 
@@ -137,10 +147,14 @@ class TGIConfig(BaseModel):
     launcher_path: str | None = option(
         None, "Path of text-generation-launcher (looked up on PATH).", Group.RUNTIME, is_flag=False
     )
-    docker_image: str = option(DEFAULT_IMAGE, "Image; pin a tag.", Group.RUNTIME, is_flag=False)
+    docker_image: str = option(
+        DEFAULT_IMAGE, "Image; pin a tag. Others than TGI have their own.", Group.RUNTIME, is_flag=False
+    )
     docker_gpus: bool = option(True, "Give the container GPUs.", Group.RUNTIME, is_flag=False)
-    shm_size: str = option("1g", "Shared memory of the container; shards talk through it.", Group.RUNTIME,
-                            is_flag=False)  # fmt: skip
+    shm_size: str = option(
+        "1g", "Shared memory of the container, for its processes; others than TGI may have more.", Group.RUNTIME,
+        is_flag=False,
+    )  # fmt: skip
     docker_cache: str | None = option(
         None, "Folder for downloads, mounted at /data (that of the Hugging Face libraries).", Group.RUNTIME,
         is_flag=False,
@@ -251,10 +265,7 @@ class TGIConfig(BaseModel):
     @field_validator("shm_size")
     @classmethod
     def _check_size(cls, value: str) -> str:
-        if not re.fullmatch(r"\d+[bkmg]?", value.lower()):
-            msg = f"shm_size must be a number with b, k, m or g, such as 1g, got {value!r}."
-            raise ValueError(msg)
-        return value
+        return checked_size(value)
 
     @field_validator("env")
     @classmethod

@@ -78,6 +78,29 @@ def _says(text: str) -> _Tell:
     )
 
 
+# What Docker says, whatever it was to run: a pattern, and the sentence for it.
+DOCKER_RULES = tuple(
+    (Reason.DOCKER_FAILED, pattern, text)
+    for pattern, text in (
+        (
+            r"Cannot connect to the Docker daemon",
+            "Docker's daemon is not running, or cannot be reached: start it.",
+        ),
+        (
+            r"permission denied while trying to connect to the Docker daemon socket",
+            "This user may not talk to Docker's daemon: add it to the group docker.",
+        ),
+        (
+            r"could not select device driver .* with capabilities: \[\[gpu",
+            "Docker cannot give containers GPUs: install the NVIDIA Container Toolkit, or set docker_gpus=False.",
+        ),
+        (
+            r"(?:manifest (?:for \S+ )?(?:unknown|not found)|pull access denied for (\S+)|failed to resolve reference)",
+            "Docker cannot find or may not pull the image: check docker_image.",
+        ),
+    )
+)
+
 # The first rule that matches wins, so a cause stands before its effects.
 _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
     (reason, re.compile(pattern, re.IGNORECASE | re.MULTILINE), _says(text))
@@ -98,26 +121,7 @@ _RULES: tuple[tuple[Reason, re.Pattern[str], _Tell], ...] = tuple(
             r"(text-generation-(?:server|router)) not found in PATH",
             "The launcher does not find {0} on PATH: the installation of Text Generation Inference is incomplete.",
         ),
-        (
-            Reason.DOCKER_FAILED,
-            r"Cannot connect to the Docker daemon",
-            "Docker's daemon is not running, or cannot be reached: start it.",
-        ),
-        (
-            Reason.DOCKER_FAILED,
-            r"permission denied while trying to connect to the Docker daemon socket",
-            "This user may not talk to Docker's daemon: add it to the group docker.",
-        ),
-        (
-            Reason.DOCKER_FAILED,
-            r"could not select device driver .* with capabilities: \[\[gpu",
-            "Docker cannot give containers GPUs: install the NVIDIA Container Toolkit, or set docker_gpus=False.",
-        ),
-        (
-            Reason.DOCKER_FAILED,
-            r"(?:manifest (?:for \S+ )?(?:unknown|not found)|pull access denied for (\S+)|failed to resolve reference)",
-            "Docker cannot find or may not pull the image: check docker_image.",
-        ),
+        *DOCKER_RULES,
         (
             Reason.PORT_TAKEN,
             r"(?:port is already allocated|Failed to bind to|failed to build prometheus recorder"
@@ -343,15 +347,22 @@ def _by_exit_code(evidence: Evidence, text: str) -> Diagnosis:
         if not evidence.was_ready:
             guess += ", or it is another program than text-generation-launcher"
         return Diagnosis(Reason.STOPPED, f"TGI's launcher ended without an error: {guess}.")
-    if evidence.is_docker and code == _DOCKER_ITSELF:
-        return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{cause(text)}")
-    if evidence.is_docker and code > 128:
-        return Diagnosis(Reason.KILLED, f"The container {by_signal(code - 128)}")
+    if evidence.is_docker and (told := by_docker(code, text)):
+        return told
     if code == _CLAP_USAGE:
         return Diagnosis(Reason.INVALID_ARGUMENTS, "The launcher does not understand its options (exit code 2).")
     if code == _RUST_PANIC:
         return Diagnosis(Reason.EXITED, f"TGI's launcher panicked{cause(text)}")
     return Diagnosis(Reason.EXITED, f"TGI's launcher ended with exit code {code}{cause(text)}")
+
+
+def by_docker(code: int, text: str, title: str = "TGI") -> Diagnosis | None:
+    """What an exit code of Docker's client means, where it is not that of what ran in the container."""
+    if code == _DOCKER_ITSELF:
+        return Diagnosis(Reason.DOCKER_FAILED, f"Docker could not run the container{cause(text)}")
+    if code > 128:
+        return Diagnosis(Reason.KILLED, f"The container {by_signal(code - 128, title)}")
+    return None
 
 
 def by_signal(number: int, title: str = "TGI") -> str:

@@ -51,11 +51,31 @@ def checked_hostname(value: str) -> str:
     """
     if value == "localhost":
         return "127.0.0.1"
-    try:
-        return str(ipaddress.ip_address(value))
-    except ValueError:
+    if not is_address(value):
         msg = f"hostname must be an IP address, such as 127.0.0.1 or 0.0.0.0, got {value!r}."
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    return str(ipaddress.ip_address(value))
+
+
+def is_address(value: str) -> bool:
+    """Whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def checked_size(value: str) -> str:
+    """An amount of shared memory, as Docker takes it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch(r"\d+[bkmg]?", value.lower()):
+        msg = f"shm_size must be a number with b, k, m or g, such as 1g, got {value!r}."
+        raise ValueError(msg)
+    return value
 
 
 def checked_env(value: dict[str, str]) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from tgi_launcher.command import LAUNCHER, Addresses, Command, binary_command, find_launcher, require_launcher
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.docker import docker_command, find_docker, require_docker
+from tgi_launcher.docker import find_docker, require_docker
+from tgi_launcher.docker_tgi import docker_command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
 from tgi_launcher.server_folder import ServerFolder, make_server_folder
@@ -96,7 +97,7 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
 def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
     # The options may have been checked for `auto`, and Docker takes fewer.
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
-    docker = require_docker()
+    docker = require_docker("Text Generation Inference")
     port = earlier.port if earlier else take_port(config, locks, "port")
     folder = make_server_folder()
     name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"

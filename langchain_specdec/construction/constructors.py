@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.local_options import OPTIONS, LocalOptions
+from langchain_specdec.backends.openai.launch_options import EngineLaunchOptions
 from langchain_specdec.backends.tgi.launch_options import LaunchOptions
 from langchain_specdec.completions.stream import checked_timeout
 from langchain_specdec.errors import InvalidParameterError
@@ -277,6 +278,35 @@ class ModelConstructors(BaseModel):
         fields, options = cls._split(kwargs, ("api_key", "max_retries", "tokenizer"))
         refuse_unknown(options, cls._accepted(LaunchOptions.__annotations__))
         return cls._over(launch_backend(model_id, speculate=speculate, **options), fields)
+
+    @classmethod
+    @spelled_out(EngineLaunchOptions, rest="kwargs")
+    def launch_server(cls, model_id: str, *, engine: str, **kwargs: Any) -> Self:
+        """Start a server of an engine on this machine and use it; `close` ends it.
+
+        Args:
+            model_id: Model id of the Hugging Face Hub, a local folder, or a GGUF file for llama.cpp.
+            engine: `"specdec"`, `"vllm"`, `"sglang"`, `"llama-cpp"` or `"tgi"`, which is `launch_tgi` then. It has to
+                be installed, or Docker with its image.
+            kwargs: Sampling parameters and other fields of this class; all else goes to `OpenAIBackend` (`api_key`,
+                which the server is to ask for, `read_timeout`, ...), or else to `tgi_launcher.EngineConfig`
+                (`speculate`, the tokens to draft per step, `draft_model`, `max_total_tokens`, ...) and
+                `tgi_launcher.Server` (`on_progress`, `restart`, ...). Without `speculate` the engine decides, and only
+                `"specdec"` speculates by itself.
+
+        Raises:
+            InvalidParameterError: A parameter is unknown or out of its range, or the engine lacks what it asks for.
+                Raised before anything is started.
+            tgi_launcher.TGIError: The server did not start.
+        """
+        if engine == "tgi":
+            return cls.launch_tgi(model_id, **{"speculate": None, **kwargs})
+        from langchain_specdec.backends.openai.launch import launch_engine
+
+        fields, options = cls._split(kwargs, ("api_key", "max_retries", "tokenizer", "model"))
+        refuse_unknown(options, cls._accepted(EngineLaunchOptions.__annotations__))
+        name: Any = engine
+        return cls._over(launch_engine(model_id, engine=name, **options), fields)
 
     def close(self) -> None:
         """Close the backend, and end its server if it has one. What still runs raises an `EngineClosedError`."""

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.local_options import LocalOptions
+from langchain_specdec.backends.openai.launch_options import EngineLaunchOptions, EngineName
 from langchain_specdec.backends.openai.options import OpenAIOptions
 from langchain_specdec.backends.tgi.launch_options import ConnectionOptions, LaunchOptions
 from langchain_specdec.grammar.grammar import Grammar
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     ModelSource = str | os.PathLike[str] | PreTrainedModel
+
+
+Engine = EngineName | Literal["tgi"]
+"""Engines that `launch_server` starts."""
 
 
 class SamplingFields(TypedDict, total=False):
@@ -125,6 +130,10 @@ class LLMLaunch(LLMFields, LaunchOptions, total=False):
     """Keywords of `SpeculativeLLM.launch_tgi`."""
 
 
+class LLMLaunchServer(LLMFields, EngineLaunchOptions, total=False):
+    """Keywords of `SpeculativeLLM.launch_server`."""
+
+
 class ChatLoading(ChatFields, Loading, total=False):
     """Keywords of `ChatSpeculative.from_model_id`."""
 
@@ -154,3 +163,7 @@ class ChatServer(ChatFields, OpenAIOptions, total=False):
 
 class ChatLaunch(ChatFields, LaunchOptions, total=False):
     """Keywords of `ChatSpeculative.launch_tgi`."""
+
+
+class ChatLaunchServer(ChatFields, EngineLaunchOptions, total=False):
+    """Keywords of `ChatSpeculative.launch_server`."""

@@ -22,13 +22,17 @@ import pytest
 
 from langchain_specdec.models.embedded import gguf_file, is_available
 from tests.integration.test_tgi_processes import await_none, await_true, marked
-from tests.support.launcher import STANDIN
+from tests.support.launcher import STANDIN, put_docker_on_path
 from tests.support.source_code import ROOT
 from tgi_launcher import EngineConfig, Reason, Server, Stage, StartError, State, TGIConfig, TGIServer, supervisor
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
 
-PAGE = ROOT / "docs/engines.md"
+CODE = [
+    code
+    for name in ("engines", "from-tgi")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+]
 KEY = "correct-horse-battery"
 BOUND = 60.0
 COUNT = ", ".join(map(str, range(1, 41)))
@@ -59,6 +63,12 @@ def nothing_left(monkeypatch, tmp_path):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     yield
     assert await_none(lambda: marked(mark)) == [], "processes are left"
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """The stand-in for Docker on PATH; returns a function that reads how it was called."""
+    return put_docker_on_path(monkeypatch, tmp_path)
 
 
 def config(engine: str, fault: str = "", **options: Any) -> EngineConfig:
@@ -126,9 +136,10 @@ def test_a_real_engine_speculates_and_says_what_it_was_worth(engine):
 
 @pytest.mark.parametrize("engine", PLAYED)
 def test_figures_of_an_engine_become_the_report(engine):
-    server = Server(config(engine, speculate=6, **({"api_key": KEY} if engine == "vllm" else {})))
+    server = Server(config(engine, speculate=6, api_key=KEY))
     with server:
         assert server.info().max_total_tokens == 2048
+        assert all(KEY not in " ".join(process.cmdline()) for process in processes_of(server))
         before = server.metrics()
         ask(server, "/count/400")
         report = server.speculation(before)
@@ -171,6 +182,28 @@ def test_what_an_engine_says_itself_is_passed_on(monkeypatch, engine, options, r
     assert "error:" not in caught.value.summary
 
 
+@pytest.mark.parametrize("engine", PLAYED)
+def test_a_container_is_run_and_removed(engine, docker):
+    with Server(config(engine, runtime="docker", api_key=KEY)) as server:
+        assert server.info().max_total_tokens == 2048, "the key is the one that was given"
+    # What ends at once by the SIGTERM that the client passes on may be gone before it can be stopped.
+    (run, *_, removal) = docker()
+    assert KEY not in str(run["arguments"])
+    assert removal["arguments"] == ["rm", "-f", run["arguments"][3]]
+
+
+def test_a_container_goes_with_our_process(docker):
+    kill_owner("vllm", "UP", runtime="docker")
+    await_true(lambda: docker()[-1]["arguments"][0] == "rm", BOUND)
+
+
+def test_what_docker_says_is_told(docker, monkeypatch):
+    monkeypatch.setenv("STANDIN_DOCKER_FAIL", "Cannot connect to the Docker daemon at unix:///x.sock.")
+    with pytest.raises(StartError, match="not running") as caught:
+        Server(config("sglang", runtime="docker")).start()
+    assert (caught.value.reason, caught.value.returncode) == (Reason.DOCKER_FAILED, 125)
+
+
 def test_what_a_client_makes_it_log_is_no_reason():
     server = Server(config("vllm", "dies"))
     server.start()
@@ -201,11 +234,16 @@ def test_servers_of_two_engines_side_by_side(monkeypatch, tmp_path):
 
 @pytest.mark.embedded
 @NEEDS_MODEL
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
-def test_examples_of_the_page_run(code, capsys, monkeypatch):
+@NEEDS_LLAMA
+@pytest.mark.parametrize("code", CODE)
+def test_examples_of_the_pages_run(code, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("http_proxy")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").symlink_to(str(gguf_file()))
     exec(code, {})  # noqa: S102 - the code is our own
-    assert re.search(r"^[1-9]\.\d+ 0\.\d+$|^[1-9]\.\d+ 1\.0$", capsys.readouterr().out, re.MULTILINE)
+    *text, figures = capsys.readouterr().out.splitlines()
+    assert any(text)
+    assert re.fullmatch(r"([1-9]\.\d+|0\.\d+)( [01]\.\d+)?", figures)
 
 
 OWNER = """
@@ -233,7 +271,12 @@ KILLS = [
 @pytest.mark.parametrize(("engine", "stage"), KILLS)
 def test_a_killed_owner_leaves_no_process(engine, stage):
     """At each stage of a start; the fixture looks for what is left."""
-    options = config(engine).model_dump(exclude_none=True)
+    kill_owner(engine, stage)
+
+
+def kill_owner(engine: str, stage: str, **more: Any) -> None:
+    """Kill a process when the server that it starts has come to a stage."""
+    options = config(engine, **more).model_dump(exclude_none=True)
     program = OWNER.format(config=options)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as owner:  # noqa: S603

@@ -124,18 +124,6 @@ def test_a_question_about_a_picture(run, place, tmp_path):
         run("look.py", str(picture), *place)
 
 
-def test_a_talk_with_a_server_that_runs(run, server, monkeypatch):
-    answers = iter(["What is the capital of France?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt="": next(answers))
-    assert "Paris" in run("launch_tgi.py", "--tgi", server.url)
-
-
-def test_a_server_or_a_model_to_start_one_with_has_to_be_named(run, capsys):
-    with pytest.raises(SystemExit):
-        run("launch_tgi.py")
-    assert "--model-id" in capsys.readouterr().err
-
-
 def test_one_chain_over_both(run, server):
     """tests/integration/test_tgi_swap.py has a server that goes away."""
     out = run("swap_backends.py", "--tgi", server.url)

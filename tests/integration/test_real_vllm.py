@@ -1,23 +1,18 @@
-"""A real vLLM that speculates, against the engine in this process: the same greedy texts, tokens, ends and counts."""
+"""A real vLLM that the launcher starts, against the engine in this process: the same greedy texts, ends and counts."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, OpenAIBackend, SamplingParams
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.models.embedded import is_available, model_path
 from tests.integration.test_llama_cpp_server import PROMPTS
+from tgi_launcher import EngineConfig, Method, Progress, Server, Stage, State, supervisor
 
 VLLM = os.environ.get("VLLM") or shutil.which("vllm")
 # The best two tokens, in nats, that another order of sums may make change places.
@@ -31,61 +26,42 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server that the launcher has started; afterwards no process of it may be left."""
     if "real_vllm" not in str(request.config.getoption("-m")):
         pytest.skip("starts a server, for minutes: make test-vllm, or pytest -m real_vllm")
     if VLLM is None:
         pytest.skip("no vllm on PATH, and VLLM names none")
     if not is_available():
         pytest.skip("no embedded model")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    # Nothing of this environment's packages is meant for that of vLLM.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    arguments = [
-        *(VLLM, "serve", str(model_path()), "--served-model-name", "embedded", "--host", "127.0.0.1"),
-        *("--port", str(port), "--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"),
-        *("--speculative-config", '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4}'),
-        *("--per-request-spec-decode-metrics", "summary", "--enable-prompt-tokens-details"),
-    ]
-    with log.open("wb") as out:
-        streams = {"stdout": out, "stderr": out, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(arguments, env=environment, **streams)  # type: ignore[call-overload]  # noqa: S603
-    try:
-        wait_for(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(process)
+    config = EngineConfig(
+        engine="vllm",
+        launcher_path=VLLM,
+        model_id=str(model_path()),
+        dtype="float32",
+        max_total_tokens=2048,
+        speculation_method=Method.NGRAM,
+        speculate=4,
+        extra_args=("--served-model-name", "embedded", "--enforce-eager", "--enable-prompt-tokens-details"),
+        # Nothing of this environment's packages is meant for that of vLLM.
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+        startup_timeout=START_SECONDS,
+    )
+    steps: list[Progress] = []
+    with Server(config, on_progress=steps.append) as server:
+        assert [step.stage for step in steps][-1] is Stage.READY
+        assert Stage.SHARDS in [step.stage for step in steps]
+        assert server._run is not None
+        marker = server._run.process.marker
+        assert len(supervisor.server_processes(marker)) > 1
+        yield server
+    assert server.state is State.STOPPED
+    assert supervisor.server_processes(marker) == []
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server answers."""
-    deadline = time.monotonic() + START_SECONDS
-    while not answers(url):
-        said = log.read_text(errors="replace")[-3000:]
-        assert process.poll() is None, f"vLLM did not start:\n{said}"
-        assert time.monotonic() < deadline, f"vLLM is not ready after {START_SECONDS:g} seconds:\n{said}"
-        time.sleep(1)
-
-
-def answers(url: str) -> bool:
-    """Whether the server is ready."""
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the server and all its processes."""
-    own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    _, left = psutil.wait_procs(own, timeout=20)
-    for one in left:
-        one.kill()
-    process.wait()
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.base_url
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +128,16 @@ def test_chats_and_forms(local, url):
         assert there.invoke(ask).text == here.invoke(ask).text
         form = Grammar(regex="(Paris|Rome)!")
         assert there.invoke(ask, grammar=form).text == here.invoke(ask, grammar=form).text
+
+
+def test_the_launcher_tells_what_speculation_is_worth(server, served):
+    info = server.info()
+    assert (info.model_id, info.max_total_tokens) == ("embedded", 2048)
+    before = server.metrics()
+    (completion,) = served.complete([CompletionRequest(PROMPTS[0], SamplingParams(max_new_tokens=40))])
+    told, report = completion.finish.speculation, server.speculation(before)
+    assert report.num_tokens == 40
+    assert report.num_drafted == told.drafted_tokens > 0
+    assert report.num_skipped == told.accepted_tokens > 0
+    assert report.acceptance_rate == told.acceptance_rate
+    assert report.is_active

@@ -39,7 +39,7 @@ from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import BackendUnavailableError
 from tests.standin.clients import close_shared_session
 from tests.standin.models import FakeModel
-from tests.support.launcher import STANDIN, put_launcher_on_path
+from tests.support.launcher import put_docker_on_path, put_launcher_on_path
 from tgi_launcher import (
     Backoff,
     NotRunningError,
@@ -1128,16 +1128,8 @@ def test_tgi_launch_says_once_that_speculation_does_nothing(tmp_path):
 @pytest.fixture
 def docker(tmp_path, monkeypatch):
     """A stand-in for Docker's client on PATH; returns a function that reads how it was called."""
-    program = tmp_path / "bin" / "docker"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN / "docker.py"} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("STANDIN_DOCKER", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
-
-    def calls():
-        return [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-
-    return calls
+    return put_docker_on_path(monkeypatch, tmp_path)
 
 
 def test_a_container_is_run_and_removed(docker):

@@ -168,6 +168,7 @@ def test_the_swap_example(capsys, monkeypatch, server):
 def test_the_launch_example(capsys, monkeypatch, launcher_on_path):
     answers = iter(["Hello", "And now?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(answers))
-    out = run("launch_tgi.py", capsys, "--model-id", "fake", "--speculate", "2", monkeypatch=monkeypatch)
+    arguments = ("--engine", "tgi", "--model-id", "fake", "--speculate", "2")
+    out = run("launch_server.py", capsys, *arguments, monkeypatch=monkeypatch)
     assert out.count(TEXT) == 2
     assert "loading the model" in out

@@ -1,4 +1,4 @@
-"""A stand-in for Docker's client: writes down how it is called and runs the stand-in launcher as a container would.
+"""A stand-in for Docker's client: writes down how it is called and runs the stand-in engine as a container would.
 
 To be started under the name `docker`. STANDIN_DOCKER is a folder: `calls.jsonl` gets a line per call. What the
 container runs does not die with the client, as with Docker. STANDIN_DOCKER_FAIL is a text to fail with instead, and
@@ -16,12 +16,18 @@ import time
 from pathlib import Path
 
 _FOLDER = Path(os.environ["STANDIN_DOCKER"])
-_LAUNCHER = Path(__file__).with_name("text-generation-launcher")
+# What an image starts, by a part of its name; what stands behind an image that is not here is started itself.
+_PROGRAMS = {
+    "text-generation-inference": ["text-generation-launcher"],
+    "vllm-openai": ["vllm", "serve"],
+    "llama.cpp": ["llama-server"],
+}
+_SECRETS = ("API_KEY", "HF_TOKEN", "VLLM_API_KEY", "LLAMA_API_KEY")
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    secrets = {name: os.environ[name] for name in ("API_KEY", "HF_TOKEN") if name in os.environ}
+    secrets = {name: os.environ[name] for name in _SECRETS if name in os.environ}
     with (_FOLDER / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps({"arguments": arguments, "env": secrets}) + "\n")
     if arguments[0] == "run":
@@ -48,19 +54,29 @@ def _fail(text: str) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    image = next(i for i, text in enumerate(arguments) if "text-generation-inference" in text)
+    image = 1
+    while arguments[image].startswith("-"):
+        image += 1 if arguments[image] == "--rm" else 2
     options, flags = arguments[:image], arguments[image + 1 :]
     hostname, port, _ = options[options.index("-p") + 1].rsplit(":", 2)
-    for flag, value in (("--hostname", hostname), ("--port", port)):
-        flags[flags.index(flag) + 1] = value  # there is no network of the container's own
-    flags += ["--prometheus-port", str(int(port) + 1000), "--shard-uds-path", str(_FOLDER / "shard")]
+    for flag, value in (("--hostname", hostname), ("--host", hostname), ("--port", port)):
+        if flag in flags:
+            flags[flags.index(flag) + 1] = value  # there is no network of the container's own
+    mounts = [options[i + 1].split(":") for i, text in enumerate(options) if text == "-v"]
+    inside = {target: source for source, target, *_ in mounts}
+    flags = [inside.get(flag, flag) for flag in flags]  # nor are there folders of its own
+    if "text-generation-inference" in arguments[image]:
+        flags += ["--prometheus-port", str(int(port) + 1000), "--shard-uds-path", str(_FOLDER / "shard")]
+    program = next((words for part, words in _PROGRAMS.items() if part in arguments[image]), [])
     name = options[options.index("--name") + 1]
     given = {options[i + 1] for i, text in enumerate(options) if text == "-e"}
     env = {key: value for key, value in os.environ.items() if key.startswith(("STANDIN", "PATH", "LANG"))}
     env["TMPDIR"] = str(_FOLDER)  # nor a file system of its own
     env |= {key: os.environ[key] for key in given if "=" not in key}
     env |= dict(text.split("=", 1) for text in given if "=" in text)
-    container = subprocess.Popen([str(_LAUNCHER), *flags], env=env, cwd=_FOLDER, start_new_session=True)  # noqa: S603
+    words = [*program, *flags]
+    words[0] = str(Path(__file__).with_name(words[0]))
+    container = subprocess.Popen(words, env=env, cwd=_FOLDER, start_new_session=True)  # noqa: S603
     (_FOLDER / name).write_text(str(container.pid))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: container.send_signal(number))

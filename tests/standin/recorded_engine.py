@@ -15,6 +15,9 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
 
 _LOGS = {
     "vllm": (
@@ -73,9 +76,10 @@ def metrics(engine: str, num_tokens: int) -> str:
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, engine: str, port: int) -> None:
+    def __init__(self, engine: str, port: int, key: str | None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.engine = engine
+        self.key = key
         self.num_tokens = 0
 
 
@@ -83,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        key = os.environ.get("VLLM_API_KEY")
+        key = self.server.key
         if self.path != "/health" and os.environ.get("STANDIN_FAULT") == "dies":
             _say("ERROR: a client sent: torch.OutOfMemoryError: CUDA out of memory")
             os._exit(3)
@@ -103,6 +107,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+def _key(arguments: list[str]) -> str | None:
+    """Its key: vLLM's is in the environment, SGLang's in a file."""
+    if "--config" not in arguments:
+        return os.environ.get("VLLM_API_KEY")
+    given = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text(encoding="utf-8"))
+    return str(given["api-key"])
 
 
 def main() -> None:
@@ -131,7 +143,7 @@ def main() -> None:
         sys.exit(1)
     while fault == "slow":
         time.sleep(1)
-    server = _Server(engine, int(arguments[arguments.index("--port") + 1]))
+    server = _Server(engine, int(arguments[arguments.index("--port") + 1]), _key(arguments))
     for line in log:
         _say(line)
     server.serve_forever()

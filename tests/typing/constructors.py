@@ -35,6 +35,9 @@ def right(loaded: Any, options: dict[str, Any]) -> None:
     SpeculativeLLM.from_server("http://127.0.0.1:8000", max_concurrency=4, tokenizer=loaded, stop=["x"])
     ChatSpeculative(backend=OpenAIBackend("http://127.0.0.1:8000", model="id"))
     SpeculativeLLM.launch_tgi("id", speculate=None, port=8080, restart="on-failure", quantize="awq", devices=[0])
+    SpeculativeLLM.launch_server("id", engine="vllm", speculate=4, num_shard=2, restart="never", max_tokens=9)
+    ChatSpeculative.launch_server("id", engine="specdec", draft_model="id", read_timeout=None, reasoning=True)
+    ChatSpeculative.launch_server("id", engine="llama-cpp", speculation_method="ngram", extra_args=["--mlock"])
     model: ChatSpeculative = ChatSpeculative.launch_tgi("id", tokenizer="id", chat_template="x")
     names: list[str] = [model.model, model.model_name]
     names.sort()
@@ -62,6 +65,10 @@ def wrong() -> None:
     ChatSpeculative.from_server("http://127.0.0.1:8000", model=3)  # type: ignore[arg-type]
     ChatSpeculative.launch_tgi("x", quantize="no such way")  # type: ignore[arg-type]
     ChatSpeculative.launch_tgi("x", on_progres=print)  # type: ignore[call-arg]
+    SpeculativeLLM.launch_server("x", engine="ollama")  # type: ignore[arg-type]
+    SpeculativeLLM.launch_server("x")  # type: ignore[call-arg]
+    ChatSpeculative.launch_server("x", engine="vllm", num_shards=2)  # type: ignore[call-arg]
+    ChatSpeculative.launch_server("x", engine="vllm", speculation_method="guess")  # type: ignore[arg-type]
     LocalBackend("x", compile="fast")  # type: ignore[arg-type]
     SpeculativeDecisions(model="x", max_tokens=3)  # type: ignore[call-arg]
     SpeculativeDecisions.from_model_id("x", tempreature=1)  # type: ignore[call-arg]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from tgi_launcher.cpu import HINT, IMAGE_SUFFIX, VARIABLES
 from tgi_launcher.docker import find_docker
 from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.engines.choice import engine_of
+from tgi_launcher.engines.program import choose_runtime as choose_engine_runtime
 from tgi_launcher.engines.program import find_program
 from tgi_launcher.engines.program import take_port as take_engine_port
 from tgi_launcher.errors import StartError
@@ -35,11 +36,14 @@ _TRUE = ("1", "ON", "YES", "TRUE")
 _ACCELERATORS = ("kfd", "dri/renderD*", "accel*", "nvidia[0-9]*", "dxg", "neuron*", "hl[0-9]*")
 
 
+_Status = Literal["ok", "note", "missing", "info"]
+
+
 @dataclass(frozen=True)
 class _Finding:
     name: str
     value: str
-    status: Literal["ok", "note", "missing", "info"] = "ok"
+    status: _Status = "ok"
 
 
 def check(config: TGIConfig | EngineConfig, *, has_model: bool) -> None:
@@ -64,8 +68,14 @@ def _of_tgi(config: TGIConfig, has_model: bool) -> Iterator[_Finding]:
 
 def _of_engine(config: EngineConfig, has_model: bool) -> Iterator[_Finding]:
     program = find_program(config)
+    is_docker = choose_engine_runtime(config) == "docker"
     missing = f"there is no {config.launcher_path or config.facts.program[0]}: {config.facts.install}"
-    yield _Finding("program", " ".join(program) if program else missing, "ok" if program else "missing")
+    status: _Status = "ok" if program else "info" if is_docker else "missing"
+    yield _Finding("program", " ".join(program) if program else missing, status)
+    if is_docker:
+        docker, daemon = _docker()
+        yield replace(docker, status="ok" if daemon else "missing")
+        yield _Finding("runtime", "docker" if config.runtime != "auto" else "auto: docker")
     with PortLocks() as locks:
         try:
             yield _Finding("port", f"{take_engine_port(config, locks)} is free")
@@ -82,14 +92,10 @@ def _of_engine(config: EngineConfig, has_model: bool) -> Iterator[_Finding]:
 
 
 def _programs(config: TGIConfig) -> Iterator[_Finding]:
-    launcher, docker = find_launcher(config), find_docker()
+    launcher = find_launcher(config)
     yield _Finding("launcher", launcher or "not found", "ok" if launcher else "info")
-    daemon = _output("docker", "version", "--format", "{{.Server.Version}}") if docker else None
-    if docker is None:
-        yield _Finding("docker", "not found", "info")
-    else:
-        state = f"daemon {daemon}" if daemon else "its daemon does not answer"
-        yield _Finding("docker", f"{docker}, {state}", "ok" if daemon else "note")
+    docker, daemon = _docker()
+    yield docker
     try:
         runtime = choose_runtime(config)
     except StartError as error:
@@ -101,6 +107,16 @@ def _programs(config: TGIConfig) -> Iterator[_Finding]:
         yield _Finding("runtime", "docker, which cannot be used as it is", "missing")
     else:
         yield _Finding("runtime", runtime if config.runtime != "auto" else f"auto: {runtime}")
+
+
+def _docker() -> tuple[_Finding, str | None]:
+    """What there is of Docker, and the version of its daemon, if that answers."""
+    docker = find_docker()
+    if docker is None:
+        return _Finding("docker", "not found", "info"), None
+    daemon = _output("docker", "version", "--format", "{{.Server.Version}}")
+    state = f"daemon {daemon}" if daemon else "its daemon does not answer"
+    return _Finding("docker", f"{docker}, {state}", "ok" if daemon else "note"), daemon
 
 
 def _gpus(config: TGIConfig, preview: Callable[[], Command]) -> Iterator[_Finding]:

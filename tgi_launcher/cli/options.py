@@ -84,10 +84,10 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     shown: Any = {"help": description, "rich_help_panel": panel, "show_default": False}
     kind = _without_none(field.annotation)
     if kind is bool:
-        flags = [flag, f"--no-{flag[2:]}"] if field.default else [flag]
+        both = f"{flag}/--no-{flag[2:]}" if field.default else flag
         # What is on by default may depend on other options.
         default = None if field.default else False
-        return _keyword(name, Annotated[bool | None, typer.Option(*flags, **shown)], default)
+        return _keyword(name, Annotated[bool | None, typer.Option(both, **shown)], default)
     if name in _REPEATED:
         option = typer.Option(_REPEATED_FLAGS.get(name, flag), metavar=_REPEATED[name], **shown)
         return _keyword(name, Annotated[list[str], option], [])

@@ -34,7 +34,7 @@ _FLAGS = {
 _MENTION = re.compile(
     r"(?<![\w/.-])(?P<verb>(?:set|give|leave|check|use|With) )?(?P<name>"
     + "|".join(sorted(_FLAGS, key=len, reverse=True))
-    + r")(?![\w/-]|\.\w)(?:=(?P<value>'[^']*'|[\w.:-]*\w))?(?P<after> must| may not)?"
+    + r")(?![\w/-]|\.\w)(?:=(?P<value>'[^']*'|\('[^)]*\)|[\w.:-]*\w))?(?P<after> must| may not)?"
 )
 
 
@@ -48,7 +48,9 @@ def _flag(mention: re.Match[str]) -> str:
     if "_" not in name and verb is value is after is None:
         return mention[0]
     flag = _FLAGS[name]
-    if value == "False":
+    if value is not None and value.startswith("("):
+        flag = " ".join(f"{flag}={word}" for word in re.findall("'([^']*)'", value))
+    elif value == "False":
         flag = f"--no-{flag[2:]}"
     elif value not in (None, "True"):
         flag = f"{flag} {value.strip(chr(39))}"

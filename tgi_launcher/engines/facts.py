@@ -71,6 +71,40 @@ class MetricNames:
 
 
 @dataclass(frozen=True)
+class Machines:
+    """Machines that serve one model together.
+
+    Attributes:
+        num_nodes: How many there are.
+        rank: Which of them this is; 0 is the first, which answers requests.
+        address: The first, as the others reach it.
+        port: Where they meet there.
+    """
+
+    num_nodes: int
+    rank: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of an engine for Docker, with pinned tags; empty where there is none.
+
+    Attributes:
+        gpu: For NVIDIA's GPUs.
+        cpu: For CPUs.
+        words: What stands before the arguments, where the image does not start the server by itself.
+        shm_size: Shared memory that its processes may need; None for Docker's own default.
+    """
+
+    gpu: str = ""
+    cpu: str = ""
+    words: tuple[str, ...] = ()
+    shm_size: str | None = None
+
+
+@dataclass(frozen=True)
 class FailureRule:
     """A line of a log that says why a server did not start.
 
@@ -107,6 +141,10 @@ class EngineFacts:
         no_speculation: Arguments of a server that must not speculate, though it would by itself.
         module: Python module that is the same program, for where it is not on PATH.
         key_variable: Variable of the environment that it reads its key from; None if it reads it from none.
+        key_file_option: Option that names a YAML file with `api-key`, where it reads its key from no variable.
+        images: Its images for Docker.
+        machines: The arguments by which it is one of several machines; None where it cannot be.
+        followers_answer: Whether `/health` of machines other than the first answers.
         variables: Variables of its own that are always set.
         option_variables: Variables of the environment that it would take for options.
         record: A line of its log, with the groups `level` and `message`.
@@ -132,6 +170,10 @@ class EngineFacts:
     no_speculation: tuple[str, ...] = ()
     module: str | None = None
     key_variable: str | None = None
+    key_file_option: str | None = None
+    images: Images = Images()
+    machines: Callable[[Machines], Sequence[str]] | None = None
+    followers_answer: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     option_variables: re.Pattern[str] = re.compile(r"(?!)")
     record: re.Pattern[str] = re.compile(r"(?!)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tgi_launcher.diagnosis import Diagnosis, Evidence, by_signal, cause, plain_lines
+from tgi_launcher.diagnosis import DOCKER_RULES, Diagnosis, Evidence, by_docker, by_signal, cause, plain_lines
 from tgi_launcher.engines.facts import EngineFacts, FailureRule
 from tgi_launcher.errors import Reason
 
@@ -12,6 +12,7 @@ from tgi_launcher.errors import Reason
 _SHARED = tuple(
     FailureRule(reason, re.compile(pattern, re.MULTILINE), text)
     for reason, pattern, text in (
+        *((reason, f"(?i:{pattern})", text) for reason, pattern, text in DOCKER_RULES),
         (
             Reason.INCOMPLETE_INSTALLATION,
             r"^ModuleNotFoundError: No module named '([\w.]+)'",
@@ -19,7 +20,7 @@ _SHARED = tuple(
         ),
         (
             Reason.PORT_TAKEN,
-            r"(?i:address already in use|EADDRINUSE)",
+            r"(?i:address already in use|EADDRINUSE|port is already allocated|Bind for \S+ failed)",
             "Port {port} is taken: somebody else bound it in the meantime.",
         ),
         (
@@ -87,5 +88,7 @@ def diagnose(facts: EngineFacts, evidence: Evidence) -> Diagnosis:
             groups = ((group or "").strip().rstrip(".") for group in match.groups())
             sentence = rule.text.format(*groups, title=facts.title, model=evidence.model_id, port=evidence.port)
             return Diagnosis(rule.reason, sentence)
+    if evidence.is_docker and (told := by_docker(code, text, facts.title)):
+        return told
     reason = Reason.INVALID_ARGUMENTS if code == _USAGE and not has_served else Reason.EXITED
     return Diagnosis(reason, f"{facts.title} ended with exit code {code}{cause(text)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tgi_launcher.engines.facts import EngineFacts, FailureRule, Method, MetricNames, Speculation
+from tgi_launcher.engines.facts import EngineFacts, FailureRule, Images, Method, MetricNames, Speculation
 from tgi_launcher.errors import Reason
 from tgi_launcher.logs import Stage
 
@@ -47,11 +47,15 @@ FACTS = EngineFacts(
     },
     lacks={
         "num_shard": "it splits a model over all GPUs that it sees, so give devices",
+        "pipeline_parallel_size": "it splits a model over all GPUs that it sees, so give devices",
+        "nnodes": "it reaches other machines by its rpc-server, so give extra_args=('--rpc', 'HOST:PORT')",
         "dtype": "a GGUF file has its own",
         "revision": "give a file, or the name of a quantization behind the id, as in owner/name:Q4_K_M",
     },
     always=("--metrics", "--jinja"),
     key_variable="LLAMA_API_KEY",
+    # Images are made once a day, and not of each build.
+    images=Images("ghcr.io/ggml-org/llama.cpp:server-cuda-b11429", "ghcr.io/ggml-org/llama.cpp:server-b11429"),
     option_variables=re.compile(r"LLAMA_(?:ARG_\w+|API_KEY)"),
     metrics=MetricNames(
         generated="llamacpp:tokens_predicted",

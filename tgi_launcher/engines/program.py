@@ -1,4 +1,4 @@
-"""The program of an engine other than TGI: its command, its environment, and where a server of it runs."""
+"""The program of an engine other than TGI, or its image: the command, its environment, and where it runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import importlib.util
 import os
 import shutil
 import sys
+import uuid
 from dataclasses import replace
+from typing import Literal
 
 from tgi_launcher.command import TOKEN_VARIABLES, Addresses, Command, given_secrets, masked
+from tgi_launcher.docker import find_docker, require_docker
 from tgi_launcher.engine_config import EngineConfig
+from tgi_launcher.engines.arguments import arguments_of, key_file_arguments, key_in_file, write_key_file
+from tgi_launcher.engines.container import container_command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.paths import absolute, absolute_variables
 from tgi_launcher.plan import LaunchPlan
@@ -43,6 +48,14 @@ def require_program(config: EngineConfig) -> tuple[str, ...]:
     return program
 
 
+def choose_runtime(config: EngineConfig) -> Literal["binary", "docker"]:
+    """The runtime that `auto` stands for on this machine."""
+    if config.runtime != "auto":
+        return config.runtime
+    is_for_docker = config.launcher_path is None and config.machines is None and config.image
+    return "docker" if is_for_docker and find_program(config) is None and find_docker() else "binary"
+
+
 def take_port(config: EngineConfig, locks: PortLocks) -> int:
     """Lock the port of a server: the one that its config gives, else a free one.
 
@@ -54,14 +67,34 @@ def take_port(config: EngineConfig, locks: PortLocks) -> int:
 
 def make_plan(config: EngineConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
     """Choose everything that is left open. As `Engine.make_plan`."""
+    facts, machines = config.facts, config.machines
+    if machines is not None and machines.rank and not facts.followers_answer:
+        msg = (
+            f"{facts.title} answers on the first machine only, so this one would never seem ready: run what tgi-launch "
+            "print-command prints for it, and end it yourself."
+        )
+        raise StartError(Reason.INVALID_ARGUMENTS, msg)
+    if choose_runtime(config) == "docker":
+        return _plan_docker(config, locks, earlier)
     program = require_program(config)
     port = earlier.port if earlier else take_port(config, locks)
     folder = make_server_folder()
-    command = engine_command(config, port, program)
+    command = engine_command(config, port, program, key_file=write_key_file(config, folder.path))
     env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
     return LaunchPlan(
         replace(command, env=env, folder=folder.work), Addresses(port, 0, 0, None), is_docker=False, folder=folder
     )
+
+
+def _plan_docker(config: EngineConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
+    docker = require_docker(config.facts.title)
+    port = earlier.port if earlier else take_port(config, locks)
+    folder = make_server_folder()
+    name = f"{config.engine}-{port}-{uuid.uuid4().hex[:8]}"
+    folder.note_container(name)
+    key_file = write_key_file(config, folder.path)
+    command = container_command(config, port, docker, name=name, label=str(folder.path), key_file=key_file)
+    return LaunchPlan(command, Addresses(port, 0, 0, None), is_docker=True, folder=folder)
 
 
 def preview_command(config: EngineConfig) -> Command:
@@ -71,16 +104,21 @@ def preview_command(config: EngineConfig) -> Command:
             port = config.port or take_port(config, locks)
         except StartError:  # a start says why
             port = config.facts.first_port
+    if choose_runtime(config) == "docker":
+        return container_command(config, port, "docker", name=f"{config.engine}-{port}")
     return engine_command(config, port, find_program(config) or config.facts.program)
 
 
-def engine_command(config: EngineConfig, port: int, program: tuple[str, ...]) -> Command:
+def engine_command(
+    config: EngineConfig, port: int, program: tuple[str, ...], *, key_file: str | None = None
+) -> Command:
     """The command that starts a server.
 
     Args:
         config: The server.
         port: Where it listens.
         program: The program with its first words.
+        key_file: File that holds the key, for an engine that reads it from one.
     """
     facts = config.facts
     secrets = given_secrets(config, facts.key_variable)
@@ -90,27 +128,11 @@ def engine_command(config: EngineConfig, port: int, program: tuple[str, ...]) ->
         shown |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.devices))}
     inherited = {name: text for name, text in os.environ.items() if not facts.option_variables.fullmatch(name)}
     env = absolute_variables({**inherited, **facts.variables, **shown, **secrets})
-    tokens = [env[name] for name in TOKEN_VARIABLES if env.get(name)]
+    more = [key_in_file(config), *map(env.get, TOKEN_VARIABLES)]
     return Command(
-        argv=(*program, *_arguments(config, port)),
+        argv=(*program, *arguments_of(config, port), *key_file_arguments(config, key_file)),
         env=env,
         shown_env={**shown, **masked(secrets)},
         dropped=tuple(sorted(os.environ.keys() - env.keys())),
-        secrets=tuple(dict.fromkeys([*secrets.values(), *tokens])),
+        secrets=tuple(dict.fromkeys([*secrets.values(), *filter(None, more)])),
     )
-
-
-def _arguments(config: EngineConfig, port: int) -> list[str]:
-    facts = config.facts
-    arguments = [*facts.model(config.model_id)]
-    for name, flag in facts.flags.items():
-        value = port if name == "port" else getattr(config, name)
-        if value is None or value is False:
-            continue
-        arguments += [flag] if value is True else [flag, str(value)]
-    arguments += facts.always
-    if (drafts := config.drafts) is not None:
-        arguments += [*facts.speculation[drafts.method](drafts), *facts.when_speculating]
-    elif config.speculate == 0:
-        arguments += facts.no_speculation
-    return [*arguments, *config.extra_args]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tgi_launcher.engines.facts import EngineFacts, Method, MetricNames, Speculation
+from tgi_launcher.engines.facts import EngineFacts, Images, Machines, Method, MetricNames, Speculation
 from tgi_launcher.logs import Stage
 
 
@@ -18,6 +18,14 @@ def _chain(algorithm: str, speculation: Speculation) -> tuple[str, ...]:
         *("--speculative-algorithm", algorithm, "--speculative-draft-model-path", str(speculation.model)),
         *("--speculative-num-steps", str(speculation.num_tokens), "--speculative-eagle-topk", "1"),
         *("--speculative-num-draft-tokens", str(speculation.num_tokens + 1)),
+    )
+
+
+def _machines(machines: Machines) -> tuple[str, ...]:
+    address = f"[{machines.address}]" if ":" in machines.address else machines.address
+    return (
+        *("--nnodes", str(machines.num_nodes), "--node-rank", str(machines.rank)),
+        *("--dist-init-addr", f"{address}:{machines.port}"),
     )
 
 
@@ -35,6 +43,8 @@ FACTS = EngineFacts(
         "dtype": "--dtype",
         "max_total_tokens": "--context-length",
         "num_shard": "--tp-size",
+        "data_parallel_size": "--dp-size",
+        "pipeline_parallel_size": "--pp-size",
         "trust_remote_code": "--trust-remote-code",
     },
     speculation={
@@ -42,9 +52,10 @@ FACTS = EngineFacts(
         Method.DRAFT_MODEL: lambda speculation: _chain("STANDALONE", speculation),
         Method.EAGLE3: lambda speculation: _chain("EAGLE3", speculation),
     },
-    lacks={
-        "api_key": "it takes a key on its command line only, where every user of this machine can read it",
-    },
+    key_file_option="--config",
+    images=Images("lmsysorg/sglang:v0.5.23", words=("sglang", "serve"), shm_size="32g"),
+    machines=_machines,
+    followers_answer=True,
     always=("--enable-metrics",),
     variables={"PYTHONUNBUFFERED": "1"},
     metrics=MetricNames(

@@ -37,7 +37,11 @@ FACTS = EngineFacts(
         "trust_remote_code": "--trust-remote-code",
     },
     speculation={Method.NGRAM: _ngram, Method.DRAFT_MODEL: _draft_model},
-    lacks={"num_shard": "it spreads a model over GPUs by extra_args=('--device-map', 'auto')"},
+    lacks={
+        "num_shard": "it spreads a model over GPUs by extra_args=('--device-map', 'auto')",
+        "image": "build one with the Dockerfile of its repository (docker build -t specdec .) and give "
+        "docker_image='specdec'",
+    },
     default_tokens=10,
     # Unasked, it drafts by n-grams and trees.
     no_speculation=("--drafter", "none"),

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from tgi_launcher.engines.facts import EngineFacts, FailureRule, Method, MetricNames, Speculation
+from tgi_launcher.engines.facts import EngineFacts, FailureRule, Images, Machines, Method, MetricNames, Speculation
 from tgi_launcher.errors import Reason
 from tgi_launcher.logs import Stage
 
@@ -21,6 +21,14 @@ def _config(method: str, **more: object) -> Callable[[Speculation], tuple[str, s
         return "--speculative-config", json.dumps(given)
 
     return arguments
+
+
+def _machines(machines: Machines) -> tuple[str, ...]:
+    return (
+        *("--nnodes", str(machines.num_nodes), "--node-rank", str(machines.rank)),
+        *("--master-addr", machines.address, "--master-port", str(machines.port)),
+        *(("--headless",) if machines.rank else ()),
+    )
 
 
 METRICS = MetricNames(
@@ -46,6 +54,8 @@ FACTS = EngineFacts(
         "dtype": "--dtype",
         "max_total_tokens": "--max-model-len",
         "num_shard": "--tensor-parallel-size",
+        "data_parallel_size": "--data-parallel-size",
+        "pipeline_parallel_size": "--pipeline-parallel-size",
         "trust_remote_code": "--trust-remote-code",
     },
     speculation={
@@ -58,7 +68,10 @@ FACTS = EngineFacts(
     },
     when_speculating=("--per-request-spec-decode-metrics", "summary"),
     key_variable="VLLM_API_KEY",
-    variables={"PYTHONUNBUFFERED": "1"},
+    images=Images("vllm/vllm-openai:v0.32.0", "vllm/vllm-openai-cpu:v0.32.0", shm_size="16g"),
+    machines=_machines,
+    # It would tell its makers how it is used.
+    variables={"PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1"},
     option_variables=re.compile(r"VLLM_(?:API_KEY|PORT|HOST_IP)"),
     metrics=METRICS,
     record=re.compile(

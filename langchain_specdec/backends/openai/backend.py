@@ -41,6 +41,7 @@ from langchain_specdec.backends.remote.options import (
     checked_options,
     checked_url,
 )
+from langchain_specdec.backends.remote.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.backends.remote.retries import Retries
 from langchain_specdec.completions.completion import CompletionRequest
@@ -73,6 +74,8 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
             than by asking the server, and has the template that chats need. None is that of the model that the
             server names, loaded when a chat needs it; the code of a tokenizer is never run.
+        server: A server that ends with this backend. Where it is started again after a crash, requests that have no
+            token yet wait for it, `read_timeout` at most, and errors tell why it ended.
 
     Raises:
         InvalidParameterError: A parameter is out of its range.
@@ -91,6 +94,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         max_retries: int | None = MAX_RETRIES,
         max_concurrency: int | None = None,
         tokenizer: Any = None,
+        server: OwnedServer | None = None,
     ) -> None:
         url = checked_url(base_url.rstrip("/").removesuffix("/v1") if isinstance(base_url, str) else base_url)
         key = checked_key(api_key, url)
@@ -104,7 +108,9 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         loop = LoopThread(self._client.aclose)
         facts = OpenAIServerFacts(self._client, failures, timeout, model)
         # Not a method of this object, which would never be freed then.
-        new_retries = partial(Retries, max_attempts, timeout, None)
+        watch = None if server is None else OwnedServerWatch(server, facts.is_healthy, timeout)
+        new_retries = partial(Retries, max_attempts, timeout, watch)
+        self._server = server
         grammars = GrammarCheck(url, key, "server", _BROKEN)
         super().__init__(
             Connection(url, timeout, max_concurrency, loop, failures, facts, tokenizers, grammars, new_retries)
@@ -147,6 +153,12 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         """How to start the server with room for so many tokens of a prompt and its completion."""
         info = self._facts.info
         return info.dialect.more_room.format(num_tokens=num_tokens) if info else None
+
+    def close(self) -> None:
+        """Break what runs, with an `EngineClosedError`, and stop the server if it is this backend's own."""
+        super().close()
+        if self._server is not None:
+            self._server.stop()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r})"

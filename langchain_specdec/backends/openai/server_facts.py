@@ -25,6 +25,8 @@ from tgi_launcher.endpoints import problems
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _BYTES = 4 * 2**20
+# Nobody's answer waits for it for longer.
+_HEALTH_SECONDS = 5.0
 # A token's id and a comma, for each byte of a text.
 _TOKEN_BYTES = 32
 _SHOWN_MODELS = 10
@@ -122,6 +124,14 @@ class OpenAIServerFacts(Facts[ServerInfo]):
         self._unreadable = failures.unreadable
         self._timeout = read_timeout
         self._model = model
+
+    async def is_healthy(self) -> bool:
+        """Whether the server answers that it is well."""
+        try:
+            await self._client.fetch(ShortRequest("/health", min(self._timeout, _HEALTH_SECONDS), _BYTES))
+        except Exception:
+            return False
+        return True
 
     async def _fetch_info(self) -> ServerInfo:
         models = (await self._get("/v1/models", _Models)).data

@@ -20,13 +20,13 @@ from langchain_specdec.backends.remote.options import (
     checked_options,
     checked_url,
 )
+from langchain_specdec.backends.remote.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer, TokenizerInUse
 from langchain_specdec.backends.remote.retries import Retries
 from langchain_specdec.backends.tgi.client import TGIClient, make_client
 from langchain_specdec.backends.tgi.errors import TGIFailures, larger_server
 from langchain_specdec.backends.tgi.grammar_check import tgi_grammar_check
 from langchain_specdec.backends.tgi.grammars import served
-from langchain_specdec.backends.tgi.owned_server import OwnedServer, OwnedServerWatch
 from langchain_specdec.backends.tgi.parameters import GenerateParameters, check_honoured
 from langchain_specdec.backends.tgi.server_facts import ServerFacts
 from langchain_specdec.backends.tgi.speculation_warner import SpeculationWarner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from langchain_specdec.backends.remote.grammar_check import GrammarCheck
-from langchain_specdec.backends.tgi.owned_server import OwnedServer
+from langchain_specdec.backends.remote.owned_server import OwnedServer
 
 _SPECULATING = (
     "Such servers do that most of the time where they speculate, and never hold the bounds of numbers. Use a server "

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
 from typing_extensions import Unpack
 
-from langchain_specdec.backends.remote.options import checked_key, checked_options
-from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer
+from langchain_specdec.backends.remote.launch import Launch
 from langchain_specdec.backends.tgi.backend import TGIBackend
 from langchain_specdec.backends.tgi.client import make_client
 from langchain_specdec.backends.tgi.launch_options import LaunchOptions
-from langchain_specdec.errors import InvalidParameterError
-from langchain_specdec.parameter_names import refuse_unknown
-
-_ANY_PORT = "http://127.0.0.1"
 
 
 def launch_backend(model_id: str, *, speculate: int | None = 4, **options: Unpack[LaunchOptions]) -> TGIBackend:
@@ -36,39 +30,9 @@ def launch_backend(model_id: str, *, speculate: int | None = 4, **options: Unpac
     """
     from tgi_launcher import TGIConfig, TGIServer
 
-    ours = set(inspect.signature(TGIBackend).parameters) - {"base_url", "server"}
-    serving = set(inspect.signature(TGIServer).parameters) - {"config"}
-    refuse_unknown(options, {*ours, *TGIConfig.model_fields, *serving})
-    # Of all of these, None is the default.
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    mine = {name: value for name, value in given.items() if name in ours}
-    api_key, tokenizer = mine.pop("api_key", None), mine.pop("tokenizer", None)
-    # All that can be wrong is found before a server is started, which takes minutes.
-    checked_options(mine.get("read_timeout"), mine.get("max_retries"), mine.get("max_concurrency"))
-    key = checked_key(api_key, _ANY_PORT)
-    make_client(mine.get("client", "auto"), _ANY_PORT, None)
-    loaded = LocalTokenizer.load(tokenizer)
-    theirs: dict[str, Any] = {name: value for name, value in given.items() if name not in ours | serving}
-    try:
-        config = TGIConfig(
-            model_id=model_id, speculate=speculate, api_key=None if key is None else SecretStr(key), **theirs
-        )
-    except ValidationError as error:
-        # Values are left out: they may be secret.
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'together'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_context=False, include_url=False)
-        ]
-        msg = f"The TGI server cannot be started so: {'; '.join(problems)}."
-        raise InvalidParameterError(msg) from None
-    try:
-        server = TGIServer(config, **{name: value for name, value in given.items() if name in serving})
-    except ValueError as error:
-        raise InvalidParameterError(str(error)) from error
-    server.start()
-    try:
-        tokenizer = None if loaded is None else loaded.private
-        return TGIBackend(server.base_url, api_key=key, tokenizer=tokenizer, server=server, **mine)
-    except BaseException:
-        server.stop()
-        raise
+    launch = Launch(TGIBackend, TGIConfig, TGIServer, "TGI server", _check_client)
+    return launch.start(dict(options), model_id=model_id, speculate=speculate)
+
+
+def _check_client(options: Mapping[str, Any]) -> None:
+    make_client(options.get("client", "auto"), "http://127.0.0.1", None)

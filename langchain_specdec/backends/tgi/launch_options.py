@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
+from langchain_specdec.backends.remote.launch_options import ServerOptions
+
 if TYPE_CHECKING:
     from pydantic import SecretStr
-
-    from tgi_launcher import Backoff, Progress, ServerExit
 
 
 class ConnectionOptions(TypedDict, total=False):
@@ -25,16 +25,6 @@ class ConnectionOptions(TypedDict, total=False):
     max_retries: int | None
     max_concurrency: int | None
     tokenizer: Any
-
-
-class ServerOptions(TypedDict, total=False):
-    """Keywords of `tgi_launcher.TGIServer`."""
-
-    restart: Literal["never", "on-failure"] | None
-    backoff: Backoff | None
-    on_exit: Callable[[ServerExit], None] | None
-    on_progress: Callable[[Progress], None] | None
-    on_log: Callable[[str], None] | None
 
 
 class ConfigOptions(TypedDict, total=False):

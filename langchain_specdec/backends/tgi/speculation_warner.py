@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 
-from langchain_specdec.backends.tgi.owned_server import OwnedServer
+from langchain_specdec.backends.remote.owned_server import OwnedServer
 from langchain_specdec.backends.tgi.server_facts import ServerFacts
 from langchain_specdec.errors import SpeculatingServerWarning
 

@@ -15,9 +15,9 @@ from langchain_core.messages import HumanMessage
 from transformers import AutoTokenizer
 
 from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM
-from langchain_specdec.backends.remote import facts, retries
+from langchain_specdec.backends.remote import facts, owned_server, retries
 from langchain_specdec.backends.remote.failures import Failure, is_loopback
-from langchain_specdec.backends.tgi import owned_server, speculation_warner
+from langchain_specdec.backends.tgi import speculation_warner
 from langchain_specdec.errors import (
     BackendUnavailableError,
     GenerationError,

@@ -350,6 +350,7 @@ def test_backends_that_tell_no_such_probabilities_are_refused() -> None:
         lambda: SpeculativeDecisions(backend=TGIBackend("http://127.0.0.1:1")),
         lambda: SpeculativeDecisions.from_tgi("http://127.0.0.1:1"),
         lambda: SpeculativeDecisions.launch_tgi("id"),
+        lambda: SpeculativeDecisions.launch_server("id", engine="vllm"),
     ):
         with pytest.raises(InvalidParameterError, match="Load the model here"):
             make()

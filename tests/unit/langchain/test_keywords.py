@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 import tgi_launcher
 from langchain_specdec import ChatSpeculative, LocalBackend, OpenAIBackend, SpeculativeLLM, TGIBackend
 from langchain_specdec.backends.local_options import OPTIONS, DrafterName, LocalOptions
+from langchain_specdec.backends.openai.launch_options import EngineOptions
 from langchain_specdec.backends.openai.options import OpenAIOptions
+from langchain_specdec.backends.remote.launch_options import ServerOptions
 from langchain_specdec.backends.tgi.launch import launch_backend
-from langchain_specdec.backends.tgi.launch_options import ConfigOptions, ConnectionOptions, ServerOptions
+from langchain_specdec.backends.tgi.launch_options import ConfigOptions, ConnectionOptions
 from langchain_specdec.construction import keywords
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.parameter_names import ALIASES, LOADING_ALIASES
@@ -35,7 +37,7 @@ ORIGIN = set(get_type_hints(keywords.Origin, localns={"ModelSource": Any}))
 # Fields that older versions of langchain-core do not have.
 LATER = {"profile"}
 NAMES = {
-    **{name: getattr(tgi_launcher, name) for name in ("Backoff", "Progress", "ServerExit")},
+    **{name: getattr(tgi_launcher, name) for name in ("Backoff", "Method", "Progress", "ServerExit")},
     "BaseCache": BaseCache,
     "BaseRateLimiter": BaseRateLimiter,
     "Callbacks": Callbacks,
@@ -96,6 +98,8 @@ def test_a_server_s_keywords_are_the_fields_and_the_options_of_connections(kind:
     assert server == fields | set(types_of(OpenAIOptions)) | set(ALIASES)
     launch = set(types_of(getattr(keywords, f"{prefix}Launch"))) - (LATER - fields)
     assert launch == connection | set(types_of(ServerOptions)) | set(types_of(ConfigOptions))
+    launch = set(types_of(getattr(keywords, f"{prefix}LaunchServer"))) - (LATER - fields)
+    assert launch == server | set(types_of(ServerOptions)) | set(types_of(EngineOptions))
 
 
 @pytest.mark.parametrize(("kind", "prefix"), KINDS, ids=["llm", "chat"])
@@ -150,24 +154,33 @@ def test_options_of_connections_are_those_of_the_backend(kind: Any, make: Any, o
         assert method[name].default == backend[name].default
 
 
-def test_options_of_servers_are_those_of_the_launcher() -> None:
-    taken = types_of(tgi_launcher.TGIServer.__init__)
-    assert types_of(ServerOptions) == {name: or_none(kind) for name, kind in taken.items() if name != "config"}
-    fields = types_of(tgi_launcher.TGIConfig)
-    own = {name: fields[name] for name in tgi_launcher.TGIConfig.model_fields}
+@pytest.mark.parametrize(
+    ("config", "options", "apart"),
+    [
+        (tgi_launcher.TGIConfig, ConfigOptions, {"model_id", "speculate", "api_key"}),
+        (tgi_launcher.EngineConfig, EngineOptions, {"model_id", "engine", "api_key"}),
+    ],
+)
+def test_options_of_servers_are_those_of_the_launcher(config: Any, options: Any, apart: set[str]) -> None:
+    for server in (tgi_launcher.TGIServer, tgi_launcher.Server):
+        taken = types_of(server.__init__)
+        assert types_of(ServerOptions) == {name: or_none(kind) for name, kind in taken.items() if name != "config"}
+    fields = types_of(config)
+    own = {name: fields[name] for name in config.model_fields}
     # pydantic makes these of them.
     wider: dict[Any, set[Any]] = {
         tuple[int, ...]: {Sequence[int]},
         tuple[str, ...]: {Sequence[str]},
         dict[str, str]: {Mapping[str, str]},
         SecretStr: {str, SecretStr},
+        tgi_launcher.Method: {tgi_launcher.Method, *(repr(method.value) for method in tgi_launcher.Method)},
     }
     expected = {
         name: frozenset(each for part in or_none(kind) for each in wider.get(part, {part}))
         for name, kind in own.items()
-        if name not in ("model_id", "speculate", "api_key")
+        if name not in apart
     }
-    assert types_of(ConfigOptions) == expected
+    assert types_of(options) == expected
 
 
 @pytest.mark.parametrize("kind", [SpeculativeLLM, ChatSpeculative])
@@ -182,4 +195,6 @@ def test_a_signature_names_every_option_with_its_default(kind: Any) -> None:
     launch = inspect.signature(kind.launch_tgi).parameters
     assert {*types_of(ConfigOptions), *types_of(ServerOptions), *types_of(ConnectionOptions)} < launch.keys()
     assert launch["speculate"].default == inspect.signature(launch_backend).parameters["speculate"].default == 4
+    launch = inspect.signature(kind.launch_server).parameters
+    assert {*types_of(EngineOptions), *types_of(ServerOptions), *types_of(OpenAIOptions)} < launch.keys()
     assert inspect.signature(LocalBackend).parameters["drafter"].annotation == DrafterName

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +13,20 @@ from pydantic import ValidationError
 
 from tests.standin.recorded_engine import metrics
 from tests.support.source_code import ROOT
-from tgi_launcher import EngineConfig, Method, Reason, Stage, TGIConfig
+from tgi_launcher import EngineConfig, Method, Reason, Stage, StartError, TGIConfig
+from tgi_launcher.command import Command
 from tgi_launcher.diagnosis import Evidence
+from tgi_launcher.engines.arguments import write_key_file
 from tgi_launcher.engines.choice import engine_of
-from tgi_launcher.engines.program import engine_command
+from tgi_launcher.engines.container import container_command
+from tgi_launcher.engines.program import choose_runtime, engine_command
 from tgi_launcher.engines.table import ENGINES
 from tgi_launcher.engines.tgi import TGI
 from tgi_launcher.errors import NotRunningError
+from tgi_launcher.extras import EXTRAS
 from tgi_launcher.logs import LogRecord
 from tgi_launcher.metrics import Metrics, parse_metrics_of
+from tgi_launcher.ports import PortLocks
 
 EACH = pytest.mark.parametrize("engine", ENGINES)
 METHODS = ("ngram", "suffix", "draft-model", "eagle3", "medusa")
@@ -119,13 +126,132 @@ def test_models_and_methods_that_do_not_fit_are_refused():
     assert "give draft_model" in problem_of("vllm", speculation_method="eagle3")
     assert "takes no draft_model" in problem_of("vllm", speculation_method="ngram", draft_model="owner/draft")
     assert "all GPUs that it sees" in problem_of("llama-cpp", num_shard=2)
-    assert "on its command line only" in problem_of("sglang", api_key="secret")
     assert "GGUF file has its own" in problem_of("llama-cpp", dtype="bfloat16")
     assert "There is no file x.gguf" in problem_of("llama-cpp", model_id="x.gguf")
     assert "There is no folder ./x" in problem_of("vllm", model_id="./x")
     assert "must be a model id" in problem_of("vllm", model_id="--port")
     assert "must be 4 GPUs" in problem_of("vllm", num_shard=4, devices=(0, 1))
     assert "must be an IP address" in problem_of("vllm", hostname="example.org")
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "sentence"),
+    [
+        ("vllm", {"nnodes": 2}, "needs master_addr"),
+        ("vllm", {"node_rank": 1}, "give nnodes, how many they are"),
+        ("vllm", {"nnodes": 2, "node_rank": 2, "master_addr": "a"}, "must be from 0 to 1 for nnodes=2, got 2"),
+        ("vllm", {"nnodes": 2, "master_addr": "a:1"}, "without a port"),
+        ("vllm", {"data_parallel_size": 2, "num_shard": 2, "devices": (0, 1)},
+         "4 GPUs for num_shard=2, data_parallel_size=2, got 2"),
+        ("llama-cpp", {"pipeline_parallel_size": 2}, "all GPUs that it sees"),
+        ("llama-cpp", {"nnodes": 2, "master_addr": "a"}, "--rpc"),
+        ("specdec", {"data_parallel_size": 2}, "specdec cannot be given data_parallel_size: leave it out."),
+        ("specdec", {"runtime": "docker"}, "docker build -t specdec"),
+        ("sglang", {"runtime": "docker", "docker_gpus": False}, "for CPUs: give docker_image."),
+        ("vllm", {"runtime": "docker", "launcher_path": "/x"}, "which a container does not see"),
+        ("vllm", {"runtime": "docker", "nnodes": 2, "master_addr": "a"}, "leave nnodes out"),
+        ("vllm", {"docker_cache": " "}, "must not be empty"),
+        ("sglang", {"api_key": "-key"}, "begins with a hyphen"),
+        ("vllm", {"shm_size": "much"}, "such as 1g"),
+    ],
+)  # fmt: skip
+def test_gpus_machines_and_containers_that_cannot_be_are_refused(engine, options, sentence):
+    assert sentence in problem_of(engine, **options)
+
+
+def test_a_machine_that_would_not_answer_is_not_started():
+    made = config("vllm", nnodes=2, node_rank=1, master_addr="a", launcher_path=sys.executable)
+    with PortLocks() as locks, pytest.raises(StartError, match="answers on the first machine only") as caught:
+        engine_of(made).make_plan(locks)
+    assert caught.value.reason is Reason.INVALID_ARGUMENTS
+
+
+def in_docker(engine: str, **options: Any) -> Command:
+    made = config(engine, runtime="docker", docker_cache="/cache", **options)
+    return container_command(made, 4000, "docker", name="box", key_file="/f/key.yaml" if engine == "sglang" else None)
+
+
+def test_each_engine_has_its_image(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_user")
+    command = in_docker("vllm", speculate=0, num_shard=2, devices=(2, 3), api_key="correct-horse", env={"A": "b"})
+    assert command.argv == (
+        "docker", "run", "--rm", "--name", "box", "--label", "tgi-launcher=box", "--stop-timeout", "28",
+        "--gpus", '"device=2,3"', "--shm-size", "16g", "-p", "127.0.0.1:4000:8000", "-v", "/cache:/data",
+        "-e", "PYTHONUNBUFFERED=1", "-e", "VLLM_NO_USAGE_STATS=1", "-e", "HF_HOME=/data", "-e", "A=b",
+        "-e", "VLLM_API_KEY", "-e", "HF_TOKEN",
+        "vllm/vllm-openai:v0.32.0", "owner/model", "--host", "0.0.0.0", "--port", "8000",  # noqa: S104
+        "--tensor-parallel-size", "2",
+    )  # fmt: skip
+    assert command.stop == ("docker", "stop", "-t", "28", "box")
+    assert command.remove == ("docker", "rm", "-f", "box")
+    assert (command.env["VLLM_API_KEY"], command.env["HF_TOKEN"]) == ("correct-horse", "hf_of_this_user")
+    assert {"correct-horse", "hf_of_this_user"} <= set(command.secrets)
+    command = in_docker("sglang", api_key="correct-horse")
+    assert "correct-horse" in command.secrets
+    argv = command.argv
+    assert "/f/key.yaml:/api-key/key.yaml:ro" in argv
+    assert argv[argv.index("lmsysorg/sglang:v0.5.23") + 1 :][:2] == ("sglang", "serve")
+    assert argv[-2:] == ("--config", "/api-key/key.yaml")
+    command = in_docker("llama-cpp", docker_gpus=False)
+    assert "ghcr.io/ggml-org/llama.cpp:server-b11429" in command.argv
+    assert "--gpus" not in command.argv
+    assert "--shm-size" not in command.argv
+    assert in_docker("specdec", docker_image="specdec").argv[-6:-4] == ("specdec", "owner/model")
+    assert "mine:1" in in_docker("vllm", docker_image="mine:1").argv
+
+
+def test_the_image_that_can_be_built_starts_the_engine():
+    """Nothing is built here: its command line has to be the one that a container is given arguments for."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (entry,) = (line.removeprefix("ENTRYPOINT ") for line in lines if line.startswith("ENTRYPOINT "))
+    assert tuple(json.loads(entry)) == ENGINES["specdec"].program
+    extras = re.search(r"'/source\[([\w,]+)\]'", "".join(lines))
+    assert extras is not None
+    assert set(extras[1].split(",")) <= EXTRAS.keys()
+
+
+def test_a_container_sees_models_of_this_machine_by_mounts(tmp_path):
+    (tmp_path / "a model").mkdir()
+    for name in ("x-00001-of-00002.gguf", "y.gguf"):
+        (tmp_path / name).touch()
+    argv = in_docker("vllm", model_id=f"{tmp_path}/a model", draft_model=str(tmp_path), speculate=2).argv
+    assert f"{tmp_path}/a model:/model/a_model:ro" in argv
+    assert "/model/a_model" in argv
+    assert f'"model": "/draft-model/{tmp_path.name}"' in " ".join(argv)
+    part, whole = f"{tmp_path}/x-00001-of-00002.gguf", f"{tmp_path}/y.gguf"
+    argv = in_docker("llama-cpp", model_id=part, draft_model=whole).argv
+    assert f"{tmp_path}:/model/{tmp_path.name}:ro" in argv, "the other parts are needed too"
+    assert value(list(argv), "--model") == f"/model/{tmp_path.name}/x-00001-of-00002.gguf"
+    assert value(list(argv), "--spec-draft-model") == "/draft-model/y.gguf"
+
+
+def test_docker_is_taken_where_the_engine_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose_runtime(config("vllm")) == "binary", "there is neither"
+    for name in ("docker", "vllm"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        assert choose_runtime(config("vllm")) == ("docker" if name == "docker" else "binary")
+    assert choose_runtime(config("sglang")) == "docker"
+    assert choose_runtime(config("sglang", docker_gpus=False)) == "binary", "there is no image"
+    assert choose_runtime(config("sglang", launcher_path="/x")) == "binary"
+    assert choose_runtime(config("sglang", nnodes=2, master_addr="a")) == "binary"
+    assert str(engine_of(config("sglang", port=5000, docker_cache="/c")).preview_command()).startswith("docker run ")
+
+
+def test_a_key_that_no_variable_holds_is_in_a_file_of_this_user_alone(tmp_path):
+    made = config("sglang", api_key="a:b#'c")
+    path = write_key_file(made, tmp_path)
+    assert path is not None
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    assert json.loads(Path(path).read_text()) == {"api-key": "a:b#'c"}
+    command = engine_command(made, 4000, made.facts.program, key_file=path)
+    assert command.argv[-2:] == ("--config", path)
+    assert "a:b#'c" in command.secrets
+    assert "a:b#'c" not in " ".join(command.argv) + str(command.env)
+    assert arguments("sglang", api_key="key")[-2:] == ["--config", "key.yaml"], "it is only shown"
+    for without in (config("sglang"), config("vllm", api_key="key")):
+        assert write_key_file(without, tmp_path / "none") is None
 
 
 def test_files_of_models_are_given_as_files(tmp_path, monkeypatch):
@@ -138,9 +264,20 @@ def test_files_of_models_are_given_as_files(tmp_path, monkeypatch):
     assert value(arguments("llama-cpp", model_id="owner/model:Q4_K_M"), "--hf-repo") == "owner/model:Q4_K_M"
 
 
-def test_several_gpus_go_by_the_engine_s_own_flags():
-    assert value(arguments("vllm", num_shard=4), "--tensor-parallel-size") == "4"
-    assert value(arguments("sglang", num_shard=4), "--tp-size") == "4"
+def test_several_gpus_and_machines_go_by_the_engine_s_own_flags():
+    sizes = {"num_shard": 4, "pipeline_parallel_size": 2, "data_parallel_size": 3}
+    vllm, sglang = arguments("vllm", **sizes), arguments("sglang", **sizes)
+    for name, size in (("tensor", "4"), ("pipeline", "2"), ("data", "3")):
+        assert value(vllm, f"--{name}-parallel-size") == size
+        assert value(sglang, f"--{name[0]}p-size") == size
+    second = {"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1"}
+    assert "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --master-port 29501 --headless" in " ".join(
+        arguments("vllm", **second)
+    )
+    assert "--headless" not in arguments("vllm", **{**second, "node_rank": None})
+    sglang = arguments("sglang", **{**second, "master_addr": "::1", "master_port": 5000})
+    assert value(sglang, "--dist-init-addr") == "[::1]:5000"
+    assert "--nnodes" not in arguments("vllm", nnodes=1)
     assert arguments("vllm", extra_args=("--data-parallel-size", "2"))[-2:] == ["--data-parallel-size", "2"]
     made = config("vllm", devices=(2, 3))
     command = engine_command(made, 4000, made.facts.program)
@@ -218,6 +355,10 @@ def test_records_tell_how_far_a_start_has_come(engine, message, stage, serves):
         ("vllm", "ModuleNotFoundError: No module named 'flashinfer'", Reason.INCOMPLETE_INSTALLATION,
          "The installation of vLLM is incomplete: its Python has no module flashinfer."),
         ("vllm", "OSError: [Errno 98] Address already in use", Reason.PORT_TAKEN, "Port 4000 is taken"),
+        ("vllm", "docker: Error response from daemon: Bind for 127.0.0.1:4000 failed: port is already allocated.",
+         Reason.PORT_TAKEN, "Port 4000 is taken"),
+        ("sglang", "docker: Error response from daemon: manifest for x:y not found: manifest unknown",
+         Reason.DOCKER_FAILED, "check docker_image"),
         ("sglang", "huggingface_hub.errors.GatedRepoError: 403", Reason.MODEL_ACCESS_DENIED, "owner/model"),
         ("sglang", "RuntimeError: No CUDA GPUs are available", Reason.NOT_ENOUGH_GPUS, "SGLang finds fewer GPUs"),
         ("llama-cpp", "error: invalid argument: --draft-max", Reason.INVALID_ARGUMENTS, "argument: --draft-max."),
@@ -249,6 +390,9 @@ def test_exit_codes_without_a_line_of_the_log(engine):
         told = made.diagnose(Evidence(records=[], returncode=code, model_id="owner/model", port=4000))
         assert told.reason is reason
         assert made.title in told.summary
+    for code, reason in {125: Reason.DOCKER_FAILED, 137: Reason.KILLED, 1: Reason.EXITED}.items():
+        evidence = Evidence(records=[], returncode=code, model_id="owner/model", port=4000, is_docker=True)
+        assert made.diagnose(evidence).reason is reason
 
 
 def test_figures_are_read_by_the_names_of_the_engine():

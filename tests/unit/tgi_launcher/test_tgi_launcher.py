@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from tgi_launcher import Backoff, Reason, ServerInfo, SpeculationInactiveWarning, StartError, TGIConfig, TGIServer
 from tgi_launcher.command import Addresses, binary_command, find_launcher, launcher_flags
 from tgi_launcher.config import FLAGS
-from tgi_launcher.docker import docker_command
+from tgi_launcher.docker_tgi import docker_command
 from tgi_launcher.environment import clean_environment
 from tgi_launcher.model_info import ModelInfo, find_model_info
 from tgi_launcher.plan import choose_runtime, make_plan, preview_command

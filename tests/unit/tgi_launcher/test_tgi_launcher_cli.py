@@ -227,6 +227,16 @@ def test_wrong_input_is_said_in_words(arguments, words):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("engine", ["tgi", "vllm"])
+def test_a_switch_that_is_on_by_default_can_be_turned_off(monkeypatch, engine):
+    monkeypatch.setenv("HF_HOME", "/cache")
+    options = ["owner/name", "--engine", engine, "--runtime", "docker", "--port", "4000"]
+    if engine == "tgi":
+        options += ["--prometheus-port", "4001", "--master-port", "4002"]
+    assert "--gpus all" in printed(*options)
+    assert "--gpus" not in printed(*options, "--no-docker-gpus")
+
+
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
@@ -235,6 +245,7 @@ def test_wrong_input_is_said_in_words(arguments, words):
         ("use more GPUs (num_shard), quantize", "use more GPUs (--num-shard), quantize"),
         ("speculate=4, but x has 3: leave speculate out.", "--speculate 4, but x has 3: leave --speculate out."),
         ("or set docker_gpus=False.", "or set --no-docker-gpus."),
+        ("give extra_args=('--rpc', 'HOST:PORT').", "give --extra-arg=--rpc --extra-arg=HOST:PORT."),
         ("cpu=True sets them", "--cpu sets them"),
         ("hostname=10.0.0.1 is no address", "--hostname 10.0.0.1 is no address"),
         ("check model_id and revision.", "check MODEL and revision."),
@@ -360,6 +371,15 @@ def test_check_asks_docker(install, code, exit_code, words):
     result = run("check", "--cpu")
     assert result.exit_code == exit_code
     assert words in result.stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("code", "exit_code", "mark"), [(0, 0, "✓"), (1, 1, "✗")])
+def test_check_asks_docker_where_another_engine_is_not_installed(install, code, exit_code, mark):
+    install("docker", "29.1", code)
+    result = run("check", "--engine", "sglang")
+    assert result.exit_code == exit_code
+    assert re.search(rf"^  program +there is no sglang.*\n{mark} docker .*\n✓ runtime +auto: docker", result.stdout)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Protocol
 from langchain_specdec.backends.remote.failures import Failure
 from langchain_specdec.errors import BackendUnavailableError, GenerationError
 from tgi_launcher.config import TGIConfig
+from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.state import ServerExit, State
 
 # A router goes on for about ten seconds after the death of its model's process.
@@ -19,9 +20,11 @@ _LOOK_SECONDS = 0.5
 
 
 class OwnedServer(Protocol):
-    """A server that ends with its backend, such as `tgi_launcher.TGIServer`."""
+    """A server that ends with its backend, such as `tgi_launcher.Server`."""
 
-    config: TGIConfig
+    @property
+    def config(self) -> TGIConfig | EngineConfig:
+        """What it was to be."""
 
     @property
     def state(self) -> State:
