@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 # What tells no more than that a server is there.
-_OPEN = frozenset({"/", "/health", "/ping", "/info", "/metrics"})
+_OPEN = frozenset({"/", "/health", "/ping", "/info", "/metrics", "/openapi.json", "/api-doc/openapi.json"})
 _CROSS = frozenset({"cross-site", "same-site"})
 
 Refuse = Callable[[str, int, str], Response]
