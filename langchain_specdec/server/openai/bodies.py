@@ -141,6 +141,7 @@ class Body(BaseModel):
             field["description"] = option.help
             for kind in numbers:
                 kind |= option.bounds
+        schema["properties"]["logit_bias"]["anyOf"][0]["additionalProperties"] = False
         schema["properties"]["stop"]["anyOf"][:2] = _STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}
         return schema
 
