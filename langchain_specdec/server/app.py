@@ -180,11 +180,13 @@ async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:
 def _refused(path: str, status: int, message: str) -> Response:
     """A request that may not come in, as clients of the path read it."""
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if status == 400:
+        headers["connection"] = "close"
     if path.startswith("/v1/"):
         code = "invalid_api_key" if status == 401 else None
         return Compact(openai_errors.error_body(status, message, code=code), status, headers)
     # TGI says nothing.
-    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status)
+    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status, headers)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

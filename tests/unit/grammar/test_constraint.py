@@ -230,7 +230,7 @@ def test_dead_ends_change_no_text_and_fail_none(model: Any, seed: int) -> None:
 
 def test_a_grammar_that_compiles_holds_up_no_other(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     known = compiler.compile(Grammar(schema=DEAD_END), 99)
-    compiled, reached, go_on = constraint_module.matcher_of, threading.Event(), threading.Event()
+    compiled, reached, go_on = matcher_of, threading.Event(), threading.Event()
 
     def held(*asked: Any) -> Any:
         reached.set()
