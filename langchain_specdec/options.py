@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,6 +48,15 @@ class Option:
         if self.kind is int:
             return f"{words}{' or ' if words else ''}a whole number from {self.low} to {self.high}"
         return "True or False" if self.kind is bool else words and f"one of {words}"
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The keywords of a JSON schema that say which numbers are allowed; none where it is no number."""
+        if self.kind not in (int, float):
+            return {}
+        # Readers of JSON differ in whether the least number above 0 is 0.
+        is_above_0 = 0 < self.low < sys.float_info.min
+        return {"exclusiveMinimum" if is_above_0 else "minimum": 0 if is_above_0 else self.low, "maximum": self.high}
 
     def or_default(self, value: Any) -> Any:
         """The value; the default where it is None."""

@@ -158,6 +158,7 @@ class LocalBackend(Backend):
             prefill_chunk=chosen["prefill_chunk"],
             token_budget=token_budget(self._runners),
             step_cost=chosen["step_cost"],
+            grammar_timeout=chosen["grammar_timeout"],
         )
 
     @property

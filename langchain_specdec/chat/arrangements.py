@@ -13,6 +13,7 @@ from langchain_specdec.chat.images import map_texts
 Message = dict[str, Any]
 
 _MARK = "specdec_mark"
+_A_MARK = re.compile(rf"{_MARK}_[0-9]+_")
 # Whose message is missing between two, for templates in which roles alternate but for calls and their results.
 _BETWEEN = {
     ("beginning", "assistant"): "user",
@@ -119,6 +120,11 @@ def marked(messages: Sequence[Message]) -> Marked:
             row["tool_responses"] = [{**result, "response": new(f"result of {result['name']}")} for result in results]
         rows.append(row)
     return Marked(rows, needed, wanted)
+
+
+def marks_in(text: str) -> set[str]:
+    """The marks that a text shows, in one look: there may be one for each of thousands of messages."""
+    return set(_A_MARK.findall(text))
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked
+from langchain_specdec.chat.arrangements import Message, arrangements, keeps_results_with_calls, marked, marks_in
 from langchain_specdec.chat.content_blocks import with_notes
 from langchain_specdec.chat.images import Images, map_texts, numbers_of, with_marks, with_parts
 from langchain_specdec.chat.prompt import Prompt
@@ -333,10 +333,11 @@ class ChatTemplate:
         if refusal:
             # It tells more of the messages themselves, and may not refuse those.
             return "", 1
-        left_out = (what for mark, what in tried.needed.items() if mark not in rendered)
+        shown = marks_in(rendered)
+        left_out = (what for mark, what in tried.needed.items() if mark not in shown)
         reason = next((f"it leaves out the {what}" for what in left_out), "")
         lacks_tools = bool(tools) and _PROBE not in rendered
-        return reason, lacks_tools + sum(mark not in rendered for mark in tried.wanted)
+        return reason, lacks_tools + sum(mark not in shown for mark in tried.wanted)
 
     def _sealed(self, message: Message, sealed: Sealed) -> Message:
         is_own = message["role"] == "assistant"

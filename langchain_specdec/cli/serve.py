@@ -25,7 +25,11 @@ API_KEY = "SPECDEC_API_KEY"
 _MODEL = FLAGS["model"].help.replace("`", "")
 
 
-@takes_options(FLAGS.keys() & OPTIONS.keys(), num_slots={"default": OPTIONS["num_slots"].default})
+@takes_options(
+    FLAGS.keys() & OPTIONS.keys(),
+    num_slots={"default": OPTIONS["num_slots"].default},
+    grammar_timeout={"default": 5},
+)
 def serve(
     given: Given,
     *,

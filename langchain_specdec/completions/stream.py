@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -267,6 +268,8 @@ async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> 
     started: list[CompletionStream] = []
     is_wanted = True
     loop = asyncio.get_running_loop()
+    # The loop's own threads are few, and others wait for them.
+    own_thread = ThreadPoolExecutor(1, thread_name_prefix="specdec-start")
 
     def run() -> None:
         streams = start()
@@ -282,10 +285,12 @@ async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> 
             stream.close()
 
     try:
-        await asyncio.to_thread(run)
+        await loop.run_in_executor(own_thread, run)
     except asyncio.CancelledError:
         with lock:
             is_wanted = False
             close()
         raise
+    finally:
+        own_thread.shutdown(wait=False)
     return started

@@ -24,6 +24,8 @@ from langchain_specdec.engine.scheduler import Scheduler
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import EngineClosedError, GenerationError
+from langchain_specdec.grammar.constraint import GrammarCompiler
+from langchain_specdec.grammar.trial import GrammarTrial
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
@@ -52,6 +54,7 @@ class Engine:
         prefill_chunk: Most prompt tokens of one forward. On a CPU it takes fewer while texts go on; see `PrefillPace`.
         token_budget: Tokens that all slots may hold together; None is without limit. A request waits for its room.
         step_cost: What steps cost, instead of measuring it; for tests and for reproducible step counts.
+        grammar_timeout: Seconds of processor time that a grammar may take to prepare; None is without limit.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Engine:
         prefill_chunk: int = 512,
         token_budget: int | None = None,
         step_cost: StepCost | None = None,
+        grammar_timeout: int | None = None,
     ) -> None:
         self.runner = runner
         self.drafter = drafter
@@ -78,7 +82,12 @@ class Engine:
         self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)
         self._inbox = Inbox()
         own_tokenizer = PrivateTokenizer.of(tokenizer)
-        self._requests = RequestMaker(runner, own_tokenizer, eos_token_ids, self._inbox.cancel, is_shared=is_shared)
+        trial = None if grammar_timeout is None else GrammarTrial(grammar_timeout)
+        grammars = GrammarCompiler(own_tokenizer.copied, runner.vocab_size, eos_token_ids, trial)
+
+        self._requests = RequestMaker(
+            runner, own_tokenizer, eos_token_ids, self._inbox.cancel, grammars, is_shared=is_shared
+        )
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         self._pid = os.getpid()

@@ -26,6 +26,7 @@ class RequestMaker:
         tokenizer: The target's.
         eos_token_ids: Tokens that end a text.
         cancel: Has a request dropped, whose reader has gone.
+        grammars: Makes constraints from grammars.
         is_shared: Whether requests start from the acceptance that others of their namespace saw.
     """
 
@@ -35,6 +36,7 @@ class RequestMaker:
         tokenizer: PrivateTokenizer,
         eos_token_ids: Collection[int],
         cancel: Callable[[Request], None],
+        grammars: GrammarCompiler,
         *,
         is_shared: bool,
     ) -> None:
@@ -42,7 +44,7 @@ class RequestMaker:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._cancel = cancel
-        self._grammars = GrammarCompiler(tokenizer.copied, runner.vocab_size, eos_token_ids)
+        self._grammars = grammars
         self._shared_rates: dict[str, AcceptanceRates] | None = {} if is_shared else None
         self._ids = itertools.count()
 

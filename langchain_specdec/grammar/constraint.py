@@ -9,7 +9,9 @@ Everything is a function of the text so far, so that plain and speculative decod
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ from langchain_specdec.grammar.matching import JSON_AS_WRITTEN, matcher_of, refu
 from langchain_specdec.grammar.pattern_samples import PatternSamples
 from langchain_specdec.grammar.state import GrammarState
 from langchain_specdec.grammar.token_masks import TokenMask, has_token
+from langchain_specdec.grammar.trial import GrammarTrial
 from langchain_specdec.grammar.vocabulary import Vocabulary
 
 # Grammars that are kept compiled.
@@ -155,9 +158,13 @@ class Constraint:
         self._next_ending = ending
         return kept
 
-    def shortest(self, limit: int) -> list[int] | None:
-        """A short answer from here on, its end-of-sequence token included; None where it has more tokens than that."""
-        return self._find_ending((), limit)
+    def shortest(self, limit: int, until: float = math.inf) -> list[int] | None:
+        """A short answer from here on, its end-of-sequence token included; None where it has more tokens than that.
+
+        Raises:
+            TimeoutError: It is later than `until`, by `time.thread_time`.
+        """
+        return self._endings.find((), limit, until) if self._move(()) else None
 
     def _move(self, path: Sequence[int]) -> bool:
         """Have the state stand after a path; whether the grammar allows that, with more to come."""
@@ -232,9 +239,9 @@ class OpenConstraint(Constraint):
             chosen = [self._first]
         return self._current.in_time(chosen, remaining)
 
-    def shortest(self, limit: int) -> list[int] | None:
+    def shortest(self, limit: int, until: float = math.inf) -> list[int] | None:
         """A short answer from here on."""
-        return self._current.shortest(limit)
+        return self._current.shortest(limit, until)
 
 
 class GrammarCompiler:
@@ -244,9 +251,12 @@ class GrammarCompiler:
         tokenizer: The target's tokenizer.
         vocab_size: Number of logits.
         eos_token_ids: Tokens that end a text.
+        trial: Refuses grammars that take too long, before anything else is made of them.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, vocab_size: int, eos_token_ids: Collection[int], trial: GrammarTrial | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
@@ -255,6 +265,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._read: tuple[Vocabulary, Closers] | None = None
+        self._trial = trial
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -283,11 +294,17 @@ class GrammarCompiler:
         vocabulary, closers = self._vocabulary()
         with self._lock:
             compiled = self._compiled.get(grammar.identity)
+        is_kept = True
         if compiled is None:
-            compiled = _compiled(grammar, vocabulary), PatternSamples(grammar, vocabulary, closers)
+            source = source_of(grammar, JSON_AS_WRITTEN, vocabulary.special_ids)
+            samples = PatternSamples(grammar, vocabulary, closers)
+            if self._trial is not None:
+                is_kept = self._trial.check(grammar, [source, *samples.sources()])
+            compiled = matcher_of(grammar, source, vocabulary.tokens), samples
         with self._lock:
-            self._compiled[grammar.identity] = compiled
-            self._compiled.move_to_end(grammar.identity)
+            if is_kept:
+                self._compiled[grammar.identity] = compiled
+                self._compiled.move_to_end(grammar.identity)
             if len(self._compiled) > _MAX_GRAMMARS:
                 self._compiled.popitem(last=False)
         matcher, samples = compiled
@@ -308,7 +325,7 @@ class GrammarCompiler:
             raw_ends=raw_ends,
         )
         constraint = Constraint(state, vocabulary, endings, endgame)
-        if constraint.shortest(max_new_tokens) is None:
+        if self._shortest(constraint, grammar, max_new_tokens) is None:
             # A dead end that the search met says nothing of other ways.
             if state.failure and not state.failure.startswith("NoExtension"):
                 raise refusal(grammar, state.failure)
@@ -322,6 +339,15 @@ class GrammarCompiler:
             raise InvalidParameterError(msg)
         return self._opened(constraint, grammar, max_new_tokens) if isinstance(grammar, CallGrammar) else constraint
 
+    def _shortest(self, constraint: Constraint, grammar: Grammar, limit: int) -> list[int] | None:
+        """A short answer; raises where it takes too long to find one."""
+        if self._trial is None:
+            return constraint.shortest(limit)
+        try:
+            return constraint.shortest(limit, time.thread_time() + self._trial.seconds)
+        except TimeoutError:
+            raise self._trial.refusal(grammar) from None
+
     def _opened(self, calls_or_object: Constraint, grammar: CallGrammar, max_new_tokens: int) -> Constraint:
         """The constraint with a first token that may be any, where it is known what an object begins with."""
         # Behind a text of its own the object is one of the model's own ways to begin.
@@ -334,7 +360,3 @@ class GrammarCompiler:
         if begins[0] < 0 or not as_object.allowed_after((), begins[:1])[0]:
             return calls_or_object
         return OpenConstraint(calls_or_object, as_object, begins[0], vocabulary.words)
-
-
-def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
-    return matcher_of(grammar, source_of(grammar, JSON_AS_WRITTEN, vocabulary.special_ids), vocabulary.tokens)

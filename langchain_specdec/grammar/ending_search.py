@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -135,7 +137,7 @@ class EndingSearch:
         """The answer has grown."""
         self._read(self._place, tokens)
 
-    def find(self, path: Sequence[int], limit: int) -> list[int] | None:
+    def find(self, path: Sequence[int], limit: int, until: float = math.inf) -> list[int] | None:
         """A short way to the end of the answer, of at most `limit` tokens; None where none is found.
 
         Not the shortest of all: what closes most is taken at each place. Where nothing closes, as in the middle of a
@@ -145,16 +147,20 @@ class EndingSearch:
         Args:
             path: Tokens after the answer so far.
             limit: Most tokens, the one that ends the text included.
+            until: When to give up, by `time.thread_time`.
+
+        Raises:
+            TimeoutError: It is later.
         """
-        found = self._walk(path, limit, is_fair=False)
+        found = self._walk(path, limit, until, is_fair=False)
         if found is None:
-            return self._walk(path, limit, is_fair=True)
+            return self._walk(path, limit, until, is_fair=True)
         if len(found) > _LONG:
             # Headway in a pattern may have led through all that it repeats.
-            return self._walk(path, len(found) - 1, is_fair=True) or found
+            return self._walk(path, len(found) - 1, until, is_fair=True) or found
         return found
 
-    def _walk(self, path: Sequence[int], limit: int, *, is_fair: bool) -> list[int] | None:
+    def _walk(self, path: Sequence[int], limit: int, until: float, *, is_fair: bool) -> list[int] | None:
         place = replace(self._place)
         self._read(place, path)
         ending: list[int] = []
@@ -163,6 +169,8 @@ class EndingSearch:
         if not self._state.move(path):
             return None
         while len(ending) < limit:
+            if time.thread_time() > until:
+                raise TimeoutError
             if self._state.may_end:
                 return [*ending, self._vocabulary.eos_token_ids[0]]
             following = self._state.forced()[: limit - len(ending)]

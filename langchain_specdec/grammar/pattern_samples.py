@@ -19,6 +19,8 @@ from langchain_specdec.grammar.vocabulary import Vocabulary
 
 # Characters that a sample may have, tried in turn. Under such a limit every step leads towards the end.
 _LENGTHS = (*range(9), 12, 16, 24, 32, 48, 64, 96, 128)
+# Patterns that are looked at. The engine may wait for it.
+_MAX_PATTERNS = 64
 _OF_STRINGS = ("pattern", "minLength", "maxLength", "format", "allOf")
 
 
@@ -45,6 +47,10 @@ class PatternSamples:
             ends = {json.dumps(end, ensure_ascii=False)[1:-1] for end in ends}
         return sorted(ends, key=lambda end: (len(end), end))
 
+    def sources(self) -> list[str]:
+        """What the longest samples are made of, in llguidance's words."""
+        return [_limited(schema, _LENGTHS[-1]) for schema in self._strings()]
+
     def _strings(self) -> Iterator[dict[str, Any]]:
         """The schemas of all strings that hold to a pattern."""
         grammar = self._grammar
@@ -62,16 +68,13 @@ class PatternSamples:
         schemas = grammar.schemas if isinstance(grammar, CallGrammar) else [grammar.schema or {}]
         for schema in schemas:
             visit_schemas(followable(schema), look)
-        yield from found
+        yield from found[:_MAX_PATTERNS]
 
     def _sample(self, schema: Mapping[str, Any]) -> str | None:
         """A string that fits a schema; None where none of a few characters is found."""
         longest = schema.get("maxLength", _LENGTHS[-1])
         for length in (length for length in _LENGTHS if length <= longest):
-            limited = json.dumps({**schema, "type": "string", "maxLength": length})
-            matcher = llguidance.LLMatcher(
-                self._vocabulary.tokens, llguidance.LLMatcher.grammar_from_json_schema(limited), log_level=0
-            )
+            matcher = llguidance.LLMatcher(self._vocabulary.tokens, _limited(schema, length), log_level=0)
             if matcher.is_error():
                 continue
             search = EndingSearch(
@@ -81,3 +84,10 @@ class PatternSamples:
                 sample: str = json.loads(b"".join(self._vocabulary.spellings[token] for token in tokens[:-1]))
                 return sample
         return None
+
+
+def _limited(schema: Mapping[str, Any], length: int) -> str:
+    """The grammar of strings that fit a schema, and have no more characters than that."""
+    limited = json.dumps({**schema, "type": "string", "maxLength": length})
+    source: str = llguidance.LLMatcher.grammar_from_json_schema(limited)
+    return source

@@ -6,6 +6,7 @@ speculative decoding choose the same tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -173,12 +174,12 @@ class ThoughtFirst(Constraint):
             place = following
         return list(chosen)
 
-    def shortest(self, limit: int) -> list[int] | None:
+    def shortest(self, limit: int, until: float = math.inf) -> list[int] | None:
         """A short text from here on, where the thought is closed at once; a free one may end anywhere."""
         if self._after is None:
             return []
         given = list(self._closing if self._place.given is None else self._place.given)
-        rest = self._after.shortest(limit - len(given))
+        rest = self._after.shortest(limit - len(given), until)
         return None if rest is None else [*given, *rest]
 
     def _walk(self, path: Sequence[int]) -> tuple[_Place | None, Sequence[int]]:

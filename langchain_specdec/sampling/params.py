@@ -12,12 +12,15 @@ from langchain_specdec.options import Option, check_unicode, option_field, optio
 
 _ABOVE_0 = 5e-324  # the least number above 0
 # Looking for stop strings holds up the other requests of a step by no more than this many allow.
-_MAX_STOPS = 256
-_MAX_STOP_LENGTH = 512
+MAX_STOPS = 256
+"""Stop strings of a request."""
+MAX_STOP_LENGTH = 512
+"""Characters of one."""
 # Seeds that are drawn stay below it, so that they survive JSON readers that know only doubles.
 _DRAWN_SEED_LIMIT = 2**53
 _TOKEN_ID = Option(0, "", int, 0, 2**31, range="a whole number from 0")
-_BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
+BIAS = Option(0.0, "", float, -100.0, 100.0, range="a number from -100 to 100")
+"""What is added to a logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class SamplingParams:
         range="a whole number from 0 to 2**64 - 1, or None", unset="drawn")
     stop: Sequence[str] = option_field(
         (), "Strings that end the text; never part of it. Not beside a grammar.",
-        range=f"at most {_MAX_STOPS} strings of 1 to {_MAX_STOP_LENGTH} characters", unset="none")
+        range=f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters", unset="none")
     ignore_eos: bool = option_field(False, "Go on after an end-of-sequence token.", bool)
     logprobs: int | None = option_field(
         None, "How many of the most probable tokens to report per position; 0 reports the chosen one only. They are of "
@@ -99,9 +102,9 @@ class SamplingParams:
         for string in stop:
             check_unicode("A stop string", string)
         longest = max(map(len, stop), default=0)
-        if len(stop) > _MAX_STOPS or longest > _MAX_STOP_LENGTH:
-            got = f"{len(stop)} strings" if len(stop) > _MAX_STOPS else f"one of {longest} characters"
-            msg = f"stop must be at most {_MAX_STOPS} strings of at most {_MAX_STOP_LENGTH} characters, got {got}."
+        if len(stop) > MAX_STOPS or longest > MAX_STOP_LENGTH:
+            got = f"{len(stop)} strings" if len(stop) > MAX_STOPS else f"one of {longest} characters"
+            msg = f"stop must be at most {MAX_STOPS} strings of at most {MAX_STOP_LENGTH} characters, got {got}."
             raise InvalidParameterError(msg)
         object.__setattr__(self, "stop", tuple(stop))
 
@@ -119,7 +122,7 @@ class SamplingParams:
                 or not (0 <= token < 2**31 and -100.0 <= bias <= 100.0)
             ):
                 _TOKEN_ID.check("logit_bias: the token id", token)
-                _BIAS.check(f"logit_bias of token {token}", bias)
+                BIAS.check(f"logit_bias of token {token}", bias)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_grammar(self) -> None:

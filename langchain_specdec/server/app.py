@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from langchain_specdec._version import __version__
 from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.server.bodies import BodyError
 from langchain_specdec.server.endpoint import Endpoint, Refusal, Work
 from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.guard import Guard
@@ -22,10 +23,12 @@ from langchain_specdec.server.openai import errors as openai_errors
 from langchain_specdec.server.openai.chat import chat
 from langchain_specdec.server.openai.completions import completions
 from langchain_specdec.server.openai.tokens import openai_tokenize
+from langchain_specdec.server.openapi import document
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.settings import ServerSettings
 from langchain_specdec.server.tgi import errors as tgi_errors
 from langchain_specdec.server.tgi.generate import generate, generate_stream, limits_of
+from langchain_specdec.server.tgi.parameters import CANNOT_DESERIALIZE
 from langchain_specdec.server.tgi.tokens import chat_tokenize, tokenize
 
 
@@ -69,6 +72,8 @@ class Routes:
             "/ping": self._health,
             "/info": self._info,
             "/metrics": self._metrics,
+            # Where TGI's router has it, too.
+            **dict.fromkeys(("/openapi.json", "/api-doc/openapi.json"), self._document),
             "/v1/models": self._models,
             "/v1/models/{model:path}": self._model,
         }
@@ -118,6 +123,9 @@ class Routes:
     async def _metrics(self, request: Request) -> Response:
         return Response(self._served.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def _document(self, request: Request) -> Response:
+        return Compact(document(self._served))
+
     async def _models(self, request: Request) -> Response:
         served = self._served
         names = [served.name, *served.backend.adapter_names]
@@ -161,7 +169,10 @@ async def _tokenize(served: ServedModel, body: Any, held: Held) -> Response:
 
 async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:
     """The path that TGI's first clients use: `stream` in the body chooses, and the whole text stands in a list."""
-    if isinstance(body, dict) and body.get("stream"):
+    is_stream = body.get("stream", False) if isinstance(body, dict) else False
+    if not isinstance(is_stream, bool):
+        raise BodyError(422, f"{CANNOT_DESERIALIZE}: stream: invalid type")
+    if is_stream:
         return await generate_stream(served, body, held, is_full_text=True)
     return await generate(served, body, held, is_full_text=True, is_list=True)
 
@@ -169,11 +180,13 @@ async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:
 def _refused(path: str, status: int, message: str) -> Response:
     """A request that may not come in, as clients of the path read it."""
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if status == 400:
+        headers["connection"] = "close"
     if path.startswith("/v1/"):
         code = "invalid_api_key" if status == 401 else None
         return Compact(openai_errors.error_body(status, message, code=code), status, headers)
     # TGI says nothing.
-    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status)
+    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status, headers)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

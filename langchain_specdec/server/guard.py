@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 # What tells no more than that a server is there.
-_OPEN = frozenset({"/", "/health", "/ping", "/info", "/metrics"})
+_OPEN = frozenset({"/", "/health", "/ping", "/info", "/metrics", "/openapi.json", "/api-doc/openapi.json"})
 _CROSS = frozenset({"cross-site", "same-site"})
 
 Refuse = Callable[[str, int, str], Response]
@@ -63,9 +63,10 @@ class Guard:
         host = headers.get("host", "")
         if not self._is_known(host):
             return 403, "This server does not answer to that name in the header Host (specdec serve --allowed-host)."
-        origin = headers.get("origin")
-        is_foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-        if is_foreign or headers.get("sec-fetch-site") in _CROSS:
+        # Programs in front of the server might take the rest of such a body for another request.
+        if "transfer-encoding" in headers and "content-length" in headers:
+            return 400, "A request has Content-Length or Transfer-Encoding, not both."
+        if _is_foreign(headers.get("origin"), host) or headers.get("sec-fetch-site") in _CROSS:
             return 403, "This server does not answer to pages of other sites in a browser."
         needs_key = scope["path"] not in _OPEN or scope["method"] not in ("GET", "HEAD")
         namespace = self._namespace(headers)
@@ -94,4 +95,12 @@ class Guard:
             ipaddress.ip_address(name)
         except ValueError:
             return False
+        return True
+
+
+def _is_foreign(origin: str | None, host: str) -> bool:
+    """Whether a page of another site asks."""
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:
         return True

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import json
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
 
 from langchain_specdec.chat.structured_output import form_of_response
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.options import options_of
+from langchain_specdec.sampling.params import BIAS, MAX_STOP_LENGTH, MAX_STOPS, SamplingParams
+from langchain_specdec.server.openai.messages import Message, ResponseFormat, Tool, ToolChoice
 
 _SAMPLING = (
     *("seed", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     "ignore_eos",
 )
+# Parameters of the engine by the fields that are called otherwise.
+_PARAMETERS = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "top_logprobs": "logprobs"}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+# The longest id of a token.
+_MAX_DIGITS = 10
+
+
+def _of_type(kind: type) -> BeforeValidator:
+    """To `Literal`, 0 and False are the same, and 1 and True."""
+
+    def checked(value: Any) -> Any:
+        return value if value is None or isinstance(value, bool) is (kind is bool) else object()
+
+    return BeforeValidator(checked)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+OnlyFalse = Annotated[Literal[False], _of_type(bool)]
+OnlyTrue = Annotated[Literal[True], _of_type(bool)]
+Only0 = Annotated[Literal[0], _of_type(int)]
+Only1 = Annotated[Literal[1], _of_type(int)]
 
 
 class StreamOptions(BaseModel):
@@ -34,7 +61,7 @@ class StructuredOutputs(BaseModel):
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
-    json_object: Literal[True] | None = None
+    json_object: OnlyTrue | None = None
 
     def grammar(self) -> Grammar:
         """The grammar that is asked for.
@@ -60,6 +87,12 @@ class StructuredOutputs(BaseModel):
         return Grammar(schema=schema)
 
 
+# To JSON, 5.0 is a whole number.
+Whole = Annotated[int, BeforeValidator(lambda value: int(value) if _is_whole(value) else value)]
+TokenId = Annotated[str, Field(json_schema_extra={"pattern": f"^[0-9]{{1,{_MAX_DIGITS}}}$"})]
+Bias = Annotated[float, Field(json_schema_extra=BIAS.bounds)]
+
+
 class Body(BaseModel):
     """What chats and completions have in common.
 
@@ -71,17 +104,17 @@ class Body(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    n: Only1 | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     stop: str | list[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
+    response_format: ResponseFormat | None = None
     # Of other servers.
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
@@ -94,6 +127,23 @@ class Body(BaseModel):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What the body may be, for OpenAPI, with the bounds that the engine's parameters are declared with."""
+        schema: dict[str, Any] = handler.resolve_ref_schema(handler(core))
+        options = options_of(SamplingParams)
+        for name, field in schema["properties"].items():
+            option = options.get(_PARAMETERS.get(name, name))
+            numbers = [kind for kind in field.get("anyOf", ()) if kind.get("type") in ("integer", "number")]
+            if option is None or not (numbers or option.kind is bool):
+                continue
+            field["description"] = option.help
+            for kind in numbers:
+                kind |= option.bounds
+        schema["properties"]["logit_bias"]["anyOf"][0]["additionalProperties"] = False
+        schema["properties"]["stop"]["anyOf"][:2] = _STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}
+        return schema
 
     def sampling(self) -> dict[str, Any]:
         """Parameters under this package's names, those that are given."""
@@ -112,19 +162,19 @@ class Body(BaseModel):
 class ChatBody(Body):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[dict[str, Any]]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[Message], Field(json_schema_extra={"minItems": 1})]
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: Whole | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
     continue_final_message: bool | None = None
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     # What huggingface_hub tells TGI of tools, whose templates are the model's own here.
     tool_prompt: None = None
 
@@ -149,7 +199,13 @@ class ChatBody(Body):
             raise InvalidParameterError(msg)
         if self.logprobs:
             named["logprobs"] = self.top_logprobs or 0
-        named |= {"reasoning": self._reasoning(), "tools": self.tools or None, "tool_choice": self.tool_choice}
+        tools = [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
+        choice = self.tool_choice
+        named |= {
+            "reasoning": self._reasoning(),
+            "tools": tools or None,
+            "tool_choice": choice.model_dump() if isinstance(choice, ToolChoice) else choice,
+        }
         named |= {
             "parallel_tool_calls": self.parallel_tool_calls,
             "continue_final_message": self.continue_final_message,
@@ -170,24 +226,24 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], Field(json_schema_extra={"minItems": 1})]
     # OpenAI's default.
-    max_tokens: int | None = Field(default=None)
-    logprobs: int | None = None
-    echo: Literal[False] | None = None
+    max_tokens: Whole | None = None
+    logprobs: Whole | None = None
+    echo: OnlyFalse | None = None
     suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
+    best_of: Only1 | None = None
     # vLLM's.
     return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     # Each token in an event of its own; else those of a step come together.
-    stream_interval: Literal[1] | None = None
+    stream_interval: Only1 | None = None
     skip_special_tokens: bool | None = None
     # Fast tokenizers put none.
     spaces_between_special_tokens: bool | None = None
     # Of these there is but one value here, which vLLM's clients may name.
-    include_stop_str_in_output: Literal[False] | None = None
-    min_tokens: Literal[0] | None = None
+    include_stop_str_in_output: OnlyFalse | None = None
+    min_tokens: Only0 | None = None
     # This package's own client's.
     specdec: dict[str, Any] | None = None
 
@@ -240,7 +296,8 @@ def parsed(kind: type[BaseModel], body: Any) -> Any:
         return kind.model_validate(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("list[", "dict[")))
+        kinds = "list[", "dict["
+        where = ".".join(str(part) for part in problem["loc"] if part != "str" and not str(part).startswith(kinds))
         said = problem["msg"]
         if problem["type"] == "extra_forbidden":
             said = "this server does not know the parameter, and does not ignore what could change the text"
@@ -276,6 +333,9 @@ def form_of(response_format: dict[str, Any] | None) -> dict[str, Any]:
     kind, value = response_format.get("type"), response_format["value"]
     if kind == "regex":
         return {"grammar": Grammar(regex=value)}
+    if kind not in ("json", "json_object", "json_schema"):
+        msg = f"response_format.type must be json, json_object, json_schema or regex beside a value, got {kind!r}."
+        raise FieldError("response_format.type", msg)
     if kind == "json_schema" and isinstance(value, dict):
         value = value.get("schema")
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
@@ -287,7 +347,7 @@ def _literal(text: str) -> str:
 
 
 def _token_id(token: str) -> int:
-    if not token.isdecimal():
-        msg = f"logit_bias maps ids of tokens to numbers, and {token!r} is no id."
+    if not (token.isascii() and token.isdecimal()) or len(token) > _MAX_DIGITS:
+        msg = f"logit_bias maps ids of tokens to numbers, and {token[:20]!r} is no id."
         raise FieldError("logit_bias", msg)
     return int(token)

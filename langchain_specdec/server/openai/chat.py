@@ -58,7 +58,7 @@ async def ready_call(served: ServedModel, asked: ChatBody) -> ReadyCall:
         raise UnsupportedModelError(msg)
     options = {**asked.options(), "adapter": served.adapter_of(asked.model)}
     # Beside the event loop: there may be thousands.
-    messages = await asyncio.to_thread(_messages, model, asked.messages)
+    messages = await asyncio.to_thread(_messages, model, [message.row() for message in asked.messages])
     limit = asked.limit
     call = await model._aprepare(
         messages, None, {**options, "max_new_tokens": served.max_length if limit is None else limit}

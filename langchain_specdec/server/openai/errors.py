@@ -18,6 +18,7 @@ from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.openai.bodies import FieldError
 from langchain_specdec.server.served_model import UnknownModelError
 
+_LONGEST = 2000
 _TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error"}
 
 
@@ -26,7 +27,9 @@ def error_body(status: int, message: str, *, code: str | None = None, param: str
     kind = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
     if status == 429:
         kind = "rate_limit_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    # What was given, and a message repeats, may be as large as a body.
+    told, named = (text and f"{text[:_LONGEST]} …" if len(text or "") > _LONGEST else text for text in (message, param))
+    return {"error": {"message": told, "type": kind, "param": named, "code": code}}
 
 
 def problem_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:

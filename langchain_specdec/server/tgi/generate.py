@@ -16,10 +16,10 @@ from langchain_specdec.server.exchange import Compact, EventStream, compact
 from langchain_specdec.server.held import Held
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi.errors import Refusal, refusal_of
+from langchain_specdec.server.tgi.fields import Limits
 from langchain_specdec.server.tgi.frames import Answer, Frame, request_of
 from langchain_specdec.server.tgi.parameters import (
     Generation,
-    Limits,
     check_inputs,
     check_parameters,
     deserialize,

@@ -6,7 +6,6 @@ Sources: router/src/lib.rs and router/src/validation.rs of TGI 3.3.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,35 +15,13 @@ from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.server.bodies import BodyError
 from langchain_specdec.server.tgi.errors import invalid
+from langchain_specdec.server.tgi.fields import GRAMMARS, Limits, fields_of
 
-_NUMBER: tuple[type, ...] = (int, float)
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty"), _NUMBER),
-    **dict.fromkeys(("top_k", "seed", "best_of", "max_new_tokens", "truncate", "top_n_tokens"), (int,)),
-    **dict.fromkeys(("do_sample", "details", "decoder_input_details", "return_full_text", "watermark"), (bool,)),
-    "stop": (list,),
-    "grammar": (dict,),
-    "adapter_id": (str,),
-    # This server's own; TGI ignores it, as all that it does not know.
-    "speculation_details": (bool,),
-}
-_UNSIGNED = frozenset({"seed", "best_of", "max_new_tokens", "truncate", "top_n_tokens"})
-_GRAMMARS = ("json", "json_object", "regex", "json_schema")
 _PIECE = 1024
-_CANNOT = "Failed to deserialize the JSON body into the target type"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the router, as `/info` tells them."""
-
-    max_concurrent_requests: int
-    max_best_of: int = 1
-    max_stop_sequences: int = 4
-    max_input_tokens: int = 1023
-    max_total_tokens: int = 1024
-    max_client_batch_size: int = 4
-    max_top_n_tokens: int = 5
+CANNOT_DESERIALIZE = "Failed to deserialize the JSON body into the target type"
+"""What the web framework says of a field of a wrong type, before the field."""
+# Types are the same under all limits.
+_FIELDS = {field.name: field for field in fields_of(Limits(1))}
 
 
 @dataclass(frozen=True)
@@ -79,23 +56,16 @@ def deserialize(body: Any) -> tuple[str, dict[str, Any]]:
         BodyError: A field is of the wrong type.
     """
     if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):
-        raise BodyError(422, f"{_CANNOT}: missing field `inputs`")
+        raise BodyError(422, f"{CANNOT_DESERIALIZE}: missing field `inputs`")
     given = body.get("parameters")
     parameters = {} if given is None else given
     if not isinstance(parameters, dict):
-        raise BodyError(422, f"{_CANNOT}: parameters: invalid type")
+        raise BodyError(422, f"{CANNOT_DESERIALIZE}: parameters: invalid type")
     for name, value in parameters.items():
-        types = _TYPES.get(name)
-        if types is None or value is None:
-            continue
-        is_right = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        is_right = is_right and not (name in _UNSIGNED and value < 0)
-        if name == "stop":
-            is_right = is_right and all(isinstance(stop, str) for stop in value)
-        if not is_right:
-            raise BodyError(422, f"{_CANNOT}: parameters.{name}: invalid value")
+        if value is not None and name in _FIELDS and not _FIELDS[name].is_of_type(value):
+            raise BodyError(422, f"{CANNOT_DESERIALIZE}: parameters.{name}: invalid value")
     if (grammar := parameters.get("grammar")) is not None and (problem := _shape_problem(grammar)):
-        raise BodyError(422, f"{_CANNOT}: parameters.grammar: {problem}")
+        raise BodyError(422, f"{CANNOT_DESERIALIZE}: parameters.grammar: {problem}")
     # Without parameters TGI samples; with them it does so only where they ask for it.
     return body["inputs"], {"do_sample": given is None, **{k: v for k, v in parameters.items() if v is not None}}
 
@@ -104,7 +74,7 @@ def _shape_problem(grammar: Mapping[str, Any]) -> str | None:
     if "type" not in grammar:
         return "missing field `type`"
     kind, value = grammar["type"], grammar.get("value")
-    if kind not in _GRAMMARS:
+    if kind not in GRAMMARS:
         return f"unknown variant `{kind}`, expected one of `json`, `regex`, `json_schema`"
     if "value" not in grammar:
         return "missing field `value`"
@@ -124,38 +94,13 @@ def check_parameters(parameters: Mapping[str, Any], limits: Limits, *, is_stream
     Raises:
         Refusal: A value is not allowed.
     """
-    # The router computes in 32 bits, where numbers close to 0 and 1 are 0 and 1.
-    given: dict[str, Any] = {
-        name: _rounded(value) if name in ("top_p", "typical_p") else value for name, value in parameters.items()
-    }
-    best_of, stop, top_n = given.get("best_of", 1), given.get("stop", []), given.get("top_n_tokens", 0)
-    if not 1 <= best_of <= limits.max_best_of:
-        raise invalid(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
-    if given.get("decoder_input_details") and is_stream:
-        raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
-    if given.get("temperature", 1.0) <= 0:
-        raise invalid("`temperature` must be strictly positive")
-    if given.get("repetition_penalty", 1.0) <= 0:
-        raise invalid("`repetition_penalty` must be strictly positive")
-    if not -2.0 <= given.get("frequency_penalty", 0.0) <= 2.0:
-        raise invalid("`frequency_penalty` must be >= -2.0 and <= 2.0")
-    for name in ("top_p", "typical_p"):
-        if name in given and not 0.0 < given[name] < 1.0:
-            raise invalid(f"`{name}` must be > 0.0 and < 1.0")
-    if given.get("top_k", 1) <= 0:
-        raise invalid("`top_k` must be strictly positive")
-    if given.get("max_new_tokens") == 0:
-        raise invalid("`max_new_tokens` must be strictly positive")
-    if len(stop) > limits.max_stop_sequences:
-        raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stop)}")
-    if top_n > limits.max_top_n_tokens:
-        raise invalid(f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {top_n}")
-    # What TGI has and this engine has not.
-    if "typical_p" in given:
-        raise invalid("`typical_p` is not supported by this server")
-    if given.get("watermark"):
-        raise invalid("`watermark` is not supported by this server")
-    if "" in stop:
+    for field in fields_of(limits, is_stream=is_stream):
+        value = parameters.get(field.name)
+        if value is None or not field.rule or field.allows(value):
+            continue
+        given = f". Given: {len(value) if isinstance(value, list) else value}" if field.is_told else ""
+        raise invalid(f"`{field.name}` {field.rule}{given}")
+    if "" in parameters.get("stop", ()):
         raise invalid("`stop` must not hold an empty string")
 
 
@@ -260,10 +205,3 @@ def _grammar(grammar: Mapping[str, Any] | None) -> Grammar | None:
     if "properties" not in schema:
         raise invalid("grammar is not valid: Grammar must have a 'properties' field")
     return Grammar(schema=schema)
-
-
-def _rounded(value: float) -> float:
-    try:
-        return float(struct.unpack("f", struct.pack("f", float(value)))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")

@@ -230,14 +230,14 @@ def test_dead_ends_change_no_text_and_fail_none(model: Any, seed: int) -> None:
 
 def test_a_grammar_that_compiles_holds_up_no_other(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     known = compiler.compile(Grammar(schema=DEAD_END), 99)
-    compiled, reached, go_on = constraint_module._compiled, threading.Event(), threading.Event()
+    compiled, reached, go_on = matcher_of, threading.Event(), threading.Event()
 
-    def held(grammar: Grammar, vocabulary: Any) -> Any:
+    def held(*asked: Any) -> Any:
         reached.set()
         assert go_on.wait(30)
-        return compiled(grammar, vocabulary)
+        return compiled(*asked)
 
-    monkeypatch.setattr(constraint_module, "_compiled", held)
+    monkeypatch.setattr(constraint_module, "matcher_of", held)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(compiler.compile, Grammar(regex="a"), 9)
         assert reached.wait(30)

@@ -39,7 +39,9 @@ class TestDoors:
         headers = {"host": host, "authorization": f"Bearer {KEY}"}
         assert client.get(path, headers=headers).status_code in (400, 403)
 
-    @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
+    @pytest.mark.parametrize(
+        "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost", "http://["]
+    )
     def test_it_answers_to_no_page_of_another_site(self, client, origin):
         response = post(client, origin=origin)
         assert response.status_code == 403

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import random
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +19,8 @@ from langchain_specdec.server.settings import ServerSettings
 from tests.support.backends import is_idle, lasting, make_chat_backend
 from tests.support.served import CannedBackend, serving
 from tests.support.tiny_models import wait_until
+from tools.serve_load import is_empty, run_round
+from tools.serve_load import main as serve_load
 
 pytestmark = pytest.mark.server
 
@@ -80,6 +81,22 @@ class TestBodies:
         upgrade = {"upgrade": "websocket", "connection": "Upgrade"}
         assert client.get("/health", headers=upgrade).status_code == 200
         assert capfd.readouterr() == ("", "")
+
+    def test_a_body_of_two_lengths_is_refused(self, client):
+        host, port = client.base_url.host, client.base_url.port
+        head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with socket.create_connection((host, port), timeout=10) as connection:
+            connection.sendall(f"{head}0\r\n\r\nGET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            answer = b""
+            while piece := connection.recv(4096):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+    def test_an_error_does_not_repeat_a_body(self):
+        with serving(CannedBackend()) as roomy:
+            answer = roomy.post("/v1/completions", json={"prompt": "a", "model": "x" * 100_000})
+        assert (answer.status_code, len(answer.content) < 3000) == (404, True)
 
     def test_another_type_is_refused(self, client):
         response = client.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
@@ -209,29 +226,19 @@ class TestClientsThatLeave:
 class TestManyClients:
     @pytest.mark.slow
     def test_of_many_that_leave_at_any_time_nothing_is_left(self, backend):
-        rng = random.Random(0)
-        plans = [(rng.choice(["leave", "read"]), rng.randrange(1, 30)) for _ in range(500)]
-
-        def ask(plan):
-            what, count = plan
-            body = {**SHORT, "max_tokens": count, "stream": True}
-            with many.stream("POST", "/v1/completions", json=body, timeout=120) as response:
-                if what == "leave":
-                    next(response.iter_lines(), None)
-                    return response.status_code, True
-                return response.status_code, list(response.iter_lines())[-2] == "data: [DONE]"
-
-        limits = httpx.Limits(max_connections=64)
-        with (
-            Server(ServerSettings(port=0, max_waiting=500)).start(backend) as server,
-            httpx.Client(base_url=server.url, limits=limits) as many,
-            ThreadPoolExecutor(64) as pool,
-        ):
-            outcomes = list(pool.map(ask, plans))
-            assert wait_until(lambda: running(many) == 0)
-        assert {status for status, _ in outcomes} == {200}
-        assert all(is_whole for _, is_whole in outcomes)
+        with Server(ServerSettings(port=0, max_waiting=64)).start(backend) as server:
+            told = asyncio.run(run_round(server.url, 500, 64, disconnect=0.5, seed=0))
+            assert asyncio.run(is_empty(server.url))
+        assert told.errors == []
+        assert told.ends.keys() == {"whole", "left"}
         assert is_idle(backend)
+
+    def test_what_is_lost_is_told(self, backend, capsys):
+        with serving(backend, request_timeout=0.001) as client:
+            assert asyncio.run(serve_load([str(client.base_url), "--requests", "3", "--rounds", "1"])) == 1
+        shown = capsys.readouterr().out
+        assert "round 1: 0 whole, 0 left, 0 refused, 3 lost" in shown
+        assert "took longer than the server lets one take" in shown
 
 
 class TestTime:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.support.served import CannedBackend, ServedScript, serving
 from tests.support.thinking import QWEN3, QWEN_THINKING
@@ -272,10 +270,13 @@ class TestRefusals:
         ("body", "said"),
         [
             ({"messages": []}, "no messages"),
-            ({"messages": [{"role": "wizard", "content": "x"}]}, "messages cannot be read"),
-            ({"messages": [{"content": "x"}]}, "messages cannot be read"),
+            ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role: Input should be 'system'"),
+            ({"messages": [{"content": "x"}]}, "messages.0.role: Field required"),
             ({"messages": [{"role": "tool", "content": "x"}]}, "'tool_call_id' is missing"),
             ({"messages": [{"role": "assistant", "content": "", "tool_calls": [DEEP]}]}, "messages cannot be read"),
+            ({"logit_bias": {"9" * 5000: 1}}, "is no id"),
+            ({"response_format": {"value": {}}}, "response_format.type must be"),
+            ({"store": 0}, "store: Input should be False"),
             ({"temperature": -1}, "temperature must be"),
             ({"top_p": 0}, "top_p must be"),
             ({"seed": -1}, "seed must be"),
@@ -366,12 +367,6 @@ class TestCompletions:
             assert client.post("/v1/completions", json={"prompt": "a", **body}).status_code == 400
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-ROWS = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": JSON})
 # A body that each path takes, and fields that it knows.
 PATHS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/v1/chat/completions": (
@@ -398,20 +393,8 @@ class TestAnyBody:
             yield client
 
     @pytest.mark.parametrize("path", PATHS)
-    @settings(max_examples=100)
-    @given(data=st.data())
-    def test_no_body_makes_the_server_fail(self, client, path, data):
-        known, fields = PATHS[path]
-        values = JSON | st.lists(ROWS, max_size=2) | st.dictionaries(st.sampled_from(PARAMETERS), JSON, max_size=3)
-        changed = st.dictionaries(st.sampled_from(fields), values, min_size=1, max_size=2)
-        body = data.draw(JSON | changed.map(lambda more: {**known, **more}))
-        headers = {"content-type": "application/json"}
-        response = client.post(path, content=json.dumps(body).encode(), headers=headers)
-        assert response.status_code in (200, 400, 404, 422), response.text
-
-    @pytest.mark.parametrize("path", PATHS)
     @pytest.mark.parametrize("value", ['"\\ud800"', "1e999", "9" * 400, '"\\u0000"', "[" * 200 + "]" * 200])
-    def test_nor_does_a_strange_value(self, client, path, value):
+    def test_no_strange_value_makes_the_server_fail(self, client, path, value):
         for field in PATHS[path][1]:
             body = json.dumps({**PATHS[path][0], field: "VALUE"}).replace('"VALUE"', value)
             response = client.post(path, content=body.encode(), headers={"content-type": "application/json"})

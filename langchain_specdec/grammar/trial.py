@@ -1,0 +1,131 @@
+"""Grammars are tried out in a process that can be ended, before they are prepared in this one.
+
+What prepares them stops at limits of its own where it can, but a text of a few kilobytes still takes it minutes and
+gigabytes: many optional parts in a row, or numbers that are multiples of several. A thread cannot be ended, and memory
+that is not there ends the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.grammar import Grammar
+
+# Memory that a grammar may take to prepare, and how much of it may be kept.
+_MEMORY = 512 << 20
+_KEPT = 32 << 20
+_PROGRAM = Path(__file__).with_name("trial_process.py")
+# By the file's folder Python would find modules of this package under names of others.
+_START = (
+    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
+)
+
+
+# It ends by its processor time, so that a busy machine refuses nothing else. It is waited for so many times as long.
+_PATIENCE = 10
+_START_SECONDS = 60.0
+# Grammars that are tried at a time.
+_AT_ONCE = 2
+
+
+class GrammarTrial:
+    """Tries grammars out, a few at a time. May be used from any thread.
+
+    Args:
+        seconds: Processor time that one may take.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._turns = threading.Semaphore(_AT_ONCE)
+        self._finalizer = weakref.finalize(self, _end_all, self._idle)
+
+    def check(self, grammar: Grammar, sources: Sequence[str]) -> bool:
+        """Whether a grammar is small enough to be kept; those that the grammar library refuses are left to it.
+
+        Args:
+            grammar: The grammar, for the message.
+            sources: In llguidance's words, the grammar and what else is made of it.
+
+        Raises:
+            InvalidParameterError: It takes too long, or too much memory.
+        """
+        with self._turns:
+            answer = self._tried(json.dumps(list(sources)).encode() + b"\n")
+        if not answer:
+            raise self.refusal(grammar)
+        return int(answer) <= _KEPT
+
+    def refusal(self, grammar: Grammar) -> InvalidParameterError:
+        """The error of a grammar that takes too long."""
+        msg = (
+            f"The {grammar.kind} takes more than {self.seconds} seconds or {_MEMORY >> 20} MB to prepare. Give a "
+            f"smaller one: with fewer optional or repeated parts, or without multipleOf."
+        )
+        return InvalidParameterError(msg)
+
+    def _tried(self, line: bytes) -> bytes:
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        if process is None:
+            process = self._started()
+        answer = b""
+        try:
+            answer = self._answer(process, line, _PATIENCE * self.seconds)
+        finally:
+            if answer:
+                with self._lock:
+                    self._idle.append(process)
+            else:
+                _end(process)
+        return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(_PROGRAM), str(self.seconds), str(_MEMORY)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        # In a session of its own, so that Ctrl-C is for the server alone.
+        process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)  # type: ignore[call-overload]  # noqa: S603
+        # Python's own start is not part of the time.
+        self._answer(process, b"[]\n", _START_SECONDS)
+        return process  # type: ignore[no-any-return]
+
+    def _answer(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
+        """What the process says; nothing where it has ended, or takes too long."""
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
+        until = time.monotonic() + seconds
+        answer = b""
+        with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+            while line:
+                line = line[process.stdin.write(line) or 0 :]
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not answer.endswith(b"\n"):
+                piece = process.stdout.read(64) if selector.select(max(until - time.monotonic(), 0.0)) else b""
+                if not piece:
+                    return b""
+                answer += piece
+        return answer
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        _end(processes.pop())

@@ -1,0 +1,67 @@
+"""Grammars that take too long to prepare are refused before they take it, by a process that is ended."""
+
+from __future__ import annotations
+
+import json
+
+import llguidance
+import psutil
+import pytest
+
+from langchain_specdec import Grammar
+from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.trial import GrammarTrial
+from tests.support.backends import make_backend
+from tests.support.served import serving
+
+pytestmark = pytest.mark.process
+
+SMALL = Grammar(regex="a{3}")
+# Minutes and gigabytes of work, each in a few bytes or kilobytes.
+MULTIPLES = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967, 9949, 9941)]}
+OPTIONAL = ".?" * 16_000
+
+
+def source_of(grammar: Grammar) -> str:
+    if grammar.regex is not None:
+        return str(llguidance.LLMatcher.grammar_from_regex(grammar.regex))
+    return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(grammar.schema)))
+
+
+def helpers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if any("trial_process" in word for word in child.cmdline())]
+
+
+@pytest.mark.parametrize("grammar", [Grammar(schema=MULTIPLES), Grammar(regex=OPTIONAL)], ids=["multiples", "optional"])
+def test_what_takes_too_long_is_refused_and_leaves_no_process(grammar):
+    before = len(helpers())
+    trial = GrammarTrial(1)
+    with pytest.raises(InvalidParameterError, match=f"The {grammar.kind} takes more than 1 seconds or 512 MB"):
+        trial.check(grammar, [source_of(grammar)])
+    assert len(helpers()) == before
+    # The next is tried by another one.
+    assert trial.check(SMALL, [source_of(SMALL)])
+    assert len(helpers()) == before + 1
+
+
+def test_what_cannot_be_followed_is_left_to_others():
+    trial = GrammarTrial(5)
+    assert trial.check(SMALL, [source_of(Grammar(regex="("))])
+    (helper,) = {process.pid for process in helpers()} - set()
+    assert trial.check(SMALL, [source_of(SMALL)] * 3)
+    assert {process.pid for process in helpers()} == {helper}
+    del trial
+    assert helpers() == []
+
+
+@pytest.mark.server
+def test_a_server_refuses_it_and_answers_others():
+    backend = make_backend(num_slots=2, grammar_timeout=1)
+    with serving(backend) as client:
+        body = {"prompt": "a", "max_tokens": 9, "structured_outputs": {"regex": OPTIONAL}}
+        answer = client.post("/v1/completions", json=body, timeout=60)
+        assert (answer.status_code, "takes more than 1 seconds" in answer.text) == (400, True)
+        parameters = {"max_new_tokens": 9, "grammar": {"type": "regex", "value": "a{3}"}}
+        answer = client.post("/generate", json={"inputs": "a", "parameters": parameters}, timeout=60)
+        assert answer.json()["generated_text"] == "aaa"
+    backend.close()
