@@ -36,6 +36,10 @@ class Backend(ABC):
     """Whether a request may name tokens whose log probabilities it is told, however improbable they are."""
     takes_thoughts: bool = False
     """Whether a thought may be limited, and come before the text of a grammar."""
+    takes_messages: bool = False
+    """Whether a request may be a chat, of which a server makes the prompt, also one with images."""
+    writes_prompts: bool = False
+    """Whether the server makes the prompt of every chat, as far as it is known what answers."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
     is_remote: bool = False

@@ -64,7 +64,7 @@ class VLLMReader(Reader):
         """See `Reader`."""
         counts: Any = usage_of(event)
         if not event["choices"]:
-            return Chunk(**counts, stats=self._stats(event, counts.get("completion_tokens") or 0), is_last=True)
+            return Chunk(**counts, stats=self.stats(event, counts.get("completion_tokens") or 0), is_last=True)
         choice = event["choices"][0]
         ids = choice.get("token_ids") or []
         reason = self._reason(choice)
@@ -90,7 +90,8 @@ class VLLMReader(Reader):
     def _reason(self, choice: Mapping[str, Any]) -> FinishReason | None:
         return reason_of(choice, "stop_reason")
 
-    def _stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """See `Reader`."""
         said = (event.get("metrics") or {}).get("speculative_decoding")
         if said is None:
             return None
