@@ -77,7 +77,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
             servers, which queue what they cannot run.
         tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
             than by asking the server, and has the template that chats need. None is that of the model that the
-            server names, loaded when a chat needs it; the code of a tokenizer is never run.
+            server names, loaded when a chat needs it, where the server is of a known kind; its code is never run.
 
     Raises:
         InvalidParameterError: A parameter is out of its range.
@@ -137,6 +137,11 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
     def takes_thoughts(self) -> bool:  # type: ignore[override]
         """Whether a thought may be limited, and come before the text of a grammar, as far as it is known."""
         return self._is_own
+
+    @property
+    def takes_logprob_token_ids(self) -> bool | None:  # type: ignore[override]
+        """Whether a request may name tokens whose log probabilities it is told; None until it is known."""
+        return None if self._facts.info is None else self._facts.info.dialect.takes_logprob_token_ids
 
     @property
     def adapter_names(self) -> Sequence[str] | None:
@@ -326,6 +331,12 @@ def _check_honoured(request: CompletionRequest, info: ServerInfo) -> None:
         raise InvalidParameterError(msg)
     if not isinstance(request.prompt, str) and not dialect.takes_token_ids:
         msg = f"A prompt of tokens cannot be sent to {dialect.name}. Give text."
+        raise InvalidParameterError(msg)
+    if request.logprob_token_ids and not dialect.takes_logprob_token_ids:
+        msg = (
+            f"The probabilities of tokens that a request names, which decisions are made of, are not told by "
+            f"{dialect.name}. Use vLLM, `specdec serve` or a LocalBackend."
+        )
         raise InvalidParameterError(msg)
     if request.shown_specials and not dialect.tells_token_ids:
         msg = (

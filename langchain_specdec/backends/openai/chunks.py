@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ class ChunkToken:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     num_tokens: int = 1
+
+    def best(self, number: int, named: Collection[int]) -> dict[int, float]:
+        """The log probabilities of so many of the best tokens, and of those that are named."""
+        return dict(self.top[:number]) | {index: logprob for index, logprob in self.top if index in named}
 
 
 @dataclass(frozen=True)

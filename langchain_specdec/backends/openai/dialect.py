@@ -89,6 +89,8 @@ class Dialect(ABC):
     """Whether the tokens of an answer are told, so that special ones can be read."""
     tells_counts: ClassVar[bool] = True
     """Whether every answer ends with its counts, after which nothing comes."""
+    takes_logprob_token_ids: ClassVar[bool] = False
+    """Whether a request may name tokens whose log probabilities it is told."""
     takes_adapters: ClassVar[bool] = False
     """Whether a request may name an adapter in the place of the model."""
     is_own: ClassVar[bool] = False

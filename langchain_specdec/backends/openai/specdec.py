@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from langchain_specdec.backends.openai.chunks import Chunk
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader
 from langchain_specdec.backends.openai.plain import openai_body
-from langchain_specdec.backends.openai.vllm import VLLMReader, held_by_vllm
+from langchain_specdec.backends.openai.vllm import VLLMReader, held_by_vllm, logprobs_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.request_fields import fields_of
 from langchain_specdec.completions.stats import SpeculationStats
@@ -29,6 +29,7 @@ class SpecdecDialect(Dialect):
     name = "specdec serve"
     more_room = "start the server with --max-length {num_tokens} or more"
     takes_adapters = True
+    takes_logprob_token_ids = True
     is_own = True
     takes_found_images = True
     of_completions = ("prompt", "return_token_ids", "stream_interval", "specdec")
@@ -52,8 +53,7 @@ class SpecdecDialect(Dialect):
         for name in (*sampled, "repetition_penalty", "ignore_eos"):
             if getattr(params, name):
                 body[name] = getattr(params, name)
-        if params.logprobs is not None:
-            body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
+        body |= logprobs_of(asked, 0)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
     def chat_grammar(self, grammar: Grammar) -> dict[str, Any]:

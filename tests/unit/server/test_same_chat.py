@@ -161,7 +161,8 @@ def test_a_profile_says_what_the_server_can_do_once_it_was_asked(thinker):
         known: Any = asked.profile
         assert known["structured_output"] is True
         assert known["max_input_tokens"] == thinker.local.profile["max_input_tokens"]
-        assert asked.model_copy(update={"max_new_tokens": 90}).profile["max_input_tokens"] == 2048 - 90
+        copied: Any = asked.model_copy(update={"max_new_tokens": 90}).profile
+        assert copied["max_input_tokens"] == 2048 - 90
         assert given.profile == {"tool_calling": True}
 
 
