@@ -23,7 +23,11 @@ _REASONS: dict[str, FinishReason] = {"eos": "eos_token", "word": "stop_sequence"
 
 
 class LlamaCppDialect(Dialect):
-    """llama-server. It always reports what speculation did."""
+    """llama-server. It always reports what speculation did.
+
+    Args:
+        context: Most tokens of a prompt and its completion together.
+    """
 
     name = "llama.cpp's server"
     path = "/completion"
@@ -36,8 +40,12 @@ class LlamaCppDialect(Dialect):
         ("frequency_penalty", lambda p: p.frequency_penalty != 0.0, "it counts the prompt, too"),
     )
 
+    def __init__(self, context: int) -> None:
+        self._context = context
+
     def grammar(self, grammar: Grammar) -> dict[str, Any]:
         """See `Dialect`."""
+        # A grammar for llguidance would hold one, but most are built without, and end themselves by it.
         if grammar.regex is not None:
             raise self._no_regex()
         return {"json_schema": grammar.schema}
@@ -62,8 +70,8 @@ class LlamaCppDialect(Dialect):
             "ignore_eos": params.ignore_eos,
         }
         if params.repetition_penalty is not None:
-            # The whole context counts.
-            body |= {"repeat_penalty": params.repetition_penalty, "repeat_last_n": -1}
+            # The whole context counts. Later releases refuse -1, which meant that.
+            body |= {"repeat_penalty": params.repetition_penalty, "repeat_last_n": self._context}
         if asked.bias:
             body["logit_bias"] = [[token, bias] for token, bias in asked.bias.items()]
         if params.logprobs is not None:

@@ -10,6 +10,7 @@ from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Re
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import closed
 from langchain_specdec.sampling.params import SamplingParams
 
 _UNKNOWN = "OpenAI's protocol has no such parameter"
@@ -128,6 +129,13 @@ class PlainDialect(Dialect):
         body = openai_body(asked)
         body.pop("stop", None)
         return body | ({} if asked.params.grammar is None else self.grammar(asked.params.grammar))
+
+    def chat_grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """See `Dialect`."""
+        if grammar.schema == {"type": "object"}:
+            return {"response_format": {"type": "json_object"}}
+        # OpenAI wants it said that objects have no other properties.
+        return self.grammar(grammar if grammar.regex is not None else Grammar(schema=closed(grammar.schema)))
 
     def thinking(self, reasoning: bool | str | None, variables: Mapping[str, Any]) -> dict[str, Any]:
         """See `Dialect`."""

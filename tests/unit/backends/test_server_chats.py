@@ -287,8 +287,14 @@ class TestRequests:
             standin.pieces = [delta(content='{"boats": 3}'), delta("stop")]
             with pytest.raises(MalformedAnswerError):
                 chat.with_structured_output(Sea).invoke("x")
+            standin.pieces = [delta(content='{"ships": 3}'), delta("stop")]
+            assert chat.with_structured_output(Sea, method="json_mode").invoke("JSON!") == Sea(ships=3)
+        assert standin.asked[-1]["response_format"] == {"type": "json_object"}
         sent = standin.asked[0]
-        assert sent["response_format"]["json_schema"]["schema"]["properties"]["ships"]["type"] == "integer"
+        schema = sent["response_format"]["json_schema"]["schema"]
+        assert schema["properties"]["ships"]["type"] == "integer"
+        # OpenAI wants it said.
+        assert schema["additionalProperties"] is False
         assert sent["messages"][0]["content"].startswith(
             "Count.\n\nAnswer with a JSON object that fits this JSON schema"
         )
@@ -333,6 +339,11 @@ class TestRequests:
         assert body["messages"][2]["content"] == "Found:\n[image, left out: it cannot be shown here]\n"
         assert body["max_tokens"] == 50
         assert not {"prompt", "n_predict", "return_token_ids", "return_tokens"} & body.keys()
+
+    def test_llama_cpp_takes_no_number_for_its_whole_context(self, place):
+        with chat_with(place, *SAID, owner="llamacpp", repetition_penalty=1.2) as (standin, chat):
+            chat.invoke([HumanMessage(["x", IMAGE])])
+        assert (standin.asked[0]["repeat_penalty"], standin.asked[0]["repeat_last_n"]) == (1.2, 2048)
 
     @pytest.mark.parametrize(("owner", "field"), [("vllm", "structured_outputs"), ("sglang", "regex")])
     def test_a_regular_expression(self, place, owner, field):
