@@ -35,12 +35,14 @@ class ChatStandIn:
         pieces: Those of every answer.
         refusal: Status and words of an error in place of an answer.
         asked: The bodies.
+        key: What the last request was authorized by.
     """
 
     owner: str = "somebody"
     pieces: Sequence[dict[str, Any]] = ()
     refusal: tuple[int, str] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
+    key: str | None = None
 
     @property
     def app(self) -> Starlette:
@@ -61,6 +63,7 @@ class ChatStandIn:
 
     async def _chat(self, request: Request) -> Response:
         self.asked.append(await request.json())
+        self.key = request.headers.get("authorization")
         if self.refusal is not None:
             return JSONResponse({"error": {"message": self.refusal[1]}}, self.refusal[0])
         return StreamingResponse(self._events(), media_type="text/event-stream")
