@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from langchain_specdec.backends.openai.dialect import Reader
 from langchain_specdec.backends.openai.plain import usage_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.server_chat import THOUGHT_BEGIN, THOUGHT_END, written_call
+from langchain_specdec.completions.thoughts import Reasoning
 
 _REASONS: dict[str, FinishReason] = {
     **dict.fromkeys(("stop", "tool_calls", "function_call"), "eos_token"),
@@ -65,8 +66,10 @@ class ChatReader(Reader):
         delta = choice.get("delta") or {}
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         text = self._thought(thought) if isinstance(thought, str) else ""
-        if content := (delta.get("content") or "") + (delta.get("refusal") or ""):
-            text += self._thought_end() + content
+        for part in _parts(delta.get("content")):
+            text += self._thought(part.text) if isinstance(part, Reasoning) else self._thought_end() + part
+        if refusal := delta.get("refusal"):
+            text += self._thought_end() + refusal
         for call in delta.get("tool_calls") or ():
             self._take(call)
         if legacy := delta.get("function_call"):
@@ -104,6 +107,17 @@ class ChatReader(Reader):
             written_call(call.name, call.arguments, call.id, is_cut=call in cut and not _is_json(call.arguments))
             for call in calls
         )
+
+
+def _parts(content: Any) -> Iterator[str | Reasoning]:
+    """The texts and thoughts of a content, which is a text, but of Mistral's thinking models a list."""
+    for part in [content] if isinstance(content, str) else content or ():
+        if isinstance(part, str):
+            yield from [part] if part else []
+        elif part.get("type") == "thinking":
+            yield from (Reasoning(text) for text in _parts(part["thinking"]) if isinstance(text, str))
+        else:
+            yield from _parts(part["text"])
 
 
 def _is_json(text: Any) -> bool:

@@ -98,8 +98,9 @@ class TestAnswers:
             [delta("", content="All well."), delta("stop", content=None)],
             [{"choices": [{"index": 0, "delta": None, "finish_reason": None}]}, *SAID],
             [*SAID[:-1], {"choices": [], "usage": {"total_tokens": 15}}],
+            [delta(content=[{"type": "text", "text": "All "}]), delta(content=[]), *SAID[2:]],
         ],
-        ids=range(8),
+        ids=range(9),
     )
     def test_a_text_in_any_shape(self, place, pieces):
         with chat_with(place, *pieces) as (_, chat):
@@ -132,8 +133,13 @@ class TestAnswers:
             [delta(reasoning="Hm"), delta(reasoning="m.", content=None)],
             # OpenRouter's and vLLM's, with both names.
             [delta(reasoning="Hmm.", reasoning_content="Hmm.", reasoning_details=[{"text": "Hmm."}])],
+            # Mistral's.
+            [
+                delta(content=[{"type": "thinking", "thinking": [{"type": "text", "text": part}]}])
+                for part in ("Hm", "m.")
+            ],
         ],
-        ids=["reasoning_content", "reasoning", "both"],
+        ids=["reasoning_content", "reasoning", "both", "a list"],
     )
     def test_thoughts_are_told_apart(self, place, pieces):
         usage = {**USAGE, "completion_tokens_details": {"reasoning_tokens": 4}}
