@@ -21,19 +21,20 @@ from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import SHORT_TEXT
 from langchain_specdec.chat.call import CALL_OPTIONS, AskedCall, ReadyCall, check_parallel_tool_calls, render
-from langchain_specdec.chat.image_prompts import images_for, num_tokens, placeholder_of
-from langchain_specdec.chat.messages import size_of, to_template_messages
+from langchain_specdec.chat.image_prompts import num_tokens, template_for
+from langchain_specdec.chat.messages import size_of
 from langchain_specdec.chat.profile import profile_of
 from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.schemas import as_tool, is_response
-from langchain_specdec.chat.structured_output import forced_tools, form_of_response
+from langchain_specdec.chat.server_call import server_call
+from langchain_specdec.chat.structured_output import forced_tools
 from langchain_specdec.chat.structured_runnable import structured
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.chat.thinking import check_thinking
 from langchain_specdec.completions import batches
 from langchain_specdec.completions.stream import NO_LIMIT, TimeLimit, checked_timeout
 from langchain_specdec.construction.constructors import PARAMETERS
-from langchain_specdec.errors import InvalidParameterError, SpecDecError
+from langchain_specdec.errors import SpecDecError
 from langchain_specdec.langchain_base import AsyncRunManager, Configs, RunManager, SpeculativeBase, runs_of
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -125,7 +126,9 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     stop_in_reasoning: bool | None = Field(default=False, description=REASONING_OPTIONS["stop_in_reasoning"].help)
 
     _cached_template: tuple[Any, ChatTemplate] | None = PrivateAttr(default=None)
-    # The first time a template is compiled, which takes longer than all else.
+    # What the profile is where none was given.
+    _own_profile: ModelProfile | None = PrivateAttr(default=None)
+    # A template is compiled the first time, which takes longer than all else.
     _has_rendered: bool = PrivateAttr(default=False)
 
     if TYPE_CHECKING:  # narrower than what both models share, where any keyword may come
@@ -180,24 +183,13 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return self.backend.load_tokenizer(limit.seconds) if self.tokenizer is None else self.tokenizer
 
     def _template_of(self, own: Any) -> ChatTemplate:
-        # A copy with other values of these fields carries this template along, so they are compared.
+        # A copy carries it along, and may have other values of these fields.
         key = (own, self.chat_template, repr(self.chat_template_kwargs))
         cached = self._cached_template
         if cached is None or any(a is not b and a != b for a, b in zip(cached[0], key, strict=True)):
-            self._cached_template = cached = key, self._make_template(own)
+            made = template_for(self.backend, own, self.chat_template, self.chat_template_kwargs)
+            self._cached_template = cached = key, made
         return cached[1]
-
-    def _make_template(self, tokenizer: Any) -> ChatTemplate:
-        if tokenizer is None:
-            msg = (
-                f"{type(self.backend).__name__} has no tokenizer, and so no chat template. Give that of the model it "
-                f"serves: {type(self).__name__}(backend=..., tokenizer=AutoTokenizer.from_pretrained(model_id))."
-            )
-            raise InvalidParameterError(msg)
-        # A server is not asked for a name that only errors show.
-        name = "The server's model" if self.backend.is_remote else self.backend.model_name
-        placeholder = placeholder_of(self.backend)
-        return ChatTemplate(tokenizer, name, self.chat_template, self.chat_template_kwargs, placeholder)
 
     @property
     def _llm_type(self) -> str:
@@ -206,7 +198,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         # No answer in a cache may match before the template is known.
-        unknown = f"not known yet ({uuid.uuid4()})"
+        unknown = "the server's" if self.backend.writes_prompts else f"not known yet ({uuid.uuid4()})"
         identity = unknown if self._must_ask else self._template_of(self._known_tokenizer).identity
         thinking = {name: getattr(self, name) for name in REASONING_OPTIONS}
         return {**self._text_identity(), **thinking, "chat_template": identity}
@@ -215,17 +207,28 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}  # None is the default
         template = None
         if not self._must_ask:
-            # A model without a template is refused by a better message.
             with contextlib.suppress(SpecDecError):
                 template = self._template_of(self._known_tokenizer)
-        return profile_of(self.backend, SamplingParams(**given).max_new_tokens, template)
+        self._own_profile = profile_of(self.backend, SamplingParams(**given).max_new_tokens, template)
+        return {**self._own_profile}
+
+    def _renew_profile(self) -> None:
+        """Have the profile say what is known by now, unless one was given. LangChain 1.0 has no profiles."""
+        if (own := self._own_profile) is not None and getattr(self, "profile", None) == own:
+            self.profile = self._resolve_model_profile()
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as the backend tells it: a server is asked, and `profile` says then what it can do."""
+        name = super().model_name
+        self._renew_profile()
+        return name
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values of fields. Its profile follows from them, unless one was given."""
         copied = super().model_copy(update=update, deep=deep)
-        # LangChain 1.0 has no profiles.
-        if getattr(self, "profile", None) == self._resolve_model_profile() and "profile" not in (update or {}):
-            copied.profile = copied._resolve_model_profile()
+        if "profile" not in (update or {}):
+            copied._renew_profile()
         return copied
 
     def get_num_tokens_from_messages(self, messages: Messages, tools: Sequence[Tool] | None = None) -> int:
@@ -321,7 +324,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
     ) -> ReadyCall:
         """Everything that can be refused is refused here."""
         asked = self._check(messages, stop, kwargs)
-        return self._render(asked, self._load_tokenizer(asked.limit))
+        return self._render(asked, None if asked.sends_images(self.backend) else self._load_tokenizer(asked.limit))
 
     async def _aprepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: Mapping[str, Any]
@@ -332,7 +335,7 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         arguments = messages, stop, kwargs
         asked = self._check(*arguments) if is_short else await asyncio.to_thread(self._check, *arguments)
         own = self.tokenizer
-        if own is None:
+        if own is None and not asked.sends_images(self.backend):
             own = await self.backend.aload_tokenizer(asked.limit.seconds)
         is_quick = is_short and self._has_rendered and not asked.images
         return self._render(asked, own) if is_quick else await asyncio.to_thread(self._render, asked, own)
@@ -346,19 +349,16 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         options = {name: named.pop(name, fields.get(name)) for name in CALL_OPTIONS}
         seconds = checked_timeout(self.timeout if options["timeout"] is None else options["timeout"])
         limit = TimeLimit(seconds, time.monotonic())
-        params = self._sampling_params(stop, named)
-        tools = [as_tool(tool) for tool in options["tools"] or ()]
-        forced = forced_tools(tools, options["tool_choice"])
-        images = images_for(self.backend)
-        rows, form = to_template_messages(messages, images), form_of_response(options["response_format"])
-        asked = AskedCall(rows, images, params, options, tools, forced, form, limit)
-        asked.check(self.backend)
-        return asked
+        return AskedCall.of(messages, self._sampling_params(stop, named), options, limit, self.backend)
 
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
         """The prompt, by the tokenizer with the template."""
-        template_of = own if self.backend.is_remote and self.tokenizer is None else None
+        self._renew_profile()
         has_blocks = self.output_version == "v1"
+        if asked.sends_images(self.backend) or (own is None and self.backend.writes_prompts):
+            given = self.chat_template, self.chat_template_kwargs
+            return server_call(asked, self.backend, *given, has_blocks=has_blocks)
+        template_of = own if self.backend.is_remote and self.tokenizer is None else None
         call = render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
         self._has_rendered = True
         return call

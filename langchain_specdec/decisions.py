@@ -1,4 +1,4 @@
-"""`SpeculativeDecisions`: a decision model of LangChain over a model in this process."""
+"""`SpeculativeDecisions`: a decision model of LangChain over a model in this process, or one behind a server."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing_extensions import Self, Unpack, override
 
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.arrangements import Message
-from langchain_specdec.chat.image_prompts import images_for, placeholder_of, read_into
+from langchain_specdec.chat.image_prompts import images_for, read_into, template_for
 from langchain_specdec.chat.images import Images
 from langchain_specdec.chat.label_tokens import LabelTokens
 from langchain_specdec.chat.prompt import Prompt
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.construction.constructors import ModelConstructors
-from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+from langchain_specdec.errors import GenerationError, InvalidParameterError, MissingDependencyError
 from langchain_specdec.sampling.params import SamplingParams
 
 try:
@@ -44,10 +44,28 @@ from langchain_specdec.chat.questions import (
 if TYPE_CHECKING:
     from langchain_specdec.construction import keywords
 
+_NO_SUCH_SERVER = (
+    "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and this server tells "
+    "those of the best ones only. Use vLLM or `specdec serve`, or load the model here: SpeculativeDecisions(model=...)."
+)
 _NO_SERVERS = (
     "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and a server of Text "
     'Generation Inference tells those of the best ones only. Load the model here: SpeculativeDecisions(model="...").'
 )
+
+
+class _Prompts(NamedTuple):
+    """What writes the prompts of questions.
+
+    Attributes:
+        tokenizer: The model's.
+        template: The template.
+        labels: Labels of its answers.
+    """
+
+    tokenizer: Any
+    template: ChatTemplate
+    labels: LabelTokens
 
 
 class _Asked(NamedTuple):
@@ -66,6 +84,12 @@ class _Asked(NamedTuple):
     def answer(self, completion: Completion) -> Any:
         """The answer, by the log probabilities of its tokens."""
         logprobs = completion.tokens[0].top_logprobs or {}
+        if any(token not in logprobs for token in self.tokens):
+            msg = (
+                "The server did not tell the probabilities of all answers, as vLLM does not before 0.30. Take a later "
+                "one, `specdec serve`, or a model in this process."
+            )
+            raise GenerationError(msg)
         return answer_of(self.question, [logprobs[token] for token in self.tokens])
 
 
@@ -107,8 +131,11 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     that the template opens is closed.
 
     Images in messages of the state, in base64, go to a model that reads images. A `Box`, and other content than text
-    and these, are refused. So is a server of Text Generation Inference, which tells the
-    probabilities of its best tokens only. All questions are checked before the first is asked.
+    and these, are refused. All questions are checked before the first is asked.
+
+    `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or
+    vLLM, which tell the probabilities of tokens that a request names. Other servers are refused: they tell those of
+    their best tokens only. Images are taken by a model in this process.
 
     Raises:
         UnsupportedModelError: The model has no chat template.
@@ -117,13 +144,13 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     """
 
     model: str = Field(default="")
-    """Name of the model, as the backend tells it."""
+    """Name of the model, as the backend tells it; that of a server's stands in its answers."""
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template in place of the model's own, or the name of one of several that it has."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template."""
 
-    _known: tuple[tuple[str | None, str], tuple[ChatTemplate, LabelTokens]] | None = PrivateAttr(default=None)
+    _known: tuple[tuple[int, str | None, str], _Prompts] | None = PrivateAttr(default=None)
 
     if TYPE_CHECKING:
 
@@ -133,19 +160,13 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         def from_model_id(  # type: ignore[override]
             cls, model_id: keywords.ModelSource, **kwargs: Unpack[keywords.DecisionLoading]
         ) -> Self: ...
+        @override
+        @classmethod
+        def from_server(cls, base_url: str, **kwargs: Unpack[keywords.DecisionServer]) -> Self: ...  # type: ignore[override]
 
     @classmethod
     def from_tgi(cls, *_: object, **__: object) -> NoReturn:
         """Refused: such a server does not tell what decisions are made of.
-
-        Raises:
-            InvalidParameterError: Always.
-        """
-        raise InvalidParameterError(_NO_SERVERS)
-
-    @classmethod
-    def from_server(cls, *_: object, **__: object) -> NoReturn:
-        """Refused, as `from_tgi`.
 
         Raises:
             InvalidParameterError: Always.
@@ -173,17 +194,17 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     @classmethod
     def _with_backend(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], Backend | None]:
         backend = values.get("backend")
-        if isinstance(backend, Backend) and values.get("model") == backend.model_name:
+        if isinstance(backend, Backend) and values.get("model") == _name_of(backend):
             # Copies that LangChain makes are given all fields.
             values = {name: value for name, value in values.items() if name != "model"}
         fields, loaded = super()._with_backend(values)
-        return {**fields, "model": fields["backend"].model_name}, loaded
+        return {**fields, "model": _name_of(fields["backend"])}, loaded
 
     @classmethod
     def _checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         fields = super()._checked(values)
         backend = fields["backend"]
-        if isinstance(backend, Backend) and not backend.takes_logprob_token_ids:
+        if isinstance(backend, Backend) and backend.takes_logprob_token_ids is False:
             if backend.is_remote:
                 raise InvalidParameterError(_NO_SERVERS)
             msg = (
@@ -194,23 +215,27 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         return fields
 
     def _check_made(self) -> None:
-        self._prompts()
+        # A server is not asked for its model before the first call.
+        if not self.backend.is_remote:
+            self._prompts()
 
     @property
     def _provider(self) -> str:
         return "specdec"
 
-    def _prompts(self) -> tuple[ChatTemplate, LabelTokens]:
-        """The template and the labels of its answers, made once."""
-        tokenizer = self.backend.private_tokenizer or self.backend.tokenizer
+    def _prompts(self) -> _Prompts:
+        """What writes prompts, made once for a model. A server is asked for its own."""
+        tokenizer = self.backend.load_tokenizer()
+        if not self.backend.takes_logprob_token_ids:
+            raise InvalidParameterError(_NO_SUCH_SERVER)
         # A copy with other values of these fields carries what is known along, so they are compared.
-        key = self.chat_template, repr(self.chat_template_kwargs)
+        key = id(tokenizer), self.chat_template, repr(self.chat_template_kwargs)
         if self._known is None or self._known[0] != key:
             options = {"enable_thinking": False, **(self.chat_template_kwargs or {})}
-            template = ChatTemplate(tokenizer, self.model, self.chat_template, options, placeholder_of(self.backend))
+            template = template_for(self.backend, tokenizer, self.chat_template, options)
             if template.reasoning.switch not in {"", *options}:
                 template = template.with_reasoning(False)
-            self._known = key, (template, LabelTokens(template))
+            self._known = key, _Prompts(tokenizer, template, LabelTokens(template))
         return self._known[1]
 
     def _ask(self, state: State, questions: Mapping[str, Question]) -> dict[str, _Asked]:
@@ -224,7 +249,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         return {name: self._asked(told, images, question) for name, question in checked.items()}
 
     def _asked(self, state: str, images: Images, question: LabelledQuestion) -> _Asked:
-        template, label_tokens = self._prompts()
+        tokenizer, template, label_tokens = self._prompts()
         labels = label_tokens.choose(len(answers_of(question)), preferred_labels(question))
 
         def write(rows: Sequence[Message]) -> Prompt:
@@ -236,7 +261,10 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         tokens = list(labels.values())
         placed = read.placed(prompt_ids) if read is not None else ()
         params = SamplingParams(max_new_tokens=1)
-        request = CompletionRequest(prompt_ids, params, logprob_token_ids=tokens, images=placed)
+        template_of = tokenizer if self.backend.is_remote else None
+        request = CompletionRequest(
+            prompt_ids, params, logprob_token_ids=tokens, images=placed, template_of=template_of
+        )
         return _Asked(question, request, tokens)
 
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
@@ -261,4 +289,9 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
             "output_tokens": sum(end.completion_tokens for end in ends),
             "input_token_details": {"cache_read": sum(end.cached_tokens or 0 for end in ends)},
         }
-        return ClassifierResponse(model=self.model, answers=answers, usage=usage)
+        return ClassifierResponse(model=self.model or self.backend.model_name, answers=answers, usage=usage)
+
+
+def _name_of(backend: Backend) -> str:
+    """Name of a backend's model; "" where a server would have to be asked."""
+    return "" if backend.is_remote else backend.model_name

@@ -1,6 +1,6 @@
 """An agent with two tools. Needs the extra `agents` and a model that was trained to call tools.
 
-python docs/examples/agent.py [--model-id ID] [--tgi URL]
+python docs/examples/agent.py [--model-id ID] [--server URL | --tgi URL]
 """
 
 # ruff: noqa: T201

@@ -1,6 +1,6 @@
 """Facts from a text as objects of a class. A TGI server has to be one that does not speculate.
 
-python docs/examples/extract.py [--model-id ID] [--tgi URL]
+python docs/examples/extract.py [--model-id ID] [--server URL | --tgi URL]
 """
 
 # ruff: noqa: T201

@@ -1,6 +1,6 @@
 """A question about a picture, such as a photo or a scanned page. The model has to be one that reads images.
 
-python docs/examples/look.py PICTURE [--question QUESTION] [--model-id ID]
+python docs/examples/look.py PICTURE [--question QUESTION] [--model-id ID] [--server URL]
 """
 
 # ruff: noqa: T201

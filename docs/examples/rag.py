@@ -1,6 +1,6 @@
 """Questions about a document: the passages that share most words with a question go into the prompt.
 
-python docs/examples/rag.py [--model-id ID] [--tgi URL]
+python docs/examples/rag.py [--model-id ID] [--server URL | --tgi URL]
 
 Answers repeat words of the passages, which prompt lookup drafts. A real store of embeddings takes the place of
 `passages_for` without any other change.

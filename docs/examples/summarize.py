@@ -1,7 +1,7 @@
 """A summary by prompt lookup: the whole document in one prompt, or its pieces first and then their summaries.
 
 python docs/examples/summarize.py [auto | stuff | map_reduce | refine] [--document FILE] [--max-new-tokens N]
-    [--max-input-tokens N] [--model-id ID] [--tgi URL]
+    [--max-input-tokens N] [--model-id ID] [--server URL | --tgi URL]
 
 A summary repeats words of its document, and those are what prompt lookup drafts.
 """

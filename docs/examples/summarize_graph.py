@@ -1,6 +1,7 @@
 """Map-reduce as a graph of LangGraph: a branch for each part of a document, and one call for their summaries.
 
-python docs/examples/summarize_graph.py [--document FILE] [--max-new-tokens N] [--model-id ID] [--tgi URL]
+python docs/examples/summarize_graph.py [--document FILE] [--max-new-tokens N] [--model-id ID]
+    [--server URL | --tgi URL]
 
 `DocumentSummarizer` does the same without a graph, for a document of any length (summarize.py). A graph is for what it
 does not do: other steps between, checkpoints, a person who looks at the parts.

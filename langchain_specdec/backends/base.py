@@ -32,10 +32,15 @@ class Backend(ABC):
     takes_calls_or_object: bool | None = False
     """Whether a grammar may be a `CallGrammar`, which is neither one schema nor a regular expression; None where that
     is known only once a server was asked."""
-    takes_logprob_token_ids: bool = False
-    """Whether a request may name tokens whose log probabilities it is told, however improbable they are."""
+    takes_logprob_token_ids: bool | None = False
+    """Whether a request may name tokens whose log probabilities it is told, however improbable they are; None where
+    that is known only once a server was asked."""
     takes_thoughts: bool = False
     """Whether a thought may be limited, and come before the text of a grammar."""
+    takes_messages: bool = False
+    """Whether a request may be a chat, of which a server makes the prompt, also one with images."""
+    writes_prompts: bool = False
+    """Whether the server makes the prompt of every chat, as far as it is known what answers."""
     needs_properties: bool = False
     """Whether the schema of a grammar has to be that of an object with properties."""
     is_remote: bool = False

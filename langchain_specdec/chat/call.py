@@ -7,17 +7,27 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from langchain_core.messages import BaseMessage
+
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.chat.answer_reader import AnswerReader
 from langchain_specdec.chat.arrangements import Message
 from langchain_specdec.chat.calls_or_object import CallsFirst, CallsOrObjectForm, form_of_calls_or_object
-from langchain_specdec.chat.image_prompts import read_into
+from langchain_specdec.chat.image_prompts import images_for, read_into
 from langchain_specdec.chat.images import Images
-from langchain_specdec.chat.messages import continues_message
+from langchain_specdec.chat.messages import continues_message, to_template_messages
 from langchain_specdec.chat.prompt import Prompt
 from langchain_specdec.chat.reasoning_options import REASONING_OPTIONS, check_reasoning_options
 from langchain_specdec.chat.replies import ReplyReader
-from langchain_specdec.chat.structured_output import ANY, OutputForm, form_of_calls, with_schema_prompt
+from langchain_specdec.chat.schemas import as_tool
+from langchain_specdec.chat.structured_output import (
+    ANY,
+    OutputForm,
+    forced_tools,
+    form_of_calls,
+    form_of_response,
+    with_schema_prompt,
+)
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.chat.thinking import Thinking
 from langchain_specdec.chat.tool_calls import writing_parser
@@ -69,10 +79,36 @@ class AskedCall(NamedTuple):
     form: OutputForm | None
     limit: TimeLimit
 
+    @classmethod
+    def of(
+        cls,
+        messages: Sequence[BaseMessage],
+        params: SamplingParams,
+        options: Mapping[str, Any],
+        limit: TimeLimit,
+        backend: Backend,
+    ) -> AskedCall:
+        """A call with these options, those of `CALL_OPTIONS`.
+
+        Raises:
+            InvalidParameterError: One of them, or a message, is none, or they contradict each other.
+        """
+        tools = [as_tool(tool) for tool in options["tools"] or ()]
+        forced = forced_tools(tools, options["tool_choice"])
+        images = images_for(backend, takes_messages=True)
+        rows, form = to_template_messages(messages, images), form_of_response(options["response_format"])
+        asked = cls(rows, images, params, options, tools, forced, form, limit)
+        asked.check(backend)
+        return asked
+
     @property
     def may_call(self) -> bool:
         """Whether the answer may be a call. The model is told about all tools in any case: prompts begin alike then."""
         return bool(self.tools) and self.options["tool_choice"] != "none"
+
+    def sends_images(self, backend: Backend) -> bool:
+        """Whether it has images, and goes to a server with them, which makes the prompt."""
+        return bool(self.images) and backend.image_reader is None
 
     @property
     def takes_one_call(self) -> bool:
@@ -208,7 +244,7 @@ def render(
     banned = template.call_tokens if tools and not asked.may_call else ()
     # A forced call ends by its grammar.
     has_end = in_order is not None and asked.takes_one_call and asked.forced is None
-    make_end_check = _make_end_check(AnswerReader(in_order, thoughts)) if has_end else None
+    end_check = make_end_check(AnswerReader(in_order, thoughts)) if has_end else None
     request = CompletionRequest(
         prompt,
         params,
@@ -216,7 +252,7 @@ def render(
         shown_specials=marks,
         template_of=template_of,
         banned=banned,
-        make_end_check=make_end_check,
+        make_end_check=end_check,
         thoughts=thoughts,
         images=read.placed(prompt) if read is not None and not isinstance(prompt, str) else (),
     )
@@ -238,7 +274,7 @@ def _form_begin(form: OutputForm | None, template: ChatTemplate) -> str:
     return (form.begin if form is not None else "") or template.parser.answer_begin
 
 
-def _make_end_check(reader: AnswerReader) -> Callable[[], Callable[[str], bool]]:
+def make_end_check(reader: AnswerReader) -> Callable[[], Callable[[str], bool]]:
     """Makes what tells whether a text has come to the end of its first call."""
 
     def make() -> Callable[[str], bool]:

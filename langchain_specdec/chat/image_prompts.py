@@ -20,15 +20,47 @@ if TYPE_CHECKING:
     from langchain_specdec.models.image_reader import ImageReader, ReadImages
 
 
-def images_for(backend: Backend) -> Images:
-    """Takes the images of a call, where the backend's model can be given some."""
-    return Images("" if backend.image_reader is not None else backend.why_no_images)
+def images_for(backend: Backend, *, takes_messages: bool = False) -> Images:
+    """Takes the images of a call, where the backend's model can be given some.
+
+    Args:
+        backend: Where it will run.
+        takes_messages: Whether the call may be sent to a server as messages.
+    """
+    may_send = takes_messages and backend.takes_messages
+    return Images("" if backend.image_reader is not None or may_send else backend.why_no_images)
 
 
 def placeholder_of(backend: Backend) -> str:
     """What a template writes where an image stands; "" where the model can be given none."""
     reader = backend.image_reader
     return "" if reader is None else reader.placeholder
+
+
+def template_for(
+    backend: Backend, tokenizer: Any, source: str | None, variables: Mapping[str, Any] | None
+) -> ChatTemplate:
+    """The chat template of a backend's model.
+
+    Args:
+        backend: Has the model.
+        tokenizer: The model's; None where it is not known.
+        source: A template in place of its own, or the name of one of several that it has.
+        variables: Further variables of the template.
+
+    Raises:
+        InvalidParameterError: There is no tokenizer.
+        UnsupportedModelError: There is no template.
+    """
+    if tokenizer is None:
+        msg = (
+            f"{type(backend).__name__} has no tokenizer, and so no chat template. Give that of the model it serves: "
+            f"tokenizer=, a Hugging Face tokenizer, its id or its folder."
+        )
+        raise InvalidParameterError(msg)
+    # A server is not asked for a name that only errors show.
+    name = "The server's model" if backend.is_remote else backend.model_name
+    return ChatTemplate(tokenizer, name, source, variables, placeholder_of(backend))
 
 
 def read_into(

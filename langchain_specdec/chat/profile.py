@@ -40,7 +40,6 @@ def profile_of(backend: Backend, max_new_tokens: int, template: ChatTemplate | N
     profile: ModelProfile = {
         "text_inputs": True,
         "text_outputs": True,
-        "image_inputs": not images.why_none,
         # Nothing is fetched.
         "image_url_inputs": False,
         "image_tool_message": template is not None and not images.why_none and _shows_found(template, images),
@@ -60,6 +59,9 @@ def profile_of(backend: Backend, max_new_tokens: int, template: ChatTemplate | N
             profile["reasoning_effort_levels"] = list(reasoning.levels)
         if reasoning.default_level:
             profile["reasoning_effort_default"] = reasoning.default_level
+    if not backend.takes_messages:
+        # Else a server's model may take some, and does not tell.
+        profile["image_inputs"] = not images.why_none
     if not backend.is_remote:
         profile["name"] = backend.model_name
     if (limit := backend.max_length) is not None:

@@ -19,10 +19,11 @@ from langchain_specdec.chat.answer_reader import AnswerReader, ReplyPiece
 from langchain_specdec.chat.calls_or_object import CallsFirst
 from langchain_specdec.chat.messages import short_id
 from langchain_specdec.chat.structured_output import OutputForm
-from langchain_specdec.chat.tool_calls import BrokenToolCall, ToolCall, ToolCallParser
+from langchain_specdec.chat.tool_calls import BrokenToolCall, ToldCallParser, ToolCall, ToolCallParser
 from langchain_specdec.chat.tool_calls.values import name_in
 from langchain_specdec.completions.completion import Completion
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
+from langchain_specdec.completions.server_chat import shown
 from langchain_specdec.completions.thoughts import Reasoning, Thoughts
 from langchain_specdec.errors import MalformedAnswerError
 from langchain_specdec.sampling.params import SamplingParams
@@ -82,7 +83,8 @@ class ReplyReader:
         # Held until its end where it has to be a call, for only then it is known whether it is one.
         self._held: str | None = "" if must_call else None
         self._reader = AnswerReader(None if must_call else parser, thoughts)
-        self._num_reasoning = None if thoughts is None else 0
+        # A server's pieces are no tokens.
+        self._num_reasoning = None if thoughts is None or isinstance(parser, ToldCallParser) else 0
         self._is_single_thought = thoughts is not None and thoughts.is_single
         self._keeps_malformed = keeps_malformed
         self._has_blocks = has_blocks
@@ -126,7 +128,7 @@ class ReplyReader:
             message = AIMessageChunk(
                 content=self._content([]),
                 usage_metadata=self._new_usage(
-                    event.prompt_tokens, event.completion_tokens, event.cached_tokens, self._num_reasoning
+                    event.prompt_tokens, event.completion_tokens, event.cached_tokens, self._reasoning_tokens(event)
                 ),
                 response_metadata=self._version,
                 chunk_position="last",
@@ -150,11 +152,14 @@ class ReplyReader:
             invalid_tool_calls=[_without_type(block) for block in blocks if block["type"] == "invalid_tool_call"],
             additional_kwargs=_additional("".join(p.separator + p.text for p in pieces if isinstance(p, Reasoning))),
             usage_metadata=_usage(
-                finish.prompt_tokens, finish.completion_tokens, finish.cached_tokens, self._num_reasoning
+                finish.prompt_tokens, finish.completion_tokens, finish.cached_tokens, self._reasoning_tokens(finish)
             ),
             response_metadata=self._version,
         )
         return ChatGeneration(message=message, generation_info=self._info(finish))
+
+    def _reasoning_tokens(self, finish: FinishEvent) -> int | None:
+        return finish.reasoning_tokens if self._num_reasoning is None else self._num_reasoning
 
     @property
     def _version(self) -> dict[str, Any]:
@@ -271,8 +276,8 @@ class ReplyReader:
             return pieces
         is_cut = finish.finish_reason == "length"
         error = finish.grammar_error or (self._cut if is_cut else "The answer is no call of a tool.")
-        mark = "" if text.startswith(self._parser.mark) else self._parser.mark
-        return [BrokenToolCall(mark + text, error, name_in(text))]
+        marked = text if text.startswith(self._parser.mark) else self._parser.mark + text
+        return [BrokenToolCall(shown(marked), error, name_in(text))]
 
     def _check_form(self, finish: FinishEvent) -> None:
         """Note what is wrong with an answer that holds no calls."""

@@ -10,7 +10,7 @@ import typer
 
 from langchain_specdec.cli.chat_commands import COMMANDS, command_of, message_of, run_command
 from langchain_specdec.cli.chat_input import make_reader
-from langchain_specdec.cli.loading import load_backend, spinner
+from langchain_specdec.cli.loading import connected, load_backend, spinner
 from langchain_specdec.cli.options import FLAG_NAMES, FLAGS, OUTPUT, SYSTEM, Given, takes_options, text_of
 from langchain_specdec.cli.quiet_keyboard import quiet_keyboard
 from langchain_specdec.cli.reporting import with_flags
@@ -18,6 +18,7 @@ from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, 
 from langchain_specdec.options import Option
 
 if TYPE_CHECKING:
+    from langchain_specdec.backends.base import Backend
     from langchain_specdec.cli.chat_input import Reader
     from langchain_specdec.cli.chat_talk import Talk
 
@@ -27,6 +28,16 @@ def chat(
     given: Given,
     *,
     system: Annotated[str | None, SYSTEM] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Server to talk with in place of a model that is loaded: vLLM, SGLang, llama.cpp, specdec serve, or "
+            "another that speaks OpenAI's protocol. Its key is SPECDEC_API_KEY of the environment.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
     history: Annotated[
         Path | None, typer.Option(help="JSON file that keeps the conversation; it goes on from there.", dir_okay=False)
     ] = None,
@@ -41,7 +52,11 @@ def chat(
     with spinner("Starting PyTorch"):
         from langchain_specdec.cli.chat_conversation import Conversation
     conversation = Conversation(history)
-    backend = load_backend(given.model, debug=given.debug, **given.options)
+    backend: Backend
+    if server is None:
+        backend = load_backend(given.model, debug=given.debug, **given.options)
+    else:
+        backend = connected(server, given)
     with closing(backend):
         from langchain_specdec.chat_models import ChatSpeculative
         from langchain_specdec.cli.chat_talk import Talk

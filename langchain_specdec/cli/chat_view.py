@@ -189,7 +189,8 @@ def _figures(answer: AIMessageChunk) -> str:
     parts = [
         f"{usage['output_tokens']} tokens",
         f"{usage['output_tokens'] / seconds:.1f} tokens/s" if seconds else "",
-        f"{speculation['tokens_per_step']:.2f} tokens/step",
+        # Some servers do not tell it.
+        f"{steps:.2f} tokens/step" if (steps := speculation["tokens_per_step"]) is not None else "",
         f"{usage.get('input_token_details', {}).get('cache_read', 0)} of {usage['input_tokens']} read before",
         "cut off by --max-new-tokens" if answer.response_metadata["finish_reason"] == "length" else "",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -10,13 +11,21 @@ from contextlib import contextmanager
 from logging import ERROR, INFO, StreamHandler, getLogger
 from typing import TYPE_CHECKING, Any
 
+from langchain_specdec.backends.local_options import OPTIONS
 from langchain_specdec.cli.progress import Bars, Display, Lines, rows_on, ticking
+from langchain_specdec.cli.reporting import flag_of
 from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import is_drawable, visible
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.progress import READING_WEIGHTS
 
 if TYPE_CHECKING:
+    from langchain_specdec.backends.base import Backend
     from langchain_specdec.backends.local import LocalBackend
+    from langchain_specdec.cli.options import Given
+
+API_KEY = "SPECDEC_API_KEY"
+"""The variable of the environment that has the key, which no other user of the machine sees there."""
 
 
 def load_backend(
@@ -57,6 +66,32 @@ def load_backend(
 
         calm_libraries(downloads=not display.is_drawn, debug=debug)
         return LocalBackend(model, draft_model=draft_model, progress=tell_once(display), **options)
+
+
+def connected(url: str, given: Given) -> Backend:
+    """A connection to a server that speaks OpenAI's protocol. Nothing is sent yet.
+
+    The key, if it asks for one, is that of the environment: other users see command lines.
+
+    Args:
+        url: Its address.
+        given: What the command is given; a model that is named is one of the server's.
+
+    Raises:
+        InvalidParameterError: An option of a model that is loaded here is given, too.
+    """
+    for name in given.named:
+        if name in OPTIONS:
+            msg = (
+                f"{flag_of(name)} is an option of a model that is loaded here, and a server has its own. Leave it out."
+            )
+            raise InvalidParameterError(msg)
+    from langchain_specdec.backends.openai.backend import OpenAIBackend
+
+    model = given.model if "model" in given.named else None
+    # A server takes several.
+    key = next(iter(os.environ.get(API_KEY, "").split()), None)
+    return OpenAIBackend(url, model=model, api_key=key)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from langchain_specdec.backends.local_options import OPTIONS
-from langchain_specdec.cli.loading import load_backend
+from langchain_specdec.cli.loading import API_KEY, load_backend
 from langchain_specdec.cli.options import FLAGS, Given, takes_options
 from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import visible
@@ -20,8 +20,6 @@ from langchain_specdec.server.settings import SETTINGS, ServerSettings
 from tgi_launcher.extras import install_command
 
 _SERVER = "Server"
-API_KEY = "SPECDEC_API_KEY"
-"""The variable of the environment that has the key, which no other user of the machine sees there."""
 _MODEL = FLAGS["model"].help.replace("`", "")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_specdec.completions.events import Event, FinishEvent, Token
 from langchain_specdec.completions.prompt_images import PromptImage
+from langchain_specdec.completions.server_chat import ServerChat
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -34,6 +35,7 @@ class CompletionRequest:
         thoughts: How thoughts stand in the text; None where there are none. A grammar is that of what comes after the
             first one, where the prompt has begun it.
         images: Images that stand in the prompt, in order, where the backend has an `image_reader`.
+        chat: A chat in place of the prompt, which is empty then, where the backend has `takes_messages`.
         namespace: Whose it is: an engine in this process reuses prompts, and drafts from answers, of the same namespace
             alone. It changes no text, only what cached tokens and counts of drafts may tell of others' requests.
     """
@@ -48,6 +50,7 @@ class CompletionRequest:
     make_end_check: Callable[[], Callable[[str], bool]] | None = None
     thoughts: Thoughts | None = None
     images: Sequence[PromptImage] = ()
+    chat: ServerChat | None = None
     namespace: str = ""
 
 

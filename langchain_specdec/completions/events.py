@@ -66,6 +66,7 @@ class FinishEvent:
             server does not tell.
         grammar_error: Why the text, by the doing of a server, does not fit the grammar asked for, in whole sentences.
             None where it fits, where it was cut and fits so far, and where no grammar was asked for.
+        reasoning_tokens: Tokens of thoughts, where a server that tells thoughts apart by itself has counted them.
         time_to_first_token: Seconds from the call to the arrival of the first token, waiting for a slot and reading the
             prompt included. The stream fills it in; None where there was no token.
     """
@@ -77,6 +78,7 @@ class FinishEvent:
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     cached_tokens: int | None = 0
     grammar_error: str | None = None
+    reasoning_tokens: int | None = None
     time_to_first_token: float | None = field(default=None, compare=False)
 
 

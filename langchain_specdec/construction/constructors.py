@@ -227,7 +227,8 @@ class ModelConstructors(BaseModel):
         Nothing is sent to it before the first call, which finds out what answers and speaks its dialect. Chats are
         rendered here and sent as completions, so they need the tokenizer of the server's model, for its chat template.
         Without `tokenizer=` it is read from the model's folder or GGUF file, where the server is on this machine, or
-        comes from the Hugging Face Hub or its cache.
+        comes from the Hugging Face Hub or its cache; chats of a server of no known kind, and those with images, are
+        sent as messages then, of which the server makes the prompt.
 
         Args:
             base_url: Root address of the server, such as `"http://127.0.0.1:8000"`; a `/v1` at its end is left out.

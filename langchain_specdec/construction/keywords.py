@@ -153,6 +153,10 @@ class DecisionKeywords(DecisionLoading, Origin, total=False):
     """Keywords of `SpeculativeDecisions`."""
 
 
+class DecisionServer(DecisionFields, OpenAIOptions, total=False):
+    """Keywords of `SpeculativeDecisions.from_server`."""
+
+
 class ChatConnection(ChatFields, ConnectionOptions, total=False):
     """Keywords of `ChatSpeculative.from_tgi`."""
 

@@ -6,13 +6,16 @@ import json
 import re
 import runpy
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from langchain_specdec import SpeculativeLLM
+from langchain_specdec import LocalBackend, SpeculativeLLM
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.embedded import is_available, model_path
+from langchain_specdec.server.run import Server
+from langchain_specdec.server.settings import ServerSettings
 from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
@@ -106,6 +109,13 @@ def test_answers_from_passages(run, place):
 def test_facts_as_an_object(run, place):
     out = run("extract.py", *place)
     assert json.loads(out) == {"builder": "John Smeaton", "place": "Eddystone Rocks", "year": 1759}
+
+
+def test_one_flag_takes_another_kind_of_server(run):
+    backend = LocalBackend("embedded", num_slots=1, max_length=1024)
+    with closing(backend), Server(ServerSettings(port=0)).start(backend) as server:
+        found = json.loads(run("extract.py", "--server", server.url))
+    assert found == {"builder": "John Smeaton", "place": "Eddystone Rocks", "year": 1759}
 
 
 def test_an_agent(run, place):

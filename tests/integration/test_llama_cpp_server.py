@@ -128,6 +128,10 @@ async def test_streams_and_batches_are_one_text(llm):
     assert await llm.abatch(PROMPTS[:4]) == whole
 
 
+def test_a_repetition_penalty_is_taken(llm):
+    assert info_of(llm, REPEATING, repetition_penalty=1.5)[0] != info_of(llm, REPEATING)[0]
+
+
 def test_seeds_repeat_a_sampled_text(llm):
     first, again = (llm.invoke(PROMPTS[2], temperature=1.0, top_p=0.9, seed=5) for _ in range(2))
     assert first == again

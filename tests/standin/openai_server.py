@@ -43,6 +43,7 @@ class OpenAIStandIn:
         pause: Seconds before each step.
         models: What `/v1/models` lists.
         tells_drafts: Whether it reports speculation.
+        tells_named: Whether it knows `logprob_token_ids`.
         last: What its last frame is instead; None is none at all.
     """
 
@@ -56,6 +57,7 @@ class OpenAIStandIn:
     key: str | None = None
     models: list[dict[str, Any]] = field(default_factory=list)
     tells_drafts: bool = True
+    tells_named: bool = True
     last: Any = ...
     asked: list[dict[str, Any]] = field(default_factory=list)
     num_running: int = 0
@@ -184,7 +186,8 @@ class OpenAIStandIn:
         if body.get("logprobs") is None:
             return None
         names = [f"token_id:{index}" for index in step]
-        top = [{name: -0.5, "token_id:7": -1.5} for name in names]
+        named = {f"token_id:{index}": -2.0 - index / 100 for index in body.get("logprob_token_ids", ())}
+        top = [{name: -0.5, "token_id:7": -1.5} | (named if self.tells_named else {}) for name in names]
         return {"text_offset": [0] * len(step), "token_logprobs": [-0.5] * len(step), "tokens": names,
                 "top_logprobs": top}  # fmt: skip
 

@@ -45,6 +45,7 @@ NO_COMMANDS = ("You can call the functions below", "token = argmax", "E(g) = 1 +
 # Options of programs in docs/examples, of pip and of TGI's own launcher, which prose speaks of.
 FOREIGN_FLAGS = {
     "--tgi",
+    "--server",
     "--no-deps",
     "--index-url",
     "--cuda-graphs",

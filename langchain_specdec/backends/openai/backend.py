@@ -1,12 +1,15 @@
 """Completions by a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, `specdec serve`, and others.
 
-Everything is a completion, chats too. A chat is rendered here, by the chat template of the model's own tokenizer, and
-sent as a prompt, as tokens where the server takes them; the answer is the model's raw text, in which thoughts and calls
-are read here. The server's own `/v1/chat/completions` is not used: each kind of server renders, parses thoughts and
-parses calls in its own way, by flags of its start, and hides what special tokens it read. So all that a chat can do
-(formats of calls, thoughts, forced calls and forms, answers that are gone on with) is the same over every backend, and
-`reasoning` needs no parser on the server. The price: the tokenizer is needed here, and a server that has no
-`/v1/completions`, as OpenAI's own for its chat models, cannot be used.
+Where the tokenizer can be known, everything is a completion, chats too. A chat is rendered here, by the chat template
+of the model's own tokenizer, and sent as a prompt, as tokens where the server takes them; the answer is the model's raw
+text, in which thoughts and calls are read here. The server's own `/v1/chat/completions` is not used: each kind of
+server renders, parses thoughts and parses calls in its own way, by flags of its start, and hides what special tokens it
+read. So all that a chat can do (formats of calls, thoughts, forced calls and forms, answers that are gone on with) is
+the same over every backend, and `reasoning` needs no parser on the server.
+
+Two kinds of chats are sent as messages all the same (`ServerChat`), and what only a prompt of one's own can do is
+refused for them: those of servers of no known kind, which do not say whose tokenizer it is, where none was given
+(`Dialect.writes_prompts`); and those with images, which no prompt can carry.
 
 Where the tokenizer is known and the server tells the tokens of its answer, the text is decoded here from them, as that
 of the engine in this process is: stop strings, special tokens and characters in several tokens are then exact.
@@ -24,9 +27,10 @@ from typing import Any
 from pydantic import SecretStr
 
 from langchain_specdec.backends.openai.answer_text import AnswerText
+from langchain_specdec.backends.openai.chat_reader import ChatReader
 from langchain_specdec.backends.openai.chunks import Chunk, Told
 from langchain_specdec.backends.openai.client import OpenAIClient
-from langchain_specdec.backends.openai.dialect import Asked, Reader
+from langchain_specdec.backends.openai.dialect import CHAT_PATH, Asked, Reader
 from langchain_specdec.backends.openai.failures import OpenAIFailures
 from langchain_specdec.backends.openai.server_facts import OpenAIServerFacts, ServerInfo
 from langchain_specdec.backends.openai.tokenizers import ServedTokenizer
@@ -45,8 +49,9 @@ from langchain_specdec.backends.remote.owned_server import OwnedServer, OwnedSer
 from langchain_specdec.backends.remote.prompt_tokenizer import LocalTokenizer
 from langchain_specdec.backends.remote.retries import Retries
 from langchain_specdec.completions.completion import CompletionRequest
-from langchain_specdec.completions.events import FinishEvent, TokenEvent
+from langchain_specdec.completions.events import FinishEvent, FinishReason, TokenEvent
 from langchain_specdec.completions.room import prompt_too_long
+from langchain_specdec.completions.server_chat import content_of, has_calls
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, SpecDecError
 
@@ -73,7 +78,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
             servers, which queue what they cannot run.
         tokenizer: The model's Hugging Face tokenizer, or an id or folder to load it from. It counts tokens here rather
             than by asking the server, and has the template that chats need. None is that of the model that the
-            server names, loaded when a chat needs it; the code of a tokenizer is never run.
+            server names, loaded when a chat needs it, where the server is of a known kind; its code is never run.
         server: A server that ends with this backend. Where it is started again after a crash, requests that have no
             token yet wait for it, `read_timeout` at most, and errors tell why it ended.
 
@@ -83,6 +88,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
     """
 
     server_name = "openai"
+    takes_messages = True
 
     def __init__(
         self,
@@ -124,13 +130,24 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
 
     @property
     def takes_calls_or_object(self) -> bool | None:  # type: ignore[override]
-        """Whether a grammar may be a `CallGrammar`; None until it is known what answers."""
-        return self._is_own if self._facts.info is not None else None
+        """Whether a grammar may be a `CallGrammar`; None until it is known what answers, and where messages decide."""
+        return None if self._facts.info is None or self.writes_prompts else self._is_own
+
+    @property
+    def writes_prompts(self) -> bool:  # type: ignore[override]
+        """Whether chats are sent as messages, as far as it is known what answers."""
+        info = self._facts.info
+        return info is not None and info.dialect.writes_prompts and self._tokenizer is None
 
     @property
     def takes_thoughts(self) -> bool:  # type: ignore[override]
         """Whether a thought may be limited, and come before the text of a grammar, as far as it is known."""
         return self._is_own
+
+    @property
+    def takes_logprob_token_ids(self) -> bool | None:  # type: ignore[override]
+        """Whether a request may name tokens whose log probabilities it is told; None until it is known."""
+        return None if self._facts.info is None else self._facts.info.dialect.takes_logprob_token_ids
 
     @property
     def adapter_names(self) -> Sequence[str] | None:
@@ -148,6 +165,11 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         """The server and its model. Before the server was asked, the model is unknown, and caches do not apply."""
         info = self._facts.info
         return {**super().identity, "server": info.dialect.name if info else None}
+
+    @property
+    def why_no_images(self) -> str:
+        """Why there is no `image_reader`, as the end of a sentence."""
+        return "they are read by its server, and only in chats"
 
     def more_room(self, num_tokens: int) -> str | None:
         """How to start the server with room for so many tokens of a prompt and its completion."""
@@ -168,7 +190,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
     def _check(self, request: CompletionRequest) -> None:
         if isinstance(request.prompt, str):
             check_text(request.prompt)
-        if not request.prompt:
+        if not request.prompt and request.chat is None:
             msg = "The prompt is empty: servers take no empty prompts. Give at least one character of text."
             raise InvalidParameterError(msg)
         if request.params.grammar is not None:
@@ -188,17 +210,22 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         prompt = request.prompt
         if isinstance(prompt, str) and tokenizer is not None:
             prompt = tokenizer.without_bos(prompt)
+        chat = request.chat
         seed = seed if params.seed is not None else dialect.seed(seed)
-        private = tokenizer.private if tokenizer is not None and dialect.tells_token_ids else None
+        decodes_here = tokenizer is not None and dialect.tells_token_ids and chat is None
+        private = tokenizer.private if tokenizer is not None and decodes_here else None
         # A server would look for them in thoughts, too. Here the text is cut in any case.
         is_blind = thoughts is not None and not thoughts.has_stops and not dialect.is_own
         sent = replace(params, stop=()) if is_blind else params
-        asked = Asked(request, params.adapter or info.model_id, prompt, sent, seed, request.banned, private is not None)
+        asked = Asked(request, params.adapter or info.model_id, prompt, sent, seed, request.banned, decodes_here)
         self._check_room(request, info, None if isinstance(prompt, str) else len(prompt))
+        path, body = dialect.path, dialect.body(asked) if chat is None else dialect.chat_body(asked, chat)
         text = AnswerText(request, private, info.eos_token_ids)
         told, reader = Told(), dialect.reader(params)
+        if chat is not None:
+            path, reader = CHAT_PATH, ChatReader(reader)
         started = now = None
-        async with aclosing(self._client.stream(dialect.path, dialect.body(asked))) as events:
+        async with aclosing(self._client.stream(path, body)) as events:
             while not (text.is_cut or told.is_whole):
                 try:
                     chunk = self._chunk(reader, await self._next(events))
@@ -263,21 +290,19 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         num_tokens = text.num_tokens
         # Of a text that is all stop string, no piece may have come.
         is_counted = text.is_counted and num_tokens > 0
-        if not is_counted and told.completion_tokens is not None and told.is_whole:
+        if not is_counted and told.completion_tokens is not None and (told.is_whole or told.finish_reason is not None):
             num_tokens = told.completion_tokens
         prompt_tokens = told.prompt_tokens
         if prompt_tokens is None:
             prompt = request.prompt
             if not isinstance(prompt, str):
                 prompt_tokens = len(prompt)
-            elif tokenizer is not None:
+            elif tokenizer is not None and request.chat is None:
                 private, asked = tokenizer, prompt
                 prompt_tokens = len(await self._loop.run_blocking(lambda: private.prompt_ids(asked)))
         stats = told.stats or SpeculationStats(emitted_tokens=num_tokens, is_reported=False)
         stats.decode_seconds = seconds
-        # This package's engine holds grammars, and lets thoughts come before their text.
-        is_held = self._is_own and request.thoughts is not None
-        broken = None if is_held else await self._grammar_error(request, text.text, reason)
+        broken = await self._form_error(request, text.text, reason)
         return FinishEvent(
             reason,
             prompt_tokens or 0,
@@ -286,7 +311,17 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
             stats,
             cached_tokens=told.cached_tokens,
             grammar_error=broken,
+            reasoning_tokens=told.reasoning_tokens if request.chat is not None else None,
         )
+
+    async def _form_error(self, request: CompletionRequest, text: str, reason: FinishReason) -> str | None:
+        """Why an answer is not of the form asked for; None where it is, or none was."""
+        if request.chat is not None:
+            # A call is none of that form, and arguments are checked by their tool.
+            return None if has_calls(text) else await self._grammar_error(request, content_of(text).strip(), reason)
+        # This package's engine holds grammars, and lets thoughts come before their text.
+        is_held = self._is_own and request.thoughts is not None
+        return None if is_held else await self._grammar_error(request, text, reason)
 
 
 def _valid(text: str) -> str:
@@ -308,6 +343,12 @@ def _check_honoured(request: CompletionRequest, info: ServerInfo) -> None:
         raise InvalidParameterError(msg)
     if not isinstance(request.prompt, str) and not dialect.takes_token_ids:
         msg = f"A prompt of tokens cannot be sent to {dialect.name}. Give text."
+        raise InvalidParameterError(msg)
+    if request.logprob_token_ids and not dialect.takes_logprob_token_ids:
+        msg = (
+            f"The probabilities of tokens that a request names, which decisions are made of, are not told by "
+            f"{dialect.name}. Use vLLM, `specdec serve` or a LocalBackend."
+        )
         raise InvalidParameterError(msg)
     if request.shown_specials and not dialect.tells_token_ids:
         msg = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ class ChunkToken:
     top: tuple[tuple[int, float], ...] = ()
     num_tokens: int = 1
 
+    def best(self, number: int, named: Collection[int]) -> dict[int, float]:
+        """The log probabilities of so many of the best tokens, and of those that are named."""
+        return dict(self.top[:number]) | {index: logprob for index, logprob in self.top if index in named}
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -37,6 +42,7 @@ class Chunk:
         prompt_tokens: Number of prompt tokens, where it tells.
         completion_tokens: Number of tokens of the whole answer, on the piece that tells.
         cached_tokens: Prompt tokens that needed no prefill, where it tells.
+        reasoning_tokens: Tokens of thoughts, where it tells.
         stats: What speculation did, on the piece that tells.
         is_last: Whether the server tells no more.
         decodes_here: Whether the ids of all tokens are told, so that they can be decoded here.
@@ -51,6 +57,10 @@ class Chunk:
     stats: SpeculationStats | None = None
     is_last: bool = False
     decodes_here: bool = False
+    reasoning_tokens: int | None = None
+
+
+_TOLD = ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "stats")
 
 
 @dataclass
@@ -62,11 +72,12 @@ class Told:
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     stats: SpeculationStats | None = None
+    reasoning_tokens: int | None = None
     is_whole: bool = False
 
     def add(self, chunk: Chunk) -> None:
         """Take what a piece tells."""
-        for name in ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "stats"):
+        for name in _TOLD:
             value: Any = getattr(chunk, name)
             if value is not None:
                 setattr(self, name, value)

@@ -49,7 +49,7 @@ class DecodedText:
             is_at_end,
             request.thoughts,
         )
-        self._logprobs = params.logprobs
+        self._logprobs, self._named = params.logprobs, request.logprob_token_ids
         self._texts: list[str] = []
         self.num_tokens = 0
 
@@ -73,10 +73,11 @@ class DecodedText:
             text = self._stopper.add(told.id, is_end=is_end)
             self.num_tokens += 1
             self._texts.append(text)
-            if self._logprobs is None:
+            if self._logprobs is None and not self._named:
                 made.append(Token(told.id, text, None))
             else:
-                made.append(Token(told.id, text, None, told.logprob, dict(told.top[: self._logprobs])))
+                top = told.best(self._logprobs or 0, self._named)
+                made.append(Token(told.id, text, None, told.logprob, top))
         return tuple(made)
 
     def end(self, reason: FinishReason) -> tuple[Token, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk
 from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.completions.server_chat import ServerChat
+from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
@@ -16,6 +19,8 @@ from langchain_specdec.sampling.params import SamplingParams
 Refusal = tuple[str, Callable[[SamplingParams], bool], str]
 """A parameter that cannot be honoured: name, whether it is asked for, and why not."""
 Refusals = tuple[Refusal, ...]
+CHAT_PATH = "/v1/chat/completions"
+"""Where chats are asked for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,19 @@ class Reader(ABC):
             KeyError, TypeError, ValueError: It is none.
         """
 
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """What speculation did by an event, where it tells.
+
+        Args:
+            event: The event, also one of a chat.
+            num_tokens: Tokens of the answer.
+        """
+        return None
+
+    def end_of(self, event: Mapping[str, Any]) -> FinishReason | None:
+        """Why an answer ended by the event that follows its last piece, where that tells it better."""
+        return None
+
 
 class Dialect(ABC):
     """One kind of server. It holds nothing of a request."""
@@ -71,10 +89,18 @@ class Dialect(ABC):
     """Whether the tokens of an answer are told, so that special ones can be read."""
     tells_counts: ClassVar[bool] = True
     """Whether every answer ends with its counts, after which nothing comes."""
+    takes_logprob_token_ids: ClassVar[bool] = False
+    """Whether a request may name tokens whose log probabilities it is told."""
     takes_adapters: ClassVar[bool] = False
     """Whether a request may name an adapter in the place of the model."""
     is_own: ClassVar[bool] = False
     """Whether this package's engine runs there, with thoughts, calls and ends as those of a model in this process."""
+    writes_prompts: ClassVar[bool] = False
+    """Whether chats are sent as messages where no tokenizer was given, since it does not tell which its model has."""
+    takes_found_images: ClassVar[bool] = False
+    """Whether the results of tools may hold images."""
+    of_completions: ClassVar[tuple[str, ...]] = ("prompt", "return_token_ids")
+    """Fields that a completion has and a chat has not."""
     more_room: ClassVar[str]
     """How it gets a longer context, with `{num_tokens}`."""
     refusals: ClassVar[Refusals] = ()
@@ -118,6 +144,48 @@ class Dialect(ABC):
     def reader(self, params: SamplingParams) -> Reader:
         """What reads the answer to such a request."""
 
+    def chat_body(self, asked: Asked, chat: ServerChat) -> dict[str, Any]:
+        """The body of a request of `/v1/chat/completions`.
+
+        Raises:
+            InvalidParameterError: It cannot be honoured.
+        """
+        grammar = asked.params.grammar
+        body = self.body(replace(asked, params=replace(asked.params, grammar=None)))
+        for name in self.of_completions:
+            body.pop(name, None)
+        body["messages"] = [self._message(message) for message in self._messages(chat)]
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            value = getattr(chat, name)
+            if value or value is False:
+                body[name] = value
+        body |= {} if grammar is None else self.chat_grammar(grammar)
+        return body | self.thinking(chat.reasoning, chat.template_variables)
+
+    def chat_grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """The fields of a chat that ask for a grammar. Raises as `grammar` does."""
+        return self.grammar(grammar) if grammar.regex is not None else as_response_format(grammar)
+
+    def thinking(self, reasoning: bool | str | None, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a chat that say whether, or how much, the model is to think, and what its template is told.
+
+        Raises:
+            InvalidParameterError: There is no such field.
+        """
+        given = {**variables, **({"enable_thinking": reasoning} if isinstance(reasoning, bool) else {})}
+        fields: dict[str, Any] = {"chat_template_kwargs": given} if given else {}
+        return fields | ({"reasoning_effort": reasoning} if isinstance(reasoning, str) else {})
+
+    def _messages(self, chat: ServerChat) -> Sequence[Mapping[str, Any]]:
+        return chat.messages if self.is_own else chat.with_form_prompt()
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as such a server takes it."""
+        content = message["content"]
+        if message["role"] != "tool" or isinstance(content, str) or self.takes_found_images:
+            return dict(message)
+        return {**message, "content": "".join(part.get("text", _NOT_SHOWN) for part in content)}
+
     def _no_regex(self) -> InvalidParameterError:
         return InvalidParameterError(
             f"A regular expression cannot be held by {self.name}, whose requests take JSON schemas only. Give a "
@@ -125,9 +193,16 @@ class Dialect(ABC):
         )
 
 
+_NOT_SHOWN = "\n[image, left out: it cannot be shown here]\n"
 _NO_ADAPTERS: Refusals = (
     ("adapter", lambda p: p.adapter is not None, "adapters of a server are not chosen from here"),
 )
+
+
+def as_response_format(grammar: Grammar) -> dict[str, Any]:
+    """A JSON schema as OpenAI's `response_format`."""
+    schema = {"name": "answer", "strict": True, "schema": grammar.schema}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def changes_logprobs(params: SamplingParams) -> bool:

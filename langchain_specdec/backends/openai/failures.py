@@ -24,7 +24,7 @@ class OpenAIFailures(Failures):
 
     kind = "server"
     whose = "in OpenAI's form"
-    root_hint = "without /v1/completions, and see that it has that path: chats are completions here"
+    root_hint = "without /v1/completions or /v1/chat/completions, and see that it has these paths"
 
     def unreadable(self, path: str, why: str) -> Failure:
         """The failure of a short answer that cannot be of such a server."""

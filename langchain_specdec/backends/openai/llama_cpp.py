@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken, stats_of
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
 from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.completions.server_chat import ServerChat
+from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
 from langchain_specdec.sampling.params import SamplingParams
@@ -20,20 +23,29 @@ _REASONS: dict[str, FinishReason] = {"eos": "eos_token", "word": "stop_sequence"
 
 
 class LlamaCppDialect(Dialect):
-    """llama-server. It always reports what speculation did."""
+    """llama-server. It always reports what speculation did.
+
+    Args:
+        context: Most tokens of a prompt and its completion together.
+    """
 
     name = "llama.cpp's server"
     path = "/completion"
     more_room = "start llama-server with --ctx-size {num_tokens} or more for each slot"
     # 2**32 - 1 draws one.
     max_seed = 2**32 - 2
+    of_completions = ("prompt", "n_predict", "return_tokens")
     refusals: ClassVar[Refusals] = (
         ("presence_penalty", lambda p: p.presence_penalty != 0.0, "it counts the prompt, too"),
         ("frequency_penalty", lambda p: p.frequency_penalty != 0.0, "it counts the prompt, too"),
     )
 
+    def __init__(self, context: int) -> None:
+        self._context = context
+
     def grammar(self, grammar: Grammar) -> dict[str, Any]:
         """See `Dialect`."""
+        # A grammar for llguidance would hold one, but most are built without, and end themselves by it.
         if grammar.regex is not None:
             raise self._no_regex()
         return {"json_schema": grammar.schema}
@@ -58,13 +70,24 @@ class LlamaCppDialect(Dialect):
             "ignore_eos": params.ignore_eos,
         }
         if params.repetition_penalty is not None:
-            # The whole context counts.
-            body |= {"repeat_penalty": params.repetition_penalty, "repeat_last_n": -1}
+            # The whole context counts. Later releases refuse -1, which meant that.
+            body |= {"repeat_penalty": params.repetition_penalty, "repeat_last_n": self._context}
         if asked.bias:
             body["logit_bias"] = [[token, bias] for token, bias in asked.bias.items()]
         if params.logprobs is not None:
             body["n_probs"] = max(params.logprobs, 1)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
+
+    def chat_body(self, asked: Asked, chat: ServerChat) -> dict[str, Any]:
+        """See `Dialect`."""
+        if isinstance(chat.tool_choice, Mapping):
+            # The name of a tool would not be looked at.
+            name = chat.tool_choice["function"]["name"]
+            only = [tool for tool in chat.tools if tool["function"]["name"] == name]
+            chat = replace(chat, tools=only, tool_choice="required")
+        body = super().chat_body(asked, chat)
+        limit = asked.params.max_new_tokens
+        return {**body, "model": asked.model, "max_tokens": limit, "stream_options": {"include_usage": True}}
 
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
@@ -97,15 +120,20 @@ class LlamaCppReader(Reader):
         prompt_tokens = int(event["tokens_evaluated"])
         if not event["stop"]:
             return Chunk(text, tokens, prompt_tokens=prompt_tokens)
-        timings = event["timings"]
-        accepted, drafted = timings.get("draft_n_accepted", 0), timings.get("draft_n", 0)
         return Chunk(
             text,
             tokens,
             _REASONS[event["stop_type"]],
             prompt_tokens,
             predicted,
-            timings.get("cache_n"),
-            stats_of(predicted, drafted, accepted),
+            event["timings"].get("cache_n"),
+            self.stats(event, predicted),
             is_last=True,
         )
+
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """See `Reader`."""
+        if (timings := event.get("timings")) is None:
+            return None
+        num_tokens = num_tokens or timings["predicted_n"]
+        return stats_of(num_tokens, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))

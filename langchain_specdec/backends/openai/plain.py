@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
-from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals
+from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader, Refusals, as_response_format
 from langchain_specdec.completions.events import FinishReason
+from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.json_schema import closed
 from langchain_specdec.sampling.params import SamplingParams
 
 _UNKNOWN = "OpenAI's protocol has no such parameter"
@@ -22,13 +24,16 @@ def usage_of(event: Mapping[str, Any]) -> dict[str, int | None]:
         return {}
     details = usage.get("prompt_tokens_details") or {}
     return {
-        "prompt_tokens": _count(usage["prompt_tokens"]),
-        "completion_tokens": _count(usage["completion_tokens"]),
-        "cached_tokens": None if details.get("cached_tokens") is None else _count(details["cached_tokens"]),
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "completion_tokens": _count(usage.get("completion_tokens")),
+        "cached_tokens": _count(details.get("cached_tokens")),
+        "reasoning_tokens": _count((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
     }
 
 
-def _count(value: Any) -> int:
+def _count(value: Any) -> int | None:
+    if value is None:
+        return None
     count = int(value)
     if not 0 <= count < 2**31:
         msg = f"{count} is no count of tokens"
@@ -74,12 +79,6 @@ def openai_body(asked: Asked) -> dict[str, Any]:
     return body
 
 
-def as_response_format(grammar: Grammar) -> dict[str, Any]:
-    """A JSON schema as OpenAI's `response_format`."""
-    schema = {"name": "answer", "strict": True, "schema": grammar.schema}
-    return {"response_format": {"type": "json_schema", "json_schema": schema}}
-
-
 class PlainReader(Reader):
     """Pieces of text; a piece counts as one token until the server has told how many there were."""
 
@@ -87,12 +86,13 @@ class PlainReader(Reader):
         """See `Reader`."""
         counts = usage_of(event)
         if not event["choices"]:
-            return Chunk(**counts, is_last=True)  # type: ignore[arg-type]
+            # Some begin with such a piece, which tells of filters.
+            return Chunk(**counts, is_last=bool(counts))  # type: ignore[arg-type]
         choice = event["choices"][0]
-        text = choice["text"]
+        text = choice["text"] or ""
         tokens = (ChunkToken(-1),) if text else ()
         reason = choice.get("finish_reason")
-        return Chunk(text, tokens, None if reason is None else _REASONS[reason], **counts)  # type: ignore[arg-type]
+        return Chunk(text, tokens, _REASONS[reason] if reason else None, **counts)  # type: ignore[arg-type]
 
 
 class PlainDialect(Dialect):
@@ -103,6 +103,7 @@ class PlainDialect(Dialect):
     """
 
     name = "this server, which speaks no more than OpenAI's protocol,"
+    writes_prompts = True
     takes_token_ids = False
     tells_token_ids = False
     # Many do not know `stream_options`.
@@ -128,6 +129,30 @@ class PlainDialect(Dialect):
         body = openai_body(asked)
         body.pop("stop", None)
         return body | ({} if asked.params.grammar is None else self.grammar(asked.params.grammar))
+
+    def chat_grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """See `Dialect`."""
+        if grammar.schema == {"type": "object"}:
+            return {"response_format": {"type": "json_object"}}
+        # OpenAI wants it said that objects have no other properties.
+        return self.grammar(grammar if grammar.regex is not None else Grammar(schema=closed(grammar.schema)))
+
+    def thinking(self, reasoning: bool | str | None, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Dialect`."""
+        if variables or reasoning is True:
+            name = "chat_template_kwargs" if variables else "reasoning=True"
+            msg = (
+                f"{name} cannot be honoured by {self.name} whose only word for it is an effort. Give "
+                f"reasoning='low', 'medium', 'high' or False, or the model's tokenizer: tokenizer=."
+            )
+            raise InvalidParameterError(msg)
+        return {} if reasoning is None else {"reasoning_effort": reasoning or "none"}
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        told = super()._message(message)
+        # Some refuse what they do not know.
+        told.pop("reasoning_content", None)
+        return told
 
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""

@@ -152,7 +152,7 @@ class OpenAIServerFacts(Facts[ServerInfo]):
             props = await self._get("/props", _Props)
             limit = props.default_generation_settings.n_ctx
             about = props.model_path or source, limit, props.build_info
-            return ServerInfo(LlamaCppDialect(), model.id, *about, num_slots=props.total_slots)
+            return ServerInfo(LlamaCppDialect(limit), model.id, *about, num_slots=props.total_slots)
         return ServerInfo(PlainDialect(), model.id, source, limit)
 
     def _chosen(self, models: list[_Model]) -> _Model:

@@ -88,7 +88,7 @@ class SGLangReader(Reader):
     def read(self, event: Mapping[str, Any]) -> Chunk:
         """See `Reader`."""
         counts: Any = usage_of(event)
-        stats = self._stats(event)
+        stats = self.stats(event, self._num_tokens)
         if not event["choices"]:
             return Chunk(**counts, stats=stats, is_last=bool(counts))
         choice = event["choices"][0]
@@ -103,9 +103,10 @@ class SGLangReader(Reader):
             choice["text"], tokens, reason_of(choice, "matched_stop"), stats=stats, decodes_here=bool(ids), **counts
         )
 
-    def _stats(self, event: Mapping[str, Any]) -> SpeculationStats | None:
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """See `Reader`."""
         said = (event.get("sglext") or {}).get("spec_tokens_details")
         if said is None:
             return None
         accepted, drafted = said["spec_num_correct_drafts"], said["spec_num_proposed_drafts"]
-        return stats_of(self._num_tokens, drafted, accepted, said["spec_verify_ct"])
+        return stats_of(num_tokens, drafted, accepted, said["spec_verify_ct"])

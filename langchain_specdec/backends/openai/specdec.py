@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from langchain_specdec.backends.openai.chunks import Chunk
 from langchain_specdec.backends.openai.dialect import Asked, Dialect, Reader
 from langchain_specdec.backends.openai.plain import openai_body
-from langchain_specdec.backends.openai.vllm import VLLMReader, held_by_vllm
+from langchain_specdec.backends.openai.vllm import VLLMReader, held_by_vllm, logprobs_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.request_fields import fields_of
 from langchain_specdec.completions.stats import SpeculationStats
@@ -29,7 +29,10 @@ class SpecdecDialect(Dialect):
     name = "specdec serve"
     more_room = "start the server with --max-length {num_tokens} or more"
     takes_adapters = True
+    takes_logprob_token_ids = True
     is_own = True
+    takes_found_images = True
+    of_completions = ("prompt", "return_token_ids", "stream_interval", "specdec")
     max_seed = 2**64 - 1
 
     def grammar(self, grammar: Grammar) -> dict[str, Any]:
@@ -50,9 +53,14 @@ class SpecdecDialect(Dialect):
         for name in (*sampled, "repetition_penalty", "ignore_eos"):
             if getattr(params, name):
                 body[name] = getattr(params, name)
-        if params.logprobs is not None:
-            body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
+        body |= logprobs_of(asked, 0)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
+
+    def chat_grammar(self, grammar: Grammar) -> dict[str, Any]:
+        """See `Dialect`."""
+        if grammar.regex is not None:
+            return {"response_format": {"type": "regex", "value": grammar.regex}}
+        return super().chat_grammar(grammar)
 
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
@@ -67,12 +75,21 @@ class SpecdecReader(VLLMReader):
         chunk = super().read(event)
         if event["choices"] and (prompt := event["choices"][0].get("prompt_token_ids")) is not None:
             chunk = replace(chunk, prompt_tokens=len(prompt))
+        return replace(chunk, finish_reason=self.end_of(event))
+
+    def end_of(self, event: Mapping[str, Any]) -> FinishReason | None:
+        """See `Reader`."""
+        told = event.get("specdec")
+        return _FINISH_REASON.validate_python(told["finish_reason"]) if told else None
+
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """See `Reader`."""
         if not (told := event.get("specdec")):
-            return chunk
+            return None
         said = {name: value for name, value in told["speculation"].items() if value is not None}
         stats = _STATS.validate_python(said)
-        stats.emitted_tokens = chunk.completion_tokens or 0
-        return replace(chunk, finish_reason=_FINISH_REASON.validate_python(told["finish_reason"]), stats=stats)
+        stats.emitted_tokens = num_tokens
+        return stats
 
     def _reason(self, choice: Mapping[str, Any]) -> FinishReason | None:
         # The last event tells it in this package's words.

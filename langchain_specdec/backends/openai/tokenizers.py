@@ -14,6 +14,12 @@ class ServedTokenizer(TokenizerInUse):
         """The same, and None where it is not known what answers: a prompt depends on what that can do."""
         return None if info is None else super().certain(info)
 
+    def load(self, info: ModelInfo) -> LocalTokenizer | None:
+        """The same, and None where the server writes the prompts of chats: what its model is called says little."""
+        if self._given is None and isinstance(info, ServerInfo) and info.dialect.writes_prompts:
+            return None
+        return super().load(info)
+
     def _load(self, info: ModelInfo) -> LocalTokenizer:
         source = info.source if isinstance(info, ServerInfo) else info.model_id
         return LocalTokenizer.of_server(source, None, self._url)

@@ -21,6 +21,7 @@ class VLLMDialect(Dialect):
     name = "vLLM"
     more_room = "start vLLM with --max-model-len {num_tokens} or more"
     takes_adapters = True
+    takes_logprob_token_ids = True
 
     def grammar(self, grammar: Grammar) -> dict[str, Any]:
         """See `Dialect`."""
@@ -43,13 +44,27 @@ class VLLMDialect(Dialect):
             body["repetition_penalty"] = params.repetition_penalty
         if params.ignore_eos:
             body["ignore_eos"] = True
-        if params.logprobs is not None:
-            body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
+        # Without a number of the best ones, it tells none of those that are named either.
+        body |= logprobs_of(asked, 1)
         return body | ({} if params.grammar is None else self.grammar(params.grammar))
 
     def reader(self, params: SamplingParams) -> Reader:
         """See `Dialect`."""
         return VLLMReader()
+
+
+def logprobs_of(asked: Asked, least: int) -> dict[str, Any]:
+    """The fields that ask for log probabilities.
+
+    Args:
+        asked: The completion.
+        least: How many of the best tokens are asked for at least, where others are named.
+    """
+    named, number = list(asked.request.logprob_token_ids), asked.params.logprobs
+    if number is None and not named:
+        return {}
+    fields: dict[str, Any] = {"logprobs": number or 0, "return_tokens_as_token_ids": True}
+    return {**fields, "logprobs": max(number or 0, least), "logprob_token_ids": named} if named else fields
 
 
 def held_by_vllm(grammar: Grammar) -> dict[str, Any]:
@@ -64,7 +79,7 @@ class VLLMReader(Reader):
         """See `Reader`."""
         counts: Any = usage_of(event)
         if not event["choices"]:
-            return Chunk(**counts, stats=self._stats(event, counts.get("completion_tokens") or 0), is_last=True)
+            return Chunk(**counts, stats=self.stats(event, counts.get("completion_tokens") or 0), is_last=True)
         choice = event["choices"][0]
         ids = choice.get("token_ids") or []
         reason = self._reason(choice)
@@ -90,7 +105,8 @@ class VLLMReader(Reader):
     def _reason(self, choice: Mapping[str, Any]) -> FinishReason | None:
         return reason_of(choice, "stop_reason")
 
-    def _stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+    def stats(self, event: Mapping[str, Any], num_tokens: int) -> SpeculationStats | None:
+        """See `Reader`."""
         said = (event.get("metrics") or {}).get("speculative_decoding")
         if said is None:
             return None

@@ -121,8 +121,8 @@ class RemoteBackend(Backend, Generic[InfoT]):
     def _tokenizer(self) -> LocalTokenizer | None:
         return self._tokenizers.current(self._facts.info)
 
-    def load_tokenizer(self, timeout: float | None = None) -> PrivateTokenizer:
-        """The tokenizer that it was given, or that of the model which the server names.
+    def load_tokenizer(self, timeout: float | None = None) -> Any:
+        """The tokenizer that it was given, or that of the model which the server names; None where it has no use.
 
         That is read from the model's folder, where the server is on this machine, or comes from the Hugging Face Hub
         or its cache.
@@ -135,11 +135,13 @@ class RemoteBackend(Backend, Generic[InfoT]):
             BackendUnavailableError: The server does not answer, or is of another kind.
             ModelLoadError: The tokenizer cannot be found or read.
         """
-        return self._questions.tokenizer(timeout).private
+        loaded = self._questions.tokenizer(timeout)
+        return None if loaded is None else loaded.private
 
-    async def aload_tokenizer(self, timeout: float | None = None) -> PrivateTokenizer:
+    async def aload_tokenizer(self, timeout: float | None = None) -> Any:
         """The same without blocking the running event loop; cancelling the task ends the wait."""
-        return (await self._questions.atokenizer(timeout)).private
+        loaded = await self._questions.atokenizer(timeout)
+        return None if loaded is None else loaded.private
 
     @property
     def max_length(self) -> int | None:

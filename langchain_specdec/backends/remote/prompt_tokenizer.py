@@ -24,10 +24,6 @@ class VocabularySize(NamedTuple):
     most: int
 
 
-# A server tells its limits itself.
-_ANY_LENGTH = 2**31
-
-
 class LocalTokenizer:
     """Counts tokens as the server will.
 
@@ -137,7 +133,7 @@ class TokenizerInUse:
         name, tokenizer = self._learned
         return tokenizer if info is None or info.model_id == name else None
 
-    def load(self, info: ModelInfo) -> LocalTokenizer:
+    def load(self, info: ModelInfo) -> LocalTokenizer | None:
         """The same, loaded where that was not done yet.
 
         Raises:

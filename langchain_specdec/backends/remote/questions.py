@@ -48,8 +48,8 @@ class Questions:
         """The tokens of a text, by the server."""
         return self._wait_for(self._ask(lambda: self._facts.token_ids(text)), "the tokens were counted")
 
-    def tokenizer(self, timeout: float | None) -> LocalTokenizer:
-        """The tokenizer of the model that the server has now.
+    def tokenizer(self, timeout: float | None) -> LocalTokenizer | None:
+        """The tokenizer of the model that the server has now; None where its prompts are not written here.
 
         Args:
             timeout: Most seconds to wait; None is without limit.
@@ -63,7 +63,7 @@ class Questions:
             return known
         return self._wait_for(self._load_tokenizer(timeout), "its model was known")
 
-    async def atokenizer(self, timeout: float | None) -> LocalTokenizer:
+    async def atokenizer(self, timeout: float | None) -> LocalTokenizer | None:
         """The same without blocking the running event loop; cancelling the task ends the wait."""
         if (known := self._tokenizers.certain(self._facts.fresh)) is not None:
             return known
@@ -112,7 +112,7 @@ class Questions:
                 failure = self._failures.of(error)
             await retries.wait_or_raise(failure)
 
-    async def _load_tokenizer(self, timeout: float | None) -> LocalTokenizer:
+    async def _load_tokenizer(self, timeout: float | None) -> LocalTokenizer | None:
         try:
             async with time_limit(timeout):
                 info = await self._ask(self._facts.ask_info)

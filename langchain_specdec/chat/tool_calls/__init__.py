@@ -18,6 +18,7 @@ from langchain_specdec.chat.tool_calls.pythonic import LfmParser, PythonicParser
 from langchain_specdec.chat.tool_calls.qwen_coder import QwenCoderParser
 from langchain_specdec.chat.tool_calls.response_template import ResponseTemplateParser
 from langchain_specdec.chat.tool_calls.tagged import GraniteParser, PhiParser
+from langchain_specdec.chat.tool_calls.told import ToldCallParser
 from langchain_specdec.chat.tool_calls.values import BrokenToolCall, ToolCall
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ResponseTemplateParser",
     "Schemas",
     "TekkenParser",
+    "ToldCallParser",
     "ToolCall",
     "ToolCallParser",
     "parser_class",

@@ -234,6 +234,7 @@ class CompletionBody(Body):
     suffix: Literal[""] | None = None
     best_of: Only1 | None = None
     # vLLM's.
+    logprob_token_ids: list[int] | None = None
     return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     # Each token in an event of its own; else those of a step come together.

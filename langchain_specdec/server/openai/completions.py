@@ -50,7 +50,12 @@ async def completions(served: ServedModel, body: Any, held: Held) -> Response:
     # Else special tokens are no part of the text.
     shown = served.tokenizer.special_texts if asked.skip_special_tokens is False else {}
     told = asked.specdec or {}
-    requests = [with_fields(CompletionRequest(prompt, params, shown_specials=shown), told) for prompt in prompts]
+    named = tuple(asked.logprob_token_ids or ())
+    if named and asked.logprobs is None:
+        msg = "logprob_token_ids needs logprobs: give 0 for the log probabilities of these tokens alone."
+        raise InvalidParameterError(msg)
+    more: dict[str, Any] = {"shown_specials": shown, "logprob_token_ids": named}
+    requests = [with_fields(CompletionRequest(prompt, params, **more), told) for prompt in prompts]
     started = await served.start(requests, held, is_whole=not asked.stream)
     shape = _Shape(served, asked, prompts)
     if asked.stream:

@@ -23,6 +23,8 @@ from langchain_specdec.cli.chat_view import PlainView, make_view
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Token
 from langchain_specdec.errors import GenerationError, PromptTooLongError
+from tests.standin.chat_server import ChatStandIn, delta
+from tests.standin.openai_server import serving
 from tests.support.backends import ScriptedBackend
 from tests.support.chat_templates import CHATML
 from tests.support.terminal import terminal_output
@@ -211,3 +213,19 @@ def test_messages_of_another_encoding_are_told_and_the_next_is_read(
     assert result.stdout == "One.\n"
     assert "user\ncafé<|im_end|>" in model.prompt
     assert result.stderr.splitlines()[1:] == ["error: The message is not UTF-8 text. Convert it first."]
+
+
+@pytest.mark.server
+def test_a_server_takes_the_place_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    standin = ChatStandIn(pieces=[delta(content="All "), delta(content="well."), delta("stop")])
+    monkeypatch.setenv("SPECDEC_API_KEY", "sesame other")
+    with serving(standin.app) as url:
+        result = run("--server", url, "--temperature", "0.5", lines="How is the sea?\n/retry\n")
+        assert (result.exit_code, result.output.count("All well.")) == (0, 2)
+        assert [body["temperature"] for body in standin.asked] == [0.5, 0.5]
+        assert standin.key == "Bearer sesame"
+        result = run("--server", url, "--model", "other", lines="x\n")
+        assert "The server has no model 'other'. It has 'canned'." in result.output
+        result = run("--server", url, "--max-length", "64")
+    assert result.exit_code == 2
+    assert "--max-length is an option of a model that is loaded here" in result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ import langchain_specdec
 from langchain_specdec import ChatSpeculative, LocalBackend, TGIBackend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import (
+    GenerationError,
     InvalidParameterError,
     MissingDependencyError,
     PromptTooLongError,
@@ -29,6 +31,9 @@ from langchain_specdec.errors import (
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.server.run import Server
+from langchain_specdec.server.settings import ServerSettings
+from tests.standin.openai_server import OpenAIStandIn, serving
 from tests.support import thinking, tool_templates
 from tests.support.backends import ScriptedBackend, lasting, make_chat_backend
 from tests.support.chat_templates import CHATML, TEMPLATES, chat_tokenizer
@@ -356,6 +361,47 @@ def test_backends_that_tell_no_such_probabilities_are_refused() -> None:
             make()
     with pytest.raises(InvalidParameterError, match=r"ScriptedBackend does not tell .* Take a LocalBackend"):
         SpeculativeDecisions(backend=ScriptedBackend("x"))
+
+
+@needs_decisions
+@pytest.mark.server
+async def test_a_server_of_our_own_gives_the_same(backend: LocalBackend, decisions: SpeculativeDecisions) -> None:
+    given: Any = {"state": STATE, "questions": QUESTIONS}
+    expected = decisions.invoke(given)
+    with (
+        Server(ServerSettings(port=0)).start(backend) as server,
+        SpeculativeDecisions.from_server(server.url, tokenizer=backend.tokenizer) as there,
+    ):
+        for response in (there.invoke(given), await copy.copy(there).ainvoke(given), there.batch([given])[0]):
+            assert response.answers == expected.answers
+            assert response.model == expected.model
+            assert response.usage is not None
+            assert expected.usage is not None
+            assert response.usage["input_tokens"] == expected.usage["input_tokens"]
+        with pytest.raises(InvalidParameterError, match="read by its server, and only in chats"):
+            asked(there, Noul(instructions="x"), [HumanMessage([{"type": "image", "base64": "eA=="}])])
+
+
+@needs_decisions
+@pytest.mark.server
+def test_other_servers_are_asked_if_they_tell_probabilities_of_named_tokens() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    for kind, problem in (
+        ("plain", InvalidParameterError),
+        ("sglang", InvalidParameterError),
+        ("vllm", GenerationError),
+    ):
+        standin = OpenAIStandIn(kind, tells_named=False)
+        with serving(standin.app) as url, SpeculativeDecisions.from_server(url, tokenizer=tokenizer) as there:
+            with pytest.raises(problem, match=r"best ones only\. Use vLLM|did not tell the probabilities"):
+                asked(there, QUESTIONS["team"])
+            if kind != "vllm":
+                assert standin.asked == []
+                continue
+            standin.tells_named = True
+            assert set(asked(there, QUESTIONS["team"]).probabilities) == {"billing", "technical", "sales"}
+            named = standin.asked[-1]["logprob_token_ids"]
+            assert (standin.asked[-1]["logprobs"], standin.asked[-1]["max_tokens"], len(named)) == (1, 1, 3)
 
 
 @needs_decisions

@@ -121,6 +121,8 @@ def test_keywords_of_decisions_are_their_fields_and_the_options_of_loading() -> 
     fields = set(SpeculativeDecisions.model_fields)
     assert set(declared) == fields | {"tokenizer", *OPTIONS, *LOADING_ALIASES}
     assert set(types_of(keywords.DecisionLoading)) == set(declared) - ORIGIN
+    options = set(OpenAIOptions.__annotations__)
+    assert set(types_of(keywords.DecisionServer)) == (fields - {"backend"}) | options
     for name in fields - {"backend", "model"}:
         assert declared[name] == normal(SpeculativeDecisions.model_fields[name].annotation), name
     shown = inspect.signature(SpeculativeDecisions).parameters

@@ -15,6 +15,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
 from tests.support.chat_templates import chat_tokenizer
+from tests.support.langchain_versions import needs_profiles
 from tests.support.thinking import QWEN3, QWEN_THINKING
 from tests.support.tiny_models import EOS, tiny_model
 from tests.support.tool_formats import SCHEMAS
@@ -144,6 +145,25 @@ async def test_a_first_call_may_come_from_an_event_loop(thinker):
         pieces = [piece async for piece in first.astream("What is at sea?", **call)]
     assert seen(answer) == outcome(thinker.local, **call)
     assert "".join(piece.text for piece in pieces) == answer.text
+
+
+@needs_profiles
+def test_a_profile_says_what_the_server_can_do_once_it_was_asked(thinker):
+    url, tokenizer = thinker.served.backend.base_url, thinker.local.backend.tokenizer
+    with (
+        ChatSpeculative.from_server(url, tokenizer=tokenizer, max_tokens=70) as asked,
+        ChatSpeculative.from_server(url, tokenizer=tokenizer, profile={"tool_calling": True}) as given,
+    ):
+        assert asked.profile is not None
+        assert asked.profile["structured_output"] is False
+        # Agents ask for the name first, and so does a copy.
+        assert asked.model_name == given.model_name
+        known: Any = asked.profile
+        assert known["structured_output"] is True
+        assert known["max_input_tokens"] == thinker.local.profile["max_input_tokens"]
+        copied: Any = asked.model_copy(update={"max_new_tokens": 90}).profile
+        assert copied["max_input_tokens"] == 2048 - 90
+        assert given.profile == {"tool_calling": True}
 
 
 class Sea(BaseModel):
