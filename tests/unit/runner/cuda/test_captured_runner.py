@@ -156,7 +156,7 @@ def test_texts_are_those_of_plain_decoding(mode: str, make: Any, references: Ref
     assert capture.num_replayed > 100
 
 
-@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (1, 3, 1, 3), strict=True), ids=NAMES)
+@pytest.mark.parametrize(("params", "num_slots"), [*zip(KINDS, (1, 3, 1, 3), strict=True)], ids=NAMES)
 def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     known = {tuple(prompt): references(prompt, params) for prompt in PROMPTS}
     runner = captured_runner(tiny_model(), max_width=17, num_slots=num_slots)
@@ -167,7 +167,7 @@ def test_trees_close_their_gaps(params: SamplingParams, num_slots: int, make: An
     assert any(bucket.width == 16 for bucket in captured(runner).store.graphs)
 
 
-@pytest.mark.parametrize(("params", "num_slots"), zip(KINDS, (4, 1, 4, 4), strict=True), ids=NAMES)
+@pytest.mark.parametrize(("params", "num_slots"), [*zip(KINDS, (4, 1, 4, 4), strict=True)], ids=NAMES)
 def test_a_draft_model_feeds_itself(params: SamplingParams, num_slots: int, make: Any, references: References) -> None:
     draft = captured_runner(perturbed(tiny_model(), 0.05), num_slots=num_slots)
     runner = captured_runner(tiny_model(), num_slots=num_slots)
@@ -298,7 +298,8 @@ def test_captured_steps_wait_for_nothing(name: str) -> None:
         inputs = RowInputs.from_buffer(buffer, rows, layout_width, has_tree=has_tree)
         with torch.inference_mode():
             run: Any = verify_step if kind == "verify" else functools.partial(draft_step, vocab_size=250)
-            run(runner, inputs, bucket)  # allocates the slots
+            if (kind, rows, width, is_sampled) == cases[0]:
+                run(runner, inputs, bucket)  # allocates the slots
             with RefuseWaiting(torch.device("meta")):
                 outputs = run(runner, inputs, bucket)
         shape = (rows, width, 258) if kind == "verify" else (rows, 250)
