@@ -133,9 +133,9 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     Images in messages of the state, in base64, go to a model that reads images. A `Box`, and other content than text
     and these, are refused. All questions are checked before the first is asked.
 
-    `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or a
-    vLLM that does not speculate; both tell the probabilities of tokens that a request names. Other servers are refused:
-    they tell those of their best tokens only. Images are taken by a model in this process.
+    `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or
+    a vLLM that does not speculate; both tell the probabilities of tokens that a request names. Other servers are
+    refused: they tell those of their best tokens only. Images are taken by a model in this process.
 
     Raises:
         UnsupportedModelError: The model has no chat template.
