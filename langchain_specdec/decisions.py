@@ -134,8 +134,8 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     and these, are refused. All questions are checked before the first is asked.
 
     `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or
-    vLLM, which tell the probabilities of tokens that a request names. Other servers are refused: they tell those of
-    their best tokens only. Images are taken by a model in this process.
+    a vLLM that does not speculate; both tell the probabilities of tokens that a request names. Other servers are
+    refused: they tell those of their best tokens only. Images are taken by a model in this process.
 
     Raises:
         UnsupportedModelError: The model has no chat template.

@@ -50,13 +50,16 @@ class ChatReader(Reader):
 
     def __init__(self, of_completions: Reader) -> None:
         self._of_completions = of_completions
+        # As far as the server has told.
+        self._num_tokens = 0
         self._is_thinking = False
         self._calls: list[_Call] = []
 
     def read(self, event: Mapping[str, Any]) -> Chunk:
         """See `Reader`."""
         counts: Any = usage_of(event)
-        stats = self._of_completions.stats(event, counts.get("completion_tokens") or 0)
+        self._num_tokens = counts.get("completion_tokens") or self._num_tokens
+        stats = self._of_completions.stats(event, self._num_tokens)
         choices = event["choices"]
         if not choices:
             # Some begin with such a piece, which tells of filters.

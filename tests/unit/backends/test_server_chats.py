@@ -106,6 +106,14 @@ class TestAnswers:
         with chat_with(place, *pieces) as (_, chat):
             assert chat.invoke("x").content == streamed(chat, "x").content == "All well."
 
+    def test_drafts_of_sglang_are_told_before_the_counts(self, place):
+        details = {"spec_num_correct_drafts": 3, "spec_num_proposed_drafts": 8, "spec_verify_ct": 3}
+        pieces = [delta(content="All well.") | {"usage": USAGE}, delta("stop") | {"usage": USAGE}]
+        drafts = {"choices": [], "sglext": {"spec_tokens_details": details}}
+        with chat_with(place, *pieces, drafts, USAGE_PIECE, owner="sglang") as (_, chat):
+            said = chat.invoke([HumanMessage(["x", IMAGE])]).response_metadata["speculation"]
+        assert (said["num_steps"], said["accepted_tokens"], said["drafted_tokens"]) == (3, 3, 8)
+
     @pytest.mark.parametrize(("reason", "told"), [("stop", "eos_token"), ("length", "length")])
     def test_ends(self, place, reason, told):
         with chat_with(place, delta(content="All"), delta(reason)) as (_, chat):
