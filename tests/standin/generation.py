@@ -321,7 +321,7 @@ async def generate(model: Model, request: ValidRequest, held: int | None = None)
             reason = None
             if index >= request.sampling.max_new_tokens:
                 reason = "length"
-            if token.id in model.eos_token_ids:
+            if reason is None and token.id in model.eos_token_ids:
                 reason = "eos_token"
             if reason is None and any(output.endswith(stop) for stop in request.stop):
                 reason = "stop_sequence"

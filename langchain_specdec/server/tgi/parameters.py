@@ -115,6 +115,8 @@ def _shape_problem(grammar: Mapping[str, Any]) -> str | None:
             return "invalid type: expected struct JsonSchemaConfig"
         if "schema" not in value:
             return "missing field `schema`"
+        if not isinstance(value.get("name"), str | None):
+            return "invalid type: expected a string"
     return None
 
 

@@ -2,13 +2,15 @@
 
 `tgi_answers.json` holds requests and the answers to them, written down from TGI's contract (compact JSON, one frame a
 token, errors of its router and of its web framework) with a model that gives the same bytes to everybody. Both servers
-have to give these, so that they and the clients tried against them do not err together.
+have to give these, so that they and the clients tried against them do not err together. `tgi_faults.json` holds what
+TGI answers where something is wrong with it or in front of it, and what only TGI does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,19 @@ import httpx
 import pytest
 
 from tests.standin.generation import Limits
-from tests.standin.models import FakeModel
+from tests.standin.models import FakeModel, GeneratedToken
 from tests.standin.server import ServerThread
 from tests.support.served import CannedBackend, serving
 
 pytestmark = pytest.mark.server
 
-CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "tgi_answers.json").read_text(encoding="utf-8"))
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+CASES, FAULTS = read("tgi_answers.json"), read("tgi_faults.json")
 LIMITS = Limits(max_input_tokens=2047, max_total_tokens=2048, max_best_of=1)
 
 
@@ -58,6 +66,47 @@ def test_the_stand_in_answers_as_tgi_does(case):
     assert response.status_code == case["status"]
     if case["content_type"] == "application/json":
         # Its JSON has spaces.
+        assert response.json() == json.loads(case["answer"])
+    else:
+        assert response.text == case["answer"]
+
+
+class Fake(FakeModel):
+    """Takes grammars, and has tokens of several letters where a case has them."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        super().__init__(speculate=2, takes_grammars=case.get("takes_grammars", True))
+        self.pieces = case.get("pieces")
+
+    def make_grammar(self, *, schema: Any = None, regex: str | None = None) -> Any:
+        try:
+            re.compile(regex or "")
+        except re.error as error:
+            raise ValueError(error) from error
+        return schema or regex
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        if self.pieces is None:
+            return super().decode(ids, skip_special_tokens=skip_special_tokens)
+        text = "".join(self.pieces[token] for token in ids if token < len(self.pieces))
+        return text if skip_special_tokens or self.EOS not in ids else text + "</s>"
+
+    async def steps(self, prompt: Sequence[int], sampling: Any) -> AsyncIterator[list[GeneratedToken]]:
+        if self.pieces is None:
+            async for step in super().steps(prompt, sampling):
+                yield step
+        else:
+            for token in [*range(len(self.pieces)), self.EOS][: sampling.max_new_tokens]:
+                yield [GeneratedToken(token, -0.5)]
+
+
+@pytest.mark.parametrize("case", FAULTS, ids=lambda case: case["name"])
+def test_the_stand_in_fails_as_tgi_does(case):
+    with ServerThread(Fake(case), LIMITS) as server, httpx.Client(base_url=server.url) as client:
+        server.set_faults(*case.get("faults", ()))
+        response = asked(client, case)
+    assert response.status_code == case["status"]
+    if case["content_type"] == "application/json":
         assert response.json() == json.loads(case["answer"])
     else:
         assert response.text == case["answer"]
