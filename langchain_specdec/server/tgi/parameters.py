@@ -36,10 +36,10 @@ _CANNOT = "Failed to deserialize the JSON body into the target type"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the router, as `/info` tells them."""
+    """Limits of the router, as `/info` tells them; TGI's own where nobody says."""
 
-    max_concurrent_requests: int
-    max_best_of: int = 1
+    max_concurrent_requests: int = 128
+    max_best_of: int = 2
     max_stop_sequences: int = 4
     max_input_tokens: int = 1023
     max_total_tokens: int = 1024
@@ -128,7 +128,7 @@ def check_parameters(parameters: Mapping[str, Any], limits: Limits, *, is_stream
     """
     # The router computes in 32 bits, where numbers close to 0 and 1 are 0 and 1.
     given: dict[str, Any] = {
-        name: _rounded(value) if name in ("top_p", "typical_p") else value for name, value in parameters.items()
+        name: in_32_bits(value) if name in ("top_p", "typical_p") else value for name, value in parameters.items()
     }
     best_of, stop, top_n = given.get("best_of", 1), given.get("stop", []), given.get("top_n_tokens", 0)
     if not 1 <= best_of <= limits.max_best_of:
@@ -264,7 +264,8 @@ def _grammar(grammar: Mapping[str, Any] | None) -> Grammar | None:
     return Grammar(schema=schema)
 
 
-def _rounded(value: float) -> float:
+def in_32_bits(value: float) -> float:
+    """The number of 32 bits that is closest."""
     try:
         return float(struct.unpack("f", struct.pack("f", float(value)))[0])
     except OverflowError:
