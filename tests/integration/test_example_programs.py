@@ -13,7 +13,7 @@ import pytest
 from langchain_specdec import SpeculativeLLM
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.embedded import is_available, model_path
-from tests.standin.generation import Limits
+from langchain_specdec.server.tgi.parameters import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 
