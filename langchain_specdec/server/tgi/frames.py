@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.tgi.parameters import Generation, in_32_bits
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 class StopEnd:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from langchain_specdec.engine.detokenizer import Detokenizer
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.held import Held
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi.errors import Refusal
 from langchain_specdec.server.tgi.parameters import deserialize
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 async def tokenize(served: ServedModel, body: Any, _: Held) -> Response:
