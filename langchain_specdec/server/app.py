@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from langchain_specdec._version import __version__
 from langchain_specdec.backends.local import LocalBackend
-from langchain_specdec.server.bodies import BodyError
+from langchain_specdec.chat_models import ChatSpeculative
+from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.server.endpoint import Endpoint, Refusal, Work
 from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.guard import Guard
@@ -27,9 +27,11 @@ from langchain_specdec.server.openapi import document
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.settings import ServerSettings
 from langchain_specdec.server.tgi import errors as tgi_errors
-from langchain_specdec.server.tgi.generate import generate, generate_stream, limits_of
-from langchain_specdec.server.tgi.parameters import CANNOT_DESERIALIZE
-from langchain_specdec.server.tgi.tokens import chat_tokenize, tokenize
+from langchain_specdec.server.tgi.chat_tokens import chat_tokenize
+from langchain_specdec.server.tgi.dialect import Dialect
+from langchain_specdec.server.tgi.fields import Limits
+from langchain_specdec.server.tgi.routes import TGIRoutes
+from langchain_specdec.server.tgi.tokens import tokenize
 
 
 def make_app(backend: LocalBackend, settings: ServerSettings) -> Starlette:
@@ -39,7 +41,7 @@ def make_app(backend: LocalBackend, settings: ServerSettings) -> Starlette:
         backend: Runs the model; it is not closed.
         settings: Who may reach it, and how much it takes.
     """
-    routes = Routes(ServedModel(backend, settings))
+    routes = Routes(ServedModel(backend, settings, _chat_on(backend)))
     names = [settings.host, *(settings.allowed_host or ())]
     keys, share = settings.api_keys, settings.share
     guard = Middleware(Guard, names=names, api_keys=keys, is_shared=share, refuse=_refused)
@@ -62,30 +64,20 @@ class Routes:
         posts = {
             "/v1/chat/completions": self._post(_admitted(chat), openai),
             "/v1/completions": self._post(_admitted(completions), openai),
-            "/generate": self._post(generate, tgi),
-            "/generate_stream": self._post(generate_stream, tgi),
             "/tokenize": self._post(_tokenize, tgi, is_completion=False),
             "/chat_tokenize": self._post(chat_tokenize, tgi, is_completion=False),
         }
         gets = {
-            "/health": self._health,
-            "/ping": self._health,
-            "/info": self._info,
-            "/metrics": self._metrics,
             # Where TGI's router has it, too.
             **dict.fromkeys(("/openapi.json", "/api-doc/openapi.json"), self._document),
             "/v1/models": self._models,
             "/v1/models/{model:path}": self._model,
         }
-        root = self._post(_of_root, tgi)
-
-        async def answer_root(request: Request) -> Response:
-            return await (root(request) if request.method == "POST" else self._health(request))
-
         return [
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
-            Route("/", answer_root, methods=["GET", "POST"]),
+            # Behind what has both a question of TGI's and one of vLLM's.
+            *TGIRoutes(self._served, Dialect(self._limits)).routes(),
         ]
 
     def _post(
@@ -93,38 +85,15 @@ class Routes:
     ) -> Callable[[Request], Awaitable[Response]]:
         return Endpoint(self._served, work, refusal, is_completion=is_completion).answer
 
-    async def _health(self, request: Request) -> Response:
-        if self._served.is_broken:
-            return Compact({"error": "unhealthy", "error_type": "healthcheck"}, 503)
-        return Response()
-
-    async def _info(self, request: Request) -> Response:
-        limits = limits_of(self._served)
-        return Compact(
-            {
-                # Clients of TGI find the tokenizer by it.
-                "model_id": self._served.backend.model_name,
-                "model_sha": None,
-                "model_pipeline_tag": None,
-                "max_concurrent_requests": limits.max_concurrent_requests,
-                "max_best_of": limits.max_best_of,
-                "max_stop_sequences": limits.max_stop_sequences,
-                "max_input_tokens": limits.max_input_tokens,
-                "max_total_tokens": limits.max_total_tokens,
-                "validation_workers": 1,
-                "max_client_batch_size": limits.max_client_batch_size,
-                "router": "specdec",
-                "version": __version__,
-                "sha": None,
-                "docker_label": None,
-            }
-        )
-
-    async def _metrics(self, request: Request) -> Response:
-        return Response(self._served.metrics.text(), media_type="text/plain; version=0.0.4")
+    @property
+    def _limits(self) -> Limits:
+        served = self._served
+        longest = served.max_length
+        limit = served.admission.limit
+        return Limits(limit, max_best_of=1, max_input_tokens=max(longest - 1, 1), max_total_tokens=longest)
 
     async def _document(self, request: Request) -> Response:
-        return Compact(document(self._served))
+        return Compact(document(self._served, self._limits))
 
     async def _models(self, request: Request) -> Response:
         served = self._served
@@ -147,6 +116,13 @@ class Routes:
         return told if name == served.name else {**told, "parent": served.name}
 
 
+def _chat_on(backend: LocalBackend) -> ChatSpeculative | None:
+    try:
+        return ChatSpeculative(backend=backend)
+    except UnsupportedModelError:
+        return None
+
+
 def _admitted(work: Work) -> Work:
     """The same for requests that have room. TGI's paths see to that themselves, where a stream has begun by then."""
 
@@ -167,26 +143,14 @@ async def _tokenize(served: ServedModel, body: Any, held: Held) -> Response:
         return openai_errors.refusal(error)
 
 
-async def _of_root(served: ServedModel, body: Any, held: Held) -> Response:
-    """The path that TGI's first clients use: `stream` in the body chooses, and the whole text stands in a list."""
-    is_stream = body.get("stream", False) if isinstance(body, dict) else False
-    if not isinstance(is_stream, bool):
-        raise BodyError(422, f"{CANNOT_DESERIALIZE}: stream: invalid type")
-    if is_stream:
-        return await generate_stream(served, body, held, is_full_text=True)
-    return await generate(served, body, held, is_full_text=True, is_list=True)
-
-
 def _refused(path: str, status: int, message: str) -> Response:
     """A request that may not come in, as clients of the path read it."""
-    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if not path.startswith("/v1/"):
+        return tgi_errors.kept_out(status, message)
+    code, headers = ("invalid_api_key", {"www-authenticate": "Bearer"}) if status == 401 else (None, {})
     if status == 400:
         headers["connection"] = "close"
-    if path.startswith("/v1/"):
-        code = "invalid_api_key" if status == 401 else None
-        return Compact(openai_errors.error_body(status, message, code=code), status, headers)
-    # TGI says nothing.
-    return Response(status_code=401, headers=headers) if status == 401 else PlainTextResponse(message, status, headers)
+    return Compact(openai_errors.error_body(status, message, code=code), status, headers)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

@@ -13,8 +13,7 @@ from langchain_specdec.server.openai import shapes as openai
 from langchain_specdec.server.openai.bodies import ChatBody, CompletionBody, TokenizeBody
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi import shapes as tgi
-from langchain_specdec.server.tgi.fields import parameters_schema
-from langchain_specdec.server.tgi.generate import limits_of
+from langchain_specdec.server.tgi.fields import Limits, parameters_schema
 
 _REFERENCE = "#/components/schemas/{model}"
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -45,11 +44,12 @@ _OF_TGI = (*_OF_BODIES, 422, 424, 429, 500, 503)
 _IN_JSON = (424, 429, 500, 503)
 
 
-def document(served: ServedModel) -> dict[str, Any]:
+def document(served: ServedModel, limits: Limits) -> dict[str, Any]:
     """What a server takes and answers, in OpenAPI 3.1.
 
     Args:
-        served: The model, whose limits are told.
+        served: The model.
+        limits: What is told of TGI's paths.
     """
     is_keyed = bool(served.settings.api_keys)
     _, definitions = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_REFERENCE)
@@ -57,7 +57,7 @@ def document(served: ServedModel) -> dict[str, Any]:
         (answer, "serialization", TypeAdapter(answer)) for answer in _ANSWERS
     ]
     _, of_answers = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
-    schemas = {**definitions["$defs"], **of_answers["$defs"], **_bodies_of_tgi(served)}
+    schemas = {**definitions["$defs"], **of_answers["$defs"], **_bodies_of_tgi(served, limits)}
     told: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -74,9 +74,9 @@ def document(served: ServedModel) -> dict[str, Any]:
     return told
 
 
-def _bodies_of_tgi(served: ServedModel) -> dict[str, Any]:
+def _bodies_of_tgi(served: ServedModel, limits: Limits) -> dict[str, Any]:
     """The bodies of TGI's paths, which are checked by `tgi.fields`."""
-    parameters = parameters_schema(limits_of(served))
+    parameters = parameters_schema(limits)
     names = sorted(served.backend.adapter_names)
     parameters["properties"]["adapter_id"] |= {"enum": [*names, None]}
     inputs = {"inputs": {"type": "string", "minLength": 1, "description": "The prompt."}}

@@ -7,19 +7,20 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from langchain_specdec.backends.local import LocalBackend
-from langchain_specdec.chat_models import ChatSpeculative
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import Event
 from langchain_specdec.completions.stream import CompletionStream
-from langchain_specdec.errors import EngineClosedError, InvalidParameterError, UnsupportedModelError
-from langchain_specdec.grammar.vocabulary import Vocabulary
+from langchain_specdec.errors import EngineClosedError, InvalidParameterError
 from langchain_specdec.server.admission import Admission
 from langchain_specdec.server.held import Held
 from langchain_specdec.server.metrics import ServerMetrics
 from langchain_specdec.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from langchain_specdec.backends.local import LocalBackend
+    from langchain_specdec.chat_models import ChatSpeculative
 
 # What clients say where they do not care: TGI's name for its model, and what huggingface_hub fills in.
 _ANY_MODEL = frozenset({"tgi", "dummy"})
@@ -38,16 +39,16 @@ class ServedModel:
     Args:
         backend: Runs it; it is not closed.
         settings: Limits.
+        chat: Takes messages; None where the model has no chat template.
 
     Attributes:
         tokenizer: The model's.
         eos_token_ids: Tokens that end a text.
         is_broken: Whether the engine has ended, so that no request can be answered any more.
-        chat: Takes messages; None where the model has no chat template.
         since: When it began to be served, in seconds of Unix time.
     """
 
-    def __init__(self, backend: LocalBackend, settings: ServerSettings) -> None:
+    def __init__(self, backend: LocalBackend, settings: ServerSettings, chat: ChatSpeculative | None = None) -> None:
         self.backend = backend
         self.settings = settings
         self.admission = Admission(backend.num_slots, settings.max_waiting)
@@ -60,11 +61,7 @@ class ServedModel:
         self.eos_token_ids = frozenset(backend.identity.get("eos_token_ids", ()))
         self.is_broken = False
         self.since = int(time.time())
-        self.chat: ChatSpeculative | None
-        try:
-            self.chat = ChatSpeculative(backend=backend)
-        except UnsupportedModelError:
-            self.chat = None
+        self.chat = chat
 
     @property
     def name(self) -> str:
@@ -136,6 +133,9 @@ class ServedModel:
     @cached_property
     def _spellings(self) -> list[bytes] | None:
         """The bytes of all tokens; None where the tokenizer cannot be read."""
+        # It takes PyTorch, which a server that is asked for no log probabilities by name can do without.
+        from langchain_specdec.grammar.vocabulary import Vocabulary
+
         tokenizer = self.tokenizer.copied
         try:
             return Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id or 0]).texts

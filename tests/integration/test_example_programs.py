@@ -16,7 +16,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.embedded import is_available, model_path
 from langchain_specdec.server.run import Server
 from langchain_specdec.server.settings import ServerSettings
-from tests.standin.generation import Limits
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 

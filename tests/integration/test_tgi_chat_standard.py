@@ -11,7 +11,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_specdec import LocalBackend, SamplingParams, TGIBackend
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.models import embedded
-from tests.standin.generation import Limits
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 from tests.support.chat_templates import StandardGeneration

@@ -12,8 +12,8 @@ import torch
 
 from langchain_specdec import LocalBackend, SpeculativeLLM
 from langchain_specdec.models.embedded import is_available
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS, no_leaks
-from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 
@@ -136,7 +136,7 @@ def test_batches(remote, server, expected):
     assert facts_of(remote, PROMPTS) == expected
     assert server.standin.max_running <= 10
     # Several tokens came out of some forward passes.
-    assert server.standin.counts["tgi_request_skipped_tokens_sum"] > 10
+    assert server.standin.figure("tgi_request_skipped_tokens_sum") > 10
 
 
 def at_once(function):

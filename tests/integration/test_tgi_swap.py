@@ -15,8 +15,8 @@ from langchain_core.runnables import ConfigurableField
 from langchain_specdec import SpeculativeLLM, TGIBackend
 from langchain_specdec.errors import BackendUnavailableError, GenerationError
 from langchain_specdec.models.embedded import is_available
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import no_leaks
-from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import make_llm

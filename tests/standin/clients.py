@@ -17,7 +17,7 @@ from langchain_specdec import SamplingParams, TGIBackend
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.backends.remote import retries
 from langchain_specdec.completions.completion import CompletionRequest
-from tests.standin.generation import Limits
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.models import FakeModel
 
 CLIENTS = [

@@ -5,6 +5,8 @@ On the command line (`--fault`), or while it runs (`POST /standin/faults`, a JSO
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 START_FAULTS = {
@@ -72,6 +74,14 @@ class Fault:
         return cls(name, **{key: kinds[key](value) for key, value in pairs.items()})
 
 
+_in_force: ContextVar[Mapping[str, Fault]] = ContextVar("faults")
+
+
+def in_force() -> Mapping[str, Fault]:
+    """The faults that hit the request that is answered here, by name."""
+    return _in_force.get({})
+
+
 class Faults:
     """The faults in force."""
 
@@ -91,8 +101,8 @@ class Faults:
         return self.of_start(name) is not None
 
     def take(self) -> dict[str, Fault]:
-        """The faults that hit the request that begins now, by name."""
-        taken = {}
+        """The faults that hit the request that begins now, by name; they are `in_force` for what answers it."""
+        taken: dict[str, Fault] = {}
         for fault in list(self._faults):
             if fault.name in START_FAULTS or fault.name in ROUTE_FAULTS:
                 continue
@@ -104,4 +114,5 @@ class Faults:
                 self._faults.remove(fault)
             elif fault.times:
                 fault.times -= 1
+        _in_force.set(taken)
         return taken

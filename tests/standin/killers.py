@@ -6,25 +6,19 @@ See interceptor.py and utils/logits_process.py of TGI 3.3, and interegular's par
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-DEAD = "Request failed during generation: Server error: error trying to connect: No such file or directory (os error 2)"
+DEAD = "Server error: error trying to connect: No such file or directory (os error 2)"
 """What the router says of every request from then on."""
-_FAILED = "Request failed during generation: Server error: "
+_FAILED = "Server error: "
 _MAX_GROUPS = 80
 
 
-def deadly(parameters: Mapping[str, Any], vocab_size: int) -> str | None:
+def deadly(top_k: int | None, regex: str | None, vocab_size: int) -> str | None:
     """What the process says when it ends over these parameters of a request; None where it does not."""
-    if parameters.get("top_k", 0) > vocab_size:
+    if (top_k or 0) > vocab_size:
         return f"{_FAILED}index {vocab_size} is out of bounds for dimension 1 with size {vocab_size}"
-    grammar = parameters.get("grammar")
-    if isinstance(grammar, Mapping) and grammar.get("type") == "regex":
-        depth = deepest = 0
-        for part in re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|[()]", str(grammar.get("value"))):
-            depth += (part == "(") - (part == ")")
-            deepest = max(deepest, depth)
-        if deepest > _MAX_GROUPS:
-            return f"{_FAILED}maximum recursion depth exceeded"
-    return None
+    depth = deepest = 0
+    for part in re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|[()]", regex or ""):
+        depth += (part == "(") - (part == ")")
+        deepest = max(deepest, depth)
+    return f"{_FAILED}maximum recursion depth exceeded" if deepest > _MAX_GROUPS else None

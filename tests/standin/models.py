@@ -3,63 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-
-@dataclass(frozen=True)
-class GeneratedToken:
-    """A token, its log probability, and those of the best ones (id -> log probability)."""
-
-    id: int
-    logprob: float
-    top: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What the model is asked for, in TGI's terms. `temperature` None is greedy."""
-
-    max_new_tokens: int
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    top_n_tokens: int = 0
-    grammar: Any = None  # what the model's `make_grammar` made
+from langchain_specdec.completions.events import FinishEvent, Token
+from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.sampling.params import SamplingParams
 
 
 class Model(Protocol):
-    """A model with its tokenizer, used from one event loop."""
+    """A model, used from one event loop.
+
+    Attributes:
+        model_id: Its name.
+        max_positions: Most tokens of a prompt and its completion.
+        vocab_size: Number of its tokens.
+        eos_token_ids: Tokens that end a text.
+        takes_grammars: Whether a text can be given a form.
+        tokenizer: Encodes and decodes as a `PrivateTokenizer` does.
+    """
 
     model_id: str
     max_positions: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    special_ids: frozenset[int]
     takes_grammars: bool
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def tokenizer(self) -> Any: ...
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def check_grammar(self, grammar: Grammar) -> None:
+        """ValueError for one that cannot be followed."""
 
-    def render(self, messages: list[dict[str, Any]]) -> str: ...
-
-    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
-        """What `steps` takes as a grammar; ValueError if that cannot be made."""
-
-    def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
-        """Tokens, as many at a time as one forward pass yields. Ends after EOS or `max_new_tokens`."""
+    def steps(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Sequence[Token], None]:
+        """Tokens, as many at a time as one forward pass yields, without texts. Ends after EOS or `max_new_tokens`."""
 
     def close(self) -> None: ...
 
 
 class FakeModel:
-    """One token per byte; every prompt gets the same answer. Needs no library and starts at once.
+    """One token per byte; every prompt gets the same answer. Needs no library, starts at once, is its own tokenizer.
 
     Args:
         speculate: Tokens that a pass yields beside the first.
@@ -70,32 +55,37 @@ class FakeModel:
     ANSWER = "Grüße aus dem Hafen! 🚢"
     EOS = 256
 
+    special_texts: Mapping[int, str] = {EOS: "</s>"}
+    backend = None
+
     def __init__(self, speculate: int = 0, *, answer: str | None = None, takes_grammars: bool = False) -> None:
         self.answer = self.ANSWER if answer is None else answer
         self.model_id = "fake"
         self.max_positions = 2048
         self.vocab_size = 257
         self.eos_token_ids = frozenset({self.EOS})
-        self.special_ids = frozenset({self.EOS})
         self.takes_grammars = takes_grammars
         self._width = 1 + speculate
+
+    @property
+    def tokenizer(self) -> Any:
+        return self
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text = bytes(token for token in ids if token < self.EOS).decode(errors="replace")
-        return text if skip_special_tokens or self.EOS not in ids else text + "</s>"
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < self.EOS).decode(errors="replace")
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+    def check_grammar(self, grammar: Grammar) -> None:
+        try:
+            re.compile(grammar.regex or "")
+        except re.error as error:
+            raise ValueError(str(error)) from error
 
-    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
-        return schema or regex
-
-    async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
-        ids = [*self.answer.encode(), self.EOS][: sampling.max_new_tokens]
-        tokens = [GeneratedToken(token, -0.5, {token: -0.5}) for token in ids]
+    async def steps(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Sequence[Token], None]:
+        ids = [*self.answer.encode(), self.EOS][: params.max_new_tokens]
+        tokens = [Token(token, "", None, -0.5, {token: -0.5}) for token in ids]
         # The first token comes from prefill, which never speculates.
         for start in (0, *range(1, len(ids), self._width)):
             await asyncio.sleep(0)
@@ -126,58 +116,26 @@ class EngineModel:
             backend = LocalBackend(model_id, **options)
         self._engine = backend.engine
         self._backend = backend
-        self._tokenizer = copy.deepcopy(backend.tokenizer)
+        self.tokenizer = backend.private_tokenizer
         self.model_id = model_id
         self.max_positions = backend.engine.runner.max_length
-        self.vocab_size = len(self._tokenizer)
+        self.vocab_size = len(self.tokenizer.copied)
         self.eos_token_ids = frozenset(backend.identity["eos_token_ids"])
-        self.special_ids = frozenset(self._tokenizer.all_special_ids)
         self.takes_grammars = True
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids)
+    def check_grammar(self, grammar: Grammar) -> None:
+        params = SamplingParams(max_new_tokens=self.max_positions - 1, grammar=grammar)
+        self._engine.submit([0], params).close()
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return str(
-            self._tokenizer.decode(
-                list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-            )
-        )
-
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def make_grammar(self, *, schema: dict[str, Any] | None = None, regex: str | None = None) -> Any:
-        from langchain_specdec.grammar.grammar import Grammar
-        from langchain_specdec.sampling.params import SamplingParams
-
-        grammar = Grammar(schema=schema) if regex is None else Grammar(regex=regex)
-        # Submitted here, to refuse what cannot be followed before anything is answered.
-        self._engine.submit([0], SamplingParams(max_new_tokens=self.max_positions - 1, grammar=grammar)).close()
-        return grammar
-
-    async def steps(self, prompt: Sequence[int], sampling: Sampling) -> AsyncIterator[list[GeneratedToken]]:
-        from langchain_specdec.completions.events import FinishEvent
-        from langchain_specdec.sampling.params import SamplingParams
-
+    async def steps(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Sequence[Token], None]:
         # TGI ends no answer in time: it is cut by who reads this.
-        room = self.max_positions - len(prompt)
-        params = SamplingParams(
-            max_new_tokens=sampling.max_new_tokens if sampling.grammar is None else room,
-            temperature=sampling.temperature or 0.0,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            repetition_penalty=sampling.repetition_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            seed=sampling.seed,
-            logprobs=sampling.top_n_tokens,
-            grammar=sampling.grammar,
-        )
+        if params.grammar is not None:
+            params = replace(params, max_new_tokens=self.max_positions - len(prompt))
         stream = self._engine.submit(list(prompt), params)
         try:
             async for event in stream:
                 if not isinstance(event, FinishEvent):
-                    yield [GeneratedToken(t.id, t.logprob or 0.0, dict(t.top_logprobs or {})) for t in event.tokens]
+                    yield event.tokens
         finally:
             stream.close()
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.standin.app_server import AppThread
 from tests.standin.models import FakeModel
 from tests.support.tiny_models import EOS, byte_tokenizer
 
@@ -200,13 +198,5 @@ def _usage(prompt: int, completion: int, cached: int | None = None) -> dict[str,
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Serve an application on this machine; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with AppThread(app) as server:
+        yield server.url

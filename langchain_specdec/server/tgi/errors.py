@@ -48,6 +48,13 @@ def refusal_of(error: Exception) -> Refusal:
     return Refusal(424, "generation", f"Request failed during generation: {text}")
 
 
+def kept_out(status: int, message: str) -> Response:
+    """The answer to a request that may not come in. Of a key that is missing or wrong, TGI says nothing."""
+    if status == 401:
+        return Response(status_code=401, headers={"www-authenticate": "Bearer"})
+    return PlainTextResponse(message, status, {"connection": "close"} if status == 400 else None)
+
+
 def answer_to(error: Exception) -> Response:
     """The answer to a request that fails before its stream begins."""
     if isinstance(error, BodyError):

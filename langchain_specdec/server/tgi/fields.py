@@ -57,10 +57,10 @@ _GRAMMAR = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the router, as `/info` tells them."""
+    """Limits of the router, as `/info` tells them; TGI's own where nobody says."""
 
-    max_concurrent_requests: int
-    max_best_of: int = 1
+    max_concurrent_requests: int = 128
+    max_best_of: int = 2
     max_stop_sequences: int = 4
     max_input_tokens: int = 1023
     max_total_tokens: int = 1024

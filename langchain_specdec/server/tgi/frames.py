@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.tgi.parameters import Generation
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 class StopEnd:
@@ -44,12 +45,16 @@ class StopEnd:
         return text
 
 
-def request_of(generation: Generation) -> CompletionRequest:
-    """What the engine is asked for."""
-    stop = generation.stop
+def request_of(generation: Generation, make_end: Callable[[Sequence[str]], StopEnd]) -> CompletionRequest:
+    """What the engine is asked for.
+
+    Args:
+        generation: What was asked for.
+        make_end: Makes what ends the text at stop strings.
+    """
 
     def make_end_check() -> Callable[[str], bool]:
-        end = StopEnd(stop)
+        end = make_end(generation.stop)
 
         def is_at_end(text: str) -> bool:
             end.add(text)
@@ -95,14 +100,17 @@ class Answer:
         generation: What was asked for.
         tokenizer: The model's.
         eos_token_ids: Tokens that end a text.
+        stop: Ends the text at stop strings; nothing has been added to it.
     """
 
-    def __init__(self, generation: Generation, tokenizer: PrivateTokenizer, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self, generation: Generation, tokenizer: PrivateTokenizer, eos_token_ids: Collection[int], stop: StopEnd
+    ) -> None:
         self._generation = generation
         self._eos_token_ids = eos_token_ids
         self._tokenizer = tokenizer
         self._special = tokenizer.special_texts
-        self._stop = StopEnd(generation.stop)
+        self._stop = stop
         self._texts: list[str] = []
         self.frames: list[Frame] = []
 
@@ -170,11 +178,21 @@ class Answer:
         return {
             "id": token,
             "text": text if name is None else name,
-            "logprob": None if logprob is None or not math.isfinite(logprob) else in_32_bits(logprob),
+            "logprob": None if logprob is None or not math.isfinite(logprob) else shortest(logprob),
             "special": name is not None,
         }
 
 
-def in_32_bits(value: float) -> float:
+def shortest(value: float) -> float:
     """A number as Rust writes one of 32 bits: by the fewest digits that tell it from its neighbours."""
-    return float(str(np.float32(value)))
+    value = _in_32_bits(value)
+    written = (float(f"{value:.{digits}g}") for digits in range(1, 9))
+    return next((short for short in written if _in_32_bits(short) == value), float(f"{value:.9g}"))
+
+
+def _in_32_bits(value: float) -> float:
+    """The number of 32 bits that is closest."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", float(value)))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")

@@ -15,8 +15,8 @@ from langchain_specdec.errors import PromptTooLongError
 from langchain_specdec.server.exchange import Compact, EventStream, compact
 from langchain_specdec.server.held import Held
 from langchain_specdec.server.served_model import ServedModel
+from langchain_specdec.server.tgi.dialect import Dialect
 from langchain_specdec.server.tgi.errors import Refusal, refusal_of
-from langchain_specdec.server.tgi.fields import Limits
 from langchain_specdec.server.tgi.frames import Answer, Frame, request_of
 from langchain_specdec.server.tgi.parameters import (
     Generation,
@@ -27,17 +27,8 @@ from langchain_specdec.server.tgi.parameters import (
 )
 
 
-def limits_of(served: ServedModel) -> Limits:
-    """The limits that a server tells and holds."""
-    return Limits(
-        max_concurrent_requests=served.admission.limit,
-        max_input_tokens=max(served.max_length - 1, 1),
-        max_total_tokens=served.max_length,
-    )
-
-
 async def generate(
-    served: ServedModel, body: Any, held: Held, *, is_full_text: bool = False, is_list: bool = False
+    served: ServedModel, body: Any, held: Held, *, dialect: Dialect, is_full_text: bool = False, is_list: bool = False
 ) -> Response:
     """Answer with the whole text.
 
@@ -45,6 +36,7 @@ async def generate(
         served: The model.
         body: The parsed JSON.
         held: What the request holds.
+        dialect: The server's limits and rules.
         is_full_text: Whether the prompt goes before the text where nobody says.
         is_list: Whether the answer stands in a list, as that of `/` does.
 
@@ -55,10 +47,10 @@ async def generate(
     since = time.perf_counter()
     inputs, parameters = deserialize(body)
     held.enter_context(served.admission.take())
-    generation = await _valid(served, inputs, parameters, is_stream=False, is_full_text=is_full_text)
+    generation = await _valid(served, dialect, inputs, parameters, is_stream=False, is_full_text=is_full_text)
     checked = time.perf_counter()
-    started = await served.start([request_of(generation)], held, is_whole=True)
-    answer = Answer(generation, served.tokenizer, served.eos_token_ids)
+    started = await served.start([request_of(generation, dialect.make_end)], held, is_whole=True)
+    answer = Answer(generation, served.tokenizer, served.eos_token_ids, dialect.make_end(generation.stop))
     async for event in started.runs[0]:
         if isinstance(event, FinishEvent):
             whole = answer.whole(event)
@@ -70,20 +62,23 @@ async def generate(
     raise Refusal(500, "incomplete_generation", "Incomplete generation")
 
 
-async def generate_stream(served: ServedModel, body: Any, held: Held, *, is_full_text: bool = False) -> Response:
+async def generate_stream(
+    served: ServedModel, body: Any, held: Held, *, dialect: Dialect, is_full_text: bool = False
+) -> Response:
     """Answer with a frame for each token. Errors are frames, too: the status is 200 by then.
 
     Args:
         served: The model.
         body: The parsed JSON.
         held: What the request holds, which the stream takes over.
+        dialect: The server's limits and rules.
         is_full_text: Whether the prompt goes before the text where nobody says.
 
     Raises:
         BodyError: The body has fields of wrong types, which the web framework sees before the stream begins.
     """
     inputs, parameters = deserialize(body)
-    frames = _frames(served, inputs, parameters, held, is_full_text=is_full_text)
+    frames = _frames(served, dialect, inputs, parameters, held, is_full_text=is_full_text)
     own = Held()
     # The frames take what they need when they begin, which may be never.
     own.callback(held.pop_all().close)
@@ -91,14 +86,20 @@ async def generate_stream(served: ServedModel, body: Any, held: Held, *, is_full
 
 
 async def _frames(
-    served: ServedModel, inputs: str, parameters: dict[str, Any], held: Held, *, is_full_text: bool
+    served: ServedModel,
+    dialect: Dialect,
+    inputs: str,
+    parameters: dict[str, Any],
+    held: Held,
+    *,
+    is_full_text: bool,
 ) -> AsyncGenerator[str, None]:
     with held:
         try:
             held.enter_context(served.admission.take())
-            generation = await _valid(served, inputs, parameters, is_stream=True, is_full_text=is_full_text)
-            started = await served.start([request_of(generation)], held)
-            answer = Answer(generation, served.tokenizer, served.eos_token_ids)
+            generation = await _valid(served, dialect, inputs, parameters, is_stream=True, is_full_text=is_full_text)
+            started = await served.start([request_of(generation, dialect.make_end)], held)
+            answer = Answer(generation, served.tokenizer, served.eos_token_ids, dialect.make_end(generation.stop))
             # The last frame tells the end too, so what may be the last waits for what follows.
             kept: Frame | None = None
             async for event in started.runs[0]:
@@ -114,6 +115,7 @@ async def _frames(
                     kept = last
                 else:
                     yield _event(last.as_json(None))
+            raise Refusal(500, "incomplete_generation_stream", "Incomplete generation stream")
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.status in (422, 429):
@@ -126,9 +128,15 @@ def _event(value: Any) -> str:
 
 
 async def _valid(
-    served: ServedModel, inputs: str, parameters: dict[str, Any], *, is_stream: bool, is_full_text: bool
+    served: ServedModel,
+    dialect: Dialect,
+    inputs: str,
+    parameters: dict[str, Any],
+    *,
+    is_stream: bool,
+    is_full_text: bool,
 ) -> Generation:
-    limits = limits_of(served)
+    limits = dialect.limits
     check_parameters(parameters, limits, is_stream=is_stream)
     check_inputs(inputs, parameters, limits)
     try:

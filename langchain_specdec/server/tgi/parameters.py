@@ -21,7 +21,7 @@ _PIECE = 1024
 CANNOT_DESERIALIZE = "Failed to deserialize the JSON body into the target type"
 """What the web framework says of a field of a wrong type, before the field."""
 # Types are the same under all limits.
-_FIELDS = {field.name: field for field in fields_of(Limits(1))}
+_FIELDS = {field.name: field for field in fields_of(Limits())}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def _shape_problem(grammar: Mapping[str, Any]) -> str | None:
             return "invalid type: expected struct JsonSchemaConfig"
         if "schema" not in value:
             return "missing field `schema`"
+        if not isinstance(value.get("name"), str | None):
+            return "invalid type: expected a string"
     return None
 
 

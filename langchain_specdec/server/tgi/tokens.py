@@ -1,22 +1,22 @@
-"""`/tokenize` and `/chat_tokenize`: the tokens of a prompt, with where each stands in the text."""
+"""`/tokenize`: the tokens of a prompt, with where each stands in the text."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from langchain_specdec.engine.detokenizer import Detokenizer
-from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.server.exchange import Compact
 from langchain_specdec.server.held import Held
-from langchain_specdec.server.openai.bodies import ChatBody, parsed
-from langchain_specdec.server.openai.chat import ready_call
 from langchain_specdec.server.served_model import ServedModel
 from langchain_specdec.server.tgi.errors import Refusal
 from langchain_specdec.server.tgi.parameters import deserialize
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
 
 async def tokenize(served: ServedModel, body: Any, _: Held) -> Response:
@@ -32,25 +32,6 @@ async def tokenize(served: ServedModel, body: Any, _: Held) -> Response:
     return Compact(await asyncio.to_thread(_tokens_of_text, served, inputs))
 
 
-async def chat_tokenize(served: ServedModel, body: Any, _: Held) -> Response:
-    """The tokens that messages become, and the text that the chat template makes of them.
-
-    Raises:
-        Refusal: The model has no chat template.
-        SpecDecError: The messages cannot be rendered.
-    """
-    if served.chat is None:
-        raise Refusal(422, "template_error", "Template error: template not found")
-    call = await ready_call(served, parsed(ChatBody, body))
-    tokens = await asyncio.to_thread(_placed, served.tokenizer, _ids(call.request.prompt))
-    return Compact({"tokenize_response": tokens, "templated_text": "".join(token["text"] for token in tokens)})
-
-
-def _ids(prompt: str | Sequence[int]) -> list[int]:
-    assert not isinstance(prompt, str), "a model in this process takes tokens"  # noqa: S101
-    return list(prompt)
-
-
 def _tokens_of_text(served: ServedModel, text: str) -> list[dict[str, Any]]:
     ids = served.backend.prompt_ids(text)
     fast = served.tokenizer.backend
@@ -60,10 +41,10 @@ def _tokens_of_text(served: ServedModel, text: str) -> list[dict[str, Any]]:
         if len(encoding.ids) >= len(ids) and encoding.ids[len(encoding.ids) - len(ids) :] == ids:
             offsets = encoding.offsets[len(encoding.ids) - len(ids) :]
             return [_token(i, text[start:stop], start, stop) for i, (start, stop) in zip(ids, offsets, strict=True)]
-    return _placed(served.tokenizer, ids)
+    return placed(served.tokenizer, ids)
 
 
-def _placed(tokenizer: PrivateTokenizer, ids: Sequence[int]) -> list[dict[str, Any]]:
+def placed(tokenizer: PrivateTokenizer, ids: Sequence[int]) -> list[dict[str, Any]]:
     """Tokens whose texts, one after the other, are the whole."""
     texts, place, tokens = Detokenizer(tokenizer), 0, []
     for token in ids:

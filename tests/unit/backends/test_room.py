@@ -16,7 +16,7 @@ from langchain_specdec.cli.options import FLAGS
 from langchain_specdec.cli.reporting import flag_of
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import PromptTooLongError
-from tests.standin.generation import Limits
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import make_backend, make_chat_backend

@@ -14,7 +14,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from langchain_specdec import ChatSpeculative, SpeculativeLLM, TGIBackend
-from langchain_specdec.completions.events import FinishEvent
+from langchain_specdec.completions.events import FinishEvent, Token
 from langchain_specdec.completions.prompt_images import PromptImage
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import (
@@ -27,9 +27,9 @@ from langchain_specdec.errors import (
     PromptTooLongError,
     RequestTimeoutError,
 )
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import LIMITS, TEXT, ask, assert_in_time, text_of
-from tests.standin.generation import Limits
-from tests.standin.models import FakeModel, GeneratedToken
+from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.chat_templates import chat_tokenizer
 
@@ -124,12 +124,12 @@ class Pairs(FakeModel):
 
     PAIRS = ("Th", "e ", "li", "gh", "th", "ou", "se", ".")
 
-    async def steps(self, prompt, sampling):
-        for token in [*range(len(self.PAIRS)), self.EOS][: sampling.max_new_tokens]:
+    async def steps(self, prompt, params):
+        for token in [*range(len(self.PAIRS)), self.EOS][: params.max_new_tokens]:
             await asyncio.sleep(0.01)
-            yield [GeneratedToken(token, -0.5)]
+            yield [Token(token, "", None, -0.5)]
 
-    def decode(self, ids, *, skip_special_tokens):
+    def decode(self, ids):
         return "".join(self.PAIRS[token] for token in ids if token < len(self.PAIRS))
 
 
@@ -145,7 +145,7 @@ def test_a_stop_string_inside_a_token_ends_the_text(make_backend, client, stop, 
         assert (completion.text, completion.finish.finish_reason) == (text, "stop_sequence")
         assert completion.finish.completion_tokens == num_tokens
         assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
-        assert server.standin.counts["tgi_request_success"] == (stop == "se")
+        assert server.standin.figure("tgi_request_success") == (stop == "se")
         backend.close()
 
 
@@ -424,7 +424,7 @@ def test_closing_a_stream_stops_the_server(server, backend, num_read):
     assert_in_time(lambda: server.standin.num_running == 1, "the request did not begin")
     stream.close()
     assert_in_time(lambda: server.standin.num_running == 0, "the server goes on")
-    assert server.standin.counts["tgi_request_success"] == 0
+    assert server.standin.figure("tgi_request_success") == 0
 
 
 async def test_cancelling_a_task_stops_the_server(server, backend):

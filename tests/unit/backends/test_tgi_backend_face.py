@@ -21,8 +21,8 @@ from langchain_specdec.errors import (
     MissingDependencyError,
     ModelLoadError,
 )
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS, TEXT, assert_in_time, close_shared_session, no_leaks
-from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import Counter

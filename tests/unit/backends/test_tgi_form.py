@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from langchain_specdec import ChatSpeculative, Grammar, SpeculativeLLM, TGIBackend
 from langchain_specdec.backends.tgi.grammar_check import tgi_grammar_check
 from langchain_specdec.errors import InvalidParameterError, MalformedAnswerError
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS
-from tests.standin.generation import Limits
 from tests.standin.models import EngineModel, FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import lasting, make_backend

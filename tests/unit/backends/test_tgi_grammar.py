@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, HttpUrl, NaiveDatetime, SecretStr, String
 from langchain_specdec import ChatSpeculative, Grammar, LocalBackend, SamplingParams, SpeculativeLLM, TGIBackend
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.json_schema import closed
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS
-from tests.standin.generation import Limits
 from tests.standin.models import EngineModel
 from tests.standin.server import ServerThread
 from tests.support.backends import lasting, make_chat_backend

@@ -19,6 +19,7 @@ HEAVY = ("torch", "transformers", "langchain_core.messages", "langchain_core.run
         "import langchain_specdec.backends.tgi",
         "from langchain_specdec import OpenAIBackend; OpenAIBackend('http://127.0.0.1:9')",
         "from langchain_specdec.sampling.params import SamplingParams",
+        "import langchain_specdec.server.tgi.routes, langchain_specdec.server.guard",
         "from langchain_specdec import Grammar, SamplingParams, TGIBackend; TGIBackend('http://127.0.0.1:9')",
     ],
 )

@@ -15,8 +15,8 @@ from langchain_specdec.backends.tgi.client import make_client
 from langchain_specdec.backends.tgi.parameters import GenerateParameters
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import SpecDecError
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS, assert_in_time
-from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 

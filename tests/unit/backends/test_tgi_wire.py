@@ -52,10 +52,10 @@ class Endless(FakeModel):
         super().__init__(speculate=2)
         self.num_running = 0
 
-    async def steps(self, prompt, sampling):
+    async def steps(self, prompt, params):
         self.num_running += 1
         try:
-            async for tokens in super().steps(prompt, sampling):
+            async for tokens in super().steps(prompt, params):
                 await asyncio.sleep(0.003)
                 yield tokens
         finally:
@@ -111,7 +111,7 @@ def test_no_stream_that_was_left_runs_on(client, make_backend, way):
         for _ in range(50):
             way(llm, rng)
         assert_in_time(lambda: model.num_running == server.standin.num_running == 0, "one runs on")
-        assert server.standin.counts["tgi_request_success"] == 0
+        assert server.standin.figure("tgi_request_success") == 0
         llm.close()
 
 

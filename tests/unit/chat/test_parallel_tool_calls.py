@@ -25,8 +25,8 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import GenerationError, InvalidParameterError
 from langchain_specdec.grammar.call_grammar import CallGrammar
 from langchain_specdec.grammar.text_check import TextCheck
+from langchain_specdec.server.tgi.fields import Limits
 from tests.standin.clients import CLIENTS
-from tests.standin.generation import Limits
 from tests.standin.models import FakeModel
 from tests.standin.server import ServerThread
 from tests.support.backends import Counter, is_idle, lasting, scripted, scripted_backend
