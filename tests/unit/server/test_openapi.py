@@ -28,7 +28,7 @@ REASONS = (
     *("grammar", "tools", "tool", "response_format", "schema", "regular expression", "structured_outputs"),
     *("is not served here", "has content of type", "reasoning", "continue_final_message", "chat template"),
     *("contradict each other", "are one parameter", "tokens", "messages cannot be read", "surrogate pair", "specdec"),
-    *("top_logprobs needs", "token id", "empty string"),
+    *("top_logprobs needs", "token id", "Token id", "empty string"),
 )
 
 
