@@ -18,13 +18,13 @@ from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
 from langchain_specdec.completions.stream import CompletionStream, checked_timeout, started_in_thread
 from langchain_specdec.engine.inbox import Inbox
 from langchain_specdec.errors import (
-from tests.support.tiny_models import wait_until
     BackendUnavailableError,
     CompletionTimeoutError,
     EngineClosedError,
     GenerationError,
     InvalidParameterError,
 )
+from tests.support.tiny_models import wait_until
 
 EVENT = TokenEvent((Token(1, "a", drafted=False),))
 FINISH = FinishEvent("length", 1, 1, 0)
