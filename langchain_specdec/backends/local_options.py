@@ -72,8 +72,8 @@ class EngineOptions(TypedDict, total=False):
         None, "Attention of transformers: `sdpa` or `eager`.", str, unset="the engine's own")]
     grammar_timeout: Annotated[int | None, Option(
         None, "Seconds of processor time that the grammar of a request may take to prepare, in 512 MB, for programs "
-        "whose grammars come from strangers: it is tried in a process of its own first.", int, 1, 86_400,
-        unset="without limit")]
+        "whose grammars come from strangers: it is tried in a process of its own first. Not on Windows.",
+        int, 1, 86_400, unset="without limit")]
     step_cost: Annotated["StepCost | None", Option(
         None, "What steps cost; for tests and reproducible step counts.", unset="what is measured")]
 

@@ -25,7 +25,7 @@ from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import EngineClosedError, GenerationError
 from langchain_specdec.grammar.constraint import GrammarCompiler
-from langchain_specdec.grammar.trial import GrammarTrial
+from langchain_specdec.grammar.trial import make_trial
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
@@ -82,7 +82,7 @@ class Engine:
         self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)
         self._inbox = Inbox()
         own_tokenizer = PrivateTokenizer.of(tokenizer)
-        trial = None if grammar_timeout is None else GrammarTrial(grammar_timeout)
+        trial = make_trial(grammar_timeout)
         grammars = GrammarCompiler(own_tokenizer.copied, runner.vocab_size, eos_token_ids, trial)
 
         self._requests = RequestMaker(

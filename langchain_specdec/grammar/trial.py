@@ -38,6 +38,11 @@ _START_SECONDS = 60.0
 _AT_ONCE = 2
 
 
+def make_trial(seconds: int | None) -> GrammarTrial | None:
+    """What tries grammars out; None where there is no limit, and on Windows, which has none for a process."""
+    return None if seconds is None or sys.platform == "win32" else GrammarTrial(seconds)
+
+
 class GrammarTrial:
     """Tries grammars out, a few at a time. May be used from any thread.
 

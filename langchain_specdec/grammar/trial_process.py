@@ -12,6 +12,9 @@ import sys
 
 import llguidance
 
+# For type checkers: nobody starts it there.
+assert sys.platform != "win32"  # noqa: S101
+
 
 def main(seconds: int, memory: int) -> None:
     """Read lists of grammars, one in a line; answer each with the bytes that it keeps, where it can be prepared.

@@ -24,6 +24,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar import constraint as constraint_module
 from langchain_specdec.grammar.constraint import GrammarCompiler
+from langchain_specdec.grammar.matching import matcher_of
 from langchain_specdec.grammar.token_masks import has_token, only_token
 from tests.support.constrained_text import constrained_text
 from tests.support.json_schemas import random_schema
