@@ -22,7 +22,7 @@ from langchain_specdec import LocalBackend, SamplingParams, SpeculativeLLM
 from langchain_specdec.backends.base import Backend
 from langchain_specdec.completions.completion import Completion, CompletionRequest
 from langchain_specdec.engine.step_cost import StepCost
-from langchain_specdec.errors import InvalidParameterError, PromptTooLongError, UnsupportedModelError
+from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
 from langchain_specdec.grammar.constraint import Constraint, GrammarCompiler
 from langchain_specdec.grammar.grammar import Grammar
 from tests.support.backends import PROMPTS, lasting, make_backend, make_drafting_backend
@@ -94,10 +94,6 @@ def test_it_refuses_what_does_not_fit_together():
         LocalBackend(tiny_model())
     with pytest.raises(InvalidParameterError, match="made for 512 positions"):
         make_backend(max_length=513)
-    other = byte_tokenizer()
-    other.add_tokens(["<other>"])
-    with pytest.raises(UnsupportedModelError, match="1 entries of their vocabularies differ"):
-        make_backend(draft_model=tiny_model(1), draft_tokenizer=other)
 
 
 def test_a_list_of_requests_is_checked_as_a_whole_before_any_starts(backend):
