@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 
 import llguidance
@@ -23,6 +22,9 @@ def main(seconds: int, memory: int) -> None:
         seconds: Processor time for one line; the process is killed beyond.
         memory: Bytes that may be taken beside what the process begins with.
     """
+    # Windows, where nobody starts it, has none.
+    import resource
+
     tokens = llguidance.LLTokenizer("byte")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Texts that are being written go first.
