@@ -11,9 +11,6 @@ import sys
 
 import llguidance
 
-# For type checkers: nobody starts it there.
-assert sys.platform != "win32"  # noqa: S101
-
 
 def main(seconds: int, memory: int) -> None:
     """Read lists of grammars, one in a line; answer each with the bytes that it keeps, where it can be prepared.
@@ -22,7 +19,7 @@ def main(seconds: int, memory: int) -> None:
         seconds: Processor time for one line; the process is killed beyond.
         memory: Bytes that may be taken beside what the process begins with.
     """
-    # Windows, where nobody starts it, has none.
+    assert sys.platform != "win32"  # noqa: S101 - nobody starts it there
     import resource
 
     tokens = llguidance.LLTokenizer("byte")
@@ -45,6 +42,7 @@ def main(seconds: int, memory: int) -> None:
 
 def _sizes() -> list[int]:
     """Addresses and memory of this process, in bytes; 0 where nobody tells."""
+    assert sys.platform != "win32"  # noqa: S101
     try:
         with open("/proc/self/statm") as file:  # noqa: PTH123 - faster to import
             pages = file.read().split()[:2]
