@@ -19,7 +19,9 @@ def main(seconds: int, memory: int) -> None:
         seconds: Processor time for one line; the process is killed beyond.
         memory: Bytes that may be taken beside what the process begins with.
     """
-    assert sys.platform != "win32"  # noqa: S101 - nobody starts it there
+    if sys.platform == "win32":
+        msg = "nobody starts it where processes have no limits"
+        raise NotImplementedError(msg)
     import resource
 
     tokens = llguidance.LLTokenizer("byte")
@@ -42,7 +44,8 @@ def main(seconds: int, memory: int) -> None:
 
 def _sizes() -> list[int]:
     """Addresses and memory of this process, in bytes; 0 where nobody tells."""
-    assert sys.platform != "win32"  # noqa: S101
+    if sys.platform == "win32":
+        return [0, 0]
     try:
         with open("/proc/self/statm") as file:  # noqa: PTH123 - faster to import
             pages = file.read().split()[:2]
