@@ -201,7 +201,10 @@ def shared_tokens(target: ModelTokens, draft: ModelTokens) -> CommonVocabulary |
     try:
         ours, theirs = (TokenSpellings.of(each.tokenizer.copied, each.num_tokens) for each in (target, draft))
     except InvalidParameterError as error:
-        msg = f"{pair}: their tokenizers differ, and only fast Hugging Face tokenizers can be compared. {advice}"
+        msg = (
+            f"{pair}: their tokenizers differ, and what the tokens of one of them spell cannot be told: only fast "
+            f"tokenizers that are byte-level or SentencePiece's can be compared. {advice}"
+        )
         raise UnsupportedModelError(msg) from error
     common = CommonVocabulary(ours, theirs)
     if not len(common):

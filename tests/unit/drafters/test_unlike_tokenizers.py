@@ -304,5 +304,5 @@ def test_a_tokenizer_that_cannot_be_read_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"hello": 0, "world": 1}, unk_token="hello"))
     small = tiny_model(vocab_size=2, bos_token_id=None, eos_token_id=None)
     strange = loaded(small, PreTrainedTokenizerFast(tokenizer_object=tokenizer), "small")
-    with pytest.raises(UnsupportedModelError, match="only fast Hugging Face tokenizers can be compared"):
+    with pytest.raises(UnsupportedModelError, match="only fast tokenizers that are byte-level or SentencePiece's"):
         common_vocabulary(loaded(TARGET, TOKENIZER, "big"), strange)
