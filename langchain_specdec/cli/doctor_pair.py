@@ -21,11 +21,10 @@ def findings(model: str, draft_model: str) -> list[Finding]:
     Raises:
         ModelLoadError: One of them, or its tokenizer, cannot be found or read.
     """
-    target = load_tokens(model)
     try:
-        common = shared_tokens(target, load_tokens(draft_model))
+        common = shared_tokens(load_tokens(model), load_tokens(draft_model))
     except UnsupportedModelError as error:
-        return [Finding("tokenizers", "nothing in common", "error", str(error))]
+        return [Finding("tokenizers", "no pair", "error", str(error))]
     if common is None:
         return [Finding("tokenizers", "the same", "ok")]
     value = f"differ; {len(common)} tokens in common, {common.share:.0%} of the target's"

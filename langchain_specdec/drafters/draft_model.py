@@ -89,7 +89,10 @@ class DraftModelDrafter(Drafter):
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the draft model over the same chunk as the target."""
         if self._can_run():
-            self._catch_up(requests, [self._text(r).end_of(stop) for r, stop in zip(requests, stops, strict=True)])
+            ends = [self._text(r).end_of(stop) for r, stop in zip(requests, stops, strict=True)]
+            # A text without room will have none later, so nothing of it is read.
+            rows = [row for row, request in enumerate(requests) if self._has_room(request)]
+            self._catch_up([requests[row] for row in rows], [ends[row] for row in rows])
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of tokens, one forward each."""
@@ -129,16 +132,17 @@ class DraftModelDrafter(Drafter):
         self._texts.pop(request.request_id, None)
 
     def measure_step(self, request: DraftingRequest) -> float:
-        """Time one forward of width 1; 0 where the model cannot run, and offers no drafts either."""
-        if not self._can_run() or not self._has_room(request):
+        """Time one forward of width 1 after what the slot holds; 0 where the model cannot run, nor offers drafts."""
+        if not self._can_run():
             return 0.0
-        held = self._roll_back(request)
+        held = self._contents.setdefault(request.slot, _SlotContents()).token_ids
         # As drafts of this request will run: they may have a graph, which other kinds may not.
         noise = Noise.of([request.params], [request.seed])
-        batch = RowBatch([request.slot], [len(held)], [self._known(self._text(request).ids[-1:])], noise=noise)
+        batch = RowBatch([request.slot], [len(held)], [self._known(held[-1:]) or [0]], noise=noise)
+        pick = self._pick([request], noise)
         self._runner.begin_turn()
         started = self._runner.clock()
-        self._runner.chain(batch, 1, self._vocab_size)
+        self._runner.chain(batch, 1, self._vocab_size, pick)
         return self._runner.clock() - started
 
     def _can_run(self) -> bool:
@@ -158,8 +162,8 @@ class DraftModelDrafter(Drafter):
         return self._texts[request.request_id]
 
     def _has_room(self, request: DraftingRequest) -> bool:
-        """Whether the text fits into a slot: in tokens of another tokenizer it may be longer than the target's."""
-        return self._common is None or len(self._text(request).ids) <= self._runner.max_length
+        """Whether the text fits into a slot: it may be longer in tokens of another tokenizer, and have none at all."""
+        return self._common is None or 0 < len(self._text(request).ids) <= self._runner.max_length
 
     def _roll_back(self, request: DraftingRequest) -> list[int]:
         """Forget what the slot holds beyond the request's text; rollback is finding a length.
@@ -205,17 +209,14 @@ class DraftModelDrafter(Drafter):
         noise = Noise.of([r.params for r in requests], [r.seed for r in requests])
         tokens = [self._known(new) for new in fed]
         batch = RowBatch([r.slot for r in requests], [len(h) for h in held], tokens, noise=noise)
-        pick = self._pick(requests) if noise is None or self._common is not None else None
-        common = None
-        if self._common is not None and pick is not None:
-            pick = common = _CommonPick(self._common, pick, requests, self._target_vocab_size, self._runner.device)
+        pick = self._pick(requests, noise)
         chains = self._runner.chain(batch, steps, self._vocab_size, pick)
         for request, contents, new, chain in zip(requests, held, fed, chains, strict=True):
             if chain:
                 contents.extend([*new, *chain[:-1]])
             else:
                 self._give_up(request)
-        return chains if common is None else common.chains(chains)
+        return pick.chains(chains) if isinstance(pick, _CommonPick) else chains
 
     def _give_up(self, request: DraftingRequest) -> None:
         """Draft no more for a request, and leave nothing in its slot that would harm the drafts of the next one."""
@@ -224,7 +225,14 @@ class DraftModelDrafter(Drafter):
         self._contents.pop(request.slot, None)
         self._runner.cache.wipe(request.slot)
 
-    def _pick(self, requests: Sequence[DraftingRequest]) -> PickDraft:
+    def _pick(self, requests: Sequence[DraftingRequest], noise: Noise | None) -> PickDraft | None:
+        """How tokens are chosen; None where noise alone decides."""
+        if self._common is None:
+            return self._pick_by_more(requests) if noise is None else None
+        pick = self._pick_by_more(requests)
+        return _CommonPick(self._common, pick, requests, self._target_vocab_size, self._runner.device)
+
+    def _pick_by_more(self, requests: Sequence[DraftingRequest]) -> PickDraft:
         """How tokens are chosen where more than noise decides. Only a grammar has to see each of them."""
         device = self._runner.device
         vocab_size = self._vocab_size if self._common is None else self._target_vocab_size
@@ -279,10 +287,13 @@ class _CommonPick:
         return self._common.theirs(picked)
 
     def chains(self, chains: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The picks that were sound, by row, up to the first token that the draft model has not."""
+        """The picks that were sound, by row, up to the first token that the draft model has not.
+
+        That one too, which a grammar has made it pick: whether such picks are right is seen by it.
+        """
         picked = [[] for _ in chains] if self._picked is None else self._picked.tolist()
         return [
-            list(takewhile(self._common.__contains__, row)) if chain else []
+            row[: 1 + sum(1 for _ in takewhile(self._common.__contains__, row))] if chain else []
             for row, chain in zip(picked, chains, strict=True)
         ]
 

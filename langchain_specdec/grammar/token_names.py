@@ -14,6 +14,12 @@ _ALIAS_BASE = 0xF0000
 _ALIAS_LENGTH = 12
 
 
+def special_names(tokenizer: Any) -> set[str]:
+    """Added tokens that stand in no text: those that are special, and tags, whatever the tokenizer says of them."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
+
+
 def secret_names(contents: Iterable[str]) -> dict[str, str]:
     """A name for each of these tokens that nobody can guess. It has the form of a tag, as most such tokens have."""
     secret = "".join(chr(_ALIAS_BASE + secrets.randbelow(0xFFFD)) for _ in range(_ALIAS_LENGTH))

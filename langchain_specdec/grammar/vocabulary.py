@@ -11,7 +11,7 @@ import llguidance.numpy
 
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.token_masks import TokenMask, only_token, tokens_mask
-from langchain_specdec.grammar.token_names import renamed_json, secret_names
+from langchain_specdec.grammar.token_names import renamed_json, secret_names, special_names
 
 
 class Vocabulary:
@@ -99,8 +99,6 @@ def _read(tokenizer: Any, size: int, eos_token_ids: Sequence[int]) -> llguidance
 
     It encodes what a grammar forces, and would take the text of a special token for that token, which spells nothing.
     """
-    added = tokenizer.added_tokens_decoder.values()
-    # To it, tags are special, whatever the tokenizer says.
-    special = [t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))]
-    source = renamed_json(tokenizer.backend_tokenizer, secret_names(special))
+    # To it, tags are special too.
+    source = renamed_json(tokenizer.backend_tokenizer, secret_names(special_names(tokenizer)))
     return llguidance.LLTokenizer(source, n_vocab=size, eos_token=list(eos_token_ids))

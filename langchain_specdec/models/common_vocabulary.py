@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.errors import InvalidParameterError, UnsupportedModelError
+from langchain_specdec.grammar.token_names import special_names
 from langchain_specdec.grammar.vocabulary import Vocabulary
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 
@@ -96,13 +97,16 @@ class CommonVocabulary:
         self._longest = max((len(text) for text, is_special in self._theirs if not is_special), default=0)
         ours = target.first_of_each
         pairs = {token: self._theirs[spelling] for spelling, token in ours.items() if spelling in self._theirs}
-        for end, theirs in ((target.eos, draft.eos), (target.bos, draft.bos)):
+        self._spelt: dict[int, tuple[int, ...]] = {}
+        # The end comes last: one token may be both, and only the end is drafted.
+        for end, theirs in ((target.bos, draft.bos), (target.eos, draft.eos)):
             if end is not None and theirs is not None:
-                # Each token of the draft model stands for one of the target's.
+                # Each token of the draft model stands for one of the target's, and yet spells both.
                 pairs = {token: other for token, other in pairs.items() if other != theirs}
                 pairs[end] = theirs
+                self._spelt[end] = (theirs,)
         self._pairs = pairs
-        self._spelt: dict[int, tuple[int, ...]] = {token: (theirs,) for token, theirs in pairs.items()}
+        self._spelt |= {token: (theirs,) for token, theirs in pairs.items()}
         self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -197,7 +201,10 @@ def shared_tokens(target: ModelTokens, draft: ModelTokens) -> CommonVocabulary |
     try:
         ours, theirs = (TokenSpellings.of(each.tokenizer.copied, each.num_tokens) for each in (target, draft))
     except InvalidParameterError as error:
-        msg = f"{pair}: their tokenizers differ, and only fast Hugging Face tokenizers can be compared. {advice}"
+        msg = (
+            f"{pair}: their tokenizers differ, and what the tokens of one of them spell cannot be told: only fast "
+            f"tokenizers that are byte-level or SentencePiece's can be compared. {advice}"
+        )
         raise UnsupportedModelError(msg) from error
     common = CommonVocabulary(ours, theirs)
     if not len(common):
@@ -208,10 +215,21 @@ def shared_tokens(target: ModelTokens, draft: ModelTokens) -> CommonVocabulary |
 def _are_same(target: ModelTokens, draft: ModelTokens) -> bool:
     """Whether two models read and write the same tokens, and the draft model knows them all.
 
-    Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become.
+    Equal sizes prove nothing, so the vocabularies are compared entry by entry, and what some texts become. Marks that
+    one of them has by a name of its own, as of a later chat format, make no difference: they are few, and whatever
+    the draft model takes them for, the text around them is the same. The one that begins texts does: models write
+    badly without theirs.
     """
-    ours, theirs = target.tokenizer.copied.get_vocab(), draft.tokenizer.copied.get_vocab()
-    if ours != theirs or max(ours.values()) >= draft.num_tokens:
+    ours, theirs = (each.tokenizer.copied.get_vocab() for each in (target, draft))
+    own_marks = [
+        special_names(each.tokenizer.copied) - others.keys() - {each.tokenizer.bos_token}
+        for each, others in ((target, theirs), (draft, ours))
+    ]
+    ours, theirs = (
+        {name: token for name, token in vocab.items() if name not in marks}
+        for vocab, marks in zip((ours, theirs), own_marks, strict=True)
+    )
+    if ours != theirs or max(ours.values(), default=0) >= draft.num_tokens:
         return False
     # Entries of the vocabulary, so that each merge of a few thousand is put to the test.
     entries = sorted(ours.values())[:: max(len(ours) // _NUM_PROBED_ENTRIES, 1)]

@@ -100,21 +100,15 @@ def load_tokens(model: str | os.PathLike[str]) -> ModelTokens:
 
     Raises:
         ModelLoadError: The model or its tokenizer cannot be found or read.
+        UnsupportedModelError: The engine cannot run this kind of model.
     """
     name = str(model)
     if (file := _gguf_file(model, {}, is_native=True)) is not None:
         loaded = _loaded(read_gguf(file, name=name), None)
         return ModelTokens(name, loaded.private_tokenizer, loaded.model.config.get_text_config().vocab_size)
-    from transformers import AutoConfig, AutoTokenizer
+    from langchain_specdec.models.pretrained import tokens_of
 
-    from langchain_specdec.models.checkpoint import explained
-
-    source, revision = check_source(model)
-    with explained(f"the tokenizer of {name}", source):
-        hub = {"revision": revision or "main"}
-        vocab_size = AutoConfig.from_pretrained(source, **hub).get_text_config().vocab_size
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    return ModelTokens(name, PrivateTokenizer(tokenizer, is_ours=True), vocab_size)
+    return tokens_of(model)
 
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:

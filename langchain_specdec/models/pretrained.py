@@ -19,6 +19,7 @@ from langchain_specdec.models.adapters import (
     merged,
 )
 from langchain_specdec.models.checkpoint import explained, read_weights
+from langchain_specdec.models.common_vocabulary import ModelTokens
 from langchain_specdec.models.compatibility import check_supported
 from langchain_specdec.models.devices import check_device_map, resolve_device, resolve_dtype
 from langchain_specdec.models.image_families import auto_class, make_image_reader
@@ -158,6 +159,27 @@ def load_pretrained(
         image_reader=reader,
         why_no_images=why_no_images,
     )
+
+
+@quiet_loading()
+def tokens_of(model: str | os.PathLike[str]) -> ModelTokens:
+    """The tokens of a model, of which neither weights nor code are read.
+
+    Args:
+        model: Model id or folder, or those of an adapter that names its base.
+
+    Raises:
+        UnsupportedModelError: The engine cannot run this kind of model.
+        ModelLoadError: It, or its tokenizer, cannot be found or read.
+    """
+    name = str(model)
+    source, revision = check_source(model)
+    parts = find_parts(source, name, None, revision, None)
+    with explained(f"the tokenizer of {name}", parts.source):
+        config = AutoConfig.from_pretrained(parts.source, revision=parts.revision or "main")
+        check_supported(config, _model_class(config))
+        tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer, revision=parts.revision or "main")
+    return ModelTokens(name, PrivateTokenizer(tokenizer, is_ours=True), config.get_text_config().vocab_size)
 
 
 def _is_quantised(config: Any) -> bool:

@@ -435,7 +435,19 @@ def test_doctor_tells_what_a_draft_model_has_in_common(tmp_path):
         tokenizer.save_pretrained(folders[-1])
         tiny_model(vocab_size=len(tokenizer)).save_pretrained(folders[-1])
     ours, theirs = folders
-    for draft, told in ((theirs, "differ; 257 tokens in common, 100% of the target's"), (ours, "the same")):
+    adapter, encoder = (tmp_path / name for name in ("adapter", "encoder"))
+    for folder, (name, config) in {
+        adapter: ("adapter_config.json", {"base_model_name_or_path": ours, "peft_type": "LORA"}),
+        encoder: ("config.json", {"model_type": "t5"}),
+    }.items():
+        folder.mkdir()
+        (folder / name).write_text(json.dumps(config))
+    for draft, told in (
+        (theirs, "differ; 257 tokens in common, 100% of the target's"),
+        (ours, "the same"),
+        (str(adapter), "the same"),
+        (str(encoder), "no pair"),
+    ):
         report = json.loads(specdec("doctor", "--json", "--model", ours, "--draft-model", draft).stdout)
         assert [finding["value"] for finding in report[f"{draft} drafts for {ours}"]] == [told]
     alone = specdec("doctor", "--model", ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from langchain_specdec.drafters.draft_text import DraftText
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.grammar.grammar import Grammar
+from langchain_specdec.grammar.token_masks import only_token
 from langchain_specdec.models.common_vocabulary import CommonVocabulary, TokenSpellings
 from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.loaded_model import LoadedModel
@@ -82,6 +84,16 @@ def test_a_token_that_spells_a_byte_for_want_of_another_gives_way():
     plain = TokenSpellings([(b"a", False), (b"\n", False)], frozenset(), None, None)
     common = CommonVocabulary(plain, TokenSpellings(spelled, frozenset({0, 1}), None, None))
     assert common.spell([0, 1]) == [2, 1]
+
+
+def test_one_token_may_begin_and_end_texts_and_the_end_is_what_is_drafted():
+    plain = [(b"<1>", True), (b"<2>", True), (b"a", False)]
+    two, one = TokenSpellings(plain, frozenset(), 0, 1), TokenSpellings(plain, frozenset(), 0, 0)
+    common = CommonVocabulary(two, one)
+    assert [token in common for token in range(3)] == [False, True, True]
+    assert common.spell([0, 1]) == [0, 0]
+    common = CommonVocabulary(one, two)
+    assert common.theirs(torch.tensor([0])).tolist() == [1]
 
 
 def test_what_only_the_target_has_is_spelled_in_the_longest_pieces():
@@ -228,6 +240,42 @@ def test_a_slot_that_held_another_text_is_read_from_where_they_differ(monkeypatc
     assert all(len(tokens) == 3 for tokens in drafts)
 
 
+def test_a_token_that_a_grammar_forces_is_drafted_though_the_draft_model_has_it_not():
+    tokenizer, theirs = byte_tokenizer(), shuffled_tokenizer(9)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    common = common_vocabulary(loaded(tiny_model(vocab_size=VOCAB + 1), tokenizer), own := loaded(tiny_model(), theirs))
+    runner = make_runner(own, num_slots=1, max_length=128, max_width=5)
+    drafter = DraftModelDrafter(runner, VOCAB + 1, 512, common)
+    masks = SimpleNamespace(mask_after=lambda chain: only_token(VOCAB if len(chain) == 1 else 97, VOCAB + 1))
+    request = FakeRequest(0, [*b"hello"], constraint=masks)
+    assert drafter.propose([request], drafter.consider(request, DraftLimits(3)), [3])[0].tokens == (97, VOCAB)
+
+
+def test_a_text_that_is_nothing_to_the_draft_model_goes_on_without_it():
+    theirs = shuffled_tokenizer(9)
+    padded = tiny_model(dtype=torch.float64, vocab_size=VOCAB + 6)
+    request = CompletionRequest([VOCAB + 3, VOCAB + 5], SamplingParams(max_new_tokens=8))
+    with closing(backend(padded, drafter="none")) as plain:
+        expected = texts(plain, [request])[0][0]
+    options = {"draft_model": tiny_model(), "draft_tokenizer": theirs, "drafter": "draft_model", "draft_length": 2}
+    with closing(backend(padded, **options)) as ours:
+        assert texts(ours, [request])[0][0] == expected
+
+
+def test_a_step_is_measured_beside_a_text_without_room_which_is_not_read():
+    theirs = shuffled_tokenizer(9)
+    common = common_vocabulary(loaded(TARGET, TOKENIZER), own := loaded(tiny_model(), theirs))
+    runner = make_runner(own, num_slots=1, max_length=16, max_width=5)
+    drafter, request = DraftModelDrafter(runner, VOCAB, 512, common), FakeRequest(0, [*b"far too long a text"])
+    drafter.prefill([request], [0], [18])
+    assert not drafter.consider(request, DraftLimits(3))
+    assert drafter._contents == {}
+    drafter.release(request)
+    # Others may have room, for which drafts are not free; and nothing of the text is kept.
+    assert drafter.measure_step(request) > 0
+    assert drafter._texts == {}
+
+
 # --- What is said -----------------------------------------------------------------------------------------------------
 
 
@@ -256,5 +304,5 @@ def test_a_tokenizer_that_cannot_be_read_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"hello": 0, "world": 1}, unk_token="hello"))
     small = tiny_model(vocab_size=2, bos_token_id=None, eos_token_id=None)
     strange = loaded(small, PreTrainedTokenizerFast(tokenizer_object=tokenizer), "small")
-    with pytest.raises(UnsupportedModelError, match="only fast Hugging Face tokenizers can be compared"):
+    with pytest.raises(UnsupportedModelError, match="only fast tokenizers that are byte-level or SentencePiece's"):
         common_vocabulary(loaded(TARGET, TOKENIZER, "big"), strange)
