@@ -25,6 +25,7 @@ USAGE_PIECE = {"choices": [], "usage": USAGE}
 SAID = [delta(role="assistant", content=""), delta(content="All "), delta(content="well."), delta("stop"), USAGE_PIECE]
 PNG = b"\x89PNG of a ship"
 IMAGE = {"type": "image", "base64": base64.b64encode(PNG).decode(), "mime_type": "image/png"}
+KEY = "correct-horse-battery"
 DATA_URL = f"data:image/png;base64,{IMAGE['base64']}"
 
 
@@ -106,6 +107,13 @@ class TestAnswers:
         with chat_with(place, *pieces) as (_, chat):
             assert chat.invoke("x").content == streamed(chat, "x").content == "All well."
 
+    def test_pieces_may_be_less_than_tokens(self, place):
+        pieces = [*(delta(content=letter) for letter in "All well."), delta("stop"), USAGE_PIECE]
+        with chat_with(place, *pieces) as (_, chat):
+            for answer in (chat.invoke("x", max_tokens=6), streamed(chat, "x", max_tokens=6)):
+                assert (answer.content, answer.response_metadata["finish_reason"]) == ("All well.", "eos_token")
+                assert answer.usage_metadata["output_tokens"] == 6
+
     def test_drafts_of_sglang_are_told_before_the_counts(self, place):
         details = {"spec_num_correct_drafts": 3, "spec_num_proposed_drafts": 8, "spec_verify_ct": 3}
         pieces = [delta(content="All well.") | {"usage": USAGE}, delta("stop") | {"usage": USAGE}]
@@ -121,8 +129,16 @@ class TestAnswers:
 
     @pytest.mark.parametrize("reason", ["content_filter", "abort"])
     def test_an_end_of_another_kind_is_an_error(self, place, reason):
-        with chat_with(place, delta(content="All"), delta(reason)) as (_, chat), pytest.raises(GenerationError):
+        with chat_with(place, delta(content="All"), delta(reason)) as (_, chat):
+            with pytest.raises(GenerationError, match=f"the answer ended by '{reason}'"):
+                chat.invoke("x")
+
+    def test_a_server_that_repeats_the_key_in_a_piece_tells_it_to_nobody(self, place):
+        pieces = [delta(content="All"), delta(f"{KEY}\n{'x' * 9000}")]
+        with chat_with(place, *pieces, api_key=KEY) as (_, chat), pytest.raises(GenerationError) as caught:
             chat.invoke("x")
+        assert KEY not in str(caught.value)
+        assert len(str(caught.value)) < 1000
 
     def test_stop_strings_are_found_here_and_not_in_thoughts(self, place):
         pieces = [delta(reasoning="he; he"), delta(content="All w"), delta(content="ell; good"), delta("stop")]
@@ -201,8 +217,11 @@ class TestCalls:
             [call(0, '{"place": "Kiel"}', "tide", "a"), call(0, '{"place": "Åbo"}', "tide", "b")],
             [call(None, '{"place": "Kiel"}', "tide", "a"), call(None, '{"place": "Åbo"}', "tide", "b")],
             [call(0, {"place": "Kiel"}, "tide", "a"), call(1, {"place": "Åbo"}, "tide", "b")],
+            # No ids either: the name comes again behind what is whole.
+            [call(0, '{"place": "Kiel"}', "tide"), call(0, '{"place": "Åbo"}', "tide")],
+            [call(None, '{"place": ', "tide"), call(None, '"Kiel"}', "tide"), call(None, {"place": "Åbo"}, "tide")],
         ],
-        ids=range(7),
+        ids=range(9),
     )
     @pytest.mark.parametrize("reason", ["tool_calls", "stop"])
     def test_calls_in_any_shape(self, place, pieces, reason):
@@ -400,6 +419,18 @@ class TestRequests:
             assert standin.asked == []
             # No prompt carries an image.
             assert chat.invoke([HumanMessage(["x", IMAGE])]).text == "All well."
+
+    def test_what_another_request_made_it_forget_is_no_matter(self, place, monkeypatch):
+        with chat_with(place, *SAID) as (_, chat):
+            load = chat.backend.load_tokenizer
+
+            def forgetting(timeout: float | None = None) -> Any:
+                loaded = load(timeout)
+                chat.backend._facts.forget()
+                return loaded
+
+            monkeypatch.setattr(chat.backend, "load_tokenizer", forgetting)
+            assert chat.invoke("x").content == "All well."
 
     async def test_it_is_the_same_in_an_event_loop(self, place):
         with chat_with(place, *SAID) as (_, chat):
