@@ -16,6 +16,7 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
+    checked_devices,
     checked_env,
     checked_hostname,
     checked_key,
@@ -208,6 +209,11 @@ class EngineConfig(BaseModel):
             msg = f"master_addr must be a host name or an IP address, without a port, got {value!r}."
             raise ValueError(msg)
         return value
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked_devices(value) if value is not None else None
 
     @field_validator("env")
     @classmethod
