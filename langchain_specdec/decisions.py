@@ -46,11 +46,8 @@ if TYPE_CHECKING:
 
 _NO_SUCH_SERVER = (
     "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and this server tells "
-    "those of the best ones only. Use vLLM or `specdec serve`, or load the model here: SpeculativeDecisions(model=...)."
-)
-_NO_SERVERS = (
-    "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and a server of Text "
-    'Generation Inference tells those of the best ones only. Load the model here: SpeculativeDecisions(model="...").'
+    "those of the best ones only, as all do but vLLM and `specdec serve`. Use one of these by from_server or "
+    'launch_server, or load the model here: SpeculativeDecisions(model="...").'
 )
 
 
@@ -83,7 +80,7 @@ class _Asked(NamedTuple):
 
     def answer(self, completion: Completion) -> Any:
         """The answer, by the log probabilities of its tokens."""
-        logprobs = completion.tokens[0].top_logprobs or {}
+        logprobs = next((token.top_logprobs for token in completion.tokens), None) or {}
         if any(token not in logprobs for token in self.tokens):
             msg = (
                 "The server did not tell the probabilities of all answers, as vLLM does not before 0.30. Take a later "
@@ -163,6 +160,11 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         @override
         @classmethod
         def from_server(cls, base_url: str, **kwargs: Unpack[keywords.DecisionServer]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
+        def launch_server(  # type: ignore[override]
+            cls, model_id: str, *, engine: keywords.Engine, **kwargs: Unpack[keywords.DecisionLaunchServer]
+        ) -> Self: ...
 
     @classmethod
     def from_tgi(cls, *_: object, **__: object) -> NoReturn:
@@ -171,7 +173,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         Raises:
             InvalidParameterError: Always.
         """
-        raise InvalidParameterError(_NO_SERVERS)
+        raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
     def launch_tgi(cls, *_: object, **__: object) -> NoReturn:
@@ -180,16 +182,25 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         Raises:
             InvalidParameterError: Always.
         """
-        raise InvalidParameterError(_NO_SERVERS)
+        raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
-    def launch_server(cls, *_: object, **__: object) -> NoReturn:
-        """Refused, as `from_tgi`.
+    def launch_server(cls, model_id: str, *, engine: str, **kwargs: Any) -> Self:
+        """Start a server of `"specdec"` or `"vllm"` on this machine and use it; `close` ends it.
+
+        Args:
+            model_id: Model id of the Hugging Face Hub, or a local folder.
+            engine: Which of the two. Other engines do not tell what decisions are made of.
+            kwargs: As those of `SpeculativeLLM.launch_server`, with the fields of this class.
 
         Raises:
-            InvalidParameterError: Always.
+            InvalidParameterError: It is another engine, or a parameter is unknown or out of its range. Raised before
+                anything is started.
+            tgi_launcher.TGIError: The server did not start.
         """
-        raise InvalidParameterError(_NO_SERVERS)
+        if engine in ("tgi", "sglang", "llama-cpp"):
+            raise InvalidParameterError(_NO_SUCH_SERVER)
+        return super().launch_server(model_id, engine=engine, **kwargs)
 
     @classmethod
     def _with_backend(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], Backend | None]:
@@ -206,7 +217,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         backend = fields["backend"]
         if isinstance(backend, Backend) and backend.takes_logprob_token_ids is False:
             if backend.is_remote:
-                raise InvalidParameterError(_NO_SERVERS)
+                raise InvalidParameterError(_NO_SUCH_SERVER)
             msg = (
                 f"{type(backend).__name__} does not tell the probabilities of tokens that a request names "
                 f"(takes_logprob_token_ids), which decisions are made of. Take a LocalBackend."
