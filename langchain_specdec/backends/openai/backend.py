@@ -105,9 +105,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         url = checked_url(base_url.rstrip("/").removesuffix("/v1") if isinstance(base_url, str) else base_url)
         key = checked_key(api_key, url)
         timeout, max_attempts, max_concurrency = checked_options(read_timeout, max_retries, max_concurrency)
-        if model is not None and (not isinstance(model, str) or not model):
-            msg = f"model must be the name of one of the server's models, or None, got {model!r}."
-            raise InvalidParameterError(msg)
+        check_model(model)
         tokenizers = ServedTokenizer(LocalTokenizer.load(tokenizer), url)
         failures = OpenAIFailures(url, key, timeout)
         self._client = OpenAIClient(url, key, failures)
@@ -322,6 +320,17 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         # This package's engine holds grammars, and lets thoughts come before their text.
         is_held = self._is_own and request.thoughts is not None
         return None if is_held else await self._grammar_error(request, text, reason)
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no name of a model.
+
+    Raises:
+        InvalidParameterError: It is neither a name nor None.
+    """
+    if model is not None and (not isinstance(model, str) or not model):
+        msg = f"model must be the name of one of the server's models, or None, got {model!r}."
+        raise InvalidParameterError(msg)
 
 
 def _valid(text: str) -> str:
