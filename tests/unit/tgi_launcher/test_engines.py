@@ -156,6 +156,8 @@ def test_models_and_methods_that_do_not_fit_are_refused():
         ("vllm", {"docker_cache": " "}, "must not be empty"),
         ("sglang", {"api_key": "-key"}, "begins with a hyphen"),
         ("vllm", {"shm_size": "much"}, "such as 1g"),
+        ("vllm", {"docker_gpus": False, "devices": (0,)}, "gives a container no GPUs: leave devices out"),
+        ("llama-cpp", {"model_id": "/"}, "model_id must be a GGUF file for llama.cpp, or a model id of the Hub, and /"),
     ],
 )  # fmt: skip
 def test_gpus_machines_and_containers_that_cannot_be_are_refused(engine, options, sentence):
