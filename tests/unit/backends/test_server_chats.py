@@ -90,7 +90,8 @@ class TestAnswers:
         [
             # Azure begins with what its filters say.
             [{"choices": [], "prompt_filter_results": []}, *SAID],
-            # Counts with the last piece, or with every piece; none at all.
+            # Counts with the last piece, or with every piece; at the beginning; none at all.
+            [USAGE_PIECE, *SAID],
             [*SAID[:-2], delta("stop") | {"usage": USAGE}],
             [*(piece | {"usage": None} for piece in SAID[:-1]), USAGE_PIECE],
             SAID[:-1],
@@ -101,7 +102,7 @@ class TestAnswers:
             [*SAID[:-1], {"choices": [], "usage": {"total_tokens": 15}}],
             [delta(content=[{"type": "text", "text": "All "}]), delta(content=[]), *SAID[2:]],
         ],
-        ids=range(9),
+        ids=range(10),
     )
     def test_a_text_in_any_shape(self, place, pieces):
         with chat_with(place, *pieces) as (_, chat):
@@ -234,8 +235,9 @@ class TestCalls:
                 ]
                 assert answer.content == "I look."
                 assert answer.invalid_tool_calls == []
-            (only,) = chat.bind_tools([tide], parallel_tool_calls=False).invoke("x").tool_calls
-            assert only["args"] == {"place": "Kiel"}
+            for how in ({"parallel_tool_calls": False}, {"tool_choice": "tide"}):
+                (only,) = chat.bind_tools([tide], **how).invoke("x").tool_calls
+                assert only["args"] == {"place": "Kiel"}
 
     def test_the_first_interface_has_one_call_without_an_id(self, place):
         pieces = [
