@@ -151,6 +151,13 @@ class TestAnswers:
             assert (answer.content, answer.additional_kwargs["reasoning_content"]) == ("", "he")
         assert "stop" not in standin.asked[0]
 
+    def test_nobody_waits_for_a_server_that_goes_on_behind_a_stop_in_a_thought(self, place):
+        pieces = [delta(reasoning="he; he"), delta("stop"), USAGE_PIECE]
+        for how, num_prompt in (({}, 9), ({"stop": ["; "], "stop_in_reasoning": True}, 0)):
+            with chat_with(place, *pieces, owner="specdec") as (_, chat):
+                answer = chat.invoke([HumanMessage(["x", IMAGE])], **how)
+            assert answer.usage_metadata["input_tokens"] == num_prompt, "what comes later tells the counts"
+
     @pytest.mark.parametrize(
         "pieces",
         [
