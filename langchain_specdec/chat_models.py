@@ -352,12 +352,12 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return AskedCall.of(messages, self._sampling_params(stop, named), options, limit, self.backend)
 
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
-        """The prompt, by the tokenizer with the template."""
+        """The prompt, by the tokenizer with the template; where a server has told none, the messages for it."""
         self._renew_profile()
         has_blocks = self.output_version == "v1"
-        # A server that has no tokenizer for this writes the prompt, though it may be forgotten by now what it is.
         if asked.sends_images(self.backend) or (own is None and self.backend.takes_messages):
-            return server_call(asked, self.backend, self.chat_template, self.chat_template_kwargs, has_blocks=has_blocks)
+            given = self.chat_template, self.chat_template_kwargs
+            return server_call(asked, self.backend, *given, has_blocks=has_blocks)
         template_of = own if self.backend.is_remote and self.tokenizer is None else None
         call = render(asked, self._template_of(own), self.backend, template_of, has_blocks=has_blocks)
         self._has_rendered = True

@@ -131,8 +131,9 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     and these, are refused. All questions are checked before the first is asked.
 
     `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or
-    a vLLM that does not speculate; both tell the probabilities of tokens that a request names. Other servers are
-    refused: they tell those of their best tokens only. Images are taken by a model in this process.
+    a vLLM that does not speculate; both tell the probabilities of tokens that a request names, and `launch_server`
+    starts them. Other servers are refused: they tell those of their best tokens only. Images are taken by a model in
+    this process.
 
     Raises:
         UnsupportedModelError: The model has no chat template.
@@ -185,22 +186,9 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
-    def launch_server(cls, model_id: str, *, engine: str, **kwargs: Any) -> Self:
-        """Start a server of `"specdec"` or `"vllm"` on this machine and use it; `close` ends it.
-
-        Args:
-            model_id: Model id of the Hugging Face Hub, or a local folder.
-            engine: Which of the two. Other engines do not tell what decisions are made of.
-            kwargs: As those of `SpeculativeLLM.launch_server`, with the fields of this class.
-
-        Raises:
-            InvalidParameterError: It is another engine, or a parameter is unknown or out of its range. Raised before
-                anything is started.
-            tgi_launcher.TGIError: The server did not start.
-        """
-        if engine in ("tgi", "sglang", "llama-cpp"):
+    def _check_engine(cls, engine: str) -> None:
+        if engine in ("sglang", "llama-cpp"):
             raise InvalidParameterError(_NO_SUCH_SERVER)
-        return super().launch_server(model_id, engine=engine, **kwargs)
 
     @classmethod
     def _with_backend(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], Backend | None]:

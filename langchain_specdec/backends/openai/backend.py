@@ -239,8 +239,8 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                     started = now if started is None else started
                 if tokens := text.add(chunk):
                     yield TokenEvent(tokens)
-            # This package's engine ends a text where it ends here, but for what it is not told: the request's own check,
-            # and that a chat may stop within thoughts.
+            # This package's engine ends a text where it ends here, but for what it is not told: the request's own
+            # check, and that a chat may stop within thoughts.
             is_untold = request.make_end_check is not None or (chat is not None and thoughts and thoughts.has_stops)
             is_own_end = text.finish_reason == "stop_sequence" and is_untold
             ends_alike = dialect.is_own and not is_own_end

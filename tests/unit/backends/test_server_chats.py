@@ -130,9 +130,11 @@ class TestAnswers:
 
     @pytest.mark.parametrize("reason", ["content_filter", "abort"])
     def test_an_end_of_another_kind_is_an_error(self, place, reason):
+        says = f"the answer ended by '{reason}'"
         with chat_with(place, delta(content="All"), delta(reason)) as (_, chat):
-            with pytest.raises(GenerationError, match=f"the answer ended by '{reason}'"):
-                chat.invoke("x")
+            for ask in (chat.invoke, lambda text: streamed(chat, text)):
+                with pytest.raises(GenerationError, match=says):
+                    ask("x")
 
     def test_a_server_that_repeats_the_key_in_a_piece_tells_it_to_nobody(self, place):
         pieces = [delta(content="All"), delta(f"{KEY}\n{'x' * 9000}")]

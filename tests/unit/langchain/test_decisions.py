@@ -358,7 +358,7 @@ def test_backends_that_tell_no_such_probabilities_are_refused() -> None:
         lambda: SpeculativeDecisions.launch_server("id", engine="llama-cpp"),
         lambda: SpeculativeDecisions.launch_server("id", engine="tgi"),
     ):
-        with pytest.raises(InvalidParameterError, match=r"all do but vLLM and `specdec serve`\. .* load the model here"):
+        with pytest.raises(InvalidParameterError, match=r"all do but vLLM and `specdec serve`\. .* load the model"):
             make()
     with pytest.raises(InvalidParameterError, match="Unknown parameter 'max_tokens'"):
         SpeculativeDecisions.launch_server("id", engine="specdec", max_tokens=3)  # type: ignore[call-arg]
