@@ -352,10 +352,10 @@ class ChatSpeculative(SpeculativeBase, BaseChatModel):
         return AskedCall.of(messages, self._sampling_params(stop, named), options, limit, self.backend)
 
     def _render(self, asked: AskedCall, own: Any) -> ReadyCall:
-        """The prompt, by the tokenizer with the template."""
+        """The prompt, by the tokenizer with the template; where a server has told none, the messages for it."""
         self._renew_profile()
         has_blocks = self.output_version == "v1"
-        if asked.sends_images(self.backend) or (own is None and self.backend.writes_prompts):
+        if asked.sends_images(self.backend) or (own is None and self.backend.takes_messages):
             given = self.chat_template, self.chat_template_kwargs
             return server_call(asked, self.backend, *given, has_blocks=has_blocks)
         template_of = own if self.backend.is_remote and self.tokenizer is None else None

@@ -46,11 +46,8 @@ if TYPE_CHECKING:
 
 _NO_SUCH_SERVER = (
     "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and this server tells "
-    "those of the best ones only. Use vLLM or `specdec serve`, or load the model here: SpeculativeDecisions(model=...)."
-)
-_NO_SERVERS = (
-    "SpeculativeDecisions needs the probabilities of tokens that the model may think improbable, and a server of Text "
-    'Generation Inference tells those of the best ones only. Load the model here: SpeculativeDecisions(model="...").'
+    "those of the best ones only, as all do but vLLM and `specdec serve`. Use one of these by from_server or "
+    'launch_server, or load the model here: SpeculativeDecisions(model="...").'
 )
 
 
@@ -83,7 +80,7 @@ class _Asked(NamedTuple):
 
     def answer(self, completion: Completion) -> Any:
         """The answer, by the log probabilities of its tokens."""
-        logprobs = completion.tokens[0].top_logprobs or {}
+        logprobs = next((token.top_logprobs for token in completion.tokens), None) or {}
         if any(token not in logprobs for token in self.tokens):
             msg = (
                 "The server did not tell the probabilities of all answers, as vLLM does not before 0.30. Take a later "
@@ -134,8 +131,9 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
     and these, are refused. All questions are checked before the first is asked.
 
     `SpeculativeDecisions.from_server(url)` asks `specdec serve`, whose answers are those of a model in this process, or
-    a vLLM that does not speculate; both tell the probabilities of tokens that a request names. Other servers are
-    refused: they tell those of their best tokens only. Images are taken by a model in this process.
+    a vLLM that does not speculate; both tell the probabilities of tokens that a request names, and `launch_server`
+    starts them. Other servers are refused: they tell those of their best tokens only. Images are taken by a model in
+    this process.
 
     Raises:
         UnsupportedModelError: The model has no chat template.
@@ -163,6 +161,11 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         @override
         @classmethod
         def from_server(cls, base_url: str, **kwargs: Unpack[keywords.DecisionServer]) -> Self: ...  # type: ignore[override]
+        @override
+        @classmethod
+        def launch_server(  # type: ignore[override]
+            cls, model_id: str, *, engine: keywords.Engine, **kwargs: Unpack[keywords.DecisionLaunchServer]
+        ) -> Self: ...
 
     @classmethod
     def from_tgi(cls, *_: object, **__: object) -> NoReturn:
@@ -171,7 +174,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         Raises:
             InvalidParameterError: Always.
         """
-        raise InvalidParameterError(_NO_SERVERS)
+        raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
     def launch_tgi(cls, *_: object, **__: object) -> NoReturn:
@@ -180,16 +183,12 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         Raises:
             InvalidParameterError: Always.
         """
-        raise InvalidParameterError(_NO_SERVERS)
+        raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
-    def launch_server(cls, *_: object, **__: object) -> NoReturn:
-        """Refused, as `from_tgi`.
-
-        Raises:
-            InvalidParameterError: Always.
-        """
-        raise InvalidParameterError(_NO_SERVERS)
+    def _check_engine(cls, engine: str) -> None:
+        if engine in ("sglang", "llama-cpp"):
+            raise InvalidParameterError(_NO_SUCH_SERVER)
 
     @classmethod
     def _with_backend(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], Backend | None]:
@@ -206,7 +205,7 @@ class SpeculativeDecisions(ModelConstructors, BaseDecisionModel):
         backend = fields["backend"]
         if isinstance(backend, Backend) and backend.takes_logprob_token_ids is False:
             if backend.is_remote:
-                raise InvalidParameterError(_NO_SERVERS)
+                raise InvalidParameterError(_NO_SUCH_SERVER)
             msg = (
                 f"{type(backend).__name__} does not tell the probabilities of tokens that a request names "
                 f"(takes_logprob_token_ids), which decisions are made of. Take a LocalBackend."

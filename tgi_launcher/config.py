@@ -16,6 +16,7 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
+    checked_devices,
     checked_env,
     checked_hostname,
     checked_key,
@@ -267,6 +268,11 @@ class TGIConfig(BaseModel):
     def _check_size(cls, value: str) -> str:
         return checked_size(value)
 
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked_devices(value) if value is not None else None
+
     @field_validator("env")
     @classmethod
     def _check_env(cls, value: dict[str, str]) -> dict[str, str]:
@@ -309,13 +315,9 @@ class TGIConfig(BaseModel):
         if self.dtype and self.quantize and not self.quantize.startswith("bitsandbytes"):
             msg = f"TGI takes no quantize={self.quantize!r} beside a numeric type: leave dtype out."
             raise ValueError(msg)
-        if self.devices is not None:
-            if not self.devices or len(set(self.devices)) < len(self.devices):
-                msg = "devices must be different GPU numbers, at least one."
-                raise ValueError(msg)
-            if self.num_shard and self.num_shard > len(self.devices):
-                msg = f"devices must be {self.num_shard} GPUs for num_shard={self.num_shard}, got {len(self.devices)}."
-                raise ValueError(msg)
+        if self.devices is not None and self.num_shard and self.num_shard > len(self.devices):
+            msg = f"devices must be {self.num_shard} GPUs for num_shard={self.num_shard}, got {len(self.devices)}."
+            raise ValueError(msg)
         ports = [port for port in (self.port, self.prometheus_port, self.master_port) if port]
         if len(set(ports)) < len(ports):
             msg = "port must differ from prometheus_port, and both from master_port."

@@ -121,7 +121,7 @@ def cache_mount(config: TGIConfig | EngineConfig) -> str:
     """
     folder = config.docker_cache or os.environ.get("HF_HOME") or "~/.cache/huggingface"
     try:
-        return f"{absolute(folder)}:{CACHE}"
+        return as_mount(absolute(folder), CACHE, "")
     except ValueError as error:
         msg = f"There is no folder to keep downloads in: {error} Give docker_cache, or set HF_HOME."
         raise StartError(Reason.FOLDER_UNUSABLE, msg) from error
@@ -130,7 +130,19 @@ def cache_mount(config: TGIConfig | EngineConfig) -> str:
 def mounted(path: str | Path, folder: str, mode: str = ":ro") -> tuple[str, str]:
     """A path of this machine in a folder of a container, as (path inside, mount)."""
     target = f"{folder}/{plain_name(Path(path).name)}"
-    return target, f"{path}:{target}{mode}"
+    return target, as_mount(path, target, mode)
+
+
+def as_mount(path: str | Path, target: str, mode: str = ":ro") -> str:
+    """A path of this machine as a container has it under another, as `-v` takes it.
+
+    Raises:
+        StartError: It cannot be mounted.
+    """
+    if ":" in str(path):
+        msg = f"Docker mounts no path with a colon in it: rename {path}, or give another."
+        raise StartError(Reason.FOLDER_UNUSABLE, msg)
+    return f"{path}:{target}{mode}"
 
 
 def plain_name(name: str) -> str:

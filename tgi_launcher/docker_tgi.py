@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tgi_launcher.command import PLAIN_TRACEBACKS, Command, launcher_flags
 from tgi_launcher.config import TGIConfig
-from tgi_launcher.docker import Container, cache_mount, container_secrets, mounted, plain_name
+from tgi_launcher.docker import Container, as_mount, cache_mount, container_secrets, mounted, plain_name
 from tgi_launcher.paths import split_adapters
 
 # Each container has ports of its own, so this one is always free.
@@ -69,7 +69,7 @@ def _mounted_adapters(adapters: str, mounts: list[str]) -> Iterator[str]:
             yield name + revision
             continue
         target = f"{_ADAPTER_FOLDER}/{number}-{plain_name(Path(path).name)}"
-        mounts.append(f"{path}:{target}:ro")
+        mounts.append(as_mount(path, target))
         yield f"{name}={target}{revision}"
 
 

@@ -16,6 +16,7 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
+    checked_devices,
     checked_env,
     checked_hostname,
     checked_key,
@@ -209,6 +210,11 @@ class EngineConfig(BaseModel):
             raise ValueError(msg)
         return value
 
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked_devices(value) if value is not None else None
+
     @field_validator("env")
     @classmethod
     def _check_env(cls, value: dict[str, str]) -> dict[str, str]:
@@ -221,6 +227,11 @@ class EngineConfig(BaseModel):
         for name in (*_FLAGGED, *(_OF_MACHINES if facts.machines is None else ())):
             if name in given and name not in facts.flags:
                 raise ValueError(self._refused(name))
+        for name in ("model_id", "draft_model"):
+            model = getattr(self, name)
+            if "folder" in facts.lacks and model is not None and expanded(model).is_dir():
+                msg = f"{name} must be {facts.lacks['folder']}, and {model} is a folder."
+                raise ValueError(msg)
         if facts.key_file_option is not None and self.api_key and self.api_key.get_secret_value().startswith("-"):
             msg = f"{facts.title} would take an api_key that begins with a hyphen for an option: take another."
             raise ValueError(msg)
@@ -251,6 +262,9 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_docker(self) -> Self:
+        if self.runtime != "binary" and not self.docker_gpus and self.devices is not None:
+            msg = "docker_gpus=False gives a container no GPUs: leave devices out."
+            raise ValueError(msg)
         if self.runtime != "docker":
             return self
         if self.launcher_path is not None:

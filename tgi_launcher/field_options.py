@@ -78,6 +78,18 @@ def checked_size(value: str) -> str:
     return value
 
 
+def checked_devices(value: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of GPUs.
+
+    Raises:
+        ValueError: There are none, or one is named twice.
+    """
+    if not value or len(set(value)) < len(value):
+        msg = "devices must be different GPU numbers, at least one."
+        raise ValueError(msg)
+    return value
+
+
 def checked_env(value: dict[str, str]) -> dict[str, str]:
     """Variables for an environment.
 

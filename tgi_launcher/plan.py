@@ -12,7 +12,7 @@ from tgi_launcher.docker import find_docker, require_docker
 from tgi_launcher.docker_tgi import docker_command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.ports import PortLocks
-from tgi_launcher.server_folder import ServerFolder, make_server_folder
+from tgi_launcher.server_folder import ServerFolder, new_server_folder
 
 # The ports of a server by their fields, and where the search for a free one begins.
 FIRST_PORTS = {"port": 8080, "prometheus_port": 9000, "master_port": 29500}
@@ -86,12 +86,12 @@ def make_plan(config: TGIConfig, locks: PortLocks, *, earlier: Addresses | None 
         return _plan_docker(config, locks, earlier)
     launcher = require_launcher(config)
     ports = {field: getattr(earlier, field) if earlier else take_port(config, locks, field) for field in FIRST_PORTS}
-    folder = make_server_folder()
-    addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or folder.sockets)
-    command = binary_command(config, addresses, launcher)
-    # One that the config gives wins; `binary_command` has made it absolute.
-    env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
-    return LaunchPlan(replace(command, env=env, folder=folder.work), addresses, is_docker=False, folder=folder)
+    with new_server_folder() as folder:
+        addresses = Addresses(**ports, shard_uds_path=config.shard_uds_path or folder.sockets)
+        command = binary_command(config, addresses, launcher)
+        # One that the config gives wins; `binary_command` has made it absolute.
+        env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
+        return LaunchPlan(replace(command, env=env, folder=folder.work), addresses, is_docker=False, folder=folder)
 
 
 def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
@@ -99,11 +99,11 @@ def _plan_docker(config: TGIConfig, locks: PortLocks, earlier: Addresses | None)
     config = TGIConfig.model_validate({**dict(config), "runtime": "docker"})
     docker = require_docker("Text Generation Inference")
     port = earlier.port if earlier else take_port(config, locks, "port")
-    folder = make_server_folder()
-    name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
-    folder.note_container(name)
-    command = docker_command(config, port, docker, name=name, label=str(folder.path))
-    return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=folder)
+    with new_server_folder() as folder:
+        name = f"tgi-{port}-{uuid.uuid4().hex[:8]}"
+        folder.note_container(name)
+        command = docker_command(config, port, docker, name=name, label=str(folder.path))
+        return LaunchPlan(command, Addresses(port, 0, 0, ""), is_docker=True, folder=folder)
 
 
 def preview_command(config: TGIConfig) -> Command:

@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tgi_launcher.locks import FileLock, take_lock
@@ -85,6 +85,22 @@ def make_server_folder() -> ServerFolder:
     except OSError as error:
         raise why_unusable(error, parent) from error
     return folder
+
+
+@contextlib.contextmanager
+def new_server_folder() -> Iterator[ServerFolder]:
+    """A folder as `make_server_folder` makes it, removed again where the block fails: there is no server of it then.
+
+    Raises:
+        StartError: As `make_server_folder`.
+    """
+    folder = make_server_folder()
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.lock.release()
+        raise
 
 
 def _make_and_lock(parent: Path) -> tuple[Path, FileLock]:

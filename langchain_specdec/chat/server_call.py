@@ -49,8 +49,8 @@ def server_call(
     params, options, form = asked.params, asked.options, asked.form
     if form is not None:
         params = replace(params, grammar=form.grammar)
-    parser = ToldCallParser()
-    if asked.takes_one_call:
+    parser, is_forced = ToldCallParser(), asked.forced is not None
+    if asked.takes_one_forced if is_forced else asked.takes_one_call:
         parser.expect_one_call()
     thoughts = Thoughts((THOUGHT_BEGIN,), THOUGHT_END, has_stops=bool(options["stop_in_reasoning"]))
     chat = ServerChat(
@@ -62,7 +62,6 @@ def server_call(
         variables or {},
         "" if form is None else with_schema_prompt((), form, has_tools=bool(asked.tools))[0]["content"],
     )
-    is_forced = asked.forced is not None
     has_end = asked.may_call and asked.takes_one_call and not is_forced
     end_check = make_end_check(AnswerReader(parser, thoughts)) if has_end else None
     request = CompletionRequest("", params, make_end_check=end_check, thoughts=thoughts, chat=chat)

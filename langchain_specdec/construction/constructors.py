@@ -140,6 +140,10 @@ class ModelConstructors(BaseModel):
         """Raise what can be said of the model only once it is there; it is closed then, if it was loaded for this."""
 
     @classmethod
+    def _check_engine(cls, engine: str) -> None:
+        """Refuse an engine whose servers cannot do what is needed here."""
+
+    @classmethod
     def _check_early(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields but the backend, checked before there is one."""
         named = cls._checked({"backend": _NOT_LOADED, **fields})
@@ -302,6 +306,7 @@ class ModelConstructors(BaseModel):
         """
         if engine == "tgi":
             return cls.launch_tgi(model_id, **{"speculate": None, **kwargs})
+        cls._check_engine(engine)
         from langchain_specdec.backends.openai.launch import launch_engine
 
         fields, options = cls._split(kwargs, ("api_key", "max_retries", "tokenizer", "model"))

@@ -157,6 +157,10 @@ class DecisionServer(DecisionFields, OpenAIOptions, total=False):
     """Keywords of `SpeculativeDecisions.from_server`."""
 
 
+class DecisionLaunchServer(DecisionFields, EngineLaunchOptions, total=False):
+    """Keywords of `SpeculativeDecisions.launch_server`."""
+
+
 class ChatConnection(ChatFields, ConnectionOptions, total=False):
     """Keywords of `ChatSpeculative.from_tgi`."""
 

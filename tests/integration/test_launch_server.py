@@ -17,7 +17,7 @@ from langchain_specdec.models.embedded import gguf_file
 from tests.integration.test_llama_cpp_server import REPEATING
 from tests.support.launcher import STANDIN
 from tests.support.source_code import ROOT
-from tgi_launcher import Backoff, NotRunningError, State
+from tgi_launcher import Backoff, NotRunningError, Server, State
 
 pytestmark = [
     *(pytest.mark.process, pytest.mark.server, pytest.mark.embedded),
@@ -74,6 +74,8 @@ def test_requests_wait_for_a_restart():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"engine": ["vllm"]}, r"must be one of 'tgi', 'vllm', .*, got \['vllm'\]\."),
+        ({"model": ""}, "model must be the name of one of the server's models"),
         ({"engine": "ollama"}, r"must be one of 'tgi', 'vllm', .*, got 'ollama'\."),
         ({"quantize": "awq"}, "Unknown parameter 'quantize'"),
         ({"max_tokens": 0}, "max_new_tokens must be"),
@@ -85,7 +87,8 @@ def test_requests_wait_for_a_restart():
         ({"engine": "tgi"}, "The TGI server cannot be started so: .* It does not read GGUF files"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(options, says):
+def test_what_cannot_be_is_refused_before_anything_starts(monkeypatch, options, says):
+    monkeypatch.setattr(Server, "start", lambda server: pytest.fail("it starts"))
     with pytest.raises(InvalidParameterError, match=says):
         launched(**options)
 

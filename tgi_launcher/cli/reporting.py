@@ -32,7 +32,7 @@ _FLAGS = {
 }
 # A name without "_" is also a word, which is an option only beside a value or one of these verbs.
 _MENTION = re.compile(
-    r"(?<![\w/.-])(?P<verb>(?:set|give|leave|check|use|With) )?(?P<name>"
+    r"(?<![\w/.-])(?P<verb>(?:set|given?|leave|check|use|With) )?(?P<name>"
     + "|".join(sorted(_FLAGS, key=len, reverse=True))
     + r")(?![\w/-]|\.\w)(?:=(?P<value>'[^']*'|\('[^)]*\)|[\w.:-]*\w))?(?P<after> must| may not)?"
 )

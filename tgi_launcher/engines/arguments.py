@@ -9,8 +9,8 @@ from pathlib import Path
 from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.own_folder import why_unusable
 
-# Stands for the file with the key where a command is only shown.
-_SHOWN_KEY_FILE = "key.yaml"
+SHOWN_KEY_FILE = "key.yaml"
+"""Stands for the file with the key where a command is only shown."""
 
 
 def arguments_of(config: EngineConfig, port: int) -> list[str]:
@@ -51,7 +51,7 @@ def key_file_arguments(config: EngineConfig, path: str | None) -> list[str]:
         path: The file; None where the command is only shown.
     """
     option = config.facts.key_file_option
-    return [option, path or _SHOWN_KEY_FILE] if option is not None and config.api_key is not None else []
+    return [option, path or SHOWN_KEY_FILE] if option is not None and config.api_key is not None else []
 
 
 def write_key_file(config: EngineConfig, folder: Path) -> str | None:
@@ -70,7 +70,7 @@ def write_key_file(config: EngineConfig, folder: Path) -> str | None:
     key = key_in_file(config)
     if key is None:
         return None
-    path = folder / _SHOWN_KEY_FILE
+    path = folder / SHOWN_KEY_FILE
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             # JSON is YAML.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tgi_launcher.command import Command
-from tgi_launcher.docker import CACHE, Container, cache_mount, container_secrets, mounted
+from tgi_launcher.docker import CACHE, Container, as_mount, cache_mount, container_secrets, mounted
 from tgi_launcher.engine_config import EngineConfig
 from tgi_launcher.engines.arguments import arguments_of, key_file_arguments, key_in_file
 
@@ -39,7 +39,7 @@ def container_command(
         "draft_model": _seen(config.draft_model, _DRAFT_FOLDER, mounts) if config.draft_model else None,
     }
     if key_file is not None:
-        mounts.append(f"{key_file}:{_KEY_FILE}:ro")
+        mounts.append(as_mount(key_file, _KEY_FILE))
     secrets = container_secrets(config, facts.key_variable)
     given = {name: text for name, text in config.env.items() if name not in secrets}
     arguments = [

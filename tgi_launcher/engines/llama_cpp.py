@@ -49,6 +49,7 @@ FACTS = EngineFacts(
         "num_shard": "it splits a model over all GPUs that it sees, so give devices",
         "pipeline_parallel_size": "it splits a model over all GPUs that it sees, so give devices",
         "nnodes": "it reaches other machines by its rpc-server, so give extra_args=('--rpc', 'HOST:PORT')",
+        "folder": "a GGUF file for llama.cpp, or a model id of the Hub",
         "dtype": "a GGUF file has its own",
         "revision": "give a file, or the name of a quantization behind the id, as in owner/name:Q4_K_M",
     },

@@ -13,13 +13,19 @@ from typing import Literal
 from tgi_launcher.command import TOKEN_VARIABLES, Addresses, Command, given_secrets, masked
 from tgi_launcher.docker import find_docker, require_docker
 from tgi_launcher.engine_config import EngineConfig
-from tgi_launcher.engines.arguments import arguments_of, key_file_arguments, key_in_file, write_key_file
+from tgi_launcher.engines.arguments import (
+    SHOWN_KEY_FILE,
+    arguments_of,
+    key_file_arguments,
+    key_in_file,
+    write_key_file,
+)
 from tgi_launcher.engines.container import container_command
 from tgi_launcher.errors import Reason, StartError
 from tgi_launcher.paths import absolute, absolute_variables
 from tgi_launcher.plan import LaunchPlan
 from tgi_launcher.ports import PortLocks
-from tgi_launcher.server_folder import make_server_folder
+from tgi_launcher.server_folder import new_server_folder
 
 
 def find_program(config: EngineConfig) -> tuple[str, ...] | None:
@@ -78,23 +84,22 @@ def make_plan(config: EngineConfig, locks: PortLocks, earlier: Addresses | None)
         return _plan_docker(config, locks, earlier)
     program = require_program(config)
     port = earlier.port if earlier else take_port(config, locks)
-    folder = make_server_folder()
-    command = engine_command(config, port, program, key_file=write_key_file(config, folder.path))
-    env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
-    return LaunchPlan(
-        replace(command, env=env, folder=folder.work), Addresses(port, 0, 0, None), is_docker=False, folder=folder
-    )
+    with new_server_folder() as folder:
+        command = engine_command(config, port, program, key_file=write_key_file(config, folder.path))
+        env = {**command.env, **({} if "TMPDIR" in config.env else {"TMPDIR": folder.temporary})}
+        command = replace(command, env=env, folder=folder.work)
+        return LaunchPlan(command, Addresses(port, 0, 0, None), is_docker=False, folder=folder)
 
 
 def _plan_docker(config: EngineConfig, locks: PortLocks, earlier: Addresses | None) -> LaunchPlan:
     docker = require_docker(config.facts.title)
     port = earlier.port if earlier else take_port(config, locks)
-    folder = make_server_folder()
-    name = f"{config.engine}-{port}-{uuid.uuid4().hex[:8]}"
-    folder.note_container(name)
-    key_file = write_key_file(config, folder.path)
-    command = container_command(config, port, docker, name=name, label=str(folder.path), key_file=key_file)
-    return LaunchPlan(command, Addresses(port, 0, 0, None), is_docker=True, folder=folder)
+    with new_server_folder() as folder:
+        name = f"{config.engine}-{port}-{uuid.uuid4().hex[:8]}"
+        folder.note_container(name)
+        key_file = write_key_file(config, folder.path)
+        command = container_command(config, port, docker, name=name, label=str(folder.path), key_file=key_file)
+        return LaunchPlan(command, Addresses(port, 0, 0, None), is_docker=True, folder=folder)
 
 
 def preview_command(config: EngineConfig) -> Command:
@@ -105,7 +110,9 @@ def preview_command(config: EngineConfig) -> Command:
         except StartError:  # a start says why
             port = config.facts.first_port
     if choose_runtime(config) == "docker":
-        return container_command(config, port, "docker", name=f"{config.engine}-{port}")
+        # Docker takes what does not begin like a path for the name of a volume.
+        key_file = f"./{SHOWN_KEY_FILE}" if key_in_file(config) is not None else None
+        return container_command(config, port, "docker", name=f"{config.engine}-{port}", key_file=key_file)
     return engine_command(config, port, find_program(config) or config.facts.program)
 
 

@@ -82,7 +82,8 @@ class AnswerText:
         made = [] if self._held is None else [self._held]
         self._held = None
         for told in tokens:
-            if told.num_tokens + self._answer.num_tokens > self._params.max_new_tokens:
+            # A piece without an id may be less than a token, and the server keeps to the limit.
+            if told.id >= 0 and told.num_tokens + self._answer.num_tokens > self._params.max_new_tokens:
                 # llama.cpp goes on to the end of a character.
                 made += self._cut_at_limit(told)
                 break

@@ -105,9 +105,7 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         url = checked_url(base_url.rstrip("/").removesuffix("/v1") if isinstance(base_url, str) else base_url)
         key = checked_key(api_key, url)
         timeout, max_attempts, max_concurrency = checked_options(read_timeout, max_retries, max_concurrency)
-        if model is not None and (not isinstance(model, str) or not model):
-            msg = f"model must be the name of one of the server's models, or None, got {model!r}."
-            raise InvalidParameterError(msg)
+        check_model(model)
         tokenizers = ServedTokenizer(LocalTokenizer.load(tokenizer), url)
         failures = OpenAIFailures(url, key, timeout)
         self._client = OpenAIClient(url, key, failures)
@@ -241,8 +239,10 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
                     started = now if started is None else started
                 if tokens := text.add(chunk):
                     yield TokenEvent(tokens)
-            # This package's engine ends a text where it ends here, but for the request's own check.
-            is_own_end = text.finish_reason == "stop_sequence" and request.make_end_check is not None
+            # This package's engine ends a text where it ends here, but for what it is not told: the request's own
+            # check, and that a chat may stop within thoughts.
+            is_untold = request.make_end_check is not None or (chat is not None and thoughts and thoughts.has_stops)
+            is_own_end = text.finish_reason == "stop_sequence" and is_untold
             ends_alike = dialect.is_own and not is_own_end
             if text.is_cut and (told.finish_reason is not None or ends_alike):
                 # The server has ended too, and still tells the counts.
@@ -322,6 +322,17 @@ class OpenAIBackend(RemoteBackend[ServerInfo]):
         # This package's engine holds grammars, and lets thoughts come before their text.
         is_held = self._is_own and request.thoughts is not None
         return None if is_held else await self._grammar_error(request, text, reason)
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no name of a model.
+
+    Raises:
+        InvalidParameterError: It is neither a name nor None.
+    """
+    if model is not None and (not isinstance(model, str) or not model):
+        msg = f"model must be the name of one of the server's models, or None, got {model!r}."
+        raise InvalidParameterError(msg)
 
 
 def _valid(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_specdec.backends.openai.chunks import Chunk, ChunkToken
 from langchain_specdec.backends.openai.dialect import Reader
-from langchain_specdec.backends.openai.plain import usage_of
+from langchain_specdec.backends.openai.plain import known_reason, usage_of
 from langchain_specdec.completions.events import FinishReason
 from langchain_specdec.completions.server_chat import THOUGHT_BEGIN, THOUGHT_END, written_call
 from langchain_specdec.completions.thoughts import Reasoning
@@ -39,6 +39,11 @@ class _Call:
             self.arguments += arguments
         elif arguments is not None:
             self.arguments = arguments
+
+    def is_followed_by(self, delta: Mapping[str, Any]) -> bool:
+        """Whether a piece with a name has arguments that cannot go on with those of this call."""
+        is_whole = not isinstance(self.arguments, str) or self.arguments.startswith("{")
+        return is_whole and _is_json(self.arguments) and bool(delta["function"].get("arguments"))
 
 
 class ChatReader(Reader):
@@ -77,7 +82,7 @@ class ChatReader(Reader):
             self._take(call)
         if legacy := delta.get("function_call"):
             self._take({"index": None, "function": legacy})
-        reason = _REASONS[choice["finish_reason"]] if choice.get("finish_reason") else None
+        reason = known_reason(_REASONS, choice.get("finish_reason"))
         if reason is not None:
             text += self._thought_end() + self._finished_calls(reason)
         return Chunk(text, (ChunkToken(-1),) if text else (), reason, stats=stats, **counts)
@@ -97,8 +102,8 @@ class ChatReader(Reader):
         index, given, name = delta.get("index"), delta.get("id"), (delta.get("function") or {}).get("name")
         last = self._calls[-1] if self._calls else None
         call = next((call for call in reversed(self._calls) if call.index == index), last if index is None else None)
-        # Some give all calls one number, or none; then the id of another tells.
-        if call is None or (name and given and call.id and given != call.id):
+        # Some give all calls one number, or none; then the id of another tells, or that the one before is whole.
+        if call is None or (name and (given != call.id if given and call.id else call.is_followed_by(delta))):
             call = _Call(index)
             self._calls.append(call)
         call.add(delta)

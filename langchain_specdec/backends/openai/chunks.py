@@ -81,7 +81,8 @@ class Told:
             value: Any = getattr(chunk, name)
             if value is not None:
                 setattr(self, name, value)
-        self.is_whole = self.is_whole or chunk.is_last
+        # Some begin with counts.
+        self.is_whole = self.is_whole or (chunk.is_last and self.finish_reason is not None)
 
 
 def stats_of(num_tokens: int, drafted: int, accepted: int, num_steps: int = 0) -> SpeculationStats:

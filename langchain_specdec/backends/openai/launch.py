@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
-from langchain_specdec.backends.openai.backend import OpenAIBackend
+from langchain_specdec.backends.openai.backend import OpenAIBackend, check_model
 from langchain_specdec.backends.openai.launch_options import EngineLaunchOptions, EngineName
 from langchain_specdec.backends.remote.launch import Launch
 from langchain_specdec.errors import InvalidParameterError
@@ -27,8 +27,9 @@ def launch_engine(model_id: str, *, engine: EngineName, **options: Unpack[Engine
     from tgi_launcher import EngineConfig, Server
     from tgi_launcher.engines.table import ENGINES
 
-    if engine not in ENGINES:
+    if engine not in [*ENGINES]:
         msg = f"engine must be one of 'tgi', {', '.join(map(repr, ENGINES))}, got {engine!r}."
         raise InvalidParameterError(msg)
-    launch = Launch(OpenAIBackend, EngineConfig, Server, f"server of {ENGINES[engine].title}")
+    title = f"server of {ENGINES[engine].title}"
+    launch = Launch(OpenAIBackend, EngineConfig, Server, title, lambda options: check_model(options.get("model")))
     return launch.start(dict(options), model_id=model_id, engine=engine)

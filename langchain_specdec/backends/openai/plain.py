@@ -56,6 +56,18 @@ def reason_of(choice: Mapping[str, Any], stop_key: str) -> FinishReason | None:
     return "stop_sequence" if isinstance(choice.get(stop_key), str) else "eos_token"
 
 
+def known_reason(reasons: Mapping[str, FinishReason], reason: str | None) -> FinishReason | None:
+    """Why an answer ended, by what a server calls it; None where it has not.
+
+    Raises:
+        ValueError: The server has another reason.
+    """
+    if reason and reason not in reasons:
+        msg = f"the answer ended by {reason!r}"
+        raise ValueError(msg)
+    return reasons[reason] if reason else None
+
+
 def openai_body(asked: Asked) -> dict[str, Any]:
     """The fields that all servers of OpenAI's protocol know."""
     params = asked.params
@@ -91,8 +103,8 @@ class PlainReader(Reader):
         choice = event["choices"][0]
         text = choice["text"] or ""
         tokens = (ChunkToken(-1),) if text else ()
-        reason = choice.get("finish_reason")
-        return Chunk(text, tokens, _REASONS[reason] if reason else None, **counts)  # type: ignore[arg-type]
+        reason = known_reason(_REASONS, choice.get("finish_reason"))
+        return Chunk(text, tokens, reason, **counts)  # type: ignore[arg-type]
 
 
 class PlainDialect(Dialect):

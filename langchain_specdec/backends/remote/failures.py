@@ -120,7 +120,7 @@ class Failures:
 
     def foreign(self, what: str) -> Failure:
         """The failure of an answer that such a server would not give; `what` says what the server did."""
-        return Failure(GenerationError(f"The server at {self._url} {what}.").for_good())
+        return Failure(GenerationError(f"The server at {self._url} {self._quote(what)}.").for_good())
 
     def by_status(self, status: int, message: str) -> Failure:
         """The failure that an HTTP status stands for."""

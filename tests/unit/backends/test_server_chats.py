@@ -25,6 +25,7 @@ USAGE_PIECE = {"choices": [], "usage": USAGE}
 SAID = [delta(role="assistant", content=""), delta(content="All "), delta(content="well."), delta("stop"), USAGE_PIECE]
 PNG = b"\x89PNG of a ship"
 IMAGE = {"type": "image", "base64": base64.b64encode(PNG).decode(), "mime_type": "image/png"}
+KEY = "correct-horse-battery"
 DATA_URL = f"data:image/png;base64,{IMAGE['base64']}"
 
 
@@ -89,7 +90,8 @@ class TestAnswers:
         [
             # Azure begins with what its filters say.
             [{"choices": [], "prompt_filter_results": []}, *SAID],
-            # Counts with the last piece, or with every piece; none at all.
+            # Counts with the last piece, or with every piece; at the beginning; none at all.
+            [USAGE_PIECE, *SAID],
             [*SAID[:-2], delta("stop") | {"usage": USAGE}],
             [*(piece | {"usage": None} for piece in SAID[:-1]), USAGE_PIECE],
             SAID[:-1],
@@ -100,11 +102,18 @@ class TestAnswers:
             [*SAID[:-1], {"choices": [], "usage": {"total_tokens": 15}}],
             [delta(content=[{"type": "text", "text": "All "}]), delta(content=[]), *SAID[2:]],
         ],
-        ids=range(9),
+        ids=range(10),
     )
     def test_a_text_in_any_shape(self, place, pieces):
         with chat_with(place, *pieces) as (_, chat):
             assert chat.invoke("x").content == streamed(chat, "x").content == "All well."
+
+    def test_pieces_may_be_less_than_tokens(self, place):
+        pieces = [*(delta(content=letter) for letter in "All well."), delta("stop"), USAGE_PIECE]
+        with chat_with(place, *pieces) as (_, chat):
+            for answer in (chat.invoke("x", max_tokens=6), streamed(chat, "x", max_tokens=6)):
+                assert (answer.content, answer.response_metadata["finish_reason"]) == ("All well.", "eos_token")
+                assert answer.usage_metadata["output_tokens"] == 6
 
     def test_drafts_of_sglang_are_told_before_the_counts(self, place):
         details = {"spec_num_correct_drafts": 3, "spec_num_proposed_drafts": 8, "spec_verify_ct": 3}
@@ -121,8 +130,18 @@ class TestAnswers:
 
     @pytest.mark.parametrize("reason", ["content_filter", "abort"])
     def test_an_end_of_another_kind_is_an_error(self, place, reason):
-        with chat_with(place, delta(content="All"), delta(reason)) as (_, chat), pytest.raises(GenerationError):
+        says = f"the answer ended by '{reason}'"
+        with chat_with(place, delta(content="All"), delta(reason)) as (_, chat):
+            for ask in (chat.invoke, lambda text: streamed(chat, text)):
+                with pytest.raises(GenerationError, match=says):
+                    ask("x")
+
+    def test_a_server_that_repeats_the_key_in_a_piece_tells_it_to_nobody(self, place):
+        pieces = [delta(content="All"), delta(f"{KEY}\n{'x' * 9000}")]
+        with chat_with(place, *pieces, api_key=KEY) as (_, chat), pytest.raises(GenerationError) as caught:
             chat.invoke("x")
+        assert KEY not in str(caught.value)
+        assert len(str(caught.value)) < 1000
 
     def test_stop_strings_are_found_here_and_not_in_thoughts(self, place):
         pieces = [delta(reasoning="he; he"), delta(content="All w"), delta(content="ell; good"), delta("stop")]
@@ -133,6 +152,13 @@ class TestAnswers:
             answer = chat.invoke("x", stop=["; "], stop_in_reasoning=True)
             assert (answer.content, answer.additional_kwargs["reasoning_content"]) == ("", "he")
         assert "stop" not in standin.asked[0]
+
+    def test_nobody_waits_for_a_server_that_goes_on_behind_a_stop_in_a_thought(self, place):
+        pieces = [delta(reasoning="he; he"), delta("stop"), USAGE_PIECE]
+        for how, num_prompt in (({}, 9), ({"stop": ["; "], "stop_in_reasoning": True}, 0)):
+            with chat_with(place, *pieces, owner="specdec") as (_, chat):
+                answer = chat.invoke([HumanMessage(["x", IMAGE])], **how)
+            assert answer.usage_metadata["input_tokens"] == num_prompt, "what comes later tells the counts"
 
     @pytest.mark.parametrize(
         "pieces",
@@ -201,8 +227,11 @@ class TestCalls:
             [call(0, '{"place": "Kiel"}', "tide", "a"), call(0, '{"place": "Åbo"}', "tide", "b")],
             [call(None, '{"place": "Kiel"}', "tide", "a"), call(None, '{"place": "Åbo"}', "tide", "b")],
             [call(0, {"place": "Kiel"}, "tide", "a"), call(1, {"place": "Åbo"}, "tide", "b")],
+            # No ids either: the name comes again behind what is whole.
+            [call(0, '{"place": "Kiel"}', "tide"), call(0, '{"place": "Åbo"}', "tide")],
+            [call(None, '{"place": ', "tide"), call(None, '"Kiel"}', "tide"), call(None, {"place": "Åbo"}, "tide")],
         ],
-        ids=range(7),
+        ids=range(9),
     )
     @pytest.mark.parametrize("reason", ["tool_calls", "stop"])
     def test_calls_in_any_shape(self, place, pieces, reason):
@@ -215,8 +244,9 @@ class TestCalls:
                 ]
                 assert answer.content == "I look."
                 assert answer.invalid_tool_calls == []
-            (only,) = chat.bind_tools([tide], parallel_tool_calls=False).invoke("x").tool_calls
-            assert only["args"] == {"place": "Kiel"}
+            for how in ({"parallel_tool_calls": False}, {"tool_choice": "tide"}):
+                (only,) = chat.bind_tools([tide], **how).invoke("x").tool_calls
+                assert only["args"] == {"place": "Kiel"}
 
     def test_the_first_interface_has_one_call_without_an_id(self, place):
         pieces = [
@@ -400,6 +430,18 @@ class TestRequests:
             assert standin.asked == []
             # No prompt carries an image.
             assert chat.invoke([HumanMessage(["x", IMAGE])]).text == "All well."
+
+    def test_what_another_request_made_it_forget_is_no_matter(self, place, monkeypatch):
+        with chat_with(place, *SAID) as (_, chat):
+            load = chat.backend.load_tokenizer
+
+            def forgetting(timeout: float | None = None) -> Any:
+                loaded = load(timeout)
+                chat.backend._facts.forget()
+                return loaded
+
+            monkeypatch.setattr(chat.backend, "load_tokenizer", forgetting)
+            assert chat.invoke("x").content == "All well."
 
     async def test_it_is_the_same_in_an_event_loop(self, place):
         with chat_with(place, *SAID) as (_, chat):

@@ -226,6 +226,11 @@ def test_a_server_takes_the_place_of_a_model(monkeypatch: pytest.MonkeyPatch) ->
         assert standin.key == "Bearer sesame"
         result = run("--server", url, "--model", "other", lines="x\n")
         assert "The server has no model 'other'. It has 'canned'." in result.output
+        result = run("--server", "sea", lines="x\n")
+        assert "error: --server must be the root address of a server" in result.output
+        standin.refusal = 401, "no such key"
+        result = run("--server", url, lines="x\n")
+        assert "Give its key as SPECDEC_API_KEY. It says: no such key" in result.output
         result = run("--server", url, "--max-length", "64")
     assert result.exit_code == 2
     assert "--max-length is an option of a model that is loaded here" in result.output

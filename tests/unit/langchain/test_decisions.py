@@ -355,10 +355,13 @@ def test_backends_that_tell_no_such_probabilities_are_refused() -> None:
         lambda: SpeculativeDecisions(backend=TGIBackend("http://127.0.0.1:1")),
         lambda: SpeculativeDecisions.from_tgi("http://127.0.0.1:1"),
         lambda: SpeculativeDecisions.launch_tgi("id"),
-        lambda: SpeculativeDecisions.launch_server("id", engine="vllm"),
+        lambda: SpeculativeDecisions.launch_server("id", engine="llama-cpp"),
+        lambda: SpeculativeDecisions.launch_server("id", engine="tgi"),
     ):
-        with pytest.raises(InvalidParameterError, match="Load the model here"):
+        with pytest.raises(InvalidParameterError, match=r"all do but vLLM and `specdec serve`\. .* load the model"):
             make()
+    with pytest.raises(InvalidParameterError, match="Unknown parameter 'max_tokens'"):
+        SpeculativeDecisions.launch_server("id", engine="specdec", max_tokens=3)  # type: ignore[call-arg]
     with pytest.raises(InvalidParameterError, match=r"ScriptedBackend does not tell .* Take a LocalBackend"):
         SpeculativeDecisions(backend=ScriptedBackend("x"))
 
@@ -393,7 +396,7 @@ def test_other_servers_are_asked_if_they_tell_probabilities_of_named_tokens() ->
     ):
         standin = OpenAIStandIn(kind, tells_named=False)
         with serving(standin.app) as url, SpeculativeDecisions.from_server(url, tokenizer=tokenizer) as there:
-            with pytest.raises(problem, match=r"best ones only\. Use vLLM|did not tell the probabilities"):
+            with pytest.raises(problem, match=r"best ones only, as all do but vLLM|did not tell the probabilities"):
                 asked(there, QUESTIONS["team"])
             if kind != "vllm":
                 assert standin.asked == []

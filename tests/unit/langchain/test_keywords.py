@@ -122,7 +122,10 @@ def test_keywords_of_decisions_are_their_fields_and_the_options_of_loading() -> 
     assert set(declared) == fields | {"tokenizer", *OPTIONS, *LOADING_ALIASES}
     assert set(types_of(keywords.DecisionLoading)) == set(declared) - ORIGIN
     options = set(OpenAIOptions.__annotations__)
-    assert set(types_of(keywords.DecisionServer)) == (fields - {"backend"}) | options
+    server = (fields - {"backend"}) | options
+    assert set(types_of(keywords.DecisionServer)) == server
+    launch = server | set(types_of(ServerOptions)) | set(types_of(EngineOptions))
+    assert set(types_of(keywords.DecisionLaunchServer)) == launch
     for name in fields - {"backend", "model"}:
         assert declared[name] == normal(SpeculativeDecisions.model_fields[name].annotation), name
     shown = inspect.signature(SpeculativeDecisions).parameters

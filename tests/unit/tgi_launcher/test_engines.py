@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tests.standin.recorded_engine import metrics
 from tests.support.source_code import ROOT
 from tgi_launcher import EngineConfig, Method, Reason, Stage, StartError, TGIConfig
-from tgi_launcher.command import Command
+from tgi_launcher.command import Addresses, Command
 from tgi_launcher.diagnosis import Evidence
 from tgi_launcher.engines.arguments import write_key_file
 from tgi_launcher.engines.choice import engine_of
@@ -27,6 +27,7 @@ from tgi_launcher.extras import EXTRAS
 from tgi_launcher.logs import LogRecord
 from tgi_launcher.metrics import Metrics, parse_metrics_of
 from tgi_launcher.ports import PortLocks
+from tgi_launcher.server_folder import server_folders
 
 EACH = pytest.mark.parametrize("engine", ENGINES)
 METHODS = ("ngram", "suffix", "draft-model", "eagle3", "medusa")
@@ -143,6 +144,8 @@ def test_models_and_methods_that_do_not_fit_are_refused():
         ("vllm", {"nnodes": 2, "master_addr": "a:1"}, "without a port"),
         ("vllm", {"data_parallel_size": 2, "num_shard": 2, "devices": (0, 1)},
          "4 GPUs for num_shard=2, data_parallel_size=2, got 2"),
+        ("vllm", {"devices": ()}, "must be different GPU numbers, at least one."),
+        ("vllm", {"devices": (0, 0), "num_shard": 2}, "must be different GPU numbers, at least one."),
         ("llama-cpp", {"pipeline_parallel_size": 2}, "all GPUs that it sees"),
         ("llama-cpp", {"nnodes": 2, "master_addr": "a"}, "--rpc"),
         ("specdec", {"data_parallel_size": 2}, "specdec cannot be given data_parallel_size: leave it out."),
@@ -153,6 +156,8 @@ def test_models_and_methods_that_do_not_fit_are_refused():
         ("vllm", {"docker_cache": " "}, "must not be empty"),
         ("sglang", {"api_key": "-key"}, "begins with a hyphen"),
         ("vllm", {"shm_size": "much"}, "such as 1g"),
+        ("vllm", {"docker_gpus": False, "devices": (0,)}, "gives a container no GPUs: leave devices out"),
+        ("llama-cpp", {"model_id": "/"}, "model_id must be a GGUF file for llama.cpp, or a model id of the Hub, and /"),
     ],
 )  # fmt: skip
 def test_gpus_machines_and_containers_that_cannot_be_are_refused(engine, options, sentence):
@@ -225,6 +230,19 @@ def test_a_container_sees_models_of_this_machine_by_mounts(tmp_path):
     assert value(list(argv), "--spec-draft-model") == "/draft-model/y.gguf"
 
 
+def test_a_path_that_docker_would_split_is_refused_and_leaves_no_folder(monkeypatch, tmp_path):
+    (tmp_path / "docker").write_text("#!/bin/sh\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a:b").mkdir()
+    for engine, given in (("sglang", {"docker_cache": f"{tmp_path}/a:b"}), ("vllm", {"model_id": f"{tmp_path}/a:b"})):
+        made = config(engine, runtime="docker", api_key="correct-horse", **given)
+        before = server_folders()
+        with PortLocks() as locks, pytest.raises(StartError, match="no path with a colon in it"):
+            engine_of(made).make_plan(locks, earlier=Addresses(5000, 0, 0, None))
+        assert server_folders() == before
+
+
 def test_docker_is_taken_where_the_engine_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert choose_runtime(config("vllm")) == "binary", "there is neither"
@@ -236,7 +254,10 @@ def test_docker_is_taken_where_the_engine_is_not_installed(monkeypatch, tmp_path
     assert choose_runtime(config("sglang", docker_gpus=False)) == "binary", "there is no image"
     assert choose_runtime(config("sglang", launcher_path="/x")) == "binary"
     assert choose_runtime(config("sglang", nnodes=2, master_addr="a")) == "binary"
-    assert str(engine_of(config("sglang", port=5000, docker_cache="/c")).preview_command()).startswith("docker run ")
+    shown = str(engine_of(config("sglang", port=5000, docker_cache="/c", api_key="key")).preview_command())
+    assert shown.startswith("docker run ")
+    assert "-v ./key.yaml:/api-key/key.yaml:ro " in shown
+    assert shown.endswith(" --config /api-key/key.yaml")
 
 
 def test_a_key_that_no_variable_holds_is_in_a_file_of_this_user_alone(tmp_path):
