@@ -37,8 +37,7 @@ FLOORS = (
     ("sampling",),
     ("grammar",),
     ("options",),
-    ("options",),
-    ("errors", "parameter_names", "paths", "progress", "_version"),
+    ("cancellation", "errors", "parameter_names", "paths", "progress", "_version"),
 )
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from typing_extensions import Self
 
+from langchain_specdec.cancellation import wanted_while
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import Event, FinishEvent, TokenEvent
 from langchain_specdec.completions.stream_scope import join_scope
@@ -262,7 +263,8 @@ def _nobody() -> None:
 async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> list[CompletionStream]:
     """Streams whose start takes a while, without blocking the running event loop.
 
-    A task that is cancelled meanwhile does not wait for the start; its streams are closed as soon as there are any.
+    A task that is cancelled meanwhile does not wait for the start; its streams are closed as soon as there are any, and
+    a start that waits for something itself is told (`check_wanted`).
     """
     lock = threading.Lock()
     started: list[CompletionStream] = []
@@ -272,7 +274,8 @@ async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> 
     own_thread = ThreadPoolExecutor(1, thread_name_prefix="specdec-start")
 
     def run() -> None:
-        streams = start()
+        with wanted_while(lambda: is_wanted):
+            streams = start()
         for stream in streams:
             stream.belongs_to(loop)
         with lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import llguidance
@@ -9,10 +10,12 @@ import psutil
 import pytest
 
 from langchain_specdec import Grammar
+from langchain_specdec.completions.stream import started_in_thread
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.trial import GrammarTrial
 from tests.support.backends import make_backend
 from tests.support.served import serving
+from tests.support.tiny_models import wait_until
 
 pytestmark = pytest.mark.process
 
@@ -47,11 +50,42 @@ def test_what_takes_too_long_is_refused_and_leaves_no_process(grammar):
 def test_what_cannot_be_followed_is_left_to_others():
     trial = GrammarTrial(5)
     assert trial.check(SMALL, [source_of(Grammar(regex="("))])
-    (helper,) = {process.pid for process in helpers()} - set()
+    (helper,) = helpers()
+    spent = sum(helper.cpu_times()[:2])
     assert trial.check(SMALL, [source_of(SMALL)] * 3)
-    assert {process.pid for process in helpers()} == {helper}
+    assert helpers() == [helper]
+    assert helper.rlimit(psutil.RLIMIT_CPU)[0] >= spent + 5, "the last second is not whole"
     del trial
     assert helpers() == []
+
+
+def test_a_process_that_something_else_ended_is_replaced(tmp_path, monkeypatch):
+    # Where it is started is nothing to it.
+    for name in ("json", "runpy", "llguidance"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    trial = GrammarTrial(5)
+    assert trial.check(SMALL, [source_of(SMALL)])
+    (helper,) = helpers()
+    helper.kill()
+    psutil.wait_procs([helper])
+    assert trial.check(SMALL, [source_of(SMALL)])
+
+
+async def test_nothing_is_tried_that_nobody_waits_for():
+    trial = GrammarTrial(60)
+    grammar = Grammar(regex=OPTIONAL)
+    # Two are tried at a time, the others wait.
+    tasks = [
+        asyncio.ensure_future(started_in_thread(lambda: [] if trial.check(grammar, [source_of(grammar)]) else []))
+        for _ in range(4)
+    ]
+    while len(helpers()) < 2:
+        await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    assert await asyncio.to_thread(trial.check, SMALL, [source_of(SMALL)])
+    assert await asyncio.to_thread(wait_until, lambda: len(helpers()) == 1)
 
 
 @pytest.mark.server
