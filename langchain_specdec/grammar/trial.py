@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from langchain_specdec.cancellation import check_wanted
@@ -25,6 +25,8 @@ from langchain_specdec.grammar.grammar import Grammar
 # Memory that a grammar may take to prepare, and how much of it may be kept.
 _MEMORY = 512 << 20
 _KEPT = 32 << 20
+# Characters that it may have, with what else is made of it.
+_MAX_TEXT = 32 << 20
 _PROGRAM = Path(__file__).with_name("trial_process.py")
 # By the file's folder Python would find modules of this package under names of others; by the current one, anybody's.
 _START = "import sys; sys.path[:] = sys.argv[4:]; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -56,19 +58,25 @@ class GrammarTrial:
         self._turns = threading.Semaphore(_AT_ONCE)
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
-    def check(self, grammar: Grammar, sources: Sequence[str]) -> bool:
+    def check(self, grammar: Grammar, sources: Iterable[Sequence[str]]) -> bool:
         """Whether a grammar is small enough to be kept; those that the grammar library refuses are left to it.
 
         Args:
             grammar: The grammar, for the message.
-            sources: In llguidance's words, the grammar and what else is made of it.
+            sources: In llguidance's words, the grammar and what else is made of it. There may be several ways to make
+                a thing: the first that can be prepared is taken.
 
         Raises:
             InvalidParameterError: It takes too long, or too much memory.
             GenerationError: No process can be started.
             CancelledError: Nobody waits for it any more.
         """
-        line = json.dumps(list(sources)).encode() + b"\n"
+        texts: list[str] = []
+        for ways in sources:
+            texts.append(json.dumps(ways))
+            if sum(map(len, texts)) > _MAX_TEXT:
+                raise self.refusal(grammar)
+        line = f"[{','.join(texts)}]\n".encode()
         while not self._turns.acquire(timeout=_LOOK_SECONDS):
             check_wanted()
         try:

@@ -19,7 +19,7 @@ assert sys.platform != "win32"  # noqa: S101
 
 
 def main(seconds: int, memory: int) -> None:
-    """Read lists of grammars, one in a line; answer each with the bytes that the process has grown by since it began.
+    """Read what `_size_with` takes, one in a line; answer each with the bytes that the process has grown by since it began.
 
     Args:
         seconds: Processor time for one line; the process is killed beyond.
@@ -42,13 +42,19 @@ def main(seconds: int, memory: int) -> None:
         print(_size_with(tokens, json.loads(line)) - begun, flush=True)  # noqa: T201 - the answer
 
 
-def _size_with(tokens: llguidance.LLTokenizer, sources: list[str]) -> int:
-    """The memory of this process when all grammars are prepared."""
-    matchers = [llguidance.LLMatcher(tokens, source, log_level=0) for source in sources]
-    for matcher in matchers:
+def _size_with(tokens: llguidance.LLTokenizer, sources: list[list[str]]) -> int:
+    """The memory of this process when of each list the first grammar is prepared that can be."""
+    matchers = [_first_of(tokens, ways) for ways in sources]
+    return _sizes()[1]
+
+
+def _first_of(tokens: llguidance.LLTokenizer, sources: list[str]) -> llguidance.LLMatcher | None:
+    for source in sources:
+        matcher = llguidance.LLMatcher(tokens, source, log_level=0)
         if not matcher.is_error():
             matcher.compute_bitmask()
-    return _sizes()[1]
+            return matcher
+    return None
 
 
 def _sizes() -> list[int]:
