@@ -37,7 +37,7 @@ FLOORS = (
     ("sampling",),
     ("grammar",),
     ("options",),
-    ("cancellation", "errors", "parameter_names", "paths", "progress", "_version"),
+    ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 
 

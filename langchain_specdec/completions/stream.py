@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from typing_extensions import Self
 
-from langchain_specdec.cancellation import wanted_while
 from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.events import Event, FinishEvent, TokenEvent
 from langchain_specdec.completions.stream_scope import join_scope
@@ -27,6 +26,7 @@ from langchain_specdec.errors import (
     GenerationError,
     InvalidParameterError,
 )
+from langchain_specdec.grammar.cancellation import wanted_while
 
 _NO_LOOP = "The completion was stopped, because the event loop that read it was closed."
 

@@ -18,8 +18,8 @@ import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from langchain_specdec.cancellation import check_wanted
 from langchain_specdec.errors import GenerationError, InvalidParameterError
+from langchain_specdec.grammar.cancellation import check_wanted
 from langchain_specdec.grammar.grammar import Grammar
 
 # Memory that a grammar may take to prepare, and how much of it may be kept.

@@ -19,7 +19,7 @@ assert sys.platform != "win32"  # noqa: S101
 
 
 def main(seconds: int, memory: int) -> None:
-    """Read what `_size_with` takes, one in a line; answer each with the bytes that the process has grown by since it began.
+    """Read what `_size_with` takes, one in a line; answer by how many bytes the process has grown since it began.
 
     Args:
         seconds: Processor time for one line; the process is killed beyond.
@@ -44,8 +44,11 @@ def main(seconds: int, memory: int) -> None:
 
 def _size_with(tokens: llguidance.LLTokenizer, sources: list[list[str]]) -> int:
     """The memory of this process when of each list the first grammar is prepared that can be."""
-    matchers = [_first_of(tokens, ways) for ways in sources]
-    return _sizes()[1]
+    kept = [_first_of(tokens, ways) for ways in sources]
+    size = _sizes()[1]
+    # Until here, or it would not show.
+    del kept
+    return size
 
 
 def _first_of(tokens: llguidance.LLTokenizer, sources: list[str]) -> llguidance.LLMatcher | None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from langchain_specdec import Grammar
-from langchain_specdec.completions.stream import started_in_thread
+from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.grammar.pattern_samples import PatternSamples
 from langchain_specdec.grammar.trial import GrammarTrial
@@ -83,13 +83,14 @@ def test_a_process_that_something_else_ended_is_replaced(tmp_path, monkeypatch):
 async def test_nothing_is_tried_that_nobody_waits_for():
     trial = GrammarTrial(60)
     grammar = Grammar(regex=OPTIONAL)
+
+    def start() -> list[CompletionStream]:
+        trial.check(grammar, sources_of(grammar))
+        return []
+
     # Two are tried at a time, the others wait.
-    tasks = [
-        asyncio.ensure_future(started_in_thread(lambda: [] if trial.check(grammar, sources_of(grammar)) else []))
-        for _ in range(4)
-    ]
-    while len(helpers()) < 2:
-        await asyncio.sleep(0.01)
+    tasks = [asyncio.ensure_future(started_in_thread(start)) for _ in range(4)]
+    assert await asyncio.to_thread(wait_until, lambda: len(helpers()) == 2)
     for task in tasks:
         task.cancel()
     assert await asyncio.to_thread(trial.check, SMALL, sources_of(SMALL))

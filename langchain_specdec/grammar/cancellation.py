@@ -1,4 +1,4 @@
-"""Whether anybody waits for work any more that is done in a thread, which cannot be ended from outside."""
+"""Whether anybody waits for a grammar any more that is prepared in a thread, which cannot be ended from outside."""
 
 from __future__ import annotations
 
