@@ -16,9 +16,13 @@ from starlette.types import Receive, Scope, Send
 _GRACE = 5.0
 
 
+# Characters at which clients cut a stream into lines that go by `str.splitlines`, as httpx does.
+_LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+
+
 def compact(value: Any) -> str:
-    """JSON without spaces, as Rust's serde writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON without spaces, as Rust's serde writes it, in one line whatever ends a line for a client."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(_LINE_ENDS)
 
 
 class Compact(Response):

@@ -144,7 +144,7 @@ def test_one_chain_over_both(run, server):
 
 def test_every_program_is_tried():
     here = Path(__file__).read_text(encoding="utf-8")
-    # tests/integration/hosts runs the last two.
-    elsewhere = {"example_options.py", "process_pool.py", "serve_fastapi.py"}
+    # tests/integration/hosts runs the last two, test_launch_server.py the second.
+    elsewhere = {"example_options.py", "launch_server.py", "process_pool.py", "serve_fastapi.py"}
     programs = {path.name for path in EXAMPLES.glob("*.py")} - elsewhere
     assert {name for name in programs if f'run("{name}"' not in here} == set()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from langchain_specdec.server.exchange import compact
 from tests.support.served import CannedBackend, ServedScript, serving
 from tests.support.thinking import QWEN3, QWEN_THINKING
 
@@ -403,3 +404,10 @@ class TestAnyBody:
             body = json.dumps({"inputs": "x", "parameters": {field: "VALUE"}}).replace('"VALUE"', value)
             response = client.post(path, content=body.encode(), headers={"content-type": "application/json"})
             assert response.status_code in (200, 400, 422), (body[:200], response.text)
+
+
+def test_a_frame_is_one_line_for_every_client():
+    said = {"text": "a\u2028b\u2029c\x85d\x0b\x1c\r\né"}
+    written = compact(said)
+    assert written.splitlines() == [written]
+    assert (json.loads(written), "é" in written) == (said, True)
