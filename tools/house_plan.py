@@ -37,7 +37,6 @@ FLOORS = (
     ("sampling",),
     ("grammar",),
     ("options",),
-    ("options",),
     ("errors", "parameter_names", "paths", "progress", "_version"),
 )
 

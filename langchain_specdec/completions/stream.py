@@ -26,6 +26,7 @@ from langchain_specdec.errors import (
     GenerationError,
     InvalidParameterError,
 )
+from langchain_specdec.grammar.cancellation import wanted_while
 
 _NO_LOOP = "The completion was stopped, because the event loop that read it was closed."
 
@@ -262,7 +263,8 @@ def _nobody() -> None:
 async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> list[CompletionStream]:
     """Streams whose start takes a while, without blocking the running event loop.
 
-    A task that is cancelled meanwhile does not wait for the start; its streams are closed as soon as there are any.
+    A task that is cancelled meanwhile does not wait for the start; its streams are closed as soon as there are any, and
+    a start that waits for something itself is told (`check_wanted`).
     """
     lock = threading.Lock()
     started: list[CompletionStream] = []
@@ -272,7 +274,8 @@ async def started_in_thread(start: Callable[[], Sequence[CompletionStream]]) -> 
     own_thread = ThreadPoolExecutor(1, thread_name_prefix="specdec-start")
 
     def run() -> None:
-        streams = start()
+        with wanted_while(lambda: is_wanted):
+            streams = start()
         for stream in streams:
             stream.belongs_to(loop)
         with lock:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import llguidance
@@ -299,7 +300,7 @@ class GrammarCompiler:
             source = source_of(grammar, JSON_AS_WRITTEN, vocabulary.special_ids)
             samples = PatternSamples(grammar, vocabulary, closers)
             if self._trial is not None:
-                is_kept = self._trial.check(grammar, [source, *samples.sources()])
+                is_kept = self._trial.check(grammar, chain([[source]], samples.sources()))
             compiled = matcher_of(grammar, source, vocabulary.tokens), samples
         with self._lock:
             if is_kept:

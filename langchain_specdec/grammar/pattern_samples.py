@@ -47,9 +47,10 @@ class PatternSamples:
             ends = {json.dumps(end, ensure_ascii=False)[1:-1] for end in ends}
         return sorted(ends, key=lambda end: (len(end), end))
 
-    def sources(self) -> list[str]:
-        """What the longest samples are made of, in llguidance's words."""
-        return [_limited(schema, _LENGTHS[-1]) for schema in self._strings()]
+    def sources(self) -> Iterator[list[str]]:
+        """What each sample may be made of, in llguidance's words: the first that can be prepared is taken."""
+        for schema in self._strings():
+            yield [_limited(schema, length) for length in _lengths_of(schema)]
 
     def _strings(self) -> Iterator[dict[str, Any]]:
         """The schemas of all strings that hold to a pattern."""
@@ -72,8 +73,7 @@ class PatternSamples:
 
     def _sample(self, schema: Mapping[str, Any]) -> str | None:
         """A string that fits a schema; None where none of a few characters is found."""
-        longest = schema.get("maxLength", _LENGTHS[-1])
-        for length in (length for length in _LENGTHS if length <= longest):
+        for length in _lengths_of(schema):
             matcher = llguidance.LLMatcher(self._vocabulary.tokens, _limited(schema, length), log_level=0)
             if matcher.is_error():
                 continue
@@ -84,6 +84,11 @@ class PatternSamples:
                 sample: str = json.loads(b"".join(self._vocabulary.spellings[token] for token in tokens[:-1]))
                 return sample
         return None
+
+
+def _lengths_of(schema: Mapping[str, Any]) -> list[int]:
+    longest = schema.get("maxLength", _LENGTHS[-1])
+    return [length for length in _LENGTHS if length <= longest]
 
 
 def _limited(schema: Mapping[str, Any], length: int) -> str:

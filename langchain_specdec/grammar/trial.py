@@ -15,27 +15,28 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import GenerationError, InvalidParameterError
+from langchain_specdec.grammar.cancellation import check_wanted
 from langchain_specdec.grammar.grammar import Grammar
 
 # Memory that a grammar may take to prepare, and how much of it may be kept.
 _MEMORY = 512 << 20
 _KEPT = 32 << 20
+# Characters that it may have, with what else is made of it.
+_MAX_TEXT = 32 << 20
 _PROGRAM = Path(__file__).with_name("trial_process.py")
-# By the file's folder Python would find modules of this package under names of others.
-_START = (
-    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
-)
-
-
+# By the file's folder Python would find modules of this package under names of others; by the current one, anybody's.
+_START = "import sys; sys.path[:] = sys.argv[4:]; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
 # It ends by its processor time, so that a busy machine refuses nothing else. It is waited for so many times as long.
 _PATIENCE = 10
 _START_SECONDS = 60.0
 # Grammars that are tried at a time.
 _AT_ONCE = 2
+# How often one that waits looks whether anybody waits for it.
+_LOOK_SECONDS = 0.1
 
 
 def make_trial(seconds: int | None) -> GrammarTrial | None:
@@ -57,21 +58,34 @@ class GrammarTrial:
         self._turns = threading.Semaphore(_AT_ONCE)
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
-    def check(self, grammar: Grammar, sources: Sequence[str]) -> bool:
+    def check(self, grammar: Grammar, sources: Iterable[Sequence[str]]) -> bool:
         """Whether a grammar is small enough to be kept; those that the grammar library refuses are left to it.
 
         Args:
             grammar: The grammar, for the message.
-            sources: In llguidance's words, the grammar and what else is made of it.
+            sources: In llguidance's words, the grammar and what else is made of it. There may be several ways to make
+                a thing: the first that can be prepared is taken.
 
         Raises:
             InvalidParameterError: It takes too long, or too much memory.
+            GenerationError: No process can be started.
+            CancelledError: Nobody waits for it any more.
         """
-        with self._turns:
-            answer = self._tried(json.dumps(list(sources)).encode() + b"\n")
-        if not answer:
+        texts: list[str] = []
+        for ways in sources:
+            texts.append(json.dumps(ways))
+            if sum(map(len, texts)) > _MAX_TEXT:
+                raise self.refusal(grammar)
+        line = f"[{','.join(texts)}]\n".encode()
+        while not self._turns.acquire(timeout=_LOOK_SECONDS):
+            check_wanted()
+        try:
+            size = self._tried(line)
+        finally:
+            self._turns.release()
+        if size is None:
             raise self.refusal(grammar)
-        return int(answer) <= _KEPT
+        return size <= _KEPT
 
     def refusal(self, grammar: Grammar) -> InvalidParameterError:
         """The error of a grammar that takes too long."""
@@ -81,33 +95,57 @@ class GrammarTrial:
         )
         return InvalidParameterError(msg)
 
-    def _tried(self, line: bytes) -> bytes:
-        with self._lock:
-            process = self._idle.pop() if self._idle else None
-        if process is None:
-            process = self._started()
-        answer = b""
+    def _tried(self, line: bytes) -> int | None:
+        """The bytes that some grammars take; None where they take too much, or too long."""
+        process = self._process()
+        size = None
         try:
             answer = self._answer(process, line, _PATIENCE * self.seconds)
+            size = int(answer) if answer else None
         finally:
-            if answer:
+            # What is large leaves a process that the next may not fit in.
+            if size is not None and size <= _KEPT:
                 with self._lock:
                     self._idle.append(process)
             else:
                 _end(process)
-        return answer
+        return size
+
+    def _process(self) -> subprocess.Popen[bytes]:
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None:
+                return self._started()
+            if process.poll() is None:
+                return process
+            # Something else has ended it, which is no grammar's fault.
+            _end(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(_PROGRAM), str(self.seconds), str(_MEMORY)]
+        command = [sys.executable, "-c", _START, str(_PROGRAM), str(self.seconds), str(_MEMORY), *sys.path]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        # In a session of its own, so that Ctrl-C is for the server alone.
-        process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)  # type: ignore[call-overload]  # noqa: S603
-        # Python's own start is not part of the time.
-        self._answer(process, b"[]\n", _START_SECONDS)
-        return process  # type: ignore[no-any-return]
+        msg = (
+            "The process that tries grammars out cannot be started: there may be too many others, or too little memory."
+        )
+        try:
+            # In a session of its own, so that Ctrl-C is for the server alone.
+            process: subprocess.Popen[bytes] = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)  # type: ignore[call-overload]  # noqa: S603
+        except OSError as error:
+            raise GenerationError(msg) from error
+        is_ready = False
+        try:
+            # Python's own start is not part of the time.
+            is_ready = bool(self._answer(process, b"[]\n", _START_SECONDS))
+        finally:
+            if not is_ready:
+                _end(process)
+        if not is_ready:
+            raise GenerationError(msg)
+        return process
 
     def _answer(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
-        """What the process says; nothing where it has ended, or takes too long."""
+        """What the process says; nothing where it has ended, or takes too long. Raises where nobody waits for it."""
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
         until = time.monotonic() + seconds
         answer = b""
@@ -116,10 +154,14 @@ class GrammarTrial:
                 line = line[process.stdin.write(line) or 0 :]
             selector.register(process.stdout, selectors.EVENT_READ)
             while not answer.endswith(b"\n"):
-                piece = process.stdout.read(64) if selector.select(max(until - time.monotonic(), 0.0)) else b""
-                if not piece:
+                if selector.select(_LOOK_SECONDS):
+                    answer += (piece := process.stdout.read(64) or b"")
+                    if not piece:
+                        return b""
+                    continue
+                check_wanted()
+                if time.monotonic() > until:
                     return b""
-                answer += piece
         return answer
 
 

@@ -5,7 +5,9 @@ It is run by its path, and imports nothing of the package, which would take seco
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 
@@ -13,7 +15,7 @@ import llguidance
 
 
 def main(seconds: int, memory: int) -> None:
-    """Read lists of grammars, one in a line; answer each with the bytes that it keeps, where it can be prepared.
+    """Read what `_size_with` takes, one in a line; answer by how many bytes the process has grown since it began.
 
     Args:
         seconds: Processor time for one line; the process is killed beyond.
@@ -28,18 +30,35 @@ def main(seconds: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Texts that are being written go first.
     os.nice(5)
-    limit = _sizes()[0] + memory
-    if limit > memory:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    size, begun = _sizes()
+    if size:
+        # Somebody may have set a lower limit, which stays.
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
     for line in sys.stdin:
-        spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        before = _sizes()[1]
-        matchers = [llguidance.LLMatcher(tokens, source, log_level=0) for source in json.loads(line)]
-        for matcher in matchers:
-            if not matcher.is_error():
-                matcher.compute_bitmask()
-        print(_sizes()[1] - before, flush=True)  # noqa: T201 - the answer
+        # The limit is one of whole seconds since the process began.
+        spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        # What was freed before may be used again, and would not show.
+        print(_size_with(tokens, json.loads(line)) - begun, flush=True)  # noqa: T201 - the answer
+
+
+def _size_with(tokens: llguidance.LLTokenizer, sources: list[list[str]]) -> int:
+    """The memory of this process when of each list the first grammar is prepared that can be."""
+    kept = [_first_of(tokens, ways) for ways in sources]
+    size = _sizes()[1]
+    # Until here, or it would not show.
+    del kept
+    return size
+
+
+def _first_of(tokens: llguidance.LLTokenizer, sources: list[str]) -> llguidance.LLMatcher | None:
+    for source in sources:
+        matcher = llguidance.LLMatcher(tokens, source, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+            return matcher
+    return None
 
 
 def _sizes() -> list[int]:
@@ -55,4 +74,4 @@ def _sizes() -> list[int]:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[3:]))
+    main(*map(int, sys.argv[2:4]))

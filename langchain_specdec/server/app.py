@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -93,6 +94,11 @@ class Routes:
         return Limits(limit, max_best_of=1, max_input_tokens=max(longest - 1, 1), max_total_tokens=longest)
 
     async def _document(self, request: Request) -> Response:
+        return self._documented
+
+    @cached_property
+    def _documented(self) -> Response:
+        """The document, which takes time to make, and may be asked for by anybody."""
         return Compact(document(self._served, self._limits))
 
     async def _models(self, request: Request) -> Response:

@@ -19,7 +19,13 @@ class TGIError(_Closed):
 
     error: str
     error_type: Literal[
-        "validation", "overloaded", "generation", "incomplete_generation", "healthcheck", "template_error"
+        "validation",
+        "overloaded",
+        "generation",
+        "incomplete_generation",
+        "incomplete_generation_stream",
+        "healthcheck",
+        "template_error",
     ]
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any, cast
 
 import llguidance
 import psutil
 import pytest
 
 from langchain_specdec import Grammar
+from langchain_specdec.completions.stream import CompletionStream, started_in_thread
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.grammar.pattern_samples import PatternSamples
 from langchain_specdec.grammar.trial import GrammarTrial
 from tests.support.backends import make_backend
 from tests.support.served import serving
+from tests.support.tiny_models import wait_until
 
 pytestmark = pytest.mark.process
 
@@ -22,36 +27,74 @@ MULTIPLES = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (99
 OPTIONAL = ".?" * 16_000
 
 
-def source_of(grammar: Grammar) -> str:
+# It is soon prepared, but not what texts that hold to it would be made of.
+LONG = ".?" * 2000 + "b{200}"
+
+
+def sources_of(grammar: Grammar) -> list[list[str]]:
     if grammar.regex is not None:
-        return str(llguidance.LLMatcher.grammar_from_regex(grammar.regex))
-    return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(grammar.schema)))
+        source = str(llguidance.LLMatcher.grammar_from_regex(grammar.regex))
+    else:
+        source = str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(grammar.schema)))
+    return [[source], *PatternSamples(grammar, cast("Any", None), cast("Any", None)).sources()]
 
 
 def helpers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if any("trial_process" in word for word in child.cmdline())]
 
 
-@pytest.mark.parametrize("grammar", [Grammar(schema=MULTIPLES), Grammar(regex=OPTIONAL)], ids=["multiples", "optional"])
+@pytest.mark.parametrize("grammar", [Grammar(schema=MULTIPLES), Grammar(regex=LONG)], ids=["multiples", "long"])
 def test_what_takes_too_long_is_refused_and_leaves_no_process(grammar):
     before = len(helpers())
     trial = GrammarTrial(1)
     with pytest.raises(InvalidParameterError, match=f"The {grammar.kind} takes more than 1 seconds or 512 MB"):
-        trial.check(grammar, [source_of(grammar)])
+        trial.check(grammar, sources_of(grammar))
     assert len(helpers()) == before
     # The next is tried by another one.
-    assert trial.check(SMALL, [source_of(SMALL)])
+    assert trial.check(SMALL, sources_of(SMALL))
     assert len(helpers()) == before + 1
 
 
 def test_what_cannot_be_followed_is_left_to_others():
     trial = GrammarTrial(5)
-    assert trial.check(SMALL, [source_of(Grammar(regex="("))])
-    (helper,) = {process.pid for process in helpers()} - set()
-    assert trial.check(SMALL, [source_of(SMALL)] * 3)
-    assert {process.pid for process in helpers()} == {helper}
+    assert trial.check(SMALL, sources_of(Grammar(regex="(")))
+    (helper,) = helpers()
+    spent = sum(helper.cpu_times()[:2])
+    assert trial.check(SMALL, sources_of(SMALL) * 3)
+    assert helpers() == [helper]
+    assert helper.rlimit(psutil.RLIMIT_CPU)[0] >= spent + 5, "the last second is not whole"
     del trial
     assert helpers() == []
+
+
+def test_a_process_that_something_else_ended_is_replaced(tmp_path, monkeypatch):
+    # Where it is started is nothing to it.
+    for name in ("json", "runpy", "llguidance"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    trial = GrammarTrial(5)
+    assert trial.check(SMALL, sources_of(SMALL))
+    (helper,) = helpers()
+    helper.kill()
+    psutil.wait_procs([helper])
+    assert trial.check(SMALL, sources_of(SMALL))
+
+
+async def test_nothing_is_tried_that_nobody_waits_for():
+    trial = GrammarTrial(60)
+    grammar = Grammar(regex=OPTIONAL)
+
+    def start() -> list[CompletionStream]:
+        trial.check(grammar, sources_of(grammar))
+        return []
+
+    # Two are tried at a time, the others wait.
+    tasks = [asyncio.ensure_future(started_in_thread(start)) for _ in range(4)]
+    assert await asyncio.to_thread(wait_until, lambda: len(helpers()) == 2)
+    for task in tasks:
+        task.cancel()
+    assert await asyncio.to_thread(trial.check, SMALL, sources_of(SMALL))
+    assert await asyncio.to_thread(wait_until, lambda: len(helpers()) == 1)
 
 
 @pytest.mark.server

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any, cast
 
 import schemathesis
@@ -49,6 +51,14 @@ def test_it_is_one_and_speaks_of_every_path() -> None:
     paths = {route.path.replace(":path", "") for route in APP.routes if isinstance(route, Route)}
     assert paths == {*DOCUMENT["paths"], "/openapi.json", "/api-doc/openapi.json"}
     assert "security" not in json.dumps(DOCUMENT)
+
+
+def test_it_knows_every_error_that_tgi_answers() -> None:
+    told = "".join(
+        (Path(__file__).parent / name).read_text("utf-8") for name in ("tgi_answers.json", "tgi_faults.json")
+    )
+    kinds = DOCUMENT["components"]["schemas"]["TGIError"]["properties"]["error_type"]["enum"]
+    assert {*re.findall(r'\\"error_type\\":\\"(\w+)', told)} <= {*kinds}
 
 
 def test_where_keys_are_needed_it_says_so() -> None:
