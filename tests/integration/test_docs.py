@@ -259,7 +259,8 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert len(examples) == len(re.findall(r"```py", text))
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # test_tgi_processes.py and test_engine_processes.py run those of the other pages.
-    pages_of_servers = {SERVE, SERVERS, TGI, ROOT / "docs/tgi-launcher.md", ROOT / "docs/engines.md"}
+    started = {ROOT / f"docs/{name}.md" for name in ("tgi-launcher", "engines", "from-tgi")}
+    pages_of_servers = {SERVE, SERVERS, TGI, *started}
     tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, *pages_of_servers}
     assert {page for page in pages if examples_of(page)} == tried
 
