@@ -140,6 +140,10 @@ def test_the_key_comes_from_a_file_or_a_variable_and_is_masked(tmp_path, monkeyp
     monkeypatch.setenv("TGI_API_KEY", SECRET)
     assert printed("owner/name").startswith("API_KEY=*** ")
     assert SECRET not in printed("owner/name")
+    monkeypatch.delenv("TGI_API_KEY")
+    for engine, variable in (("vllm", "VLLM_API_KEY"), ("specdec", "SPECDEC_API_KEY")):
+        monkeypatch.setenv(variable, SECRET)
+        assert f"-u {variable}" not in printed("owner/name", "--engine", engine, "--port", 4000), "the key is dropped"
     monkeypatch.setenv("TGI_API_KEY", "two words")
     result = run("print-command", "owner/name")
     assert result.exit_code == 2
