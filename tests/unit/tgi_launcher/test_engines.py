@@ -364,6 +364,8 @@ def test_records_tell_how_far_a_start_has_come(engine, message, stage, serves):
         ("llama-cpp", "error: invalid argument: --draft-max", Reason.INVALID_ARGUMENTS, "argument: --draft-max."),
         ("llama-cpp", "llama_model_load: error loading model: missing tensor 'a'", Reason.MODEL_NOT_FOUND,
          "llama.cpp cannot load owner/model: missing tensor 'a'."),
+        ("specdec", "error: There is no model 'embeded'. Did you mean 'embedded'?", Reason.MODEL_NOT_FOUND,
+         "There is no model 'embeded'. Did you mean"),
         ("specdec", "error: --max-length must be a whole number, got 'x'.", Reason.INVALID_ARGUMENTS,
          "--max-length must"),
         ("vllm", "RuntimeError: Engine core initialization failed.", Reason.EXITED,
