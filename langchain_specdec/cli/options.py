@@ -70,7 +70,12 @@ FLAGS: Mapping[str, Option] = {
 """Every option that a command can take: what can be written on a command line, and `-o` under the name `named`."""
 SUMMARY_FLAGS = FLAGS.keys() - {"logprobs", "schema", "regex", *REASONING_OPTIONS}
 """Those of commands whose texts are summaries."""
-_OTHER_NAMES = {"logit_bias": "-o logit_bias", "grammar": "--schema or --regex"}
+_OTHER_NAMES = {
+    "logit_bias": "-o logit_bias",
+    "grammar": "--schema or --regex",
+    "base_url": "--server",
+    "api_key": "the variable SPECDEC_API_KEY",
+}
 FLAG_NAMES: Mapping[str, str] = {name: flag_of(name) for name in FLAGS} | _OTHER_NAMES
 """How the command line writes options, by their names in Python."""
 
@@ -129,7 +134,7 @@ def takes_options(
             *(_parameter(p.name, *get_args(p.annotation)[1:]) if p.name in checked else p for p in own),
             _parameter("debug", _DEBUG, OUTPUT),
         ]
-        names = {p.name: flag_of(p.name) for p in parameters} | _OTHER_NAMES
+        names = _OTHER_NAMES | {p.name: flag_of(p.name) for p in parameters}
 
         def run(**values: Any) -> None:
             with reported(debug=values["debug"], flags=names):

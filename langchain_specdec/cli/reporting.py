@@ -77,6 +77,6 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
         return f"{lead or ''}{flags[name]}" + (f" {shown}" if shown not in ("", "True") else "") + (verb or "")
 
     name = "|".join(sorted(flags, key=len, reverse=True))
-    lead, value, verb = "(^|[.:] |[Gg]ive |[Ll]eave )?", r"(=(?:'[^']*'|\w+))?", "( must | contradict )?"
+    lead, value, verb = "(^|[.:] |[Gg]ive |[Ll]eave )?", r"(=(?:'[^']*'|\w+|(?=\.)))?", "( must | contradict )?"
     # Neither in quotes nor part of a path or a file's name.
     return re.sub(rf"{lead}(?<![\w'\"/.-])({name}){value}(?![\w'\"/-]|\.\w){verb}", flag, text)
