@@ -59,8 +59,8 @@ class EngineConfig(BaseModel):
     )
     speculation_method: Method | None = option(
         None,
-        "What drafts come from: ngram, suffix, draft-model, eagle3 or medusa. Left out, the draft model if one is "
-        "given, or else n-grams if speculate is set.",
+        "What drafts come from. Left out, the draft model if one is given, or else n-grams where a number of tokens "
+        "is given.",
         Group.SPECULATION,
         is_flag=False,
     )
