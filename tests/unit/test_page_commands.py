@@ -29,7 +29,8 @@ TARGETS = set(re.findall(r"^([a-z0-9.-]+):.*##", MAKEFILE, re.MULTILINE)) | {"pl
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 # Other people's programs, and what of them the pages may use. Their options are theirs to change.
 OTHERS = {
-    "cat": set[str](), "echo": set(), "git": {"-m"}, "pytest": {"-m", "--hypothesis-profile"}, "read": {"-r"}, "docker": set(),
+    "cat": set[str](), "echo": set(), "git": {"-m"}, "read": {"-r"}, "docker": set(),
+    "pytest": {"-m", "--hypothesis-profile"},
     "curl": {"-N", "-H", "-d"},
     "env": {"-u"},
     "llama-server": {"-m", "--port"},
