@@ -16,6 +16,7 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
+    check_is_not_embedded,
     checked_env,
     checked_hostname,
     checked_key,
@@ -168,6 +169,8 @@ class EngineConfig(BaseModel):
         if value.startswith(("/", "~", "./", "../")) or value.count("/") > 1 or is_file:
             msg = f"There is no {'file' if is_file else 'folder'} {value}."
             raise ValueError(msg)
+        if info.data.get("engine") != "specdec":
+            check_is_not_embedded(value)
         if not _HUB_ID.fullmatch(value):
             msg = f"{value!r} is neither a folder nor a file nor a model id of the form owner/name."
             raise ValueError(msg)

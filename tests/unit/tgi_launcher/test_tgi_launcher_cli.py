@@ -196,6 +196,10 @@ def test_start_may_be_left_out():
     ("arguments", "words"),
     [
         (["a/b/c"], "error: MODEL: There is no folder a/b/c."),
+        (
+            ["embedded"],
+            "'embedded' is a model of specdec alone: take --engine specdec, or another model.",
+        ),
         (["o/n", "--frobnicate"], "No such option: --frobnicate"),
         (["o/n", "--speculate", "-1"], "--speculate: Input should be greater than or equal to 0, got -1"),
         (["o/n", "--dtype", "float8"], "--dtype: Input should be 'float16' or 'bfloat16', got 'float8'"),
