@@ -16,7 +16,6 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
-    check_is_not_embedded,
     checked_env,
     checked_hostname,
     checked_key,
@@ -233,7 +232,6 @@ class TGIConfig(BaseModel):
         if is_path:
             msg = f"There is no folder {value}."
             raise ValueError(msg)
-        check_is_not_embedded(value)
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
             msg = f"{value!r} is neither a folder nor a model id of the form owner/name."
             raise ValueError(msg)

@@ -197,7 +197,7 @@ def test_start_may_be_left_out():
     [
         (["a/b/c"], "error: MODEL: There is no folder a/b/c."),
         (
-            ["embedded"],
+            ["embedded", "--engine", "vllm"],
             "'embedded' is a model of specdec alone: take --engine specdec, or another model.",
         ),
         (["o/n", "--frobnicate"], "No such option: --frobnicate"),
