@@ -56,8 +56,8 @@ class TGIConfig(BaseModel):
     model_id: str = option(..., "Model id of the Hugging Face Hub, or a local folder.", Group.MODEL)
     speculate: Count | None = option(
         None,
-        "Tokens to draft per step: by n-grams, or by the heads of a Medusa or MLP-speculator model. Left out, such a "
-        "model uses all its heads and any other does not speculate; 0 turns it off.",
+        "Tokens to draft per step; 0 turns speculation off. Left out, TGI uses all heads of a Medusa or MLP-speculator "
+        "model, and does not speculate with any other; other engines decide by themselves.",
         Group.SPECULATION,
     )
 
@@ -146,7 +146,10 @@ class TGIConfig(BaseModel):
         is_flag=False,
     )  # fmt: skip
     launcher_path: str | None = option(
-        None, "Path of text-generation-launcher (looked up on PATH).", Group.RUNTIME, is_flag=False
+        None,
+        "Path of text-generation-launcher, or of another engine's program (looked up on PATH).",
+        Group.RUNTIME,
+        is_flag=False,
     )
     docker_image: str = option(
         DEFAULT_IMAGE, "Image; pin a tag. Others than TGI have their own.", Group.RUNTIME, is_flag=False
@@ -164,7 +167,7 @@ class TGIConfig(BaseModel):
         None, "Token of the Hub (environment variable HF_TOKEN).", Group.RUNTIME, is_flag=False
     )
     env: dict[str, str] = option(
-        {}, "More environment variables for TGI.", Group.RUNTIME, is_flag=False, is_shown=False
+        {}, "More environment variables for the server.", Group.RUNTIME, is_flag=False, is_shown=False
     )
     log_level: Literal["info", "debug"] = option("info", "How much TGI logs.", Group.RUNTIME, is_flag=False)
     startup_timeout: Annotated[float, Field(gt=0)] = option(

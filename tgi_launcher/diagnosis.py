@@ -84,7 +84,7 @@ DOCKER_RULES = tuple(
     for pattern, text in (
         (
             r"Cannot connect to the Docker daemon",
-            "Docker's daemon is not running, or cannot be reached: start it.",
+            "Docker's daemon is not running, or cannot be reached: start it, or install the engine itself.",
         ),
         (
             r"permission denied while trying to connect to the Docker daemon socket",

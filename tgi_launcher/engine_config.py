@@ -16,6 +16,7 @@ from tgi_launcher.field_options import (
     Group,
     Port,
     Positive,
+    check_is_not_embedded,
     checked_devices,
     checked_env,
     checked_hostname,
@@ -60,8 +61,8 @@ class EngineConfig(BaseModel):
     )
     speculation_method: Method | None = option(
         None,
-        "What drafts come from: ngram, suffix, draft-model, eagle3 or medusa. Left out, the draft model if one is "
-        "given, or else n-grams if speculate is set.",
+        "What drafts come from. Left out, the draft model if one is given, or else n-grams where a number of tokens "
+        "is given.",
         Group.SPECULATION,
         is_flag=False,
     )
@@ -169,6 +170,8 @@ class EngineConfig(BaseModel):
         if value.startswith(("/", "~", "./", "../")) or value.count("/") > 1 or is_file:
             msg = f"There is no {'file' if is_file else 'folder'} {value}."
             raise ValueError(msg)
+        if info.data.get("engine") != "specdec":
+            check_is_not_embedded(value)
         if not _HUB_ID.fullmatch(value):
             msg = f"{value!r} is neither a folder nor a file nor a model id of the form owner/name."
             raise ValueError(msg)

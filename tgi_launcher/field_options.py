@@ -31,6 +31,17 @@ def option(default: Any, description: str, group: Group, *, is_flag: bool = True
     return Field(default, description=description, json_schema_extra=extra, repr=is_shown)
 
 
+def check_is_not_embedded(model: str) -> None:
+    """Refuse the model that `specdec` alone has, before another engine looks for it on the Hub.
+
+    Raises:
+        ValueError: It is that one.
+    """
+    if model == "embedded":
+        msg = "'embedded' is a model of specdec alone: take engine='specdec', or another model."
+        raise ValueError(msg)
+
+
 def checked_key(value: SecretStr | None) -> SecretStr | None:
     """A secret that goes into a header.
 

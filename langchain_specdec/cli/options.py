@@ -74,7 +74,7 @@ _OTHER_NAMES = {
     "logit_bias": "-o logit_bias",
     "grammar": "--schema or --regex",
     "base_url": "--server",
-    "api_key": "SPECDEC_API_KEY",
+    "api_key": "the variable SPECDEC_API_KEY",
 }
 FLAG_NAMES: Mapping[str, str] = {name: flag_of(name) for name in FLAGS} | _OTHER_NAMES
 """How the command line writes options, by their names in Python."""

@@ -34,7 +34,7 @@ def serve(
     model: Annotated[str | None, typer.Argument(help=_MODEL, show_default=False)] = None,
     model_flag: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="The same, as other commands take it.", rich_help_panel="Model"),
+        typer.Option("--model", "-m", help="The model, as other commands take it.", rich_help_panel="Model"),
     ] = None,
     host: Annotated[str, SETTINGS["host"], _SERVER],
     port: Annotated[int, SETTINGS["port"], _SERVER],

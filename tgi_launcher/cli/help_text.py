@@ -102,7 +102,8 @@ def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             heading = getattr(parameter, "rich_help_panel", None) or kind
             sections.setdefault(heading, []).append(record)
-    for heading, records in sections.items():
+    # Options are explained by them.
+    for heading, records in sorted(sections.items(), key=lambda section: section[0] != "Arguments"):
         _write_section(formatter, heading, records)
 
 

@@ -64,7 +64,7 @@ def takes_config(command: Callable[..., None], *, needs_model: bool = True) -> C
     parameters = [_keyword("model", Annotated[str, model] if needs_model else Annotated[str | None, model],
                            inspect.Parameter.empty if needs_model else None)]  # fmt: skip
     parameters += [_option(name, _FIELDS[name]) for name in names]
-    key_help = f"File with the key that requests have to carry (else: variable {KEY_VARIABLE})."
+    key_help = f"File with the key that requests have to carry (else: variable {KEY_VARIABLE}, or the engine's own)."
     key_file = typer.Option(help=key_help, exists=True, dir_okay=False, rich_help_panel=_SECRETS_PANEL)
     parameters += [_keyword("api_key_file", Annotated[Path | None, key_file], None), *own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -147,10 +147,16 @@ def _make_config(given: dict[str, Any], names: list[str]) -> TGIConfig | EngineC
         values[name] = value
     if given["api_key_file"] is not None:
         values["api_key"] = SecretStr(given["api_key_file"].read_text(encoding="utf-8").strip())
-    elif key := os.environ.get(KEY_VARIABLE):
-        values["api_key"] = SecretStr(key)
     engine = values.pop("engine", "tgi")
+    if "api_key" not in values and (key := _key_of(engine)):
+        values["api_key"] = SecretStr(key)
     return _config_of(engine, values)
+
+
+def _key_of(engine: str) -> str | None:
+    """The key of the environment, under our name or the engine's own: without it the server would be open to all."""
+    own = ENGINES[engine].key_variable if engine in ENGINES else None
+    return os.environ.get(KEY_VARIABLE) or (os.environ.get(own) if own else None)
 
 
 def _config_of(engine: str, values: dict[str, Any]) -> TGIConfig | EngineConfig:

@@ -87,7 +87,7 @@ def diagnose(facts: EngineFacts, evidence: Evidence) -> Diagnosis:
         if match := rule.pattern.search(text):
             groups = ((group or "").strip().rstrip(".") for group in match.groups())
             sentence = rule.text.format(*groups, title=facts.title, model=evidence.model_id, port=evidence.port)
-            return Diagnosis(rule.reason, sentence)
+            return Diagnosis(rule.reason, sentence.replace("?.", "?"))
     if evidence.is_docker and (told := by_docker(code, text, facts.title)):
         return told
     reason = Reason.INVALID_ARGUMENTS if code == _USAGE and not has_served else Reason.EXITED

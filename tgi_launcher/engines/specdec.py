@@ -53,7 +53,7 @@ FACTS = EngineFacts(
     serving=re.compile(r"^Serving .* on http://"),
     failures=(
         FailureRule(Reason.INCOMPLETE_INSTALLATION, _error(r"specdec serve needs .*"), "{0}."),
-        FailureRule(Reason.MODEL_NOT_FOUND, _error(r"(?:Cannot load|There is no folder) .*"), "{0}."),
+        FailureRule(Reason.MODEL_NOT_FOUND, _error(r"(?:Cannot load|There is no (?:file|folder|model)) .*"), "{0}."),
         FailureRule(Reason.INVALID_ARGUMENTS, _error(r"(?:No such option|--[\w-]+ must ).*"), "{0}."),
     ),
     # It gives running requests 90 of them.

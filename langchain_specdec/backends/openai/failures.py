@@ -52,5 +52,9 @@ class OpenAIFailures(Failures):
         refused = f"The server at {self._url} refuses the request: {self._quote(message)}"
         if not any(words in message for words in _TOO_LONG):
             return InvalidParameterError(refused)
+        before, in_pieces, _ = refused.partition(IN_PIECES)
+        if in_pieces:
+            # This package's own server says what to do.
+            return PromptTooLongError(before + in_pieces)
         advice = f"Lower max_new_tokens, or shorten the prompt, or start the server with more room. {IN_PIECES}"
         return PromptTooLongError(f"{refused.rstrip('.')}. {advice}")

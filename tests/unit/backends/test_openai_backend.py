@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from langchain_specdec import Grammar, OpenAIBackend, SamplingParams, Speculativ
 from langchain_specdec.backends.openai.specdec import SpecdecDialect
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.events import FinishEvent
+from langchain_specdec.completions.room import prompt_too_long
 from langchain_specdec.completions.thoughts import Thoughts
 from langchain_specdec.errors import (
     AuthenticationError,
@@ -419,6 +421,13 @@ def test_a_prompt_that_is_too_long_is_told(standin, url, make_backend, words):
 def test_the_code_of_a_prompt_that_is_too_long_is_read(standin, url, make_backend):
     standin.errors = [(400, {"error": {"message": "no", "code": "context_length_exceeded"}})]
     with pytest.raises(PromptTooLongError, match="shorten the prompt"):
+        text_of(make_backend(url))
+
+
+def test_advice_of_our_own_server_is_not_repeated(standin, url, make_backend):
+    said = str(prompt_too_long(60, 5, 64, "max_length", None))
+    standin.errors = [(400, {"error": {"message": said, "code": "context_length_exceeded"}})]
+    with pytest.raises(PromptTooLongError, match=f"refuses the request: {re.escape(said)}$"):
         text_of(make_backend(url))
 
 

@@ -36,6 +36,10 @@ def test_help_is_whole(program: str, command: str | None, width: int) -> None:
     group = typer.main.get_command(app)
     found = group.commands[command] if command else group  # type: ignore[attr-defined]
     said = " ".join(result.output.split())
+    if "\nArguments:" in result.output:
+        assert re.findall(r"^(\w.*):$", result.output, re.MULTILINE)[0] == "Arguments"
+    if "\nArguments:" in result.output:
+        assert re.findall(r"^(\w.*):$", result.output, re.MULTILINE)[0] == "Arguments"
     for parameter in found.params:
         for flag in (*parameter.opts, *parameter.secondary_opts):
             if flag.startswith("-"):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from langchain_specdec import Grammar, LocalBackend, SamplingParams
 from langchain_specdec.backends.local_options import OPTIONS
 from langchain_specdec.cli.app import app
-from langchain_specdec.cli.options import FLAGS
+from langchain_specdec.cli.options import FLAG_NAMES, FLAGS
 from langchain_specdec.cli.reporting import flag_of, reported
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.errors import InvalidParameterError
@@ -231,12 +231,13 @@ def test_other_wrong_use_is_one_line_too(arguments: tuple[object, ...], part: st
         ("pass trust_remote_code=True if you trust it", "pass --trust-remote-code if you trust it"),
         ("a device of the model", "a device of the model"),
         ("In m: model.bin is not there. Give model.", "In m: model.bin is not there. Give --model."),
+        ("Give its key as api_key=. It", "Give its key as the variable SPECDEC_API_KEY. It"),
+        ("base_url must be an address.", "--server must be an address."),
         ("models/max_length/x and 'max_length'", "models/max_length/x and 'max_length'"),
     ],
 )
 def test_options_in_a_message_become_flags(capsys: pytest.CaptureFixture[str], message: str, shown: str) -> None:
-    flags = {name: flag_of(name) for name in FLAGS}
-    with pytest.raises(typer.Exit), reported(flags=flags):
+    with pytest.raises(typer.Exit), reported(flags=FLAG_NAMES):
         raise InvalidParameterError(message)
     assert capsys.readouterr().err == f"error: {shown}\n"
 

@@ -131,6 +131,7 @@ def test_models_and_methods_that_do_not_fit_are_refused():
     assert "There is no file x.gguf" in problem_of("llama-cpp", model_id="x.gguf")
     assert "There is no folder ./x" in problem_of("vllm", model_id="./x")
     assert "must be a model id" in problem_of("vllm", model_id="--port")
+    assert "a model of specdec alone" in problem_of("vllm", model_id="embedded")
     assert "must be 4 GPUs" in problem_of("vllm", num_shard=4, devices=(0, 1))
     assert "must be an IP address" in problem_of("vllm", hostname="example.org")
 
@@ -385,6 +386,8 @@ def test_records_tell_how_far_a_start_has_come(engine, message, stage, serves):
         ("llama-cpp", "error: invalid argument: --draft-max", Reason.INVALID_ARGUMENTS, "argument: --draft-max."),
         ("llama-cpp", "llama_model_load: error loading model: missing tensor 'a'", Reason.MODEL_NOT_FOUND,
          "llama.cpp cannot load owner/model: missing tensor 'a'."),
+        ("specdec", "error: There is no model 'embeded'. Did you mean 'embedded'?", Reason.MODEL_NOT_FOUND,
+         "There is no model 'embeded'. Did you mean 'embedded'?"),
         ("specdec", "error: --max-length must be a whole number, got 'x'.", Reason.INVALID_ARGUMENTS,
          "--max-length must"),
         ("vllm", "RuntimeError: Engine core initialization failed.", Reason.EXITED,
@@ -397,6 +400,7 @@ def test_a_log_tells_why_a_start_failed_and_after_that_nothing(engine, says, rea
     told = made.diagnose(Evidence(records=[LogRecord(says)], **given))
     assert told.reason is reason
     assert sentence in told.summary
+    assert "?." not in told.summary
     # A client may have sent it.
     for was_ready in (True, False):
         record = LogRecord(says, while_serving=not was_ready)

@@ -140,6 +140,10 @@ def test_the_key_comes_from_a_file_or_a_variable_and_is_masked(tmp_path, monkeyp
     monkeypatch.setenv("TGI_API_KEY", SECRET)
     assert printed("owner/name").startswith("API_KEY=*** ")
     assert SECRET not in printed("owner/name")
+    monkeypatch.delenv("TGI_API_KEY")
+    for engine, variable in (("vllm", "VLLM_API_KEY"), ("specdec", "SPECDEC_API_KEY")):
+        monkeypatch.setenv(variable, SECRET)
+        assert f"-u {variable}" not in printed("owner/name", "--engine", engine, "--port", 4000), "the key is dropped"
     monkeypatch.setenv("TGI_API_KEY", "two words")
     result = run("print-command", "owner/name")
     assert result.exit_code == 2
@@ -192,6 +196,10 @@ def test_start_may_be_left_out():
     ("arguments", "words"),
     [
         (["a/b/c"], "error: MODEL: There is no folder a/b/c."),
+        (
+            ["embedded", "--engine", "vllm"],
+            "'embedded' is a model of specdec alone: take --engine specdec, or another model.",
+        ),
         (["o/n", "--frobnicate"], "No such option: --frobnicate"),
         (["o/n", "--speculate", "-1"], "--speculate: Input should be greater than or equal to 0, got -1"),
         (["o/n", "--dtype", "float8"], "--dtype: Input should be 'float16' or 'bfloat16', got 'float8'"),
