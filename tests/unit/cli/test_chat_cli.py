@@ -230,7 +230,7 @@ def test_a_server_takes_the_place_of_a_model(monkeypatch: pytest.MonkeyPatch) ->
         assert "error: --server must be the root address of a server" in result.output
         standin.refusal = 401, "no such key"
         result = run("--server", url, lines="x\n")
-        assert "Give its key as SPECDEC_API_KEY. It says: no such key" in result.output
+        assert "Give its key as the variable SPECDEC_API_KEY. It says: no such key" in result.output
         result = run("--server", url, "--max-length", "64")
     assert result.exit_code == 2
     assert "--max-length is an option of a model that is loaded here" in result.output
