@@ -1,14 +1,16 @@
-"""What tests of the TGI backend share: a stand-in, each of the clients, and a backend over both."""
+"""What tests of backends over servers share: stand-ins, each of TGI's clients, and a backend over both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from langchain_specdec import TGIBackend
 from tests.standin.clients import CLIENTS, LIMITS, make_backend, quick_retries  # noqa: F401 - they are fixtures
 from tests.standin.models import FakeModel
+from tests.standin.openai_server import serving
 from tests.standin.server import ServerThread
 
 
@@ -26,3 +28,15 @@ def client(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def backend(server: ServerThread, client: str, make_backend: Callable[..., TGIBackend]) -> TGIBackend:  # noqa: F811
     return make_backend(server.url, client=client)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[dict[str, Any]]:
+    """One server for all tests, each of which puts another stand-in in its place."""
+    holder: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await holder["standin"].app(scope, receive, send)
+
+    with serving(app) as holder["url"]:
+        yield holder

@@ -60,18 +60,6 @@ def make_backend(quick_retries: None) -> Iterator[Made]:
     )
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[dict[str, Any]]:
-    """One server for all tests, each of which puts another stand-in in its place."""
-    holder: dict[str, Any] = {}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await holder["standin"].app(scope, receive, send)
-
-    with serving(app) as holder["url"]:
-        yield holder
-
-
 @pytest.fixture(params=KINDS)
 def standin(request: pytest.FixtureRequest, place: dict[str, Any]) -> OpenAIStandIn:
     place["standin"] = OpenAIStandIn(request.param)

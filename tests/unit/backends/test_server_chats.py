@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from langchain_specdec import ChatSpeculative, Grammar
 from langchain_specdec.errors import GenerationError, InvalidParameterError, MalformedAnswerError
 from tests.standin.chat_server import USAGE, ChatStandIn, call, delta
-from tests.standin.openai_server import serving
 from tests.support.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.server
@@ -39,18 +38,6 @@ class Sea(BaseModel):
     """What is at sea."""
 
     ships: int
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[dict[str, Any]]:
-    """One server for all tests, each of which puts another stand-in in its place."""
-    holder: dict[str, Any] = {}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await holder["standin"].app(scope, receive, send)
-
-    with serving(app) as holder["url"]:
-        yield holder
 
 
 @contextmanager
