@@ -928,6 +928,8 @@ def test_tgi_launch_does_not_outlive_its_shell(is_alone):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Under `nohup`, as the tests may run, it is to outlive its shell.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     with shell:
         for line in shell.stdout or ():
