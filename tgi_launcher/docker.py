@@ -35,7 +35,7 @@ class Container:
         shm_size: Its shared memory; None for Docker's own default.
         mounts: Paths of this machine, with those inside, as `-v` takes them.
         settings: Variables of its environment.
-        secrets: Those that do not stand on the command line.
+        secrets: Those that do not stand on the command line, whatever the settings say of them.
     """
 
     name: str
@@ -70,7 +70,8 @@ class Container:
         for mount in self.mounts:
             argv += ["-v", mount]
         for name, text in self.settings.items():
-            argv += ["-e", f"{name}={text}"]
+            if name not in self.secrets:
+                argv += ["-e", f"{name}={text}"]
         # Without a value, Docker's client takes it from its own environment.
         for name in self.secrets:
             argv += ["-e", name]

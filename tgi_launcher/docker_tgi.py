@@ -31,8 +31,7 @@ def docker_command(config: TGIConfig, port: int, docker: str, *, name: str, labe
     secrets = container_secrets(config)
     # The image starts its launcher with an unquoted $@, which would split values with spaces: these go by environment.
     flags, by_environment = _without_spaces(_inner_flags(config, mounts))
-    given = {name: text for name, text in config.env.items() if name not in secrets}
-    settings = {**PLAIN_TRACEBACKS, **given, "LOG_LEVEL": config.log_level, **by_environment}
+    settings = {**PLAIN_TRACEBACKS, **config.env, "LOG_LEVEL": config.log_level, **by_environment}
     if config.cpu:
         # This image has the Hub's cache at /data itself, and the others below it.
         settings.setdefault("HUGGINGFACE_HUB_CACHE", "/data/hub")

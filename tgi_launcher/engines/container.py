@@ -41,7 +41,6 @@ def container_command(
     if key_file is not None:
         mounts.append(as_mount(key_file, _KEY_FILE))
     secrets = container_secrets(config, facts.key_variable)
-    given = {name: text for name, text in config.env.items() if name not in secrets}
     arguments = [
         *facts.images.words,
         *arguments_of(config.model_copy(update=inside), facts.first_port),
@@ -55,7 +54,7 @@ def container_command(
         (port, facts.first_port),
         config.shm_size or facts.images.shm_size,
         mounts,
-        {**facts.variables, "HF_HOME": CACHE, **given},
+        {**facts.variables, "HF_HOME": CACHE, **config.env},
         secrets,
     )
     command = container.command(config, docker)
