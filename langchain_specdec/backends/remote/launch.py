@@ -34,7 +34,7 @@ class Launch(Generic[BackendT]):
     config: Any
     server: Callable[..., Any]
     title: str
-    check: Callable[[Mapping[str, Any]], object] = len
+    check: Callable[[Mapping[str, Any]], object]
 
     def start(self, options: Mapping[str, Any], **fields: Any) -> BackendT:
         """Start a server and connect to it; closing the backend ends the server.
