@@ -302,9 +302,11 @@ class Runs {
       if (size == 0) continue;
       std::vector<float> logits(size * vocab), scores(size);
       std::vector<int64_t> picks(size, -7), best(size * step.candidates, -7);
+      const int64_t points[] = {0, held_.model.layers};
+      std::vector<float> states(size * 2 * held_.model.hidden);
       const Step one = {static_cast<int64_t>(rows.size()), width, ids.data(), counts.data(), slots.data(), starts.data(),
                         data_of(depths), data_of(ancestors), logits.data(), 0, data_of(temperatures), data_of(seeds),
-                        picks.data(), scores.data(), step.candidates, best.data()};
+                        picks.data(), scores.data(), step.candidates, best.data(), 2, points, states.data()};
       expect(decoder_run(decoder_, &one) == kDone, "a step was not done");
       for (size_t r = 0; r < rows.size(); ++r)
         for (int64_t i = 0; i < counts[r]; ++i) {
@@ -312,6 +314,8 @@ class Runs {
           std::copy_n(logits.data() + from * vocab, vocab, given.logits.data() + to * vocab);
           given.scores[to] = scores[from];
           given.picks[to] = picks[from];
+          for (int64_t d = 0; d < 2 * held_.model.hidden; ++d)
+            expect(std::isfinite(states[from * 2 * held_.model.hidden + d]), "a state is not finite");
           for (int64_t c = 0; c < step.candidates; ++c)
             given.best[c * step.rows * step.width + to] = best[c * size + from];
         }
