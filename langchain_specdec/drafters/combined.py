@@ -60,6 +60,11 @@ class CombinedDrafter(Drafter):
                     drafts[i] = draft
         return drafts
 
+    def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+        """Every drafter takes in what the verification computed."""
+        for drafter in self._drafters:
+            drafter.follow(requests, verdict)
+
     def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Hand the verification to every drafter."""
         for drafter in self._drafters:

@@ -23,6 +23,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     OracleDrafter,
@@ -68,6 +69,29 @@ def test_a_draft_equal_to_the_target_takes_8_steps_for_40_tokens(
     # One forward of the draft model per drafted token, no more.
     assert drafter.num_forwards == 32
     assert [token.drafted for token in tokens] == [True, True, True, True, False] * 8
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_drafter_follows_every_verification_and_none_fails_for_it(
+    target: Any, engines: MakeEngine, references: References, is_broken: bool
+) -> None:
+    class Follower(OracleDrafter):
+        def __init__(self) -> None:
+            super().__init__({PROMPT: references(PROMPT, FORTY)}, 0.7)
+            self.texts: list[tuple[int, ...]] = []
+
+        def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+            self.texts += [tuple(request.token_ids) for request in requests]
+            if is_broken:
+                raise ValueError
+
+    drafter = Follower()
+    engine = engines(target, drafter, draft_length=3)
+    tokens, finish = read(engine.submit(PROMPT, FORTY))
+    assert token_ids(tokens) == references(PROMPT, FORTY)
+    # Before the text grew each time.
+    assert len(set(drafter.texts)) == len(drafter.texts) == finish.speculation.num_steps
+    assert drafter.texts[0] == PROMPT
 
 
 @pytest.mark.parametrize("draft_length", range(1, 11))
@@ -374,7 +398,7 @@ def test_a_step_is_five_calls() -> None:
     assert [ast.unparse(call.func) for call in calls] == [
         "self._planner.plan",
         "self._planner.propose",
-        "self._verifier.verify",
+        "self._verify",
         "self._planner.learn",
         "self._emitter.emit",
     ]
