@@ -25,6 +25,9 @@ _PRIORS: dict[str, tuple[float, ...]] = {
     "pair": (0.25, 0.2, 0.11, 0.08, 0.03, 0.02, 0.02, 0.02),
     "token": (0.12, 0.1, 0.07, 0.06, 0.03, 0.03, 0.02, 0.02),
     "model": (0.7,),
+    # By how sure a draft head is of the token, see `head_tree`; and whether any token of a level is right.
+    "eagle3": (0.01, 0.03, 0.07, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93),
+    "eagle3-level": (0.6, 0.55, 0.5),
     # By a grammar.
     "forced": (1.0,),
 }

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
 from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SampledRow, TokenHistory
@@ -144,7 +145,7 @@ class Drafter:
     num_layers = 0
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def runners(self) -> Sequence[Runner | HeadRunner]:
         """What runs its forwards; none where drafts take no forward."""
         return ()
 

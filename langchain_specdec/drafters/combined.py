@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 
@@ -23,7 +24,7 @@ class CombinedDrafter(Drafter):
         self.num_layers = max(drafter.num_layers for drafter in drafters)
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def runners(self) -> Sequence[Runner | HeadRunner]:
         """Those of all drafters."""
         return [runner for drafter in self._drafters for runner in drafter.runners]
 
