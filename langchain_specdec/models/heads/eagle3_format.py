@@ -35,9 +35,9 @@ _TAP_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 def format_name(source: HeadSource) -> str:
-    """What a head's format is called, for people."""
-    kind = source.config.get("speculators_model_type")
-    return "EAGLE-3" if kind is None else f"EAGLE-3 ({kind} of vLLM's speculators)"
+    """What the format of an EAGLE-3 head is called, for people."""
+    is_classic = source.config.get("speculators_model_type") is None
+    return "EAGLE-3, as of SafeAILab and SpecForge" if is_classic else "EAGLE-3, as of vLLM's speculators"
 
 
 def check_kind(source: HeadSource) -> None:
