@@ -41,12 +41,17 @@ class Draft:
         return len(self.tokens)
 
     @property
-    def depth(self) -> int:
-        """Most tokens that follow each other."""
+    def depths(self) -> list[int]:
+        """For each token how many follow each other up to it, itself included."""
         depths = [0] * (len(self.parents) + 1)  # the last is that of -1, the text
         for node, parent in enumerate(self.parents):
             depths[node] = depths[parent] + 1
-        return max(depths)
+        return depths[:-1]
+
+    @property
+    def depth(self) -> int:
+        """Most tokens that follow each other."""
+        return max(self.depths, default=0)
 
     def cut(self, length: int) -> Draft:
         """The first `length` tokens; a tree stays a tree because parents stand before children.

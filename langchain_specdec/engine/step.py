@@ -88,7 +88,7 @@ class Stepper:
         plan = self._planner.plan(requests)
         drafts = self._planner.propose(requests, plan)
         verdict = self._verify(requests, drafts, plan.num_candidates)
-        self._planner.learn(requests, plan, drafts, verdict)
+        self._planner.learn(requests, plan, verdict)
         return self._emitter.emit(requests, drafts, verdict)
 
     def decode_plainly(self, request: Request) -> None:

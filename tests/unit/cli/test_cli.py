@@ -250,7 +250,8 @@ def test_json_has_everything(folder):
     assert all(len(position["top_logprobs"]) == 2 for position in got["logprobs"])
     assert set(got["speculation"]) == {
         "drafted_tokens", "accepted_tokens", "forced_tokens", "num_steps", "acceptance_rate", "tokens_per_step",
-        "drafted_per_position", "accepted_per_position", "decode_seconds", "predicted_gain", "observed_gain",
+        "drafted_per_position", "accepted_per_position", "drafted_by_source", "accepted_by_source", "decode_seconds",
+        "predicted_gain", "observed_gain",
     }  # fmt: skip
     assert "logprobs" not in generated(PROMPT, "--model", folder, "--max-new-tokens", 2)
 
