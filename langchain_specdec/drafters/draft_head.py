@@ -112,7 +112,7 @@ class DraftHeadDrafter(Drafter):
             assert limits is not None, "a proposal says by what it was considered"  # noqa: S101
             trees[row] = HeadTree(self._source, requests[row].rates, limits, first, self._head.max_width)
         for level in range(max(lengths, default=0)):
-            growing = [row for row in trees if level < lengths[row] and (not level or trees[row].go_on())]
+            growing = [row for row in trees if level < lengths[row] and (not level or trees[row].go_on(lengths[row] - level))]
             if not growing:
                 break
             for row in self._grow([requests[row] for row in growing], [trees[row] for row in growing]):

@@ -123,9 +123,13 @@ class HeadTree:
             self._reaches.append(chance)
             self._depths.append(depth)
 
-    def go_on(self) -> bool:
-        """Choose the nodes that the next forward goes on from; False where none is likely enough."""
-        least = 0.0 if self._is_chain else self._limits.min_reach
+    def go_on(self, forwards: int) -> bool:
+        """Choose the nodes that the next forward goes on from; False where none is likely enough.
+
+        Args:
+            forwards: How many may still come, which have to share the width of a row.
+        """
+        least = 0.0 if self._is_chain else max(self._limits.min_reach, self._least_kept())
         open_nodes = [
             node
             for node, reach in enumerate(self._reaches)
@@ -133,8 +137,13 @@ class HeadTree:
         ]
         open_nodes.sort(key=self._reaches.__getitem__, reverse=True)
         room = self._max_width - 1 - len(self._grown)
-        self.asked = sorted(open_nodes[: max(min(_MAX_GROWN, room), 0)])
+        self.asked = sorted(open_nodes[: max(min(_MAX_GROWN, room // forwards), min(room, 1))])
         return bool(self.asked)
+
+    def _least_kept(self) -> float:
+        """The chance of the last node that the draft has room for: what follows a node is no likelier than the node."""
+        best = sorted(self._reaches, reverse=True)[: self._limits.max_nodes]
+        return best[-1] if len(best) == self._limits.max_nodes else 0.0
 
     def row(self) -> HeadRow:
         """What the next forward runs. All nodes after the trunk run again with the new ones, which so see them."""

@@ -34,7 +34,6 @@ class HeadRunner(Protocol):
         has_own_threads: See `ModelRunner`.
         bytes_per_token: What keys and values of one entry take.
         work_bytes: See `ModelRunner`.
-        cache: Its slots.
     """
 
     tap_points: tuple[int, ...]
@@ -48,7 +47,10 @@ class HeadRunner(Protocol):
     has_own_threads: bool
     bytes_per_token: int
     work_bytes: int
-    cache: SlotCache | NativeCache
+
+    @property
+    def cache(self) -> SlotCache | NativeCache:
+        """Its slots."""
 
     def clock(self) -> float:
         """Seconds, once the device has done what it was given."""

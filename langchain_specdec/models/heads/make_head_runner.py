@@ -1,0 +1,31 @@
+"""Gives a loaded head its slots, and what makes it fast on its device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from langchain_specdec.runner.head_runner import HeadRunner
+from langchain_specdec.runner.runner import Runner
+
+if TYPE_CHECKING:
+    from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+
+# Entries of a text that a forward takes in beside those that it drafts from.
+_LEAST_WIDTH = 16
+
+
+def make_head_runner(
+    head: Eagle3Head, target: Runner, num_slots: int, max_width: int, num_threads: int | None
+) -> HeadRunner:
+    """Give a head its slots.
+
+    Args:
+        head: The head.
+        target: Runs its target; a text has as many positions here as there.
+        num_slots: As the target's.
+        max_width: Most tokens of a row in a forward.
+        num_threads: Threads of a native one; None is `default_threads`.
+    """
+    from langchain_specdec.runner.module_head_runner import ModuleHeadRunner
+
+    return ModuleHeadRunner(head, num_slots, target.max_length, max(max_width, _LEAST_WIDTH))

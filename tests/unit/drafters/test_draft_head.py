@@ -1,0 +1,133 @@
+"""A trained head drafts from the target's states: the text stays, and takes as many steps as the head earns."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from langchain_specdec.drafters.combined import CombinedDrafter
+from langchain_specdec.drafters.draft_head import DraftHeadDrafter
+from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
+from langchain_specdec.engine.engine import Engine
+from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.models.heads.load_head import load_head
+from langchain_specdec.models.heads.make_head_runner import make_head_runner
+from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.sampling.params import SamplingParams
+from tests.support.eagle3_folders import TinyHead
+from tests.support.oracle_heads import SIZE, chained_head, chained_model, successors
+from tests.support.recorded_graphs import RecordedCapture
+from tests.support.tiny_models import References, loaded, perturbed, random_prompt, read, tiny_model, token_ids
+
+pytestmark = pytest.mark.transformers
+TREE, CHAIN = 16, 0
+GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
+KINDS = {
+    "greedy": GREEDY,
+    "sampled": replace(GREEDY, temperature=0.8, seed=3),
+    "cut": replace(GREEDY, temperature=0.9, top_p=0.8, top_k=30, seed=5),
+    "penalised": replace(GREEDY, temperature=0.7, repetition_penalty=1.3, seed=6),
+    "biased": replace(GREEDY, logit_bias={7: 3.0, 9: -4.0}),
+}
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Engine]]:
+    """Makes engines on a model and a head, and closes them."""
+    engines: list[Engine] = []
+
+    def build(
+        model: Any, head: Any, *, nodes: int = TREE, lookups: bool = False, captured: bool = False, **options: Any
+    ) -> Engine:
+        target = loaded(model)
+        runner: Any = make_runner(target, num_slots=4, max_length=256, max_width=1 + max(10, nodes))
+        if captured:
+            runner = CapturedRunner(runner, RecordedCapture(), "reduce-overhead")
+        drafter: Any = DraftHeadDrafter(
+            runner, make_head_runner(head, runner, 4, 1 + max(10, nodes), None), "eagle3", 64
+        )
+        if lookups:
+            drafter = CombinedDrafter([LookupTreeDrafter(5), drafter])
+        options = {"step_cost": StepCost.flat(draft=0.05), "max_draft_tokens": 10, "max_tree_nodes": nodes, **options}
+        engines.append(Engine(runner, drafter, target.tokenizer, (256,), **options))
+        return engines[-1]
+
+    yield build
+    for engine in engines:
+        engine.close()
+
+
+def texts(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[int]]:
+    streams = [engine.submit(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+    return [token_ids(read(stream)[0]) for stream in streams]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A target of six layers, and a head of random weights for it."""
+    model = tiny_model(num_hidden_layers=6)
+    folder = TinyHead().write(tmp_path_factory.mktemp("head") / "random")
+    return model, load_head(folder, loaded(model))
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["modules", "captured"])
+@pytest.mark.parametrize("nodes", [TREE, CHAIN], ids=["tree", "chain"])
+@pytest.mark.parametrize("which", ["random", "often right"])
+def test_texts_are_those_of_plain_decoding(which: str, nodes: int, captured: bool, trained: Any, make: Any) -> None:
+    if which == "random":
+        model, head = trained
+    else:
+        following = successors()
+        model, head = perturbed(chained_model(following), 0.15), chained_head(following, torch.arange(0, SIZE, 2))
+    rng, references, accepted = random.Random(4), References(model), 0
+    for lookups in (False, True):
+        engine = make(model, head, nodes=nodes, lookups=lookups, captured=captured)
+        for _ in range(2):  # the second time in slots that hold earlier texts
+            prompts, params = [random_prompt(rng) for _ in KINDS], list(KINDS.values())
+            streams = [engine.submit(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+            for prompt, each, stream in zip(prompts, params, streams, strict=True):
+                tokens, end = read(stream)
+                assert token_ids(tokens) == references(prompt, each), (prompt, each)
+                accepted += end.speculation.accepted_by_source.get("eagle3", 0)
+    assert accepted > (0 if which == "random" else 100)
+
+
+def count_steps(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> tuple[list[int], Any]:
+    tokens, end = read(engine.submit(prompt, params))
+    return token_ids(tokens), end.speculation
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("depth", [1, 3, 7])
+@pytest.mark.parametrize("nodes", [TREE, CHAIN], ids=["tree", "chain"])
+def test_an_oracle_takes_as_few_steps_as_its_depth(
+    nodes: int, depth: int, temperature: float, make: Any
+) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    engine = make(model, head, nodes=nodes, max_draft_tokens=depth, step_cost=StepCost.flat())
+    params = SamplingParams(max_new_tokens=1 + 6 * (depth + 1), ignore_eos=True, temperature=temperature, seed=1)
+    text, stats = count_steps(engine, [5, 9, 3], params)
+    assert text == References(model)([5, 9, 3], params)
+    # The first step has no states yet of what the head needs, and learns what it costs.
+    assert stats.num_steps == 1 + math.ceil((params.max_new_tokens - 1) / (depth + 1)), stats
+    assert stats.accepted_by_source == {"eagle3": stats.accepted_tokens}
+
+
+def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
+    following = successors()
+    wrong = (following + 1) % SIZE
+    cost = StepCost({(1, 1): 1.0, (1, 4): 1.3, (1, 20): 3.0}, draft=0.2)
+    params = replace(GREEDY, max_new_tokens=150)
+    engine = make(chained_model(following), chained_head(wrong), step_cost=cost)
+    texts(engine, [[5, 9, 3]] * 3, [params] * 3)  # what the kinds are worth is learned from all texts
+    text, stats = count_steps(engine, [8, 9, 3], params)
+    assert stats.num_steps == params.max_new_tokens == len(text)
+    assert stats.predicted_seconds <= 1.02 * stats.num_steps
