@@ -1,6 +1,7 @@
 """EAGLE-3 heads as their config.json and the shapes of their weights tell of them, in both formats that there are.
 
-The classic one is of SafeAILab's EAGLE, SpecForge and AngelSlim; the other one of vLLM's speculators, as RedHatAI's.
+The classic one is of SafeAILab's EAGLE, SpecForge, AngelSlim and, with another name for its layers, DeepSpec; the other
+one of vLLM's speculators, as RedHatAI's.
 What the weights say counts: a configuration's number of layers, for one, is often the target's.
 """
 
@@ -136,6 +137,8 @@ def _check_weights(source: HeadSource, shapes: Shapes) -> None:
     names = " ".join(shapes)
     if "kv_a_proj" in names:
         _refuse(source, "its attention is of DeepSeek's kind (MLA); heads with Llama's or Qwen3's layers run here")
+    if "pre_feedforward_layernorm" in names:
+        _refuse(source, "its layer is Gemma's; heads with Llama's or Qwen3's layers run here")
     if "mask_hidden" in shapes:
         _refuse(source, "it is a P-EAGLE head, which drafts several tokens in one forward; EAGLE-3's run here")
     if "layers.0.self_attn.q_proj.weight" in shapes and "layers.0.hidden_norm.weight" not in shapes:
@@ -164,6 +167,9 @@ def _tap_points(source: HeadSource, target: TargetSizes) -> tuple[int, ...]:
     (https://github.com/sgl-project/sglang/pull/25454).
     """
     config, layers = source.config, target.num_layers
+    if left := config.get("target_layer_ids"):
+        # DeepSpec's name for them, https://github.com/deepseek-ai/DeepSpec: hidden_states[i + 1].
+        return tuple(int(layer) + 1 for layer in left)
     default = (2, layers // 2, layers - 3)
     ids = config.get(_TAP_IDS) or (config.get("eagle_config") or {}).get(_TAP_IDS)
     if not ids:

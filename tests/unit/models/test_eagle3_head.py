@@ -192,11 +192,38 @@ def test_other_files_hold_the_same(files, target, tmp_path):
     assert all(torch.equal(weight, other[name]) for name, weight in state.items())
 
 
-def test_a_copy_of_the_target_s_embeddings_is_not_kept(target, tmp_path):
-    table = target.model.get_input_embeddings().weight.detach()
-    head = load_head(TinyHead(table=table).write(tmp_path / "head"), target)
-    assert not head.config.has_embedding
+def test_copies_of_the_target_s_weights_are_not_kept(target, tmp_path):
+    """DeepSpec's heads come with both, and name their layers by what leaves them."""
+    tiny, model = TinyHead(draft_vocab=None, qk_norm=True), target.model
+    table, output = (layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    config = tiny.classic_config() | {
+        "architectures": ["Qwen3Eagle3Model"], "target_layer_ids": [0, 2, 4], "draft_vocab_size": None,
+        "eagle_config": None, "target_hidden_size": None,
+    }  # fmt: skip
+    (tmp_path / "head").mkdir()
+    weights = tiny.weights() | {"embed_tokens.weight": table, "lm_head.weight": output}
+    write_files(tmp_path / "head", config, weights, "safetensors")
+    head = load_head(tmp_path / "head", target)
+    assert (head.tap_points, head.config.has_embedding, head.config.has_output) == ((1, 3, 5), False, False)
     assert torch.equal(head.embed(torch.tensor([3])), table[[3]])
+    torch.testing.assert_close(head.logits(torch.ones(1, 32)), output.sum(dim=1)[None])
+
+
+def test_a_head_on_a_cpu_is_in_float32_whatever_its_target_is(tmp_path):
+    target = loaded(target_of(TinyHead(), dtype=torch.bfloat16))
+    tiny = TinyHead(draft_vocab=None, has_output=False)
+    head = load_head(tiny.write(tmp_path / "head"), target)
+    states = torch.randn(1, 1, 3, 32, dtype=torch.bfloat16)
+    made = head.embed(torch.tensor([[3]])), head.condense(states), head.logits(torch.ones(1, 1, 32))
+    assert {each.dtype for each in made} == {torch.float32}
+
+
+def test_a_head_of_the_whole_vocabulary_may_say_so(target, tmp_path):
+    tiny = TinyHead(draft_vocab=None)
+    maps = {"d2t": torch.zeros(258, dtype=torch.int64), "t2d": torch.ones(258, dtype=torch.bool)}
+    (tmp_path / "head").mkdir()
+    write_files(tmp_path / "head", tiny.classic_config(), tiny.weights() | maps, "safetensors")
+    assert load_head(tmp_path / "head", target).target_ids is None
 
 
 def test_names_of_older_versions_and_leftovers(target, tmp_path):
@@ -396,6 +423,7 @@ def _rewritten(folder: Path, **changes: Tensor | None) -> Path:
         ({"layers__0__hidden_norm__weight": None}, "One of EAGLE-1 or EAGLE-2 reads the last layer alone"),
         ({"layers__0__self_attn__kv_a_proj_with_mqa__weight": torch.ones(1)}, "DeepSeek's kind (MLA)"),
         ({"mask_hidden": torch.ones(1)}, "it is a P-EAGLE head"),
+        ({"layers__0__pre_feedforward_layernorm__weight": torch.ones(32)}, "its layer is Gemma's"),
     ],
 )
 def test_damaged_files_are_refused(changes, told, target, tmp_path):
