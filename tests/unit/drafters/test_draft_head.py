@@ -131,3 +131,44 @@ def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
     text, stats = count_steps(engine, [8, 9, 3], params)
     assert stats.num_steps == params.max_new_tokens == len(text)
     assert stats.predicted_seconds <= 1.02 * stats.num_steps
+
+
+def test_a_text_that_goes_on_from_an_earlier_one_is_drafted_for(make: Any) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    engine = make(model, head, max_draft_tokens=3, step_cost=StepCost.flat())
+    params = replace(GREEDY, max_new_tokens=17)
+    first, _ = count_steps(engine, [5, 9, 3], params)
+    for prompt in [5, 9, 3, *first, 7], [5, 9, 3, *first[:4], 8, 1], [5, 9, 4]:
+        text, stats = count_steps(engine, prompt, params)
+        assert text == References(model)(prompt, params)
+        # Where a text parted from an earlier one, one entry is of a token that is not in it.
+        assert stats.num_steps <= 6, stats
+
+
+def test_long_texts_without_drafts_leave_few_states_waiting(make: Any) -> None:
+    following = successors()
+    # A forward of the head that costs as much as ten steps never pays.
+    engine = make(chained_model(following), chained_head(following), step_cost=StepCost.flat(draft=10.0))
+    streams = [engine.submit([5, 9, 3], replace(GREEDY, max_new_tokens=240))]
+    assert len(read(streams[0])[0]) == 240
+    (slot,) = engine.drafter._slots.values()
+    assert slot.end == 242
+    assert slot.num_waiting <= 256
+
+
+def test_scores_that_are_not_sound_cost_nobody_a_text(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    bad = 77
+    with torch.no_grad():
+        head.embed_tokens.weight[bad] = math.nan
+    engine = make(model, head, step_cost=StepCost.flat())
+    params = replace(GREEDY, max_new_tokens=16)
+    before = int((following == bad).nonzero())
+    prompts = [[5, before], [5, 9, 3], [bad, 4, 2]]
+    for prompt, text in zip(prompts, texts(engine, prompts, [params] * 3), strict=True):
+        assert text == References(model)(prompt, params)
+    assert "The draft head computes NaN" in caplog.text
+    text, stats = count_steps(engine, [6, 9, 3], params)  # slots are clean
+    assert stats.num_steps <= 4
