@@ -77,7 +77,8 @@ def best_lengths(reaches: Sequence[Sequence[float]], cost: StepCost) -> DraftLen
     """
     rows = len(reaches)
     plain = cost.verify_seconds(rows, 1)
-    width, seconds = _best_width(rows, _sums([_gains(row) for row in reaches]), cost) if any(reaches) else (0, plain)
+    gains = _sums([_gains(row) for row in reaches])
+    width, seconds = _best_width(rows, gains, cost, plain)
     return _cut(reaches, width, seconds, plain)
 
 
@@ -144,7 +145,7 @@ def best_forwards(
             gains = [_gains_of_both(f.reaches, each, c, count, max_nodes) for f, each, c in pairs]
         else:
             gains = [_gains_of_either(f.reaches, c.reaches[:count]) for f, c in zip(free, computed, strict=True)]
-        width, seconds = _best_width(rows, _sums(gains), cost, cost.draft_seconds(count))
+        width, seconds = _best_width(rows, _sums(gains), cost, plain, cost.draft_seconds(count))
         lengths = tuple([min(count, len(p.reaches)) for p in computed])
         tokens = tuple([1.0 + row[min(width, len(row) - 1)] for row in gains])
         choice = DraftLengths(lengths, tokens, seconds, plain, count)
@@ -155,13 +156,15 @@ def best_forwards(
     return best
 
 
-def _best_width(rows: int, gains: Sequence[float], cost: StepCost, spent: float = 0.0) -> tuple[int, float]:
+def _best_width(
+    rows: int, gains: Sequence[float], cost: StepCost, plain_seconds: float, spent: float = 0.0
+) -> tuple[int, float]:
     """The number of nodes that gives most tokens per second, by what all rows gain by each; and the step's seconds."""
-    best, best_seconds = 0, cost.verify_seconds(rows, 1) + spent
+    best, best_seconds = 0, plain_seconds + spent
     best_rate = rows / best_seconds
-    for count, gain in enumerate(gains):
+    for count in range(1, len(gains)):
         seconds = cost.verify_seconds(rows, 1 + count) + spent
-        rate = (rows + gain) / seconds
+        rate = (rows + gains[count]) / seconds
         if rate > best_rate:
             best, best_seconds, best_rate = count, seconds, rate
     return best, best_seconds
