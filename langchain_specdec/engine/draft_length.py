@@ -16,6 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 from langchain_specdec.drafters.base import Proposal
@@ -23,6 +24,8 @@ from langchain_specdec.engine.step_cost import StepCost
 
 # Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.
 _MIN_REACH = 0.004
+# Of the chance that some token of a computed level is right, the share of the likeliest one.
+_FIRST_SHARE = 0.7
 # After so many numbers of forwards that promise less than a smaller one no larger one is tried.
 _PATIENCE = 2
 
@@ -174,21 +177,26 @@ def _gains_of_both(
     free: Sequence[float], depths: Sequence[int], computed: Proposal, count: int, max_nodes: int
 ) -> list[float]:
     """Expected accepted tokens of a tree of so many levels and then of what is free, by its number of nodes."""
-    levels, width = computed.reaches[:count], computed.level_width
-    gains = [0.0]
-    for reach in levels:
-        # The nodes of a level have its chance together, the likelier ones first.
-        gains += [gains[-1] + reach * (node + 1) / width for node in range(width)]
+    levels = computed.reaches[:count]
+    shares = _shares(computed.level_width)
+    added = [reach * share for reach in levels for share in shares]
     # The chances of standing down to each depth.
     standing = dict.fromkeys(depths, 0.0)
-    gain = gains[-1]
     for reach, depth in zip(free, depths, strict=True):
         known = levels[depth - 1] if depth <= len(levels) else 0.0
         before = max(standing[depth], known)
         standing[depth] += reach
-        gain += max(standing[depth], known) - before
-        gains.append(gain)
-    return gains[: 1 + max_nodes]
+        added.append(max(standing[depth], known) - before)
+    # The tree takes the likeliest ones.
+    added.sort(reverse=True)
+    return _gains(added[:max_nodes])
+
+
+@cache
+def _shares(width: int) -> tuple[float, ...]:
+    """What each node of a level has of the level's chance: the likeliest one most of it, the others most of the rest."""
+    shares = [_FIRST_SHARE * (1 - _FIRST_SHARE) ** node for node in range(width - 1)]
+    return (*shares, 1.0 - sum(shares))
 
 
 def _gains_of_either(free: Sequence[float], computed: Sequence[float]) -> list[float]:
