@@ -24,6 +24,11 @@ class CombinedDrafter(Drafter):
         self.num_layers = max(drafter.num_layers for drafter in drafters)
 
     @property
+    def num_forwards(self) -> int:
+        """Those of all drafters."""
+        return sum(drafter.num_forwards for drafter in self._drafters)
+
+    @property
     def runners(self) -> Sequence[Runner | HeadRunner]:
         """Those of all drafters."""
         return [runner for drafter in self._drafters for runner in drafter.runners]

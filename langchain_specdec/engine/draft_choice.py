@@ -78,7 +78,10 @@ class DraftChooser:
 
     def limits(self, cost: StepCost | None, rows: int) -> DraftLimits:
         """How many tokens drafts of so many rows may have, and how unlikely they may be; how deep is not said."""
-        return DraftLimits(0, self._max_nodes, min(least_reach(cost, rows, self._max_nodes), _MOST_LEAST_REACH))
+        least = min(least_reach(cost, rows, self._max_nodes), _MOST_LEAST_REACH)
+        # A plain step brings each row one token.
+        gain = 0.0 if cost is None else rows * cost.draft_seconds(1) / cost.verify_seconds(rows, 1)
+        return DraftLimits(0, self._max_nodes, least, gain)
 
     def choose(
         self,

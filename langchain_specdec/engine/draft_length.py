@@ -194,7 +194,7 @@ def _gains_of_both(
 
 @cache
 def _shares(width: int) -> tuple[float, ...]:
-    """What each node of a level has of the level's chance: the likeliest one most of it, the others most of the rest."""
+    """What each node of a level has of its chance: the likeliest one most of it, the others most of the rest."""
     shares = [_FIRST_SHARE * (1 - _FIRST_SHARE) ** node for node in range(width - 1)]
     return (*shares, 1.0 - sum(shares))
 

@@ -145,8 +145,9 @@ class DraftPlanner:
 
     def propose(self, requests: Sequence[Request], plan: Plan) -> list[Draft]:
         """Have the drafts made that were planned; each row's becomes one tree of all that is proposed for it."""
-        started = self._runner.clock()
+        started, num_before = self._runner.clock(), self._drafter.num_forwards
         drafts = self._drafter.propose(requests, plan.proposals, plan.lengths)
+        plan.num_forwards = self._drafter.num_forwards - num_before
         self._verify_started = self._runner.clock()
         self._draft_seconds = self._verify_started - started
         plan.guesses = [[p.draft for p in offer if p.draft.tokens] for offer in plan.offers]
