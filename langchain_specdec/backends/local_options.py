@@ -35,8 +35,8 @@ class DraftOptions(TypedDict, total=False):
     """What is drafted."""
 
     drafter: Annotated[DrafterName, Option(
-        "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers and by "
-        "the target's recent candidates, or the draft model where there is one and it promises more; `prompt_lookup`: "
+        "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers, by "
+        "the target's recent candidates and, where there is one and it pays, by the draft model; `prompt_lookup`: "
         "the request's own text only; `draft_model`; `none`.", str, words=DRAFTERS)]
     draft_length: Annotated[int | Literal["auto"], Option(
         "auto", "`auto` drafts as many tokens as pay, by measurement, down to none; a number drafts chains of that "
