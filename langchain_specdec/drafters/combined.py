@@ -1,4 +1,4 @@
-"""Several drafters beside each other; each step takes the draft that promises most."""
+"""Several drafters beside each other, as one; whoever asks it makes one tree of what they propose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langchain_specdec.runner.verify import Verdict
 
 
 class CombinedDrafter(Drafter):
-    """Offers what several drafters could propose, and has the one propose whose offer is taken.
+    """Offers what several drafters could propose, and has those propose whose offers are taken.
 
     Args:
         drafters: In order of preference, where nothing else tells them apart; the free ones first.
