@@ -16,6 +16,7 @@ from langchain_specdec.runner.layer_states import TAIL, Row, SlotStates
 from langchain_specdec.runner.model_config import cached_bytes, max_positions, num_cached_layers
 from langchain_specdec.runner.model_inputs import ModelInputs
 from langchain_specdec.runner.model_state import WeightsState, evaluating, is_private, modules_of
+from langchain_specdec.runner.module_taps import ModuleTaps
 from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.slot_images import ForwardImages, SlotImages
 from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
@@ -73,6 +74,7 @@ class ModelRunner:
         """Knows the images of the text in each slot; None where the model is given text only."""
         self._inputs = ModelInputs(model, self.images.offsets if self.images is not None else None)
         self._dtype: torch.dtype = model.dtype
+        self._taps: ModuleTaps | None = None
         self._modules = modules_of(model)
         self.weights = WeightsState.of(self._modules)
         """What `note_weights` saw last."""
@@ -92,6 +94,25 @@ class ModelRunner:
 
     def prepare_drafts(self, rows: int, lengths: range, vocab_size: int, *, is_sampled: bool) -> None:
         """Make all graphs that drafting for certain texts is likely to use; here there are none."""
+
+    def tap(self, points: Sequence[int]) -> None:
+        """Have the states at these points from every forward on; see `tap_points`. Asked for before the first one.
+
+        Raises:
+            ValueError: The model has no such points.
+        """
+        self._taps = ModuleTaps(self.model, points)
+
+    @property
+    def is_tapped(self) -> bool:
+        """Whether states are had from forwards."""
+        return self._taps is not None
+
+    @property
+    def tapped(self) -> Tensor:
+        """States of the latest forward, `[rows, width, points, hidden]`. Good until the next one."""
+        assert self._taps is not None, "asked for before the first forward"  # noqa: S101
+        return self._taps.states.to(self.device)
 
     clock = staticmethod(step_clock)
     make_noise = staticmethod(gumbel_noise)
@@ -212,7 +233,7 @@ class ModelRunner:
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         length = self.cache.begin(shape, is_chain=inputs.is_chain)
-        with pinned_backends(self.device), self.evaluating():
+        with pinned_backends(self.device), self.evaluating(), self._tapping():
             logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, length)).logits
         return logits
 
@@ -220,9 +241,13 @@ class ModelRunner:
         """Let go of the model and the slots; only for a runner that runs nothing any more."""
         self.model = None
         self._modules = []
+        self._taps = None
         if self.images is not None:
             self.images.release()
         self.cache.release()
+
+    def _tapping(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._taps is None else self._taps.open()
 
     def _last_logits(self, slots: Sequence[int], starts: Sequence[int], inputs: RowInputs) -> Tensor:
         logits = self._logits(slots, starts, inputs)
@@ -249,6 +274,6 @@ class ModelRunner:
         if self.cache.states is not None:
             self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         choosing = nullcontext() if self.adapters is None else self.adapters.choosing(slots, self.device)
-        with pinned_backends(self.device), self.evaluating(), choosing:
+        with pinned_backends(self.device), self.evaluating(), choosing, self._tapping():
             given = self._inputs.make(self.cache, inputs, length, is_prompt=is_prompt, images=images)
             return module(**given)

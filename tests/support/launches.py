@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from langchain_specdec.bench.random_weights import SHAPES
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.cuda.buckets import Bucket
-from langchain_specdec.runner.cuda.captured_runner import draft_step, verify_step
+from langchain_specdec.runner.cuda.recorded_steps import draft_step, verify_step
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowInputs, num_bytes
 from tests.support.fake_cuda import FakeCuda, make_model

@@ -104,7 +104,7 @@ def _is_decoder_right(library: NativeLibrary) -> bool:
 
 def _run(decoder: NativeDecoder, tokens: list[int], start: int, parents: list[int] | None) -> tuple[Floats, list[int]]:
     """Logits and picks of one row in slot 1."""
-    step = NativeStep(_VOCAB)
+    step = NativeStep(_VOCAB, _HIDDEN)
     batch = RowBatch([1], [start], [tokens], None if parents is None else [parents])
     decoder.run(step.fill(batch, has_logits=True, picks=True))
     return step.logits(1, len(tokens))[0].copy(), step.picks(1, len(tokens))[0].tolist()

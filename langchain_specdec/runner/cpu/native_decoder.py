@@ -21,6 +21,8 @@ from langchain_specdec.runner.cpu.native_cache import BLOCK, NativeCache
 from langchain_specdec.runner.cpu.native_step import Step
 from langchain_specdec.runner.cpu.rotary import RotaryTables
 
+MAX_TAPS = 8
+"""Most states of a token that a forward hands out."""
 MAX_THREADS = 64
 """Most threads of one decoder; more would wait for memory."""
 

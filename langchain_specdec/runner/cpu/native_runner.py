@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
-from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
+from langchain_specdec.runner.cpu.native_decoder import MAX_TAPS, NativeDecoder, NativeLibrary
 from langchain_specdec.runner.cpu.native_step import NativeStep
 from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.model_config import max_positions
@@ -25,6 +25,7 @@ from langchain_specdec.runner.model_state import WeightsState, is_private, modul
 from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.tap_points import check_points
 from langchain_specdec.runner.verify import UNSOUND, Verification, accept_rows, score_of
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class NativeRunner:
         self.num_threads = self._decoder.num_threads
         self.work_bytes = work_bytes(weights, self.num_threads)
         """Most memory that its forwards take as they come."""
-        self._step = NativeStep(weights.vocab)
+        self._step = NativeStep(weights.vocab, weights.hidden)
+        self._shape = (0, 0)
 
     adapters: RowAdapters | None = None
     images: SlotImages | None = None
@@ -110,6 +112,16 @@ class NativeRunner:
 
     def make_next_graph(self, batch: RowBatch) -> None:
         """There are no graphs to make."""
+
+    def tap(self, points: Sequence[int]) -> None:
+        """See `ModelRunner.tap`."""
+        check_points(points, len(self.cache), MAX_TAPS)
+        self._step.tap(points)
+
+    @property
+    def tapped(self) -> Tensor:
+        """See `ModelRunner.tapped`."""
+        return torch.from_numpy(self._step.states(*self._shape))
 
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked, as those of a module may; they are read anew then."""
@@ -229,6 +241,7 @@ class NativeRunner:
     def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
         if self._unfit is not None:
             raise RuntimeError(self._unfit)
+        self._shape = len(batch.slots), batch.width
         step = self._step.fill(batch, has_logits=has_logits, last_only=last_only, picks=picks)
         note = self.cache.note
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):

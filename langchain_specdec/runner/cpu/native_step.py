@@ -27,6 +27,9 @@ class Step(ctypes.Structure):
         *((name, c_void_p) for name in ("temperatures", "seeds", "picks", "scores")),
         ("candidates", c_int64),
         ("best", c_void_p),
+        ("taps", c_int64),
+        ("points", c_void_p),
+        ("states", c_void_p),
     )
 
 
@@ -35,16 +38,25 @@ class NativeStep:
 
     Args:
         vocab_size: Of the model.
+        hidden: Numbers of a state.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden: int) -> None:
         self._vocab_size = vocab_size
+        self._hidden = hidden
+        self._points = np.empty(0, np.int64)
         self._step = Step()
         self._num_tokens = self._num_rows = self._num_pairs = self._num_best = self._num_logits = 0
         self._best = np.empty(0, np.int64)
         self._logits: Floats = np.empty((0, vocab_size), np.float32)
+        self._states: Floats = np.empty((0, hidden), np.float32)
         self._reserve_rows(8)
         self._reserve_tokens(64)
+
+    def tap(self, points: Sequence[int]) -> None:
+        """Have the states that enter these layers; see `taps`."""
+        self._points = np.array(points, np.int64)
+        self._step.taps, self._step.points = len(points), self._points.ctypes.data
 
     def _reserve_rows(self, count: int) -> None:
         self._num_rows = count
@@ -95,6 +107,10 @@ class NativeStep:
             step.depths = step.ancestors = None
         else:
             self._fill_trees(batch.parents or (), rows, width)
+        if count := rows * width * len(self._points):
+            if count > len(self._states):
+                self._states = np.empty((max(count, 2 * len(self._states)), self._hidden), np.float32)
+            step.states = self._states.ctypes.data
         step.last_only = int(last_only)
         step.logits = self._room_for_logits(rows * width) if has_logits else None
         # Nobody asks for the logits of picks, which stay a null pointer.
@@ -145,6 +161,11 @@ class NativeStep:
     def logits(self, rows: int, width: int) -> Floats:
         """Logits of the latest forward, `[rows, width, vocab]`; a view. Padding holds nothing of use."""
         return self._logits[: rows * width].reshape(rows, width, self._vocab_size)
+
+    def states(self, rows: int, width: int) -> Floats:
+        """Tapped states of the latest forward, `[rows, width, points, hidden]`; a view. Padding holds nothing."""
+        count = len(self._points)
+        return self._states[: rows * width * count].reshape(rows, width, count, self._hidden)
 
     def picks(self, rows: int, width: int) -> Counts:
         """What was picked after each token, int64 `[rows, width]`; a view."""

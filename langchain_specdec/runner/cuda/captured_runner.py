@@ -20,13 +20,13 @@ from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.capture import Capture
 from langchain_specdec.runner.cuda.graph_store import CapturedGraph, GraphStore
 from langchain_specdec.runner.cuda.likely_batches import likely_batches
-from langchain_specdec.runner.kv_cache import ForwardShape
+from langchain_specdec.runner.cuda.recorded_steps import draft_step, verdict_of, verify_step
 from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
-from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
+from langchain_specdec.runner.verify import Verification, sound_chains
 from langchain_specdec.sampling.noise import gumbel_noise
 
 # Tokens of a row in the first forward of a draft: the last one of the text, and at times the one before it.
@@ -63,6 +63,7 @@ class CapturedRunner:
         self._places: dict[tuple[int, int, bool], tuple[Tensor, RowInputs]] = {}
         self._settled: set[Bucket] = set()
         self._is_complete = False
+        self._states: Tensor | None = None
 
     adapters: RowAdapters | None = None
     """A graph computes the same for all rows, so there are none to choose among."""
@@ -98,6 +99,15 @@ class CapturedRunner:
     has_own_threads = False
     work_bytes = 0
 
+    def tap(self, points: Sequence[int]) -> None:
+        """See `ModelRunner.tap`."""
+        self.uncaptured.tap(points)
+
+    @property
+    def tapped(self) -> Tensor:
+        """See `ModelRunner.tapped`."""
+        return self.uncaptured.tapped if self._states is None else self._states
+
     def note_weights(self) -> bool:
         """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""
         before = self.uncaptured.weights
@@ -120,6 +130,7 @@ class CapturedRunner:
 
     def prefill(self, batch: RowBatch) -> None:
         """See `ModelRunner.prefill`; nothing of it is captured."""
+        self._states = None
         self.uncaptured.prefill(batch)
 
     @torch.inference_mode()
@@ -139,6 +150,8 @@ class CapturedRunner:
                 # What it wrote lies beyond the rows' lengths; running it again as it is is safe.
                 self.store.fail(error)
         verification = self.uncaptured.verify(batch)
+        # Making a graph runs other forwards.
+        self._states = self.uncaptured.tapped if self.uncaptured.is_tapped else None
         if bucket is not None and self.store.is_due(bucket, is_wanted=is_wanted):
             self._make_verify(bucket, batch, verification)
         return verification
@@ -273,13 +286,14 @@ class CapturedRunner:
         return self._places[key][1]
 
     def _replay_verify(self, bucket: Bucket, graph: CapturedGraph, batch: RowBatch) -> Verification:
-        logits, verdict = graph.outputs
+        logits, verdict, *states = graph.outputs
         inputs = self._place(bucket.rows, bucket.width, has_tree=True)
         self._packed(batch, bucket, bucket.width, has_tree=True)()
         graph.replay()
         self.uncaptured.num_forwards += 1
         rows, width = len(batch.slots), batch.width
         own = verdict[:, :rows, :width] if batch.noise is not None else None
+        self._states = states[0][:rows, :width] if states else None
         return Verification(StepLogits(logits[:rows, :width], self), own, inputs.cut(rows, width))
 
     def _replay_chain(
@@ -311,7 +325,7 @@ class CapturedRunner:
 
         def error(outputs: tuple[Tensor, ...]) -> float:
             logits, verdict = outputs[0][:rows, :width], outputs[1][:, :rows, :width]
-            right = _verdict(logits, inputs.cut(rows, width), bucket)
+            right = verdict_of(logits, inputs.cut(rows, width), bucket)
             # Of equally good candidates either may come first, so only picks and what stands are compared.
             return _error(logits, expected_logits, (right[:2] == verdict[:2]) | ~own, own)
 
@@ -344,47 +358,6 @@ class CapturedRunner:
             error,
             lambda: self.uncaptured.last_logits(batch),
         )
-
-
-def verify_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> tuple[Tensor, Tensor]:
-    """A forward and its acceptance, of tensors alone; this is what is captured.
-
-    Returns:
-        The logits, and the verdict.
-    """
-    logits = _forward(runner, inputs, bucket)
-    return logits, _verdict(logits, inputs, bucket)
-
-
-def _verdict(logits: Tensor, inputs: RowInputs, bucket: Bucket) -> Tensor:
-    return pick_and_accept(logits, inputs, is_sampled=bucket.is_sampled, num_candidates=bucket.num_candidates)
-
-
-def draft_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """A draft forward that leaves in its inputs what the next one reads; this is what is captured.
-
-    One graph so serves a loop of any length, at one launch a token. A graph of the whole loop would save some
-    microseconds a token, and be one more to make and to hold for each length.
-
-    Returns:
-        The logits after each row's last token, `[rows, vocab]`, and the tokens picked by them, `[rows, 1]`.
-    """
-    logits = _forward(runner, inputs.cut(bucket.rows, bucket.width), bucket)
-    rows = torch.arange(bucket.rows, device=logits.device)
-    last = logits[rows, inputs.num_nodes - 1, :vocab_size]
-    ends = inputs.starts + inputs.num_nodes
-    picked = inputs.pick(last[:, None], ends[:, None], is_sampled=bucket.is_sampled)
-    inputs.tokens[:, :1].copy_(picked)
-    inputs.starts.copy_(ends)
-    inputs.places.add_(inputs.num_nodes)
-    inputs.num_nodes.fill_(1)
-    return last, picked
-
-
-def _forward(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> Tensor:
-    first_slot = 0 if bucket.is_whole else None
-    shape = ForwardShape(bucket.length, inputs.slots[:, None], inputs.positions_in_slot, first_slot)
-    return runner.forward_static(inputs, shape)
 
 
 def _error(computed: Tensor, expected: Tensor, is_right: Tensor, own: Tensor | None = None) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from langchain_specdec.models.pretrained import _best_attention
 from langchain_specdec.runner.cuda.buckets import Bucket
-from langchain_specdec.runner.cuda.captured_runner import verify_step
+from langchain_specdec.runner.cuda.recorded_steps import verify_step
 from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, num_bytes

@@ -16,7 +16,7 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.emission import Emitter
 from langchain_specdec.engine.verification import Verifier
 from langchain_specdec.runner import attention, kv_cache, model_inputs, step_inputs, verify
-from langchain_specdec.runner.cuda import captured_runner
+from langchain_specdec.runner.cuda import recorded_steps
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.sampling import noise
 from langchain_specdec.sampling.choice import SamplingTable, TokenHistory
@@ -107,10 +107,10 @@ FAULTS = {
         turns("greedy"), r"engine/verification\.py:\d+: aten\._to_copy",
     ),
     "a wait in a graph": Fault(
-        captured_runner.verify_step, "logits = _forward(runner, inputs, bucket)",
+        recorded_steps.verify_step, "logits = _forward(runner, inputs, bucket)",
         "logits = _forward(runner, inputs, bucket); float(logits.max())",
         turns("greedy", "none", is_captured=True),
-        r"runner/cuda/captured_runner\.py:\d+: RuntimeError: operation not permitted when stream is capturing",
+        r"runner/cuda/recorded_steps\.py:\d+: RuntimeError: operation not permitted when stream is capturing",
     ),
     # Copies to the device.
     "a list as index": Fault(

@@ -36,6 +36,7 @@ class Decoder {
       crew_.begin(number);
       walks_[0]->run(number);
       walks_[0]->commit();
+      walks_[0]->hand_out(step);
       walks_[0]->answer(step);
     }
     return true;
@@ -91,6 +92,9 @@ class Decoder {
   bool fits(const Step& step) const {
     const Cache& cache = shared_.cache;
     if (step.candidates < 0 || step.candidates > kMaxCandidates) return false;
+    if (step.taps < 0 || step.taps > kMaxTaps) return false;
+    for (int64_t tap = 0; tap < step.taps; ++tap)
+      if (step.points[tap] < 0 || step.points[tap] > shared_.model.layers) return false;
     for (int64_t r = 0; r < step.rows; ++r) {
       const int64_t count = step.counts[r], slot = step.slots[r], start = step.starts[r];
       if (count < 0 || count > step.width || slot < 0 || slot >= cache.slots) return false;

@@ -66,7 +66,12 @@ struct Step {
   float* scores;             // [rows, width] its logit
   int64_t candidates;        // How many of the best tokens are wanted
   int64_t* best;             // [candidates, rows, width]
+  int64_t taps;              // How many states of each token are wanted, at most kMaxTaps
+  const int64_t* points;     // [taps] the layer that each enters; the number of layers: what the final norm gives
+  float* states;             // [rows, width, taps, hidden]
 };
+
+constexpr int64_t kMaxTaps = 8;
 
 // Numbers of a layer's keys and values in one slot.
 int64_t decoder_slot_floats(const Model* model, int64_t length);

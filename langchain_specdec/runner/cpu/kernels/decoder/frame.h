@@ -32,6 +32,7 @@ struct Frame {
   int64_t num_rows, num_tokens, num_logits;
   int64_t candidates;
   bool has_picks;
+  int64_t taps, points[kMaxTaps];
   Row rows[kMaxTokens];
   Token tokens[kMaxTokens];
   int64_t logits[kMaxTokens];  // Which tokens have logits
@@ -60,6 +61,8 @@ class Frames {
     frame.num_rows = frame.num_tokens = frame.num_logits = 0;
     frame.candidates = step_.candidates;
     frame.has_picks = step_.picks != nullptr;
+    frame.taps = step_.taps;
+    std::copy_n(step_.points, step_.taps, frame.points);
     while (row_ < step_.rows) {
       const int64_t room = kMaxTokens - frame.num_tokens, left = step_.counts[row_] - offset_;
       // A tree stays whole; a chain may be cut anywhere.

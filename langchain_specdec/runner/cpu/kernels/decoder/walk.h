@@ -28,6 +28,7 @@ class Walk {
     new_keys_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
     new_values_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
     logits_ = Floats(tokens * s_.vocab);
+    tapped_ = Floats(kMaxTaps * tokens * padded(s_.hidden));
     bests_.reset(new Best[head_split().pieces * tokens]);
   }
 
@@ -71,6 +72,26 @@ class Walk {
     }
   }
 
+  // Writes the states that were wanted.
+  void hand_out(const Step& step) const {
+    const int64_t layers = shared_.model.layers, stride = padded(s_.hidden);
+    for (int64_t tap = 0; tap < frame_.taps; ++tap) {
+      const int64_t point = frame_.points[tap];
+      const Walk& walk = *walks_[point < layers ? shared_.kept[point].load() & 255 : index_];
+      for (int64_t r = 0; r < frame_.num_rows; ++r) {
+        const Row& row = frame_.rows[r];
+        for (int64_t i = 0; i < row.count; ++i) {
+          float* to = step.states + ((row.index * step.width + row.offset + i) * step.taps + tap) * s_.hidden;
+          // The calling thread ends every walk, so it has what the last layer gave.
+          if (point == layers)
+            norm(hidden_[layers % 4] + (row.first + i) * stride, shared_.model.final_norm, s_.hidden, to);
+          else
+            std::copy_n(walk.tapped_of(tap) + (row.first + i) * stride, s_.hidden, to);
+        }
+      }
+    }
+  }
+
   // Writes what was chosen, and the logits that were wanted.
   void answer(const Step& step) {
     const Split split = head_split();
@@ -101,6 +122,7 @@ class Walk {
 
   float* keys_of(int64_t layer) const { return new_keys_ + layer * kMaxTokens * s_.keys; }
   float* values_of(int64_t layer) const { return new_values_ + layer * kMaxTokens * s_.keys; }
+  float* tapped_of(int64_t tap) const { return tapped_ + tap * kMaxTokens * padded(s_.hidden); }
   float* out(int64_t ticket) const { return out_[ticket % kRing]; }
   int64_t tokens() const { return frame_.num_tokens; }
 
@@ -206,6 +228,8 @@ class Walk {
     const int64_t ticket = frame_.ticket + kStages * index, stride = padded(s_.hidden);
     float *hidden = hidden_[index % 4], *next = hidden_[(index + 1) % 4];
     publish(ticket);
+    for (int64_t tap = 0; tap < frame_.taps; ++tap)
+      if (frame_.points[tap] == index) std::copy_n(hidden + 0, tokens() * stride, tapped_of(tap));
     norm_all(hidden, layer.attention_norm);
     if (!stage(ticket, Split(s_.queries + 2 * s_.keys, threads_), [&](int64_t first, int64_t last, float* y) {
           products({&layer.query, &layer.key, &layer.value}, first, last, normed_, stride, y, s_.queries + 2 * s_.keys);
@@ -367,7 +391,7 @@ class Walk {
   Frame frame_;
   Floats hidden_[4];     // Inputs of layers, by layer
   Floats out_[kRing];    // What this thread computed of stages, by ticket
-  Floats normed_, attended_, active_, merged_, new_keys_, new_values_, logits_;
+  Floats normed_, attended_, active_, merged_, new_keys_, new_values_, logits_, tapped_;
   std::unique_ptr<Best[]> bests_;
   Units units_;
   std::vector<float> up_;
