@@ -8,6 +8,7 @@ from contextlib import suppress
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.chat.template import ChatTemplate
 from langchain_specdec.errors import InvalidParameterError, PromptTooLongError
+from langchain_specdec.sampling.params import MAX_STOP_LENGTH
 from langchain_specdec.training.prompt_files import GivenPrompt
 
 # Stands for a user's text in a rendered template.
@@ -71,7 +72,8 @@ class PromptFormat:
         if self.template is None:
             begin = tokenizer.bos_token_id
             if begin is None:
-                begin = next(iter(self._backend.engine.eos_token_ids), None)
+                # Some models begin a text by what ends one.
+                begin = tokenizer.copied.eos_token_id
             if begin is None:
                 msg = f"{self._backend.model_name} has no token that begins a text. Give prompts in a file: --prompts."
                 raise InvalidParameterError(msg)
@@ -82,7 +84,7 @@ class PromptFormat:
             msg = f"The chat template of {self._backend.model_name} shows no message of a person. Give --prompts."
             raise InvalidParameterError(msg)
         first = next((line.strip() for line in after.splitlines() if line.strip()), "")
-        return rendered.encoder.encode(before, rendered.sealed), (first,) if first else ()
+        return rendered.encoder.encode(before, rendered.sealed), (first[:MAX_STOP_LENGTH],) if first else ()
 
 
 def distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_specdec.options import option_field, options_of
 
-MOST_TEXT_TOKENS = 2048
+MOST_TEXT_TOKENS = 4096
 """Tokens of a text that are trained on; what is longer loses its end."""
 
 
