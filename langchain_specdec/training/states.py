@@ -50,15 +50,22 @@ def check_room(folder: WorkFolder, needed: int) -> None:
         raise InvalidParameterError(msg)
 
 
+def probe(runner: Runner, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What is tapped last at the end of a text, `[hidden]`, and the model's own logits there, `[vocab]`."""
+    states = _states(runner, tokens)[-1, -1]
+    logits = runner.last_logits(RowBatch([0], [len(tokens) - 1], [tokens[-1:]]))
+    return states, logits[0, 0].cpu()
+
+
 def record_states(
-    runner: Runner, hidden_size: int, points: Sequence[int], texts: Sequence[Text], folder: WorkFolder, tell: Progress
+    runner: Runner, points: Sequence[int], hidden_size: int, texts: Sequence[Text], folder: WorkFolder, tell: Progress
 ) -> None:
     """Write the states of all texts, but for those that are there.
 
     Args:
-        runner: The target, which has run nothing yet and runs nothing else.
+        runner: The target, tapped at these points; nothing else runs on it.
+        points: Where it is tapped.
         hidden_size: Width of its states.
-        points: See `Runner.tap`.
         texts: The texts.
         folder: Where to.
         tell: Told how many tokens are done.
@@ -66,7 +73,6 @@ def record_states(
     Raises:
         GenerationError: A state is not finite.
     """
-    runner.tap(points)
     total, done = sum(len(text.tokens) for text in texts), 0
     for numbers in _files(texts, len(points), hidden_size):
         name = f"states-{numbers[0]:07d}.safetensors"

@@ -103,6 +103,10 @@ class WorkFolder:
         """Write a file, whole or not at all."""
         write_own(self.path / name, content, mode=_MODE)
 
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write(name, json.dumps(value).encode())
+
     def read(self, name: str) -> Any:
         """What a JSON file holds; None where it is not there."""
         path = self.path / name
