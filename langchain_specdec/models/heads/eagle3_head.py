@@ -99,7 +99,7 @@ class Eagle3Head(nn.Module):
         # In a tuple, so that no module of the target becomes one of the head.
         self._of_target = (embedding, output)
         # Not a buffer: those take the type that the head is moved to, and these are always float32.
-        self._frequencies, self._scale = rotary_frequencies(config.rope, config.head_dim, config.max_positions)
+        self._frequencies, self._scale = rotary_frequencies(config.rope, config.head_dim)
         hidden, eps, taps = config.hidden_size, config.rms_norm_eps, len(config.tap_points)
         if config.has_embedding:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)

@@ -13,13 +13,12 @@ KINDS = ("default", "linear", "llama3", "yarn")
 """The kinds of rotary positions that heads may have."""
 
 
-def rotary_frequencies(rope: Mapping[str, Any], head_dim: int, max_positions: int) -> tuple[Tensor, float]:
+def rotary_frequencies(rope: Mapping[str, Any], head_dim: int) -> tuple[Tensor, float]:
     """Rotary positions (RoFormer, 2021), stretched as `rope_type` says.
 
     Args:
         rope: `rope_type`, one of `KINDS`; `rope_theta`; `partial_rotary_factor`, and what the kind takes.
         head_dim: Numbers of a head.
-        max_positions: What `yarn` takes for the original length where it is not told it.
 
     Returns:
         By how much each pair turns from one position to the next, float32 `[rotary_dim / 2]`, and what cosines and
@@ -33,22 +32,21 @@ def rotary_frequencies(rope: Mapping[str, Any], head_dim: int, max_positions: in
     if kind == "llama3":
         return _llama3(frequencies, rope), 1.0
     if kind == "yarn":
-        return _yarn(frequencies, base, rope, max_positions)
+        return _yarn(frequencies, base, rope)
     return frequencies, 1.0
 
 
 def _llama3(frequencies: Tensor, rope: Mapping[str, Any]) -> Tensor:
     """Llama 3.1's: slow pairs turn slower by the factor, quick ones as before, and those between by some of it."""
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * kept + frequencies / float(rope["factor"]) * (1 - kept)
 
 
-def _yarn(frequencies: Tensor, base: float, rope: Mapping[str, Any], max_positions: int) -> tuple[Tensor, float]:
+def _yarn(frequencies: Tensor, base: float, rope: Mapping[str, Any]) -> tuple[Tensor, float]:
     """Peng et al. 2023, "YaRN", with the scaling of attention that DeepSeek's configurations add to it."""
-    dim, factor = 2 * len(frequencies), float(rope["factor"])
-    original = rope.get("original_max_position_embeddings") or max_positions
+    dim, factor, original = 2 * len(frequencies), float(rope["factor"]), rope["original_max_position_embeddings"]
 
     def place(turns: float) -> float:
         """Of the pair that makes so many turns within the original positions."""
