@@ -19,7 +19,7 @@ from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
-from langchain_specdec.training.prompt_choice import PromptFiles
+from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import SETTINGS, DraftSettings
 
 if TYPE_CHECKING:

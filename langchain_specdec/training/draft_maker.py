@@ -16,7 +16,8 @@ from torch import Tensor
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.errors import UnsupportedModelError
-from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+from langchain_specdec.models.heads.save_head import save_head
+from langchain_specdec.models.heads.target_sizes import embedding_of
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
@@ -26,8 +27,9 @@ from langchain_specdec.training import fit, verdict
 from langchain_specdec.training.answers import Text, write_answers
 from langchain_specdec.training.draft_vocabulary import draft_token_ids, share_covered
 from langchain_specdec.training.new_head import head_config, new_head, tap_points
-from langchain_specdec.training.output_head import OutputHead, embedding_of
-from langchain_specdec.training.prompt_choice import ChosenPrompts, PromptFiles, choose_prompts
+from langchain_specdec.training.output_head import OutputHead
+from langchain_specdec.training.prompt_choice import ChosenPrompts, choose_prompts
+from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import MOST_TEXT_TOKENS, DraftSettings
 from langchain_specdec.training.states import RecordedStates, bytes_of, check_room, probe, record_states
 from langchain_specdec.training.text_batches import TextBatches
@@ -113,9 +115,7 @@ class DraftMaker:
             SpecDecError: A stage fails. What was done stays.
         """
         with closing(self._backend) as backend:
-            chosen = choose_prompts(
-                backend, self._files, self._settings, self.folder, self._is_chat, self._hooks.tell
-            )
+            chosen = choose_prompts(backend, self._files, self._settings, self.folder, self._is_chat, self._hooks.tell)
             self._describe(chosen)
             texts = write_answers(backend, chosen.tokens, self._settings, self.folder, self._hooks.tell)
             # The backend lets go of them when it is closed.
@@ -197,16 +197,14 @@ class DraftMaker:
         """Save the draft, measure it, and take the work away."""
         out, head = self.folder.out, unrolled.head.eval()
         accepted = verdict.acceptance(unrolled, held_out)
-        self._save(head, target)
+        names = getattr(target.model.config, "architectures", None) or [type(target.model).__name__]
+        save_head(head, out, target.name, names, self._settings.unroll + 1)
         params = SamplingParams(max_new_tokens=self._settings.max_new_tokens)
         prompts = [chosen.tokens[number] for number in chosen.held_out]
         found = verdict.measure(target.model, out, head, accepted, prompts, params, self._options, self._hooks.tell)
         (out / _VERDICT).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
         self.folder.remove()
         return found
-
-    def _save(self, head: Eagle3Head, target: LoadedModel) -> None:
-        raise NotImplementedError
 
 
 def _has_answer(text: Text) -> bool:

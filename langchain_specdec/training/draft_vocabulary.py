@@ -31,7 +31,9 @@ def draft_token_ids(texts: Sequence[Text], vocab_size: int, size: int | None, en
     counts = Counter(chain.from_iterable(text.tokens[text.num_prompt_tokens :] for text in texts))
     answered = len(counts)
     # Behind all that was answered come the prompts' tokens, and then the lowest ids, which are those of short texts.
-    ranked = dict.fromkeys([*ends, *(token for token, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0])))])
+    ranked = dict.fromkeys(
+        [*ends, *(token for token, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0])))]
+    )
     if size is None:
         size = min(_MOST[vocab_size > _LARGE_VOCABULARY], max(answered, len(ranked)))
     elif size > len(ranked):

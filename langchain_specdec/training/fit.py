@@ -131,9 +131,7 @@ def _trainer(
     )
     # The target has one device, and so has its draft.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=batches, data_collator=_only, callbacks=[Steps()]
-    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=batches, data_collator=_only, callbacks=[Steps()])
     trainer.remove_callback(PrinterCallback)
     return trainer
 

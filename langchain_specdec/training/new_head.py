@@ -55,7 +55,12 @@ def head_config(target: LoadedModel, ids: Tensor) -> Eagle3Config:
 
 
 def new_head(
-    config: Eagle3Config, ids: Tensor, embedding: Callable[[Tensor], Tensor], output: OutputHead, scale: Tensor, seed: int
+    config: Eagle3Config,
+    ids: Tensor,
+    embedding: Callable[[Tensor], Tensor],
+    output: OutputHead,
+    scale: Tensor,
+    seed: int,
 ) -> Eagle3Head:
     """A head with random weights, but for its output layer, which begins as the target's.
 

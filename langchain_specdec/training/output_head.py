@@ -1,19 +1,14 @@
-"""What is read of a target's own weights in training: rows of its output head, and its embeddings. Both stay as is."""
+"""The target's own distribution, computed from recorded states and rows of its output head, which stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.gguf.model import GGUFModel
-from langchain_specdec.models.gguf.to_transformers import dequantised
+from langchain_specdec.models.heads.target_sizes import matrix_rows
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.runner.cpu.decoder_weights import Matrix
 
 # Columns that are read at a time of a layer that shows its weights by its outputs alone.
 _COLUMNS = 256
@@ -31,7 +26,9 @@ class OutputHead:
         softcap: See `DecoderWeights.logit_softcap`.
     """
 
-    def __init__(self, rows: Tensor, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None) -> None:
+    def __init__(
+        self, rows: Tensor, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None
+    ) -> None:
         self.rows, self._bias, self._scale, self._softcap = rows, bias, scale, softcap
 
     @classmethod
@@ -41,9 +38,11 @@ class OutputHead:
         if isinstance(model, GGUFModel):
             weights = model.weights
             bias = None if weights.head_bias is None else torch.from_numpy(weights.head_bias[ids.numpy()])
-            return cls(_rows(weights.head, ids), bias, weights.logit_scale, weights.logit_softcap)
+            return cls(matrix_rows(weights.head, ids), bias, weights.logit_scale, weights.logit_softcap)
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
         layer = model.get_output_embeddings()
         return cls(*_rows_of(layer, ids, model.dtype), scale, getattr(config, "final_logit_softcapping", None))
 
@@ -75,25 +74,6 @@ class OutputHead:
                 "cannot be had from recorded states, and no draft can be trained for it here."
             )
             raise UnsupportedModelError(msg)
-
-
-def embedding_of(target: LoadedModel) -> Callable[[Tensor], Tensor]:
-    """The target's embeddings of tokens, int64 `[...]` to float32 `[..., hidden]`."""
-    model: Any = target.model
-    if not isinstance(model, GGUFModel):
-        layer = model.get_input_embeddings()
-
-        def embedded(tokens: Tensor) -> Tensor:
-            with torch.no_grad():
-                return layer(tokens).float()  # type: ignore[no-any-return]
-
-        return embedded
-    table, scale = model.weights.embedding, model.weights.embedding_scale
-    return lambda tokens: (_rows(table, tokens.flatten().cpu()) * scale).unflatten(0, tokens.shape).to(tokens.device)
-
-
-def _rows(matrix: Matrix, ids: Tensor) -> Tensor:
-    return torch.from_numpy(np.array(dequantised(Matrix(matrix.data[ids.numpy()], matrix.format, matrix.inputs))))
 
 
 @torch.no_grad()

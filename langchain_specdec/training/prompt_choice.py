@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.progress import Progress
 from langchain_specdec.training.own_prompts import write_prompts
-from langchain_specdec.training.prompt_files import GivenPrompt, read_prompts
-from langchain_specdec.training.prompt_tokens import PromptFormat, distinct
+from langchain_specdec.training.prompt_files import GivenPrompt, PromptFiles
+from langchain_specdec.training.prompt_tokens import PromptFormat
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.work_folder import WorkFolder
 
@@ -22,32 +20,6 @@ _FILE = "prompts.json"
 _FEWEST = 4
 _HELD_OUT_SHARE = 0.1
 _MOST_HELD_OUT = 16
-
-
-@dataclass(frozen=True)
-class PromptFiles:
-    """Files that prompts come from, read and checked.
-
-    Attributes:
-        prompts: What is trained on.
-        eval_prompts: What the draft is measured on.
-        digest: Tells contents apart.
-    """
-
-    prompts: Sequence[GivenPrompt] = ()
-    eval_prompts: Sequence[GivenPrompt] = ()
-    digest: str = ""
-
-    @classmethod
-    def read(cls, prompts: Sequence[Path], eval_prompts: Sequence[Path]) -> PromptFiles:
-        """Read files.
-
-        Raises:
-            InvalidParameterError: As `read_prompts` does.
-        """
-        read = [[prompt for path in paths for prompt in read_prompts(path)] for paths in (prompts, eval_prompts)]
-        digest = hashlib.sha256(repr(read).encode("utf-8", "replace")).hexdigest()[:16] if any(read) else ""
-        return cls(*map(distinct, read), digest=digest)
 
 
 @dataclass(frozen=True)

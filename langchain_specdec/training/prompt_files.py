@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,32 @@ class GivenPrompt:
     text: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptFiles:
+    """Files that prompts come from, read and checked.
+
+    Attributes:
+        prompts: What is trained on.
+        eval_prompts: What the draft is measured on.
+        digest: Tells contents apart.
+    """
+
+    prompts: Sequence[GivenPrompt] = ()
+    eval_prompts: Sequence[GivenPrompt] = ()
+    digest: str = ""
+
+    @classmethod
+    def read(cls, prompts: Sequence[Path], eval_prompts: Sequence[Path]) -> PromptFiles:
+        """Read files.
+
+        Raises:
+            InvalidParameterError: As `read_prompts` does.
+        """
+        read = [[prompt for path in paths for prompt in read_prompts(path)] for paths in (prompts, eval_prompts)]
+        digest = hashlib.sha256(repr(read).encode("utf-8", "replace")).hexdigest()[:16] if any(read) else ""
+        return cls(*map(_distinct, read), digest=digest)
 
 
 def read_prompts(path: Path) -> list[GivenPrompt]:
@@ -87,4 +114,14 @@ def _prompt(entry: Mapping[str, Any]) -> GivenPrompt | None:
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )
+
+
+def _distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:
+    """The prompts without those that were there before."""
+    kept: dict[str, GivenPrompt] = {}
+    for prompt in prompts:
+        kept.setdefault(repr((prompt.text.strip(), prompt.messages, prompt.tools)), prompt)
+    return list(kept.values())

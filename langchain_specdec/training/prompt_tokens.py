@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from langchain_specdec.backends.local import LocalBackend
@@ -85,11 +84,3 @@ class PromptFormat:
             raise InvalidParameterError(msg)
         first = next((line.strip() for line in after.splitlines() if line.strip()), "")
         return rendered.encoder.encode(before, rendered.sealed), (first[:MAX_STOP_LENGTH],) if first else ()
-
-
-def distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:
-    """The prompts without those that were there before."""
-    kept: dict[str, GivenPrompt] = {}
-    for prompt in prompts:
-        kept.setdefault(repr((prompt.text.strip(), prompt.messages, prompt.tools)), prompt)
-    return list(kept.values())

@@ -59,7 +59,9 @@ class UnrolledHead(nn.Module):
     def forward(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> dict[str, Tensor]:
         """The loss of a batch, as `Trainer` wants it; see `TextBatch`."""
         weights = [_DECAY**step for step in range(self._num_steps)]
-        losses = [weight * each.loss for weight, each in zip(weights, self.steps(states, tokens, is_answered), strict=True)]
+        losses = [
+            weight * each.loss for weight, each in zip(weights, self.steps(states, tokens, is_answered), strict=True)
+        ]
         return {"loss": torch.stack(losses).sum() / sum(weights)}
 
     def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
@@ -130,9 +132,10 @@ class _Unrolled:
         (keys, values), own = kept[0], kept[1:]
         width, num_queries = keys.shape[2], query.shape[2]
         grouped = query.unflatten(1, (key.shape[1], -1)) * query.shape[-1] ** -0.5
-        seen = torch.arange(width, device=query.device) <= torch.arange(
-            self._first, self._first + num_queries, device=query.device
-        )[:, None]
+        seen = (
+            torch.arange(width, device=query.device)
+            <= torch.arange(self._first, self._first + num_queries, device=query.device)[:, None]
+        )
         scores = (grouped @ keys[:, :, None].transpose(-1, -2)).masked_fill(~seen, -torch.inf)
         of_own = [(grouped * keys_of[:, :, None]).sum(-1, keepdim=True) for keys_of, _ in own]
         weights = torch.cat([scores, *of_own], -1).softmax(-1)
