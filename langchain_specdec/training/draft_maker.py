@@ -141,19 +141,18 @@ class DraftMaker:
         total, settings = len(chosen.tokens), self._settings
         most = sum(min(len(tokens) + settings.max_new_tokens, MOST_TEXT_TOKENS) for tokens in chosen.tokens)
         needed = bytes_of(most, len(self._points), self._config.hidden_size)
-        left = f", {chosen.num_left_out} of files are too long" if chosen.num_left_out else ""
+        left = f" {chosen.num_left_out} of files are too long." if chosen.num_left_out else ""
         self._hooks.note(
-            f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on{left}. "
-            f"The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until the draft is done."
+            f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on."
+            f"{left} The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
         )
         check_room(self.folder, needed)
 
     def _draft_tokens(self, target: LoadedModel, texts: list[Text]) -> Tensor:
         vocab_size = target.model.config.get_text_config().vocab_size
         ids = draft_token_ids(texts, vocab_size, self._settings.draft_vocab_size, target.eos_token_ids)
-        self._hooks.note(
-            f"The draft proposes {len(ids)} of {vocab_size} tokens, {share_covered(texts, ids):.1%} of what was answered."
-        )
+        share = share_covered(texts, ids)
+        self._hooks.note(f"The draft proposes {len(ids)} of {vocab_size} tokens, {share:.1%} of what was answered.")
         return ids
 
     def _record(self, target: LoadedModel, output: OutputHead, ids: Tensor, texts: list[Text]) -> None:

@@ -29,19 +29,19 @@ def draft_token_ids(texts: Sequence[Text], vocab_size: int, size: int | None, en
         ends: Tokens that end a text, which are among them.
     """
     counts = Counter(chain.from_iterable(text.tokens[text.num_prompt_tokens :] for text in texts))
-    answered = len(counts)
-    # Behind all that was answered come the prompts' tokens, and then the lowest ids, which are those of short texts.
-    ranked = dict.fromkeys(
-        [*ends, *(token for token, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0])))]
-    )
+    ranked = dict.fromkeys([*ends, *_by_frequency(counts)])
     if size is None:
-        size = min(_MOST[vocab_size > _LARGE_VOCABULARY], max(answered, len(ranked)))
+        size = min(_MOST[vocab_size > _LARGE_VOCABULARY], len(ranked))
     elif size > len(ranked):
+        # Behind all that was answered come the prompts' tokens, and the lowest ids, as a rule those of short texts.
         asked = Counter(chain.from_iterable(text.tokens[: text.num_prompt_tokens] for text in texts))
-        ranked |= dict.fromkeys(sorted(asked, key=lambda token: (-asked[token], token)))
-        ranked |= dict.fromkeys(range(vocab_size))
+        ranked |= dict.fromkeys([*_by_frequency(asked), *range(vocab_size)])
     chosen = list(ranked)[: min(size, vocab_size)]
     return torch.tensor(sorted(chosen), dtype=torch.int64)
+
+
+def _by_frequency(counts: Counter[int]) -> list[int]:
+    return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def share_covered(texts: Sequence[Text], ids: Tensor) -> float:

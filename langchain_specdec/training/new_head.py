@@ -73,7 +73,7 @@ def new_head(
             those that the head's output layer reads at first.
         seed: Of the weights.
     """
-    head = Eagle3Head(config, ids, embedding=embedding)
+    head = Eagle3Head(config, ids, embedding=torch.no_grad()(embedding))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in head.modules():

@@ -40,11 +40,10 @@ class OutputHead:
             bias = None if weights.head_bias is None else torch.from_numpy(weights.head_bias[ids.numpy()])
             return cls(matrix_rows(weights.head, ids), bias, weights.logit_scale, weights.logit_softcap)
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-            getattr(config, "logits_scaling", None) or 1.0
-        )
-        layer = model.get_output_embeddings()
-        return cls(*_rows_of(layer, ids, model.dtype), scale, getattr(config, "final_logit_softcapping", None))
+        # As Cohere has it, and Granite.
+        scale, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+        rows, bias = _rows_of(model.get_output_embeddings(), ids, model.dtype)
+        return cls(rows, bias, scale / divisor, getattr(config, "final_logit_softcapping", None))
 
     def to(self, device: torch.device) -> OutputHead:
         """The same on a device."""

@@ -56,7 +56,8 @@ class PromptFiles:
         """
         read = [[prompt for path in paths for prompt in read_prompts(path)] for paths in (prompts, eval_prompts)]
         digest = hashlib.sha256(repr(read).encode("utf-8", "replace")).hexdigest()[:16] if any(read) else ""
-        return cls(*map(_distinct, read), digest=digest)
+        trained, measured = map(_distinct, read)
+        return cls(trained, measured, digest)
 
 
 def read_prompts(path: Path) -> list[GivenPrompt]:

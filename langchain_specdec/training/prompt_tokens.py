@@ -55,7 +55,7 @@ class PromptFormat:
                 )
                 raise InvalidParameterError(msg)
             return self._backend.prompt_ids(prompt.text)
-        messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+        messages = [dict(message) for message in prompt.messages] or [{"role": "user", "content": prompt.text}]
         return self.template.token_ids(messages, prompt.tools, limit=room)
 
     @property

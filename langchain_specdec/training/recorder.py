@@ -109,5 +109,6 @@ class DraftRecorder(BaseCallbackHandler):
                 file.write(data)
                 self.num_recorded += len(rows)
         except OSError as error:
-            msg = f"Prompts cannot be recorded in {self.path}: {error.strerror or error}. Give a file in a folder of yours."
+            reason = error.strerror or error
+            msg = f"Prompts cannot be recorded in {self.path}: {reason}. Give a file in a folder of yours."
             raise InvalidParameterError(msg) from error

@@ -44,7 +44,8 @@ class DraftSettings:
         f"batch of its own. Of a text, at most {MOST_TEXT_TOKENS} tokens are trained on.", int, 16, 1 << 20)
     checkpoint_steps: int = option_field(
         100, "Training steps between checkpoints.", int, 1, 1_000_000)
-    seed: int = option_field(0, "Of prompts, answers and training: the same seed gives the same weights.", int, 0, 2**31 - 1)
+    seed: int = option_field(
+        0, "Of prompts, answers and training: the same seed gives the same weights.", int, 0, 2**31 - 1)
     # fmt: on
 
     def __post_init__(self) -> None:

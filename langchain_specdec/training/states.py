@@ -53,8 +53,8 @@ def check_room(folder: WorkFolder, needed: int) -> None:
 def probe(runner: Runner, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What is tapped last at the end of a text, `[hidden]`, and the model's own logits there, `[vocab]`."""
     states = _states(runner, tokens)[-1, -1]
-    logits = runner.last_logits(RowBatch([0], [len(tokens) - 1], [tokens[-1:]]))
-    return states, logits[0, 0].cpu()
+    last = runner.verify(RowBatch([0], [len(tokens) - 1], [tokens[-1:]], keeps_logits=True))
+    return states, last.logits[0, 0].cpu()
 
 
 def record_states(
@@ -139,4 +139,5 @@ class RecordedStates:
         path = self._files[str(number)]
         if path not in self._open:
             self._open[path] = safe_open(path, "pt")
-        return self._open[path].get_tensor(str(number))
+        states: Tensor = self._open[path].get_tensor(str(number))  # type: ignore[no-untyped-call]
+        return states

@@ -44,6 +44,8 @@ class UnrolledHead(nn.Module):
         num_steps: Tokens in a row that it drafts.
     """
 
+    _draft_places: Tensor
+
     def __init__(self, head: Eagle3Head, output: OutputHead, num_steps: int) -> None:
         super().__init__()
         self.head = head
@@ -59,9 +61,8 @@ class UnrolledHead(nn.Module):
     def forward(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> dict[str, Tensor]:
         """The loss of a batch, as `Trainer` wants it; see `TextBatch`."""
         weights = [_DECAY**step for step in range(self._num_steps)]
-        losses = [
-            weight * each.loss for weight, each in zip(weights, self.steps(states, tokens, is_answered), strict=True)
-        ]
+        steps = self.steps(states, tokens, is_answered)
+        losses = [weight * step.loss for weight, step in zip(weights, steps, strict=True)]
         return {"loss": torch.stack(losses).sum() / sum(weights)}
 
     def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
