@@ -14,7 +14,7 @@ from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.training.output_head import OutputHead
 
 _STD = 0.02
-_FEWEST_LAYERS = 2
+_FEWEST_LAYERS, _MANY_LAYERS = 2, 8
 
 
 def tap_points(num_layers: int) -> tuple[int, int, int]:
@@ -26,7 +26,9 @@ def tap_points(num_layers: int) -> tuple[int, int, int]:
     if num_layers < _FEWEST_LAYERS:
         msg = f"A head is as large as a layer, and this model has {num_layers}. It gains nothing from one."
         raise UnsupportedModelError(msg)
-    return min(2, num_layers - 1), num_layers // 2, max(num_layers - 3, 1)
+    if num_layers < _MANY_LAYERS:
+        return num_layers // 4, num_layers // 2, num_layers - 1
+    return 2, num_layers // 2, num_layers - 3
 
 
 def head_config(target: LoadedModel, ids: Tensor) -> Eagle3Config:

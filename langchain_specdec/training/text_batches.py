@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -38,7 +38,11 @@ class TextBatches(Dataset[TextBatch]):
     """
 
     def __init__(
-        self, texts: Sequence[Text], numbers: Sequence[int], states: RecordedStates, batch_tokens: int
+        self,
+        texts: Sequence[Text],
+        numbers: Sequence[int],
+        states: RecordedStates | Mapping[int, Tensor],
+        batch_tokens: int,
     ) -> None:
         self._texts, self._states = texts, states
         self._batches: list[list[int]] = []

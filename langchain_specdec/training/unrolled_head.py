@@ -2,7 +2,8 @@
 
 The first step predicts from the target's states everywhere. Each further step takes the head's own state for the one
 that it cannot have while drafting, and the text's tokens for its own. A place sees the true entries up to itself, and
-of the later steps its own only: just what a chain sees that was drafted from there.
+of the later steps its own only: just what a chain sees that was drafted from there. So places need no other's later
+steps, and a part of them, drawn anew each time, teaches these as well as all, in a part of the time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from langchain_specdec.training.output_head import OutputHead
 
 # How much each further step counts, as in EAGLE-3's published training code.
 _DECAY = 0.8
+# Of the places, how many are trained beyond the first step.
+_CHAINED_SHARE = 0.4
 
 
 class StepCounts(NamedTuple):
@@ -67,7 +70,6 @@ class UnrolledHead(nn.Module):
 
     def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
         """What each step does with a batch; see `TextBatch`."""
-        width = tokens.shape[1]
         wanted = self._wanted(tokens, is_answered)
         # Which of the target's distributions is that of a position.
         index = torch.zeros_like(tokens)
@@ -78,30 +80,43 @@ class UnrolledHead(nn.Module):
         attention = _Unrolled()
         hidden = self.head.condense(states[:, :, :-1])
         stands = torch.ones_like(wanted)
-        # The first place from which any draft is of use. Before it, only keys and values are.
-        first = max(int(wanted.any(0).int().argmax()) - self._num_steps, 0)
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
         counts = []
         for step in range(self._num_steps):
-            start, shift = first if step else 0, step + 1
+            shift = step + 1
             if step == 1:
-                hidden, stands = hidden[:, first:], stands[:, first:]
-            positions = (torch.arange(start, width, device=tokens.device) + step).expand(len(tokens), -1)
-            attention.begin_step(start)
-            embeddings = self.head.embed(_shifted(tokens, shift)[:, start:])
+                columns = self._chained(wanted)
+                hidden, stands = hidden[:, columns], stands[:, columns]
+            attention.begin_step(columns)
+            embeddings = self.head.embed(_shifted(tokens, shift)[:, columns])
+            positions = (columns + step).expand(len(tokens), -1)
             outputs, hidden = self.head(embeddings, hidden, positions, attention)
-            is_wanted = _shifted(wanted, shift)[:, start:]
-            rows = _shifted(index, shift)[:, start:][is_wanted]
+            is_wanted = _shifted(wanted, shift)[:, columns]
+            rows = _shifted(index, shift)[:, columns][is_wanted]
             scores = self.head.logits(outputs[is_wanted])
             cross = -(probabilities[rows] * scores.log_softmax(-1)).sum(-1)
             # The mean of none is no number.
             loss = (cross - entropy[rows]).sum() / max(len(rows), 1)
-            stood = stands & _shifted(is_answered, shift)[:, start:]
-            right = self._draft_places[_shifted(tokens, shift + 1)[:, start:]]
+            stood = stands & _shifted(is_answered, shift)[:, columns]
+            right = self._draft_places[_shifted(tokens, shift + 1)[:, columns]]
             stands = torch.zeros_like(stood)
             stands[is_wanted] = scores.argmax(-1) == right[is_wanted]
             stands &= stood
             counts.append(StepCounts(loss, stands.sum(), stood.sum()))
         return counts
+
+    def _chained(self, wanted: Tensor) -> Tensor:
+        """The places, int64 `[columns]`, ascending, that go beyond the first step: a part of those that a draft needs.
+
+        All of them where nothing is trained.
+        """
+        # Before the first one that is of use, only keys and values are.
+        first = max(int(wanted.any(0).int().argmax()) - self._num_steps, 0)
+        count = wanted.shape[1] - first
+        places = torch.arange(count)
+        if self.training:
+            places = torch.randperm(count)[: max(int(count * _CHAINED_SHARE), 1)].sort().values
+        return (places + first).to(wanted.device)
 
     def _wanted(self, tokens: Tensor, is_answered: Tensor) -> Tensor:
         """Positions whose next token is the answer's, and one that the draft can propose."""
@@ -119,11 +134,11 @@ class _Unrolled:
 
     def __init__(self) -> None:
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._first = 0
+        self._columns = torch.zeros(0)
 
-    def begin_step(self, first: int) -> None:
-        """Say from which place on the next step's queries are; the first step's are all."""
-        self._first = first
+    def begin_step(self, columns: Tensor) -> None:
+        """Say which places the next step's queries are at; the first step's are all."""
+        self._columns = columns
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         kept = self._kept.setdefault(layer, [])
@@ -131,12 +146,9 @@ class _Unrolled:
         if len(kept) == 1:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         (keys, values), own = kept[0], kept[1:]
-        width, num_queries = keys.shape[2], query.shape[2]
+        width = keys.shape[2]
         grouped = query.unflatten(1, (key.shape[1], -1)) * query.shape[-1] ** -0.5
-        seen = (
-            torch.arange(width, device=query.device)
-            <= torch.arange(self._first, self._first + num_queries, device=query.device)[:, None]
-        )
+        seen = torch.arange(width, device=query.device) <= self._columns[:, None]
         scores = (grouped @ keys[:, :, None].transpose(-1, -2)).masked_fill(~seen, -torch.inf)
         of_own = [(grouped * keys_of[:, :, None]).sum(-1, keepdim=True) for keys_of, _ in own]
         weights = torch.cat([scores, *of_own], -1).softmax(-1)

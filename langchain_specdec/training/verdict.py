@@ -73,6 +73,7 @@ def acceptance(model: UnrolledHead, batches: TextBatches) -> tuple[float, ...]:
     Drafts of greedy texts would stand just so often. Those of sampled texts stand more often, as the engine samples
     drafts by the noise that the target samples by.
     """
+    model.eval()
     device = next(model.head.parameters()).device
     sums: list[list[int]] = []
     for number in range(len(batches)):

@@ -44,7 +44,9 @@ def check(runner: Runner, model: Any, points: list[int]) -> None:
     size = model.config.get_text_config().hidden_size
     assert runner.tapped.shape == (1, 3, len(points), size)
     for place in range(3):
-        torch.testing.assert_close(runner.tapped[0, place], wanted(model, PROMPT[: 5 + place], points), rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            runner.tapped[0, place], wanted(model, PROMPT[: 5 + place], points), rtol=0, atol=2e-4
+        )
     for _ in range(3):  # a graph is recorded and replayed meanwhile
         runner.begin_turn()
         runner.verify(WIDE)

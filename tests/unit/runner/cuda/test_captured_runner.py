@@ -26,8 +26,8 @@ from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.make_runner import make_runner, why_uncaptured
 from langchain_specdec.runner.cuda.buckets import Bucket, Buckets
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
-from langchain_specdec.runner.cuda.recorded_steps import draft_step, verify_step
 from langchain_specdec.runner.cuda.graph_store import GraphStore
+from langchain_specdec.runner.cuda.recorded_steps import draft_step, verify_step
 from langchain_specdec.runner.cuda.waiting import RefuseWaiting
 from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.runner import Runner
