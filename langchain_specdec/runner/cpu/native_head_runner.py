@@ -64,6 +64,7 @@ class NativeHeadRunner:
         hidden_size: Numbers of its states.
         num_layers: Its layers.
         max_length: As given.
+        max_width: As given.
         num_threads: Threads that it has.
         num_forwards: Drafts that were computed; reading texts is not counted.
         cache: Its slots.
@@ -90,6 +91,7 @@ class NativeHeadRunner:
         self.tap_points, self.target_ids = weights.tap_points, weights.target_ids
         self.vocab_size, self.hidden_size, self.num_layers = decoder.vocab, decoder.hidden, len(decoder.layers)
         self.max_length = max_length
+        self.max_width = max_width
         self.num_forwards = 0
         self._decoder = NativeDecoder(library, decoder, num_slots, max_length + max_width, num_threads)
         self.cache = self._decoder.cache
@@ -99,6 +101,10 @@ class NativeHeadRunner:
         # Where states are tapped the last layer has to be computed, which reading a text does not need.
         self._reading, self._drafting = (NativeStep(self.vocab_size, self.hidden_size) for _ in range(2))
         self._drafting.tap([self.num_layers + (not weights.is_output_normed)])
+
+    def note_weights(self) -> bool:
+        """See `HeadRunner.note_weights`: they never change."""
+        return False
 
     def condense(self, states: Tensor) -> Tensor:
         """States that stand for those of the target at its tap points, as a forward takes them.

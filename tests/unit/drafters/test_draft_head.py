@@ -20,9 +20,9 @@ from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.heads.load_head import load_head
-from langchain_specdec.models.heads.make_head_runner import make_head_runner
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.module_head_runner import ModuleHeadRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.eagle3_folders import TinyHead
@@ -54,9 +54,7 @@ def make() -> Iterator[Callable[..., Engine]]:
         runner: Any = make_runner(target, num_slots=4, max_length=256, max_width=1 + max(10, nodes))
         if captured:
             runner = CapturedRunner(runner, RecordedCapture(), "reduce-overhead")
-        drafter: Any = DraftHeadDrafter(
-            runner, make_head_runner(head, runner, 4, 1 + max(10, nodes), None), "eagle3", 64
-        )
+        drafter: Any = DraftHeadDrafter(runner, ModuleHeadRunner(head, 4, 256, 1 + max(10, nodes)), "eagle3", 64)
         if lookups:
             drafter = CombinedDrafter([LookupTreeDrafter(5), drafter])
         options = {"step_cost": StepCost.flat(draft=0.05), "max_draft_tokens": 10, "max_tree_nodes": nodes, **options}
@@ -137,11 +135,10 @@ def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
 
 def test_each_node_of_a_tree_sees_its_own_path_alone(trained: Any) -> None:
     model, head = trained
-    target: Any = make_runner(loaded(model), num_slots=2, max_length=64, max_width=8)
     limits = DraftLimits(6, 24)
     for seed in range(20):
         rng = random.Random(seed)
-        runner = make_head_runner(head, target, 2, 12, None)
+        runner = ModuleHeadRunner(head, 2, 64, 12)
         states = torch.randn(4, head.hidden_size, generator=torch.Generator().manual_seed(seed))
         first = HeadRow(5, [rng.randrange(258) for _ in range(4)], [-1, 0, 1, 2], states)
         runner.extend(RowBatch([1], [0], [[7] * 5]), [states[:1].expand(5, -1)])
