@@ -64,6 +64,7 @@ class NativeHeadRunner:
         hidden_size: Numbers of its states.
         num_layers: Its layers.
         max_length: As given.
+        max_width: As given.
         num_threads: Threads that it has.
         num_forwards: Drafts that were computed; reading texts is not counted.
         cache: Its slots.
@@ -90,6 +91,7 @@ class NativeHeadRunner:
         self.tap_points, self.target_ids = weights.tap_points, weights.target_ids
         self.vocab_size, self.hidden_size, self.num_layers = decoder.vocab, decoder.hidden, len(decoder.layers)
         self.max_length = max_length
+        self.max_width = max_width
         self.num_forwards = 0
         self._decoder = NativeDecoder(library, decoder, num_slots, max_length + max_width, num_threads)
         self.cache = self._decoder.cache
@@ -100,6 +102,10 @@ class NativeHeadRunner:
         self._reading, self._drafting = (NativeStep(self.vocab_size, self.hidden_size) for _ in range(2))
         self._drafting.tap([self.num_layers + (not weights.is_output_normed)])
 
+    def note_weights(self) -> bool:
+        """Whether weights have changed since this was last asked: nobody else has them."""
+        return False
+
     def condense(self, states: Tensor) -> Tensor:
         """States that stand for those of the target at its tap points, as a forward takes them.
 
@@ -108,6 +114,9 @@ class NativeHeadRunner:
 
         Returns:
             float32 `[count, hidden]`.
+
+        Raises:
+            ValueError: They are not of its tap points, or of another size.
         """
         weights, numbers = self._weights, states.float().numpy()
         eps = weights.decoder.norm_eps
@@ -119,9 +128,7 @@ class NativeHeadRunner:
             numbers = _normed(numbers, weights.joint_norm, eps)
         if not self._has_fc:
             return torch.from_numpy(np.array(numbers))  # what was tapped is only good until the target's next forward
-        condensed = np.empty((count, self.hidden_size), np.float32)
-        self._decoder.condense(np.ascontiguousarray(numbers), condensed)
-        return torch.from_numpy(condensed)
+        return torch.from_numpy(self._decoder.condense(np.ascontiguousarray(numbers)))
 
     def extend(self, batch: RowBatch, hidden: Sequence[Tensor]) -> None:
         """Keep the keys and values of what follows in some texts.
