@@ -251,7 +251,8 @@ def run_rows(
     def address(array: Any) -> ctypes.c_void_p | None:
         return None if array is None or not array.size else ctypes.c_void_p(array.ctypes.data)
 
-    step = Step(rows=count, width=width, last_only=int(last_only), candidates=candidates)
+    ones = np.ones(count, np.int64)
+    step = Step(rows=count, width=width, wanted=address(ones if last_only else None), candidates=candidates)
     step.tokens, step.counts, step.slots, step.starts = map(address, (tokens, lengths, slots, starts))
     if is_tree:
         step.depths, step.ancestors = address(depths), address(ancestors)

@@ -269,6 +269,21 @@ def test_what_it_does_not_run_is_left_to_the_module() -> None:
     assert head_weights(random_head(PLAIN, target), target) is None
 
 
+def test_logits_of_the_last_tokens_alone_are_the_same_and_no_others_are_computed() -> None:
+    target = target_of(PLAIN)
+    tokens, hidden = random_rows((100, 5, 3), PLAIN, 6)
+    batch = RowBatch([0, 1, 2], [0, 0, 0], tokens)
+    with runner_of(random_head(PLAIN, target), target, 2) as runner:
+        right = [each.clone() for each in runner.run(batch, hidden)]
+        logits, states = runner.run(batch, hidden)
+        logits.fill_(torch.nan)
+        runner.run(batch, hidden, [2, 1, 3])
+        for row, (length, count) in enumerate(((100, 2), (5, 1), (3, 3))):
+            assert torch.equal(logits[row, length - count : length], right[0][row, length - count : length])
+            assert torch.equal(states[row, :length], right[1][row, :length])
+            assert logits[row, : length - count].isnan().all()
+
+
 def test_states_of_other_points_are_refused() -> None:
     target = target_of(PLAIN)
     with runner_of(random_head(PLAIN, target), target, 1) as runner:
