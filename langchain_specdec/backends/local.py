@@ -13,31 +13,21 @@ import torch
 from typing_extensions import Unpack
 
 from langchain_specdec.backends.base import Backend
+from langchain_specdec.backends.local_drafts import LoadedDrafts, load_alike, named_head
 from langchain_specdec.backends.local_options import LocalOptions, checked_options
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.room import larger_max_length
-from langchain_specdec.drafters.base import Drafter
-from langchain_specdec.drafters.combined import CombinedDrafter
-from langchain_specdec.drafters.draft_model import DraftModelDrafter
-from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
-from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.errors import EngineClosedError, InvalidParameterError
-from langchain_specdec.models.common_vocabulary import CommonVocabulary
-from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.generation_defaults import read_generation_defaults
 from langchain_specdec.models.image_reader import ImageReader
-from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner, token_budget
 from langchain_specdec.models.memory import give_back_freed
-from langchain_specdec.models.model_source import check_source
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.models.quantized_loading import check_quantizable
 from langchain_specdec.options import spelled_out
 from langchain_specdec.progress import telling
 from langchain_specdec.runner.model_state import WeightsState, is_private, modules_of, share
-from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -45,17 +35,9 @@ if TYPE_CHECKING:
 
     from langchain_specdec.completions.stream import CompletionStream
 
-# What the draft model is loaded with too.
-_LOADED_ALIKE = (
-    "dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "token", "progress",
-)  # fmt: skip
 _NO_TREES = (
     "%s takes a token's place in memory for its position, so drafts for it do not branch (as with max_tree_nodes=0). "
     "Its text is right; drafts gain less."
-)
-_UNLIKE = (
-    "%s has another tokenizer than %s: it drafts from the %d tokens that both have (%.0f%% of the target's). "
-    "The text is the same."
 )
 _NO_TREES_OF_STATES = "%s keeps recurrent states, so drafts for it do not branch (as with max_tree_nodes=0)."
 _logger = logging.getLogger(__name__)
@@ -91,10 +73,9 @@ class LocalBackend(Backend):
         source = chosen["draft_model"]
         check_quantizable(model, "quantization", chosen["quantization"])
         check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
-        if isinstance(source, (str, os.PathLike)):
-            # Before the target is read, which takes long.
-            check_source(source, revision=chosen["draft_revision"], token=chosen["token"])
-        self._target = _load(
+        # Before the target is read, which takes long.
+        head = named_head(chosen)
+        self._target = load_alike(
             model,
             tokenizer,
             chosen,
@@ -111,28 +92,18 @@ class LocalBackend(Backend):
         )
         # Under a name of their own: in a cache's key a request's parameters would take their place.
         self._identity["generation_defaults"] = self._defaults.identity
-        # Only "auto" has several guesses for a place. A fixed length is a chain's.
-        has_trees = chosen["drafter"] == "auto" and chosen["draft_length"] == "auto"
+        # Only "auto" and heads have several guesses for a place. A fixed length is a chain's.
+        has_guesses = chosen["drafter"] == "auto" or head is not None
+        has_trees = has_guesses and chosen["draft_length"] == "auto"
         max_tree_nodes = chosen["max_tree_nodes"] if has_trees else 0
-        draft = common = None
-        if source is not None:
-            draft = _load(
-                source,
-                chosen["draft_tokenizer"],
-                chosen,
-                revision=chosen["draft_revision"],
-                quantization=chosen["draft_quantization"],
-            )
-            common = common_vocabulary(self._target, draft)
-            if common is not None:
-                _logger.info(_UNLIKE, draft.name, self._target.name, len(common), 100 * common.share)
+        drafts = LoadedDrafts.load(self._target, head, chosen)
         with telling(chosen["progress"]):
             runner = make_runner(
                 self._target,
                 num_slots=chosen["num_slots"],
                 max_length=chosen["max_length"],
                 max_width=1 + max(chosen["max_draft_tokens"], max_tree_nodes),
-                most_positions=draft.max_positions if draft is not None else None,
+                most_positions=drafts.max_positions,
                 compile=chosen["compile"],
                 num_threads=chosen["num_threads"],
                 progress=chosen["progress"],
@@ -143,12 +114,11 @@ class LocalBackend(Backend):
             else:
                 _logger.warning(_NO_TREES, self.model_name)
         self._weights = WeightsState.of(_modules_of(self._target.model))
-        self._runners = [runner]
-        if draft is not None:
-            self._runners.append(_make_draft_runner(draft, runner, chosen))
+        own = drafts.runners(self._target, runner, chosen)
+        self._runners = [runner, *own]
         self.engine = Engine(
             runner,
-            _make_drafter(self._runners, chosen, common),
+            drafts.drafter(runner, own, chosen),
             self._tokenizer,
             self._target.eos_token_ids,
             max_draft_tokens=chosen["max_draft_tokens"],
@@ -156,7 +126,7 @@ class LocalBackend(Backend):
             draft_length=chosen["draft_length"],
             is_shared=chosen["shared_lookup"],
             prefill_chunk=chosen["prefill_chunk"],
-            token_budget=token_budget(self._runners),
+            token_budget=token_budget(runner, *own),
             step_cost=chosen["step_cost"],
             grammar_timeout=chosen["grammar_timeout"],
         )
@@ -328,43 +298,3 @@ class LocalBackend(Backend):
 def _modules_of(model: Any) -> list[torch.nn.Module]:
     """All modules of a model; a GGUF file's has none, and nobody changes it."""
     return modules_of(model) if isinstance(model, torch.nn.Module) else []
-
-
-def _load(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) -> LoadedModel:
-    with telling(options["progress"]):
-        return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
-
-
-def _make_draft_runner(draft: LoadedModel, runner: Runner, options: LocalOptions) -> Runner:
-    # One position more than the target: its first token in a step may be the one before the last.
-    length = min(runner.max_length, draft.max_positions or runner.max_length)
-    if length < runner.max_length:
-        msg = (
-            f"{draft.name} was made for {length} positions, but a slot has {runner.max_length}. "
-            f"Set max_length={length} or take a draft model with a longer context."
-        )
-        raise InvalidParameterError(msg)
-    return make_runner(
-        draft,
-        num_slots=options["num_slots"],
-        max_length=length,
-        max_width=1 + options["max_draft_tokens"],
-        # It may be on a CPU beside a target on a GPU.
-        compile=options["compile"] if draft.model.device.type == "cuda" else "off",
-        num_threads=options["num_threads"],
-    )
-
-
-def _make_drafter(runners: Sequence[Runner], options: LocalOptions, common: CommonVocabulary | None) -> Drafter:
-    """The drafter that is asked for, on the runners of the target and, where there is one, of the draft model."""
-    max_ngram = options["prompt_lookup_max_ngram"]
-    if options["drafter"] == "none":
-        return Drafter()
-    if options["drafter"] == "prompt_lookup":
-        return PromptLookupDrafter(max_ngram)
-    vocab_size, chunk = runners[0].vocab_size, options["prefill_chunk"]
-    drafters = [DraftModelDrafter(draft, vocab_size, chunk, common) for draft in runners[1:]]
-    if options["drafter"] == "draft_model":
-        return drafters[0]
-    tree = LookupTreeDrafter(max_ngram, is_shared=options["shared_lookup"])
-    return CombinedDrafter([tree, *drafters]) if drafters else tree

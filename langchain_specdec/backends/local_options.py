@@ -36,8 +36,8 @@ class DraftOptions(TypedDict, total=False):
 
     drafter: Annotated[DrafterName, Option(
         "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers and by "
-        "the target's recent candidates, or the draft model where there is one and it promises more; `prompt_lookup`: "
-        "the request's own text only; `draft_model`; `none`.", str, words=DRAFTERS)]
+        "the target's recent candidates, and by the draft model or trained head, as far as it pays; `prompt_lookup`: "
+        "the request's own text only; `draft_model`: that, or the head, alone; `none`.", str, words=DRAFTERS)]
     draft_length: Annotated[int | Literal["auto"], Option(
         "auto", "`auto` drafts as many tokens as pay, by measurement, down to none; a number drafts chains of that "
         "many wherever there is something to propose, also where that is slower.", int, 0, 64, ("auto",))]
@@ -82,7 +82,8 @@ class LoadingOptions(TypedDict, total=False):
     """What is loaded, and where to."""
 
     draft_model: Annotated["str | os.PathLike[str] | PreTrainedModel | None", Option(
-        None, "A smaller model, given as the model is; best with the same tokenizer.", str)]
+        None, "A smaller model, given as the model is, best with the same tokenizer; or a trained head, as of EAGLE-3.",
+        str)]
     draft_tokenizer: Annotated[Any, Option(None, "The draft model's loaded tokenizer.", unset="loads its own")]
     dtype: Annotated["str | torch.dtype", Option(
         "auto", "Numeric type, such as `bfloat16`; `auto` is the checkpoint's on a GPU and float32 on a CPU.", str)]

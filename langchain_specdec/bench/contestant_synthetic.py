@@ -15,6 +15,7 @@ from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.contestant_engine import EngineContestant
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_model import model_kinds
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 
 
@@ -46,7 +47,7 @@ class AgreementDrafter(Drafter):
         return tuple(prompt) in self._texts
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def runners(self) -> Sequence[Runner | HeadRunner]:
         """Those of who pays."""
         return self._paid_by.runners if self._paid_by is not None else ()
 

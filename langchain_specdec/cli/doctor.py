@@ -24,7 +24,9 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 
 def doctor(
     model: Annotated[str | None, typer.Option(help="A model, to compare with the draft model.")] = None,
-    draft_model: Annotated[str | None, typer.Option(help="A model that is to draft for it.")] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="A model, or a trained head, that is to draft for it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

@@ -1,26 +1,33 @@
-"""Whether one model can draft for another, by their tokenizers."""
+"""Whether one model can draft for another, by their tokenizers, or a trained head for a model."""
 
 from __future__ import annotations
 
 from langchain_specdec.cli.doctor_finding import Finding
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.common_vocabulary import shared_tokens
-from langchain_specdec.models.loader import load_tokens
+from langchain_specdec.models.heads.eagle3_format import check_kind, format_name
+from langchain_specdec.models.heads.fit import check_head
+from langchain_specdec.models.heads.head_source import HeadSource, find_head
+from langchain_specdec.models.heads.head_weights import weight_shapes
+from langchain_specdec.models.heads.target_sizes import TargetSizes
+from langchain_specdec.models.loader import load_config, load_tokens
 
 # Below this share of common tokens a draft seldom goes far.
 _FEW = 0.5
 
 
 def findings(model: str, draft_model: str) -> list[Finding]:
-    """What two models have in common.
+    """What two models have in common, or whether a head fits the model.
 
     Args:
         model: Model id, folder, GGUF file or `"embedded"`.
-        draft_model: The same for the draft model.
+        draft_model: The same for the draft model, or the id or folder of a trained head.
 
     Raises:
         ModelLoadError: One of them, or its tokenizer, cannot be found or read.
     """
+    if (head := find_head(draft_model)) is not None:
+        return _of_head(model, head)
     try:
         common = shared_tokens(load_tokens(model), load_tokens(draft_model))
     except UnsupportedModelError as error:
@@ -32,3 +39,25 @@ def findings(model: str, draft_model: str) -> list[Finding]:
         advice = "Drafts end where the next token is not a common one. A draft model of the same family drafts further."
         return [Finding("tokenizers", value, "warning", advice)]
     return [Finding("tokenizers", value, "ok")]
+
+
+def _of_head(model: str, head: HeadSource) -> list[Finding]:
+    """What a head is, as far as its files are on this machine, and whether it fits the model."""
+    try:
+        check_kind(head)
+        target, shapes = TargetSizes.of(model, load_config(model)), weight_shapes(head)
+        known = [Finding("head", format_name(head))]
+        if shapes is None:
+            return [*known, Finding("its weights", "not on this machine; downloaded, they tell whether it fits")]
+        config = check_head(head, target, shapes)
+    except UnsupportedModelError as error:
+        return [Finding("head", "does not fit", "error", str(error))]
+    share = config.draft_vocab_size / config.vocab_size
+    return [
+        *known,
+        Finding(
+            "layers of the model that it reads", f"{', '.join(map(str, config.tap_points))} of {target.num_layers}"
+        ),
+        Finding("tokens that it drafts", f"{config.draft_vocab_size} of {config.vocab_size}, {share:.0%}"),
+        Finding("fits", "yes", "ok"),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any
@@ -30,6 +31,10 @@ class SpeculationStats:
             a tree, however many tokens it had there.
         accepted_per_position: Steps whose draft token at that place became part of the text; they sum up to
             `accepted_tokens`.
+        drafted_by_source: Drafted tokens by where they came from: "lookup" (the text itself), "answers" (earlier ones),
+            "recycled" (the target's earlier candidates), "draft_model", "grammar" (forced). A token that several had is
+            counted where it was likeliest.
+        accepted_by_source: Those of them that became part of the text.
     """
 
     drafted_tokens: int = 0
@@ -44,6 +49,8 @@ class SpeculationStats:
     is_reported: bool = True
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
+    drafted_by_source: dict[str, int] = field(default_factory=dict)
+    accepted_by_source: dict[str, int] = field(default_factory=dict)
 
     def add_positions(self, drafted: int, accepted: int) -> None:
         """Count a step by place in the draft.
@@ -56,6 +63,12 @@ class SpeculationStats:
             counts.extend([0] * (drafted - len(counts)))
             for place in range(reached):
                 counts[place] += 1
+
+    def add_sources(self, drafted: Iterable[str], accepted: Iterable[str]) -> None:
+        """Count the tokens of a step's draft, and those that became part of the text, each by where it came from."""
+        for counts, sources in (self.drafted_by_source, drafted), (self.accepted_by_source, accepted):
+            for source in sources:
+                counts[source] = counts.get(source, 0) + 1
 
     @property
     def acceptance_rate(self) -> float:
@@ -90,17 +103,13 @@ class SpeculationStats:
         return self.plain_seconds / self.decode_seconds if self.decode_seconds else 0.0
 
     def __add__(self, other: SpeculationStats) -> SpeculationStats:
-        sums: dict[str, Any] = {}
-        for name in (f.name for f in fields(self) if f.name != "is_reported"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            sums[name] = (
-                [a + b for a, b in zip_longest(mine, theirs, fillvalue=0)] if isinstance(mine, list) else mine + theirs
-            )
+        names = [f.name for f in fields(self) if f.name != "is_reported"]
+        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in names}
         return SpeculationStats(**sums, is_reported=self.is_reported and other.is_reported)
 
-    def as_dict(self) -> dict[str, int | float | str | list[int] | None]:
+    def as_dict(self) -> dict[str, int | float | str | list[int] | dict[str, int] | None]:
         """Counts and rates as plain values, for `generation_info` and JSON."""
-        info: dict[str, int | float | str | list[int] | None] = {
+        info: dict[str, int | float | str | list[int] | dict[str, int] | None] = {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,
             "forced_tokens": self.forced_tokens,
@@ -109,9 +118,20 @@ class SpeculationStats:
             "tokens_per_step": round(self.tokens_per_step, 4),
             "drafted_per_position": list(self.drafted_per_position),
             "accepted_per_position": list(self.accepted_per_position),
+            "drafted_by_source": dict(self.drafted_by_source),
+            "accepted_by_source": dict(self.accepted_by_source),
         }
         seconds = {"decode_seconds": round(self.decode_seconds, 6)}
         if not self.is_reported:
             return {**dict.fromkeys(info), **seconds, "note": "the server does not report speculation per request"}
         gains = {"predicted_gain": round(self.predicted_gain, 4), "observed_gain": round(self.observed_gain, 4)}
         return {**info, **seconds, **gains}
+
+
+def _sum(mine: Any, theirs: Any) -> Any:
+    """The sum of two counts, or of two lists or dictionaries of them."""
+    if isinstance(mine, list):
+        return [a + b for a, b in zip_longest(mine, theirs, fillvalue=0)]
+    if isinstance(mine, dict):
+        return {name: mine.get(name, 0) + theirs.get(name, 0) for name in {**mine, **theirs}}
+    return mine + theirs

@@ -25,13 +25,31 @@ _PRIORS: dict[str, tuple[float, ...]] = {
     "pair": (0.25, 0.2, 0.11, 0.08, 0.03, 0.02, 0.02, 0.02),
     "token": (0.12, 0.1, 0.07, 0.06, 0.03, 0.03, 0.02, 0.02),
     "model": (0.7,),
+    # By how sure a draft head is of the token, see `head_tree`; and whether any token of a level is right.
+    "eagle3": (0.01, 0.03, 0.07, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93),
+    "eagle3-level": (0.6, 0.55, 0.5),
     # By a grammar.
     "forced": (1.0,),
 }
 _OTHER_PRIOR = (0.7,)
+# Where guesses come from, by the source of their kind; other sources go by their own name.
+_SOURCE_NAMES = {
+    "shared-4": "answers",
+    "shared-2": "answers",
+    "shared-4-other": "answers",
+    "shared-2-other": "answers",
+    "pair": "recycled",
+    "token": "recycled",
+    "model": "draft_model",
+    "forced": "grammar",
+}
+# Sources whose guesses take no time to make.
+_FREE = frozenset(_PRIORS) - {"model"}
 # Kinds whose numbers count from 1.
 _FROM_ONE = ("lookup", "shared-4", "shared-2", "shared-4-other", "shared-2-other")
 _PRIOR_WEIGHT = 8.0
+# Guesses that take time to make are tried less on trust: until a prior is refuted each of them costs that time.
+_COMPUTED_PRIOR_WEIGHT = 2.0
 _SHARED_MEMORY = 400.0
 _REQUEST_MEMORY = 40.0
 # A request whose likely guesses of all kinds fail has its others trusted less. So many right ones are taken as seen.
@@ -57,9 +75,12 @@ class AcceptanceRates:
 
     def rate(self, kind: DraftKind) -> float:
         """Chance that a token of this kind is right, given that its parent is and its earlier siblings are not."""
-        prior = _prior(kind) if self._shared is None else self._shared.rate(kind) * self._trust
+        if self._shared is None:
+            prior, weight = _prior(kind)
+        else:
+            prior, weight = self._shared.rate(kind) * self._trust, _PRIOR_WEIGHT
         counts = self._counts.get(kind)
-        return prior if counts is None else (counts[0] + _PRIOR_WEIGHT * prior) / (counts[1] + _PRIOR_WEIGHT)
+        return prior if counts is None else (counts[0] + weight * prior) / (counts[1] + weight)
 
     def chain(self, kinds: Sequence[DraftKind]) -> tuple[float, ...]:
         """Chance that each token of a chain is reached: that it and all before it are right."""
@@ -86,7 +107,15 @@ class AcceptanceRates:
 
 
 @cache
-def _prior(kind: DraftKind) -> float:
+def source_of(kind: DraftKind) -> str:
+    """A plain name for where a guess of this kind comes from, as counts are told by."""
+    return _SOURCE_NAMES.get(kind[0], kind[0])
+
+
+@cache
+def _prior(kind: DraftKind) -> tuple[float, float]:
+    """What is taken to be the chance before the first guess, and how many guesses that counts as."""
     source, number = kind
     chances = _PRIORS.get(source, _OTHER_PRIOR)
-    return chances[min(number - (source in _FROM_ONE), len(chances) - 1)]
+    chance = chances[min(number - (source in _FROM_ONE), len(chances) - 1)]
+    return chance, _PRIOR_WEIGHT if source in _FREE else _COMPUTED_PRIOR_WEIGHT

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
 from langchain_specdec.grammar.constraint import Constraint
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import SampledRow, TokenHistory
@@ -21,11 +22,15 @@ class Draft:
         tokens: Token ids.
         parents: For each token the index of the token it follows; -1 is the last token of the text.
         kinds: For each token its kind; acceptance is estimated per kind.
+        levels: Kinds by depth, by which is planned how deep a computed draft is worth it: what is right or wrong there
+            is the guess that some token of that depth stands, given that one of the depth before does. Empty where the
+            kinds of the tokens say it all, as those of a chain do.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     kinds: tuple[DraftKind, ...]
+    levels: tuple[DraftKind, ...] = ()
 
     @classmethod
     def chain(cls, tokens: Sequence[int], kinds: Sequence[DraftKind]) -> Draft:
@@ -36,15 +41,23 @@ class Draft:
         return len(self.tokens)
 
     @property
-    def depth(self) -> int:
-        """Most tokens that follow each other."""
+    def depths(self) -> list[int]:
+        """For each token how many follow each other up to it, itself included."""
         depths = [0] * (len(self.parents) + 1)  # the last is that of -1, the text
         for node, parent in enumerate(self.parents):
             depths[node] = depths[parent] + 1
-        return max(depths)
+        return depths[:-1]
+
+    @property
+    def depth(self) -> int:
+        """Most tokens that follow each other."""
+        return max(self.depths, default=0)
 
     def cut(self, length: int) -> Draft:
-        """The first `length` tokens; a tree stays a tree because parents stand before children."""
+        """The first `length` tokens; a tree stays a tree because parents stand before children.
+
+        It has no levels any more: they are about all tokens of a depth.
+        """
         if length >= len(self.tokens):
             return self
         return Draft(self.tokens[:length], self.parents[:length], self.kinds[:length])
@@ -89,11 +102,13 @@ class DraftLimits:
         max_depth: Most tokens that follow each other; 0 or less: nothing is wanted.
         max_nodes: Most tokens of a tree; 0: a single chain.
         min_reach: Least chance of being reached with which a token may pay. Less likely ones need not be sought.
+        min_gain: Tokens that another draft forward has to bring all texts together, as expected, to pay.
     """
 
     max_depth: int
     max_nodes: int = 0
     min_reach: float = 0.0
+    min_gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,19 @@ class Proposal:
 
     Attributes:
         draft: Tokens that are known already (a lookup's). Empty where they must be computed.
-        reaches: For each token that could be had the chance that the target reaches it, in descending order.
-        steps_per_token: Forwards of the draft model that each token costs: 0 for a lookup, 1 for a draft model.
+        reaches: For each token that could be had the chance that the target reaches it, in descending order. Of what
+            must be computed, for each level: the chance that the target reaches some token of it.
+        steps_per_token: Forwards of the draft model that each level costs: 0 for a lookup, 1 for what is computed.
+        level_width: Most tokens of a level of what is computed; 1: it is a chain.
+        limits: By what it was considered; what computes a tree keeps within it.
         source: Tells whose it is where drafters stand beside each other.
     """
 
     draft: Draft = EMPTY_DRAFT
     reaches: tuple[float, ...] = ()
     steps_per_token: int = 0
+    level_width: int = 1
+    limits: DraftLimits | None = None
     source: int = 0
 
 
@@ -119,8 +139,9 @@ NOTHING = Proposal()
 class Drafter:
     """Proposes tokens. This one proposes nothing: it is the drafter "none", and a drafter overrides what it does.
 
-    The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `observe`)*, `release`. It asks
-    `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them.
+    The engine calls it from its one thread: `prefill`*, (`consider`, `propose`, `follow`, `observe`)*, `release`. It
+    asks `consider` what could be had, decides how many tokens are worth it, and asks `propose` for them. Only `follow`
+    is called in every step; `observe` is left out where learning would take more time than it saves.
 
     Attributes:
         num_candidates: How many of the target's best tokens after each token `observe` wants to see.
@@ -131,7 +152,12 @@ class Drafter:
     num_layers = 0
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def num_forwards(self) -> int:
+        """Draft forwards so far; none where drafts take no forward."""
+        return 0
+
+    @property
+    def runners(self) -> Sequence[Runner | HeadRunner]:
         """What runs its forwards; none where drafts take no forward."""
         return ()
 
@@ -154,8 +180,18 @@ class Drafter:
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
-        """A draft of at most `lengths[i]` tokens for each request, from the proposal that was taken."""
+        """A draft for each request, from the proposal that was taken.
+
+        Args:
+            requests: Whose texts go on.
+            proposals: What was offered for each.
+            lengths: Most tokens of each draft; of one that is computed the forwards that are planned, a level of its
+                tree each. Where it is seen what they bring, fewer may run, or more.
+        """
         return [proposal.draft.cut(length) for proposal, length in zip(proposals, lengths, strict=True)]
+
+    def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+        """Take in what a verification computed; called after each one, before the requests' texts grow."""
 
     def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Learn from the verdict on a step's drafts, before the requests' texts grow."""

@@ -1,4 +1,4 @@
-"""Several drafters beside each other; each step takes the draft that promises most."""
+"""Several drafters beside each other, as one; whoever asks it makes one tree of what they propose."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
 
 
 class CombinedDrafter(Drafter):
-    """Offers what several drafters could propose, and has the one propose whose offer is taken.
+    """Offers what several drafters could propose, and has those propose whose offers are taken.
 
     Args:
         drafters: In order of preference, where nothing else tells them apart; the free ones first.
@@ -23,7 +24,12 @@ class CombinedDrafter(Drafter):
         self.num_layers = max(drafter.num_layers for drafter in drafters)
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def num_forwards(self) -> int:
+        """Those of all drafters."""
+        return sum(drafter.num_forwards for drafter in self._drafters)
+
+    @property
+    def runners(self) -> Sequence[Runner | HeadRunner]:
         """Those of all drafters."""
         return [runner for drafter in self._drafters for runner in drafter.runners]
 
@@ -59,6 +65,11 @@ class CombinedDrafter(Drafter):
                 for i, draft in zip(rows, own, strict=True):
                     drafts[i] = draft
         return drafts
+
+    def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+        """Every drafter takes in what the verification computed."""
+        for drafter in self._drafters:
+            drafter.follow(requests, verdict)
 
     def observe(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Hand the verification to every drafter."""

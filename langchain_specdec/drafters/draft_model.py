@@ -99,7 +99,7 @@ class DraftModelDrafter(Drafter):
         if request.request_id in self._given_up or not self._can_run() or not self._has_room(request):
             return []
         reaches = request.rates.chain(model_kinds(limits.max_depth))
-        return [Proposal(reaches=reaches, steps_per_token=1)] if reaches else []
+        return [Proposal(reaches=reaches, steps_per_token=1, limits=limits)] if reaches else []
 
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]

@@ -1,21 +1,22 @@
-"""What each step drafts: which proposals, how many tokens of them, and what is learned from what came of it.
+"""Has each step drafted what pays, and learns from what came of it.
 
-How many tokens pay is the rule of `draft_length`. Clocks, costs and rates are known here, and beside it only in the
-pace at which prompts are read.
+How much pays is chosen by `draft_choice`. Clocks, costs and rates are known there and here, and beside it only where
+rows are chosen and in the pace at which prompts are read.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from langchain_specdec.drafters.acceptance import DraftKind
-from langchain_specdec.drafters.base import NOTHING, Draft, Drafter, DraftLimits, Proposal
-from langchain_specdec.engine.draft_length import best_lengths, least_reach, most_promising
+from langchain_specdec.drafters.base import Draft, Drafter, DraftLimits, Proposal
+from langchain_specdec.drafters.outcomes import outcomes
+from langchain_specdec.engine.draft_choice import DraftChooser, Plan, fixed_plan, idle_plan
+from langchain_specdec.engine.drafting_rows import depths_of_all, depths_unpadded
 from langchain_specdec.engine.request import Request
+from langchain_specdec.engine.spare_time import SpareTime
 from langchain_specdec.engine.step_cost import StepCost, measure_step_cost
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
@@ -25,50 +26,13 @@ from langchain_specdec.sampling.params import SamplingParams
 
 _logger = logging.getLogger(__name__)
 
-# Drafts that promise less than this over a plain step are left: the promise is an estimate.
-_LEAST_GAIN = 0.02
-# Tokens at least this likely are looked for whatever they are taken to cost: that may be wrong.
-_MOST_LEAST_REACH = 0.4
-# A probe drafts so many tokens more than pay, the first of them at least this likely. All probes together may lose this
-# share of plain decoding's time.
-_PROBE_TOKENS = 2
-_PROBE_REACH = 0.5
-_PROBE_SHARE = 0.005
-_MOST_PROBE_STEPS = 2
 # Once no draft has paid for so many steps, looking for one may take this share of plain decoding's time.
 _LOOK_STEPS = 4
 _LOOK_SHARE = 0.004
 # How much one look moves what a look is taken to cost.
 _LOOK_WEIGHT = 0.1
-# So many rows that are not padded draft in turn.
-_FEW = 2
-# All of them draft where a token more in each costs less than this share of the step.
-_DEAR_TOKENS = 0.6
 # What a step is taken to cost where width is free, until it is measured; only the ratios decide.
 _ASSUMED_SECONDS = 0.02
-
-
-@dataclass
-class Plan:
-    """What a step does, and what is expected of it.
-
-    Attributes:
-        lengths: Draft tokens of each row.
-        tokens: Expected tokens of each row, the target's own included; 0 where no choice was made by cost.
-        seconds: Expected cost of the step; 0 where no choice was made by cost.
-        plain_seconds: Cost of a step without drafts; 0 where it is not known.
-        offers: All that could be drafted for each row.
-        proposals: What each row's draft is taken from.
-        num_candidates: How many of the target's best tokens after each token are to be learned from.
-    """
-
-    lengths: tuple[int, ...]
-    tokens: tuple[float, ...]
-    seconds: float
-    plain_seconds: float
-    offers: Sequence[Sequence[Proposal]] = ()
-    proposals: Sequence[Proposal] = ()
-    num_candidates: int = 0
 
 
 class DraftPlanner:
@@ -97,8 +61,9 @@ class DraftPlanner:
         self._drafter = drafter
         self._max_draft_tokens = max_draft_tokens if draft_length == "auto" else draft_length
         self._is_adaptive = draft_length == "auto"
-        self._max_tree_nodes = max_tree_nodes if self._is_adaptive and runner.takes_trees else 0
         self._is_cost_given = step_cost is not None
+        takes_trees = self._is_adaptive and runner.takes_trees
+        self._chooser = DraftChooser(max_tree_nodes if takes_trees else 0, probes_width=not self._is_cost_given)
         self._is_cost_measured = False
         if step_cost is None and self._is_adaptive and runner.is_width_free:
             # Where launching bounds a step, a draft forward costs by its layers.
@@ -107,12 +72,13 @@ class DraftPlanner:
         self._is_padded = runner.pads_rows
         self._costed_graphs = runner.graphs
         # What looking for a row's draft takes, the time saved up for it, and for how many steps no draft has paid.
-        self._look_seconds = self._look_credit = 0.0
+        self._look_seconds = 0.0
+        self._look_time = SpareTime(_LOOK_SHARE)
         self._num_idle = 0
-        # Seconds saved up for probes.
-        self._probe_credit = 0.0
-        # Clock at the start of drafting and of verification in the current step.
-        self._draft_started = self._verify_started = 0.0
+        # Clock at the start of verification in the current step, and what its draft forwards took.
+        self._verify_started = self._draft_seconds = 0.0
+        # Whether the step before ran draft forwards, so that those of this one had nothing to catch up with.
+        self._is_drafting = False
 
     @property
     def num_candidates(self) -> int:
@@ -144,51 +110,57 @@ class DraftPlanner:
         started = time.perf_counter()
         rows = self._drafting_rows(requests)
         may_look = self._may_look(len(requests), len(rows))
-        least = min(least_reach(self._cost, len(rows) or 1, self._max_tree_nodes), _MOST_LEAST_REACH)
-        offers = self._consider(requests, rows, least, may_look=may_look)
+        limits = self._chooser.limits(self._cost, len(rows) or 1)
+        offers = self._consider(requests, rows, limits, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
         # Ranking a vocabulary for each row takes time, so a step in which nothing is looked for tells nothing either.
         # Where steps are captured it costs next to none, and their graphs are made for it.
         is_told = may_look or self._runner.is_width_free
-        plan = self._choose(requests, offers, rows, least)
+        plan = self._choose(requests, offers, list(rows), limits.min_reach)
         plan.num_candidates = self.num_candidates if is_told else 0
         for request in requests:
             request.decode_started = request.decode_started or started
             request.plain_token_seconds = 0.0 if self._is_cost_given else plan.plain_seconds
         return plan
 
-    def _drafting_rows(self, requests: Sequence[Request]) -> dict[int, int]:
-        """The rows that may draft, with how far: all, or where nearly all of a step is for its tokens, the last to end.
+    def _choose(
+        self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]], rows: Sequence[int], least: float
+    ) -> Plan:
+        plain = self._cost.verify_seconds(len(requests), 1) if self._cost is not None else 0.0
+        if not self._is_adaptive:
+            return fixed_plan(offers, plain)
+        # Whether drafts pay is not known before costs are.
+        if self._cost is None:
+            return idle_plan(offers)
+        plan = self._chooser.choose(requests, offers, rows, least, self._cost)
+        self._num_idle = self._num_idle + 1 if plan.is_idle else 0
+        return plan
 
-        There a token costs its row as much as the place in a later step that it may save. What a step costs beside its
-        rows is saved only where the text that ends last gets on, and until another one ends last.
-        """
-        # The target always adds one token of its own, so the last one need not be drafted.
-        depths = {row: min(self._max_draft_tokens, r.num_remaining - 1) for row, r in enumerate(requests)}
-        if self._is_padded or self._is_cost_given or not self._is_adaptive or len(requests) == 1:
-            return depths
-        if self._cost is not None:
-            plain, wide = (self._cost.verify_seconds(len(requests), width) for width in (1, 2))
-            if wide < (1 + _DEAR_TOKENS) * plain:
-                return depths
-        remaining = [request.num_remaining for request in requests]
-        last, *others = sorted(remaining, reverse=True)
-        leader = remaining.index(last)
-        if len(requests) > _FEW and requests[leader].constraint is None:
-            # Of few, another one soon gets on by drafts of its own.
-            depths[leader] = min(depths[leader], last - others[0])
-        # What a grammar forces is never passed over.
-        return {row: depth for row, depth in depths.items() if (row == leader and depth) or requests[row].constraint}
+    def _drafting_rows(self, requests: Sequence[Request]) -> dict[int, int]:
+        """The rows that may draft, with how far."""
+        if self._is_padded or self._is_cost_given or not self._is_adaptive:
+            return depths_of_all(requests, self._max_draft_tokens)
+        return depths_unpadded(requests, self._max_draft_tokens, self._cost)
 
     def propose(self, requests: Sequence[Request], plan: Plan) -> list[Draft]:
-        """Have the drafts made that were planned."""
-        self._draft_started = self._runner.clock()
+        """Have the drafts made that were planned; each row's becomes one tree of all that is proposed for it."""
+        started, num_before = self._runner.clock(), self._drafter.num_forwards
         drafts = self._drafter.propose(requests, plan.proposals, plan.lengths)
+        plan.num_forwards = self._drafter.num_forwards - num_before
         self._verify_started = self._runner.clock()
+        self._draft_seconds = self._verify_started - started
+        plan.guesses = [[p.draft for p in offer if p.draft.tokens] for offer in plan.offers]
+        if plan.num_forwards:
+            for guesses, draft, proposal in zip(plan.guesses, drafts, plan.proposals, strict=True):
+                guesses += [draft] * bool(proposal.steps_per_token)
+            if self._is_adaptive and self._cost is not None:
+                drafts = self._chooser.merge(requests, plan, drafts, self._cost)
+                # Making one tree of them is neither drafting nor checking.
+                self._verify_started = self._runner.clock()
         return drafts
 
-    def learn(self, requests: Sequence[Request], plan: Plan, drafts: Sequence[Draft], verdict: Verdict) -> None:
+    def learn(self, requests: Sequence[Request], plan: Plan, verdict: Verdict) -> None:
         """Learn what the step cost and which guesses were right, before the requests' texts grow."""
         ended, rows = self._runner.clock(), len(requests)
         if self._cost is not None and not self._is_cost_given:
@@ -196,9 +168,13 @@ class DraftPlanner:
             # Rows that are not padded would each have a width of their own.
             if width == 1 or rows == 1 or self._is_padded:
                 self._cost.observe(rows, width, ended - self._verify_started)
-            if self._drafter.num_layers:
-                forwards = max(len(d) * p.steps_per_token for d, p in zip(drafts, plan.proposals, strict=True))
-                self._cost.observe_draft(forwards, self._verify_started - self._draft_started)
+            if plan.num_forwards and self._drafter.num_layers:
+                # Those of the first step also catch up with the text.
+                if self._is_drafting:
+                    self._cost.observe_draft(plan.num_forwards, self._draft_seconds)
+                elif plan.is_probe:
+                    self._chooser.pay(self._draft_seconds - self._cost.draft_seconds(plan.num_forwards), self._cost)
+            self._is_drafting = plan.num_forwards > 0
         if self._is_adaptive and plan.num_candidates == self.num_candidates:
             try:
                 self._drafter.observe(requests, verdict)
@@ -207,11 +183,8 @@ class DraftPlanner:
                 _logger.exception("The drafter failed to learn from a step")
         for row, request in enumerate(requests):
             # Guesses that were offered but not drafted count too: comparing them costs nothing.
-            guesses = [p.draft for p in plan.offers[row] if p.draft.tokens]
-            if drafts[row].tokens and not plan.proposals[row].draft.tokens:
-                guesses.append(drafts[row])
-            for guess in guesses:
-                request.rates.observe(_outcomes(guess, verdict.tokens(row)))
+            for guess in plan.guesses[row]:
+                request.rates.observe(outcomes(guess, verdict.tokens(row)))
             stats = request.stats
             stats.predicted_seconds += plan.seconds
             stats.predicted_plain_seconds += plan.tokens[row] * plan.plain_seconds
@@ -226,7 +199,7 @@ class DraftPlanner:
             self._runner.make_next_graph(batch)
 
     def _consider(
-        self, requests: Sequence[Request], rows: Mapping[int, int], least: float, *, may_look: bool
+        self, requests: Sequence[Request], rows: Mapping[int, int], limits: DraftLimits, *, may_look: bool
     ) -> list[Sequence[Proposal]]:
         """All that could be drafted for each row; nothing where looking for it would cost more than noise."""
         offers: list[Sequence[Proposal]] = [()] * len(requests)
@@ -237,7 +210,9 @@ class DraftPlanner:
             request = requests[row]
             # What a grammar forces is never passed over.
             if may_look or request.constraint is not None:
-                offers[row] = self._drafter.consider(request, DraftLimits(max_depth, self._max_tree_nodes, least))
+                offers[row] = self._drafter.consider(
+                    request, DraftLimits(max_depth, limits.max_nodes, limits.min_reach)
+                )
         if may_look:
             seconds = (time.perf_counter() - started) / len(rows)
             self._look_seconds += (_LOOK_WEIGHT if self._look_seconds else 1.0) * (seconds - self._look_seconds)
@@ -253,11 +228,8 @@ class DraftPlanner:
             return False
         if self._num_idle < _LOOK_STEPS or self._cost is None or self._is_cost_given or not self._is_adaptive:
             return True
-        self._look_credit += _LOOK_SHARE * self._cost.verify_seconds(rows, 1)
-        if self._look_credit < num_drafting * self._look_seconds:
-            return False
-        self._look_credit -= num_drafting * self._look_seconds
-        return True
+        self._look_time.save(self._cost.verify_seconds(rows, 1))
+        return self._look_time.spend(num_drafting * self._look_seconds)
 
     def _update_cost(self, request: Request, offers: Sequence[Sequence[Proposal]]) -> float:
         """Measure what steps cost where that is not known, or not any more; the seconds that it took."""
@@ -287,69 +259,3 @@ class DraftPlanner:
         cost = measure_step_cost(self._runner, self._drafter, request, is_wanted)
         if cost is not None:
             self._cost, self._costed_graphs, self._is_cost_measured = cost, graphs, True
-
-    def _choose(
-        self, requests: Sequence[Request], offers: list[Sequence[Proposal]], rows: Collection[int], least: float
-    ) -> Plan:
-        cost, count = self._cost, len(requests)
-        plain = cost.verify_seconds(count, 1) if cost is not None else 0.0
-        if not self._is_adaptive or cost is None:
-            proposals = [offer[0] if offer else NOTHING for offer in offers]
-            # Whether drafts pay is not known before costs are.
-            fixed = tuple(0 if self._is_adaptive else len(p.reaches) for p in proposals)
-            return Plan(fixed, (0.0,) * count, 0.0, plain, offers, proposals)
-        self._probe_credit = min(self._probe_credit + _PROBE_SHARE * plain, _MOST_PROBE_STEPS * plain)
-        if not any(p.steps_per_token or p.reaches[0] >= least for offer in offers for p in offer if p.reaches):
-            self._num_idle += 1
-            return Plan((0,) * count, (1.0,) * count, plain, plain, offers, [NOTHING] * count)
-        proposals = [most_promising(offer, len(rows), cost) for offer in offers]
-        drafting = [proposals[row] for row in rows]
-        choice = best_lengths([p.reaches for p in drafting], [p.steps_per_token for p in drafting], cost)
-        self._num_idle = 0 if any(choice.lengths) else self._num_idle + 1
-        lengths, tokens, seconds = [0] * count, [1.0] * count, plain
-        if choice.gain >= 1 + _LEAST_GAIN:
-            seconds += choice.seconds - choice.plain_seconds
-            for row, length, expected in zip(rows, choice.lengths, choice.tokens, strict=True):
-                lengths[row], tokens[row] = length, expected
-        for row in rows:
-            proposals[row], lengths[row] = self._probe(offers[row], proposals[row], lengths[row], len(rows), cost)
-        return Plan(tuple(lengths), tuple(tokens), seconds, plain, offers, proposals)
-
-    def _probe(
-        self, offer: Sequence[Proposal], proposal: Proposal, length: int, rows: int, cost: StepCost
-    ) -> tuple[Proposal, int]:
-        """The draft as chosen, or now and then a longer one (a probe).
-
-        Probes learn what is never tried otherwise: how good a draft model is by now, and what a wide step costs by now
-        if the machine was busy when it was measured. Each step saves a small share of its time for what they are
-        expected to lose, whichever row it is that probes: all of them wait for it.
-        """
-        computed = next((p for p in offer if p.steps_per_token), None)
-        probe, begin = proposal, length
-        if computed is not None and computed.source != proposal.source:
-            probe, begin = computed, 0
-        tried = probe.reaches[begin : begin + _PROBE_TOKENS]
-        is_likely = bool(tried) and tried[0] >= _PROBE_REACH and not self._is_cost_given
-        if not tried or not (is_likely or probe.steps_per_token):
-            return proposal, length
-        plain, longer = cost.verify_seconds(rows, 1), begin + len(tried)
-        extra = max(cost.verify_seconds(rows, 1 + longer) - cost.verify_seconds(rows, 1 + length), 0.0)
-        loss = extra + cost.draft_seconds(probe.steps_per_token * len(tried)) - sum(tried) * plain / rows
-        if self._probe_credit < loss:
-            return proposal, length
-        self._probe_credit -= max(loss, 0.0)
-        return probe, longer
-
-
-def _outcomes(draft: Draft, tokens: Sequence[int]) -> list[tuple[DraftKind, bool]]:
-    """Which guesses along the text were right. Siblings after the right one, and all below them, count as not tried."""
-    outcomes: list[tuple[DraftKind, bool]] = []
-    parent, depth = -1, 0
-    for node, (token, above, kind) in enumerate(zip(draft.tokens, draft.parents, draft.kinds, strict=True)):
-        # Parents stand before children, and earlier siblings were tried first.
-        if above == parent and depth < len(tokens):
-            is_right = token == tokens[depth]
-            outcomes.append((kind, is_right))
-            if is_right:
-                parent, depth = node, depth + 1
-    return outcomes

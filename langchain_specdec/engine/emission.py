@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from langchain_specdec.completions.events import FinishEvent, Token, TokenEvent
-from langchain_specdec.drafters.acceptance import FORCED
+from langchain_specdec.drafters.acceptance import FORCED, source_of
 from langchain_specdec.drafters.base import Draft
 from langchain_specdec.engine.request import Request
 from langchain_specdec.runner.verify import Verdict
@@ -46,6 +46,7 @@ class Emitter:
             if not path:
                 request.stats.drafted_tokens += len(draft)
                 request.stats.add_positions(draft.depth, 0)
+                request.stats.add_sources(map(source_of, draft.kinds), ())
                 failures.append((request, UnsoundScoresError()))
                 continue
             try:
@@ -95,7 +96,9 @@ def _count(request: Request, draft: Draft, tokens: Sequence[Token], path: Sequen
     accepted = sum(bool(token.drafted) for token in tokens)
     stats.accepted_tokens += accepted
     stats.add_positions(draft.depth, accepted)
-    stats.forced_tokens += sum(draft.kinds[node - 1] == FORCED for node in path[1 : len(tokens) + 1])
+    kinds = [draft.kinds[node - 1] for node in path[1 : len(tokens) + 1]]
+    stats.add_sources(map(source_of, draft.kinds), map(source_of, kinds))
+    stats.forced_tokens += kinds.count(FORCED)
     stats.emitted_tokens += len(tokens)
     stats.plain_seconds += len(tokens) * request.plain_token_seconds
 

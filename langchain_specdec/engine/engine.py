@@ -29,6 +29,7 @@ from langchain_specdec.grammar.trial import make_trial
 from langchain_specdec.models.memory import give_back_freed
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.cpu.worker_threads import release_workers
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.sampling.params import SamplingParams
 
@@ -346,7 +347,7 @@ class Engine:
         return not self._scheduler.requests
 
 
-def _have_changed(runner: Runner) -> bool:
+def _have_changed(runner: Runner | HeadRunner) -> bool:
     try:
         return runner.note_weights()
     except Exception:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from langchain_specdec.drafters.base import EMPTY_DRAFT, Drafter
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import Emitter
 from langchain_specdec.engine.request import Request
@@ -16,6 +16,7 @@ from langchain_specdec.errors import GenerationError
 from langchain_specdec.runner.cpu.worker_threads import use_one_worker
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.choice import TokenHistory
 
 _logger = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ class Stepper:
         """
         plan = self._planner.plan(requests)
         drafts = self._planner.propose(requests, plan)
-        verdict = self._verifier.verify(requests, drafts, plan.num_candidates)
-        self._planner.learn(requests, plan, drafts, verdict)
+        verdict = self._verify(requests, drafts, plan.num_candidates)
+        self._planner.learn(requests, plan, verdict)
         return self._emitter.emit(requests, drafts, verdict)
 
     def decode_plainly(self, request: Request) -> None:
@@ -99,11 +100,21 @@ class Stepper:
             GenerationError: They are not sound without a draft either.
         """
         self._runner.cache.wipe(request.slot, request.num_cached)
-        verdict = self._verifier.verify([request], [EMPTY_DRAFT], 0)
+        verdict = self._verify([request], [EMPTY_DRAFT], 0)
         if not verdict.paths[0]:
             raise unsound_error(self._runner.model.dtype)
         for _, error in self._emitter.emit([request], [EMPTY_DRAFT], verdict):
             raise error
+
+    def _verify(self, requests: Sequence[Request], drafts: Sequence[Draft], num_candidates: int) -> Verdict:
+        """The target's verdict on the drafts; the drafter takes in what it needs of the forward."""
+        verdict = self._verifier.verify(requests, drafts, num_candidates)
+        try:
+            self._drafter.follow(requests, verdict)
+        except Exception:
+            # Drafts only change the speed, so a drafter that cannot follow must not fail a request.
+            _logger.exception("The drafter failed to take in a verification")
+        return verdict
 
 
 def unsound_error(dtype: torch.dtype) -> GenerationError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.common_vocabulary import CommonVocabulary, ModelTokens, shared_tokens
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.runner.model_state import evaluating, modules_of
 from langchain_specdec.runner.stateful_layers import goes_on_from_states, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch
 
@@ -119,7 +120,7 @@ def check_cached_forward(runner: ModelRunner, name: str) -> None:
                 )
             runner.verify(RowBatch([0], [half - 1], [[*tokens[half - 1 : half + 1], tokens[0]]]))
         ours = runner.verify(RowBatch(slots, starts, rows)).logits[0]
-        with torch.inference_mode(), runner.evaluating():
+        with torch.inference_mode(), evaluating(runner.model, modules_of(runner.model)):
             ids = torch.tensor([tokens], device=runner.device)
             # With a cache of its own, as `generate` runs it: without one, layers that share keys and values (Gemma 3n)
             # compute their own on older versions of transformers.

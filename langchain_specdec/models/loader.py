@@ -17,6 +17,8 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models import embedded
 from langchain_specdec.models.common_vocabulary import ModelTokens
 from langchain_specdec.models.devices import resolve_device, resolve_dtype
+from langchain_specdec.models.gguf.config import read_config
+from langchain_specdec.models.gguf.file import open_gguf
 from langchain_specdec.models.gguf.model import GGUFModel, read_gguf
 from langchain_specdec.models.gguf.source import local_gguf
 from langchain_specdec.models.loaded_model import LoadedModel, eos_token_ids
@@ -109,6 +111,20 @@ def load_tokens(model: str | os.PathLike[str]) -> ModelTokens:
     from langchain_specdec.models.pretrained import tokens_of
 
     return tokens_of(model)
+
+
+def load_config(model: str | os.PathLike[str]) -> Any:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        ModelLoadError: The model cannot be found or read.
+        UnsupportedModelError: The engine cannot run this kind of model.
+    """
+    if (file := _gguf_file(model, {}, is_native=True)) is not None:
+        return read_config(open_gguf(file))
+    from langchain_specdec.models.pretrained import config_of
+
+    return config_of(model)
 
 
 def _gguf_file(source: str | os.PathLike[str], options: Mapping[str, Any], *, is_native: bool) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
 from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
 from langchain_specdec.runner.cpu.work_memory import work_bytes
+from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
 from langchain_specdec.runner.model_config import ATTENTION_NAME, cached_bytes, decoder_layers, num_cached_layers
 from langchain_specdec.runner.model_state import keep_private
@@ -166,23 +167,24 @@ def _default_max_length(loaded: LoadedModel, num_slots: int, most_positions: int
     return length
 
 
-def token_budget(runners: Sequence[Runner]) -> int | None:
+def token_budget(target: Runner, *others: Runner | HeadRunner) -> int | None:
     """Tokens that the slots may hold in all: what half of the free memory has room for, and one full slot at least.
 
     What forwards will work in does not count as free, up to half of the memory.
 
     Args:
-        runners: The target's, and that of its draft model, which holds the same tokens.
+        target: Runs the target.
+        others: What holds the same tokens beside it: the runner of its draft model, or of a trained head.
 
     Returns:
         None where nothing is saved by holding fewer: the slots are allocated at once.
     """
-    device = runners[0].device
-    if not all(_is_lazy(runner.device) for runner in runners):
+    every = [target, *others]
+    if not all(_is_lazy(runner.device) for runner in every):
         return None
-    per_token = sum(runner.bytes_per_token for runner in runners)
-    free = _free_beside(sum(runner.work_bytes for runner in runners), device)
-    return max(int(free * _CACHE_SHARE) // per_token, runners[0].max_length)
+    per_token = sum(runner.bytes_per_token for runner in every)
+    free = _free_beside(sum(runner.work_bytes for runner in every), target.device)
+    return max(int(free * _CACHE_SHARE) // per_token, target.max_length)
 
 
 def _free_beside(work: int, device: torch.device) -> int:

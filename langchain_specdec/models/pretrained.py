@@ -175,11 +175,31 @@ def tokens_of(model: str | os.PathLike[str]) -> ModelTokens:
     name = str(model)
     source, revision = check_source(model)
     parts = find_parts(source, name, None, revision, None)
+    config = _supported(parts, name)
     with explained(f"the tokenizer of {name}", parts.source):
-        config = AutoConfig.from_pretrained(parts.source, revision=parts.revision or "main")
-        check_supported(config, _model_class(config))
         tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer, revision=parts.revision or "main")
     return ModelTokens(name, PrivateTokenizer(tokenizer, is_ours=True), config.get_text_config().vocab_size)
+
+
+@quiet_loading()
+def config_of(model: str | os.PathLike[str]) -> Any:
+    """The configuration of a model, as `tokens_of` finds it.
+
+    Raises:
+        UnsupportedModelError: The engine cannot run this kind of model.
+        ModelLoadError: It cannot be found or read.
+    """
+    name = str(model)
+    source, revision = check_source(model)
+    return _supported(find_parts(source, name, None, revision, None), name)
+
+
+def _supported(parts: Parts, name: str) -> Any:
+    """The configuration of a model that the engine runs."""
+    with explained(name, parts.source):
+        config = AutoConfig.from_pretrained(parts.source, revision=parts.revision or "main")
+    check_supported(config, _model_class(config))
+    return config
 
 
 def _is_quantised(config: Any) -> bool:

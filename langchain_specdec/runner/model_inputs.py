@@ -85,17 +85,7 @@ class ModelInputs:
         needs_none = is_prompt and is_own and self.is_for_gpu and blocks is None
         if needs_none and all(window is None or window >= length for window, _ in self._kinds.values()):
             return self._by_kind(lambda *_: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
-        keys = torch.arange(length, device=device)
-        if inputs.is_chain:
-            causal = keys <= positions[:, :, None]
-        else:
-            width = positions.shape[1]
-            offsets = keys - inputs.starts[:, None]
-            index = offsets.clamp(0, width - 1)
-            is_text, is_node = (offsets < 0)[:, None], (offsets < width)[:, None]
-            causal = is_text | (inputs.ancestors.gather(2, index[:, None].expand(-1, width, -1)) & is_node)
-            # A node stands in its slot after its siblings, but in the text right after its parent.
-            keys = torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
+        causal, keys = visible_keys(inputs, length)
         seen = dict.fromkeys(self._kinds, causal)
         if images is not None and blocks is not None:
             ahead = causal | _same_block(blocks, keys - inputs.starts[:, None])
@@ -113,6 +103,29 @@ class ModelInputs:
     def _by_kind(self, make: Callable[[str, int | None, int], Tensor]) -> Any:
         masks = {kind: make(kind, *sizes) for kind, sizes in self._kinds.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def visible_keys(inputs: RowInputs, length: int) -> tuple[Tensor, Tensor]:
+    """Which keys of its slot each token sees, and the keys' positions in the text.
+
+    Args:
+        inputs: The rows.
+        length: Positions of the slots that are looked at.
+
+    Returns:
+        bool `[rows, width, length]`; and int64 `[length]` or, where drafts branch, `[rows, 1, length]`.
+    """
+    positions = inputs.starts[:, None] + inputs.depths
+    keys = torch.arange(length, device=positions.device)
+    if inputs.is_chain:
+        return keys <= positions[:, :, None], keys
+    width = positions.shape[1]
+    offsets = keys - inputs.starts[:, None]
+    index = offsets.clamp(0, width - 1)
+    is_text, is_node = (offsets < 0)[:, None], (offsets < width)[:, None]
+    causal = is_text | (inputs.ancestors.gather(2, index[:, None].expand(-1, width, -1)) & is_node)
+    # A node stands in its slot after its siblings, but in the text right after its parent.
+    return causal, torch.where(offsets < 0, keys, positions.gather(1, index))[:, None]
 
 
 def _same_block(blocks: Tensor, offsets: Tensor) -> Tensor:

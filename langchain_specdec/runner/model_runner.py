@@ -145,10 +145,6 @@ class ModelRunner:
             return f"it had {self._num_embeddings} tokens when it was given its slots, and has {len(weight)} now"
         return None
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Has the model in eval mode within; see `model_state.evaluating`."""
-        return nullcontext() if is_private(self.model) else evaluating(self.model, self._modules)
-
     pads_rows = True
     """Whether each row of a forward costs as much as the widest."""
 
@@ -233,7 +229,7 @@ class ModelRunner:
     def forward_static(self, inputs: RowInputs, shape: ForwardShape) -> Tensor:
         """Logits after every token, by tensors alone: the same launches whatever the tensors hold, and no waiting."""
         length = self.cache.begin(shape, is_chain=inputs.is_chain)
-        with pinned_backends(self.device), self.evaluating(), self._tapping():
+        with pinned_backends(self.device), self._evaluating(), self._tapping():
             logits: Tensor = self.model(**self._inputs.make(self.cache, inputs, length)).logits
         return logits
 
@@ -245,6 +241,9 @@ class ModelRunner:
         if self.images is not None:
             self.images.release()
         self.cache.release()
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext() if is_private(self.model) else evaluating(self.model, self._modules)
 
     def _tapping(self) -> AbstractContextManager[None]:
         return nullcontext() if self._taps is None else self._taps.open()
@@ -274,6 +273,6 @@ class ModelRunner:
         if self.cache.states is not None:
             self.cache.states.begin([*map(Row, slots, starts, inputs.num_nodes.tolist())])
         choosing = nullcontext() if self.adapters is None else self.adapters.choosing(slots, self.device)
-        with pinned_backends(self.device), self.evaluating(), choosing, self._tapping():
+        with pinned_backends(self.device), self._evaluating(), choosing, self._tapping():
             given = self._inputs.make(self.cache, inputs, length, is_prompt=is_prompt, images=images)
             return module(**given)

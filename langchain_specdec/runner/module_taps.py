@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,8 @@ from langchain_specdec.runner.tap_points import check_points
 class ModuleTaps:
     """Keeps the states that pass certain points of a model; see `tap_points`.
 
-    Hooks are there while a forward runs and not longer: the model may be the user's, too.
+    Hooks are there while a forward runs and not longer, and pass over forwards of other threads: the model may be the
+    user's, or another engine's, too.
 
     Args:
         model: A Hugging Face causal language model.
@@ -38,6 +40,7 @@ class ModuleTaps:
             (text, True) if point == len(layers) else (layers[point], False) for point in points
         ]
         self._latest: list[Tensor | None] = [None] * len(points)
+        self._thread = 0
 
     @property
     def states(self) -> Tensor:
@@ -48,6 +51,7 @@ class ModuleTaps:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Keep the states of the forward that runs within."""
+        self._thread = threading.get_ident()
         hooks = [
             module.register_forward_hook(partial(self._keep_output, index))
             if is_output
@@ -60,12 +64,10 @@ class ModuleTaps:
             for hook in hooks:
                 hook.remove()
 
-    def forget(self) -> None:
-        """Let go of the latest states."""
-        self._latest = [None] * len(self._latest)
-
     def _keep_input(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._latest[index] = args[0] if args else kwargs["hidden_states"]
+        if self._thread == threading.get_ident():
+            self._latest[index] = args[0] if args else kwargs["hidden_states"]
 
     def _keep_output(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._latest[index] = output[0]
+        if self._thread == threading.get_ident():
+            self._latest[index] = output[0]

@@ -244,6 +244,37 @@ def process_logits(
     return scores
 
 
+def noisy_scores(
+    logits: Tensor,
+    table: SamplingTable,
+    positions: Tensor,
+    history: TokenHistory | None = None,
+    drafts: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    allowed: Tensor | None = None,
+    make_noise: MakeNoise = gumbel_noise,
+) -> Tensor:
+    """What the choice is the largest of: scores and the noise on them.
+
+    Args:
+        logits: `[rows, width, vocab]`.
+        table: The rows' parameters.
+        positions: Index in its sequence of the token to choose, int64 `[rows, width]`.
+        history: See `process_logits`.
+        drafts: See `process_logits`.
+        ancestors: See `process_logits`.
+        allowed: See `process_logits`.
+        make_noise: See `MakeNoise`.
+
+    Returns:
+        float32 `[rows, width, vocab]`.
+    """
+    scores = process_logits(logits, table, history, drafts, ancestors, allowed)
+    if table.is_sampled:
+        scores = scores + table.temperature * make_noise(table.seeds, positions, scores.shape[-1])
+    return scores
+
+
 def pick_tokens(
     logits: Tensor,
     table: SamplingTable,
@@ -271,10 +302,7 @@ def pick_tokens(
     """
     if not table.is_sampled and table.is_plain:
         return best_token(logits if allowed is None else logits.masked_fill(~allowed, -math.inf))
-    scores = process_logits(logits, table, history, drafts, ancestors, allowed)
-    if table.is_sampled:
-        scores = scores + table.temperature * make_noise(table.seeds, positions, scores.shape[-1])
-    return best_token(scores)
+    return best_token(noisy_scores(logits, table, positions, history, drafts, ancestors, allowed, make_noise))
 
 
 def pick_noisy(

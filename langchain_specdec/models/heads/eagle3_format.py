@@ -1,6 +1,7 @@
 """EAGLE-3 heads as their config.json and the shapes of their weights tell of them, in both formats that there are.
 
-The classic one is of SafeAILab's EAGLE, SpecForge and AngelSlim; the other one of vLLM's speculators, as RedHatAI's.
+The classic one is of SafeAILab's EAGLE, SpecForge, AngelSlim and, with another name for its layers, DeepSpec; the other
+one of vLLM's speculators, as RedHatAI's.
 What the weights say counts: a configuration's number of layers, for one, is often the target's.
 """
 
@@ -35,9 +36,9 @@ _TAP_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 def format_name(source: HeadSource) -> str:
-    """What a head's format is called, for people."""
-    kind = source.config.get("speculators_model_type")
-    return "EAGLE-3" if kind is None else f"EAGLE-3 ({kind} of vLLM's speculators)"
+    """What the format of an EAGLE-3 head is called, for people."""
+    is_classic = source.config.get("speculators_model_type") is None
+    return "EAGLE-3, as of SafeAILab and SpecForge" if is_classic else "EAGLE-3, as of vLLM's speculators"
 
 
 def check_kind(source: HeadSource) -> None:
@@ -79,11 +80,9 @@ def read_format(source: HeadSource, shapes: Shapes, target: TargetSizes) -> Eagl
     # Both Llama's and Qwen3's default, which configurations of the speculators format leave out.
     num_heads = int(layer.get("num_attention_heads") or 32)
     head_dim = queries // num_heads
-    if (
-        head_dim * num_heads != queries
-        or keys % max(head_dim, 1)
-        or layer.get("head_dim", head_dim) not in (None, head_dim)
-    ):
+    num_kv_heads = keys // max(head_dim, 1)
+    is_whole = head_dim * num_heads == queries and head_dim * num_kv_heads == keys and num_kv_heads > 0
+    if not is_whole or num_heads % num_kv_heads or layer.get("head_dim") not in (None, head_dim):
         _refuse(
             source,
             f"its config.json tells of {num_heads} heads of queries, and of head_dim {layer.get('head_dim')}, and its "
@@ -104,7 +103,7 @@ def read_format(source: HeadSource, shapes: Shapes, target: TargetSizes) -> Eagl
         embedding_size=embedding_size,
         intermediate_size=shapes["layers.0.mlp.gate_proj.weight"][0],
         num_heads=num_heads,
-        num_kv_heads=keys // head_dim,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         vocab_size=next(
             (shapes[name][0] for name in ("t2d", "embed_tokens.weight") if name in shapes), target.vocab_size
@@ -136,6 +135,8 @@ def _check_weights(source: HeadSource, shapes: Shapes) -> None:
     names = " ".join(shapes)
     if "kv_a_proj" in names:
         _refuse(source, "its attention is of DeepSeek's kind (MLA); heads with Llama's or Qwen3's layers run here")
+    if "pre_feedforward_layernorm" in names:
+        _refuse(source, "its layer is Gemma's; heads with Llama's or Qwen3's layers run here")
     if "mask_hidden" in shapes:
         _refuse(source, "it is a P-EAGLE head, which drafts several tokens in one forward; EAGLE-3's run here")
     if "layers.0.self_attn.q_proj.weight" in shapes and "layers.0.hidden_norm.weight" not in shapes:
@@ -164,6 +165,9 @@ def _tap_points(source: HeadSource, target: TargetSizes) -> tuple[int, ...]:
     (https://github.com/sgl-project/sglang/pull/25454).
     """
     config, layers = source.config, target.num_layers
+    if left := config.get("target_layer_ids"):
+        # DeepSpec's name for them, https://github.com/deepseek-ai/DeepSpec: hidden_states[i + 1].
+        return tuple(int(layer) + 1 for layer in left)
     default = (2, layers // 2, layers - 3)
     ids = config.get(_TAP_IDS) or (config.get("eagle_config") or {}).get(_TAP_IDS)
     if not ids:

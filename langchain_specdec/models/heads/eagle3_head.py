@@ -123,6 +123,7 @@ class Eagle3Head(nn.Module):
         Returns:
             `[..., hidden_size]`.
         """
+        states = states.to(self.norm.weight.dtype)
         if self.config.fc_norm:
             states = torch.stack([norm(states[..., i, :]) for i, norm in enumerate(self.fc_norm)], dim=-2)
         together = states.flatten(-2)

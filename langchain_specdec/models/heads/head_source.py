@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from langchain_specdec.models import embedded
 from langchain_specdec.models.checkpoint import explained
+from langchain_specdec.models.hub import downloaded_file
 from langchain_specdec.models.model_source import check_source, means_gguf
 
 _CONFIG = "config.json"
@@ -44,11 +45,11 @@ class HeadSource:
     revision: str | None = None
     token: str | bool | None = None
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder it is in; None where it is on the Hub."""
-        path = Path(self.place)
-        return path if path.is_dir() else None
+    def here(self, name: str) -> Path | None:
+        """One of its files; None where it is not on this machine."""
+        if Path(self.place).is_dir():
+            return self.file(name)
+        return downloaded_file(self.place, name, self.revision)
 
     def file(self, name: str) -> Path | None:
         """One of its files, downloaded if need be; None where it has none of that name. Raises what the Hub raises."""
@@ -89,7 +90,10 @@ def _file(place: str, name: str, revision: str | None, token: str | bool | None)
         return path if path.exists() else None
     try:
         return Path(hf_hub_download(place, name, revision=revision, token=token))
-    except EntryNotFoundError:  # also where the Hub is not asked, and it was not downloaded
+    except EntryNotFoundError as error:
+        # One that could not be fetched may be there.
+        if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+            raise
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def read_weights(source: HeadSource) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     with explained(source.name, source.place):
-        for path in _weight_files(source):
+        for path in _weight_files(source.file, source.name):
             if path.suffix == ".safetensors":
                 part: Mapping[str, Tensor] = load_file(path)
             else:
@@ -51,11 +51,11 @@ def weight_shapes(source: HeadSource) -> dict[str, tuple[int, ...]] | None:
     Raises:
         ModelLoadError: As `read_weights`.
     """
-    if source.folder is None:
+    if not any(source.here(name) for name in _FILES) and not Path(source.place).is_dir():
         return None
     shapes: dict[str, tuple[int, ...]] = {}
     with explained(source.name, source.place):
-        for path in _weight_files(source):
+        for path in _weight_files(source.here, source.name):
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     part = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -66,20 +66,20 @@ def weight_shapes(source: HeadSource) -> dict[str, tuple[int, ...]] | None:
     return shapes
 
 
-def _weight_files(source: HeadSource) -> list[Path]:
+def _weight_files(find: Callable[[str], Path | None], shown: str) -> list[Path]:
     for name in _FILES:
-        path = source.file(name)
+        path = find(name)
         if path is None:
             continue
         if path.suffix != ".json":
             return [path]
         parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        found = {part: source.file(part) for part in parts}
+        found = {part: find(part) for part in parts}
         if lacking := [part for part, place in found.items() if place is None]:
-            raise ModelLoadError(f"Cannot load {source.name}: {lacking[0]} is missing. Download the head anew.")
+            raise ModelLoadError(f"Cannot load {shown}: {lacking[0]} is missing. Download the head anew.")
         return [place for place in found.values() if place is not None]
     raise ModelLoadError(
-        f"Cannot load {source.name}: it has a head's config.json, and no weights ({_FILES[0]} or {_FILES[2]}). "
+        f"Cannot load {shown}: it has a head's config.json, and no weights ({_FILES[0]} or {_FILES[2]}). "
         "Download it anew, with all its files."
     )
 

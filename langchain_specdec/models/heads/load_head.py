@@ -34,7 +34,7 @@ def load_head(
     Args:
         source: Folder or id on the Hub, or what `find_head` found.
         target: The model that it is to draft for. Embeddings and the output layer that the head has not are the
-            target's, and so are embeddings that are the target's, number for number.
+            target's, and so are those that are a copy of them.
         revision: Branch, tag or commit of the id.
         token: Access token of the Hub; None takes the one that is logged in.
 
@@ -51,8 +51,10 @@ def load_head(
     sizes = TargetSizes.of(target.name, target.model.config)
     config = check_head(found, sizes, {name: tuple(weight.shape) for name, weight in weights.items()})
     ids = target_ids(found, weights, config)
-    if config.has_embedding and _is_embedding_of(target, weights["embed_tokens.weight"]):
+    if config.has_embedding and _is_same(weights["embed_tokens.weight"], target, "get_input_embeddings"):
         config = replace(config, has_embedding=False)
+    if config.has_output and ids is None and _is_same(weights["lm_head.weight"], target, "get_output_embeddings"):
+        config = replace(config, has_output=False)
     _tell_of_another(found, target.name)
     with torch.device("meta"):
         head = Eagle3Head(config, ids, embedding=embedding_of(target), output=output_of(target))
@@ -75,14 +77,14 @@ def _state(
     }
 
 
-def _is_embedding_of(target: LoadedModel, table: Tensor) -> bool:
-    """Whether a table of embeddings is the target's, as most heads come with a copy of it."""
-    model: Any = target.model
-    if not isinstance(model, nn.Module):
+def _is_same(weight: Tensor, target: LoadedModel, name: str) -> bool:
+    """Whether a weight is that of one of the target's layers, as many heads come with copies of its largest two."""
+    if not isinstance(target.model, nn.Module):
         return False
-    module: Any = model
-    weight: Tensor = module.get_input_embeddings().weight
-    return weight.shape == table.shape and torch.equal(table.to(weight), weight)
+    # Quantised ones have none that is plain numbers.
+    theirs: Any = getattr(getattr(target.model, name)(), "weight", None)
+    is_plain = isinstance(theirs, nn.Parameter) and theirs.is_floating_point() and theirs.shape == weight.shape
+    return is_plain and torch.equal(weight.to(theirs), theirs)
 
 
 def _tell_of_another(source: HeadSource, target: str) -> None:

@@ -64,7 +64,7 @@ def output_of(target: LoadedModel) -> Callable[[Tensor], Tensor]:
     model: Any = target.model
     if isinstance(model, nn.Module):
         module: Any = model
-        return lambda states: module.get_output_embeddings()(states)
+        return lambda states: module.get_output_embeddings()(states.to(module.dtype)).to(states.dtype)
     matrix = model.weights.head
 
     def output(states: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,10 +153,6 @@ class NativeRunner:
         if len(weight) != self.vocab_size:
             return f"it had {self.vocab_size} tokens when it was given its slots, and has {len(weight)} now"
         return self._unfit
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """It has no other mode."""
-        return nullcontext()
 
     def make_noise(self, seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
         """See `sampling.noise.gumbel_noise`: the very numbers that the decoder picks by."""

@@ -35,6 +35,7 @@ from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, ModelLoadError
 from langchain_specdec.progress import READING_WEIGHTS
 from langchain_specdec.runner.trials import CompileMode
+from tests.support.eagle3_folders import TinyHead, target_of
 from tests.support.other_tokenizers import shuffled_tokenizer
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher.extras import install_command
@@ -249,7 +250,8 @@ def test_json_has_everything(folder):
     assert all(len(position["top_logprobs"]) == 2 for position in got["logprobs"])
     assert set(got["speculation"]) == {
         "drafted_tokens", "accepted_tokens", "forced_tokens", "num_steps", "acceptance_rate", "tokens_per_step",
-        "drafted_per_position", "accepted_per_position", "decode_seconds", "predicted_gain", "observed_gain",
+        "drafted_per_position", "accepted_per_position", "drafted_by_source", "accepted_by_source", "decode_seconds",
+        "predicted_gain", "observed_gain",
     }  # fmt: skip
     assert "logprobs" not in generated(PROMPT, "--model", folder, "--max-new-tokens", 2)
 
@@ -455,6 +457,24 @@ def test_doctor_tells_what_a_draft_model_has_in_common(tmp_path):
     missing = specdec("doctor", "--model", ours, "--draft-model", str(tmp_path / "none"))
     assert missing.exit_code == 1
     assert "none" in missing.stderr
+
+
+def test_doctor_tells_whether_a_head_fits(tmp_path):
+    fits, other = TinyHead().write(tmp_path / "fits"), TinyHead(vocab=300).write(tmp_path / "other", "classic")
+    target_of(TinyHead()).save_pretrained(tmp_path / "model")
+    peagle = tmp_path / "peagle"
+    peagle.mkdir()
+    (peagle / "config.json").write_text(json.dumps({"speculators_model_type": "peagle"}))
+    for head, told in (
+        (fits, ["EAGLE-3, as of vLLM's speculators", "2, 3, 5 of 5", "60 of 258, 23%", "yes"]),
+        (other, ["does not fit"]),
+        (peagle, ["does not fit"]),
+    ):
+        model = str(tmp_path / "model")
+        result = specdec("doctor", "--json", "--model", model, "--draft-model", str(head))
+        report = json.loads(result.stdout)
+        assert [finding["value"] for finding in report[f"{head} drafts for {model}"]] == told
+        assert (result.exit_code == 0) == (head == fits)
 
 
 def test_doctor_never_shows_the_token(monkeypatch):

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_specdec.drafters.acceptance import AcceptanceRates
-from langchain_specdec.engine.draft_length import best_lengths, least_reach
+from langchain_specdec.drafters.base import NOTHING, Draft, Proposal
+from langchain_specdec.engine.draft_length import best_forwards, best_lengths, least_reach, lengths_worth
 from langchain_specdec.engine.step_cost import StepCost
 
 # --- The rule ---------------------------------------------------------------------------------------------------------
@@ -21,37 +22,32 @@ from langchain_specdec.engine.step_cost import StepCost
 chances = st.lists(st.floats(0.0, 1.0), max_size=4)
 
 
-def tokens_per_second(
-    rates: Sequence[Sequence[float]], steps_per_token: Sequence[int], lengths: Sequence[int], cost: StepCost
-) -> float:
+def tokens_per_second(rates: Sequence[Sequence[float]], lengths: Sequence[int], cost: StepCost) -> float:
     """What a step with these lengths is expected to give, as defined."""
     tokens = sum(1 + sum(math.prod(row[: i + 1]) for i in range(n)) for row, n in zip(rates, lengths, strict=True))
-    draft_steps = max((n for n, steps in zip(lengths, steps_per_token, strict=True) if steps), default=0)
-    return tokens / (cost.verify_seconds(len(rates), 1 + max(lengths)) + cost.draft_seconds(draft_steps))
+    return tokens / cost.verify_seconds(len(rates), 1 + max(lengths))
 
 
 @settings(max_examples=300)
 @given(
-    rows=st.lists(st.tuples(chances, st.integers(0, 1)), min_size=1, max_size=3),
+    rates=st.lists(chances, min_size=1, max_size=3),
     widths=st.tuples(st.floats(1.0, 5.0), st.floats(0.0, 3.0), st.floats(0.0, 8.0)),
-    draft=st.floats(0.0, 2.0),
 )
-def test_chooses_the_best_of_all_lengths(
-    rows: list[tuple[list[float], int]], widths: tuple[float, float, float], draft: float
-) -> None:
-    rates, steps = [row for row, _ in rows], [s for _, s in rows]
+def test_chooses_the_best_of_all_lengths(rates: list[list[float]], widths: tuple[float, float, float]) -> None:
     first, second, third = itertools.accumulate(widths)
-    cost = StepCost({(1, 1): first, (1, 3): second, (2, 4): third}, draft)
-    choice = best_lengths(chains(rates), steps, cost)
+    cost = StepCost({(1, 1): first, (1, 3): second, (2, 4): third})
+    choice = best_lengths(chains(rates), cost)
     assert all(0 <= n <= len(row) for n, row in zip(choice.lengths, rates, strict=True))
     # Also lengths that differ from row to row: none of them is better.
     best = max(
-        tokens_per_second(rates, steps, each, cost)
-        for each in itertools.product(*(range(len(row) + 1) for row in rates))
+        tokens_per_second(rates, each, cost) for each in itertools.product(*(range(len(row) + 1) for row in rates))
     )
-    assert tokens_per_second(rates, steps, choice.lengths, cost) == pytest.approx(best, rel=1e-9)
+    assert tokens_per_second(rates, choice.lengths, cost) == pytest.approx(best, rel=1e-9)
     # What it says it expects is what it chose by.
     assert sum(choice.tokens) / choice.seconds == pytest.approx(best, rel=1e-9)
+    # At what time is worth then, the same tokens are worth checking once they are there.
+    kept = lengths_worth(chains(rates), cost, 0, best)
+    assert tokens_per_second(rates, kept.lengths, cost) == pytest.approx(best, rel=1e-9)
 
 
 def chains(rates: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -59,42 +55,112 @@ def chains(rates: Sequence[Sequence[float]]) -> list[list[float]]:
     return [list(itertools.accumulate(row, operator.mul)) for row in rates]
 
 
-def lengths(rates: Sequence[Sequence[float]], steps_per_token: Sequence[int], cost: StepCost) -> list[int]:
+def lengths(rates: Sequence[Sequence[float]], cost: StepCost) -> list[int]:
     """What is chosen for chains."""
-    return list(best_lengths(chains(rates), steps_per_token, cost).lengths)
+    return list(best_lengths(chains(rates), cost).lengths)
 
 
 def test_where_width_is_free_everything_is_drafted() -> None:
-    assert lengths([[0.5] * 10, [0.1] * 3], [0, 0], StepCost.flat()) == [10, 3]
+    assert lengths([[0.5] * 10, [0.1] * 3], StepCost.flat()) == [10, 3]
 
 
 def test_where_width_is_dear_nothing_is_drafted() -> None:
     cost = StepCost({(1, 1): 1.0, (1, 2): 2.0, (1, 11): 11.0})
-    assert lengths([[0.9] * 10], [0], cost) == [0]
+    assert lengths([[0.9] * 10], cost) == [0]
 
 
 def test_of_equally_good_lengths_the_shortest_is_taken() -> None:
     # A token that is never right adds nothing even where it costs nothing.
-    assert lengths([[1.0, 1.0, 0.0, 1.0]], [0], StepCost.flat()) == [2]
-
-
-def test_draft_forwards_count_for_computed_drafts_only() -> None:
-    cost = StepCost({(1, 1): 1.0, (1, 11): 1.0}, draft=2.0)
-    assert lengths([[0.9] * 5], [0], cost) == [5]
-    assert lengths([[0.9] * 5], [1], cost) == [0]
-    assert lengths([[0.9] * 5, [0.9] * 5], [0, 1], cost) == [5, 0]
+    assert lengths([[1.0, 1.0, 0.0, 1.0]], StepCost.flat()) == [2]
 
 
 def test_rows_without_a_proposal() -> None:
-    assert lengths([[], []], [0, 0], StepCost.flat()) == [0, 0]
-    assert lengths([[], [0.9, 0.9]], [0, 0], StepCost.flat()) == [0, 2]
+    assert lengths([[], []], StepCost.flat()) == [0, 0]
+    assert lengths([[], [0.9, 0.9]], StepCost.flat()) == [0, 2]
 
 
 def test_many_rows_make_width_dearer() -> None:
     # 1 to 3 tokens cost the same, 30 cost ten times that: alone a row drafts, ten rows together do not.
     cost = StepCost({(1, 1): 1.0, (1, 3): 1.0, (10, 3): 10.0})
-    assert lengths([[0.5, 0.5]], [0], cost) == [2]
-    assert lengths([[0.5, 0.5]] * 10, [0] * 10, cost) == [0] * 10
+    assert lengths([[0.5, 0.5]], cost) == [2]
+    assert lengths([[0.5, 0.5]] * 10, cost) == [0] * 10
+
+
+def computed(*reaches: float, level_width: int = 1) -> Proposal:
+    return Proposal(reaches=reaches, steps_per_token=1, level_width=level_width)
+
+
+def known(*reaches: float) -> Proposal:
+    """A chain that takes no forward."""
+    return Proposal(Draft.chain(range(len(reaches)), [("lookup", 1)] * len(reaches)), reaches)
+
+
+@settings(max_examples=200)
+@given(
+    rates=st.lists(chances, min_size=1, max_size=3),
+    widths=st.tuples(st.floats(1.0, 5.0), st.floats(0.0, 3.0)),
+    draft=st.floats(0.0, 2.0),
+    max_nodes=st.sampled_from([0, 8]),
+)
+def test_forwards_alone_are_as_many_as_give_most(
+    rates: list[list[float]], widths: tuple[float, float], draft: float, max_nodes: int
+) -> None:
+    first, second = itertools.accumulate(widths)
+    cost = StepCost({(1, 1): first, (3, 5): second}, draft)
+    choice = best_forwards([NOTHING] * len(rates), [computed(*row) for row in chains(rates)], cost, max_nodes)
+    if choice is None:
+        assert not any(rates)
+        return
+
+    def rate(count: int) -> float:
+        each = [min(count, len(row)) for row in rates]
+        seconds = cost.verify_seconds(len(rates), 1 + max(each))
+        return seconds * tokens_per_second(rates, each, cost) / (seconds + cost.draft_seconds(count))
+
+    best = max(rate(count) for count in range(1, 1 + max(map(len, rates))))
+    # Some of what was computed may be better left unchecked.
+    assert sum(choice.tokens) / choice.seconds >= best * (1 - 1e-9)
+    assert choice.lengths == tuple(min(choice.num_forwards, len(row)) for row in rates)
+
+
+@pytest.mark.parametrize("max_nodes", [0, 16])
+def test_forwards_beside_what_is_free(max_nodes: int) -> None:
+    cost = StepCost.flat(draft=0.1)
+    # Nothing of it is counted twice.
+    alone, both = (best_forwards([f], [computed(0.8, 0.6)], cost, max_nodes) for f in (NOTHING, known(0.5, 0.3)))
+    assert alone is not None
+    assert both is not None
+    assert alone.tokens == both.tokens == pytest.approx((2.4,))
+    # What reaches further than the computed levels counts where it stands beside them.
+    deep = best_forwards([known(0.5, 0.3, 0.2)], [computed(0.8, 0.6)], cost, max_nodes)
+    assert deep is not None
+    assert deep.tokens == pytest.approx((2.6,) if max_nodes else (2.4,))
+    # A forward for one row is free for the others.
+    cost = StepCost.flat(draft=1.0)
+    rows = best_forwards([NOTHING] * 3, [computed(0.5)] * 3, cost, max_nodes)
+    assert rows is not None
+    assert rows.tokens == (1.5,) * 3
+    assert rows.seconds == 2.0
+
+
+def test_levels_of_many_nodes_are_counted_with_their_width() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 21): 3.0})
+    slim, wide = (best_forwards([NOTHING], [computed(0.8, 0.6, level_width=w)], cost, 16) for w in (1, 4))
+    assert slim is not None
+    assert wide is not None
+    assert slim.num_forwards == 2
+    assert slim.seconds == pytest.approx(1.2)
+    assert wide.seconds > slim.seconds
+    assert wide.gain < slim.gain
+
+
+def test_what_is_computed_is_checked_only_where_it_turned_out_likely() -> None:
+    cost = StepCost({(1, 1): 1.0, (1, 11): 2.0}, draft=0.5)
+    choice = lengths_worth([[0.9, 0.5, 0.05]], cost, 3, tokens_per_second=1.2)
+    assert choice.lengths == (2,)
+    # The time of the forwards is part of the step, whatever came of them.
+    assert choice.seconds == pytest.approx(1.2 + 1.5)
+    assert lengths_worth([[0.05], []], cost, 3, tokens_per_second=2.0).lengths == (0, 0)
 
 
 def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_worth_three_times_plain() -> None:
@@ -102,8 +168,10 @@ def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_wort
     cost = StepCost({(1, 1): 1.0, (1, 64): 1.0}, draft=0.05)
     rng, rates, tokens, seconds = random.Random(0), AcceptanceRates(), 0, 0.0
     for _ in range(3000):
-        reaches = chains([[rates.rate(("model", i)) for i in range(10)]])
-        (length,) = best_lengths(reaches, [1], cost).lengths
+        reaches = rates.chain([("model", i) for i in range(10)])
+        choice = best_forwards([NOTHING], [computed(*reaches)], cost, 0)
+        assert choice is not None
+        length = choice.num_forwards
         outcomes = [rng.random() < 0.9 for _ in range(length)]
         num_right = next((i for i, is_right in enumerate(outcomes) if not is_right), length)
         rates.observe([(("model", i), outcomes[i]) for i in range(min(num_right + 1, length))])

@@ -18,11 +18,12 @@ from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
-from langchain_specdec.engine.draft_planner import DraftPlanner
+from langchain_specdec.engine.draft_choice import DraftChooser
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step import Stepper
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     OracleDrafter,
@@ -68,6 +69,29 @@ def test_a_draft_equal_to_the_target_takes_8_steps_for_40_tokens(
     # One forward of the draft model per drafted token, no more.
     assert drafter.num_forwards == 32
     assert [token.drafted for token in tokens] == [True, True, True, True, False] * 8
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_drafter_follows_every_verification_and_none_fails_for_it(
+    target: Any, engines: MakeEngine, references: References, is_broken: bool
+) -> None:
+    class Follower(OracleDrafter):
+        def __init__(self) -> None:
+            super().__init__({PROMPT: references(PROMPT, FORTY)}, 0.7)
+            self.texts: list[tuple[int, ...]] = []
+
+        def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+            self.texts += [tuple(request.token_ids) for request in requests]
+            if is_broken:
+                raise ValueError
+
+    drafter = Follower()
+    engine = engines(target, drafter, draft_length=3)
+    tokens, finish = read(engine.submit(PROMPT, FORTY))
+    assert token_ids(tokens) == references(PROMPT, FORTY)
+    # Before the text grew each time.
+    assert len(set(drafter.texts)) == len(drafter.texts) == finish.speculation.num_steps
+    assert drafter.texts[0] == PROMPT
 
 
 @pytest.mark.parametrize("draft_length", range(1, 11))
@@ -260,15 +284,12 @@ def test_measuring_step_costs_is_counted_apart_from_the_requests_steps(target: A
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_probes_lose_a_small_share_of_the_time_however_many_rows_there_are(
-    target: Any, engines: MakeEngine, rows: int
-) -> None:
-    engine = engines(target, PromptLookupDrafter(5), step_cost=None)
-    planner = DraftPlanner(engine.runner, engine.drafter, 10, 0, "auto", None)
-    planner._cost = StepCost({(rows, 1): 1.0, (rows, 3): 3.0})
+def test_probes_lose_a_small_share_of_the_time_however_many_rows_there_are(rows: int) -> None:
+    chooser = DraftChooser(0, probes_width=True)
+    cost = StepCost({(rows, 1): 1.0, (rows, 3): 3.0})
     proposal = Proposal(Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4), (0.5,) * 4)
     requests: list[Any] = [SimpleNamespace()] * rows
-    lengths = [planner._choose(requests, [[proposal]] * rows, range(rows), 0.4).lengths for _ in range(1000)]
+    lengths = [chooser.choose(requests, [[proposal]] * rows, range(rows), 0.4, cost).lengths for _ in range(1000)]
     assert all(sum(each) in (0, 2) for each in lengths)
     # Two tokens cost two plain steps more, and bring one token to one of the rows.
     lost = sum(map(any, lengths)) * (2.0 - 1.0 / rows)
@@ -341,6 +362,8 @@ def test_stats_of_several_requests_add_up() -> None:
         "tokens_per_step": 3.5,
         "drafted_per_position": [],
         "accepted_per_position": [],
+        "drafted_by_source": {},
+        "accepted_by_source": {},
         "decode_seconds": 2.0,
         "predicted_gain": 2.0,
         "observed_gain": 1.5,
@@ -360,6 +383,17 @@ def test_counts_by_position_add_up_also_where_drafts_differ_in_length() -> None:
     assert SpeculationStats(is_reported=False).as_dict()["drafted_per_position"] is None
 
 
+def test_counts_by_source_add_up_also_where_sources_differ() -> None:
+    one, other = SpeculationStats(), SpeculationStats()
+    one.add_sources(["lookup", "lookup", "recycled"], ["lookup"])
+    other.add_sources(["draft_model"], ["draft_model"])
+    other.add_sources(["lookup"], [])
+    total = (one + other).as_dict()
+    assert total["drafted_by_source"] == {"lookup": 3, "recycled": 1, "draft_model": 1}
+    assert total["accepted_by_source"] == {"lookup": 1, "draft_model": 1}
+    assert other.accepted_by_source == {"draft_model": 1}, "neither was changed"
+
+
 # --- How a step reads -------------------------------------------------------------------------------------------------
 
 
@@ -374,17 +408,19 @@ def test_a_step_is_five_calls() -> None:
     assert [ast.unparse(call.func) for call in calls] == [
         "self._planner.plan",
         "self._planner.propose",
-        "self._verifier.verify",
+        "self._verify",
         "self._planner.learn",
         "self._emitter.emit",
     ]
 
 
-def test_only_the_planner_and_the_pace_of_prompts_know_clocks_costs_and_rates() -> None:
+def test_only_planning_and_the_pace_of_prompts_know_clocks_costs_and_rates() -> None:
     knowing = re.compile(r"\bimport time\b|\.clock\(\)|\.verify_seconds\(|\.draft_seconds\(|\.rate\(|rates\.observe\(")
     assert {name for name, source in engine_sources().items() if knowing.search(source)} == {
+        "draft_choice",
         "draft_length",
         "draft_planner",
+        "drafting_rows",
         "prefill_pace",
         "step_cost",
     }

@@ -685,14 +685,14 @@ def test_the_slots_hold_together_what_half_of_the_memory_has_room_for(monkeypatc
     monkeypatch.setattr(make_runner_module, "free_memory", lambda device: 2 * 256 * 1000)
     monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: True)
     make = partial(make_runner, tiny.loaded(tiny.tiny_model()), num_slots=4, max_width=4)
-    assert token_budget([make(max_length=100)]) == 1000
+    assert token_budget(make(max_length=100)) == 1000
     # A draft model of the same size holds as much again.
-    assert token_budget([make(max_length=100), make(max_length=100)]) == 500
+    assert token_budget(make(max_length=100), make(max_length=100)) == 500
     # Slots of that length were asked for.
     monkeypatch.setattr(make_runner_module, "free_memory", lambda device: 256)
-    assert token_budget([make(max_length=400)]) == 400
+    assert token_budget(make(max_length=400)) == 400
     monkeypatch.setattr(make_runner_module, "is_memory_lazy", lambda: False)
-    assert token_budget([make(max_length=400)]) is None
+    assert token_budget(make(max_length=400)) is None
 
 
 def test_the_gpu_with_the_least_room_for_its_layers_decides(monkeypatch):

@@ -48,7 +48,8 @@ def load(folder: Path, **options: Any) -> LocalBackend:
 def parts_of(backend: LocalBackend) -> list[weakref.ref[Any]]:
     """What has the weights and the slots."""
     refs = []
-    for runner in backend._runners:
+    runners: list[Any] = backend._runners
+    for runner in runners:
         if isinstance(runner, NativeRunner):
             refs += [weakref.ref(runner.model), weakref.ref(runner.cache.memory), weakref.ref(runner._weights)]
             continue

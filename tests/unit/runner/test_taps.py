@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -94,6 +95,22 @@ def test_long_rows_go_through_the_native_decoder_in_pieces() -> None:
     states = runner.tapped
     for row, place in (0, 0), (0, 59), (1, 49):
         torch.testing.assert_close(states[row, place], wanted(model, text[: place + 1], points), rtol=0, atol=2e-4)
+
+
+def test_forwards_of_other_threads_are_passed_over() -> None:
+    model = tiny_model()
+    runner: Any = plain_runner(model)
+    runner.tap([0, 1, 2])
+    elsewhere = threading.Thread(target=lambda: model(torch.tensor([[1, 2]])))
+
+    def meanwhile(*args: object) -> None:
+        elsewhere.start()
+        elsewhere.join()
+
+    hook = model.model.layers[1].register_forward_pre_hook(meanwhile)
+    runner.prefill(RowBatch([0], [0], [PROMPT]))
+    hook.remove()
+    assert runner.tapped.shape == (1, len(PROMPT), 3, model.config.hidden_size)
 
 
 @pytest.mark.parametrize("kind", ["modules", "native"])

@@ -68,9 +68,9 @@ def test_it_is_no_room_for_keys_and_values(tmp_path: Path, monkeypatch: pytest.M
         # Half of what is left holds 5000 positions.
         free = threads * work + 2 * 5000 * 512
         assert made(free, None, threads).max_length == 5000
-        assert token_budget([made(free, 64, threads)]) == 5000
+        assert token_budget(made(free, 64, threads)) == 5000
         # A draft model works too, and its slots hold the same tokens.
-        assert token_budget([made(free, 64, threads), made(free + threads * work, 64, threads)]) == 2500
+        assert token_budget(made(free, 64, threads), made(free + threads * work, 64, threads)) == 2500
     # Where threads might work in all of it, half is left for text: short prompts take less.
     assert made(4 * 5000 * 512, None, 16).max_length == 5000
-    assert token_budget([made(4 * 5000 * 512, 64, 16)]) == 5000
+    assert token_budget(made(4 * 5000 * 512, 64, 16)) == 5000

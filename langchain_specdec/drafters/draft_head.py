@@ -1,0 +1,284 @@
+"""Drafts with a trained head that reads the target's own states: EAGLE-3 (arXiv 2503.01840).
+
+States come from the target's forwards, which run anyway; until a draft is wanted they only wait. The head chooses with
+the parameters, penalties, grammar and noise of the request, as the target will.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.head_slots import HeadSlot
+from langchain_specdec.drafters.head_tree import NUM_BRANCHES, HeadRow, HeadTree, level_kind
+from langchain_specdec.grammar.token_masks import TokenMask, allowed_tensor
+from langchain_specdec.runner.head_runner import HeadRunner
+from langchain_specdec.runner.runner import Runner
+from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict, is_gapless
+from langchain_specdec.sampling.choice import TableCache, noisy_scores
+from langchain_specdec.sampling.noise import Noise
+
+_logger = logging.getLogger(__name__)
+# More states than these do not wait for a draft: they take more room than the head's keys and values.
+_MAX_WAITING = 256
+# Entries beside the last one that a drafting forward takes in; more run apart, without logits.
+_MAX_FED = 8
+
+
+class DraftHeadDrafter(Drafter):
+    """Drafts trees, or chains where cost or limits allow no more, by one forward of the head a level.
+
+    Args:
+        target: Runs the target. States are tapped from it from here on.
+        head: Runs the head; as many slots as the target has.
+        source: Names what it drafts among other sources, `"eagle3"` for example.
+        chunk: Most entries of a text in one forward.
+    """
+
+    def __init__(self, target: Runner, head: HeadRunner, source: str, chunk: int) -> None:
+        target.tap(head.tap_points)
+        self._target = target
+        self._head = head
+        self._source = source
+        self._chunk = chunk
+        self.num_layers = head.num_layers
+        self._slots: dict[int, HeadSlot] = {}
+        self._tables = TableCache()
+        # Requests that the head computes nothing usable for.
+        self._given_up: set[int] = set()
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the head so far, but for those that only took a text in."""
+        return self._head.num_forwards
+
+    @property
+    def runners(self) -> Sequence[HeadRunner]:
+        """What runs the head."""
+        return (self._head,)
+
+    def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
+        """Run the head over the same chunk as the target."""
+        states = self._target.tapped
+        for row, (request, start, stop) in enumerate(zip(requests, starts, stops, strict=True)):
+            slot = self._slot(request, start)
+            slot.add(start, states[row, : stop - start])
+            self._catch_up(request, slot, 0)
+            slot.keep()
+
+    def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+        """Take in the states along the path that stands."""
+        states = self._target.tapped
+        for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
+            if not path:
+                continue
+            # The last token of the text is the first that was verified.
+            start = len(request.token_ids) - 1
+            slot = self._slot(request, start)
+            if is_gapless(path):
+                kept = states[row, : len(path)].clone()
+            else:
+                order = torch.tensor(path) if verdict.order is None else verdict.order[row][: len(path)]
+                kept = states[row].index_select(0, order)
+            slot.add(start, kept)
+            if slot.num_waiting > _MAX_WAITING:
+                self._catch_up(request, slot, 0)
+                slot.keep()
+
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        """Any number of levels, one forward each."""
+        if limits.max_depth < 1 or request.request_id in self._given_up:
+            return []
+        slot = self._slots.get(request.slot)
+        if slot is None or slot.request_id != request.request_id or not slot.num_waiting:
+            return []
+        if slot.end != len(request.token_ids) - 1:
+            return []
+        reaches = request.rates.chain([level_kind(self._source, depth) for depth in range(limits.max_depth)])
+        width = NUM_BRANCHES if limits.max_nodes else 1
+        return [Proposal(reaches=reaches, steps_per_token=1, level_width=width, limits=limits)]
+
+    def propose(
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
+    ) -> list[Draft]:
+        """Grow the trees of all requests that want any, for as long as the next level promises to pay."""
+        drafts = [EMPTY_DRAFT] * len(requests)
+        rows = [row for row, length in enumerate(lengths) if length > 0]
+        firsts = self._first_rows([requests[row] for row in rows])
+        trees: dict[int, HeadTree] = {}
+        for row, first in zip(rows, firsts, strict=True):
+            limits = proposals[row].limits
+            assert limits is not None, "a proposal says by what it was considered"  # noqa: S101
+            trees[row] = HeadTree(self._source, requests[row].rates, limits, first, self._head.max_width)
+        growing = list(trees)
+        while growing:
+            for place in self._grow([requests[row] for row in growing], [trees[row] for row in growing]):
+                del trees[growing[place]]
+            gains = {row: gain for row, tree in trees.items() if (gain := tree.go_on()) > 0}
+            least = max([trees[row].limits.min_gain for row in gains], default=0.0)
+            growing = list(gains) if sum(gains.values()) >= least else []
+        for row, tree in trees.items():
+            drafts[row] = tree.draft()
+        return drafts
+
+    def measure_step(self, request: DraftingRequest) -> float:
+        """Time one forward of width 1 after what the slot holds."""
+        slot = self._slots.get(request.slot) or HeadSlot()
+        states = torch.zeros(1, self._head.hidden_size, device=self._head.device)
+        batch = RowBatch([request.slot], [slot.length], [request.token_ids[-1:]])
+        started = self._head.clock()
+        logits, _ = self._head.run(batch, [states])
+        logits[0, -1].topk(min(NUM_BRANCHES, logits.shape[-1])).indices.tolist()
+        return self._head.clock() - started
+
+    def release(self, request: DraftingRequest) -> None:
+        """Forget that the head was of no use for the request; its text stays, and another one may go on from it."""
+        self._given_up.discard(request.request_id)
+
+    def let_go(self, slot: int, start: int) -> None:
+        """Give back the head's keys and values too."""
+        held = self._slots.get(slot)
+        if held is not None:
+            held.cut(start)
+            self._head.cache.wipe(slot, held.length)
+
+    def forget(self) -> None:
+        """Take in all texts anew."""
+        self._slots.clear()
+
+    def _slot(self, request: DraftingRequest, start: int) -> HeadSlot:
+        slot = self._slots.setdefault(request.slot, HeadSlot())
+        slot.adopt(request, start)
+        return slot
+
+    def _catch_up(self, request: DraftingRequest, slot: HeadSlot, left: int) -> None:
+        """Run the entries whose tokens are known, but for the last ones, without logits."""
+        tokens = request.token_ids
+        while True:
+            first = slot.offset + slot.length + 1
+            count = min(slot.num_waiting, len(tokens) - first - left, self._chunk)
+            if count < 1:
+                return
+            place = slot.length
+            states = self._head.condense(slot.take(count))
+            self._head.extend(RowBatch([request.slot], [place], [tokens[first : first + count]]), [states])
+
+    def _first_rows(self, requests: Sequence[DraftingRequest]) -> list[HeadRow]:
+        """The entries that lead to each text's last token."""
+        places, waiting = [], []
+        for request in requests:
+            slot = self._slots[request.slot]
+            self._catch_up(request, slot, _MAX_FED)
+            places.append(slot.length)
+            waiting.append(slot.take(slot.num_waiting))
+        if not requests:
+            return []
+        states = self._head.condense(torch.cat(waiting)).split([len(each) for each in waiting])
+        return [
+            HeadRow(place, request.token_ids[-len(each) :], [*range(-1, len(each) - 1)], each)
+            for request, place, each in zip(requests, places, states, strict=True)
+        ]
+
+    def _grow(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> list[int]:
+        """One forward of the head for some trees; those for which it computes nothing sound."""
+        rows = [tree.row() for tree in trees]
+        slots, starts = [request.slot for request in requests], [row.start for row in rows]
+        batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
+        logits, following = self._head.run(batch, [row.states for row in rows])
+        # Of each row the last tokens are what was asked for.
+        ends = [(len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees, strict=True)]
+        asked = [logits[row, begin:end].float() for row, (begin, end) in enumerate(ends)]
+        told = iter(self._likeliest(requests, trees, asked))
+        failed = []
+        for row, (tree, (begin, end)) in enumerate(zip(trees, ends, strict=True)):
+            candidates = [next(told) for _ in tree.asked]
+            if any(found is None for found in candidates):
+                self._give_up(requests[row])
+                failed.append(row)
+                continue
+            tree.grow([found or [] for found in candidates], following[row, begin:end])
+        return failed
+
+    def _likeliest(
+        self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree], asked: Sequence[Tensor]
+    ) -> list[list[tuple[int, float]] | None]:
+        """What may follow each node that was asked for: the target's tokens, with the head's probabilities.
+
+        Args:
+            requests: Whose texts they are.
+            trees: Their trees.
+            asked: Logits of the nodes, `[nodes, vocab]` each.
+
+        Returns:
+            None for a node whose logits are not sound.
+        """
+        flat, ids = torch.cat([*asked]), self._head.target_ids
+        noise = Noise.of([request.params for request in requests], [request.seed for request in requests])
+        scores = flat
+        if noise is None or noise.is_sampled:
+            scores, ids = self._scores(requests, trees, asked), None
+        chances = scores.softmax(-1)
+        best = chances.topk(min(NUM_BRANCHES, chances.shape[-1]))
+        tokens = best.indices if ids is None else ids[best.indices]
+        # All in one copy to the host.
+        told = torch.cat([flat.amax(-1, keepdim=True).double(), best.values.double(), tokens.double()], 1).tolist()
+        count = best.indices.shape[1]
+        return [
+            [
+                (int(token), chance)
+                for token, chance in zip(row[1 + count :], row[1 : 1 + count], strict=True)
+                if chance > 0
+            ]
+            if math.isfinite(row[0])
+            else None
+            for row in told
+        ]
+
+    def _scores(
+        self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree], asked: Sequence[Tensor]
+    ) -> Tensor:
+        """Scores of all the target's tokens after each node, with what the request asks for, `[nodes, vocab]`."""
+        device, vocab_size = asked[0].device, self._target.vocab_size
+        counts = [len(each) for each in asked]
+        width, most = max(counts), max(len(tree.tokens) for tree in trees)
+        full = torch.full((len(asked), width, vocab_size), -math.inf, device=device)
+        ids = self._head.target_ids
+        for row, each in enumerate(asked):
+            if ids is None:
+                full[row, : len(each), : each.shape[-1]] = each
+            else:
+                full[row, : len(each)].index_copy_(1, ids, each)
+        positions = torch.zeros(len(asked), width, dtype=torch.int64)
+        drafts = torch.zeros(len(asked), most, dtype=torch.int64)
+        ancestors = torch.zeros(len(asked), width, most, dtype=torch.bool)
+        masks: list[list[TokenMask | None] | None] = []
+        for row, (request, tree) in enumerate(zip(requests, trees, strict=True)):
+            drafts[row, : len(tree.tokens)] = torch.tensor(tree.tokens, dtype=torch.int64)
+            paths = [tree.path_to(node) for node in tree.asked]
+            for place, path in enumerate(paths):
+                positions[row, place] = len(request.token_ids) + len(path)
+                ancestors[row, place, path] = True
+            constraint = request.constraint
+            masks.append(
+                [constraint.mask_after([tree.tokens[n] for n in path]) for path in paths] if constraint else None
+            )
+        allowed = allowed_tensor(masks, width, vocab_size, device)
+        table = self._tables.table(requests, vocab_size, device)
+        history = next((request.history for request in requests if request.history is not None), None)
+        positions, drafts, ancestors = (given.to(device) for given in (positions, drafts, ancestors))
+        make_noise = self._target.make_noise
+        scores = noisy_scores(full, table, positions, history, drafts, ancestors, allowed, make_noise)
+        return torch.cat([scores[row, :count] for row, count in enumerate(counts)])
+
+    def _give_up(self, request: DraftingRequest) -> None:
+        """Draft no more for a request, and leave nothing in its slot that would harm the drafts of the next one."""
+        _logger.warning("The draft head computes NaN or infinite scores; a text goes on without its drafts.")
+        self._given_up.add(request.request_id)
+        self._slots.pop(request.slot, None)
+        self._head.cache.wipe(request.slot, 0)
