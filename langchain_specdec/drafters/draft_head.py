@@ -205,7 +205,9 @@ class DraftHeadDrafter(Drafter):
         batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
         logits, following = self._head.run(batch, [row.states for row in rows])
         # Of each row the last tokens are what was asked for.
-        ends = [(len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees.values(), strict=True)]
+        ends = [
+            (len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees.values(), strict=True)
+        ]
         asked = [logits[row, begin:end].float() for row, (begin, end) in enumerate(ends)]
         told = iter(self._likeliest(requests, trees, asked))
         failed = []
