@@ -182,10 +182,10 @@ class DraftHeadDrafter(Drafter):
             batch = RowBatch([requests[row].slot for row in counts], [places[row] for row in counts], tokens)
             self._head.extend(batch, states)
 
-    def _condense(self, waiting: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _condense(self, waiting: Sequence[Tensor]) -> list[Tensor]:
         """What the head takes of tapped states, by row."""
         together = waiting[0] if len(waiting) == 1 else torch.cat([*waiting])
-        return self._head.condense(together).split([len(each) for each in waiting])
+        return [*self._head.condense(together).split([len(each) for each in waiting])]
 
     def _first_rows(self, requests: Sequence[DraftingRequest]) -> list[HeadRow]:
         """The entries that lead to each text's last token."""
