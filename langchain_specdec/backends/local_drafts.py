@@ -1,4 +1,4 @@
-"""Where a local backend's drafts come from: lookups, and the draft model or trained head that is asked for."""
+"""Where a local backend's drafts come from: lookups, and the draft model or head that is asked for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
 from langchain_specdec.models.heads.load_head import load_head
 from langchain_specdec.models.heads.make_head_runner import make_head_runner
+from langchain_specdec.models.heads.mtp_source import MtpSource, find_mtp
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
@@ -30,6 +31,7 @@ from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
     from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+    from langchain_specdec.models.heads.mtp_head import MtpHead
 
 # What the draft model is loaded with too.
 _LOADED_ALIKE = (
@@ -50,13 +52,23 @@ def load_alike(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: An
         return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
 
 
-def named_head(options: LocalOptions) -> HeadSource | None:
-    """The trained head that the draft model's name stands for, of which little is read so far; None: there is none.
+def find_draft_head(model: Any, options: LocalOptions) -> HeadSource | MtpSource | None:
+    """The head that is asked for, of which little is read so far; None: there is none.
+
+    That is one that the draft model's name stands for, or the MTP layers of the model itself.
+
+    Args:
+        model: The model as it is given to be loaded.
+        options: All options.
 
     Raises:
-        InvalidParameterError: Options are given that are of no use to a head, or the name is none.
+        InvalidParameterError: Options are given that are of no use to a head, the name is none, or a model in this form
+            has no MTP layers.
+        UnsupportedModelError: The model has no MTP layers.
         ModelLoadError: There is no such folder or id.
     """
+    if options["drafter"] == "mtp":
+        return find_mtp(model, revision=options["revision"], token=options["token"])
     source = options["draft_model"]
     if not isinstance(source, (str, os.PathLike)):
         return None
@@ -73,20 +85,22 @@ def named_head(options: LocalOptions) -> HeadSource | None:
 
 @dataclass(frozen=True)
 class LoadedDrafts:
-    """The draft model, or the trained head, of a target; both are None where neither is asked for.
+    """The draft model, or the head, of a target; both are None where neither is asked for.
 
     Attributes:
         model: The draft model.
         common: What it has in common with the target's tokenizer; None where that is its own.
         head: The head.
+        head_name: What its drafts are called among those of other sources.
     """
 
     model: LoadedModel | None = None
     common: CommonVocabulary | None = None
-    head: Eagle3Head | None = None
+    head: Eagle3Head | MtpHead | None = None
+    head_name: str = "eagle3"
 
     @classmethod
-    def load(cls, target: LoadedModel, head: HeadSource | None, options: LocalOptions) -> LoadedDrafts:
+    def load(cls, target: LoadedModel, head: HeadSource | MtpSource | None, options: LocalOptions) -> LoadedDrafts:
         """Load what is asked for.
 
         Raises:
@@ -94,6 +108,11 @@ class LoadedDrafts:
             UnsupportedModelError: It cannot draft for the target.
         """
         source = options["draft_model"]
+        if isinstance(head, MtpSource):
+            # Made of the target's classes, which are imported by now.
+            from langchain_specdec.models.heads.load_mtp import load_mtp
+
+            return cls(head=load_mtp(head, target), head_name="mtp")
         if head is not None:
             return cls(head=load_head(head, target))
         if source is None:
@@ -153,7 +172,7 @@ class LoadedDrafts:
 
     def _computed(self, target: Runner, runner: Any, chunk: int) -> Drafter:
         if self.head is not None:
-            return DraftHeadDrafter(target, runner, "eagle3", chunk)
+            return DraftHeadDrafter(target, runner, self.head_name, chunk)
         return DraftModelDrafter(runner, target.vocab_size, chunk, self.common)
 
 

@@ -9,13 +9,14 @@ from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
     from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+    from langchain_specdec.models.heads.mtp_head import MtpHead
 
 # Entries of a text that a forward takes in beside those that it drafts from.
 _LEAST_WIDTH = 16
 
 
 def make_head_runner(
-    head: Eagle3Head, target: Runner, num_slots: int, max_width: int, num_threads: int | None
+    head: Eagle3Head | MtpHead, target: Runner, num_slots: int, max_width: int, num_threads: int | None
 ) -> HeadRunner:
     """Give a head its slots.
 
