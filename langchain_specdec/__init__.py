@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from langchain_specdec.grammar.grammar import Grammar
     from langchain_specdec.llms import SpeculativeLLM
     from langchain_specdec.sampling.params import SamplingParams
+    from langchain_specdec.training.recorder import DraftRecorder
 
 __all__ = [
     "ChatSpeculative",
     "DocumentSummarizer",
+    "DraftRecorder",
     "Grammar",
     "LocalBackend",
     "OpenAIBackend",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "ChatSpeculative": "langchain_specdec.chat_models",
     "DocumentSummarizer": "langchain_specdec.documents.summarizer",
+    "DraftRecorder": "langchain_specdec.training.recorder",
     "Grammar": "langchain_specdec.grammar.grammar",
     "LocalBackend": "langchain_specdec.backends.local",
     "OpenAIBackend": "langchain_specdec.backends.openai",

@@ -10,6 +10,7 @@ EXTRAS = {
     "embedded": ("gguf>=0.17",),
     "images": ("pillow>=10",),
     "serve": ("starlette>=0.46", "uvicorn>=0.34"),
+    "train": ("accelerate>=1.1",),
 }
 """What a user installs beside the package, as pyproject.toml declares it."""
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("bench", "server"),
     ("pages",),
     ("__init__",),
-    ("documents",),
+    ("documents", "training"),
     ("llms", "chat_models", "decisions"),
     ("langchain_base",),
     ("construction",),

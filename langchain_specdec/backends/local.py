@@ -114,7 +114,7 @@ class LocalBackend(Backend):
             else:
                 _logger.warning(_NO_TREES, self.model_name)
         self._weights = WeightsState.of(_modules_of(self._target.model))
-        own = drafts.runners(runner, chosen)
+        own = drafts.runners(self._target, runner, chosen)
         self._runners = [runner, *own]
         self.engine = Engine(
             runner,

@@ -134,22 +134,24 @@ class LoadedDrafts:
         """The most positions that a draft model was made for; None sets no limit."""
         return self.model.max_positions if self.model is not None else None
 
-    def runners(self, target: Runner, options: LocalOptions) -> list[Runner | HeadRunner]:
+    def runners(self, target: LoadedModel, runner: Runner, options: LocalOptions) -> list[Runner | HeadRunner]:
         """What runs it: one runner, or none.
 
         Args:
-            target: Runs the target, whose slots it follows.
+            target: The target.
+            runner: Runs the target, whose slots it follows.
             options: All options.
 
         Raises:
             InvalidParameterError: The draft model has not as many positions as a slot.
         """
         if self.model is not None:
-            return [_draft_runner(self.model, target, options)]
+            return [_draft_runner(self.model, runner, options)]
         if self.head is None:
             return []
         width = 1 + max(options["max_draft_tokens"], options["max_tree_nodes"])
-        return [make_head_runner(self.head, target, options["num_slots"], width, options["num_threads"])]
+        slots, threads = options["num_slots"], options["num_threads"]
+        return [make_head_runner(self.head, target, runner, num_slots=slots, max_width=width, num_threads=threads)]
 
     def drafter(self, target: Runner, own: Sequence[Runner | HeadRunner], options: LocalOptions) -> Drafter:
         """The drafter that is asked for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from langchain_specdec.errors import InvalidParameterError
@@ -50,6 +50,8 @@ class RunResult:
         prefilled_tokens: Prompt tokens that went through the model; None where it is not known.
         drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
         accepted_per_position: Those of them whose token at that place became text.
+        drafted_by_source: Tokens proposed by where they came from; empty where it is not known.
+        accepted_by_source: Those of them that became text.
         steps: For each prompt, for each step: its tokens, how many of them were drafted (they come first), and how many
             were proposed. Empty where it is not known.
     """
@@ -64,6 +66,8 @@ class RunResult:
     prefilled_tokens: int | None = None
     drafted_per_position: tuple[int, ...] = ()
     accepted_per_position: tuple[int, ...] = ()
+    drafted_by_source: Mapping[str, int] = field(default_factory=dict)
+    accepted_by_source: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[tuple[StepCounts, ...], ...] = ()
 
     @property

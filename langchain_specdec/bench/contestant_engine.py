@@ -108,6 +108,8 @@ class EngineContestant:
             prefilled_tokens=self._engine.num_prefill_tokens - before,
             drafted_per_position=tuple(counts.drafted_per_position),
             accepted_per_position=tuple(counts.accepted_per_position),
+            drafted_by_source=counts.drafted_by_source,
+            accepted_by_source=counts.accepted_by_source,
             steps=tuple(tuple(map(_counts, events)) for events, _ in answers),
         )
 

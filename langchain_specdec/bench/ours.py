@@ -81,7 +81,7 @@ class EngineContestants:
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
             "draft_model": "draft model",
-            "auto": "lookup, else draft model" if takes_draft else "prompt lookup",
+            "auto": "lookup and draft model in one tree" if takes_draft else "prompt lookup",
         }[spec.kind]
         length = "" if drafter == "none" else f", {spec.setting or 'as many tokens as pay'}"
         note = f"this engine ({self._form()}), {drafts}{length}"

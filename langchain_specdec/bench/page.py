@@ -100,7 +100,7 @@ def _bar(contestant: ContestantReport, spread: Spread | None, baseline: str, sho
 def _table(report: Report) -> Table:
     rates = [c.by_category[ALL].tokens_per_second for c in report.contestants]
     first = [f"{rate_name(report)} (total)", *("–" if rate is None else f"{rate:.1f}" for rate in rates)]
-    rows = [first, *([name, *cells] for name, cells in summary_rows(report))]
+    rows = [first, *([name, *(cell.replace("\n", ", ") for cell in cells)] for name, cells in summary_rows(report))]
     return Table("All prompts together", ["", *(c.name for c in report.contestants)], rows)
 
 

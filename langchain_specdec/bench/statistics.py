@@ -15,8 +15,9 @@ Only runs that both have are compared, so that an interrupted measurement stays 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
@@ -82,6 +83,8 @@ class Figures:
         seconds: Spread over the groups of the time to the last token.
         drafted_per_position: Steps whose draft was so long, from 1 on; empty where it is not known.
         accepted_per_position: Those of them whose token at that place became text.
+        drafted_by_source: Draft tokens by where they came from; empty where it is not known.
+        accepted_by_source: Those of them that became text.
         prefill_per_second: Prompt tokens that went through the model over the time to the first delivery, of all runs;
             None where several prompts run at once, of which only one has that time.
     """
@@ -101,6 +104,8 @@ class Figures:
     seconds: Spread | None = None
     drafted_per_position: tuple[int, ...] = ()
     accepted_per_position: tuple[int, ...] = ()
+    drafted_by_source: Mapping[str, int] = field(default_factory=dict)
+    accepted_by_source: Mapping[str, int] = field(default_factory=dict)
     prefill_per_second: float | None = None
 
 
@@ -168,6 +173,8 @@ def figures(runs: Sequence[Run], contestant: str, baseline: str, category: str, 
         prompt_tokens=sum(run.prompt_tokens for run in mine.values()),
         drafted_per_position=_sums(r.drafted_per_position for r in results),
         accepted_per_position=_sums(r.accepted_per_position for r in results),
+        drafted_by_source=_sums_by_name(r.drafted_by_source for r in results),
+        accepted_by_source=_sums_by_name(r.accepted_by_source for r in results),
         prefill_per_second=_prefill_rate(results) if rate == "decode" else None,
     )
 
@@ -215,6 +222,13 @@ def _medians(runs: Iterable[Run], value: Callable[[RunResult], float | None]) ->
 
 def _sums(counts: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(*counts, fillvalue=0)))
+
+
+def _sums_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    totals: Counter[str] = Counter()
+    for each in counts:
+        totals.update(each)
+    return dict(totals.most_common())
 
 
 def _parts(result: RunResult, rate: Rate) -> tuple[int, float]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NOTHING = "–"
 _SHOWN_MISMATCHES = 4
+_SHOWN_PLACES = 5
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -112,6 +113,8 @@ def summary_rows(report: Report) -> Iterator[tuple[str, list[str]]]:
         "prompt tokens/s": lambda c: _number(c.by_category[ALL].prefill_per_second, ".0f"),
         "tokens per step": lambda c: _number(c.by_category[ALL].tokens_per_step, ".2f"),
         "accepted / drafted": lambda c: _number(c.by_category[ALL].acceptance_rate, ".0%"),
+        "accepted by place": lambda c: _by_place(c.by_category[ALL]),
+        "accepted by source": lambda c: _by_source(c.by_category[ALL]),
         "prompt tokens run": lambda c: _prefilled(c.by_category[ALL]),
         "tokens returned": lambda c: str(c.by_category[ALL].num_tokens),
         f"prompts unlike {report.baseline}": _differing,
@@ -184,6 +187,22 @@ def _milliseconds(figures: Figures) -> str:
 
 def _prefilled(figures: Figures) -> str:
     return _NOTHING if figures.prefilled_tokens is None else f"{figures.prefilled_tokens}"
+
+
+def _by_place(figures: Figures) -> str:
+    """Of the steps that drafted a token at a place, the share in which it became text: 90 80 70%."""
+    pairs = zip(figures.accepted_per_position, figures.drafted_per_position, strict=False)
+    shares = [f"{100 * accepted / drafted:.0f}" for accepted, drafted in pairs if drafted][:_SHOWN_PLACES]
+    return f"{' '.join(shares)}%" if shares else _NOTHING
+
+
+def _by_source(figures: Figures) -> str:
+    """Of each source's tokens the accepted ones, the source of most drafts first."""
+    lines = [
+        f"{source} {figures.accepted_by_source.get(source, 0)} / {drafted}"
+        for source, drafted in figures.drafted_by_source.items()
+    ]
+    return "\n".join(lines) or _NOTHING
 
 
 def _differing(contestant: ContestantReport) -> str:

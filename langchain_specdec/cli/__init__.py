@@ -1,4 +1,4 @@
-"""The command line: `specdec demo`, `generate`, `summarize`, `bench`, `chat`, `serve` and `doctor`."""
+"""The command line: `specdec demo`, `generate`, `summarize`, `bench`, `chat`, `serve`, `make-draft` and `doctor`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from langchain_specdec.cli.chat import chat
 from langchain_specdec.cli.demo import demo
 from langchain_specdec.cli.doctor import doctor
 from langchain_specdec.cli.generate import generate
+from langchain_specdec.cli.make_draft import make_draft
 from langchain_specdec.cli.options import Command
 from langchain_specdec.cli.serve import serve
 from langchain_specdec.cli.summarize import summarize
@@ -22,5 +23,5 @@ class _Group(Group):
 app = make_app(
     "specdec", "Language models with speculative decoding: the same text, sooner.", lambda: __version__, group=_Group
 )
-for command in (demo, generate, summarize, bench, chat, serve, doctor):
+for command in (demo, generate, summarize, bench, chat, serve, make_draft, doctor):
     app.command(cls=Command)(command)

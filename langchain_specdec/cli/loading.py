@@ -95,12 +95,13 @@ def connected(url: str, given: Given) -> Backend:
 
 
 @contextmanager
-def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
+def spinner(description: str, *, is_shown: bool = True, has_time_left: bool = False) -> Iterator[Display]:
     """Show on stderr that something is going on: in a terminal by a spinner, elsewhere by a line every few seconds.
 
     Args:
         description: What is going on; shown as it is, brackets included.
         is_shown: False where something else writes to the terminal meanwhile.
+        has_time_left: Whether to show how long each part will take still.
 
     Yields:
         The display, to tell it how far parts of the work are.
@@ -110,13 +111,14 @@ def spinner(description: str, *, is_shown: bool = True) -> Iterator[Display]:
             yield lines
         return
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[note]}", markup=False),
+        *([TimeRemainingColumn(compact=True)] if has_time_left else []),
     )
     with rows_on(Console(stderr=True), *columns) as progress, _heeding_ctrl_c():
         yield Bars(progress, description)

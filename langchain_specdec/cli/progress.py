@@ -45,6 +45,10 @@ class Bars:
 
     follow = tell
 
+    def note(self, text: str) -> None:
+        """Write a line that stays, above the bars."""
+        self.rich.print(visible(text), markup=False, highlight=False)
+
 
 class Lines:
     """Lines of text: one where a kind of work begins that is told, and one every few seconds while it goes on.
@@ -76,6 +80,11 @@ class Lines:
         """Say how far work is, for the next line that is due."""
         with self._lock:
             self._work = what, done, total
+
+    def note(self, text: str) -> None:
+        """Write a line of its own."""
+        with self._lock:
+            print(visible(text), file=sys.stderr, flush=True)
 
     def tick(self) -> float:
         """Write a line if it is due; seconds until the next."""

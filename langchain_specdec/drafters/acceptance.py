@@ -106,6 +106,7 @@ class AcceptanceRates:
             shared.observe(outcomes)
 
 
+@cache
 def source_of(kind: DraftKind) -> str:
     """A plain name for where a guess of this kind comes from, as counts are told by."""
     return _SOURCE_NAMES.get(kind[0], kind[0])

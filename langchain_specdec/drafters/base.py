@@ -102,11 +102,13 @@ class DraftLimits:
         max_depth: Most tokens that follow each other; 0 or less: nothing is wanted.
         max_nodes: Most tokens of a tree; 0: a single chain.
         min_reach: Least chance of being reached with which a token may pay. Less likely ones need not be sought.
+        min_gain: Tokens that another draft forward has to bring all texts together, as expected, to pay.
     """
 
     max_depth: int
     max_nodes: int = 0
     min_reach: float = 0.0
+    min_gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,11 @@ class Drafter:
     num_layers = 0
 
     @property
+    def num_forwards(self) -> int:
+        """Draft forwards so far; none where drafts take no forward."""
+        return 0
+
+    @property
     def runners(self) -> Sequence[Runner | HeadRunner]:
         """What runs its forwards; none where drafts take no forward."""
         return ()
@@ -178,7 +185,8 @@ class Drafter:
         Args:
             requests: Whose texts go on.
             proposals: What was offered for each.
-            lengths: Most tokens of each draft; of one that is computed most forwards, a level of its tree each.
+            lengths: Most tokens of each draft; of one that is computed the forwards that are planned, a level of its
+                tree each. Where it is seen what they bring, fewer may run, or more.
         """
         return [proposal.draft.cut(length) for proposal, length in zip(proposals, lengths, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Several drafters beside each other; each step takes the draft that promises most."""
+"""Several drafters beside each other, as one; whoever asks it makes one tree of what they propose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langchain_specdec.runner.verify import Verdict
 
 
 class CombinedDrafter(Drafter):
-    """Offers what several drafters could propose, and has the one propose whose offer is taken.
+    """Offers what several drafters could propose, and has those propose whose offers are taken.
 
     Args:
         drafters: In order of preference, where nothing else tells them apart; the free ones first.
@@ -22,6 +22,11 @@ class CombinedDrafter(Drafter):
         self._drafters = tuple(drafters)
         self.num_candidates = max(drafter.num_candidates for drafter in drafters)
         self.num_layers = max(drafter.num_layers for drafter in drafters)
+
+    @property
+    def num_forwards(self) -> int:
+        """Those of all drafters."""
+        return sum(drafter.num_forwards for drafter in self._drafters)
 
     @property
     def runners(self) -> Sequence[Runner | HeadRunner]:

@@ -54,6 +54,11 @@ class DraftHeadDrafter(Drafter):
         self._given_up: set[int] = set()
 
     @property
+    def num_forwards(self) -> int:
+        """Forwards of the head so far, but for those that only took a text in."""
+        return self._head.num_forwards
+
+    @property
     def runners(self) -> Sequence[HeadRunner]:
         """What runs the head."""
         return (self._head,)
@@ -102,7 +107,7 @@ class DraftHeadDrafter(Drafter):
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
-        """Grow the trees of all requests that want any, by at most `max(lengths)` forwards."""
+        """Grow the trees of all requests that want any, for as long as the next level promises to pay."""
         drafts = [EMPTY_DRAFT] * len(requests)
         rows = [row for row, length in enumerate(lengths) if length > 0]
         firsts = self._first_rows([requests[row] for row in rows])
@@ -111,12 +116,13 @@ class DraftHeadDrafter(Drafter):
             limits = proposals[row].limits
             assert limits is not None, "a proposal says by what it was considered"  # noqa: S101
             trees[row] = HeadTree(self._source, requests[row].rates, limits, first, self._head.max_width)
-        for level in range(max(lengths, default=0)):
-            growing = [row for row in trees if level < lengths[row] and (not level or trees[row].go_on(lengths[row] - level))]
-            if not growing:
-                break
-            for row in self._grow([requests[row] for row in growing], [trees[row] for row in growing]):
-                del trees[growing[row]]
+        growing = list(trees)
+        while growing:
+            for place in self._grow([requests[row] for row in growing], [trees[row] for row in growing]):
+                del trees[growing[place]]
+            gains = {row: gain for row, tree in trees.items() if (gain := tree.go_on()) > 0}
+            least = max([trees[row].limits.min_gain for row in gains], default=0.0)
+            growing = list(gains) if sum(gains.values()) >= least else []
         for row, tree in trees.items():
             drafts[row] = tree.draft()
         return drafts

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ class HeadTree:
         limits: How far it may go; without nodes it is a chain.
         first: The entries up to that of the text's last token, which the first forward runs.
         max_width: Most tokens of a row in a forward.
+
+    Attributes:
+        limits: As given.
+        tokens: Its tokens.
+        parents: See `Draft`.
+        hidden: What stands beside a token that follows a node, for nodes that forwards have gone on from; -1 is the
+            text's last token.
+        asked: The nodes that the coming forward goes on from.
     """
 
     def __init__(
@@ -63,7 +72,7 @@ class HeadTree:
     ) -> None:
         self._source = source
         self._rates = rates
-        self._limits = limits
+        self.limits = limits
         self._is_chain = not limits.max_nodes
         self._max_width = max_width
         self._first = first
@@ -72,12 +81,9 @@ class HeadTree:
         self._kinds: list[DraftKind] = []
         self._reaches: list[float] = []
         self._depths: list[int] = []
-        # What stands beside a token that follows a node, for nodes that forwards have gone on from.
-        self._hidden: dict[int, Tensor] = {}
-        # Those nodes, in order, after the trunk: the node that all of them follow, whose entry stays.
-        self._grown: list[int] = []
-        self._trunk = _ROOT
-        # The nodes that the coming forward goes on from.
+        self.hidden: dict[int, Tensor] = {}
+        # Nodes whose entries stand in the slot after that of the text's last token, each following the one before it.
+        self._standing: list[int] = []
         self.asked: list[int] = [_ROOT]
 
     def depth(self, node: int) -> int:
@@ -101,21 +107,21 @@ class HeadTree:
             hidden: What stands beside a token that follows each, `[asked, hidden]`.
         """
         for node, following, state in zip(self.asked, candidates, hidden, strict=True):
-            self._hidden[node] = state
+            self.hidden[node] = state
             self._add(node, following)
         self.asked = []
 
     def _add(self, parent: int, candidates: Sequence[tuple[int, float]]) -> None:
         reach = 1.0 if parent < 0 else self._reaches[parent]
         depth, left = self.depth(parent) + 1, 1.0
-        if depth > self._limits.max_depth:
+        if depth > self.limits.max_depth:
             return
         for rank, (token, probability) in enumerate(candidates[: 1 if self._is_chain else NUM_BRANCHES]):
             kind = (self._source, bisect_right(_BEGINS, probability / max(left, 1e-6)))
             left -= probability
             chance = reach * self._rates.rate(kind)
             reach -= chance
-            if rank and chance < self._limits.min_reach:
+            if rank and chance < self.limits.min_reach:
                 break
             self.tokens.append(token)
             self.parents.append(parent)
@@ -123,44 +129,55 @@ class HeadTree:
             self._reaches.append(chance)
             self._depths.append(depth)
 
-    def go_on(self, forwards: int) -> bool:
-        """Choose the nodes that the next forward goes on from; False where none is likely enough.
+    def go_on(self) -> float:
+        """Choose the nodes that the next forward goes on from.
 
-        Args:
-            forwards: How many may still come, which have to share the width of a row.
+        Returns:
+            How many tokens that is expected to bring; 0 where no node is likely enough.
         """
-        least = 0.0 if self._is_chain else max(self._limits.min_reach, self._least_kept())
+        limits = self.limits
+        least = 0.0 if self._is_chain else max(limits.min_reach, self._least_kept())
         open_nodes = [
             node
             for node, reach in enumerate(self._reaches)
-            if node not in self._hidden and reach >= least and self._depths[node] < self._limits.max_depth
+            if node not in self.hidden and reach >= least and self._depths[node] < limits.max_depth
         ]
         open_nodes.sort(key=self._reaches.__getitem__, reverse=True)
-        room = self._max_width - 1 - len(self._grown)
-        self.asked = sorted(open_nodes[: max(min(_MAX_GROWN, room // forwards), min(room, 1))])
-        return bool(self.asked)
+        self.asked, run = [], {_ROOT}
+        for node in open_nodes[:_MAX_GROWN]:
+            if len(more := run.union(self.path_to(node))) <= self._max_width:
+                self.asked.append(node)
+                run = more
+        rate = self._rates.rate
+        return sum([self._reaches[n] * rate(level_kind(self._source, self._depths[n])) for n in self.asked])
 
     def _least_kept(self) -> float:
         """The chance of the last node that the draft has room for: what follows a node is no likelier than the node."""
-        best = sorted(self._reaches, reverse=True)[: self._limits.max_nodes]
-        return best[-1] if len(best) == self._limits.max_nodes else 0.0
+        best = sorted(self._reaches, reverse=True)[: self.limits.max_nodes]
+        return best[-1] if len(best) == self.limits.max_nodes else 0.0
 
     def row(self) -> HeadRow:
-        """What the next forward runs. All nodes after the trunk run again with the new ones, which so see them."""
-        if not self._hidden:
+        """What the next forward runs: the nodes that were asked for, after those on their paths that stand nowhere."""
+        if not self.hidden:
             return self._first
-        trunk, nodes, place = self._trunk, self.asked, self._first.start + len(self._first.tokens) - 1
-        if not self._grown and len(nodes) == 1 and self.parents[nodes[0]] == trunk:
-            (node,) = nodes
-            self._trunk = node
-            return HeadRow(place + self._depths[node], [self.tokens[node]], [-1], self._hidden[trunk][None])
-        run = [trunk, *self._grown, *nodes]
-        self._grown += nodes
+        paths = [self.path_to(node) for node in self.asked]
+        shared = takewhile(
+            lambda nodes: all(node == nodes[0] for node in nodes), zip(self._standing, *paths, strict=False)
+        )
+        kept = [nodes[0] for nodes in shared]
+        above = {node for path in paths for node in path[:-1]}.difference(kept)
+        run = [*sorted(above), *self.asked]
+        place, end = self._first.start + len(self._first.tokens) + len(kept), kept[-1] if kept else _ROOT
+        follow = [*takewhile(lambda pair: self.parents[pair[0]] == pair[1], zip(run, [end, *run], strict=False))]
+        self._standing = [*kept, *(node for node, _ in follow)]
+        if len(follow) < len(run):
+            # What branches has to begin with one token.
+            run, place = [end, *run], place - 1
         order = {node: index for index, node in enumerate(run)}
         tokens = [self._first.tokens[-1] if node < 0 else self.tokens[node] for node in run]
         parents = [-1, *(order[self.parents[node]] for node in run[1:])]
-        states = [self._first.states[-1] if node < 0 else self._hidden[self.parents[node]] for node in run]
-        return HeadRow(place + self.depth(trunk), tokens, parents, torch.stack(states))
+        states = [self._first.states[-1] if node < 0 else self.hidden[self.parents[node]] for node in run]
+        return HeadRow(place, tokens, parents, torch.stack(states))
 
     def draft(self) -> Draft:
         """What has grown."""

@@ -78,10 +78,18 @@ class DraftChooser:
 
     def limits(self, cost: StepCost | None, rows: int) -> DraftLimits:
         """How many tokens drafts of so many rows may have, and how unlikely they may be; how deep is not said."""
-        return DraftLimits(0, self._max_nodes, min(least_reach(cost, rows, self._max_nodes), _MOST_LEAST_REACH))
+        least = min(least_reach(cost, rows, self._max_nodes), _MOST_LEAST_REACH)
+        # A plain step brings each row one token.
+        gain = 0.0 if cost is None else rows * cost.draft_seconds(1) / cost.verify_seconds(rows, 1)
+        return DraftLimits(0, self._max_nodes, least, gain)
 
     def choose(
-        self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]], rows: Collection[int], cost: StepCost
+        self,
+        requests: Sequence[Request],
+        offers: Sequence[Sequence[Proposal]],
+        rows: Collection[int],
+        least: float,
+        cost: StepCost,
     ) -> Plan:
         """Choose what to have computed and, of what is known already, what to have checked.
 
@@ -89,22 +97,25 @@ class DraftChooser:
             requests: The rows of the step.
             offers: What could be drafted for each.
             rows: Which of them may draft.
+            least: The chance of being reached below which a token was not looked for.
             cost: What steps cost.
         """
         count, plain = len(requests), cost.verify_seconds(len(requests), 1)
         plan = Plan((0,) * count, (1.0,) * count, plain, plain, offers, [NOTHING] * count, rows=tuple(rows))
         self._probe_time.save(plain)
-        least = self.limits(cost, len(rows) or 1).min_reach
         if not any(p.steps_per_token or p.reaches[0] >= least for offer in offers for p in offer if p.reaches):
             return plan
         plan.free = plan.proposals = [self._free(*each) for each in zip(requests, offers, strict=True)]
         computed = [next((p for p in offer if p.steps_per_token), NOTHING) for offer in offers]
-        choice = self._best(plan, computed, cost)
+        choice = best_lengths([plan.free[row].reaches for row in rows], cost)
+        if is_computed := any(p.reaches for p in computed):
+            choice = self._with_forwards(plan, computed, choice, cost)
         plan.is_idle = not any(choice.lengths)
         if choice.gain >= 1 + _LEAST_GAIN:
             _expect(plan, choice)
-            _compute(plan, computed, choice.num_forwards)
-        if any(p.reaches for p in computed):
+            if choice.num_forwards:
+                _compute(plan, computed, choice.num_forwards)
+        if is_computed:
             self._probe_computed(plan, computed, cost)
         elif self._probes_width:
             self._probe_free(plan, cost)
@@ -122,17 +133,19 @@ class DraftChooser:
 
     def _free(self, request: Request, offer: Sequence[Proposal]) -> Proposal:
         """All that can be drafted for a row without a forward, as one proposal."""
+        if len(offer) == 1 and not offer[0].steps_per_token:
+            return offer[0]
         free = [p for p in offer if not p.steps_per_token]
         if len(free) < 2:
             return free[0] if free else NOTHING
-        limits = DraftLimits(0, self._max_nodes)
         # None of the drafters proposes it by itself.
-        return Proposal(*merge([p.draft for p in free], request.rates, limits), source=-1)
+        return Proposal(*merge([p.draft for p in free], request.rates, DraftLimits(0, self._max_nodes)), source=-1)
 
-    def _best(self, plan: Plan, computed: Sequence[Proposal], cost: StepCost) -> DraftLengths:
-        """What promises most tokens per second: free drafts alone, or forwards beside them."""
+    def _with_forwards(
+        self, plan: Plan, computed: Sequence[Proposal], alone: DraftLengths, cost: StepCost
+    ) -> DraftLengths:
+        """The forwards that pay beside free drafts; or those alone, where none does."""
         free = [plan.free[row] for row in plan.rows]
-        alone = best_lengths([p.reaches for p in free], cost)
         beside = best_forwards(free, [computed[row] for row in plan.rows], cost, self._max_nodes)
         return alone if beside is None or beside.gain < (1 + _LEAST_GAIN) * alone.gain else beside
 
@@ -199,8 +212,7 @@ def _expect(plan: Plan, choice: DraftLengths) -> None:
 
 def _compute(plan: Plan, computed: Sequence[Proposal], num_forwards: int) -> None:
     """Have so many levels computed for all rows where that can be done; the others have all at hand that is free."""
-    if num_forwards:
-        plan.num_forwards = num_forwards
-        plan.proposals = [p if p.reaches else free for p, free in zip(computed, plan.free, strict=True)]
-        most = [num_forwards if p.steps_per_token else len(p.reaches) for p in plan.proposals]
-        plan.lengths = tuple([min(n, len(p.reaches)) for n, p in zip(most, plan.proposals, strict=True)])
+    plan.num_forwards = num_forwards
+    plan.proposals = [p if p.reaches else free for p, free in zip(computed, plan.free, strict=True)]
+    most = [num_forwards if p.steps_per_token else len(p.reaches) for p in plan.proposals]
+    plan.lengths = tuple([min(n, len(p.reaches)) for n, p in zip(most, plan.proposals, strict=True)])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 from langchain_specdec.drafters.base import Proposal
@@ -23,6 +24,8 @@ from langchain_specdec.engine.step_cost import StepCost
 
 # Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.
 _MIN_REACH = 0.004
+# Of the chance that some token of a computed level is right, the share of the likeliest one.
+_FIRST_SHARE = 0.7
 # After so many numbers of forwards that promise less than a smaller one no larger one is tried.
 _PATIENCE = 2
 
@@ -77,7 +80,8 @@ def best_lengths(reaches: Sequence[Sequence[float]], cost: StepCost) -> DraftLen
     """
     rows = len(reaches)
     plain = cost.verify_seconds(rows, 1)
-    width, seconds = _best_width(rows, _sums([_gains(row) for row in reaches]), cost) if any(reaches) else (0, plain)
+    gains = _sums([_gains(row) for row in reaches])
+    width, seconds = _best_width(rows, gains, cost, plain)
     return _cut(reaches, width, seconds, plain)
 
 
@@ -144,7 +148,7 @@ def best_forwards(
             gains = [_gains_of_both(f.reaches, each, c, count, max_nodes) for f, each, c in pairs]
         else:
             gains = [_gains_of_either(f.reaches, c.reaches[:count]) for f, c in zip(free, computed, strict=True)]
-        width, seconds = _best_width(rows, _sums(gains), cost, cost.draft_seconds(count))
+        width, seconds = _best_width(rows, _sums(gains), cost, plain, cost.draft_seconds(count))
         lengths = tuple([min(count, len(p.reaches)) for p in computed])
         tokens = tuple([1.0 + row[min(width, len(row) - 1)] for row in gains])
         choice = DraftLengths(lengths, tokens, seconds, plain, count)
@@ -155,13 +159,15 @@ def best_forwards(
     return best
 
 
-def _best_width(rows: int, gains: Sequence[float], cost: StepCost, spent: float = 0.0) -> tuple[int, float]:
+def _best_width(
+    rows: int, gains: Sequence[float], cost: StepCost, plain_seconds: float, spent: float = 0.0
+) -> tuple[int, float]:
     """The number of nodes that gives most tokens per second, by what all rows gain by each; and the step's seconds."""
-    best, best_seconds = 0, cost.verify_seconds(rows, 1) + spent
+    best, best_seconds = 0, plain_seconds + spent
     best_rate = rows / best_seconds
-    for count, gain in enumerate(gains):
+    for count in range(1, len(gains)):
         seconds = cost.verify_seconds(rows, 1 + count) + spent
-        rate = (rows + gain) / seconds
+        rate = (rows + gains[count]) / seconds
         if rate > best_rate:
             best, best_seconds, best_rate = count, seconds, rate
     return best, best_seconds
@@ -171,21 +177,26 @@ def _gains_of_both(
     free: Sequence[float], depths: Sequence[int], computed: Proposal, count: int, max_nodes: int
 ) -> list[float]:
     """Expected accepted tokens of a tree of so many levels and then of what is free, by its number of nodes."""
-    levels, width = computed.reaches[:count], computed.level_width
-    gains = [0.0]
-    for reach in levels:
-        # The nodes of a level have its chance together, the likelier ones first.
-        gains += [gains[-1] + reach * (node + 1) / width for node in range(width)]
+    levels = computed.reaches[:count]
+    shares = _shares(computed.level_width)
+    added = [reach * share for reach in levels for share in shares]
     # The chances of standing down to each depth.
     standing = dict.fromkeys(depths, 0.0)
-    gain = gains[-1]
     for reach, depth in zip(free, depths, strict=True):
         known = levels[depth - 1] if depth <= len(levels) else 0.0
         before = max(standing[depth], known)
         standing[depth] += reach
-        gain += max(standing[depth], known) - before
-        gains.append(gain)
-    return gains[: 1 + max_nodes]
+        added.append(max(standing[depth], known) - before)
+    # The tree takes the likeliest ones.
+    added.sort(reverse=True)
+    return _gains(added[:max_nodes])
+
+
+@cache
+def _shares(width: int) -> tuple[float, ...]:
+    """What each node of a level has of its chance: the likeliest one most of it, the others most of the rest."""
+    shares = [_FIRST_SHARE * (1 - _FIRST_SHARE) ** node for node in range(width - 1)]
+    return (*shares, 1.0 - sum(shares))
 
 
 def _gains_of_either(free: Sequence[float], computed: Sequence[float]) -> list[float]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
-from langchain_specdec.drafters.base import Draft, Drafter, Proposal
+from langchain_specdec.drafters.base import Draft, Drafter, DraftLimits, Proposal
 from langchain_specdec.drafters.outcomes import outcomes
 from langchain_specdec.engine.draft_choice import DraftChooser, Plan, fixed_plan, idle_plan
 from langchain_specdec.engine.drafting_rows import depths_of_all, depths_unpadded
@@ -111,27 +110,30 @@ class DraftPlanner:
         started = time.perf_counter()
         rows = self._drafting_rows(requests)
         may_look = self._may_look(len(requests), len(rows))
-        offers = self._consider(requests, rows, may_look=may_look)
+        limits = self._chooser.limits(self._cost, len(rows) or 1)
+        offers = self._consider(requests, rows, limits, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
         # Ranking a vocabulary for each row takes time, so a step in which nothing is looked for tells nothing either.
         # Where steps are captured it costs next to none, and their graphs are made for it.
         is_told = may_look or self._runner.is_width_free
-        plan = self._choose(requests, offers, list(rows))
+        plan = self._choose(requests, offers, list(rows), limits.min_reach)
         plan.num_candidates = self.num_candidates if is_told else 0
         for request in requests:
             request.decode_started = request.decode_started or started
             request.plain_token_seconds = 0.0 if self._is_cost_given else plan.plain_seconds
         return plan
 
-    def _choose(self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]], rows: Sequence[int]) -> Plan:
+    def _choose(
+        self, requests: Sequence[Request], offers: Sequence[Sequence[Proposal]], rows: Sequence[int], least: float
+    ) -> Plan:
         plain = self._cost.verify_seconds(len(requests), 1) if self._cost is not None else 0.0
         if not self._is_adaptive:
             return fixed_plan(offers, plain)
         # Whether drafts pay is not known before costs are.
         if self._cost is None:
             return idle_plan(offers)
-        plan = self._chooser.choose(requests, offers, rows, self._cost)
+        plan = self._chooser.choose(requests, offers, rows, least, self._cost)
         self._num_idle = self._num_idle + 1 if plan.is_idle else 0
         return plan
 
@@ -143,8 +145,9 @@ class DraftPlanner:
 
     def propose(self, requests: Sequence[Request], plan: Plan) -> list[Draft]:
         """Have the drafts made that were planned; each row's becomes one tree of all that is proposed for it."""
-        started = self._runner.clock()
+        started, num_before = self._runner.clock(), self._drafter.num_forwards
         drafts = self._drafter.propose(requests, plan.proposals, plan.lengths)
+        plan.num_forwards = self._drafter.num_forwards - num_before
         self._verify_started = self._runner.clock()
         self._draft_seconds = self._verify_started - started
         plan.guesses = [[p.draft for p in offer if p.draft.tokens] for offer in plan.offers]
@@ -196,19 +199,20 @@ class DraftPlanner:
             self._runner.make_next_graph(batch)
 
     def _consider(
-        self, requests: Sequence[Request], rows: Mapping[int, int], *, may_look: bool
+        self, requests: Sequence[Request], rows: Mapping[int, int], limits: DraftLimits, *, may_look: bool
     ) -> list[Sequence[Proposal]]:
         """All that could be drafted for each row; nothing where looking for it would cost more than noise."""
         offers: list[Sequence[Proposal]] = [()] * len(requests)
         if not may_look and all(requests[row].constraint is None for row in rows):
             return offers
         started = time.perf_counter()
-        limits = self._chooser.limits(self._cost, len(rows) or 1)
         for row, max_depth in rows.items():
             request = requests[row]
             # What a grammar forces is never passed over.
             if may_look or request.constraint is not None:
-                offers[row] = self._drafter.consider(request, replace(limits, max_depth=max_depth))
+                offers[row] = self._drafter.consider(
+                    request, DraftLimits(max_depth, limits.max_nodes, limits.min_reach)
+                )
         if may_look:
             seconds = (time.perf_counter() - started) / len(rows)
             self._look_seconds += (_LOOK_WEIGHT if self._look_seconds else 1.0) * (seconds - self._look_seconds)

@@ -47,6 +47,7 @@ QUICKSTART = ROOT / "docs/quickstart.md"
 CHAT = ROOT / "docs/chat.md"
 APPLICATIONS = ROOT / "docs/applications.md"
 DOCUMENTS = ROOT / "docs/documents.md"
+MAKE_DRAFT = ROOT / "docs/make-draft.md"
 TGI = ROOT / "docs/tgi.md"
 SERVE = ROOT / "docs/serve.md"
 SERVERS = ROOT / "docs/servers.md"
@@ -142,6 +143,12 @@ def test_examples_of_a_page_run_from_top_to_bottom(page, names, capsys):
     pytest.importorskip("langchain")
     for example in examples_of(page):
         run_example(page.name, example, names, capsys)
+
+
+def test_examples_of_the_page_of_drafts_run(names, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # One writes a file.
+    for example in examples_of(MAKE_DRAFT):
+        run_example(MAKE_DRAFT.name, example, names, capsys)
 
 
 @pytest.mark.embedded
@@ -260,7 +267,7 @@ def test_the_reader_of_examples_finds_code_and_output():
     assert sum(example.output is not None for example in examples) == text.count("```text\n")
     # test_tgi_processes.py and test_engine_processes.py run those of the other pages.
     of_launchers = {ROOT / f"docs/{name}.md" for name in ("tgi-launcher", "engines", "from-tgi")}
-    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, SERVE, SERVERS, TGI, *of_launchers}
+    tried = {README, QUICKSTART, CHAT, APPLICATIONS, DOCUMENTS, MAKE_DRAFT, SERVE, SERVERS, TGI, *of_launchers}
     assert {page for page in pages if examples_of(page)} == tried
 
 
@@ -323,7 +330,7 @@ def test_the_readme_links_every_page_of_the_guide():
 
 def test_the_quickstart_lists_every_command():
     table = QUICKSTART.read_text(encoding="utf-8").split("## Command line")[1]
-    listed = re.findall(r"^\| `specdec (\w+)` \|", table, re.MULTILINE)
+    listed = re.findall(r"^\| `specdec ([\w-]+)` \|", table, re.MULTILINE)
     assert sorted(listed) == sorted(get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
 
 

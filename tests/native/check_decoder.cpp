@@ -175,7 +175,7 @@ struct HeldStep {
   int64_t kind, rows, width, slot, start, candidates;
   std::vector<int64_t> tokens, counts, slots, starts, depths, offsets;
   std::vector<uint8_t> ancestors;
-  std::vector<float> temperatures, logits;
+  std::vector<float> temperatures, hidden, logits;
   std::vector<int32_t> seeds;
 
   explicit HeldStep(Cases& cases) : kind(cases.whole()) {
@@ -192,6 +192,7 @@ struct HeldStep {
     ancestors = cases.array<uint8_t>();
     temperatures = cases.array<float>();
     seeds = cases.array<int32_t>();
+    hidden = cases.array<float>();
     logits = cases.array<float>();
   }
 };
@@ -219,6 +220,10 @@ struct HeldModel {
     model.head = matrix(cases);
     model.final_norm = vector(cases);
     model.head_bias = vector(cases);
+    model.state_norm = vector(cases);
+    model.has_normed_residual = cases.whole();
+    const Matrix fc = matrix(cases);  // Of any decoder; only a draft head has a use for it
+    if (model.state_norm) model.fc = fc;
     layers.resize(model.layers);
     for (auto& layer : layers) {
       for (Matrix* m : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down})
@@ -279,7 +284,7 @@ class Runs {
       const int64_t width = std::min(tokens, step.width - begin);
       std::vector<int64_t> ids, counts, slots, starts, depths;
       std::vector<uint8_t> ancestors;
-      std::vector<float> temperatures;
+      std::vector<float> temperatures, hidden;
       std::vector<int32_t> seeds;
       std::vector<int64_t> rows;
       for (int64_t r = first; r < last; ++r) {
@@ -290,6 +295,10 @@ class Runs {
         slots.push_back(step.slots[r]);
         starts.push_back(step.starts[r] + begin);
         for (int64_t i = 0; i < width; ++i) ids.push_back(step.tokens[r * step.width + begin + i]);
+        if (!step.hidden.empty()) {
+          const auto from = step.hidden.begin() + (r * step.width + begin) * held_.model.hidden;
+          hidden.insert(hidden.end(), from, from + width * held_.model.hidden);
+        }
         if (!step.temperatures.empty()) {
           temperatures.push_back(step.temperatures[r]);
           for (int i = 0; i < 2; ++i) seeds.push_back(step.seeds[2 * r + i]);
@@ -306,7 +315,8 @@ class Runs {
       std::vector<float> states(size * 2 * held_.model.hidden);
       const Step one = {static_cast<int64_t>(rows.size()), width, ids.data(), counts.data(), slots.data(), starts.data(),
                         data_of(depths), data_of(ancestors), logits.data(), 0, data_of(temperatures), data_of(seeds),
-                        picks.data(), scores.data(), step.candidates, best.data(), 2, points, states.data()};
+                        picks.data(), scores.data(), step.candidates, best.data(), 2, points, states.data(),
+                        data_of(hidden)};
       expect(decoder_run(decoder_, &one) == kDone, "a step was not done");
       for (size_t r = 0; r < rows.size(); ++r)
         for (int64_t i = 0; i < counts[r]; ++i) {
@@ -320,6 +330,18 @@ class Runs {
             given.best[c * step.rows * step.width + to] = best[c * size + from];
         }
     }
+  }
+
+  // Condenses what a head was given, two states at a time.
+  void check_condensing(const HeldStep& step) {
+    const Matrix& fc = held_.model.fc;
+    if (!fc.data) return;
+    const int64_t count = step.hidden.size() / fc.inputs, stride = in_chunks(fc.inputs);
+    std::vector<float> found(count * fc.outputs), right(count * fc.outputs), inputs(count * stride);
+    for (int64_t i = 0; i < count; ++i) std::copy_n(step.hidden.data() + i * fc.inputs, fc.inputs, &inputs[i * stride]);
+    decoder_product(&fc, inputs.data(), count, right.data());
+    expect(decoder_condense(decoder_, step.hidden.data(), count, found.data()) == kDone, "nothing was condensed");
+    expect(same_bits(found, right), "condensing gives other bits than a product");
   }
 
   void keep(const HeldStep& step) {
@@ -399,6 +421,7 @@ void check_decoder(Cases& cases) {
         for (int64_t r = step.rows - 1; r >= 0; --r) runs.run(step, r, r + 1, tokens, given);
       else
         runs.run(step, 0, step.rows, tokens, given);
+      runs.check_condensing(step);
       if (first.size() == number) {
         check_given(step, given, held.model.vocab);
         first.push_back(given);

@@ -47,6 +47,10 @@ SHAPES = {
         has_output_norms=True, activation=Activation.GELU_TANH, embedding_scale=1.5, attention_scale=0.3,
         formats=(Format.F32, Format.Q5_0), hidden=32, mlp=64, head_dim=32, rotary_dim=32, heads=3, kv_heads=3,
     ),
+    "head": Shape(
+        windows=(None, None), embedding=41, hidden=64, mlp=96, is_residual_normed=True, has_head_norms=True,
+        formats=(Format.F32, Format.BF16, Format.F16),
+    ),
     "blocks of 256": Shape(hidden=256, mlp=256, heads=4, kv_heads=2, head_dim=64, rotary_dim=64),
 }  # fmt: skip
 
@@ -206,16 +210,19 @@ def _steps(weights: DecoderWeights, length: int) -> Iterator[list[Row] | _Kept]:
 
 
 def _write_rows(file: BinaryIO, reference: ReferenceDecoder, rows: Sequence[Row], pasts: dict[int, Past]) -> None:
-    count, width = len(rows), max(len(row.tokens) for row in rows)
+    count, width, hidden = len(rows), max(len(row.tokens) for row in rows), reference.weights.hidden
     vocab, is_tree = reference.weights.vocab, any(row.parents is not None for row in rows)
     tokens, depths = np.zeros((count, width), np.int64), np.zeros((count, width), np.int64)
     ancestors, logits = np.zeros((count, width, width), np.uint8), np.zeros((count, width, vocab), np.float32)
+    given = np.random.default_rng(5).standard_normal((count, width, hidden)).astype(np.float32)
     for index, row in enumerate(rows):
         size = len(row.tokens)
         tokens[index, :size], depths[index, :size] = row.tokens, row.depths
         ancestors[index, :size, :size] = row.ancestors
         past = pasts.get(row.slot)
-        found, pasts[row.slot] = reference.forward(row.tokens, past, depths=row.depths, ancestors=row.ancestors)
+        found, pasts[row.slot] = reference.forward(
+            row.tokens, past, depths=row.depths, ancestors=row.ancestors, given=torch.from_numpy(given[index, :size])
+        )
         logits[index, :size] = found.float().numpy()
     _whole(file, _RUN, count, width, _CANDIDATES)
     _array(file, tokens, np.int64)
@@ -225,6 +232,7 @@ def _write_rows(file: BinaryIO, reference: ReferenceDecoder, rows: Sequence[Row]
     _array(file, ancestors if is_tree else None, np.uint8)
     _array(file, np.array([0.0, 0.7, 1.3][:count]))
     _array(file, np.array(_SEEDS[:count]), np.int32)
+    _array(file, None if reference.weights.state is None else given)
     _array(file, logits)
 
 
@@ -249,6 +257,10 @@ def _write_weights(file: BinaryIO, weights: DecoderWeights) -> None:
     _matrix(file, weights.head)
     _array(file, weights.final_norm)
     _array(file, weights.head_bias)
+    state = weights.state
+    _array(file, None if state is None else state.norm)
+    _whole(file, int(state is not None and state.is_residual_normed))
+    _matrix(file, weights.head if state is None or state.fc is None else state.fc)
     for layer in weights.layers:
         for matrix in (layer.query, layer.key, layer.value, layer.output, layer.gate, layer.up, layer.down):
             _matrix(file, matrix)

@@ -19,6 +19,7 @@ from langchain_specdec.runner.cpu.decoder_weights import (
     Format,
     LayerWeights,
     Matrix,
+    StateInput,
 )
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from langchain_specdec.runner.cpu.native_step import Step
@@ -57,6 +58,7 @@ class Shape:
         windows: Of its layers, of which there are as many.
         rotaries: Of its layers; the last is that of all that follow.
         formats: Of its matrices, in turn.
+        embedding: Numbers of an embedding of a draft head, which is given states, too; 0: it is another decoder.
     """
 
     windows: Sequence[int | None] = (None, None)
@@ -81,6 +83,8 @@ class Shape:
     attention_scale: float | None = None
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    embedding: int = 0
+    is_residual_normed: bool = False
 
 
 def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
@@ -106,15 +110,18 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     wide, narrow, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
 
     def layer(index: int, window: int | None) -> LayerWeights:
+        is_joint = index == 0 and shape.embedding > 0
+        read = shape.embedding if is_joint else hidden
+        inputs = read + hidden * is_joint
         return LayerWeights(
-            query=matrix(wide, hidden, 2.0),
-            key=matrix(narrow, hidden, 2.0),
-            value=matrix(narrow, hidden),
+            query=matrix(wide, inputs, 2.0),
+            key=matrix(narrow, inputs, 2.0),
+            value=matrix(narrow, inputs),
             output=matrix(hidden, wide),
             gate=matrix(shape.mlp, hidden),
             up=matrix(shape.mlp, hidden),
             down=matrix(hidden, shape.mlp),
-            attention_norm=norm(hidden),
+            attention_norm=norm(read),
             mlp_norm=norm(hidden),
             query_norm=norm(shape.head_dim, is_there=shape.has_head_norms),
             key_norm=norm(shape.head_dim, is_there=shape.has_head_norms),
@@ -133,7 +140,7 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         return Rotary(frequencies.astype(np.float32))
 
     layers = [layer(index, window) for index, window in enumerate(shape.windows)]
-    embedding = matrix(shape.vocab, hidden, 4.0)
+    embedding = matrix(shape.vocab, shape.embedding or hidden, 4.0)
     count = max((index for index in shape.rotaries if index is not None), default=-1) + 1
     return DecoderWeights(
         layers=layers,
@@ -154,6 +161,9 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         residual_scale=shape.residual_scale,
         logit_scale=shape.logit_scale,
         head_bias=bias(shape.vocab),
+        state=StateInput(norm(hidden), shape.is_residual_normed, matrix(hidden, 2 * hidden))
+        if shape.embedding
+        else None,
     )
 
 

@@ -67,6 +67,7 @@ class ReferenceDecoder:
         *,
         depths: Sequence[int] | None = None,
         ancestors: Sequence[Sequence[bool]] | None = None,
+        given: Tensor | None = None,
     ) -> tuple[Tensor, Past]:
         """Logits after each token, and keys and values of the text with these tokens.
 
@@ -75,6 +76,7 @@ class ReferenceDecoder:
             past: Its keys and values before them; None: it begins with them.
             depths: Steps of each token from the first one, several of which may be equal; None: 0, 1, 2, ...
             ancestors: `[tokens, tokens]` whether one (first index) sees another; None: those before it and itself.
+            given: The states that a draft head is given, `[tokens, hidden]`; None for other decoders.
 
         Returns:
             `[tokens, vocab]` and what to pass as `past` next time.
@@ -86,12 +88,17 @@ class ReferenceDecoder:
         seen = torch.cat([torch.ones(width, before, dtype=torch.bool), seen], dim=1)
         key_positions = torch.cat([torch.arange(before), positions])
         states = self._numbers(weights.embedding)[list(tokens)] * weights.embedding_scale
+        joint = None
+        if weights.state is not None and given is not None:
+            normed = self._norm(given.to(self._dtype), weights.state.norm)
+            joint = torch.cat([self._norm(states, weights.layers[0].attention_norm), normed], dim=-1)
+            states = normed if weights.state.is_residual_normed else given.to(self._dtype)
         every = Past()
         for index, layer in enumerate(weights.layers):
             visible = seen
             if layer.window is not None:
                 visible = seen & (key_positions[None, :] > positions[:, None] - layer.window)
-            inputs = self._norm(states, layer.attention_norm)
+            inputs = joint if joint is not None and index == 0 else self._norm(states, layer.attention_norm)
             query, key, value = self._heads(inputs, layer, positions)
             if before:
                 key, value = torch.cat([past.keys[index], key]), torch.cat([past.values[index], value])

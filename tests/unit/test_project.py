@@ -34,7 +34,7 @@ MAX_PUBLIC_METHODS = 12
 # The errors are LangChain's too, whose classes of them cost nothing to import.
 MAY_IMPORT_LANGCHAIN = {
     *("llms", "chat_models", "decisions", "langchain_base", "errors"),
-    *("construction", "chat", "documents", "cli"),
+    *("construction", "chat", "documents", "training", "cli"),
 }
 # Constructors, `from_*` methods and commands, whose parameters are the declared options.
 TAKES_DECLARED_OPTIONS = {
@@ -43,6 +43,7 @@ TAKES_DECLARED_OPTIONS = {
     "langchain_specdec.cli.chat.chat",
     "langchain_specdec.cli.demo.demo",
     "langchain_specdec.cli.generate.generate",
+    "langchain_specdec.cli.make_draft.make_draft",
     "langchain_specdec.cli.serve.serve",
 }
 

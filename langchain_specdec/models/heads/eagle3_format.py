@@ -80,11 +80,9 @@ def read_format(source: HeadSource, shapes: Shapes, target: TargetSizes) -> Eagl
     # Both Llama's and Qwen3's default, which configurations of the speculators format leave out.
     num_heads = int(layer.get("num_attention_heads") or 32)
     head_dim = queries // num_heads
-    if (
-        head_dim * num_heads != queries
-        or keys % max(head_dim, 1)
-        or layer.get("head_dim", head_dim) not in (None, head_dim)
-    ):
+    num_kv_heads = keys // max(head_dim, 1)
+    is_whole = head_dim * num_heads == queries and head_dim * num_kv_heads == keys and num_kv_heads > 0
+    if not is_whole or num_heads % num_kv_heads or layer.get("head_dim") not in (None, head_dim):
         _refuse(
             source,
             f"its config.json tells of {num_heads} heads of queries, and of head_dim {layer.get('head_dim')}, and its "
@@ -105,7 +103,7 @@ def read_format(source: HeadSource, shapes: Shapes, target: TargetSizes) -> Eagl
         embedding_size=embedding_size,
         intermediate_size=shapes["layers.0.mlp.gate_proj.weight"][0],
         num_heads=num_heads,
-        num_kv_heads=keys // head_dim,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         vocab_size=next(
             (shapes[name][0] for name in ("t2d", "embed_tokens.weight") if name in shapes), target.vocab_size

@@ -73,7 +73,7 @@ def _misfit(config: Eagle3Config, target: TargetSizes, shapes: Shapes) -> str | 
         )
     if config.target_hidden_size != hidden:
         return f"it reads states of {config.target_hidden_size} numbers, and the model's have {hidden}. {_RIGHT_ONE}"
-    fc = shapes.get("fc.weight", (0, 0))[1]
+    fc = shapes.get("fc.weight", (0,))[-1]
     if config.has_fc and fc not in (0, taps * hidden):
         return (
             f"its fc reads {fc} numbers at a time, and {taps} states of the model, of {hidden} each, are "

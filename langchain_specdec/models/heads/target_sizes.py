@@ -56,7 +56,7 @@ def embedding_of(target: LoadedModel) -> Callable[[Tensor], Tensor]:
         module: Any = model
         return lambda tokens: module.get_input_embeddings()(tokens)
     matrix, scale = model.weights.embedding, model.weights.embedding_scale
-    return lambda tokens: _rows(matrix, tokens) * scale
+    return lambda tokens: matrix_rows(matrix, tokens) * scale
 
 
 def output_of(target: LoadedModel) -> Callable[[Tensor], Tensor]:
@@ -69,12 +69,12 @@ def output_of(target: LoadedModel) -> Callable[[Tensor], Tensor]:
 
     def output(states: Tensor) -> Tensor:
         rows = torch.arange(matrix.outputs).split(_ROWS_AT_ONCE)
-        return torch.cat([F.linear(states, _rows(matrix, part)) for part in rows], dim=-1)
+        return torch.cat([F.linear(states, matrix_rows(matrix, part)) for part in rows], dim=-1)
 
     return output
 
 
-def _rows(matrix: Matrix, index: Tensor) -> Tensor:
+def matrix_rows(matrix: Matrix, index: Tensor) -> Tensor:
     """Rows of a matrix as numbers, int64 `[...]` to float32 `[..., inputs]`."""
     data = matrix.data[index.numpy()]
     try:

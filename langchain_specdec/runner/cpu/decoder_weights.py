@@ -135,12 +135,31 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
+class StateInput:
+    """What a draft head reads beside a token's embedding: a state, its target's or its own (EAGLE-3, arXiv 2503.01840).
+
+    The first layer's query, key and value are `[.., embedding + hidden]` then: they read the embedding as that layer's
+    `attention_norm` has it, and then the state.
+
+    Attributes:
+        norm: RMSNorm weight of the state, `[hidden]`.
+        is_residual_normed: Whether the first layer adds to the normed state, not to the state as it is.
+        fc: What condenses the states of several layers of the target to one, `[hidden, points * target_hidden]`; None
+            where there is one such layer, and its state is taken as it is.
+    """
+
+    norm: Floats
+    is_residual_normed: bool = False
+    fc: Matrix | None = None
+
+
+@dataclass(frozen=True)
 class DecoderWeights:
     """A decoder of the Llama kind.
 
     Attributes:
         layers: The layers.
-        embedding: `[vocab, hidden]`.
+        embedding: `[vocab, hidden]`; of a draft head, `[tokens of its target, numbers of an embedding]`.
         head: `[vocab, hidden]`; the embedding itself where they are tied.
         final_norm: `[hidden]`.
         heads: Heads of queries.
@@ -158,6 +177,7 @@ class DecoderWeights:
         residual_scale: What attention's and MLP's outputs are multiplied by (Granite).
         logit_scale: What logits are multiplied by (Granite, Cohere).
         head_bias: `[vocab]`.
+        state: What it reads beside embeddings; None: nothing. Only a draft head has such.
     """
 
     layers: Sequence[LayerWeights]
@@ -178,11 +198,12 @@ class DecoderWeights:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     head_bias: Floats | None = None
+    state: StateInput | None = None
 
     @property
     def hidden(self) -> int:
         """Numbers of a hidden state."""
-        return self.embedding.inputs
+        return len(self.final_norm)
 
     @property
     def vocab(self) -> int:
@@ -194,4 +215,6 @@ class DecoderWeights:
         """Bytes of all matrices, each once."""
         layers = ((m.query, m.key, m.value, m.output, m.gate, m.up, m.down) for m in self.layers)
         every = [self.embedding, self.head, *(matrix for layer in layers for matrix in layer)]
+        if self.state is not None and self.state.fc is not None:
+            every.append(self.state.fc)
         return sum({matrix.data.ctypes.data: matrix.data.nbytes for matrix in every}.values())

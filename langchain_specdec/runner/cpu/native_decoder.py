@@ -65,6 +65,9 @@ class _Model(ctypes.Structure):
         ("final_norm", c_void_p),
         ("head_bias", c_void_p),
         ("layer", POINTER(_Layer)),
+        ("state_norm", c_void_p),
+        ("has_normed_residual", c_int64),
+        ("fc", _Matrix),
     )
 
 
@@ -85,6 +88,7 @@ class NativeLibrary:
         self.close = _function(library.decoder_close, None, c_void_p)
         self.threads = _function(library.decoder_threads, c_int64, c_void_p)
         self.run = _function(library.decoder_run, c_int64, c_void_p, POINTER(Step))
+        self.condense = _function(library.decoder_condense, c_int64, c_void_p, c_void_p, c_int64, c_void_p)
         self.keep = _function(library.decoder_keep, None, c_void_p, c_int64, c_int64, c_void_p, c_int64)
         self.wipe = _function(library.decoder_wipe, None, c_void_p, c_int64, c_int64, c_int64)
         self.read = _function(library.decoder_read, None, c_void_p, *[c_int64] * 3, c_void_p, c_void_p)
@@ -195,12 +199,22 @@ class NativeDecoder:
         if step.rows:
             self._tables.reach(max((c_int64 * step.rows).from_address(step.starts)) + step.width)
         outcome = self._library.run(handle, byref(step))
-        if outcome == _OUTSIDE:
-            msg = "a forward has a token outside the vocabulary, or does not fit into its slots"
-            raise ValueError(msg)
-        if outcome:
-            msg = "there is no memory for a forward"
-            raise MemoryError(msg)
+        _check(outcome, "a forward has a token outside the vocabulary, or does not fit into its slots")
+
+    def condense(self, states: Floats, condensed: Floats) -> None:
+        """Make one state of those of several layers; see `StateInput.fc`.
+
+        Args:
+            states: `[count, points * target_hidden]`.
+            condensed: What is written, `[count, hidden]`.
+
+        Raises:
+            EngineClosedError: See `run`.
+            ValueError: It has nothing that condenses states.
+            MemoryError: There is no memory for it.
+        """
+        outcome = self._library.condense(self._checked, _address(states), len(states), _address(condensed))
+        _check(outcome, "this decoder has nothing that condenses states")
 
     def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
         """Move what stands at `start + offsets[i]` of a slot to `start + i`, in all layers. Offsets grow."""
@@ -225,6 +239,14 @@ class NativeDecoder:
             msg = f"This decoder {why}. Load the model in the process that uses it."
             raise EngineClosedError(msg)
         return handle
+
+
+def _check(outcome: int, why_outside: str) -> None:
+    if outcome == _OUTSIDE:
+        raise ValueError(why_outside)
+    if outcome:
+        msg = "there is no memory for a forward"
+        raise MemoryError(msg)
 
 
 def _function(function: Any, result: Any, *arguments: Any) -> Any:
@@ -302,4 +324,8 @@ def _model(weights: DecoderWeights, tables: Floats | None = None) -> _Model:
     model.embedding, model.head = _matrix(weights.embedding), _matrix(weights.head)
     model.final_norm, model.head_bias = _address(weights.final_norm), _address(weights.head_bias)
     model.layer = layers
+    if (state := weights.state) is not None:
+        model.state_norm, model.has_normed_residual = _address(state.norm), int(state.is_residual_normed)
+        if state.fc is not None:
+            model.fc = _matrix(state.fc)
     return model

@@ -30,6 +30,7 @@ class Step(ctypes.Structure):
         ("taps", c_int64),
         ("points", c_void_p),
         ("states", c_void_p),
+        ("hidden", c_void_p),
     )
 
 
@@ -50,6 +51,7 @@ class NativeStep:
         self._best = np.empty(0, np.int64)
         self._logits: Floats = np.empty((0, vocab_size), np.float32)
         self._states: Floats = np.empty((0, hidden), np.float32)
+        self._given: Floats = np.empty((0, hidden), np.float32)
         self._reserve_rows(8)
         self._reserve_tokens(64)
 
@@ -77,6 +79,7 @@ class NativeStep:
         has_logits: bool = False,
         last_only: bool = False,
         picks: bool = False,
+        hidden: Sequence[Floats] | None = None,
     ) -> Step:
         """Take a batch in.
 
@@ -85,6 +88,8 @@ class NativeStep:
             has_logits: Whether logits are wanted; without, only keys and values are kept.
             last_only: Whether results are wanted of the last token of each row alone; they stand at its place.
             picks: Whether what is picked after each token is wanted, and the best tokens.
+            hidden: States that a draft head is given with each row's tokens, `[tokens of the row, hidden]`; None for
+                other decoders.
 
         Returns:
             What the decoder is run with. Results stand in these arrays until the next call.
@@ -111,6 +116,7 @@ class NativeStep:
             if count > len(self._states):
                 self._states = np.empty((max(count, 2 * len(self._states)), self._hidden), np.float32)
             step.states = self._states.ctypes.data
+        step.hidden = None if hidden is None else self._fill_hidden(hidden, rows, width)
         step.last_only = int(last_only)
         step.logits = self._room_for_logits(rows * width) if has_logits else None
         # Nobody asks for the logits of picks, which stay a null pointer.
@@ -129,6 +135,13 @@ class NativeStep:
         else:
             step.best = None
         return step
+
+    def _fill_hidden(self, hidden: Sequence[Floats], rows: int, width: int) -> int:
+        if (count := rows * width) > len(self._given):
+            self._given = np.empty((max(count, 2 * len(self._given)), self._hidden), np.float32)
+        for row, states in enumerate(hidden):
+            self._given[row * width : row * width + len(states)] = states
+        return int(self._given.ctypes.data)
 
     def _fill_trees(self, parents: Sequence[Sequence[int]], rows: int, width: int) -> None:
         if rows * width * width > self._num_pairs:

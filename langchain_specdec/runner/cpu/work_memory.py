@@ -20,7 +20,15 @@ def work_bytes(weights: DecoderWeights, num_threads: int) -> int:
     queries, keys = weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
     mlp, layers = weights.layers[0].gate.outputs, len(weights.layers)
     most = max(queries + 2 * keys, mlp, weights.hidden)
-    hidden, attended, active = (-(-size // _CHUNK) * _CHUNK for size in (weights.hidden, queries, mlp))
+    hidden, attended, active = (_padded(size) for size in (weights.hidden, queries, mlp))
     # Inputs of four layers and one that is normed; outputs of a ring of stages and those of all threads together.
     numbers = 5 * hidden + attended + active + (_RING + 1) * most + 2 * layers * keys + weights.vocab
-    return 4 * num_threads * _MAX_TOKENS * numbers
+    given = 0
+    if (state := weights.state) is not None:
+        numbers += _padded(weights.embedding.inputs + weights.hidden)
+        given = max(weights.hidden, _padded(state.fc.inputs if state.fc is not None else 0))
+    return 4 * _MAX_TOKENS * (num_threads * numbers + given)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _CHUNK) * _CHUNK

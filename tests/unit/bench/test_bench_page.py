@@ -32,7 +32,8 @@ def report(num_prompts: int = 2, text: str = "words of no weight", **kwargs: Any
     steps = ((half, half - 1, 9), (len(row) - half, 0, 0))
     told = RunResult(
         (row,), 1.0, 1, 3.0, num_steps=2, drafted_tokens=9, accepted_tokens=half - 1, drafted_per_position=(1, 1),
-        accepted_per_position=(1, 0), steps=(steps,),
+        accepted_per_position=(1, 0), steps=(steps,), drafted_by_source={"lookup": 8, "recycled": 1},
+        accepted_by_source={"lookup": half - 1},
     )  # fmt: skip
     results = {"plain": RunResult((row,), 1.0, 1, 5.0), "auto": told, "hf": RunResult((row,), 1.0, 1, 9.0)}
     runs = [
@@ -78,7 +79,11 @@ def test_the_page_has_bars_figures_and_the_texts_of_who_drafts() -> None:
         ("auto", ["100% (2 of 2)", "0% (0 of 2)"])
     ]
     assert page.tables[0].head == ["", "plain", "auto", "hf"]
-    assert ["accepted / drafted", "–", "89%", "–"] in page.tables[0].rows
+    rows = {name: cells for name, *cells in page.tables[0].rows}
+    assert rows["accepted / drafted"] == ["–", "89%", "–"]
+    assert rows["accepted by place"] == ["–", "100 0%", "–"]
+    # Of two prompts.
+    assert rows["accepted by source"] == ["–", "lookup 16 / 16, recycled 0 / 2", "–"]
     assert page.answers_title == "The texts of auto, as they were written"
     first, second = page.answers
     assert (first.title, first.prompt) == ("kind 0: prompt 0", "Why?")

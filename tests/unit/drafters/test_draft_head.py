@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from langchain_specdec.drafters.acceptance import AcceptanceRates
+from langchain_specdec.drafters.base import DraftLimits
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_head import DraftHeadDrafter
+from langchain_specdec.drafters.head_tree import HeadRow, HeadTree
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.models.heads.load_head import load_head
-from langchain_specdec.models.heads.make_head_runner import make_head_runner
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.module_head_runner import ModuleHeadRunner
+from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.eagle3_folders import TinyHead
 from tests.support.oracle_heads import SIZE, chained_head, chained_model, successors
@@ -50,9 +54,7 @@ def make() -> Iterator[Callable[..., Engine]]:
         runner: Any = make_runner(target, num_slots=4, max_length=256, max_width=1 + max(10, nodes))
         if captured:
             runner = CapturedRunner(runner, RecordedCapture(), "reduce-overhead")
-        drafter: Any = DraftHeadDrafter(
-            runner, make_head_runner(head, runner, 4, 1 + max(10, nodes), None), "eagle3", 64
-        )
+        drafter: Any = DraftHeadDrafter(runner, ModuleHeadRunner(head, 4, 256, 1 + max(10, nodes)), "eagle3", 64)
         if lookups:
             drafter = CombinedDrafter([LookupTreeDrafter(5), drafter])
         options = {"step_cost": StepCost.flat(draft=0.05), "max_draft_tokens": 10, "max_tree_nodes": nodes, **options}
@@ -107,9 +109,7 @@ def count_steps(engine: Engine, prompt: Sequence[int], params: SamplingParams) -
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("depth", [1, 3, 7])
 @pytest.mark.parametrize("nodes", [TREE, CHAIN], ids=["tree", "chain"])
-def test_an_oracle_takes_as_few_steps_as_its_depth(
-    nodes: int, depth: int, temperature: float, make: Any
-) -> None:
+def test_an_oracle_takes_as_few_steps_as_its_depth(nodes: int, depth: int, temperature: float, make: Any) -> None:
     following = successors()
     model, head = chained_model(following), chained_head(following)
     engine = make(model, head, nodes=nodes, max_draft_tokens=depth, step_cost=StepCost.flat())
@@ -131,6 +131,40 @@ def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
     text, stats = count_steps(engine, [8, 9, 3], params)
     assert stats.num_steps == params.max_new_tokens == len(text)
     assert stats.predicted_seconds <= 1.02 * stats.num_steps
+
+
+def test_each_node_of_a_tree_sees_its_own_path_alone(trained: Any) -> None:
+    model, head = trained
+    limits = DraftLimits(6, 24)
+    for seed in range(20):
+        rng = random.Random(seed)
+        runner = ModuleHeadRunner(head, 2, 64, 12)
+        states = torch.randn(4, head.hidden_size, generator=torch.Generator().manual_seed(seed))
+        first = HeadRow(5, [rng.randrange(258) for _ in range(4)], [-1, 0, 1, 2], states)
+        runner.extend(RowBatch([1], [0], [[7] * 5]), [states[:1].expand(5, -1)])
+        tree, rows = HeadTree("eagle3", AcceptanceRates(), limits, first, runner.max_width), 0
+        while tree.asked:
+            row = tree.row()
+            assert len(row.tokens) <= runner.max_width
+            _, following = runner.run(RowBatch([1], [row.start], [row.tokens], [row.parents]), [row.states])
+            count, rows = len(tree.asked), rows + 1
+            # What follows is drawn, so that trees of all forms grow.
+            chances = [sorted((rng.random() ** 2 for _ in range(4)), reverse=True) for _ in range(count)]
+            tree.grow(
+                [[(rng.randrange(258), c / 4) for c in each] for each in chances],
+                following[0, len(row.tokens) - count :],
+            )
+            tree.go_on()
+        assert rows > 3
+        for node in [-1, *range(len(tree.tokens))]:
+            if node not in tree.hidden:
+                continue
+            _, given = runner.run(RowBatch([1], [5], [first.tokens]), [first.states])
+            state = given[0, -1]
+            for place, passed in enumerate(tree.path_to(node)):
+                _, given = runner.run(RowBatch([1], [9 + place], [[tree.tokens[passed]]]), [state[None]])
+                state = given[0, -1]
+            torch.testing.assert_close(tree.hidden[node], state, rtol=1e-4, atol=1e-4)
 
 
 def test_a_text_that_goes_on_from_an_earlier_one_is_drafted_for(make: Any) -> None:

@@ -200,7 +200,7 @@ def relative_time(
         for request, path in zip(requests, paths, strict=True):
             request.token_ids += [0] * len(path)
             num_tokens += len(path)
-    return clock.now / (num_tokens / rows * true.verify_seconds(rows, 1))
+    return float(clock.now) / (num_tokens / rows * true.verify_seconds(rows, 1))
 
 
 def path_of(draft: Draft) -> list[int]:

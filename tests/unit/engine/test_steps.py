@@ -289,7 +289,7 @@ def test_probes_lose_a_small_share_of_the_time_however_many_rows_there_are(rows:
     cost = StepCost({(rows, 1): 1.0, (rows, 3): 3.0})
     proposal = Proposal(Draft.chain([1, 2, 3, 4], [("lookup", 1)] * 4), (0.5,) * 4)
     requests: list[Any] = [SimpleNamespace()] * rows
-    lengths = [chooser.choose(requests, [[proposal]] * rows, range(rows), cost).lengths for _ in range(1000)]
+    lengths = [chooser.choose(requests, [[proposal]] * rows, range(rows), 0.4, cost).lengths for _ in range(1000)]
     assert all(sum(each) in (0, 2) for each in lengths)
     # Two tokens cost two plain steps more, and bring one token to one of the rows.
     lost = sum(map(any, lengths)) * (2.0 - 1.0 / rows)

@@ -367,6 +367,7 @@ _OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "rope": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "of kind 'dynamic'; default, linear, llama3, yarn"),
     "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "gives no low_freq_factor, high_freq"),
     "heads": ({"num_attention_heads": 5}, "5 heads of queries"),
+    "head_dim": ({"head_dim": 16}, "4 heads of queries, and of head_dim 16"),
 }
 
 

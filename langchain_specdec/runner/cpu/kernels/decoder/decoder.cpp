@@ -26,18 +26,26 @@ class Decoder {
     if (!fits(step)) return false;
     Frames frames(step);
     while (frames.fill(next_)) {
-      const int64_t number = next_.number = number_ += 2;
-      next_.ticket = ticket_;
-      ticket_ += kStages * shared_.model.layers + 1;
-      shared_.number.store(number - 1);
-      std::atomic_thread_fence(std::memory_order_seq_cst);
-      shared_.frame.take(next_);
-      shared_.number.store(number);
-      crew_.begin(number);
-      walks_[0]->run(number);
+      walk(kStages * shared_.model.layers + 1, [&] {
+        if (step.hidden) shared_.take_states(step);
+      });
       walks_[0]->commit();
       walks_[0]->hand_out(step);
       walks_[0]->answer(step);
+    }
+    return true;
+  }
+
+  // False where there is nothing that condenses them.
+  bool condense(const float* states, int64_t count, float* condensed) {
+    const Matrix& fc = shared_.model.fc;
+    if (!fc.data) return false;
+    next_ = Frame();
+    next_.condenses = true;
+    for (int64_t first = 0; first < count; first += kMaxTokens) {
+      next_.num_tokens = std::min(kMaxTokens, count - first);
+      walk(1, [&] { shared_.take_tapped(states + first * fc.inputs, next_.num_tokens); });
+      walks_[0]->hand_out_condensed(condensed + first * fc.outputs);
     }
     return true;
   }
@@ -83,6 +91,21 @@ class Decoder {
   int64_t threads() const { return crew_.size(); }
 
  private:
+  // Has all threads work on the next frame, of so many stages. `give` writes what else it is to be of.
+  template <class Give>
+  void walk(int64_t stages, Give give) {
+    const int64_t number = next_.number = number_ += 2;
+    next_.ticket = ticket_;
+    ticket_ += stages;
+    shared_.number.store(number - 1);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    shared_.frame.take(next_);
+    give();
+    shared_.number.store(number);
+    crew_.begin(number);
+    walks_[0]->run(number);
+  }
+
   static Walks make_walks(Shared& shared, const Walks& walks, int64_t threads) {
     Walks made;
     for (int64_t t = 0; t < threads; ++t) made.push_back(std::make_unique<Walk>(shared, walks, t, threads));
@@ -93,15 +116,16 @@ class Decoder {
     const Cache& cache = shared_.cache;
     if (step.candidates < 0 || step.candidates > kMaxCandidates) return false;
     if (step.taps < 0 || step.taps > kMaxTaps) return false;
+    if ((step.hidden != nullptr) != (shared_.model.state_norm != nullptr)) return false;
     for (int64_t tap = 0; tap < step.taps; ++tap)
-      if (step.points[tap] < 0 || step.points[tap] > shared_.model.layers) return false;
+      if (step.points[tap] < 0 || step.points[tap] > shared_.model.layers + 1) return false;
     for (int64_t r = 0; r < step.rows; ++r) {
       const int64_t count = step.counts[r], slot = step.slots[r], start = step.starts[r];
       if (count < 0 || count > step.width || slot < 0 || slot >= cache.slots) return false;
       if (start < 0 || start > cache.length - count) return false;
       if (step.ancestors && count > kMaxTokens) return false;
       for (const int64_t *token = step.tokens + r * step.width, *end = token + count; token < end; ++token)
-        if (*token < 0 || *token >= shared_.sizes.vocab) return false;
+        if (*token < 0 || *token >= shared_.model.embedding.outputs) return false;
     }
     return true;
   }
@@ -162,6 +186,14 @@ int64_t decoder_threads(const void* decoder) { return static_cast<const Decoder*
 int64_t decoder_run(void* decoder, const Step* step) {
   try {
     return static_cast<Decoder*>(decoder)->run(*step) ? kDone : kOutside;
+  } catch (...) {
+    return kNoMemory;
+  }
+}
+
+int64_t decoder_condense(void* decoder, const float* states, int64_t count, float* condensed) {
+  try {
+    return static_cast<Decoder*>(decoder)->condense(states, count, condensed) ? kDone : kOutside;
   } catch (...) {
     return kNoMemory;
   }

@@ -40,6 +40,11 @@ struct Model {
   const float* final_norm;
   const float* head_bias;
   const Layer* layer;
+  // Of a draft head, which is given a state with each token (EAGLE-3). Its first layer's queries, keys and values are made
+  // of the token's embedding as `attention_norm` has it, and then the state as this norm has it. Null: a plain decoder.
+  const float* state_norm;
+  int64_t has_normed_residual;  // Whether the first layer adds to the normed state, not to the state as it is given
+  Matrix fc;                    // Condenses the states of several layers to one; without data: there is none
 };
 
 // Keys and values in float32, by layer and slot, `decoder_slot_floats` numbers each: first the keys of each head of
@@ -67,8 +72,10 @@ struct Step {
   int64_t candidates;        // How many of the best tokens are wanted
   int64_t* best;             // [candidates, rows, width]
   int64_t taps;              // How many states of each token are wanted, at most kMaxTaps
-  const int64_t* points;     // [taps] the layer that each enters; the number of layers: what the final norm gives
+  const int64_t* points;     // [taps] the layer that each enters; the number of layers: what the final norm gives; and
+                             // one more: what the final norm reads
   float* states;             // [rows, width, taps, hidden]
+  const float* hidden;       // [rows, width, hidden] the states that a draft head is given; null for a plain decoder
 };
 
 constexpr int64_t kMaxTaps = 8;
@@ -84,6 +91,8 @@ enum Outcome : int64_t { kDone = 0, kOutside = 1, kNoMemory = 2 };
 // One forward; returns when all of it is done. One thread at a time, as with all that changes the cache. Nothing is done
 // of a step with a token outside the vocabulary, a row outside the slots, or a tree or candidates that are too many.
 int64_t decoder_run(void* decoder, const Step* step);
+// What a draft head is given of its target: states W^T by `fc`, [count, fc.inputs] to [count, hidden]. As `decoder_run`.
+int64_t decoder_condense(void* decoder, const float* states, int64_t count, float* condensed);
 // Moves what is at start + offsets[i] of a slot to start + i, in all layers. Offsets grow.
 void decoder_keep(void* decoder, int64_t slot, int64_t start, const int64_t* offsets, int64_t count);
 // Writes zeros over what is in a slot from a position on, up to another one, and gives whole pages of it back.

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "choice.h"
-#include "products.h"
+#include "tokens.h"
 #include "units.h"
 
 class Walk;
@@ -24,6 +24,7 @@ class Walk {
     normed_ = Floats(tokens * padded(s_.hidden), true);
     attended_ = Floats(tokens * padded(s_.queries), true);
     active_ = Floats(tokens * padded(s_.mlp), true);
+    joined_ = Floats(tokens * padded(s_.joined), true);
     merged_ = Floats(tokens * s_.max_outputs);
     new_keys_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
     new_values_ = Floats(shared.model.layers * tokens * s_.keys + s_.value_dim);
@@ -37,6 +38,7 @@ class Walk {
     frame_.take(shared_.frame);
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (shared_.number.load() != number) return;
+    if (frame_.condenses) return condense();
     const int64_t layers = shared_.model.layers;
     const bool is_late = shared_.progress.load() >> 8 > frame_.ticket;
     if (!is_late) embed();
@@ -72,6 +74,9 @@ class Walk {
     }
   }
 
+  // Writes what was condensed.
+  void hand_out_condensed(float* to) const { std::copy_n(merged_ + 0, tokens() * s_.hidden, to); }
+
   // Writes the states that were wanted.
   void hand_out(const Step& step) const {
     const int64_t layers = shared_.model.layers, stride = padded(s_.hidden);
@@ -85,6 +90,8 @@ class Walk {
           // The calling thread ends every walk, so it has what the last layer gave.
           if (point == layers)
             norm(hidden_[layers % 4] + (row.first + i) * stride, shared_.model.final_norm, s_.hidden, to);
+          else if (point > layers)
+            std::copy_n(hidden_[layers % 4] + (row.first + i) * stride, s_.hidden, to);
           else
             std::copy_n(walk.tapped_of(tap) + (row.first + i) * stride, s_.hidden, to);
         }
@@ -133,16 +140,36 @@ class Walk {
     return split;
   }
 
+  void condense() {
+    const Matrix& fc = shared_.model.fc;
+    stage(frame_.ticket, Split(s_.hidden, threads_), [&](int64_t first, int64_t last, float* y) {
+      products({&fc}, first, last, shared_.states, padded(fc.inputs), y, s_.hidden);
+    });
+  }
+
+  // Input of the first layer. That of a draft head goes to `joined_`, and what it adds to is its state.
   void embed() {
     const Model& m = shared_.model;
+    const int64_t size = m.embedding.inputs;
     for (int64_t t = 0; t < tokens(); ++t) {
-      float* row = hidden_[0] + t * padded(s_.hidden);
+      float *hidden = hidden_[0] + t * padded(s_.hidden), *row = s_.joined ? joined_ + t * padded(s_.joined) : hidden;
       with_format(m.embedding.format, [&](auto format) {
-        widen_row<decltype(format)>(m.embedding.data + frame_.tokens[t].id * m.embedding.row_bytes, s_.hidden, row);
+        widen_row<decltype(format)>(m.embedding.data + frame_.tokens[t].id * m.embedding.row_bytes, size, row);
       });
       if (m.embedding_scale != 1.0f)
-        for (int64_t i = 0; i < s_.hidden; ++i) row[i] *= m.embedding_scale;
+        for (int64_t i = 0; i < size; ++i) row[i] *= m.embedding_scale;
+      if (!s_.joined) continue;
+      const float* state = shared_.states + t * s_.hidden;
+      norm(row, shared_.layers[0].attention_norm, size, row);
+      norm(state, m.state_norm, s_.hidden, row + size);
+      std::copy_n(m.has_normed_residual ? row + size : state, s_.hidden, hidden);
     }
+  }
+
+  // Whether anything is made of what the last layer gives.
+  bool is_output_read() const {
+    const auto is_of_output = [&](int64_t point) { return point >= shared_.model.layers; };
+    return frame_.num_logits > 0 || std::any_of(frame_.points, frame_.points + frame_.taps, is_of_output);
   }
 
   // Where the others are: the layer that the last of them began, with its input. -1 where all is over.
@@ -193,14 +220,7 @@ class Walk {
   }
 
   void norm(const float* x, const float* weight, int64_t count, float* y) const {
-    Vector squares = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) squares += load(x + i) * load(x + i);
-    float sum = sum_of(squares);
-    for (; i < count; ++i) sum += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + shared_.model.norm_eps);
-    for (i = 0; i + kLanes <= count; i += kLanes) store(y + i, load(x + i) * factor * load(weight + i));
-    for (; i < count; ++i) y[i] = x[i] * factor * weight[i];
+    rms_norm(x, weight, count, shared_.model.norm_eps, y);
   }
 
   // The input of a layer's half, `normed_`.
@@ -230,12 +250,19 @@ class Walk {
     publish(ticket);
     for (int64_t tap = 0; tap < frame_.taps; ++tap)
       if (frame_.points[tap] == index) std::copy_n(hidden + 0, tokens() * stride, tapped_of(tap));
-    norm_all(hidden, layer.attention_norm);
-    if (!stage(ticket, Split(s_.queries + 2 * s_.keys, threads_), [&](int64_t first, int64_t last, float* y) {
-          products({&layer.query, &layer.key, &layer.value}, first, last, normed_, stride, y, s_.queries + 2 * s_.keys);
+    const bool is_joined = index == 0 && s_.joined;
+    if (!is_joined) norm_all(hidden, layer.attention_norm);
+    const float* inputs = is_joined ? joined_ : normed_;
+    // Of a last layer that nothing is made of, keys and values are all that is wanted.
+    const int64_t queries = index + 1 < shared_.model.layers || is_output_read() ? s_.queries : 0;
+    const int64_t width = queries + 2 * s_.keys, skipped = s_.queries - queries;
+    if (!stage(ticket, Split(width, threads_), [&](int64_t first, int64_t last, float* y) {
+          products({&layer.query, &layer.key, &layer.value}, first + skipped, last + skipped, inputs,
+                   is_joined ? padded(s_.joined) : stride, y, width);
         }))
       return false;
-    turn(layer, index);
+    turn(layer, index, queries);
+    if (queries == 0) return true;
     if (!attend(layer, index, ticket + 1)) return false;
     if (!stage(ticket + 2, Split(s_.hidden, threads_), [&](int64_t first, int64_t last, float* y) {
           products({&layer.output}, first, last, attended_, padded(s_.queries), y, s_.hidden);
@@ -266,78 +293,46 @@ class Walk {
       float* g = y + t * s_.mlp;
       const float* u = up_.data() + t * count;
       int64_t i = 0;
-      for (; i + kLanes <= count; i += kLanes) store(g + i, activated(load(g + i)) * load(u + i));
+      const int64_t kind = shared_.model.activation;
+      for (; i + kLanes <= count; i += kLanes) store(g + i, activated(kind, load(g + i)) * load(u + i));
       if (i < count) {
         float rest[kLanes] = {};
         std::copy_n(g + i, count - i, rest);
-        store(rest, activated(load(rest)));
+        store(rest, activated(kind, load(rest)));
         for (int64_t j = i; j < count; ++j) g[j] = rest[j - i] * u[j];
       }
     }
   }
 
-  Vector activated(Vector x) const {
-    switch (shared_.model.activation) {
-      case kGeluTanh:
-        return 0.5f * x * (1.0f + hyperbolic_tangent(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-      case kGelu:
-        for (int i = 0; i < kLanes; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
-        return x;
-      default:
-        return x / (1.0f + exponential(-x));
-    }
-  }
-
-  // Queries and keys as positions turn them, from `merged_`; keys and values stay for the cache.
-  void turn(const Layer& layer, int64_t index) {
+  // Queries, if any, and keys as positions turn them, from `merged_`; keys and values stay for the cache.
+  void turn(const Layer& layer, int64_t index, int64_t queries) {
     const Model& m = shared_.model;
-    const int64_t width = s_.queries + 2 * s_.keys;
+    const int64_t width = queries + 2 * s_.keys, query_heads = queries ? m.heads : 0;
     float *keys = keys_of(index), *values = values_of(index);
     for (int64_t t = 0; t < tokens(); ++t) {
       float* row = merged_ + t * width;
-      add_bias(row, layer.query_bias, s_.queries);
-      add_bias(row + s_.queries, layer.key_bias, s_.keys);
-      add_bias(row + s_.queries + s_.keys, layer.value_bias, s_.keys);
+      add_bias(row, layer.query_bias, queries);
+      add_bias(row + queries, layer.key_bias, s_.keys);
+      add_bias(row + queries + s_.keys, layer.value_bias, s_.keys);
       const int64_t position = std::min(frame_.tokens[t].position, m.positions - 1);
-      for (int64_t head = 0; head < m.heads + m.kv_heads; ++head) {
+      for (int64_t head = 0; head < query_heads + m.kv_heads; ++head) {
         float* x = row + head * s_.head_dim;
-        const bool is_query = head < m.heads;
+        const bool is_query = head < query_heads;
         if (const float* weight = is_query ? layer.query_norm : layer.key_norm) norm(x, weight, s_.head_dim, x);
         if (layer.rotary >= 0) {
           const int64_t half = m.rotary_dim / 2;
-          rotate(x, m.cosines[layer.rotary] + position * half, m.sines[layer.rotary] + position * half);
+          rotate(x, m.cosines[layer.rotary] + position * half, m.sines[layer.rotary] + position * half, half,
+                 m.rotary_pairs != 0);
         }
         if (is_query)
           for (int64_t d = 0; d < s_.head_dim; ++d) x[d] *= m.attention_scale;
       }
-      std::copy_n(row + s_.queries, s_.keys, keys + t * s_.keys);
-      std::copy_n(row + s_.queries + s_.keys, s_.keys, values + t * s_.keys);
+      std::copy_n(row + queries, s_.keys, keys + t * s_.keys);
+      std::copy_n(row + queries + s_.keys, s_.keys, values + t * s_.keys);
     }
     int64_t seen = shared_.kept[index].load();
     const int64_t mine = frame_.ticket << 8 | index_;
     while (seen >> 8 < frame_.ticket && !shared_.kept[index].compare_exchange_weak(seen, mine)) {}
-  }
-
-  static void add_bias(float* x, const float* bias, int64_t count) {
-    if (bias)
-      for (int64_t i = 0; i < count; ++i) x[i] += bias[i];
-  }
-
-  void rotate(float* x, const float* cosines, const float* sines) const {
-    const int64_t half = shared_.model.rotary_dim / 2;
-    if (shared_.model.rotary_pairs) {
-      for (int64_t i = 0; i < half; ++i) {
-        const float a = x[2 * i], b = x[2 * i + 1];
-        x[2 * i] = a * cosines[i] - b * sines[i];
-        x[2 * i + 1] = b * cosines[i] + a * sines[i];
-      }
-      return;
-    }
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = x[i], b = x[i + half];
-      x[i] = a * cosines[i] - b * sines[i];
-      x[i + half] = b * cosines[i] + a * sines[i];
-    }
   }
 
   // Attention, to `attended_`.
@@ -391,7 +386,7 @@ class Walk {
   Frame frame_;
   Floats hidden_[4];     // Inputs of layers, by layer
   Floats out_[kRing];    // What this thread computed of stages, by ticket
-  Floats normed_, attended_, active_, merged_, new_keys_, new_values_, logits_, tapped_;
+  Floats normed_, joined_, attended_, active_, merged_, new_keys_, new_values_, logits_, tapped_;
   std::unique_ptr<Best[]> bests_;
   Units units_;
   std::vector<float> up_;

@@ -1,0 +1,154 @@
+"""Trains a head by transformers' `Trainer`, so that a run that was ended goes on where its last checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from langchain_specdec.errors import MissingDependencyError
+from langchain_specdec.progress import Progress
+from langchain_specdec.training.settings import DraftSettings
+from langchain_specdec.training.text_batches import TextBatch, TextBatches
+from langchain_specdec.training.unrolled_head import UnrolledHead
+from tgi_launcher.extras import install_command
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+_STATE = "trainer_state.json"
+# A head of SmolLM2-135M's width learns well with it; wider ones want less.
+_LEARNING_RATE, _ITS_WIDTH = 1e-3, 576
+_WARMUP_SHARE = 0.04
+
+
+def check_packages() -> None:
+    """Raise unless what training needs is installed.
+
+    Raises:
+        MissingDependencyError: It is not.
+    """
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        msg = f"A draft is trained by transformers' Trainer, which needs accelerate: {install_command('train')}"
+        raise MissingDependencyError(msg) from error
+
+
+def fit(
+    model: UnrolledHead,
+    batches: TextBatches,
+    settings: DraftSettings,
+    folder: Path,
+    tell: Progress,
+    is_stopped: Callable[[], bool],
+) -> bool:
+    """Train a head.
+
+    Args:
+        model: The head with its loss, on the device that it is trained on.
+        batches: What it is trained on.
+        settings: How.
+        folder: Keeps checkpoints. The last whole one in it is gone on with.
+        tell: Told how many steps are done.
+        is_stopped: Whether to end after this step, with a checkpoint.
+
+    Returns:
+        Whether it went through to the end.
+    """
+    trainer = _trainer(model, batches, settings, folder, tell, is_stopped)
+    checkpoint = last_checkpoint(folder)
+    with _quiet_trainer():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer.state.global_step >= len(batches) * settings.epochs
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: its state is written last."""
+
+    def is_whole(path: Path) -> bool:
+        try:
+            json.loads((path / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return next((path for path in reversed(found) if is_whole(path)), None)
+
+
+def learning_rate(settings: DraftSettings, hidden_size: int) -> float:
+    """The highest learning rate: what is asked for, or what suits a head of this width."""
+    return settings.learning_rate or _LEARNING_RATE * min(_ITS_WIDTH / hidden_size, 1.0)
+
+
+def _trainer(
+    model: UnrolledHead,
+    batches: TextBatches,
+    settings: DraftSettings,
+    folder: Path,
+    tell: Progress,
+    is_stopped: Callable[[], bool],
+) -> Trainer:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    steps = len(batches) * settings.epochs
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            tell("Training, steps", state.global_step, steps)
+            if is_stopped():
+                # Between two steps all that is saved belongs together.
+                control.should_save = control.should_training_stop = True
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # a batch of texts
+        num_train_epochs=settings.epochs,
+        learning_rate=learning_rate(settings, model.head.hidden_size),
+        lr_scheduler_type="cosine",
+        warmup_steps=int(steps * _WARMUP_SHARE),
+        weight_decay=0.01,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps",
+        save_steps=min(settings.checkpoint_steps, steps),
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=next(model.head.parameters()).device.type == "cpu",
+    )
+    # The target has one device, and so has its draft.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    trainer = Trainer(model=model, args=arguments, train_dataset=batches, data_collator=_only, callbacks=[Steps()])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _only(items: list[TextBatch]) -> dict[str, torch.Tensor]:
+    """The only item, which is a batch already."""
+    (batch,) = items
+    return dict(batch)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet_trainer() -> Iterator[None]:
+    """Keep to itself what the trainer says of defaults."""
+    logger = logging.getLogger("transformers.trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,128 @@
+"""Files of prompts: JSON lines as `DraftRecorder` writes them and as Spec-Bench has them, or plain text, one a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_specdec.errors import InvalidParameterError
+
+_KEYS = ("messages", "turns", "prompt")
+_FORMATS = (
+    '{"prompt": "..."}, {"messages": [{"role": "user", "content": "..."}]} or {"turns": ["...", ...]} (its first turn '
+    "is taken)"
+)
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """What a line of a file asks.
+
+    Attributes:
+        text: A question, or the beginning of a text; "" where there are messages.
+        messages: A conversation, up to where the assistant answers, as chat templates take it.
+        tools: The tools that it names, as OpenAI describes them.
+    """
+
+    text: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptFiles:
+    """Files that prompts come from, read and checked.
+
+    Attributes:
+        prompts: What is trained on.
+        eval_prompts: What the draft is measured on.
+        digest: Tells contents apart.
+    """
+
+    prompts: Sequence[GivenPrompt] = ()
+    eval_prompts: Sequence[GivenPrompt] = ()
+    digest: str = ""
+
+    @classmethod
+    def read(cls, prompts: Sequence[Path], eval_prompts: Sequence[Path]) -> PromptFiles:
+        """Read files.
+
+        Raises:
+            InvalidParameterError: As `read_prompts` does.
+        """
+        read = [[prompt for path in paths for prompt in read_prompts(path)] for paths in (prompts, eval_prompts)]
+        digest = hashlib.sha256(repr(read).encode("utf-8", "replace")).hexdigest()[:16] if any(read) else ""
+        trained, measured = map(_distinct, read)
+        return cls(trained, measured, digest)
+
+
+def read_prompts(path: Path) -> list[GivenPrompt]:
+    """Read a file of prompts: JSON lines where its first line is an object, plain text with one a line otherwise.
+
+    Raises:
+        InvalidParameterError: It cannot be read, is empty, or a line has not the format.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text (byte {error.start}). Convert it first."
+        raise InvalidParameterError(msg) from error
+    except OSError as error:
+        msg = f"The prompts in {path} cannot be read: {error.strerror or error}. Give a file of prompts."
+        raise InvalidParameterError(msg) from error
+    # splitlines() would also split at characters that may stand inside a JSON string, such as U+2028.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        msg = f"{path} is empty. Give a file with a prompt on each line: plain text, or JSON such as {_FORMATS}."
+        raise InvalidParameterError(msg)
+    if not lines[0][1].startswith("{"):
+        return [GivenPrompt(line) for _, line in lines]
+    return list(_parsed(path, lines))
+
+
+def _parsed(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[GivenPrompt]:
+    for number, line in lines:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        prompt = _prompt(entry) if isinstance(entry, dict) else None
+        if prompt is None:
+            named = ""
+            if isinstance(entry, dict) and not set(entry) & set(_KEYS):
+                named = f" It has the fields {', '.join(map(repr, entry)) or 'of nobody'}, and none of these."
+            msg = f"{path}, line {number} holds no prompt. A line is an object such as {_FORMATS}.{named}"
+            raise InvalidParameterError(msg)
+        yield prompt
+
+
+def _prompt(entry: Mapping[str, Any]) -> GivenPrompt | None:
+    if "messages" in entry:
+        messages, tools = entry["messages"], entry.get("tools") or ()
+        if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(tools, list | tuple):
+            return None
+        # The model gives an answer of its own.
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        return GivenPrompt("", tuple(messages), tuple(tools)) if messages else None
+    turns = entry.get("turns")
+    text = turns[0] if isinstance(turns, list) and turns else entry.get("prompt")
+    return GivenPrompt(text) if isinstance(text, str) and text.strip() else None
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )
+
+
+def _distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:
+    """The prompts without those that were there before."""
+    kept: dict[str, GivenPrompt] = {}
+    for prompt in prompts:
+        kept.setdefault(repr((prompt.text.strip(), prompt.messages, prompt.tools)), prompt)
+    return list(kept.values())

@@ -1,0 +1,67 @@
+"""How a draft is made: declared settings, which a work folder is bound to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from langchain_specdec.options import option_field, options_of
+
+MOST_TEXT_TOKENS = 4096
+"""Tokens of a text that are trained on; what is longer loses its end."""
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """What a draft is made from, and how. Each is declared with its default, what it is, and what it may be.
+
+    Raises:
+        InvalidParameterError: A value is out of its range.
+    """
+
+    # fmt: off
+    num_prompts: int = option_field(
+        400, "Most prompts that are taken from files; of more, so many are drawn by the seed.", int, 1, 10_000_000)
+    own_prompts: int | None = option_field(
+        None, "Prompts that the model writes itself, beside those of files.", int, 0, 10_000_000,
+        unset="400 where there are no files, else none")
+    max_new_tokens: int = option_field(128, "Most tokens of an answer.", int, 2, 1_000_000)
+    temperature: float | None = option_field(
+        None, "Temperature of the answers.", float, 0, 100, range="a number from 0 to 100",
+        unset="0 and 1 in turns")
+    draft_vocab_size: int | None = option_field(
+        None, "Tokens that the draft can propose: the most frequent of the answers.", int, 2, 1_000_000,
+        unset="8192, and 32768 for models with more than 65536 tokens, or as many as the answers have")
+    unroll: int = option_field(
+        4, "Tokens in a row that training has the draft propose, each from its own state for the one before.",
+        int, 1, 16)
+    epochs: int = option_field(12, "How often training goes through the answers.", int, 1, 10_000)
+    learning_rate: float | None = option_field(
+        None, "Highest learning rate of AdamW.", float, 1e-9, 1, range="a number above 0, up to 1",
+        unset="0.001, and less for models with wide states")
+    batch_tokens: int = option_field(
+        1024, "Tokens of whole texts in a training step, padding included, which bounds its memory; a longer text is a "
+        f"batch of its own. Of a text, at most {MOST_TEXT_TOKENS} tokens are trained on.", int, 16, 1 << 20)
+    checkpoint_steps: int = option_field(
+        100, "Training steps between checkpoints.", int, 1, 1_000_000)
+    seed: int = option_field(
+        0, "Of prompts, answers and training: the same seed gives the same weights.", int, 0, 2**31 - 1)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for name, option in SETTINGS.items():
+            option.check(name, getattr(self, name))
+
+    def num_own(self, *, has_files: bool) -> int:
+        """Prompts that the model is to write."""
+        if self.own_prompts is not None:
+            return self.own_prompts
+        return 0 if has_files else SETTINGS["num_prompts"].default
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its values by name."""
+        return asdict(self)
+
+
+SETTINGS = options_of(DraftSettings)
+"""Every setting by its name."""

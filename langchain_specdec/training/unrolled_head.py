@@ -1,0 +1,158 @@
+"""A draft head as it is trained: unrolled over its own outputs, as it drafts (EAGLE-3, arXiv 2503.01840, section 3.3).
+
+The first step predicts from the target's states everywhere. Each further step takes the head's own state for the one
+that it cannot have while drafting, and the text's tokens for its own. A place sees the true entries up to itself, and
+of the later steps its own only: just what a chain sees that was drafted from there. So places need no other's later
+steps, and a part of them, drawn anew each time, teaches these as well as all, in a part of the time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+from langchain_specdec.training.output_head import OutputHead
+
+# How much each further step counts, as in EAGLE-3's published training code.
+_DECAY = 0.8
+# Of the places, how many are trained beyond the first step.
+_CHAINED_SHARE = 0.4
+
+
+class StepCounts(NamedTuple):
+    """What a step of the unrolled head did.
+
+    Attributes:
+        loss: Mean divergence of its distribution from the target's, in nats.
+        agreed: Places where its best token is the text's, and so it was at all steps before.
+        counted: Places where it was so at all steps before, which makes `agreed / counted` the step's acceptance.
+            Tokens that it cannot propose count.
+    """
+
+    loss: Tensor
+    agreed: Tensor
+    counted: Tensor
+
+
+class UnrolledHead(nn.Module):
+    """The head, and the loss of drafts that it would make.
+
+    Args:
+        head: The head, which is trained.
+        output: The target's own distribution over the draft tokens.
+        num_steps: Tokens in a row that it drafts.
+    """
+
+    _draft_places: Tensor
+
+    def __init__(self, head: Eagle3Head, output: OutputHead, num_steps: int) -> None:
+        super().__init__()
+        self.head = head
+        # Not a part of what is trained and saved.
+        self._frozen = (output,)
+        self._num_steps = num_steps
+        ids = head.target_ids
+        assert ids is not None  # noqa: S101 - drafts are made with a vocabulary of their own
+        places = torch.full((head.config.vocab_size,), -1, dtype=torch.int64)
+        places[ids] = torch.arange(len(ids))
+        self.register_buffer("_draft_places", places, persistent=False)
+
+    def forward(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch, as `Trainer` wants it; see `TextBatch`."""
+        weights = [_DECAY**step for step in range(self._num_steps)]
+        steps = self.steps(states, tokens, is_answered)
+        losses = [weight * step.loss for weight, step in zip(weights, steps, strict=True)]
+        return {"loss": torch.stack(losses).sum() / sum(weights)}
+
+    def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
+        """What each step does with a batch; see `TextBatch`."""
+        wanted = self._wanted(tokens, is_answered)
+        # Which of the target's distributions is that of a position.
+        index = torch.zeros_like(tokens)
+        index[wanted] = torch.arange(int(wanted.sum()), device=tokens.device)
+        teacher = self._frozen[0](states[:, :, -1][wanted])
+        probabilities = teacher.softmax(-1)
+        entropy = -(probabilities * teacher.log_softmax(-1)).sum(-1)
+        attention = _Unrolled()
+        hidden = self.head.condense(states[:, :, :-1])
+        stands = torch.ones_like(wanted)
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        counts = []
+        for step in range(self._num_steps):
+            shift = step + 1
+            if step == 1:
+                columns = self._chained(wanted)
+                hidden, stands = hidden[:, columns], stands[:, columns]
+            attention.begin_step(columns)
+            embeddings = self.head.embed(_shifted(tokens, shift)[:, columns])
+            positions = (columns + step).expand(len(tokens), -1)
+            outputs, hidden = self.head(embeddings, hidden, positions, attention)
+            is_wanted = _shifted(wanted, shift)[:, columns]
+            rows = _shifted(index, shift)[:, columns][is_wanted]
+            scores = self.head.logits(outputs[is_wanted])
+            cross = -(probabilities[rows] * scores.log_softmax(-1)).sum(-1)
+            # The mean of none is no number.
+            loss = (cross - entropy[rows]).sum() / max(len(rows), 1)
+            stood = stands & _shifted(is_answered, shift)[:, columns]
+            right = self._draft_places[_shifted(tokens, shift + 1)[:, columns]]
+            stands = torch.zeros_like(stood)
+            stands[is_wanted] = scores.argmax(-1) == right[is_wanted]
+            stands &= stood
+            counts.append(StepCounts(loss, stands.sum(), stood.sum()))
+        return counts
+
+    def _chained(self, wanted: Tensor) -> Tensor:
+        """The places, int64 `[columns]`, ascending, that go beyond the first step: a part of those that a draft needs.
+
+        All of them where nothing is trained.
+        """
+        # Before the first one that is of use, only keys and values are.
+        first = max(int(wanted.any(0).int().argmax()) - self._num_steps, 0)
+        count = wanted.shape[1] - first
+        places = torch.arange(count)
+        if self.training:
+            places = torch.randperm(count)[: max(int(count * _CHAINED_SHARE), 1)].sort().values
+        return (places + first).to(wanted.device)
+
+    def _wanted(self, tokens: Tensor, is_answered: Tensor) -> Tensor:
+        """Positions whose next token is the answer's, and one that the draft can propose."""
+        following = _shifted(tokens, 1)
+        return is_answered & (self._draft_places[following] >= 0)
+
+
+def _shifted(values: Tensor, places: int) -> Tensor:
+    """`[rows, width]`, each value `places` further left, and 0 at the end."""
+    return F.pad(values[:, places:], (0, min(places, values.shape[1])))
+
+
+class _Unrolled:
+    """Attention over the true entries up to a place, and over the later steps' entries at that place alone."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._columns = torch.zeros(0)
+
+    def begin_step(self, columns: Tensor) -> None:
+        """Say which places the next step's queries are at; the first step's are all."""
+        self._columns = columns
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        kept = self._kept.setdefault(layer, [])
+        kept.append((key, value))
+        if len(kept) == 1:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        (keys, values), own = kept[0], kept[1:]
+        width = keys.shape[2]
+        grouped = query.unflatten(1, (key.shape[1], -1)) * query.shape[-1] ** -0.5
+        seen = torch.arange(width, device=query.device) <= self._columns[:, None]
+        scores = (grouped @ keys[:, :, None].transpose(-1, -2)).masked_fill(~seen, -torch.inf)
+        of_own = [(grouped * keys_of[:, :, None]).sum(-1, keepdim=True) for keys_of, _ in own]
+        weights = torch.cat([scores, *of_own], -1).softmax(-1)
+        attended = weights[..., :width] @ values[:, :, None]
+        for number, (_, values_of) in enumerate(own):
+            attended = attended + weights[..., width + number, None] * values_of[:, :, None]
+        return attended.flatten(1, 2)

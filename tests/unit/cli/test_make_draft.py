@@ -1,0 +1,196 @@
+"""`specdec make-draft`: a draft from nothing, a run that is killed and goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from langchain_specdec.backends.local import LocalBackend
+from langchain_specdec.cli.app import app
+from langchain_specdec.models.heads.load_head import load_head
+from langchain_specdec.models.loader import load_model
+from langchain_specdec.training import verdict
+from tests.support.tiny_models import byte_tokenizer, tiny_model
+from tgi_launcher.extras import install_command
+
+pytestmark = pytest.mark.transformers
+
+SMALL = ("--own-prompts", 8, "--max-new-tokens", 12, "--epochs", 12, "--batch-tokens", 256, "--checkpoint-steps", 3)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "target"
+    tiny_model(num_hidden_layers=4).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """No speed is measured; what would have been measured."""
+    asked = []
+
+    def measure(*given: Any) -> verdict.Verdict:
+        asked.append(given)
+        return verdict.Verdict(given[3], 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
+
+    monkeypatch.setattr(verdict, "measure", measure)
+    return asked
+
+
+def make_draft(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["make-draft", *map(str, arguments)])
+
+
+def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path, measured):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "draft"
+    rows = [{"prompt": f"Question {number}?"} for number in range(9)] + [{"turns": ["Question 0?", "x"]}]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    result = make_draft(target, "--out", out, "--prompts", file, *SMALL, "--own-prompts", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "12 prompts, 3 of the model's own, 1 held out" in result.stderr
+    assert "Training, steps: 1 of 48\n" in result.stderr
+    told = json.loads(result.stdout)
+    assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
+    assert (told["pays"], told["observed_gain"], len(told["acceptance"])) == (True, 1.25, 4)
+    # The work is taken away: prompts may be private.
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "verdict.json"]
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
+    assert config["speculators_config"]["verifier"]["name_or_path"] == target
+    head = load_head(out, load_model(target))
+    assert head.target_ids is not None
+    assert head.draft_vocab_size == config["draft_vocab_size"] == len(head.target_ids)
+    _, draft, _, accepted, prompts, *_ = measured[0]
+    assert (draft, len(accepted), len(prompts)) == (out, 4, 1)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(target, tmp_path):
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    assert make_draft(target, "--out", through, *SMALL).exit_code == 0
+    command = [sys.executable, "-m", "langchain_specdec", "make-draft", target, "--out", str(killed)]
+    # Sums depend on how many threads share them.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, *map(str, SMALL)], stderr=subprocess.DEVNULL, env=threads)  # noqa: S603
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "work/checkpoints/checkpoint-9/trainer_state.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    # What was done is not done again.
+    answers = killed / "work/answers.jsonl"
+    before = answers.stat().st_mtime_ns
+    other = make_draft(target, "--out", killed, *SMALL, "--resume", "--seed", 1)
+    assert "was begun with another seed: 0, and not 1" in other.stderr
+    assert answers.stat().st_mtime_ns == before
+    result = make_draft(target, "--out", killed, *SMALL, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert "Answering" not in result.stderr
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (killed, through))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monkeypatch):
+    out = tmp_path / "draft"
+    from langchain_specdec.cli.progress import Lines
+
+    tell = Lines.tell
+
+    def press(self: Lines, what: str, done: int, total: int) -> None:
+        tell(self, what, done, total)
+        if what == "Training, steps" and done == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Lines, "tell", press)
+    result = make_draft(target, "--out", out, *SMALL)
+    assert result.exit_code == 130
+    assert "Ending after this step" in result.stderr
+    assert f"What is done stays in {out}. Go on by: specdec" in result.stderr
+    assert (out / "work/checkpoints/checkpoint-5/trainer_state.json").exists()
+    assert "Go on with it by --resume" in make_draft(target, "--out", out, *SMALL).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epochs", 0], "--epochs must be a whole number from 1"),
+        (["--own-prompts", 0], "leave nothing to train on"),
+        (["--prompts", "none.txt"], "none.txt cannot be read"),
+        (["--learning-rate", "x"], "--learning-rate must be a number above 0"),
+        (["--draft-vocab-size", 1], "--draft-vocab-size must be"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("langchain_specdec.cli.make_draft.load_backend", lambda *_, **__: pytest.fail("loaded"))
+    result = make_draft("embedded", "--out", tmp_path / "draft", *arguments)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "draft").exists()
+
+
+def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
+    def refused(*arguments: object) -> str:
+        result = make_draft(target, "--out", tmp_path / "draft", *SMALL, *arguments)
+        assert result.exit_code != 0
+        return str(result.stderr)
+
+    assert "has no chat format" in refused("--chat")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}), encoding="utf-8")
+    assert "is given plain text" in _fresh(tmp_path, lambda: refused("--prompts", file))
+    file.write_text("x" * 600, encoding="utf-8")
+    told = _fresh(tmp_path, lambda: refused("--prompts", file, "--own-prompts", 0))
+    assert "There are 0 prompts to train on and 0 to measure on" in told
+    monkeypatch.setattr("langchain_specdec.training.work_folder.WorkFolder.free_bytes", lambda _: 1000)
+    assert "the disk has 0.0 GB free" in _fresh(tmp_path, refused)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert install_command("train") in _fresh(tmp_path, refused)
+
+
+def test_a_model_of_one_layer_gains_nothing_from_a_head(tmp_path):
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "one")
+    byte_tokenizer().save_pretrained(tmp_path / "one")
+    assert "It gains nothing from one" in make_draft(tmp_path / "one", "--out", tmp_path / "draft").stderr
+
+
+def _fresh(tmp_path: Path, act: Callable[[], str]) -> str:
+    """What something says with a folder that holds nothing."""
+    import shutil
+
+    shutil.rmtree(tmp_path / "draft", ignore_errors=True)
+    return act()
+
+
+def test_a_chat_model_writes_what_a_person_might(tmp_path):
+    from langchain_specdec.training.prompt_tokens import PromptFormat
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    backend = LocalBackend(tiny_model(), tokenizer, num_slots=1, max_length=64)
+    begin, stop = PromptFormat(backend).opened_turn
+    assert backend.private_tokenizer.decode(begin) == "<user>"
+    assert stop == ("</end>",)
+    backend.close()
