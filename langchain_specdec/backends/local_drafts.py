@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.backends.local_options import LocalOptions
+from langchain_specdec.drafters.assistant import AssistantDrafter
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_head import DraftHeadDrafter
@@ -19,8 +20,9 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.common_vocabulary import CommonVocabulary
 from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
+from langchain_specdec.models.heads.load_assistant import is_assistant, load_assistant
 from langchain_specdec.models.heads.load_head import load_head
-from langchain_specdec.models.heads.make_head_runner import make_head_runner
+from langchain_specdec.models.heads.make_head_runner import make_assistant_runner, make_head_runner
 from langchain_specdec.models.heads.mtp_source import MtpSource, find_mtp
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
@@ -91,12 +93,14 @@ class LoadedDrafts:
         model: The draft model.
         common: What it has in common with the target's tokenizer; None where that is its own.
         head: The head.
+        assistant: The head, where it is an assistant of Gemma 4.
         head_name: What its drafts are called among those of other sources.
     """
 
     model: LoadedModel | None = None
     common: CommonVocabulary | None = None
     head: Eagle3Head | MtpHead | None = None
+    assistant: Any = None
     head_name: str = "eagle3"
 
     @classmethod
@@ -113,6 +117,8 @@ class LoadedDrafts:
             from langchain_specdec.models.heads.load_mtp import load_mtp
 
             return cls(head=load_mtp(head, target), head_name="mtp")
+        if head is not None and is_assistant(head):
+            return cls(assistant=load_assistant(head, target), head_name="assistant")
         if head is not None:
             return cls(head=load_head(head, target))
         if source is None:
@@ -147,9 +153,11 @@ class LoadedDrafts:
         """
         if self.model is not None:
             return [_draft_runner(self.model, runner, options)]
+        width = 1 + max(options["max_draft_tokens"], options["max_tree_nodes"])
+        if self.assistant is not None:
+            return [make_assistant_runner(self.assistant, target, runner, width)]
         if self.head is None:
             return []
-        width = 1 + max(options["max_draft_tokens"], options["max_tree_nodes"])
         slots, threads = options["num_slots"], options["num_threads"]
         return [make_head_runner(self.head, target, runner, num_slots=slots, max_width=width, num_threads=threads)]
 
@@ -173,6 +181,8 @@ class LoadedDrafts:
         return CombinedDrafter([tree, *computed]) if computed else tree
 
     def _computed(self, target: Runner, runner: Any, chunk: int) -> Drafter:
+        if self.assistant is not None:
+            return AssistantDrafter(target, runner, self.head_name, chunk)
         if self.head is not None:
             return DraftHeadDrafter(target, runner, self.head_name, chunk)
         return DraftModelDrafter(runner, target.vocab_size, chunk, self.common)

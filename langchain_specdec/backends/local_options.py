@@ -83,8 +83,8 @@ class LoadingOptions(TypedDict, total=False):
     """What is loaded, and where to."""
 
     draft_model: Annotated["str | os.PathLike[str] | PreTrainedModel | None", Option(
-        None, "A smaller model, given as the model is, best with the same tokenizer; or a trained head, as of EAGLE-3.",
-        str)]
+        None, "A smaller model, given as the model is, best with the same tokenizer; or a trained head: EAGLE-3's, or "
+        "Gemma 4's assistant.", str)]
     draft_tokenizer: Annotated[Any, Option(None, "The draft model's loaded tokenizer.", unset="loads its own")]
     dtype: Annotated["str | torch.dtype", Option(
         "auto", "Numeric type, such as `bfloat16`; `auto` is the checkpoint's on a GPU and float32 on a CPU.", str)]

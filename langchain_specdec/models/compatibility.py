@@ -27,6 +27,7 @@ _HYBRID_FAMILIES = {
     "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "nemotron_h", "olmo_hybrid",
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
+_ASSISTANTS = {"gemma4_assistant", "gemma4_unified_assistant"}
 _HYBRID_LAYERS = {"linear_attention", "conv", "hybrid", "mamba", "moe", "mlp"}
 _WITH_KEYS = {*_KNOWN_LAYERS, "hybrid"}
 # Most tokens of the draft that `takes_trees` tries.
@@ -48,6 +49,12 @@ def check_supported(config: Any, model_class: type | None) -> None:
     is_hybrid = text.model_type in _HYBRID_FAMILIES
     unknown = ", ".join(sorted(kinds - _KNOWN_LAYERS - (_HYBRID_LAYERS if is_hybrid else set())))
     reason = None
+    if config.model_type in _ASSISTANTS:
+        msg = (
+            f"A model of type {config.model_type!r} writes no text, but drafts for a model of Gemma 4: give that one "
+            "as the model, and this one as its draft model."
+        )
+        raise UnsupportedModelError(msg)
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
     elif is_hybrid and not _has_states():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.models.heads.native_head import native_head
+from langchain_specdec.models.heads.target_sizes import embedding_of
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import default_threads
 from langchain_specdec.runner.head_runner import HeadRunner
@@ -49,3 +50,18 @@ def make_head_runner(
     from langchain_specdec.runner.module_head_runner import ModuleHeadRunner
 
     return ModuleHeadRunner(head, num_slots, length, width)
+
+
+def make_assistant_runner(assistant: Any, target: LoadedModel, runner: Runner, max_width: int) -> HeadRunner:
+    """Have an assistant of Gemma 4 read the slots of its target.
+
+    Args:
+        assistant: What `load_assistant` gave.
+        target: What it drafts for.
+        runner: Runs the target, by PyTorch.
+        max_width: Most tokens of a row in a forward.
+    """
+    from langchain_specdec.runner.assistant_runner import AssistantRunner
+
+    slots: Any = runner.cache
+    return AssistantRunner(assistant, embedding_of(target), target.model.config.get_text_config(), slots, max_width)
