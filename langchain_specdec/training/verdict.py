@@ -147,4 +147,5 @@ def bytes_of(model: Any) -> int:
         storage = each.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    return sum(stored.values()) + sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
+    in_packed = sum(int(m.in_features * m.out_features * model.dtype.itemsize) for m in packed)
+    return sum(stored.values()) + in_packed
