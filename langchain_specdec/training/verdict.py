@@ -142,10 +142,10 @@ def bytes_of(model: Any) -> int:
     """Bytes of a model's weights, those that are packed included."""
     if isinstance(model, GGUFModel):
         return model.weights.num_bytes
-    stored = {}
+    stored: dict[int, int] = {}
     for each in [*model.parameters(), *model.buffers()]:
         storage = each.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    in_packed = sum(int(m.in_features * m.out_features * model.dtype.itemsize) for m in packed)
+    in_packed: int = sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
     return sum(stored.values()) + in_packed
