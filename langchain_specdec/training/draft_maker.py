@@ -101,9 +101,9 @@ class DraftMaker:
         identity = json.dumps(dict(backend.identity), sort_keys=True, default=str)
         facts = {
             "model": backend.model_name,
-            "weights of the model": hashlib.sha256(identity.encode()).hexdigest()[:16],
-            "file of prompts (--prompts, --eval-prompts)": files.digest,
-            "format of prompts (--chat, --raw)": is_chat,
+            "weights (fingerprint)": hashlib.sha256(identity.encode()).hexdigest()[:16],
+            "prompts (fingerprint of --prompts, --eval-prompts)": files.digest,
+            "chat format (--chat, --raw)": is_chat,
             **settings.as_dict(),
         }
         self.folder = WorkFolder(out, facts, goes_on=goes_on)
