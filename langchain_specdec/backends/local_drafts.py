@@ -16,7 +16,7 @@ from langchain_specdec.drafters.draft_head import DraftHeadDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
-from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.errors import InvalidParameterError, SpecDecError, UnsupportedModelError
 from langchain_specdec.models.common_vocabulary import CommonVocabulary
 from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
@@ -50,8 +50,26 @@ _logger = logging.getLogger(__name__)
 
 def load_alike(model: Any, tokenizer: Any, options: Mapping[str, Any], **own: Any) -> LoadedModel:
     """Load the target or its draft model, by the options that are for both and those of its own."""
-    with telling(options["progress"]):
-        return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
+    try:
+        with telling(options["progress"]):
+            return load_model(model, tokenizer, **own, **{name: options[name] for name in _LOADED_ALIKE})
+    except SpecDecError as error:
+        _explain_head(model, own.get("revision"), options["token"], error)
+        raise
+
+
+def _explain_head(model: Any, revision: str | None, token: str | bool | None, error: SpecDecError) -> None:
+    """Raise what helps where a trained head was given for a model."""
+    try:
+        found = find_head(model, revision=revision, token=token)
+    except SpecDecError:
+        return
+    if found is not None:
+        msg = (
+            f"{found.name} is a trained head, which drafts for a model and writes nothing by itself. Give the model "
+            "that it was trained for as the model, and this as its draft_model."
+        )
+        raise UnsupportedModelError(msg) from error
 
 
 def find_draft_head(model: Any, options: LocalOptions) -> HeadSource | MtpSource | None:

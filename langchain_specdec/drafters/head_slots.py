@@ -67,9 +67,9 @@ class HeadSlot:
 
     def cut(self, position: int) -> None:
         """Forget all from a position on."""
-        held = max(position - self.offset, 0)
+        held = position - self.offset
         if held <= self.length:
-            self.length, self.waiting = held, []
+            self.offset, self.length, self.waiting = min(self.offset, position), max(held, 0), []
             return
         room = held - self.length
         kept: list[Tensor] = []

@@ -44,7 +44,7 @@ class Plan:
         free: What each row could draft without them.
         rows: The rows that may draft.
         is_idle: Whether no draft is expected to save time.
-        is_probe: Whether a level more is computed than pays.
+        is_resumed: Whether draft forwards would be the first after a step without.
         guesses: What each row's sources proposed, each by itself, checked or not.
     """
 
@@ -59,7 +59,7 @@ class Plan:
     free: Sequence[Proposal] = ()
     rows: Sequence[int] = ()
     is_idle: bool = True
-    is_probe: bool = False
+    is_resumed: bool = False
     guesses: list[list[Draft]] = field(default_factory=list)
 
 
@@ -90,6 +90,8 @@ class DraftChooser:
         rows: Collection[int],
         least: float,
         cost: StepCost,
+        *,
+        is_resumed: bool = False,
     ) -> Plan:
         """Choose what to have computed and, of what is known already, what to have checked.
 
@@ -99,9 +101,19 @@ class DraftChooser:
             rows: Which of them may draft.
             least: The chance of being reached below which a token was not looked for.
             cost: What steps cost.
+            is_resumed: Whether draft forwards would be the first after a step without.
         """
         count, plain = len(requests), cost.verify_seconds(len(requests), 1)
-        plan = Plan((0,) * count, (1.0,) * count, plain, plain, offers, [NOTHING] * count, rows=tuple(rows))
+        plan = Plan(
+            (0,) * count,
+            (1.0,) * count,
+            plain,
+            plain,
+            offers,
+            [NOTHING] * count,
+            rows=tuple(rows),
+            is_resumed=is_resumed,
+        )
         self._probe_time.save(plain)
         if not any(p.steps_per_token or p.reaches[0] >= least for offer in offers for p in offer if p.reaches):
             return plan
@@ -125,10 +137,11 @@ class DraftChooser:
         """One tree for each row of what was computed and what is free, as large as pays now that it is known."""
         limits = self.limits(cost, len(plan.rows))
         trees = {row: merge([drafts[row], plan.free[row].draft], requests[row].rates, limits) for row in plan.rows}
+        spent = cost.draft_seconds(plan.num_forwards, is_resumed=plan.is_resumed)
         # What the rows that draft take by themselves.
         seconds = plan.seconds - plan.plain_seconds + cost.verify_seconds(len(plan.rows), 1)
         worth = sum(plan.tokens[row] for row in plan.rows) / seconds
-        _expect(plan, lengths_worth([reaches for _, reaches in trees.values()], cost, plan.num_forwards, worth))
+        _expect(plan, lengths_worth([reaches for _, reaches in trees.values()], cost, spent, worth))
         return [trees[row][0].cut(plan.lengths[row]) if row in trees else draft for row, draft in enumerate(drafts)]
 
     def _free(self, request: Request, offer: Sequence[Proposal]) -> Proposal:
@@ -146,7 +159,8 @@ class DraftChooser:
     ) -> DraftLengths:
         """The forwards that pay beside free drafts; or those alone, where none does."""
         free = [plan.free[row] for row in plan.rows]
-        beside = best_forwards(free, [computed[row] for row in plan.rows], cost, self._max_nodes)
+        own = [computed[row] for row in plan.rows]
+        beside = best_forwards(free, own, cost, self._max_nodes, is_resumed=plan.is_resumed)
         return alone if beside is None or beside.gain < (1 + _LEAST_GAIN) * alone.gain else beside
 
     def _probe_computed(self, plan: Plan, computed: Sequence[Proposal], cost: StepCost) -> None:
@@ -155,13 +169,9 @@ class DraftChooser:
         That takes no more than the forward: whether its tokens are right is seen without having them checked.
         """
         count = plan.num_forwards + 1
-        if count <= max(len(p.reaches) for p in computed) and self._probe_time.spend(cost.draft_seconds(1)):
+        seconds = cost.draft_seconds(1, is_resumed=plan.is_resumed and count == 1)
+        if count <= max(len(p.reaches) for p in computed) and self._probe_time.spend(seconds):
             _compute(plan, computed, count)
-            plan.is_probe = True
-
-    def pay(self, seconds: float, cost: StepCost) -> None:
-        """Count what a probe's forwards took beyond their cost, having more to read than a token; within reason."""
-        self._probe_time.owe(min(seconds, cost.verify_seconds(1, 1)))
 
     def _probe_free(self, plan: Plan, cost: StepCost) -> None:
         """Now and then draft more tokens than pay, to learn what a wide step costs by now.

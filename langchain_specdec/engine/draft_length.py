@@ -86,7 +86,7 @@ def best_lengths(reaches: Sequence[Sequence[float]], cost: StepCost) -> DraftLen
 
 
 def lengths_worth(
-    reaches: Sequence[Sequence[float]], cost: StepCost, num_forwards: int, tokens_per_second: float
+    reaches: Sequence[Sequence[float]], cost: StepCost, spent: float, tokens_per_second: float
 ) -> DraftLengths:
     """How many of the tokens that draft forwards have brought are worth checking, now that those are paid for.
 
@@ -95,7 +95,7 @@ def lengths_worth(
     Args:
         reaches: For each row its tokens' chances of being reached, in descending order.
         cost: What steps cost.
-        num_forwards: Draft forwards that have run.
+        spent: Seconds that the draft forwards took, which are part of the step whatever is chosen.
         tokens_per_second: What time is worth: tokens of all rows that a second brings where all goes as expected.
 
     Returns:
@@ -108,20 +108,23 @@ def lengths_worth(
 
     gains = _sums([_gains(row) for row in reaches])
     width = max(range(len(gains)), key=worth)
-    seconds = cost.verify_seconds(rows, 1 + width) + cost.draft_seconds(num_forwards)
-    return _cut(reaches, width, seconds, cost.verify_seconds(rows, 1), num_forwards)
+    seconds = cost.verify_seconds(rows, 1 + width) + spent
+    return _cut(reaches, width, seconds, cost.verify_seconds(rows, 1))
 
 
-def _cut(
-    reaches: Sequence[Sequence[float]], width: int, seconds: float, plain_seconds: float, num_forwards: int = 0
-) -> DraftLengths:
+def _cut(reaches: Sequence[Sequence[float]], width: int, seconds: float, plain_seconds: float) -> DraftLengths:
     lengths = tuple([min(width, len(row)) for row in reaches])
     tokens = tuple([1.0 + sum(row[:n]) for row, n in zip(reaches, lengths, strict=True)])
-    return DraftLengths(lengths, tokens, seconds, plain_seconds, num_forwards)
+    return DraftLengths(lengths, tokens, seconds, plain_seconds)
 
 
 def best_forwards(
-    free: Sequence[Proposal], computed: Sequence[Proposal], cost: StepCost, max_nodes: int
+    free: Sequence[Proposal],
+    computed: Sequence[Proposal],
+    cost: StepCost,
+    max_nodes: int,
+    *,
+    is_resumed: bool = False,
 ) -> DraftLengths | None:
     """How many draft forwards promise most beside what can be drafted for free; all rows share them.
 
@@ -134,6 +137,7 @@ def best_forwards(
         computed: What can be computed for each; nothing where nothing can.
         cost: What steps cost.
         max_nodes: Most tokens of a row's tree; 0: chains only.
+        is_resumed: Whether they would be the first after a step without.
 
     Returns:
         As lengths the levels that each row has computed. None where nothing can be computed.
@@ -148,7 +152,7 @@ def best_forwards(
             gains = [_gains_of_both(f.reaches, each, c, count, max_nodes) for f, each, c in pairs]
         else:
             gains = [_gains_of_either(f.reaches, c.reaches[:count]) for f, c in zip(free, computed, strict=True)]
-        width, seconds = _best_width(rows, _sums(gains), cost, plain, cost.draft_seconds(count))
+        width, seconds = _best_width(rows, _sums(gains), cost, plain, cost.draft_seconds(count, is_resumed=is_resumed))
         lengths = tuple([min(count, len(p.reaches)) for p in computed])
         tokens = tuple([1.0 + row[min(width, len(row) - 1)] for row in gains])
         choice = DraftLengths(lengths, tokens, seconds, plain, count)

@@ -77,7 +77,7 @@ class DraftPlanner:
         self._num_idle = 0
         # Clock at the start of verification in the current step, and what its draft forwards took.
         self._verify_started = self._draft_seconds = 0.0
-        # Whether the step before ran draft forwards, so that those of this one had nothing to catch up with.
+        # Whether the step before ran draft forwards, so that those of this one have nothing to catch up with.
         self._is_drafting = False
 
     @property
@@ -133,7 +133,7 @@ class DraftPlanner:
         # Whether drafts pay is not known before costs are.
         if self._cost is None:
             return idle_plan(offers)
-        plan = self._chooser.choose(requests, offers, rows, least, self._cost)
+        plan = self._chooser.choose(requests, offers, rows, least, self._cost, is_resumed=not self._is_drafting)
         self._num_idle = self._num_idle + 1 if plan.is_idle else 0
         return plan
 
@@ -168,13 +168,9 @@ class DraftPlanner:
             # Rows that are not padded would each have a width of their own.
             if width == 1 or rows == 1 or self._is_padded:
                 self._cost.observe(rows, width, ended - self._verify_started)
-            if plan.num_forwards and self._drafter.num_layers:
-                # Those of the first step also catch up with the text.
-                if self._is_drafting:
-                    self._cost.observe_draft(plan.num_forwards, self._draft_seconds)
-                elif plan.is_probe:
-                    self._chooser.pay(self._draft_seconds - self._cost.draft_seconds(plan.num_forwards), self._cost)
-            self._is_drafting = plan.num_forwards > 0
+            if self._drafter.num_layers:
+                self._cost.observe_draft(plan.num_forwards, self._draft_seconds, is_resumed=plan.is_resumed)
+        self._is_drafting = plan.num_forwards > 0
         if self._is_adaptive and plan.num_candidates == self.num_candidates:
             try:
                 self._drafter.observe(requests, verdict)

@@ -16,6 +16,9 @@ from langchain_specdec.sampling.noise import Noise
 # How much one observation moves the common factor, and how much the shape of the costs.
 _DRIFT_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.05
+# How much one observation moves what draft forwards cost, and what it costs to begin with them again.
+_DRAFT_WEIGHT = 0.1
+_RESUMPTION_WEIGHT = 0.3
 # Wide steps so soon after a plain one are judged by it. What was measured counts as so many of them.
 _SOON = 8
 _MEASURED_WEIGHT = 2
@@ -42,6 +45,8 @@ class StepCost:
     def __init__(self, verify: Mapping[tuple[int, int], float], draft: float = 0.0) -> None:
         self._table = {key: max(seconds, 1e-9) for key, seconds in verify.items()}
         self._draft = draft
+        # What the first draft forward takes beyond another, where the text went on without any.
+        self._resumption = 0.0
         self._drift = 1.0
         self._num_observed = 0
         # Wide steps that plain ones judged, and for how many more steps those tell.
@@ -66,9 +71,14 @@ class StepCost:
             seconds = self._cache[key] = self._table.get(key) or self._estimate(rows, width)
         return seconds * self._drift
 
-    def draft_seconds(self, steps: int) -> float:
-        """Cost of `steps` forwards of the draft model."""
-        return self._draft * steps * self._drift
+    def draft_seconds(self, steps: int, *, is_resumed: bool = False) -> float:
+        """Cost of `steps` forwards of the draft model.
+
+        Args:
+            steps: How many.
+            is_resumed: Whether the step before ran none, so that there is more to read than the latest tokens.
+        """
+        return (self._draft * steps + (self._resumption if is_resumed and steps else 0.0)) * self._drift
 
     def observe(self, rows: int, width: int, seconds: float) -> None:
         """Refine by what a target forward took."""
@@ -102,10 +112,13 @@ class StepCost:
                 if key[0] == rows and seconds > plain:
                     self._table[key] = plain + (seconds - plain) * growth
 
-    def observe_draft(self, steps: int, seconds: float) -> None:
+    def observe_draft(self, steps: int, seconds: float, *, is_resumed: bool = False) -> None:
         """Refine by what `steps` forwards of the draft model took."""
-        if steps:
-            self._draft += 0.1 * (seconds / steps / self._drift - self._draft)
+        if steps and is_resumed:
+            more = max(seconds / self._drift - self._draft * steps, 0.0)
+            self._resumption += _RESUMPTION_WEIGHT * (more - self._resumption)
+        elif steps:
+            self._draft += _DRAFT_WEIGHT * (seconds / steps / self._drift - self._draft)
 
     def _estimate(self, rows: int, width: int) -> float:
         """By what is known of as many rows; else, and for the shape beyond it, by the number of tokens alone."""

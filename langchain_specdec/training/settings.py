@@ -21,10 +21,10 @@ class DraftSettings:
 
     # fmt: off
     num_prompts: int = option_field(
-        400, "Most prompts that are taken from files; of more, so many are drawn by the seed.", int, 1, 10_000_000)
+        800, "Most prompts that are taken from files; of more, so many are drawn by the seed.", int, 1, 10_000_000)
     own_prompts: int | None = option_field(
         None, "Prompts that the model writes itself, beside those of files.", int, 0, 10_000_000,
-        unset="400 where there are no files, else none")
+        unset="800 where there are no files, else none")
     max_new_tokens: int = option_field(128, "Most tokens of an answer.", int, 2, 1_000_000)
     temperature: float | None = option_field(
         None, "Temperature of the answers.", float, 0, 100, range="a number from 0 to 100",
@@ -35,7 +35,7 @@ class DraftSettings:
     unroll: int = option_field(
         4, "Tokens in a row that training has the draft propose, each from its own state for the one before.",
         int, 1, 16)
-    epochs: int = option_field(12, "How often training goes through the answers.", int, 1, 10_000)
+    epochs: int = option_field(10, "How often training goes through the answers.", int, 1, 10_000)
     learning_rate: float | None = option_field(
         None, "Highest learning rate of AdamW.", float, 1e-9, 1, range="a number above 0, up to 1",
         unset="0.001, and less for models with wide states")

@@ -18,6 +18,7 @@ from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.completions.stats import SpeculationStats
 from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.progress import Progress
+from langchain_specdec.runner.cpu.packed_layers import PackedLinear
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.training.text_batches import TextBatches
 from langchain_specdec.training.unrolled_head import UnrolledHead
@@ -138,7 +139,13 @@ def measure(
 
 
 def bytes_of(model: Any) -> int:
-    """Bytes of a model's weights."""
+    """Bytes of a model's weights, those that are packed included."""
     if isinstance(model, GGUFModel):
         return model.weights.num_bytes
-    return sum(each.numel() * each.element_size() for each in [*model.parameters(), *model.buffers()])
+    stored: dict[int, int] = {}
+    for each in [*model.parameters(), *model.buffers()]:
+        storage = each.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    in_packed: int = sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
+    return sum(stored.values()) + in_packed

@@ -314,7 +314,7 @@ class Runs {
       const int64_t points[] = {0, held_.model.layers};
       std::vector<float> states(size * 2 * held_.model.hidden);
       const Step one = {static_cast<int64_t>(rows.size()), width, ids.data(), counts.data(), slots.data(), starts.data(),
-                        data_of(depths), data_of(ancestors), logits.data(), 0, data_of(temperatures), data_of(seeds),
+                        data_of(depths), data_of(ancestors), logits.data(), nullptr, data_of(temperatures), data_of(seeds),
                         picks.data(), scores.data(), step.candidates, best.data(), 2, points, states.data(),
                         data_of(hidden)};
       expect(decoder_run(decoder_, &one) == kDone, "a step was not done");

@@ -229,8 +229,9 @@ def run_rows(
     candidates: int = 0,
     temperatures: Sequence[float] | None = None,
     seeds: Sequence[tuple[int, int]] | None = None,
+    given: Floats | None = None,
 ) -> Result:
-    """One forward of some rows; what is not written stays NaN, or -7."""
+    """One forward of some rows; what is not written stays NaN, or -7. A draft head is given `[rows, width, hidden]`."""
     count, width = len(rows), max(len(row.tokens) for row in rows)
     tokens, depths = np.zeros((count, width), np.int64), np.zeros((count, width), np.int64)
     ancestors = np.zeros((count, width, width), np.uint8)
@@ -250,13 +251,14 @@ def run_rows(
     def address(array: Any) -> ctypes.c_void_p | None:
         return None if array is None or not array.size else ctypes.c_void_p(array.ctypes.data)
 
-    step = Step(rows=count, width=width, last_only=int(last_only), candidates=candidates)
+    ones = np.ones(count, np.int64)
+    step = Step(rows=count, width=width, wanted=address(ones if last_only else None), candidates=candidates)
     step.tokens, step.counts, step.slots, step.starts = map(address, (tokens, lengths, slots, starts))
     if is_tree:
         step.depths, step.ancestors = address(depths), address(ancestors)
     if wants_logits:
         step.logits, step.picks, step.scores, step.best = map(address, (logits, picks, scores, best))
-    step.temperatures, step.seeds = address(heats), address(halves)
+    step.temperatures, step.seeds, step.hidden = address(heats), address(halves), address(given)
     decoder.run(step)
     result = Result()
     for index, size in enumerate(lengths):

@@ -169,6 +169,7 @@ class NativeDecoder:
 
     def _open(self, weights: DecoderWeights) -> None:
         library, cache = self._library, self.cache
+        self._fc = None if weights.state is None else weights.state.fc
         memory, self._tables = cache.memory, RotaryTables(weights.rotary, cache.max_length)
         slots = _Cache(memory.ctypes.data, cache.num_slots, cache.max_length)
         # C++ copies the structures; what their pointers lead to stays with the weights, the tables and the cache.
@@ -201,20 +202,29 @@ class NativeDecoder:
         outcome = self._library.run(handle, byref(step))
         _check(outcome, "a forward has a token outside the vocabulary, or does not fit into its slots")
 
-    def condense(self, states: Floats, condensed: Floats) -> None:
-        """Make one state of those of several layers; see `StateInput.fc`.
+    def condense(self, states: Floats) -> Floats:
+        """One state of those of several layers; see `StateInput.fc`.
 
         Args:
             states: `[count, points * target_hidden]`.
-            condensed: What is written, `[count, hidden]`.
+
+        Returns:
+            `[count, hidden]`.
 
         Raises:
             EngineClosedError: See `run`.
-            ValueError: It has nothing that condenses states.
+            ValueError: It has nothing that condenses states, or they are of another size.
             MemoryError: There is no memory for it.
         """
+        fc = self._fc
+        if fc is None or states.shape[1:] != (fc.inputs,):
+            takes = "none" if fc is None else f"{fc.inputs} numbers at a time"
+            msg = f"this decoder condenses {takes}, and not states of shape {states.shape}"
+            raise ValueError(msg)
+        condensed = np.empty((len(states), fc.outputs), np.float32)
         outcome = self._library.condense(self._checked, _address(states), len(states), _address(condensed))
-        _check(outcome, "this decoder has nothing that condenses states")
+        _check(outcome, "this decoder condenses no states")
+        return condensed
 
     def keep(self, slot: int, start: int, offsets: Sequence[int]) -> None:
         """Move what stands at `start + offsets[i]` of a slot to `start + i`, in all layers. Offsets grow."""

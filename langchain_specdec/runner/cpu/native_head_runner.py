@@ -103,7 +103,7 @@ class NativeHeadRunner:
         self._drafting.tap([self.num_layers + (not weights.is_output_normed)])
 
     def note_weights(self) -> bool:
-        """See `HeadRunner.note_weights`: they never change."""
+        """Whether weights have changed since this was last asked: nobody else has them."""
         return False
 
     def condense(self, states: Tensor) -> Tensor:
@@ -114,6 +114,9 @@ class NativeHeadRunner:
 
         Returns:
             float32 `[count, hidden]`.
+
+        Raises:
+            ValueError: They are not of its tap points, or of another size.
         """
         weights, numbers = self._weights, states.float().numpy()
         eps = weights.decoder.norm_eps
@@ -125,9 +128,7 @@ class NativeHeadRunner:
             numbers = _normed(numbers, weights.joint_norm, eps)
         if not self._has_fc:
             return torch.from_numpy(np.array(numbers))  # what was tapped is only good until the target's next forward
-        condensed = np.empty((count, self.hidden_size), np.float32)
-        self._decoder.condense(np.ascontiguousarray(numbers), condensed)
-        return torch.from_numpy(condensed)
+        return torch.from_numpy(self._decoder.condense(np.ascontiguousarray(numbers)))
 
     def extend(self, batch: RowBatch, hidden: Sequence[Tensor]) -> None:
         """Keep the keys and values of what follows in some texts.
@@ -136,22 +137,26 @@ class NativeHeadRunner:
             batch: Row i's tokens are `batch.tokens[i]`, whose entries stand at `batch.starts[i]` on of its slot.
             hidden: The state that each token is read with, `[tokens of the row, hidden]` for each row.
         """
-        self._run(self._reading, batch, hidden, has_logits=False)
+        self._run(self._reading, batch, hidden, has_logits=False, wanted=None)
 
-    def run(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `extend`, and draft what comes after each token.
 
         Args:
             batch: See `extend`. Its rows may branch: a token sees those that lead to it, and stands as many positions
                 after the first as there are. Entries stand one by one.
             hidden: See `extend`.
+            wanted: Of how many of its last tokens logits are wanted, for each row; None: of all. The output layer is
+                about half of a head's work, and the others' places hold nothing.
 
         Returns:
             Logits of the draft tokens `[rows, width, vocab_size]`, and the state that each next token is to be read
             with `[rows, width, hidden]`, both float32 and good until the next call. Padding holds nothing.
         """
         self.num_forwards += 1
-        self._run(self._drafting, batch, hidden, has_logits=True)
+        self._run(self._drafting, batch, hidden, has_logits=True, wanted=wanted)
         rows, width = len(batch.slots), batch.width
         logits, states = self._drafting.logits(rows, width), self._drafting.states(rows, width)
         return torch.from_numpy(logits), torch.from_numpy(states)[:, :, 0]
@@ -161,8 +166,17 @@ class NativeHeadRunner:
         self._decoder.close()
         self.cache.release()
 
-    def _run(self, step: NativeStep, batch: RowBatch, hidden: Sequence[Tensor], *, has_logits: bool) -> None:
-        filled = step.fill(batch, has_logits=has_logits, hidden=[states.numpy() for states in hidden])
+    def _run(
+        self,
+        step: NativeStep,
+        batch: RowBatch,
+        hidden: Sequence[Tensor],
+        *,
+        has_logits: bool,
+        wanted: Sequence[int] | None,
+    ) -> None:
+        given = [states.numpy() for states in hidden]
+        filled = step.fill(batch, has_logits=has_logits, hidden=given, wanted=wanted)
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):
             self.cache.note(slot, start + len(tokens))
         self._decoder.run(filled)

@@ -23,8 +23,7 @@ class Step(ctypes.Structure):
         ("rows", c_int64),
         ("width", c_int64),
         *((name, c_void_p) for name in ("tokens", "counts", "slots", "starts", "depths", "ancestors", "logits")),
-        ("last_only", c_int64),
-        *((name, c_void_p) for name in ("temperatures", "seeds", "picks", "scores")),
+        *((name, c_void_p) for name in ("wanted", "temperatures", "seeds", "picks", "scores")),
         ("candidates", c_int64),
         ("best", c_void_p),
         ("taps", c_int64),
@@ -62,10 +61,12 @@ class NativeStep:
 
     def _reserve_rows(self, count: int) -> None:
         self._num_rows = count
-        self._counts, self._slots, self._starts = (np.zeros(count, np.int64) for _ in range(3))
+        self._counts, self._slots, self._starts, self._wanted = (np.zeros(count, np.int64) for _ in range(4))
+        self._ones = np.ones(count, np.int64)
         self._temperatures, self._seeds = np.zeros(count, np.float32), np.zeros((count, 2), np.int32)
         step = self._step
         step.counts, step.slots, step.starts = (a.ctypes.data for a in (self._counts, self._slots, self._starts))
+        self._wanted_address, self._ones_address = self._wanted.ctypes.data, self._ones.ctypes.data
 
     def _reserve_tokens(self, count: int) -> None:
         self._num_tokens = count
@@ -80,6 +81,7 @@ class NativeStep:
         last_only: bool = False,
         picks: bool = False,
         hidden: Sequence[Floats] | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> Step:
         """Take a batch in.
 
@@ -90,6 +92,7 @@ class NativeStep:
             picks: Whether what is picked after each token is wanted, and the best tokens.
             hidden: States that a draft head is given with each row's tokens, `[tokens of the row, hidden]`; None for
                 other decoders.
+            wanted: Of how many of its last tokens results are wanted, for each row; None: of all.
 
         Returns:
             What the decoder is run with. Results stand in these arrays until the next call.
@@ -117,7 +120,9 @@ class NativeStep:
                 self._states = np.empty((max(count, 2 * len(self._states)), self._hidden), np.float32)
             step.states = self._states.ctypes.data
         step.hidden = None if hidden is None else self._fill_hidden(hidden, rows, width)
-        step.last_only = int(last_only)
+        step.wanted = self._ones_address if last_only else None
+        if wanted is not None:
+            self._wanted[:rows], step.wanted = wanted, self._wanted_address
         step.logits = self._room_for_logits(rows * width) if has_logits else None
         # Nobody asks for the logits of picks, which stay a null pointer.
         step.picks = self._picks_address if picks else None

@@ -38,24 +38,18 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """No speed is measured; what would have been measured."""
-    asked = []
-
-    def measure(*given: Any) -> verdict.Verdict:
-        asked.append(given)
-        return verdict.Verdict(given[3], 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
-
-    monkeypatch.setattr(verdict, "measure", measure)
-    return asked
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No speed is measured."""
+    found = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
+    monkeypatch.setattr(verdict, "measure", lambda *_: found)
 
 
 def make_draft(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["make-draft", *map(str, arguments)])
 
 
-def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path, measured):
+def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     file, out = tmp_path / "prompts.jsonl", tmp_path / "draft"
     rows = [{"prompt": f"Question {number}?"} for number in range(9)] + [{"turns": ["Question 0?", "x"]}]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
@@ -65,7 +59,9 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path, measu
     assert "Training, steps: 1 of 48\n" in result.stderr
     told = json.loads(result.stdout)
     assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
-    assert (told["pays"], told["observed_gain"], len(told["acceptance"])) == (True, 1.25, 4)
+    assert told["observed_gain"] == told["speed"] / told["plain"]
+    assert told["pays"] == (told["speed"] > max(told["plain"], told["without"]))
+    assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1) == (4, True)
     # The work is taken away: prompts may be private.
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "verdict.json"]
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -74,12 +70,11 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path, measu
     head = load_head(out, load_model(target))
     assert head.target_ids is not None
     assert head.draft_vocab_size == config["draft_vocab_size"] == len(head.target_ids)
-    _, draft, _, accepted, prompts, *_ = measured[0]
-    assert (draft, len(accepted), len(prompts)) == (out, 4, 1)
 
 
 @pytest.mark.process
 @pytest.mark.slow
+@pytest.mark.usefixtures("unmeasured")
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(target, tmp_path):
     through, killed = tmp_path / "through", tmp_path / "killed"
     assert make_draft(target, "--out", through, *SMALL).exit_code == 0
@@ -101,7 +96,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(target, tmp_path):
     answers = killed / "work/answers.jsonl"
     before = answers.stat().st_mtime_ns
     other = make_draft(target, "--out", killed, *SMALL, "--resume", "--seed", 1)
-    assert "was begun with another seed: 0, and not 1" in other.stderr
+    assert "was begun with seed 0, and not 1" in other.stderr
     assert answers.stat().st_mtime_ns == before
     result = make_draft(target, "--out", killed, *SMALL, "--resume")
     assert result.exit_code == 0, result.stderr
@@ -111,6 +106,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(target, tmp_path):
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monkeypatch):
     out = tmp_path / "draft"
     from langchain_specdec.cli.progress import Lines

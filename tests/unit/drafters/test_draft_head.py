@@ -15,6 +15,7 @@ from langchain_specdec.drafters.acceptance import AcceptanceRates
 from langchain_specdec.drafters.base import DraftLimits
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_head import DraftHeadDrafter
+from langchain_specdec.drafters.head_slots import HeadSlot
 from langchain_specdec.drafters.head_tree import HeadRow, HeadTree
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
@@ -28,7 +29,16 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support.eagle3_folders import TinyHead
 from tests.support.oracle_heads import SIZE, chained_head, chained_model, successors
 from tests.support.recorded_graphs import RecordedCapture
-from tests.support.tiny_models import References, loaded, perturbed, random_prompt, read, tiny_model, token_ids
+from tests.support.tiny_models import (
+    FakeRequest,
+    References,
+    loaded,
+    perturbed,
+    random_prompt,
+    read,
+    tiny_model,
+    token_ids,
+)
 
 pytestmark = pytest.mark.transformers
 TREE, CHAIN = 16, 0
@@ -134,7 +144,7 @@ def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
 
 
 def test_each_node_of_a_tree_sees_its_own_path_alone(trained: Any) -> None:
-    model, head = trained
+    _, head = trained
     limits = DraftLimits(6, 24)
     for seed in range(20):
         rng = random.Random(seed)
@@ -178,6 +188,35 @@ def test_a_text_that_goes_on_from_an_earlier_one_is_drafted_for(make: Any) -> No
         assert text == References(model)(prompt, params)
         # Where a text parted from an earlier one, one entry is of a token that is not in it.
         assert stats.num_steps <= 6, stats
+
+
+def test_slots_follow_texts_that_grow_part_and_have_gaps() -> None:
+    rng = random.Random(7)
+    for _ in range(300):
+        slot, text = HeadSlot(), [0]
+        known: dict[int, float] = {}  # the state of each position that the slot knows of, or has run
+        begin = 0
+        for number in range(rng.randrange(1, 12)):
+            if rng.random() < 0.3:
+                kept = rng.randrange(len(text))
+                text = [*text[:kept], *(rng.randrange(1, 9) for _ in range(rng.randrange(1, 6)))]
+                start = rng.randrange(kept + 1)
+                slot.adopt(FakeRequest(number, text), start)
+            else:
+                start = rng.choice([slot.end, slot.end, slot.end + rng.randrange(4), rng.randrange(slot.end + 1)])
+            count = rng.randrange(1, 5)
+            if start > slot.end or start <= begin:
+                begin = start
+                known = {}
+            known = {place: state for place, state in known.items() if place < start}
+            slot.add(start, torch.arange(start, start + count).float()[:, None, None] + 100 * number)
+            known |= {start + i: start + i + 100.0 * number for i in range(count)}
+            assert (slot.offset, slot.end) == (begin, start + count)
+            waiting = [float(state) for states in slot.waiting for state in states.flatten()]
+            assert waiting == [known[place] for place in range(slot.end - slot.num_waiting, slot.end)]
+            if taken := rng.randrange(slot.num_waiting + 1):
+                first = slot.end - slot.num_waiting
+                assert slot.take(taken).flatten().tolist() == [known[first + i] for i in range(taken)]
 
 
 def test_long_texts_without_drafts_leave_few_states_waiting(make: Any) -> None:

@@ -156,11 +156,11 @@ def test_levels_of_many_nodes_are_counted_with_their_width() -> None:
 
 def test_what_is_computed_is_checked_only_where_it_turned_out_likely() -> None:
     cost = StepCost({(1, 1): 1.0, (1, 11): 2.0}, draft=0.5)
-    choice = lengths_worth([[0.9, 0.5, 0.05]], cost, 3, tokens_per_second=1.2)
+    choice = lengths_worth([[0.9, 0.5, 0.05]], cost, 1.5, tokens_per_second=1.2)
     assert choice.lengths == (2,)
     # The time of the forwards is part of the step, whatever came of them.
     assert choice.seconds == pytest.approx(1.2 + 1.5)
-    assert lengths_worth([[0.05], []], cost, 3, tokens_per_second=2.0).lengths == (0, 0)
+    assert lengths_worth([[0.05], []], cost, 1.5, tokens_per_second=2.0).lengths == (0, 0)
 
 
 def test_a_draft_that_agrees_in_nine_of_ten_tokens_and_costs_a_twentieth_is_worth_three_times_plain() -> None:
@@ -322,6 +322,12 @@ def test_draft_costs_follow_observations() -> None:
     assert cost.draft_seconds(1) == pytest.approx(2.0, rel=0.01)
     cost.observe_draft(0, 5.0)  # No forward, no observation.
     assert cost.draft_seconds(1) == pytest.approx(2.0, rel=0.01)
+    # To begin again takes longer, since there is more to read; that says nothing of the forwards that follow.
+    for _ in range(50):
+        cost.observe_draft(2, 7.0, is_resumed=True)
+    assert cost.draft_seconds(1) == pytest.approx(2.0, rel=0.01)
+    assert cost.draft_seconds(1, is_resumed=True) == pytest.approx(5.0, rel=0.01)
+    assert cost.draft_seconds(0, is_resumed=True) == 0.0
 
 
 # --- Acceptance -------------------------------------------------------------------------------------------------------

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from langchain_specdec.completions.stream import CompletionStream
-from langchain_specdec.drafters.acceptance import AcceptanceRates
-from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.acceptance import AcceptanceRates, DraftKind
+from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_model import model_kinds
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
@@ -26,6 +27,7 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     OracleDrafter,
     References,
+    TreeOracleDrafter,
     make_draft_drafter,
     perturbed,
     read,
@@ -101,6 +103,46 @@ def test_a_right_draft_is_taken_beside_a_wrong_one(target: Any, engines: MakeEng
     assert finish.speculation.accepted_by_source == {"draft_model": 31}
     assert finish.speculation.drafted_by_source["oracle"] > 4
     assert draft_model.num_forwards == 31
+
+
+class Head(TreeOracleDrafter):
+    """Computes a tree level by level, a wrong token before the right one in each."""
+
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        reaches = request.rates.chain(self._levels(limits.max_depth))
+        return [Proposal(reaches=reaches, steps_per_token=1, level_width=2, limits=limits)] if reaches else []
+
+    def propose(
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
+    ) -> list[Draft]:
+        return [self._tree(*each) for each in zip(requests, proposals, lengths, strict=True)]
+
+    def _tree(self, request: DraftingRequest, proposal: Proposal, length: int) -> Draft:
+        if not length or proposal.limits is None:
+            return EMPTY_DRAFT
+        (known,) = super().consider(request, replace(proposal.limits, max_depth=length))
+        kinds = tuple(("head", node % 2) for node in range(len(known.draft)))
+        return replace(known.draft, kinds=kinds, levels=self._levels(length))
+
+    def _levels(self, count: int) -> tuple[DraftKind, ...]:
+        return tuple(("head-level", depth) for depth in range(count))
+
+
+def test_computed_trees_are_planned_by_level_and_judged_by_node(
+    target: Any, engines: MakeEngine, references: References
+) -> None:
+    params = SamplingParams(max_new_tokens=60, ignore_eos=True)
+    right = references(PROMPTS[0], params)
+    cost = StepCost({(1, 1): 1.0, (1, 17): 1.3}, draft=0.05)
+    drafter = CombinedDrafter([LookupTreeDrafter(5), Head({PROMPTS[0]: right}, 1.0)])
+    engine = engines(target, drafter, max_tree_nodes=16, max_draft_tokens=4, step_cost=cost)
+    tokens, finish = read(engine.submit(PROMPTS[0], params))
+    assert token_ids(tokens) == right
+    stats = finish.speculation
+    assert stats.num_steps <= 13
+    assert stats.accepted_by_source["head"] >= 44
+    # Once the first token of each level is known to be wrong, it is no longer checked.
+    assert stats.drafted_by_source["head"] < 2 * stats.accepted_by_source["head"]
 
 
 def test_no_forward_runs_where_what_is_free_is_as_good(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langchain_specdec.errors import EngineClosedError
 from langchain_specdec.models.heads.eagle3_config import Eagle3Config
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.models.heads.native_head import head_weights, native_head
@@ -266,6 +267,32 @@ def test_what_it_does_not_run_is_left_to_the_module() -> None:
     # Layers of a kind that keeps its weight to itself, as packed ones do.
     target.model.embedding = nn.Sequential(target.model.embedding)
     assert head_weights(random_head(PLAIN, target), target) is None
+
+
+def test_logits_of_the_last_tokens_alone_are_the_same_and_no_others_are_computed() -> None:
+    target = target_of(PLAIN)
+    tokens, hidden = random_rows((100, 5, 3), PLAIN, 6)
+    batch = RowBatch([0, 1, 2], [0, 0, 0], tokens)
+    with runner_of(random_head(PLAIN, target), target, 2) as runner:
+        right = [each.clone() for each in runner.run(batch, hidden)]
+        logits, states = runner.run(batch, hidden)
+        logits.fill_(torch.nan)
+        runner.run(batch, hidden, [2, 1, 3])
+        for row, (length, count) in enumerate(((100, 2), (5, 1), (3, 3))):
+            assert torch.equal(logits[row, length - count : length], right[0][row, length - count : length])
+            assert torch.equal(states[row, :length], right[1][row, :length])
+            assert logits[row, : length - count].isnan().all()
+
+
+def test_states_of_other_points_are_refused() -> None:
+    target = target_of(PLAIN)
+    with runner_of(random_head(PLAIN, target), target, 1) as runner:
+        for points, size in (2, 40), (3, 41):
+            with pytest.raises(ValueError, match="condenses 120 numbers at a time"):
+                runner.condense(torch.zeros(5, points, size))
+        runner.release()
+        with pytest.raises(EngineClosedError):
+            runner.condense(torch.zeros(5, 3, 40))
 
 
 def test_tokens_of_the_target_are_read_and_no_others() -> None:

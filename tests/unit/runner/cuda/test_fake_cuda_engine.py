@@ -40,7 +40,8 @@ STEPS = {
     ("cut", "auto"): (1, 1),
     # A loop of the draft model has inputs and a result of its own.
     ("greedy", "draft model"): (2, 2),
-    ("sampled", "combined"): (2, 2),
+    # Where the text went on without the draft model, each row is read up to its end first.
+    ("sampled", "combined"): (2, 4),
     # What each row emitted is copied to where its tokens are counted.
     ("penalised", "auto"): (1, 3),
     ("penalised", "draft model"): (2, 4),

@@ -64,7 +64,7 @@ struct Step {
   const int64_t* depths;     // [rows, width] steps from the first token; null: 0, 1, 2, ...
   const uint8_t* ancestors;  // [rows, width, width] whether a token sees another one; null: those before it
   float* logits;             // [rows, width, vocab]; null: a prompt, of which only keys and values are kept
-  int64_t last_only;         // Whether only the logits of each row's last token are wanted
+  const int64_t* wanted;     // [rows] of how many of its last tokens logits are wanted; null: of all
   const float* temperatures; // [rows]; null: all 0
   const int32_t* seeds;      // [rows, 2]
   int64_t* picks;            // [rows, width] what is picked after each token; null: nothing

@@ -108,7 +108,7 @@ class Frames {
         token.sees[j / 64] |= static_cast<uint64_t>(sees) << j % 64;
       }
       const bool is_wanted = step_.logits != nullptr || step_.picks != nullptr;
-      token.has_logits = is_wanted && (!step_.last_only || at == total - 1);
+      token.has_logits = is_wanted && (!step_.wanted || at >= total - step_.wanted[row_]);
       if (token.has_logits) frame.logits[frame.num_logits++] = frame.num_tokens;
       ++frame.num_tokens;
     }
