@@ -49,14 +49,10 @@ def check_supported(config: Any, model_class: type | None) -> None:
     is_hybrid = text.model_type in _HYBRID_FAMILIES
     unknown = ", ".join(sorted(kinds - _KNOWN_LAYERS - (_HYBRID_LAYERS if is_hybrid else set())))
     reason = None
-    if config.model_type in _ASSISTANTS:
-        msg = (
-            f"A model of type {config.model_type!r} writes no text, but drafts for a model of Gemma 4: give that one "
-            "as the model, and this one as its draft model."
-        )
-        raise UnsupportedModelError(msg)
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
+    elif config.model_type in _ASSISTANTS:
+        reason = "it drafts for a model of Gemma 4, and writes nothing by itself"
     elif is_hybrid and not _has_states():
         reason = "it keeps a recurrent state, which can be rolled back only with a newer transformers (5.24)"
     elif getattr(model_class, "_is_stateful", False) and not is_hybrid:

@@ -77,12 +77,15 @@ class AssistantRunner:
         """Nothing: there are no entries."""
 
     @torch.inference_mode()
-    def run(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Say what follows tokens of drafts, none of which sees another.
 
         Args:
             batch: Their rows. A row starts where the last token of its text stands, for all of its tokens.
             hidden: See `HeadRunner.run`.
+            wanted: Likewise; logits of all are at hand.
 
         Returns:
             See `HeadRunner.run`.

@@ -20,39 +20,50 @@ _SIZES = {
 _LAYERS = ["sliding_attention", "full_attention"]
 
 
-def gemma4(vocab: int = 258, hidden: int = 32, **differences: Any) -> Any:
-    """A model whose last two layers share the keys of the two before them."""
+def gemma4_config(vocab: int = 258, hidden: int = 32, **differences: Any) -> Any:
+    """That of a model whose last two layers share the keys of the two before them."""
     sizes = {
         **_SIZES, "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 48, "num_hidden_layers": 6,
         "layer_types": _LAYERS * 3, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": vocab, "tie_word_embeddings": False, **differences,
     }  # fmt: skip
-    return _made(AutoConfig.for_model("gemma4_text", **sizes))
+    return AutoConfig.for_model("gemma4_text", **sizes)
 
 
-def assistant(
-    vocab: int = 258, hidden: int = 16, backbone: int = 32, *, centroids: int = 0, seed: int = 1, kind: str = "gemma4"
+def assistant_config(
+    vocab: int = 258, hidden: int = 16, backbone: int = 32, *, centroids: int = 0, kind: str = "gemma4"
 ) -> Any:
-    """An assistant, which scores tokens by so many centroids, the best two of them; 0: all tokens."""
+    """That of an assistant, which scores tokens by so many centroids, the best two of them; 0: all tokens."""
     text = {
         **_SIZES, "model_type": f"{kind}_text", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 24,
         "num_hidden_layers": 3, "layer_types": ["sliding_attention", *_LAYERS], "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 3,
     }  # fmt: skip
-    config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         f"{kind}_assistant", text_config=text, backbone_hidden_size=backbone, use_ordered_embeddings=bool(centroids),
         num_centroids=centroids or 2048, centroid_intermediate_top_k=2,
     )  # fmt: skip
-    made = _made(config, seed)
-    if centroids:
-        made.masked_embedding.token_ordering.copy_(torch.randperm(vocab, generator=torch.Generator().manual_seed(3)))
+
+
+def gemma4(**differences: Any) -> Any:
+    """A random model."""
+    return _made(gemma4_config(**differences))
+
+
+def assistant(**differences: Any) -> Any:
+    """A random assistant."""
+    made = _made(assistant_config(**differences), 1)
+    if made.masked_embedding is not None:
+        order = torch.randperm(made.vocab_size, generator=torch.Generator().manual_seed(3))
+        made.masked_embedding.token_ordering.copy_(order)
     return made
 
 
 def knowing_pair(following: Tensor) -> tuple[Any, Any]:
     """A model that writes after each token the one that follows it, and an assistant that knows it."""
     size = len(following)
-    pair = gemma4(size, size, hidden_size_per_layer_input=0, num_kv_shared_layers=0), assistant(size, size, size)
+    model = gemma4(vocab=size, hidden=size, hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    pair = model, assistant(vocab=size, hidden=size, backbone=size)
     with torch.no_grad():
         for model in pair:
             for name, weight in model.named_parameters():

@@ -154,7 +154,7 @@ def test_what_it_does_not_fit_is_told(tmp_path: Path) -> None:
     for model, folder, error, message in cases:
         with pytest.raises(error, match=message):
             LocalBackend(model, byte_tokenizer(), draft_model=str(folder), device="cpu")
-    with pytest.raises(UnsupportedModelError, match="writes no text, but drafts for a model of Gemma 4"):
+    with pytest.raises(UnsupportedModelError, match="which drafts for a model and writes nothing by itself"):
         LocalBackend(str(fits), byte_tokenizer(), device="cpu")
 
 
