@@ -47,7 +47,9 @@ class AssistantRunner:
     def __init__(
         self, assistant: Any, embed: Callable[[Tensor], Tensor], config: Any, slots: SlotCache, max_width: int
     ) -> None:
-        self._assistant, self._embed, self._slots = assistant, embed, slots
+        self._assistant: Any = assistant
+        self._embed: Any = embed
+        self._slots: Any = slots
         weight: Tensor = assistant.pre_projection.weight
         self.device, self._dtype = weight.device, weight.dtype
         self.tap_points: tuple[int, ...] = (config.num_hidden_layers,)
@@ -109,15 +111,14 @@ class AssistantRunner:
 
     def release(self) -> None:
         """See `HeadRunner.release`; the target's slots are its own to release."""
-        self._assistant = None
-        del self._embed, self._slots
+        self._assistant = self._embed = self._slots = None
 
     def _seen(self, kind: str, batch: RowBatch, inputs: RowInputs) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Keys and values of a layer that these rows see, and a mask; see `slot_attention`."""
         # As transformers counts: the last token has no key yet, and the window is of those before it and one more.
         window = self._window + 1 if kind == _SLIDING else None
         begin = 0 if window is None else max(min(batch.starts) - window, 0)
-        layer: Any = self._slots.layers[self._layers[kind]]
+        layer = self._slots.layers[self._layers[kind]]
         first, count, end = batch.slots[0], len(batch.slots), max(batch.starts)
         if list(batch.slots) == list(range(first, first + count)):
             kept = [buffer[first : first + count, :, begin:end] for buffer in (layer.keys, layer.values)]

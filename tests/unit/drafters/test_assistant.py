@@ -20,16 +20,30 @@ from transformers import CONFIG_MAPPING
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.cli.doctor_pair import findings
 from langchain_specdec.completions.completion import CompletionRequest
+from langchain_specdec.drafters.assistant import AssistantDrafter
+from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import SpecDecError, UnsupportedModelError
 from langchain_specdec.models.heads.make_head_runner import make_assistant_runner
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME
+from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
+from langchain_specdec.runner.model_runner import ModelRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.gemma4_assistants import WINDOW, assistant, gemma4, knowing_pair
 from tests.support.oracle_heads import successors
-from tests.support.tiny_models import References, byte_tokenizer, loaded, random_prompt, read, tiny_model, token_ids
+from tests.support.recorded_graphs import RecordedCapture
+from tests.support.tiny_models import (
+    References,
+    byte_tokenizer,
+    loaded,
+    perturbed,
+    random_prompt,
+    read,
+    tiny_model,
+    token_ids,
+)
 
 pytestmark = [
     pytest.mark.transformers,
@@ -118,6 +132,24 @@ def test_texts_are_those_of_plain_decoding(options: dict[str, Any], tmp_path: Pa
                 assert text == references(prompt, params)
                 drafted += stats.drafted_by_source.get("assistant", 0)
     assert drafted > 0
+
+
+def test_texts_of_captured_steps() -> None:
+    model, draft = knowing_pair(successors())
+    target = loaded(perturbed(model, 0.1))
+    runner = CapturedRunner(ModelRunner(target.model, 4, 120, 17), RecordedCapture(), "reduce-overhead")
+    target.model.set_attn_implementation(ATTENTION_NAME)
+    draft.set_attn_implementation(ATTENTION_NAME)
+    drafter = AssistantDrafter(runner, make_assistant_runner(draft, target, runner, 17), "assistant", 64)
+    options: Any = {"step_cost": StepCost.flat(draft=0.05), "max_draft_tokens": 6, "max_tree_nodes": 16}
+    with closing(Engine(runner, drafter, target.tokenizer, (256,), **options)) as engine:
+        prompts, references = [[5, 9, 3], [200, 7, 1, 1, 4]], References(target.model)
+        params = replace(GREEDY, max_new_tokens=60)
+        for prompt, stream in [(prompt, engine.submit(prompt, params)) for prompt in prompts]:
+            tokens, end = read(stream)
+            assert token_ids(tokens) == references(prompt, params)
+            assert end.speculation.accepted_by_source["assistant"] > 20
+    assert runner.store.num_made > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
