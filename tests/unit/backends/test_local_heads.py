@@ -55,9 +55,9 @@ def test_heads_that_are_of_no_use_are_refused(folders: tuple[str, str], tmp_path
     wide = str(TinyHead(target_hidden=64, hidden=64, head_dim=16).write(tmp_path / "wide"))
     with pytest.raises(UnsupportedModelError, match="reads 192 numbers at a time"):
         LocalBackend(model, draft_model=wide)
-    with pytest.raises(UnsupportedModelError, match="is a trained head.*as its draft_model"):
+    with pytest.raises(UnsupportedModelError, match=r"is a trained head.*as its draft_model"):
         LocalBackend(head)
-    with pytest.raises(InvalidParameterError, match="is a trained head.*draft_quantization would do nothing"):
+    with pytest.raises(InvalidParameterError, match=r"is a trained head.*draft_quantization would do nothing"):
         LocalBackend(model, draft_model=head, draft_quantization="int8")
     with pytest.raises(InvalidParameterError, match="would never use"):
         LocalBackend(model, draft_model=head, drafter="prompt_lookup")
