@@ -190,7 +190,8 @@ class DraftHeadDrafter(Drafter):
         rows = [tree.row() for tree in trees]
         slots, starts = [request.slot for request in requests], [row.start for row in rows]
         batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
-        logits, following = self._head.run(batch, [row.states for row in rows])
+        wanted = [len(tree.asked) for tree in trees]
+        logits, following = self._head.run(batch, [row.states for row in rows], wanted)
         # Of each row the last tokens are what was asked for.
         ends = [(len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees, strict=True)]
         asked = [logits[row, begin:end].float() for row, (begin, end) in enumerate(ends)]

@@ -61,8 +61,10 @@ class ModuleHeadRunner:
         self._forward(batch, hidden)
 
     @torch.inference_mode()
-    def run(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """See `HeadRunner.run`."""
+    def run(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `HeadRunner.run`; logits of all are at hand."""
         self.num_forwards += 1
         outputs, following = self._forward(batch, hidden)
         return self._head.logits(outputs), following

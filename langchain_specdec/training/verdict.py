@@ -152,6 +152,6 @@ def bytes_of(model: Any) -> int:
     for each in [*model.parameters(), *model.buffers()]:
         storage = each.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
-    packed = [m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear)]
-    size: int = next(iter(model.parameters())).dtype.itemsize
-    return sum(stored.values()) + sum(packed) * size
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    in_packed: int = sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
+    return sum(stored.values()) + in_packed
