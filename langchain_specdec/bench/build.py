@@ -12,10 +12,12 @@ import torch
 
 from langchain_specdec.bench.contestant import KINDS, Contestant, ContestantSpec, Prompt
 from langchain_specdec.bench.plan import Plan
+from langchain_specdec.bench.random_weights import is_random
 from langchain_specdec.bench.weights import Weights, load_weights
 from langchain_specdec.bench.workload import Question, encode
 from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
 from langchain_specdec.models.devices import resolve_device
+from langchain_specdec.models.heads.head_source import HeadSource, find_head
 from langchain_specdec.progress import Progress
 
 # Positions of a model that does not say how many it has, and most tokens of a prompt where nobody asks for more.
@@ -31,6 +33,7 @@ class Setup:
     Attributes:
         target: The model.
         draft: The draft model, if there is one.
+        head: The trained head that is given as one, which each contestant loads for itself.
         prompts: The workload as tokens.
         contestants: Who takes part, in the order asked for.
         is_chat: Whether prompts are in the chat format.
@@ -38,6 +41,7 @@ class Setup:
 
     target: Weights
     draft: Weights | None
+    head: HeadSource | None
     prompts: Sequence[Prompt]
     contestants: Sequence[Contestant]
     is_chat: bool
@@ -54,6 +58,16 @@ def check_packages(specs: Sequence[ContestantSpec]) -> None:
         if package and importlib.util.find_spec(package) is None:
             msg = f"{spec.kind} is a package of its own, which is not installed:\n    pip install {package}"
             raise MissingDependencyError(msg)
+
+
+def named_head(draft_model: str | None) -> HeadSource | None:
+    """The trained head that is given as a draft model; None where there is none.
+
+    Raises:
+        InvalidParameterError: It is no name.
+        ModelLoadError: There is no such folder or id.
+    """
+    return None if draft_model is None or is_random(draft_model) else find_head(draft_model)
 
 
 @contextlib.contextmanager
@@ -80,7 +94,8 @@ def set_up(plan: Plan, questions: Sequence[Question], progress: Progress | None 
         msg = f"llama-cpp runs on the CPU here, and the others on {device}. Leave it out, or measure with --device cpu."
         raise InvalidParameterError(msg)
     target = load_weights(plan.model, compile=plan.compile, for_gguf=for_gguf, **forms)
-    draft = load_weights(plan.draft_model, **forms) if plan.draft_model is not None else None
+    head = named_head(plan.draft_model)
+    draft = load_weights(plan.draft_model, **forms) if plan.draft_model is not None and head is None else None
     is_chat = _is_chat(plan, target)
     prompts = _encode_all(plan, questions, target, draft, is_chat=is_chat)
     with contextlib.ExitStack() as stack:
@@ -90,12 +105,14 @@ def set_up(plan: Plan, questions: Sequence[Question], progress: Progress | None 
         max_length = max(len(p.token_ids) for p in prompts) + plan.params.max_new_tokens + _SPARE // 2
         contestants = []
         for spec in plan.specs:
-            contestants.append(_make(spec, plan, target, draft, max_length))
+            contestants.append(_make(spec, plan, target, head or draft, max_length))
             stack.callback(contestants[-1].close)
-        yield Setup(target, draft, prompts, contestants, is_chat)
+        yield Setup(target, draft, head, prompts, contestants, is_chat)
 
 
-def _make(spec: ContestantSpec, plan: Plan, target: Weights, draft: Weights | None, max_length: int) -> Contestant:
+def _make(
+    spec: ContestantSpec, plan: Plan, target: Weights, draft: Weights | HeadSource | None, max_length: int
+) -> Contestant:
     # What the others import is not to count for a contestant that has the process to itself.
     if spec.is_ours:
         from langchain_specdec.bench.ours import EngineContestants
@@ -103,10 +120,9 @@ def _make(spec: ContestantSpec, plan: Plan, target: Weights, draft: Weights | No
         return EngineContestants(plan, target, draft, max_length).make(spec)
     from langchain_specdec.bench.peers import make_peer
 
-    peer_draft = draft.peer if draft is not None else None
     num_slots = spec.concurrency or plan.batch
     return make_peer(
-        spec, target, peer_draft, plan.params, num_slots=num_slots, max_length=max_length, num_threads=plan.num_threads
+        spec, target, draft, plan.params, num_slots=num_slots, max_length=max_length, num_threads=plan.num_threads
     )
 
 

@@ -33,6 +33,8 @@ class Prompt:
 
 
 StepCounts = tuple[int, int, int]
+DraftForm = Literal["model", "head"]
+"""What a draft can be of: a model of its own, or a head that was trained for the target."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Kind:
         setting: What the setting means; "" where there is none.
         choices: Allowed settings that are words.
         max_setting: Largest setting that is a number, from 1; 0 where numbers make no sense.
-        draft_model: "needed" where it cannot do without one, "used" where it takes one if there is one.
+        takes: The drafts of `--draft-model` that it takes: models, trained heads, or both.
+        needs_draft: Whether it cannot do without.
         is_single: Whether it decodes one prompt at a time only.
         package: Distribution that it needs beside this one.
         is_gguf: Whether it reads the model's GGUF file, and nothing that was loaded here.
@@ -132,13 +135,16 @@ class Kind:
     setting: str = ""
     choices: tuple[str, ...] = ()
     max_setting: int = 0
-    draft_model: Literal["", "used", "needed"] = ""
+    takes: tuple[DraftForm, ...] = ()
+    needs_draft: bool = False
     is_single: bool = False
     package: str = ""
     is_gguf: bool = False
 
 
 _LENGTH = "draft length"
+_BOTH: tuple[DraftForm, ...] = ("model", "head")
+_FORM_NAMES: Mapping[DraftForm, str] = {"model": "a draft model", "head": "a trained head"}
 # These strategies of flashspec need a draft model; its others do not.
 _COMPOSITES = ("composite-g4", "composite-g6-f2")
 # Its "ngram-mod" is left out: what it learns of a prompt it keeps, and it would draft the answer in the next run.
@@ -149,15 +155,20 @@ KINDS: Mapping[str, Kind] = {
     "plain": Kind("this engine without drafts", is_ours=True),
     "prompt_lookup": Kind("this engine, prompt lookup", is_ours=True, setting=_LENGTH, max_setting=64),
     "draft_model": Kind(
-        "this engine, draft model", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="needed"
+        "this engine, draft model or trained head",
+        is_ours=True,
+        setting=_LENGTH,
+        max_setting=64,
+        takes=_BOTH,
+        needs_draft=True,
     ),
-    "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64, draft_model="used"),
+    "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64, takes=_BOTH),
     "synthetic": Kind(
         "this engine, a draft of set agreement and cost",
         is_ours=True,
         setting=_LENGTH,
         max_setting=64,
-        draft_model="used",
+        takes=("model",),
     ),
     "hf": Kind("transformers' generate"),
     "hf-compiled": Kind("generate, static cache, compiled", setting="mode of torch.compile", choices=_COMPILE_MODES),
@@ -168,19 +179,28 @@ KINDS: Mapping[str, Kind] = {
         "generate, assistant model",
         setting="num_assistant_tokens",
         max_setting=1000,
-        draft_model="needed",
+        takes=("model",),
+        needs_draft=True,
         is_single=True,
     ),
     "flashspec": Kind(
         "flashspec's engine",
         setting="drafter strategy",
         choices=("auto", "bandit", *_COMPOSITES),
-        draft_model="used",
+        takes=("model",),
         is_single=True,
         package="flashspec",
     ),
     "economize": Kind(
         "economize's engine, prompt lookup", setting="cycle_length", max_setting=1000, package="economize"
+    ),
+    "economize-eagle3": Kind(
+        "economize's engine, trained head",
+        setting="cycle_length",
+        max_setting=1000,
+        takes=("head",),
+        needs_draft=True,
+        package="economize",
     ),
     "llama-cpp": Kind("llama.cpp, on the same GGUF file", package="xllamacpp", is_gguf=True),
     "llama-cpp-lookup": Kind(
@@ -219,6 +239,16 @@ class ContestantSpec:
         return KINDS[self.kind].is_ours
 
     @property
+    def takes(self) -> tuple[DraftForm, ...]:
+        """The forms of draft that it takes."""
+        return KINDS[self.kind].takes
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether it cannot do without."""
+        return KINDS[self.kind].needs_draft or self.setting in _COMPOSITES
+
+    @property
     def is_gguf(self) -> bool:
         """Whether it reads the model's GGUF file by itself."""
         return KINDS[self.kind].is_gguf
@@ -249,17 +279,47 @@ def parse_contestants(names: Sequence[str], *, has_draft_model: bool, batch: int
         raise InvalidParameterError(msg)
     for spec in specs:
         kind = KINDS[spec.kind]
-        if not has_draft_model and (kind.draft_model == "needed" or spec.setting in _COMPOSITES):
-            msg = f"{spec.name!r} needs a draft model: give one with --draft-model, or leave it out."
+        if not has_draft_model and spec.needs_draft:
+            wanted = " or ".join(_FORM_NAMES[form] for form in spec.takes)
+            msg = f"{spec.name!r} needs {wanted}: give one with --draft-model, or leave it out."
             raise InvalidParameterError(msg)
         if kind.is_single and (spec.concurrency or batch) > 1:
             msg = f"{spec.kind} decodes one prompt at a time: with --batch {batch}, write {spec.name.split('@')[0]}@1."
             raise InvalidParameterError(msg)
-    if has_draft_model and not any(KINDS[spec.kind].draft_model for spec in specs):
-        takers = _quoted(name for name, kind in KINDS.items() if kind.draft_model)
+    if has_draft_model and not any(spec.takes for spec in specs):
+        takers = _quoted(name for name, kind in KINDS.items() if kind.takes)
         msg = f"No contestant would use the draft model. Leave it out, or take one of {takers}."
         raise InvalidParameterError(msg)
     return specs
+
+
+def fitting(
+    specs: Sequence[ContestantSpec], form: DraftForm, draft_model: str
+) -> tuple[list[ContestantSpec], dict[str, str]]:
+    """Those that can run with a draft of that form.
+
+    Args:
+        specs: The contestants.
+        form: What the draft model is.
+        draft_model: Its name.
+
+    Returns:
+        The contestants that are left, and the names of the others with why they are left out.
+
+    Raises:
+        InvalidParameterError: None of those that are left would take it.
+    """
+    kept = [spec for spec in specs if not spec.needs_draft or form in spec.takes]
+    left_out = {
+        spec.name: f"it takes {_FORM_NAMES[spec.takes[0]]}, and {draft_model} is {_FORM_NAMES[form]}"
+        for spec in specs
+        if spec not in kept
+    }
+    if not any(form in spec.takes for spec in kept):
+        takers = _quoted(name for name, kind in KINDS.items() if form in kind.takes)
+        msg = f"{draft_model} is {_FORM_NAMES[form]}, and no contestant would use it. Take one of {takers}."
+        raise InvalidParameterError(msg)
+    return kept, left_out
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A contestant that runs the package economize on transformers' weights: its decoding loop with prompt lookup."""
+"""A contestant that runs the package economize on transformers' weights: its loop, with prompt lookup or a head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor
 from langchain_specdec.bench.contestant import Prompt, RunResult
 from langchain_specdec.bench.weights import Weights
 from langchain_specdec.completions.stats import SpeculationStats
+from langchain_specdec.errors import ModelLoadError
+from langchain_specdec.models.heads.head_source import HeadSource
 from langchain_specdec.sampling.params import SamplingParams
 
 _WARM_UP_TOKENS = 16
 
 
 class EconomizeContestant:
-    """economize with prompt lookup, as many prompts at once as may be.
+    """economize with prompt lookup or a trained head, as many prompts at once as may be.
 
     Args:
         name: As in tables.
@@ -29,6 +32,7 @@ class EconomizeContestant:
         params: What to generate.
         concurrency: Prompts decoded at once; None is a whole group.
         cycle_length: Its `cycle_length`: most tokens of a step.
+        head: The head; None is prompt lookup.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class EconomizeContestant:
         *,
         concurrency: int | None,
         cycle_length: int,
+        head: HeadSource | None = None,
     ) -> None:
         self.name = name
         self.note = note
@@ -48,6 +53,7 @@ class EconomizeContestant:
         self._params = params
         self._concurrency = concurrency
         self._cycle_length = cycle_length
+        self._head = head
         self._model: Any = None
 
     def warm_up(self, groups: Sequence[Sequence[Prompt]]) -> None:
@@ -97,9 +103,11 @@ class EconomizeContestant:
     def _attach(self) -> Any:
         # The package is optional, so it is imported by name.
         economize = importlib.import_module("economize")
-        lookup = importlib.import_module("economize.techniques.lookup")
         verifier = {"verifier": "rejection"} if self._params.temperature else {}
         decoding = economize.DecodeConfig(cycle_length=self._cycle_length, **verifier)
+        if self._head is not None:
+            return economize.load(self._base, _folder(self._head), format="eagle3", decoding=decoding)
+        lookup = importlib.import_module("economize.techniques.lookup")
         return economize.apply(self._base, lookup.LookupConfig(), decoding=decoding)
 
     def _decode(self, prompts: Sequence[Prompt], max_new_tokens: int, note_first: Callable[[], None]) -> list[Any]:
@@ -123,3 +131,12 @@ class EconomizeContestant:
             warnings.simplefilter("ignore", FutureWarning)
             results: list[Any] = self._model.decode_batch(rows, max_new_tokens, selector=selector, stop=is_end)
         return results
+
+
+def _folder(head: HeadSource) -> Path:
+    """Where its files are, downloaded if need be; economize reads weights that are one file."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path := head.file(name)) is not None:
+            return path.parent
+    msg = f"economize reads heads whose weights are one file, and {head.name} has neither model.safetensors nor a .bin."
+    raise ModelLoadError(msg)

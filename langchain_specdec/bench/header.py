@@ -21,7 +21,7 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
         workload: Name of the workload.
         repeat: How often each prompt is run.
     """
-    target, draft = setup.target, setup.draft
+    target = setup.target
     return {
         "command": command,
         "machine": describe_machine(target.device),
@@ -33,7 +33,8 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
             "num_packed": target.num_packed,
             "formats": target.formats,
         },
-        "draft_model": {"name": draft.name, "step_bytes": draft.num_bytes} if draft is not None else None,
+        "draft_model": _describe_draft(setup),
+        "left_out": dict(plan.left_out),
         "settings": {
             "workload": workload,
             "num_prompts": len(setup.prompts),
@@ -56,6 +57,13 @@ def make_header(plan: Plan, setup: Setup, command: str, workload: str, repeat: i
             "num_threads": plan.num_threads,
         },
     }
+
+
+def _describe_draft(setup: Setup) -> dict[str, Any] | None:
+    if setup.head is not None:
+        return {"name": setup.head.name, "form": "head"}
+    draft = setup.draft
+    return None if draft is None else {"name": draft.name, "form": "model", "step_bytes": draft.num_bytes}
 
 
 def describe_graphs(stores: Sequence[GraphStore] | None, obstacle: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.gguf.model import GGUFModel
+from langchain_specdec.models.heads.head_source import HeadSource
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.runner import Runner
@@ -35,11 +36,11 @@ class EngineContestants:
     Args:
         plan: What is to be measured.
         target: The model.
-        draft: The draft model.
+        draft: The draft model or trained head.
         max_length: Positions that the longest prompt and its answer take.
     """
 
-    def __init__(self, plan: Plan, target: Weights, draft: Weights | None, max_length: int) -> None:
+    def __init__(self, plan: Plan, target: Weights, draft: Weights | HeadSource | None, max_length: int) -> None:
         self._plan = plan
         self._target = target
         self._draft = draft
@@ -56,13 +57,15 @@ class EngineContestants:
 
     def _ours(self, spec: ContestantSpec) -> EngineContestant:
         plan, target = self._plan, self._target
-        loaded, draft = _ours_of(target), self._draft
+        loaded = _ours_of(target)
         drafter = _DRAFTERS[spec.kind]
-        takes_draft = draft is not None and drafter in ("auto", "draft_model")
         # Without drafts there are no wide steps to prepare.
         options: dict[str, Any] = {"max_draft_tokens": 1, "draft_length": "auto"} if drafter == "none" else {}
-        if takes_draft and draft is not None:
-            options |= {"draft_model": _ours_of(draft).model, "draft_tokenizer": draft.tokenizer}
+        drafts = "draft model"
+        if spec.takes and isinstance(self._draft, HeadSource):
+            options["draft_model"], drafts = plan.draft_model, "trained head"
+        elif spec.takes and self._draft is not None:
+            options |= {"draft_model": _ours_of(self._draft).model, "draft_tokenizer": self._draft.tokenizer}
         if spec.setting is not None:
             options |= {"draft_length": spec.setting, "max_draft_tokens": spec.setting}
         backend = LocalBackend(
@@ -80,8 +83,8 @@ class EngineContestants:
         drafts = {
             "plain": "no drafts",
             "prompt_lookup": "prompt lookup",
-            "draft_model": "draft model",
-            "auto": "lookup and draft model in one tree" if takes_draft else "prompt lookup",
+            "draft_model": drafts,
+            "auto": f"lookup and {drafts} in one tree" if "draft_model" in options else "prompt lookup",
         }[spec.kind]
         length = "" if drafter == "none" else f", {spec.setting or 'as many tokens as pay'}"
         note = f"this engine ({self._form()}), {drafts}{length}"
@@ -95,7 +98,7 @@ class EngineContestants:
         runner = self._runner(loaded, slots, longest_draft)
         cost, payer = plan.synthetic_cost, None
         if cost is None:
-            if self._draft is None:
+            if not isinstance(self._draft, Weights):
                 msg = "The synthetic drafts need --synthetic-cost, or --draft-model, whose forwards they then cost."
                 raise InvalidParameterError(msg)
             draft_runner = self._runner(_ours_of(self._draft), slots, longest_draft)

@@ -7,16 +7,17 @@ from typing import Any
 from langchain_specdec.bench.contestant import Contestant, ContestantSpec
 from langchain_specdec.bench.contestant_llama_cpp import LlamaCppContestant
 from langchain_specdec.bench.weights import Weights
+from langchain_specdec.models.heads.head_source import HeadSource
 from langchain_specdec.sampling.params import SamplingParams
 
 # Where the contestant has no setting: what their authors measured with, or show in their documentation.
-_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None, "economize": 6}
+_LENGTHS = {"hf-prompt-lookup": 10, "hf-assisted": None, "economize": 6, "economize-eagle3": 6}
 
 
 def make_peer(
     spec: ContestantSpec,
     weights: Weights,
-    draft: Any,
+    draft: Weights | HeadSource | None,
     params: SamplingParams,
     *,
     num_slots: int,
@@ -28,7 +29,7 @@ def make_peer(
     Args:
         spec: Which one.
         weights: The model, loaded for its kind.
-        draft: The draft model as transformers makes it, if there is one.
+        draft: The draft model or trained head, if there is one.
         params: What to generate.
         num_slots: Prompts that it decodes at once.
         max_length: Positions that the longest prompt and its answer take.
@@ -37,22 +38,27 @@ def make_peer(
     if spec.is_gguf:
         return _llama_cpp(spec, weights, params, num_slots, max_length, num_threads)
     # The modules of the others import transformers' model code.
-    if spec.kind == "economize":
+    if spec.kind in ("economize", "economize-eagle3"):
         from langchain_specdec.bench.contestant_economize import EconomizeContestant
 
         length = int(spec.setting or _LENGTHS[spec.kind] or 0)
-        note = f"economize on transformers' model, prompt lookup, steps of up to {length} tokens"
-        return EconomizeContestant(spec.name, note, weights, params, concurrency=spec.concurrency, cycle_length=length)
+        head = draft if spec.takes and isinstance(draft, HeadSource) else None
+        drafts = "prompt lookup" if head is None else "trained head"
+        note = f"economize on transformers' model, {drafts}, steps of up to {length} tokens"
+        return EconomizeContestant(
+            spec.name, note, weights, params, concurrency=spec.concurrency, cycle_length=length, head=head
+        )
+    model = draft.peer if isinstance(draft, Weights) else None
     if spec.kind == "flashspec":
         from langchain_specdec.bench.contestant_peers import FlashspecContestant
 
         strategy = str(spec.setting or "auto")
-        note = f"flashspec, {strategy if draft is not None else 'n-gram lookup'}"
-        return FlashspecContestant(spec.name, note, weights, params, draft_model=draft, strategy=strategy)
-    return _generate(spec, weights, draft, params)
+        note = f"flashspec, {strategy if model is not None else 'n-gram lookup'}"
+        return FlashspecContestant(spec.name, note, weights, params, draft_model=model, strategy=strategy)
+    return _generate(spec, weights, model, params)
 
 
-def _generate(spec: ContestantSpec, weights: Weights, draft: Any, params: SamplingParams) -> Contestant:
+def _generate(spec: ContestantSpec, weights: Weights, draft_model: Any, params: SamplingParams) -> Contestant:
     from langchain_specdec.bench.contestant_peers import GenerateContestant
 
     options: dict[str, Any] = {}
@@ -62,8 +68,8 @@ def _generate(spec: ContestantSpec, weights: Weights, draft: Any, params: Sampli
     if spec.kind == "hf-prompt-lookup":
         options["prompt_lookup_num_tokens"] = length
         note = f"transformers' prompt lookup, {length} tokens; may return more than max_new_tokens"
-    elif spec.kind == "hf-assisted" and draft is not None:
-        options["assistant_model"] = draft
+    elif spec.kind == "hf-assisted" and draft_model is not None:
+        options["assistant_model"] = draft_model
         note = f"transformers' assisted generation, {length or 'its usual number of'} tokens"
     elif spec.kind == "hf-compiled":
         mode = str(spec.setting or "reduce-overhead")

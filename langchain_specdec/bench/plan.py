@@ -21,7 +21,8 @@ class Plan:
         specs: The contestants.
         params: What to generate.
         engine: Options of `LocalBackend` that the engine's contestants share; peers have its `num_threads` too.
-        draft_model: The draft model, given as `model` is.
+        draft_model: The draft model, given as `model` is, or a trained head.
+        left_out: Contestants that were asked for and do not go with that, and why.
         batch: Prompts of a group.
         dtype: `"auto"` or the name of a torch dtype.
         device: Where to run; None is the best there is.
@@ -42,6 +43,7 @@ class Plan:
     params: SamplingParams
     engine: Mapping[str, Any] = field(default_factory=dict)
     draft_model: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     batch: int = 1
     dtype: str = "auto"
     device: str | None = None

@@ -40,7 +40,9 @@ def headlines(report: Report) -> Iterator[tuple[str, str]]:
     machine, model = header["machine"], header["model"]
     yield "command", header["command"]
     yield from machine_lines(machine, header["versions"])
-    draft = f", draft model {header['draft_model']['name']}" if header["draft_model"] else ""
+    draft = ""
+    if given := header["draft_model"]:
+        draft = f", {'trained head' if given.get('form') == 'head' else 'draft model'} {given['name']}"
     yield "model", f"{model['name']} in {model['dtype']} on {machine['device']}{draft}"
     if roof := report.roofline:
         yield (
@@ -140,6 +142,8 @@ def footnotes(report: Report) -> Iterator[str]:
             f"Two copies of the same weights: the engine holds {packed} linear layers packed for the CPU; peers run on "
             "the layers as transformers loads them."
         )
+    for name, reason in report.header.get("left_out", {}).items():
+        yield f"{name} was left out: {reason}."
     for contestant in report.contestants:
         yield from _oddities(contestant, report.baseline)
     if report.is_interrupted:

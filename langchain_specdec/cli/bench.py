@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_specdec.bench.contestant import KINDS, ContestantSpec, parse_contestants
+from langchain_specdec.bench.contestant import KINDS, ContestantSpec, fitting, parse_contestants
 from langchain_specdec.bench.plot import check_plot, draw
 from langchain_specdec.bench.workload import Question, load_workload, select
 from langchain_specdec.cli.loading import calm_libraries, spinner, tell_once
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _WHAT, _WHO, _HOW = "Workload", "Contestants", "Measurement"
 _BASELINE = "plain"
+_SYNTHETIC_AGREEMENT, _SYNTHETIC_COST = 0.9, 0.05
 _WHO_HELP = "Who takes part, with commas, each NAME, NAME:SETTING or NAME@PROMPTS_AT_ONCE. Names: " + ", ".join(KINDS)
 # The engine's options that are the same for all contestants; the rest is each contestant's, or the workload's.
 _ENGINE = ("max_draft_tokens", "max_tree_nodes", "shared_lookup", "prompt_lookup_max_ngram", "prefill_chunk",
@@ -100,8 +101,8 @@ def bench(
     has_draft_model = options["draft_model"] is not None
     names = [name.strip() for name in contestants.split(",") if name.strip()]
     specs = parse_contestants(names, has_draft_model=has_draft_model, batch=batch)
-    chosen = _baseline(baseline, names)
-    agreement, cost = _synthetic(synthetic_agreement, synthetic_cost, specs, has_draft_model=has_draft_model)
+    _check_synthetic(synthetic_agreement, synthetic_cost, specs)
+    _baseline(baseline, specs)
     ours_only = [name for name in _ENGINE if name not in _EVERYBODYS]
     asked = [flag_of(name) for name in ours_only if options[name] != FLAGS[name].default]
     asked += ["--compile"] * (options["compile"] != "off") + ["--step-cost"] * (step_cost == "flat")
@@ -122,26 +123,36 @@ def bench(
     if html is not None:
         check_page(html, workload)
     with spinner("Starting PyTorch"):
-        from langchain_specdec.bench.build import check_packages
+        from langchain_specdec.bench.build import check_packages, named_head
         from langchain_specdec.bench.plan import Plan
-    check_packages(specs)
     if startup:
+        check_packages(specs)
         _startup(specs, given.model, repeat, neighbours, as_json=as_json)
         return
+    left_out: dict[str, str] = {}
+    is_head = named_head(options["draft_model"]) is not None
+    if has_draft_model:
+        specs, left_out = fitting(specs, "head" if is_head else "model", options["draft_model"])
+        for name, reason in left_out.items():
+            print(visible(f"{name} is left out: {reason}."), file=sys.stderr)
+    check_packages(specs)
+    if synthetic_cost is None and (is_head or not has_draft_model):
+        synthetic_cost = _SYNTHETIC_COST
     plan = Plan(
         given.model,
         specs,
         given.params,
         engine={name: options[name] for name in _ENGINE},
         draft_model=options["draft_model"],
+        left_out=left_out,
         batch=batch,
         dtype=options["dtype"],
         device=options["device"],
         is_chat=chat,
         max_prompt_tokens=max_prompt_tokens,
         keep_prefixes=keep_prefixes,
-        synthetic_agreement=agreement,
-        synthetic_cost=cost,
+        synthetic_agreement=_SYNTHETIC_AGREEMENT if synthetic_agreement is None else synthetic_agreement,
+        synthetic_cost=synthetic_cost,
         step_cost=step_cost,
         compile=options["compile"],
         neighbours=neighbours,
@@ -150,6 +161,7 @@ def bench(
     if memory:
         _memory(plan, questions, as_json=as_json)
         return
+    chosen = _baseline(baseline, specs)
     report, tokenizer = _measure(plan, questions, str(workload or "default"), chosen, repeat, debug=given.debug)
     _show(report, as_json=as_json)
     _write(report, questions, tokenizer, plot, html)
@@ -176,7 +188,8 @@ def _write(
             print(visible(f"wrote {path}"), file=sys.stderr)
 
 
-def _baseline(asked: str | None, names: Sequence[str]) -> str:
+def _baseline(asked: str | None, specs: Sequence[ContestantSpec]) -> str:
+    names = [spec.name for spec in specs]
     if asked is None:
         return _BASELINE if _BASELINE in names else names[0]
     if asked not in names:
@@ -185,16 +198,10 @@ def _baseline(asked: str | None, names: Sequence[str]) -> str:
     return asked
 
 
-def _synthetic(
-    agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec], *, has_draft_model: bool
-) -> tuple[float, float | None]:
-    """Agreement and cost of synthetic drafts; the cost is None where the draft model's forwards are."""
+def _check_synthetic(agreement: float | None, cost: float | None, specs: Sequence[ContestantSpec]) -> None:
     if not any(spec.kind == "synthetic" for spec in specs) and (agreement, cost) != (None, None):
         msg = "--synthetic-agreement and --synthetic-cost are for the contestant synthetic, which is not asked for."
         raise InvalidParameterError(msg)
-    if cost is None and not has_draft_model:
-        cost = 0.05
-    return 0.9 if agreement is None else agreement, cost
 
 
 def _measure(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from langchain_specdec.bench import plot
 from langchain_specdec.bench.build import check_packages, set_up
-from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, parse_contestants
+from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, fitting, parse_contestants
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
 from langchain_specdec.bench.memory import MemoryUse
@@ -32,6 +32,7 @@ from langchain_specdec.models import make_runner
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.sampling.params import SamplingParams
+from tests.support.eagle3_folders import TinyHead, write_files
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -117,6 +118,7 @@ def test_a_contestant_has_a_name_a_setting_and_a_concurrency():
         ("draft_model", "needs a draft model"),
         ("hf-assisted:4", "needs a draft model"),
         ("flashspec:composite-g4", "needs a draft model"),
+        ("economize-eagle3", "needs a trained head"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_is_allowed(name, part):
@@ -133,6 +135,23 @@ def test_contestants_that_do_not_go_with_the_rest_are_refused():
         parsed("plain", "hf", has_draft_model=True)
     with pytest.raises(InvalidParameterError, match="no contestants"):
         parsed()
+
+
+@pytest.mark.parametrize(
+    ("form", "kept", "reason"),
+    [
+        ("model", ["plain", "auto", "hf-assisted"], "it takes a trained head, and a/b is a draft model"),
+        ("head", ["plain", "auto", "economize-eagle3"], "it takes a draft model, and a/b is a trained head"),
+    ],
+)
+def test_contestants_that_take_another_form_of_draft_are_left_out_with_the_reason(form, kept, reason):
+    names = ("plain", "auto", "hf-assisted", "economize-eagle3")
+    specs, left_out = fitting(parsed(*names, has_draft_model=True), form, "a/b")
+    assert [spec.name for spec in specs] == kept
+    assert left_out == {name: reason for name in names if name not in kept}
+    other = "hf-assisted" if form == "head" else "economize-eagle3"
+    with pytest.raises(InvalidParameterError, match="no contestant would use it. Take one of 'draft_model', 'auto'"):
+        fitting(parsed("plain", other, has_draft_model=True), form, "a/b")
 
 
 @pytest.mark.transformers
@@ -700,6 +719,28 @@ def test_draft_models_and_assistants():
         assert [r.token_ids for r in runs] == [r.token_ids for r in found["plain"]], name
     # The draft model is the target's twin: every draft stands.
     assert [r.num_steps for r in found["draft_model:3"]] == [3, 3]
+
+
+@pytest.mark.transformers
+def test_a_trained_head_drafts_for_all_who_take_one(tmp_path):
+    text = results("plain", num_prompts=1)["plain"][0].token_ids[0]
+    # It drafts one token only: a frequent one.
+    token = max(text, key=text.count)
+    head = TinyHead(64, 512, 64, 4, 2, 16, mlp=128, taps=(0, 1, 2), draft_vocab=1)
+    (tmp_path / "head").mkdir()
+    weights = head.weights() | {"d2t": torch.tensor([token])}
+    write_files(tmp_path / "head", head.speculators_config(), weights, "safetensors")
+    peers = ["economize-eagle3:4"] if "economize" in INSTALLED else []
+    found = results("plain", "draft_model:3", "auto", *peers, draft_model=str(tmp_path / "head"), num_prompts=1)
+    for name, runs in found.items():
+        assert [r.token_ids for r in runs] == [(text,)], name
+    (ours,) = found["draft_model:3"]
+    assert ours.num_steps + ours.accepted_tokens == len(text)
+    assert 0 < ours.accepted_by_source["eagle3"] == ours.accepted_tokens < ours.drafted_by_source["eagle3"]
+    for name in peers:
+        (theirs,) = found[name]
+        assert theirs.num_steps == ours.num_steps
+        assert theirs.accepted_per_position == ours.accepted_per_position
 
 
 @pytest.mark.slow
