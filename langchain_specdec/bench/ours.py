@@ -64,7 +64,7 @@ class EngineContestants:
         drafts = "draft model"
         if spec.takes and isinstance(self._draft, HeadSource):
             options["draft_model"], drafts = plan.draft_model, "trained head"
-        elif spec.takes and self._draft is not None:
+        elif spec.takes and isinstance(self._draft, Weights):
             options |= {"draft_model": _ours_of(self._draft).model, "draft_tokenizer": self._draft.tokenizer}
         if spec.setting is not None:
             options |= {"draft_length": spec.setting, "max_draft_tokens": spec.setting}
