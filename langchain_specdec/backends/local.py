@@ -13,7 +13,7 @@ import torch
 from typing_extensions import Unpack
 
 from langchain_specdec.backends.base import Backend
-from langchain_specdec.backends.local_drafts import LoadedDrafts, load_alike, named_head
+from langchain_specdec.backends.local_drafts import LoadedDrafts, find_draft_head, load_alike
 from langchain_specdec.backends.local_options import LocalOptions, checked_options
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.room import larger_max_length
@@ -74,7 +74,7 @@ class LocalBackend(Backend):
         check_quantizable(model, "quantization", chosen["quantization"])
         check_quantizable(source, "draft_quantization", chosen["draft_quantization"])
         # Before the target is read, which takes long.
-        head = named_head(chosen)
+        head = find_draft_head(model, chosen)
         self._target = load_alike(
             model,
             tokenizer,

@@ -1,4 +1,4 @@
-"""Where a local backend's drafts come from: lookups, and the draft model or trained head that is asked for."""
+"""Where a local backend's drafts come from: lookups, and the draft model or head that is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_specdec.backends.local_options import LocalOptions
+from langchain_specdec.drafters.assistant import AssistantDrafter
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
 from langchain_specdec.drafters.draft_head import DraftHeadDrafter
@@ -19,8 +20,10 @@ from langchain_specdec.errors import InvalidParameterError, SpecDecError, Unsupp
 from langchain_specdec.models.common_vocabulary import CommonVocabulary
 from langchain_specdec.models.compatibility import common_vocabulary
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
+from langchain_specdec.models.heads.load_assistant import is_assistant, load_assistant
 from langchain_specdec.models.heads.load_head import load_head
-from langchain_specdec.models.heads.make_head_runner import make_head_runner
+from langchain_specdec.models.heads.make_head_runner import make_assistant_runner, make_head_runner
+from langchain_specdec.models.heads.mtp_source import MtpSource, find_mtp
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.loader import load_model
 from langchain_specdec.models.make_runner import make_runner
@@ -30,6 +33,7 @@ from langchain_specdec.runner.runner import Runner
 
 if TYPE_CHECKING:
     from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+    from langchain_specdec.models.heads.mtp_head import MtpHead
 
 # What the draft model is loaded with too.
 _LOADED_ALIKE = (
@@ -68,13 +72,23 @@ def _explain_head(model: Any, revision: str | None, token: str | bool | None, er
         raise UnsupportedModelError(msg) from error
 
 
-def named_head(options: LocalOptions) -> HeadSource | None:
-    """The trained head that the draft model's name stands for, of which little is read so far; None: there is none.
+def find_draft_head(model: Any, options: LocalOptions) -> HeadSource | MtpSource | None:
+    """The head that is asked for, of which little is read so far; None: there is none.
+
+    That is one that the draft model's name stands for, or the MTP layers of the model itself.
+
+    Args:
+        model: The model as it is given to be loaded.
+        options: All options.
 
     Raises:
-        InvalidParameterError: Options are given that are of no use to a head, or the name is none.
+        InvalidParameterError: Options are given that are of no use to a head, the name is none, or a model in this form
+            has no MTP layers.
+        UnsupportedModelError: The model has no MTP layers.
         ModelLoadError: There is no such folder or id.
     """
+    if options["drafter"] == "mtp":
+        return find_mtp(model, revision=options["revision"], token=options["token"])
     source = options["draft_model"]
     if not isinstance(source, (str, os.PathLike)):
         return None
@@ -91,20 +105,24 @@ def named_head(options: LocalOptions) -> HeadSource | None:
 
 @dataclass(frozen=True)
 class LoadedDrafts:
-    """The draft model, or the trained head, of a target; both are None where neither is asked for.
+    """The draft model, or the head, of a target; both are None where neither is asked for.
 
     Attributes:
         model: The draft model.
         common: What it has in common with the target's tokenizer; None where that is its own.
         head: The head.
+        assistant: The head, where it is an assistant of Gemma 4.
+        head_name: What its drafts are called among those of other sources.
     """
 
     model: LoadedModel | None = None
     common: CommonVocabulary | None = None
-    head: Eagle3Head | None = None
+    head: Eagle3Head | MtpHead | None = None
+    assistant: Any = None
+    head_name: str = "eagle3"
 
     @classmethod
-    def load(cls, target: LoadedModel, head: HeadSource | None, options: LocalOptions) -> LoadedDrafts:
+    def load(cls, target: LoadedModel, head: HeadSource | MtpSource | None, options: LocalOptions) -> LoadedDrafts:
         """Load what is asked for.
 
         Raises:
@@ -112,6 +130,13 @@ class LoadedDrafts:
             UnsupportedModelError: It cannot draft for the target.
         """
         source = options["draft_model"]
+        if isinstance(head, MtpSource):
+            # Made of the target's classes, which are imported by now.
+            from langchain_specdec.models.heads.load_mtp import load_mtp
+
+            return cls(head=load_mtp(head, target), head_name="mtp")
+        if head is not None and is_assistant(head):
+            return cls(assistant=load_assistant(head, target), head_name="assistant")
         if head is not None:
             return cls(head=load_head(head, target))
         if source is None:
@@ -146,9 +171,11 @@ class LoadedDrafts:
         """
         if self.model is not None:
             return [_draft_runner(self.model, runner, options)]
+        width = 1 + max(options["max_draft_tokens"], options["max_tree_nodes"])
+        if self.assistant is not None:
+            return [make_assistant_runner(self.assistant, target, runner, width)]
         if self.head is None:
             return []
-        width = 1 + max(options["max_draft_tokens"], options["max_tree_nodes"])
         slots, threads = options["num_slots"], options["num_threads"]
         return [make_head_runner(self.head, target, runner, num_slots=slots, max_width=width, num_threads=threads)]
 
@@ -172,8 +199,10 @@ class LoadedDrafts:
         return CombinedDrafter([tree, *computed]) if computed else tree
 
     def _computed(self, target: Runner, runner: Any, chunk: int) -> Drafter:
+        if self.assistant is not None:
+            return AssistantDrafter(target, runner, self.head_name, chunk)
         if self.head is not None:
-            return DraftHeadDrafter(target, runner, "eagle3", chunk)
+            return DraftHeadDrafter(target, runner, self.head_name, chunk)
         return DraftModelDrafter(runner, target.vocab_size, chunk, self.common)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from langchain_specdec.engine.step_cost import StepCost
 
-DrafterName = Literal["auto", "prompt_lookup", "draft_model", "none"]
+DrafterName = Literal["auto", "prompt_lookup", "draft_model", "mtp", "none"]
 DRAFTERS: tuple[str, ...] = get_args(DrafterName)
 """Names of the drafters that can be asked for."""
 Quantization = Literal["int8", "int4"]
@@ -37,7 +37,8 @@ class DraftOptions(TypedDict, total=False):
     drafter: Annotated[DrafterName, Option(
         "auto", "Where drafts come from. `auto`: trees of all that may follow by the text, by earlier answers and by "
         "the target's recent candidates, and by the draft model or trained head, as far as it pays; `prompt_lookup`: "
-        "the request's own text only; `draft_model`: that, or the head, alone; `none`.", str, words=DRAFTERS)]
+        "the request's own text only; `draft_model`: that, or the head, alone; `mtp`: as `auto`, with the MTP layers "
+        "of the model's own checkpoint (Qwen3.5); `none`.", str, words=DRAFTERS)]
     draft_length: Annotated[int | Literal["auto"], Option(
         "auto", "`auto` drafts as many tokens as pay, by measurement, down to none; a number drafts chains of that "
         "many wherever there is something to propose, also where that is slower.", int, 0, 64, ("auto",))]
@@ -82,8 +83,8 @@ class LoadingOptions(TypedDict, total=False):
     """What is loaded, and where to."""
 
     draft_model: Annotated["str | os.PathLike[str] | PreTrainedModel | None", Option(
-        None, "A smaller model, given as the model is, best with the same tokenizer; or a trained head, as of EAGLE-3.",
-        str)]
+        None, "A smaller model, given as the model is, best with the same tokenizer; or a trained head: EAGLE-3's, or "
+        "Gemma 4's assistant.", str)]
     draft_tokenizer: Annotated[Any, Option(None, "The draft model's loaded tokenizer.", unset="loads its own")]
     dtype: Annotated["str | torch.dtype", Option(
         "auto", "Numeric type, such as `bfloat16`; `auto` is the checkpoint's on a GPU and float32 on a CPU.", str)]
@@ -136,6 +137,9 @@ def checked_options(given: Mapping[str, Any]) -> LocalOptions:
     OPTIONS["drafter"].check("drafter", drafter)
     if drafter == "draft_model" and not has_draft_model:
         msg = "drafter='draft_model' needs a draft model: give draft_model."
+        raise InvalidParameterError(msg)
+    if drafter == "mtp" and has_draft_model:
+        msg = "drafter='mtp' drafts by the model's own MTP layers, never by a draft model. Leave one of them out."
         raise InvalidParameterError(msg)
     if drafter in ("prompt_lookup", "none") and has_draft_model:
         msg = f"drafter={drafter!r} would never use the draft model. Leave it out, or take 'auto' or 'draft_model'."

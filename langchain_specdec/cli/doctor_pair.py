@@ -9,6 +9,7 @@ from langchain_specdec.models.heads.eagle3_format import check_kind, format_name
 from langchain_specdec.models.heads.fit import check_head
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
 from langchain_specdec.models.heads.head_weights import weight_shapes
+from langchain_specdec.models.heads.load_assistant import check_assistant, is_assistant
 from langchain_specdec.models.heads.target_sizes import TargetSizes
 from langchain_specdec.models.loader import load_config, load_tokens
 
@@ -44,6 +45,9 @@ def findings(model: str, draft_model: str) -> list[Finding]:
 def _of_head(model: str, head: HeadSource) -> list[Finding]:
     """What a head is, as far as its files are on this machine, and whether it fits the model."""
     try:
+        if is_assistant(head):
+            check_assistant(head, model, load_config(model))
+            return [Finding("head", "assistant of Gemma 4"), Finding("fits", "by its config.json", "ok")]
         check_kind(head)
         target, shapes = TargetSizes.of(model, load_config(model)), weight_shapes(head)
         known = [Finding("head", format_name(head))]

@@ -30,6 +30,7 @@ _PROMPTS, _TRAINING = "Prompts", "Training"
 _FLAGS = (FLAGS.keys() & OPTIONS.keys()) - DraftOptions.__annotations__.keys() - {
     "draft_model", "draft_revision", "draft_quantization", "adapter",
 }  # fmt: skip
+_ENGINE = ("max_length", "num_threads", "prefill_chunk", "compile")
 
 
 @takes_options(_FLAGS, num_slots={"default": OPTIONS["num_slots"].default})
@@ -107,10 +108,10 @@ def make_draft(
             is_training[0] = what.startswith("Training")
             display.tell(what, done, total)
 
+        # The others are those of loading, and the model is loaded.
+        engine = {name: given.options[name] for name in _ENGINE}
         hooks = Hooks(tell, display.note, stop.is_set)
-        maker = DraftMaker(
-            backend, out, settings, files, is_chat=chat, options=given.options, hooks=hooks, goes_on=resume
-        )
+        maker = DraftMaker(backend, out, settings, files, is_chat=chat, options=engine, hooks=hooks, goes_on=resume)
         try:
             verdict = maker.run()
         except KeyboardInterrupt:

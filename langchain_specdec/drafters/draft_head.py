@@ -129,9 +129,8 @@ class DraftHeadDrafter(Drafter):
 
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1 after what the slot holds."""
-        slot = self._slots.get(request.slot) or HeadSlot()
         states = torch.zeros(1, self._head.hidden_size, device=self._head.device)
-        batch = RowBatch([request.slot], [slot.length], [request.token_ids[-1:]])
+        batch = RowBatch([request.slot], [self._start(request)], [request.token_ids[-1:]])
         started = self._head.clock()
         logits, _ = self._head.run(batch, [states])
         logits[0, -1].topk(min(NUM_BRANCHES, logits.shape[-1])).indices.tolist()
@@ -200,25 +199,32 @@ class DraftHeadDrafter(Drafter):
 
     def _grow(self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree]) -> list[int]:
         """One forward of the head for the trees of some requests; those for which it computes nothing sound."""
-        rows = [tree.row() for tree in trees.values()]
-        slots, starts = [requests[index].slot for index in trees], [row.start for row in rows]
-        batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
-        logits, following = self._head.run(batch, [row.states for row in rows])
-        # Of each row the last tokens are what was asked for.
-        ends = [
-            (len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees.values(), strict=True)
-        ]
-        asked = [logits[row, begin:end].float() for row, (begin, end) in enumerate(ends)]
-        told = iter(self._likeliest(requests, trees, asked))
+        given = self._forward([requests[index] for index in trees], [*trees.values()])
+        told = iter(self._likeliest(requests, trees, [logits.float() for logits, _ in given]))
         failed = []
-        for row, ((index, tree), (begin, end)) in enumerate(zip(trees.items(), ends, strict=True)):
+        for (index, tree), (_, following) in zip(trees.items(), given, strict=True):
             candidates = [next(told) for _ in tree.asked]
             if any(found is None for found in candidates):
                 self._give_up(requests[index])
                 failed.append(index)
                 continue
-            tree.grow([found or [] for found in candidates], following[row, begin:end])
+            tree.grow([found or [] for found in candidates], following)
         return failed
+
+    def _forward(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> list[tuple[Tensor, Tensor]]:
+        """One forward of the head: logits `[asked, vocab]` and states `[asked, hidden]` after what trees ask for."""
+        rows = [tree.row() for tree in trees]
+        slots, starts = [request.slot for request in requests], [row.start for row in rows]
+        batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
+        wanted = [len(tree.asked) for tree in trees]
+        logits, following = self._head.run(batch, [row.states for row in rows], wanted)
+        # Of each row the last tokens are what was asked for.
+        ends = [(len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees, strict=True)]
+        return [(logits[row, begin:end], following[row, begin:end]) for row, (begin, end) in enumerate(ends)]
+
+    def _start(self, request: DraftingRequest) -> int:
+        """Where an entry after all that the slot holds would go."""
+        return (self._slots.get(request.slot) or HeadSlot()).length
 
     def _likeliest(
         self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]

@@ -23,6 +23,7 @@ class HeadSlot:
             no states.
         length: Entries that the head has run.
         waiting: States of the positions after those, `[count, points, hidden]` each.
+        num_waiting: Positions whose states wait.
     """
 
     request_id: int = -1
@@ -31,11 +32,7 @@ class HeadSlot:
     offset: int = 0
     length: int = 0
     waiting: list[Tensor] = field(default_factory=list)
-
-    @property
-    def num_waiting(self) -> int:
-        """Positions whose states wait."""
-        return sum(len(states) for states in self.waiting)
+    num_waiting: int = 0
 
     @property
     def end(self) -> int:
@@ -62,16 +59,20 @@ class HeadSlot:
         self.cut(position)
         if self.end < position:
             # States are missing in between, so that the head begins anew here.
-            self.offset, self.length, self.waiting = position, 0, []
+            self.offset, self.length, self.waiting, self.num_waiting = position, 0, [], 0
         self.waiting.append(states)
+        self.num_waiting += len(states)
 
     def cut(self, position: int) -> None:
         """Forget all from a position on."""
+        if position >= self.end:
+            return
         held = position - self.offset
         if held <= self.length:
             self.offset, self.length, self.waiting = min(self.offset, position), max(held, 0), []
+            self.num_waiting = 0
             return
-        room = held - self.length
+        self.num_waiting = room = held - self.length
         kept: list[Tensor] = []
         for states in self.waiting:
             if room > 0:
@@ -84,6 +85,7 @@ class HeadSlot:
         together = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting)
         self.waiting = [together[count:]] if count < len(together) else []
         self.length += count
+        self.num_waiting -= count
         return together[:count]
 
     def keep(self) -> None:

@@ -27,6 +27,7 @@ _HYBRID_FAMILIES = {
     "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "nemotron_h", "olmo_hybrid",
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
+_ASSISTANTS = {"gemma4_assistant", "gemma4_unified_assistant"}
 _HYBRID_LAYERS = {"linear_attention", "conv", "hybrid", "mamba", "moe", "mlp"}
 _WITH_KEYS = {*_KNOWN_LAYERS, "hybrid"}
 # Most tokens of the draft that `takes_trees` tries.
@@ -50,6 +51,8 @@ def check_supported(config: Any, model_class: type | None) -> None:
     reason = None
     if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         reason = "transformers knows no causal language model of this type"
+    elif config.model_type in _ASSISTANTS:
+        reason = "it drafts for a model of Gemma 4, and writes nothing by itself"
     elif is_hybrid and not _has_states():
         reason = "it keeps a recurrent state, which can be rolled back only with a newer transformers (5.24)"
     elif getattr(model_class, "_is_stateful", False) and not is_hybrid:

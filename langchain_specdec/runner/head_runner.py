@@ -69,8 +69,16 @@ class HeadRunner(Protocol):
             hidden: The state beside each token, by row `[tokens, hidden]`.
         """
 
-    def run(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take entries into the slots, which may branch, and say what follows each.
+
+        Args:
+            batch: See `extend`.
+            hidden: See `extend`.
+            wanted: Of how many of its last tokens each row's logits are wanted; None: of all. Others may hold nothing
+                of use.
 
         Returns:
             Logits `[rows, width, vocab]`, and what stands beside a token that follows, `[rows, width, hidden]`. Good

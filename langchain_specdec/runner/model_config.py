@@ -51,6 +51,12 @@ def num_cached_layers(config: Any) -> int:
     return sum(kind not in _WITHOUT_KEYS for kind in kinds)
 
 
+def keyed_layers(config: Any) -> dict[str, int]:
+    """The last layer of each kind that has keys of its own, which later ones share (Gemma 3n and 4)."""
+    count = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", 0) or 0)
+    return {kind: layer for layer, kind in enumerate(config.layer_types[:count])}
+
+
 def max_positions(config: Any) -> int | None:
     """Positions that a model was made for; None where its configuration does not say.
 

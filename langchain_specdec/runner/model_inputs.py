@@ -96,7 +96,7 @@ class ModelInputs:
             if not self.is_for_gpu:
                 # Attention would turn a bool mask into numbers once a layer.
                 return additive_mask(mask[:, None], self._dtype)
-            return _gpu_mask(mask, self._dtype, groups if is_own else 1)
+            return gpu_mask(mask, self._dtype, groups if is_own else 1)
 
         return self._by_kind(windowed)
 
@@ -136,7 +136,7 @@ def _same_block(blocks: Tensor, offsets: Tensor) -> Tensor:
     return (blocks[:, :, None] == of_keys[:, None]) & is_within[:, None]
 
 
-def _gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
+def gpu_mask(mask: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
     """A bool mask `[rows, width, length]` as numbers to add to scores, `[rows, 1, groups * width, length]`.
 
     Its rows begin at multiples of 16 numbers; else the memory-efficient backend copies it once a layer.

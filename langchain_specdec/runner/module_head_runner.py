@@ -61,8 +61,10 @@ class ModuleHeadRunner:
         self._forward(batch, hidden)
 
     @torch.inference_mode()
-    def run(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """See `HeadRunner.run`."""
+    def run(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `HeadRunner.run`; logits of all are at hand."""
         self.num_forwards += 1
         outputs, following = self._forward(batch, hidden)
         return self._head.logits(outputs), following
@@ -86,16 +88,16 @@ class ModuleHeadRunner:
         embeddings = self._head.embed(inputs.tokens)
         with pinned_backends(self.device):
             given: tuple[Tensor, Tensor] = self._head(
-                embeddings, _padded(hidden, batch.width).to(self._dtype), inputs.starts[:, None] + inputs.depths, attend
+                embeddings, padded(hidden, batch.width).to(self._dtype), inputs.starts[:, None] + inputs.depths, attend
             )
         return given
 
 
-def _padded(rows: Sequence[Tensor], width: int) -> Tensor:
-    """Rows `[count, hidden]` as one tensor `[rows, width, hidden]`."""
+def padded(rows: Sequence[Tensor], width: int) -> Tensor:
+    """Rows `[count, hidden]` as one tensor, `[rows, width, hidden]`."""
     if len(rows) == 1:
         return rows[0][None]
-    padded = rows[0].new_zeros(len(rows), width, rows[0].shape[-1])
+    together = rows[0].new_zeros(len(rows), width, rows[0].shape[-1])
     for row, states in enumerate(rows):
-        padded[row, : len(states)] = states
-    return padded
+        together[row, : len(states)] = states
+    return together

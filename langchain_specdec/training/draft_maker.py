@@ -101,9 +101,9 @@ class DraftMaker:
         identity = json.dumps(dict(backend.identity), sort_keys=True, default=str)
         facts = {
             "model": backend.model_name,
-            "weights of the model": hashlib.sha256(identity.encode()).hexdigest()[:16],
-            "file of prompts (--prompts, --eval-prompts)": files.digest,
-            "format of prompts (--chat, --raw)": is_chat,
+            "weights (fingerprint)": hashlib.sha256(identity.encode()).hexdigest()[:16],
+            "prompts (fingerprint of --prompts, --eval-prompts)": files.digest,
+            "chat format (--chat, --raw)": is_chat,
             **settings.as_dict(),
         }
         self.folder = WorkFolder(out, facts, goes_on=goes_on)
@@ -129,19 +129,20 @@ class DraftMaker:
         ids = self._draft_tokens(target, [texts[number] for number in trained])
         output = OutputHead.of(target, ids)
         self._record(target, output, ids, texts)
-        batches = [
-            TextBatches(texts, numbers, RecordedStates(self.folder), self._settings.batch_tokens)
-            for numbers in (trained, [number for number in chosen.held_out if _has_answer(texts[number])])
-        ]
-        unrolled = self._trained(target, output, ids, *batches)
-        return None if unrolled is None else self._judge(target, unrolled, chosen, batches[1])
+        recorded = RecordedStates(self.folder)
+        held_out = [number for number in chosen.held_out if _has_answer(texts[number])]
+        batches, unseen = (
+            TextBatches(texts, numbers, recorded, self._settings.batch_tokens) for numbers in (trained, held_out)
+        )
+        unrolled = self._trained(target, output, ids, batches)
+        return None if unrolled is None else self._judge(target, unrolled, chosen, unseen)
 
     def _describe(self, chosen: ChosenPrompts) -> None:
         """Say what the run is made from, and the room that it takes."""
         total, settings = len(chosen.tokens), self._settings
         most = sum(min(len(tokens) + settings.max_new_tokens, MOST_TEXT_TOKENS) for tokens in chosen.tokens)
         needed = bytes_of(most, len(self._points), self._config.hidden_size)
-        left = f" {chosen.num_left_out} of files are too long." if chosen.num_left_out else ""
+        left = f" {chosen.num_left_out} others are too long." if chosen.num_left_out else ""
         self._hooks.note(
             f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on."
             f"{left} The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
@@ -173,37 +174,44 @@ class DraftMaker:
             runner.release()
 
     def _trained(
-        self, target: LoadedModel, output: OutputHead, ids: Tensor, trained: TextBatches, held_out: TextBatches
+        self, target: LoadedModel, output: OutputHead, ids: Tensor, batches: TextBatches
     ) -> UnrolledHead | None:
         """The head after training, or as it was saved; None where training was stopped."""
         settings, saved = self._settings, self.folder.path / _WEIGHTS
         device = target.model.device
-        scale = _typical_size(trained)
+        scale = _typical_size(batches)
         head = new_head(head_config(target, ids), ids, embedding_of(target), output, scale, settings.seed)
         unrolled = UnrolledHead(head, output.to(device), settings.unroll).to(device)
         if saved.exists():
             head.load_state_dict(load_file(saved))
             return unrolled
         folder = self.folder.path / "checkpoints"
-        if not fit.fit(unrolled, trained, settings, folder, self._hooks.tell, self._hooks.is_stopped):
+        if not fit.fit(unrolled, batches, settings, folder, self._hooks.tell, self._hooks.is_stopped):
             return None
         self.folder.write(_WEIGHTS, save({name: value.cpu() for name, value in head.state_dict().items()}))
         return unrolled
 
     def _judge(
-        self, target: LoadedModel, unrolled: UnrolledHead, chosen: ChosenPrompts, held_out: TextBatches
+        self, target: LoadedModel, unrolled: UnrolledHead, chosen: ChosenPrompts, unseen: TextBatches
     ) -> Verdict:
         """Save the draft, measure it, and take the work away."""
         out, head = self.folder.out, unrolled.head.eval()
-        accepted = verdict.acceptance(unrolled, held_out)
-        names = getattr(target.model.config, "architectures", None) or [type(target.model).__name__]
-        save_head(head, out, target.name, names, self._settings.unroll + 1)
+        accepted = verdict.acceptance(unrolled, unseen)
+        save_head(head, out, target.name, _architectures(target.model.config), self._settings.unroll + 1)
         params = SamplingParams(max_new_tokens=self._settings.max_new_tokens)
         prompts = [chosen.tokens[number] for number in chosen.held_out]
         found = verdict.measure(target.model, out, head, accepted, prompts, params, self._options, self._hooks.tell)
         (out / _VERDICT).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
         self.folder.remove()
         return found
+
+
+def _architectures(config: Any) -> list[str]:
+    """The names of a model's class, as its config.json has them; a GGUF file names none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get_text_config().model_type)
+    return list(getattr(config, "architectures", None) or ([known] if isinstance(known, str) else []))
 
 
 def _has_answer(text: Text) -> bool:

@@ -30,7 +30,7 @@ class ChosenPrompts:
         tokens: Of each.
         held_out: Numbers of those that are not trained on.
         num_own: How many the model wrote.
-        num_left_out: How many of files are too long for the model.
+        num_left_out: How many there were beside them that the model has no room for.
     """
 
     tokens: Sequence[Sequence[int]]
@@ -79,9 +79,13 @@ def choose_prompts(
         )
         raise InvalidParameterError(msg)
 
+    num_left_out = 0
+
     def tokens_of(prompts: Sequence[GivenPrompt], most: int) -> list[list[int]]:
+        nonlocal num_left_out
         found = [prompt_format.token_ids(prompt, room) for prompt in prompts]
         fitting = [tokens for tokens in found if tokens is not None]
+        num_left_out += len(found) - len(fitting)
         kept = sorted(drawn.sample(range(len(fitting)), min(most, len(fitting))))
         return [fitting[number] for number in kept]
 
@@ -109,7 +113,7 @@ def choose_prompts(
         "tokens": chosen,
         "held_out": held_out,
         "num_own": len(own),
-        "num_left_out": sum(prompt_format.token_ids(prompt, room) is None for prompt in files.prompts),
+        "num_left_out": num_left_out,
     }
     folder.write_json(_FILE, row)
     return ChosenPrompts(**row)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -40,6 +40,8 @@ class Verdict:
         plain: Tokens per second of plain decoding.
         without: With drafts from the text and earlier answers alone.
         speed: With the draft beside them.
+        drafted_by_source: Draft tokens of that run by where they came from; see `SpeculationStats`.
+        accepted_by_source: Those of them that became part of the text.
     """
 
     acceptance: tuple[float, ...]
@@ -51,6 +53,8 @@ class Verdict:
     plain: float
     without: float
     speed: float
+    drafted_by_source: Mapping[str, int] = field(default_factory=dict)
+    accepted_by_source: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def observed_gain(self) -> float:
@@ -135,6 +139,8 @@ def measure(
         plain=round(stats["plain"].tokens_per_second, 2),
         without=round(stats["without"].tokens_per_second, 2),
         speed=round(drafted.tokens_per_second, 2),
+        drafted_by_source=dict(drafted.drafted_by_source),
+        accepted_by_source=dict(drafted.accepted_by_source),
     )
 
 
@@ -142,9 +148,10 @@ def bytes_of(model: Any) -> int:
     """Bytes of a model's weights, those that are packed included."""
     if isinstance(model, GGUFModel):
         return model.weights.num_bytes
-    stored = {}
+    stored: dict[int, int] = {}
     for each in [*model.parameters(), *model.buffers()]:
         storage = each.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    return sum(stored.values()) + sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
+    in_packed: int = sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
+    return sum(stored.values()) + in_packed

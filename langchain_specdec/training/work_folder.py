@@ -49,8 +49,8 @@ class WorkFolder:
         if changed:
             name = changed[0]
             msg = (
-                f"{out} was begun with another {name}: {known.get(name)!r}, and not {facts.get(name)!r}. Give what it "
-                f"was begun with, or another folder."
+                f"{out} was begun with {name} {known.get(name)!r}, and not {facts.get(name)!r}. Give what it was begun "
+                f"with, or another folder."
             )
             raise InvalidParameterError(msg)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_specdec.backends import local
+from langchain_specdec.backends import local_drafts
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.engine import draft_planner
 from langchain_specdec.engine.request import Request
@@ -32,7 +32,7 @@ def _weights_read_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "load_model", load)
+        patch.setattr(local_drafts, "load_model", load)
         yield
 
 

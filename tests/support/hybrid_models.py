@@ -96,14 +96,18 @@ MISSING = [name for name in HYBRIDS if name not in CONFIG_MAPPING or not hasattr
 """Those that this version of transformers lacks, or goes on from whose states by single tokens only."""
 
 
+def hybrid_config(name: str, **overrides: Any) -> Any:
+    """A configuration of a tiny model."""
+    return AutoConfig.for_model(name, **{**SIZES, "num_hidden_layers": 4, **HYBRIDS[name], **overrides})
+
+
 def make_hybrid(name: str, dtype: torch.dtype = torch.float64, positions: int = 256, **overrides: Any) -> Any:
     """A random model whose matrices are large enough for its choices to depend on the context."""
     level = logging.get_verbosity()
     # Kernels for GPUs that are not installed are told of.
     logging.set_verbosity_error()
-    sizes = {**SIZES, "num_hidden_layers": 4, "max_position_embeddings": positions, **HYBRIDS[name], **overrides}
     try:
-        config = AutoConfig.for_model(name, **sizes)
+        config = hybrid_config(name, max_position_embeddings=positions, **overrides)
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME).eval()
     finally:

@@ -23,7 +23,9 @@ _KEYS = (
     "speculators_model_type", "speculators_config", "draft_vocab_size", "truncated_vocab_size", "eagle_config",
     "dflash_config", "medusa_num_heads",
 )  # fmt: skip
-_TYPES = ("eagle", "medusa", "mlp_speculator", "speculator_model")
+_TYPES = (
+    "eagle", "medusa", "mlp_speculator", "speculator_model", "gemma4_assistant", "gemma4_unified_assistant",
+)  # fmt: skip
 _ARCHITECTURES = ("eagle3", "causallmeagle", "eaglellama", "eaglemodel", "peagle", "speculator", "dflash", "dspark")
 
 

@@ -67,7 +67,7 @@ def test_it_is_a_backend(backend):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"drafter": "guess"}, "drafter must be one of 'auto', 'prompt_lookup', 'draft_model', 'none', got 'guess'"),
+        ({"drafter": "guess"}, "drafter must be one of 'auto', 'prompt_lookup', .*'mtp', 'none', got 'guess'"),
         ({"drafter": "draft_model"}, "needs a draft model"),
         ({"drafter": "none", "draft_model": "x"}, "would never use the draft model"),
         ({"max_draft_tokens": 65}, "max_draft_tokens must be a whole number from 1 to 64, got 65"),

@@ -150,7 +150,7 @@ def test_contestants_that_take_another_form_of_draft_are_left_out_with_the_reaso
     assert [spec.name for spec in specs] == kept
     assert left_out == {name: reason for name in names if name not in kept}
     other = "hf-assisted" if form == "head" else "economize-eagle3"
-    with pytest.raises(InvalidParameterError, match=r"use it\. Take one of 'draft_model', 'auto'"):
+    with pytest.raises(InvalidParameterError, match=r"no contestant would use it[.] Take one of 'draft_model', 'auto'"):
         fitting(parsed("plain", other, has_draft_model=True), form, "a/b")
 
 

@@ -31,6 +31,7 @@ from langchain_specdec.sampling.params import SamplingParams
 from tests.support import image_models as images
 from tests.support import tiny_models as tiny
 from tests.support.model_families import IS_TRANSFORMERS_5
+from tests.support.mtp_layers import mtp_weights, write_with_mtp
 from tests.support.recorded_graphs import RecordedCapture
 from tgi_launcher.extras import install_command
 
@@ -314,6 +315,18 @@ def test_draft_model_reads_the_tokens_of_images_as_any(family: str) -> None:
     with closing(make_backend(family, **options)) as backend:
         asked = prompts(backend)
         assert written(backend, asked) == expected(family, asked)
+
+
+@pytest.mark.parametrize("name", images.params(["qwen3_5"]))
+def test_mtp_layers_draft_for_texts_with_images(name: str, tmp_path: Path) -> None:
+    write_with_mtp(images.model(name), mtp_weights(images.model(name)), tmp_path)
+    images.tokenizer().save_pretrained(tmp_path)
+    images.image_processor(name).save_pretrained(tmp_path)
+    how: Any = {"num_slots": 4, "max_length": 256, "step_cost": StepCost.flat()}
+    with closing(LocalBackend(str(tmp_path), drafter="mtp", **how)) as backend:
+        asked = prompts(backend)
+        assert written(backend, asked) == expected(name, asked)
+        assert sum(runner.num_forwards for runner in backend.engine.drafter.runners) > 0
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}])

@@ -206,7 +206,7 @@ def test_a_draft_model_is_quantised_and_changes_no_text(folder: Path, monkeypatc
         made.append(load_model(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr("langchain_specdec.backends.local.load_model", spy)
+    monkeypatch.setattr("langchain_specdec.backends.local_drafts.load_model", spy)
     assert greedy(folder, draft_model=folder, draft_quantization="int4") == expected
     assert [each.quantization for each in made] == [None, "int4"]
 

@@ -102,7 +102,7 @@ class TestFolder:
         WorkFolder(out, {"seed": 1, "epochs": 2}, goes_on=False)
         with pytest.raises(InvalidParameterError, match=r"not finished\. Go on with it by --resume"):
             WorkFolder(out, {"seed": 1, "epochs": 2}, goes_on=False)
-        with pytest.raises(InvalidParameterError, match="another epochs: 2, and not 3"):
+        with pytest.raises(InvalidParameterError, match="was begun with epochs 2, and not 3"):
             WorkFolder(out, {"seed": 1, "epochs": 3}, goes_on=True)
         other = tmp_path / "other"
         other.mkdir()

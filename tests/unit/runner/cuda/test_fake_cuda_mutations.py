@@ -66,7 +66,7 @@ FAULTS = {
         turns("greedy"), rf"runner/verify\.py:\d+: {MIXED_DEVICES}",
     ),
     "mask": Fault(
-        model_inputs._gpu_mask, "dtype=dtype, device=mask.device", "dtype=dtype",
+        model_inputs.gpu_mask, "dtype=dtype, device=mask.device", "dtype=dtype",
         turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED_DEVICES}",
     ),
     "keys and values": Fault(
