@@ -589,7 +589,7 @@ def test_the_numbers_of_the_benchmarks_page():
     assert [f"{accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
     assert accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
     assert f"{tokens_per_step(0.9583, 4):.2f} tokens a step" in page
-    named = re.findall(r"^\| (`[a-z_`, -]+) \|", page, re.MULTILINE)
+    named = re.findall(r"^\| (`[a-z0-9_`, -]+) \|", page, re.MULTILINE)
     assert {name.strip("` ") for names in named for name in names.split(",")} == set(KINDS)
 
 
