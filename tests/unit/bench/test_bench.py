@@ -851,7 +851,7 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
     ("arguments", "part"),
     [
         (("--contestants", "plain,fast"), "no contestant 'fast'. Known are: 'plain', 'prompt_lookup', 'draft_model', "),
-        (("--contestants", "draft_model"), "'draft_model' needs a draft model: give one with --draft-model, or leave"),
+        (("--contestants", "draft_model"), "'draft_model' needs a draft model or a trained head: give one with"),
         (("--draft-model", "a", "--contestants", "plain"), "take one of 'draft_model', 'auto'"),
         (("--draft-model", "a", "--contestants", "draft_model:x"), "The setting of 'draft_model' is its draft length"),
         (("--contestants", " , "), "no contestants"),
