@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class LayerPlan:
         if self._config.get_text_config() is not self._config:
             self._refuse("it is made of several models, such as one that reads images")
         try:
-            self._class: Any = AutoModelForCausalLM._model_mapping[type(self._config)]
+            classes: Any = AutoModelForCausalLM._model_mapping
+            self._class: Any = classes[type(self._config)]
         except KeyError:
             self._refuse("transformers has no class of it that can be saved without code of its own")
         if not isinstance(model, GGUFModel) and type(model) is not self._class:
@@ -100,7 +101,7 @@ class LayerPlan:
         counts = range(2, self.num_layers)
         return max((count for count in counts if self.share(range(count)) <= _SHARE), default=2)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         msg = f"No layers can be left out of {self._name}: {reason}. Take --kind head."
         raise UnsupportedModelError(msg)
 
@@ -118,8 +119,11 @@ class LayerPlan:
 
     def _check(self, kept: Sequence[int]) -> Any:
         """Raise unless the layers fit into a model of so many; give its configuration and that, without weights."""
-        config = _pruned_config(self._config, kept)
-        pruned = self._on_no_device(config)
+        try:
+            config = _pruned_config(self._config, kept)
+            pruned = self._on_no_device(config)
+        except Exception as error:
+            self._refuse(f"its configuration fits no model of fewer ({' '.join(str(error).split())})")
         weights, whole = pruned.state_dict(), self._whole.state_dict()
         sources = {name: self._source(name, kept) for name in weights}
         if any(source not in whole or whole[source].shape != weights[name].shape for name, source in sources.items()):
@@ -179,15 +183,17 @@ def _kept_of(name: str, value: Any, count: int, kept: Sequence[int]) -> Any:
 @torch.no_grad()
 def _numbers(model: Any, source: str, wanted: Tensor, of: nn.Module) -> Tensor:
     """A weight or a buffer of a model, float32 on the CPU, laid out as `wanted` is, which is one of the module `of`."""
+    from transformers.pytorch_utils import Conv1D
+
     path, _, attribute = source.rpartition(".")
     layer: Any = model.get_submodule(path)
     found = getattr(layer, attribute, None)
     if attribute == "weight" and isinstance(layer, nn.Embedding):
         found = table(layer)
-    elif attribute in ("weight", "bias") and hasattr(layer, "in_features"):
+    elif attribute in ("weight", "bias") and hasattr(layer, "in_features") and type(of) in (nn.Linear, Conv1D):
         weight, bias = linear_rows(layer, None, model.dtype)
         # GPT-2 keeps [inputs, outputs].
-        weight = weight.T if type(of).__name__ == "Conv1D" else weight
+        weight = weight.T if type(of) is Conv1D else weight
         found = weight if attribute == "weight" else bias
     if not isinstance(found, Tensor) or found.shape != wanted.shape:
         msg = f"{source} of this model is kept in a way that shows no numbers. Take --kind head."
