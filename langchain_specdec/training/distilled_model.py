@@ -26,14 +26,14 @@ class DistilledModel(Student):
 
     Args:
         model: A causal language model of transformers in float32, on the device that it is trained on.
+        decoder: The part of it that gives the states that its output head reads.
         output: The output head, of all tokens.
         num_places: Places of a draft that `steps` counts.
     """
 
-    def __init__(self, model: Any, output: OutputHead, num_places: int) -> None:
+    def __init__(self, model: Any, decoder: nn.Module, output: OutputHead, num_places: int) -> None:
         super().__init__()
         self._num_places = num_places
-        decoder = model.get_decoder()
         # Not a part of what is trained and saved.
         self._frozen = (decoder, output)
         model.requires_grad_(requires_grad=False)

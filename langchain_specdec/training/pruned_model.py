@@ -72,14 +72,12 @@ class LayerPlan:
         if getattr(self._config, "num_kv_shared_layers", None):
             self._refuse("layers read the keys and values of others")
         self._whole = self._on_no_device(self._config)
-        layers = decoder_layers(self._whole)
+        # Older versions of transformers call the text model of Gemma 3 otherwise.
+        layers = decoder_layers(self._whole) or decoder_layers(getattr(self._whole, "model", self._whole))
         if not layers:
             self._refuse("they are in no list of all of them")
-        self._prefix = next(
-            name
-            for name, module in self._whole.named_modules()
-            if isinstance(module, nn.ModuleList) and layers[0] in module
-        )
+        path = next(name for name, module in self._whole.named_modules() if module is layers[0])
+        self._prefix = path.rpartition(".")[0]
         self._sizes: list[int] = [sum(each.numel() for each in layer.parameters()) for layer in layers]
         rest = {id(each): each.numel() for each in self._whole.parameters()}
         self._rest: int = sum(rest.values()) - sum(self._sizes)
@@ -87,6 +85,10 @@ class LayerPlan:
             # Of the table a token reads a row.
             self._rest -= self._whole.get_input_embeddings().weight.numel()
         self._check([0, self.num_layers - 1])
+
+    def decoder(self, model: Any) -> Any:
+        """What gives a model of these layers the states that its output head reads."""
+        return model.get_submodule(self._prefix.rpartition(".")[0])
 
     def numbers(self, kept: Sequence[int]) -> int:
         """Numbers that a model of these layers reads for a token."""

@@ -83,7 +83,7 @@ class PrunedRecipe(Recipe):
         self._output = output = OutputHead.of(replace(target, model=model), None)
         with torch.inference_mode():
             tokens = torch.tensor([texts[0].tokens[:_PROBED]])
-            state = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]
+            state = plan.decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]
             output.check(state, model(input_ids=tokens, use_cache=False).logits[0, -1], target.name)
         return output, None
 
@@ -91,7 +91,9 @@ class PrunedRecipe(Recipe):
         """See `Recipe.student`."""
         device = self._target.model.device
         model = self._model.to(device)
-        return DistilledModel(model, self._output.to(device), self._settings.unroll).to(device)
+        return DistilledModel(model, self._plan.decoder(model), self._output.to(device), self._settings.unroll).to(
+            device
+        )
 
     def save(self, student: Student, out: Path) -> SavedDraft:
         """See `Recipe.save`: a folder of transformers, with the target's tokenizer."""

@@ -96,10 +96,8 @@ def test_a_pruned_model_runs_anywhere_and_drafts(target, tmp_path):
     assert (model.config.num_hidden_layers, {weight.dtype for weight in weights.values()}) == (3, {torch.bfloat16})
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model(tokenizer("Is it so?", return_tensors="pt").input_ids).logits.isfinite().all()
-    plain, drafting = (
-        LocalBackend(target, drafter=drafter, draft_model=draft, draft_length=length, num_slots=1, max_length=128)
-        for drafter, draft, length in (("none", None, None), ("draft_model", out, 4))
-    )
+    plain = LocalBackend(target, drafter="none", num_slots=1, max_length=128)
+    drafting = LocalBackend(target, drafter="draft_model", draft_model=out, draft_length=4, num_slots=1, max_length=128)
     for temperature in (0.0, 1.0):
         params = SamplingParams(max_new_tokens=24, temperature=temperature, seed=3)
         request = CompletionRequest(plain.prompt_ids("Is it so?"), params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -21,22 +23,22 @@ def make_batch() -> dict[str, torch.Tensor]:
     return {"states": torch.randn(2, 7, 1, 32), "tokens": torch.randint(250, (2, 7)), "is_answered": is_answered}
 
 
-def make_student() -> tuple[torch.nn.Module, OutputHead, DistilledModel]:
-    model = tiny_model(num_hidden_layers=2)
+def make_student() -> tuple[Any, OutputHead, DistilledModel]:
+    model: Any = tiny_model(num_hidden_layers=2)
     model.set_attn_implementation("sdpa")
     output = OutputHead(model.lm_head.weight.detach(), softcap=20.0)
-    return model, output, DistilledModel(model, output, 3)
+    return model, output, DistilledModel(model, model.model, output, 3)
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_whole_distributions(monkeypatch):
     monkeypatch.setattr(distilled_model, "_LOGITS_AT_ONCE", 258 * 2)  # states are read out two by two
-    _, output, student = make_student()
+    model, output, student = make_student()
     batch = make_batch()
     answered = batch["is_answered"]
     target = output(batch["states"][:, :, 0][answered]).log_softmax(-1)
     own = output(student.outputs(batch["tokens"])[answered]).log_softmax(-1)
     expected = F.kl_div(own, target, log_target=True, reduction="batchmean")
-    weight = student.draft["layers"][0].mlp.up_proj.weight
+    weight = model.model.layers[0].mlp.up_proj.weight
     (gradient,) = torch.autograd.grad(expected, weight)
     loss = student(**batch)["loss"]
     loss.backward()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
+import gguf
 import pytest
 import torch
 
 from langchain_specdec.errors import UnsupportedModelError
+from langchain_specdec.models.gguf.model import read_gguf
+from langchain_specdec.models.gguf.to_transformers import to_transformers
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.training.answers import Text
 from langchain_specdec.training.layer_influence import influences, most_influential
 from langchain_specdec.training.pruned_model import LayerPlan
-from tests.support import model_families
+from tests.support import gguf_files, model_families
 from tests.support.tiny_models import loaded, tiny_model
 
 pytestmark = pytest.mark.transformers
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.transformers
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 3]])
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
+def logits(model: Any) -> Any:
     with torch.inference_mode():
         return model(input_ids=TOKENS, use_cache=False).logits
 
@@ -37,6 +41,16 @@ def test_a_model_of_all_layers_is_the_model(name):
         for parameter in whole.parameters():
             parameter.copy_(parameter.bfloat16())
     torch.testing.assert_close(logits(made), logits(whole), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_model_is_dequantised_layer_by_layer(tmp_path):
+    kinds = {"weight": gguf.GGMLQuantizationType.Q8_0}
+    whole = read_gguf(gguf_files.write_gguf(tmp_path / "x.gguf", gguf_files.tiny_model("gemma3_text"), kinds=kinds))
+    made, all_of_it = LayerPlan(whole, "it").prune(whole, [0, 2, 3]), to_transformers(whole)
+    assert made.config.layer_types == [whole.config.layer_types[layer] for layer in (0, 2, 3)]
+    weight, expected = (model.model.layers[layer].mlp.up_proj.weight for model, layer in ((made, 1), (all_of_it, 2)))
+    assert torch.equal(weight, expected.bfloat16().float())
+    assert logits(made).isfinite().all()
 
 
 def test_layers_go_to_their_places_with_what_is_said_of_them():
