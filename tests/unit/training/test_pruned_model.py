@@ -17,6 +17,7 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.training.answers import Text
 from langchain_specdec.training.layer_influence import influences, most_influential
 from langchain_specdec.training.pruned_model import LayerPlan
+from langchain_specdec.training.pruned_recipe import _is_in_blocks
 from tests.support import gguf_files, model_families
 from tests.support.tiny_models import loaded, tiny_model
 
@@ -51,6 +52,8 @@ def test_a_gguf_model_is_dequantised_layer_by_layer(tmp_path):
     weight, expected = (model.model.layers[layer].mlp.up_proj.weight for model, layer in ((made, 1), (all_of_it, 2)))
     assert torch.equal(weight, expected.bfloat16().float())
     assert logits(made).isfinite().all()
+    # A draft in bfloat16 would read more than such a model does.
+    assert (_is_in_blocks(whole), _is_in_blocks(made)) == (True, False)
 
 
 def test_layers_go_to_their_places_with_what_is_said_of_them():
