@@ -90,10 +90,25 @@ def write_output(path: Path, content: bytes, *, mode: int | None = None) -> None
     if target.exists():
         mode = stat.S_IMODE(target.stat().st_mode)
     elif mode is None:
-        umask = os.umask(0o077)  # it cannot be asked for otherwise
-        os.umask(umask)
-        mode = 0o666 & ~umask
+        mode = _usual_mode()
     write_own(target, content, mode=mode)
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give the files right in a folder, which are this user's, the mode that the umask leaves to new files.
+
+    Libraries that write a file under another name first leave it to its owner alone.
+    """
+    mode = _usual_mode()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _usual_mode() -> int:
+    umask = os.umask(0o077)  # it cannot be asked for otherwise
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def check_output(flag: str, path: Path, suffixes: Sequence[str], inputs: Sequence[Path | None] = ()) -> None:

@@ -56,6 +56,8 @@ def make_draft(
         ),
     ] = None,
     chat: Annotated[bool | None, CHAT] = None,
+    kind: Annotated[str, SETTINGS["kind"], _TRAINING],
+    keep_layers: Annotated[int | None, SETTINGS["keep_layers"], _TRAINING],
     num_prompts: Annotated[int, SETTINGS["num_prompts"], _PROMPTS],
     own_prompts: Annotated[int | None, SETTINGS["own_prompts"], _PROMPTS],
     max_new_tokens: Annotated[int, SETTINGS["max_new_tokens"], _PROMPTS],
@@ -72,6 +74,8 @@ def make_draft(
 ) -> None:
     """Train a draft for a model from the model's own answers, and measure what it brings."""
     settings = DraftSettings(
+        kind=kind,
+        keep_layers=keep_layers,
         num_prompts=num_prompts,
         own_prompts=own_prompts,
         max_new_tokens=max_new_tokens,
@@ -102,7 +106,8 @@ def make_draft(
     begun = f"specdec {' '.join(map(shlex.quote, sys.argv[1:]))}"
     command = visible(begun if resume else f"{begun} --resume")
     with handled(signal.SIGINT, press), spinner(f"Making a draft for {model}", has_time_left=True) as display:
-        from langchain_specdec.training.draft_maker import DraftMaker, Hooks
+        from langchain_specdec.training.draft_maker import DraftMaker
+        from langchain_specdec.training.recipe import Hooks
 
         def tell(what: str, done: int, total: int) -> None:
             is_training[0] = what.startswith("Training")
@@ -137,7 +142,10 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
         f"{verdict.speed:.1f} with it ({verdict.observed_gain:.2f} times plain, {verdict.predicted_gain:.2f} foreseen)",
     ]
     if verdict.pays:
-        return [*lines, f"It pays on this machine. Use it by: --draft-model {shlex.quote(str(out))}"]
+        how = f"--draft-model {shlex.quote(str(out))}"
+        if verdict.draft_quantization is not None:
+            how += f" --draft-quantization {verdict.draft_quantization}"
+        return [*lines, f"It pays on this machine. Use it by: {how}"]
     return [
         *lines,
         "It does not pay on this machine, where the engine drafts by it only as far as it does. More prompts of your "

@@ -1,4 +1,4 @@
-"""Trains a head by transformers' `Trainer`, so that a run that was ended goes on where its last checkpoint is."""
+"""Trains a draft by transformers' `Trainer`, so that a run that was ended goes on where its last checkpoint is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from langchain_specdec.errors import MissingDependencyError
 from langchain_specdec.progress import Progress
 from langchain_specdec.training.settings import DraftSettings
+from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatch, TextBatches
-from langchain_specdec.training.unrolled_head import UnrolledHead
 from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 _STATE = "trainer_state.json"
-# A head of SmolLM2-135M's width learns well with it; wider ones want less.
-_LEARNING_RATE, _ITS_WIDTH = 1e-3, 576
+# SmolLM2-135M's. Wider drafts want lower learning rates.
+_USUAL_WIDTH = 576
 _WARMUP_SHARE = 0.04
 
 
@@ -41,19 +41,21 @@ def check_packages() -> None:
 
 
 def fit(
-    model: UnrolledHead,
+    model: Student,
     batches: TextBatches,
     settings: DraftSettings,
+    rate: float,
     folder: Path,
     tell: Progress,
     is_stopped: Callable[[], bool],
 ) -> bool:
-    """Train a head.
+    """Train a draft.
 
     Args:
-        model: The head with its loss, on the device that it is trained on.
+        model: The draft with its loss, on the device that it is trained on.
         batches: What it is trained on.
         settings: How.
+        rate: The highest learning rate; see `learning_rate`.
         folder: Keeps checkpoints. The last whole one in it is gone on with.
         tell: Told how many steps are done.
         is_stopped: Whether to end after this step, with a checkpoint.
@@ -61,7 +63,7 @@ def fit(
     Returns:
         Whether it went through to the end.
     """
-    trainer = _trainer(model, batches, settings, folder, tell, is_stopped)
+    trainer = _trainer(model, batches, settings, rate, folder, tell, is_stopped)
     checkpoint = last_checkpoint(folder)
     with _quiet_trainer():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -82,15 +84,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(found) if is_whole(path)), None)
 
 
-def learning_rate(settings: DraftSettings, hidden_size: int) -> float:
-    """The highest learning rate: what is asked for, or what suits a head of this width."""
-    return settings.learning_rate or _LEARNING_RATE * min(_ITS_WIDTH / hidden_size, 1.0)
+def learning_rate(settings: DraftSettings, usual: float, hidden_size: int) -> float:
+    """The highest learning rate: what is asked for, or the usual one of a kind of drafts, less for wide ones."""
+    return settings.learning_rate or usual * min(_USUAL_WIDTH / hidden_size, 1.0)
 
 
 def _trainer(
-    model: UnrolledHead,
+    model: Student,
     batches: TextBatches,
     settings: DraftSettings,
+    rate: float,
     folder: Path,
     tell: Progress,
     is_stopped: Callable[[], bool],
@@ -111,7 +114,7 @@ def _trainer(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # a batch of texts
         num_train_epochs=settings.epochs,
-        learning_rate=learning_rate(settings, model.head.hidden_size),
+        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=int(steps * _WARMUP_SHARE),
         weight_decay=0.01,
@@ -127,7 +130,7 @@ def _trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cpu=next(model.head.parameters()).device.type == "cpu",
+        use_cpu=next(model.parameters()).device.type == "cpu",
     )
     # The target has one device, and so has its draft.
     arguments._n_gpu = min(arguments.n_gpu, 1)

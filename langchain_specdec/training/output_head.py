@@ -9,9 +9,8 @@ from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.models.heads.target_sizes import matrix_rows
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.training.plain_weights import linear_rows
 
-# Columns that are read at a time of a layer that shows its weights by its outputs alone.
-_COLUMNS = 256
 # How far computed logits may lie from the model's own, of how far these lie from each other.
 _TOLERANCE = 0.1
 
@@ -32,17 +31,18 @@ class OutputHead:
         self.rows, self._bias, self._scale, self._softcap = rows, bias, scale, softcap
 
     @classmethod
-    def of(cls, target: LoadedModel, ids: Tensor) -> OutputHead:
-        """The target's, of the tokens `ids`, int64 `[tokens]`."""
+    def of(cls, target: LoadedModel, ids: Tensor | None) -> OutputHead:
+        """The target's, of the tokens `ids`, int64 `[tokens]`; None: of all, which a GGUF model is not asked for."""
         model = target.model
         if isinstance(model, GGUFModel):
+            assert ids is not None  # noqa: S101
             weights = model.weights
             bias = None if weights.head_bias is None else torch.from_numpy(weights.head_bias[ids.numpy()])
             return cls(matrix_rows(weights.head, ids), bias, weights.logit_scale, weights.logit_softcap)
         config = model.config.get_text_config()
         # As Cohere has it, and Granite.
         scale, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
-        rows, bias = _rows_of(model.get_output_embeddings(), ids, model.dtype)
+        rows, bias = linear_rows(model.get_output_embeddings(), ids, model.dtype)
         return cls(rows, bias, scale / divisor, getattr(config, "final_logit_softcapping", None))
 
     def to(self, device: torch.device) -> OutputHead:
@@ -73,19 +73,3 @@ class OutputHead:
                 "cannot be had from recorded states, and no draft can be trained for it here."
             )
             raise UnsupportedModelError(msg)
-
-
-@torch.no_grad()
-def _rows_of(layer: nn.Module, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Rows of a linear layer's weight, and its bias there, also where it keeps them in a layout of its own."""
-    if type(layer) is nn.Linear and type(layer.weight.data) is Tensor:
-        ids = ids.to(layer.weight.device)
-        return layer.weight[ids].float().cpu(), None if layer.bias is None else layer.bias[ids].float().cpu()
-    size = int(layer.in_features)  # type: ignore[arg-type]
-    device = next((each.device for each in [*layer.parameters(), *layer.buffers()]), torch.device("cpu"))
-    ids = ids.to(device)
-    nothing = layer(torch.zeros(1, size, dtype=dtype, device=device))[0, ids].float()
-    columns = [
-        layer(part)[:, ids].float() - nothing for part in torch.eye(size, dtype=dtype, device=device).split(_COLUMNS)
-    ]
-    return torch.cat(columns).T.contiguous().cpu(), nothing.cpu()

@@ -52,7 +52,7 @@ def check_room(folder: WorkFolder, needed: int) -> None:
 
 def probe(runner: Runner, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What is tapped last at the end of a text, `[hidden]`, and the model's own logits there, `[vocab]`."""
-    states = _states(runner, tokens)[-1, -1]
+    states = states_of(runner, tokens)[-1, -1]
     last = runner.verify(RowBatch([0], [len(tokens) - 1], [tokens[-1:]], keeps_logits=True))
     return states, last.logits[0, 0].cpu()
 
@@ -81,7 +81,7 @@ def record_states(
         for number in numbers:
             tokens = texts[number].tokens
             if not is_there:
-                states[str(number)] = _states(runner, tokens)
+                states[str(number)] = states_of(runner, tokens)
             done += len(tokens)
             tell("Reading the states of layers, tokens", done, total)
         if not is_there:
@@ -102,8 +102,8 @@ def _files(texts: Sequence[Text], num_points: int, hidden_size: int) -> Iterator
         yield numbers
 
 
-def _states(runner: Runner, tokens: Sequence[int]) -> Tensor:
-    """`[tokens, points, hidden]`, in float16 where that holds it."""
+def states_of(runner: Runner, tokens: Sequence[int]) -> Tensor:
+    """What is tapped at each token of a text, `[tokens, points, hidden]`, in float16 where that holds it."""
     runner.cache.wipe(0)
     parts = []
     for start in range(0, len(tokens), _CHUNK):

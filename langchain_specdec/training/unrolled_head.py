@@ -8,14 +8,13 @@ steps, and a part of them, drawn anew each time, teaches these as well as all, i
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.training.output_head import OutputHead
+from langchain_specdec.training.student import StepCounts, Student, shifted
 
 # How much each further step counts, as in EAGLE-3's published training code.
 _DECAY = 0.8
@@ -23,22 +22,7 @@ _DECAY = 0.8
 _CHAINED_SHARE = 0.4
 
 
-class StepCounts(NamedTuple):
-    """What a step of the unrolled head did.
-
-    Attributes:
-        loss: Mean divergence of its distribution from the target's, in nats.
-        agreed: Places where its best token is the text's, and so it was at all steps before.
-        counted: Places where it was so at all steps before, which makes `agreed / counted` the step's acceptance.
-            Tokens that it cannot propose count.
-    """
-
-    loss: Tensor
-    agreed: Tensor
-    counted: Tensor
-
-
-class UnrolledHead(nn.Module):
+class UnrolledHead(Student):
     """The head, and the loss of drafts that it would make.
 
     Args:
@@ -61,6 +45,11 @@ class UnrolledHead(nn.Module):
         places[ids] = torch.arange(len(ids))
         self.register_buffer("_draft_places", places, persistent=False)
 
+    @property
+    def draft(self) -> Eagle3Head:
+        """See `Student.draft`."""
+        return self.head
+
     def forward(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> dict[str, Tensor]:
         """The loss of a batch, as `Trainer` wants it; see `TextBatch`."""
         weights = [_DECAY**step for step in range(self._num_steps)]
@@ -69,7 +58,7 @@ class UnrolledHead(nn.Module):
         return {"loss": torch.stack(losses).sum() / sum(weights)}
 
     def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
-        """What each step does with a batch; see `TextBatch`."""
+        """See `Student.steps`: each place is a step."""
         wanted = self._wanted(tokens, is_answered)
         # Which of the target's distributions is that of a position.
         index = torch.zeros_like(tokens)
@@ -88,17 +77,17 @@ class UnrolledHead(nn.Module):
                 columns = self._chained(wanted)
                 hidden, stands = hidden[:, columns], stands[:, columns]
             attention.begin_step(columns)
-            embeddings = self.head.embed(_shifted(tokens, shift)[:, columns])
+            embeddings = self.head.embed(shifted(tokens, shift)[:, columns])
             positions = (columns + step).expand(len(tokens), -1)
             outputs, hidden = self.head(embeddings, hidden, positions, attention)
-            is_wanted = _shifted(wanted, shift)[:, columns]
-            rows = _shifted(index, shift)[:, columns][is_wanted]
+            is_wanted = shifted(wanted, shift)[:, columns]
+            rows = shifted(index, shift)[:, columns][is_wanted]
             scores = self.head.logits(outputs[is_wanted])
             cross = -(probabilities[rows] * scores.log_softmax(-1)).sum(-1)
             # The mean of none is no number.
             loss = (cross - entropy[rows]).sum() / max(len(rows), 1)
-            stood = stands & _shifted(is_answered, shift)[:, columns]
-            right = self._draft_places[_shifted(tokens, shift + 1)[:, columns]]
+            stood = stands & shifted(is_answered, shift)[:, columns]
+            right = self._draft_places[shifted(tokens, shift + 1)[:, columns]]
             stands = torch.zeros_like(stood)
             stands[is_wanted] = scores.argmax(-1) == right[is_wanted]
             stands &= stood
@@ -120,13 +109,8 @@ class UnrolledHead(nn.Module):
 
     def _wanted(self, tokens: Tensor, is_answered: Tensor) -> Tensor:
         """Positions whose next token is the answer's, and one that the draft can propose."""
-        following = _shifted(tokens, 1)
+        following = shifted(tokens, 1)
         return is_answered & (self._draft_places[following] >= 0)
-
-
-def _shifted(values: Tensor, places: int) -> Tensor:
-    """`[rows, width]`, each value `places` further left, and 0 at the end."""
-    return F.pad(values[:, places:], (0, min(places, values.shape[1])))
 
 
 class _Unrolled:

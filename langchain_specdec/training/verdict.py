@@ -7,11 +7,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from operator import mul
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest, collect
@@ -20,8 +18,8 @@ from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.packed_layers import PackedLinear
 from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatches
-from langchain_specdec.training.unrolled_head import UnrolledHead
 
 _MOST_PROMPTS = 16
 
@@ -42,6 +40,7 @@ class Verdict:
         speed: With the draft beside them.
         drafted_by_source: Draft tokens of that run by where they came from; see `SpeculationStats`.
         accepted_by_source: Those of them that became part of the text.
+        draft_quantization: The option of that name by which the draft was used, and is best used.
     """
 
     acceptance: tuple[float, ...]
@@ -55,6 +54,7 @@ class Verdict:
     speed: float
     drafted_by_source: Mapping[str, int] = field(default_factory=dict)
     accepted_by_source: Mapping[str, int] = field(default_factory=dict)
+    draft_quantization: str | None = None
 
     @property
     def observed_gain(self) -> float:
@@ -72,14 +72,14 @@ class Verdict:
 
 
 @torch.inference_mode()
-def acceptance(model: UnrolledHead, batches: TextBatches) -> tuple[float, ...]:
-    """How often a head is right by place in its draft, on texts whose states are there.
+def acceptance(model: Student, batches: TextBatches) -> tuple[float, ...]:
+    """How often a draft is right by place, on texts whose states are there.
 
     Drafts of greedy texts would stand just so often. Those of sampled texts stand more often, as the engine samples
     drafts by the noise that the target samples by.
     """
     model.eval()
-    device = next(model.head.parameters()).device
+    device = next(model.parameters()).device
     sums: list[list[int]] = []
     for number in range(len(batches)):
         batch = batches[number]
@@ -91,8 +91,8 @@ def acceptance(model: UnrolledHead, batches: TextBatches) -> tuple[float, ...]:
 
 def measure(
     model: Any,
-    draft: Path,
-    head: nn.Module,
+    draft: Mapping[str, Any],
+    draft_bytes: int,
     accepted: Sequence[float],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
@@ -103,8 +103,8 @@ def measure(
 
     Args:
         model: The target, loaded.
-        draft: The draft's folder.
-        head: What is in it.
+        draft: Options of `LocalBackend` by which it is used.
+        draft_bytes: What a draft token reads of its weights.
         accepted: See `acceptance`.
         prompts: Held out.
         params: What to generate.
@@ -112,7 +112,7 @@ def measure(
         tell: Told how many prompts are done.
     """
     runs: dict[str, dict[str, Any]] = {
-        "plain": {"drafter": "none"}, "without": {}, "with the draft": {"draft_model": str(draft)},
+        "plain": {"drafter": "none"}, "without": {}, "with the draft": dict(draft),
     }  # fmt: skip
     prompts = prompts[:_MOST_PROMPTS]
     stats = {}
@@ -132,7 +132,7 @@ def measure(
     return Verdict(
         acceptance=tuple(accepted),
         tokens_per_step=round(1 + sum(accumulate(accepted, mul)), 3),
-        draft_cost=round(bytes_of(head) / bytes_of(model), 4),
+        draft_cost=round(draft_bytes / bytes_of(model), 4),
         predicted_gain=round(drafted.predicted_gain, 3),
         accepted_per_position=tuple(drafted.accepted_per_position),
         drafted_per_position=tuple(drafted.drafted_per_position),
@@ -141,6 +141,7 @@ def measure(
         speed=round(drafted.tokens_per_second, 2),
         drafted_by_source=dict(drafted.drafted_by_source),
         accepted_by_source=dict(drafted.accepted_by_source),
+        draft_quantization=draft.get("draft_quantization"),
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.heads.eagle3_config import Eagle3Config
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
+from langchain_specdec.paths import give_usual_modes
 
 
 def save_head(
@@ -84,6 +85,7 @@ def save_head(
         "transformer_layer_config": _layer_config(config),
     }
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    give_usual_modes(folder)
     return folder
 
 

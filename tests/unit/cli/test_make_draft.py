@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.cli.app import app
+from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.models.heads.load_head import load_head
 from langchain_specdec.models.loader import load_model
+from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.training import verdict
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher.extras import install_command
@@ -28,6 +31,8 @@ from tgi_launcher.extras import install_command
 pytestmark = pytest.mark.transformers
 
 SMALL = ("--own-prompts", 8, "--max-new-tokens", 12, "--epochs", 12, "--batch-tokens", 256, "--checkpoint-steps", 3)
+
+UNMEASURED = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +46,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """No speed is measured."""
-    found = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
-    monkeypatch.setattr(verdict, "measure", lambda *_: found)
+    monkeypatch.setattr(verdict, "measure", lambda *_: UNMEASURED)
 
 
 def make_draft(*arguments: object) -> Any:
@@ -70,6 +74,38 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     head = load_head(out, load_model(target))
     assert head.target_ids is not None
     assert head.draft_vocab_size == config["draft_vocab_size"] == len(head.target_ids)
+
+
+def test_a_pruned_model_runs_anywhere_and_drafts(target, tmp_path):
+    out = tmp_path / "draft"
+    umask = os.umask(0o027)
+    try:
+        result = make_draft(target, "--out", out, *SMALL, "--kind", "pruned", "--keep-layers", 3, "--json")
+    finally:
+        os.umask(umask)
+    assert result.exit_code == 0, result.stderr
+    assert "The draft keeps 3 of 4 layers (0, " in result.stderr
+    told = json.loads(result.stdout)
+    assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
+    assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1, told["draft_quantization"]) == (4, True, None)
+    assert not (out / "work").exists()
+    if os.name == "posix":
+        modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()}
+        assert set(modes.values()) == {0o640}, modes
+    model, weights = AutoModelForCausalLM.from_pretrained(out), load_file(out / "model.safetensors")
+    assert (model.config.num_hidden_layers, {weight.dtype for weight in weights.values()}) == (3, {torch.bfloat16})
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert model(tokenizer("Is it so?", return_tensors="pt").input_ids).logits.isfinite().all()
+    plain = LocalBackend(target, drafter="none", num_slots=1, max_length=128)
+    drafting = LocalBackend(target, drafter="draft_model", draft_model=out, draft_length=4, num_slots=1, max_length=128)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_new_tokens=24, temperature=temperature, seed=3)
+        request = CompletionRequest(plain.prompt_ids("Is it so?"), params)
+        expected, found = (collect(backend.start([request])[0]) for backend in (plain, drafting))
+        assert [token.id for token in found.tokens] == [token.id for token in expected.tokens]
+        assert found.finish.speculation.drafted_tokens > 0
+    plain.close()
+    drafting.close()
 
 
 @pytest.mark.process
@@ -107,8 +143,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(target, tmp_path):
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monkeypatch):
-    out = tmp_path / "draft"
+def test_ctrl_c_leaves_a_checkpoint_from_which_it_goes_on_to_the_same_weights(target, tmp_path, monkeypatch):
+    through, out = tmp_path / "through", tmp_path / "draft"
+    given = (*SMALL, "--kind", "pruned")
+    assert make_draft(target, "--out", through, *given).exit_code == 0
     from langchain_specdec.cli.progress import Lines
 
     tell = Lines.tell
@@ -119,12 +157,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monk
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Lines, "tell", press)
-    result = make_draft(target, "--out", out, *SMALL)
+    result = make_draft(target, "--out", out, *given)
     assert result.exit_code == 130
     assert "Ending after this step" in result.stderr
     assert f"What is done stays in {out}. Go on by: specdec" in result.stderr
     assert (out / "work/checkpoints/checkpoint-5/trainer_state.json").exists()
-    assert "Go on with it by --resume" in make_draft(target, "--out", out, *SMALL).stderr
+    assert "Go on with it by --resume" in make_draft(target, "--out", out, *given).stderr
+    monkeypatch.undo()
+    monkeypatch.setattr(verdict, "measure", lambda *_: UNMEASURED)
+    assert make_draft(target, "--out", out, *given, "--resume").exit_code == 0
+    assert (out / "model.safetensors").read_bytes() == (through / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +177,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monk
         (["--prompts", "none.txt"], "none.txt cannot be read"),
         (["--learning-rate", "x"], "--learning-rate must be a number above 0"),
         (["--draft-vocab-size", 1], "--draft-vocab-size must be"),
+        (["--kind", "x"], "--kind must be one of 'head', 'pruned'"),
+        (["--keep-layers", 2], "--keep-layers is for --kind pruned"),
+        (["--kind", "pruned", "--draft-vocab-size", 100], "--draft-vocab-size is for --kind head"),
+        (["--kind", "pruned", "--unroll", 2], "--unroll is for --kind head"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_path, monkeypatch):
@@ -151,6 +197,8 @@ def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
         return str(result.stderr)
 
     assert "has no chat format" in refused("--chat")
+    told = refused("--kind", "pruned", "--keep-layers", 4)
+    assert "--keep-layers is 4" in told and "Give a number from 2 to 3." in told
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}), encoding="utf-8")
     assert "is given plain text" in _fresh(tmp_path, lambda: refused("--prompts", file))

@@ -43,7 +43,7 @@ def test_states_are_the_models_own_and_are_written_once(tmp_path: Path, monkeypa
     state, logits = probe(runner, texts[2].tokens)
     torch.testing.assert_close(logits, own.logits[0, -1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.lm_head(state.float()), logits, rtol=2e-3, atol=2e-2)
-    monkeypatch.setattr(states, "_states", lambda *_: pytest.fail("a state is computed twice"))
+    monkeypatch.setattr(states, "states_of", lambda *_: pytest.fail("a state is computed twice"))
     record_states(runner, POINTS, 32, texts, folder, lambda *_: None)
 
 

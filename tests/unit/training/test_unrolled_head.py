@@ -12,7 +12,8 @@ from langchain_specdec.models.heads.eagle3_config import Eagle3Config
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.training.answers import Text
 from langchain_specdec.training.draft_vocabulary import draft_token_ids, share_covered
-from langchain_specdec.training.output_head import OutputHead, _rows_of
+from langchain_specdec.training.output_head import OutputHead
+from langchain_specdec.training.plain_weights import linear_rows
 from langchain_specdec.training.text_batches import TextBatches
 from langchain_specdec.training.unrolled_head import UnrolledHead
 
@@ -152,7 +153,7 @@ class Hidden(nn.Module):
 def test_rows_of_an_output_layer_however_it_keeps_them():
     linear = nn.Linear(HIDDEN, VOCAB)
     for layer in (linear, Hidden(linear)):
-        rows, bias = _rows_of(layer, IDS, torch.float32)
+        rows, bias = linear_rows(layer, IDS, torch.float32)
         torch.testing.assert_close(rows, linear.weight[IDS])
         torch.testing.assert_close(bias, linear.bias[IDS])
 
