@@ -195,6 +195,8 @@ def _comparison(
         ("tokens per step", f"{theirs.tokens_per_step:.2f}", f"{ours.tokens_per_step:.2f}"),
         ("acceptance rate", "", f"{ours.acceptance_rate:.0%}" if ours.drafted_tokens else "nothing drafted"),
     ]
+    for source, drafted, accepted in ours.by_source:
+        rows.append((f"accepted of {source}", "", f"{accepted} of {drafted}"))
     if has_speed_up:
         rows.append(("speed-up", "", _speed_up(ours, theirs)))
     return ("", "without", "with"), rows

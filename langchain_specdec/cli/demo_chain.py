@@ -152,6 +152,8 @@ class _Watcher(BaseCallbackHandler):
             decode_seconds=counts["decode_seconds"],
             drafted_per_position=counts["drafted_per_position"],
             accepted_per_position=counts["accepted_per_position"],
+            drafted_by_source=counts["drafted_by_source"],
+            accepted_by_source=counts["accepted_by_source"],
         )
         with self._lock:
             self.stats += stats

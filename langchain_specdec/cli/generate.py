@@ -188,6 +188,10 @@ def _stats(completion: Completion) -> Iterator[str]:
     yield f"{finish.completion_tokens} new tokens in {speculation.decode_seconds:.2f} s"
     yield f"{speculation.tokens_per_second:.1f} tokens/s"
     yield f"{speculation.tokens_per_step:.2f} tokens per step"
-    yield f"{speculation.accepted_tokens} of {speculation.drafted_tokens} drafted tokens accepted"
+    sources = ", ".join(f"{source} {accepted} of {drafted}" for source, drafted, accepted in speculation.by_source)
+    yield (
+        f"{speculation.accepted_tokens} of {speculation.drafted_tokens} drafted tokens accepted"
+        f"{f' ({sources})' if sources else ''}"
+    )
     yield f"ended by {finish.finish_reason}"
     yield f"seed {finish.seed}"

@@ -32,8 +32,8 @@ class SpeculationStats:
         accepted_per_position: Steps whose draft token at that place became part of the text; they sum up to
             `accepted_tokens`.
         drafted_by_source: Drafted tokens by where they came from: "lookup" (the text itself), "answers" (earlier ones),
-            "recycled" (the target's earlier candidates), "draft_model", "grammar" (forced). A token that several had is
-            counted where it was likeliest.
+            "recycled" (the target's earlier candidates), "draft_model", "eagle3" (a trained head), "grammar" (forced).
+            A token that several had is counted where it was likeliest.
         accepted_by_source: Those of them that became part of the text.
     """
 
@@ -69,6 +69,14 @@ class SpeculationStats:
         for counts, sources in (self.drafted_by_source, drafted), (self.accepted_by_source, accepted):
             for source in sources:
                 counts[source] = counts.get(source, 0) + 1
+
+    @property
+    def by_source(self) -> list[tuple[str, int, int]]:
+        """Where drafted tokens came from, how many from there, and how many of these were accepted."""
+        return [
+            (source, drafted, self.accepted_by_source.get(source, 0))
+            for source, drafted in self.drafted_by_source.items()
+        ]
 
     @property
     def acceptance_rate(self) -> float:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.head_slots import HeadSlot
 from langchain_specdec.drafters.head_tree import NUM_BRANCHES, HeadRow, HeadTree, level_kind
+from langchain_specdec.drafters.shared_forwards import next_chunks
 from langchain_specdec.grammar.token_masks import TokenMask, allowed_tensor
 from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
-from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.step_inputs import RowBatch, to_device
 from langchain_specdec.runner.verify import Verdict, is_gapless
 from langchain_specdec.sampling.choice import TableCache, noisy_scores
 from langchain_specdec.sampling.noise import Noise
@@ -67,10 +69,8 @@ class DraftHeadDrafter(Drafter):
         """Run the head over the same chunk as the target."""
         states = self._target.tapped
         for row, (request, start, stop) in enumerate(zip(requests, starts, stops, strict=True)):
-            slot = self._slot(request, start)
-            slot.add(start, states[row, : stop - start])
-            self._catch_up(request, slot, 0)
-            slot.keep()
+            self._slot(request, start).add(start, states[row, : stop - start])
+        self._take_in(requests)
 
     def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Take in the states along the path that stands."""
@@ -87,9 +87,7 @@ class DraftHeadDrafter(Drafter):
                 order = torch.tensor(path) if verdict.order is None else verdict.order[row][: len(path)]
                 kept = states[row].index_select(0, order)
             slot.add(start, kept)
-            if slot.num_waiting > _MAX_WAITING:
-                self._catch_up(request, slot, 0)
-                slot.keep()
+        self._take_in([r for r in requests if r.slot in self._slots and self._slots[r.slot].num_waiting > _MAX_WAITING])
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of levels, one forward each."""
@@ -110,6 +108,8 @@ class DraftHeadDrafter(Drafter):
         """Grow the trees of all requests that want any, for as long as the next level promises to pay."""
         drafts = [EMPTY_DRAFT] * len(requests)
         rows = [row for row, length in enumerate(lengths) if length > 0]
+        if not rows:
+            return drafts
         firsts = self._first_rows([requests[row] for row in rows])
         trees: dict[int, HeadTree] = {}
         for row, first in zip(rows, firsts, strict=True):
@@ -118,8 +118,8 @@ class DraftHeadDrafter(Drafter):
             trees[row] = HeadTree(self._source, requests[row].rates, limits, first, self._head.max_width)
         growing = list(trees)
         while growing:
-            for place in self._grow([requests[row] for row in growing], [trees[row] for row in growing]):
-                del trees[growing[place]]
+            for row in self._grow(requests, {row: trees[row] for row in growing}):
+                del trees[row]
             gains = {row: gain for row, tree in trees.items() if (gain := tree.go_on()) > 0}
             least = max([trees[row].limits.min_gain for row in gains], default=0.0)
             growing = list(gains) if sum(gains.values()) >= least else []
@@ -156,44 +156,57 @@ class DraftHeadDrafter(Drafter):
         slot.adopt(request, start)
         return slot
 
-    def _catch_up(self, request: DraftingRequest, slot: HeadSlot, left: int) -> None:
-        """Run the entries whose tokens are known, but for the last ones, without logits."""
-        tokens = request.token_ids
+    def _take_in(self, requests: Sequence[DraftingRequest]) -> None:
+        """Run all entries whose tokens are known; states that still wait outlive the forward that gave them."""
+        self._catch_up(requests, 0)
+        for request in requests:
+            self._slots[request.slot].keep()
+
+    def _catch_up(self, requests: Sequence[DraftingRequest], left: int) -> None:
+        """Run the entries whose tokens are known, but for so many of the last ones, without logits."""
+        slots = [self._slots[request.slot] for request in requests]
         while True:
-            first = slot.offset + slot.length + 1
-            count = min(slot.num_waiting, len(tokens) - first - left, self._chunk)
-            if count < 1:
+            places = [slot.length for slot in slots]
+            # An entry is of the token after its position.
+            firsts = [slot.offset + slot.length + 1 for slot in slots]
+            lacking = [
+                min(slot.num_waiting, len(request.token_ids) - first - left)
+                for request, slot, first in zip(requests, slots, firsts, strict=True)
+            ]
+            counts = next_chunks(places, lacking, self._chunk, self._target.max_length)
+            if not counts:
                 return
-            place = slot.length
-            states = self._head.condense(slot.take(count))
-            self._head.extend(RowBatch([request.slot], [place], [tokens[first : first + count]]), [states])
+            states = self._condense([slots[row].take(count) for row, count in counts.items()])
+            tokens = [requests[row].token_ids[firsts[row] : firsts[row] + count] for row, count in counts.items()]
+            batch = RowBatch([requests[row].slot for row in counts], [places[row] for row in counts], tokens)
+            self._head.extend(batch, states)
+
+    def _condense(self, waiting: Sequence[Tensor]) -> list[Tensor]:
+        """What the head takes of tapped states, by row."""
+        together = waiting[0] if len(waiting) == 1 else torch.cat([*waiting])
+        return [*self._head.condense(together).split([len(each) for each in waiting])]
 
     def _first_rows(self, requests: Sequence[DraftingRequest]) -> list[HeadRow]:
         """The entries that lead to each text's last token."""
-        places, waiting = [], []
-        for request in requests:
-            slot = self._slots[request.slot]
-            self._catch_up(request, slot, _MAX_FED)
-            places.append(slot.length)
-            waiting.append(slot.take(slot.num_waiting))
-        if not requests:
-            return []
-        states = self._head.condense(torch.cat(waiting)).split([len(each) for each in waiting])
+        self._catch_up(requests, _MAX_FED)
+        slots = [self._slots[request.slot] for request in requests]
+        places = [slot.length for slot in slots]
+        states = self._condense([slot.take(slot.num_waiting) for slot in slots])
         return [
             HeadRow(place, request.token_ids[-len(each) :], [*range(-1, len(each) - 1)], each)
             for request, place, each in zip(requests, places, states, strict=True)
         ]
 
-    def _grow(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> list[int]:
-        """One forward of the head for some trees; those for which it computes nothing sound."""
-        given = self._forward(requests, trees)
+    def _grow(self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree]) -> list[int]:
+        """One forward of the head for the trees of some requests; those for which it computes nothing sound."""
+        given = self._forward([requests[index] for index in trees], [*trees.values()])
         told = iter(self._likeliest(requests, trees, [logits.float() for logits, _ in given]))
         failed = []
-        for row, (tree, (_, following)) in enumerate(zip(trees, given, strict=True)):
+        for (index, tree), (_, following) in zip(trees.items(), given, strict=True):
             candidates = [next(told) for _ in tree.asked]
             if any(found is None for found in candidates):
-                self._give_up(requests[row])
-                failed.append(row)
+                self._give_up(requests[index])
+                failed.append(index)
                 continue
             tree.grow([found or [] for found in candidates], following)
         return failed
@@ -214,28 +227,29 @@ class DraftHeadDrafter(Drafter):
         return (self._slots.get(request.slot) or HeadSlot()).length
 
     def _likeliest(
-        self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree], asked: Sequence[Tensor]
+        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]
     ) -> list[list[tuple[int, float]] | None]:
         """What may follow each node that was asked for: the target's tokens, with the head's probabilities.
 
         Args:
-            requests: Whose texts they are.
-            trees: Their trees.
+            requests: All that drafts are made for.
+            trees: The trees of some of them, by their index.
             asked: Logits of the nodes, `[nodes, vocab]` each.
 
         Returns:
             None for a node whose logits are not sound.
         """
         flat, ids = torch.cat([*asked]), self._head.target_ids
-        noise = Noise.of([request.params for request in requests], [request.seed for request in requests])
+        growing = [requests[index] for index in trees]
+        noise = Noise.of([request.params for request in growing], [request.seed for request in growing])
         scores = flat
         if noise is None or noise.is_sampled:
             scores, ids = self._scores(requests, trees, asked), None
         chances = scores.softmax(-1)
         best = chances.topk(min(NUM_BRANCHES, chances.shape[-1]))
         tokens = best.indices if ids is None else ids[best.indices]
-        # All in one copy to the host.
-        told = torch.cat([flat.amax(-1, keepdim=True).double(), best.values.double(), tokens.double()], 1).tolist()
+        # All in one copy to the host; tokens are whole numbers in float32 too, up to 16 million of them.
+        told = torch.cat([flat.amax(-1, keepdim=True), best.values, tokens.float()], 1).tolist()
         count = best.indices.shape[1]
         return [
             [
@@ -249,12 +263,16 @@ class DraftHeadDrafter(Drafter):
         ]
 
     def _scores(
-        self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree], asked: Sequence[Tensor]
+        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]
     ) -> Tensor:
         """Scores of all the target's tokens after each node, with what the request asks for, `[nodes, vocab]`."""
         device, vocab_size = asked[0].device, self._target.vocab_size
         counts = [len(each) for each in asked]
-        width, most = max(counts), max(len(tree.tokens) for tree in trees)
+        history = next((request.history for request in requests if request.history is not None), None)
+        # What leads to a node is asked for penalties alone.
+        width, most = max(counts), 0
+        if history is not None:
+            most = max(len(tree.tokens) for tree in trees.values())
         full = torch.full((len(asked), width, vocab_size), -math.inf, device=device)
         ids = self._head.target_ids
         for row, each in enumerate(asked):
@@ -262,26 +280,30 @@ class DraftHeadDrafter(Drafter):
                 full[row, : len(each), : each.shape[-1]] = each
             else:
                 full[row, : len(each)].index_copy_(1, ids, each)
-        positions = torch.zeros(len(asked), width, dtype=torch.int64)
-        drafts = torch.zeros(len(asked), most, dtype=torch.int64)
-        ancestors = torch.zeros(len(asked), width, most, dtype=torch.bool)
+        # One copy takes all to the device: the requests' indices, where the nodes stand in their texts, the tokens of
+        # the trees, and which of them lead to which node.
+        parts = [1, width, most, width * most]
+        packed = np.zeros((len(asked), sum(parts)), dtype=np.int64)
+        indices, positions, drafts, ancestors = np.split(packed, np.cumsum(parts[:-1]), axis=1)
+        indices[:, 0] = list(trees)
         masks: list[list[TokenMask | None] | None] = []
-        for row, (request, tree) in enumerate(zip(requests, trees, strict=True)):
-            drafts[row, : len(tree.tokens)] = torch.tensor(tree.tokens, dtype=torch.int64)
+        for row, (index, tree) in enumerate(trees.items()):
+            request = requests[index]
+            drafts[row, : len(tree.tokens)] = tree.tokens[:most]
             paths = [tree.path_to(node) for node in tree.asked]
             for place, path in enumerate(paths):
                 positions[row, place] = len(request.token_ids) + len(path)
-                ancestors[row, place, path] = True
+                if most:
+                    ancestors[row, [place * most + node for node in path]] = 1
             constraint = request.constraint
             masks.append(
                 [constraint.mask_after([tree.tokens[n] for n in path]) for path in paths] if constraint else None
             )
         allowed = allowed_tensor(masks, width, vocab_size, device)
-        table = self._tables.table(requests, vocab_size, device)
-        history = next((request.history for request in requests if request.history is not None), None)
-        positions, drafts, ancestors = (given.to(device) for given in (positions, drafts, ancestors))
-        make_noise = self._target.make_noise
-        scores = noisy_scores(full, table, positions, history, drafts, ancestors, allowed, make_noise)
+        given = to_device(packed, device).split(parts, 1)
+        leads = given[3].reshape(len(asked), width, most).bool()
+        table = self._tables.table(requests, vocab_size, device).take(given[0][:, 0])
+        scores = noisy_scores(full, table, given[1], history, given[2], leads, allowed, self._target.make_noise)
         return torch.cat([scores[row, :count] for row, count in enumerate(counts)])
 
     def _give_up(self, request: DraftingRequest) -> None:

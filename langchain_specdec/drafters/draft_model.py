@@ -19,6 +19,7 @@ from torch import Tensor
 from langchain_specdec.drafters.acceptance import DraftKind
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, Drafter, DraftingRequest, DraftLimits, Proposal
 from langchain_specdec.drafters.draft_text import DraftText
+from langchain_specdec.drafters.shared_forwards import next_chunks
 from langchain_specdec.grammar.token_masks import allowed_tensor
 from langchain_specdec.models.common_vocabulary import CommonVocabulary
 from langchain_specdec.runner.runner import Runner
@@ -193,12 +194,23 @@ class DraftModelDrafter(Drafter):
 
     def _catch_up(self, requests: Sequence[DraftingRequest], stops: Sequence[int]) -> None:
         """Run the model over tokens up to `stops` that the slots lack, without logits, in chunks."""
-        for request, end in zip(requests, stops, strict=True):
-            held, tokens, stop = self._roll_back(request), self._text(request).ids, min(end, self._runner.max_length)
-            while len(held) < stop:
-                chunk = tokens[len(held) : min(stop, len(held) + self._prefill_chunk)]
-                self._runner.prefill(RowBatch([request.slot], [len(held)], [self._known(chunk)]))
-                held.extend(chunk)
+        room, helds = self._runner.max_length, [self._roll_back(request) for request in requests]
+        while True:
+            starts = [len(held) for held in helds]
+            lacking = [min(stop, room) - start for stop, start in zip(stops, starts, strict=True)]
+            counts = next_chunks(starts, lacking, self._prefill_chunk, room)
+            if not counts:
+                return
+            chunks = {row: self._text(requests[row]).ids[starts[row] : starts[row] + n] for row, n in counts.items()}
+            self._runner.prefill(
+                RowBatch(
+                    [requests[row].slot for row in chunks],
+                    [starts[row] for row in chunks],
+                    [self._known(chunk) for chunk in chunks.values()],
+                )
+            )
+            for row, chunk in chunks.items():
+                helds[row].extend(chunk)
 
     def _decode(self, requests: Sequence[DraftingRequest], steps: int) -> list[list[int]]:
         texts = [self._text(r).ids for r in requests]

@@ -133,7 +133,7 @@ class RowInputs:
     def from_batch(cls, batch: RowBatch, device: torch.device) -> RowInputs:
         """Take rows to the device, without padding rows, in one copy that the host does not wait for."""
         has_tree = not batch.is_chain
-        buffer = _on_host(batch.pack(has_tree=has_tree), device).to(device, non_blocking=True)
+        buffer = to_device(batch.pack(has_tree=has_tree), device)
         return cls.from_buffer(buffer, len(batch.slots), batch.width, has_tree=has_tree)
 
     @classmethod
@@ -190,12 +190,17 @@ class RowInputs:
         )
 
 
+def to_device(packed: NDArray[Any], device: torch.device) -> Tensor:
+    """Take an array to the device, in one copy that the host does not wait for."""
+    return _on_host(packed, device).to(device, non_blocking=True)
+
+
 def load(packed: NDArray[np.uint8], buffer: Tensor) -> None:
     """Take a packed buffer to where another one stands on the device, in one copy that the host does not wait for."""
     buffer.copy_(_on_host(packed, buffer.device), non_blocking=True)
 
 
-def _on_host(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _on_host(packed: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(packed)
     # torch keeps pinned memory until the copies from it are over.
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,6 +124,18 @@ class SamplingTable:
             index = np.concatenate([row * vocab_size + bias.tokens for row, bias in given])
             values = np.concatenate([bias.values for _, bias in given])
             self.bias.view(-1)[torch.tensor(index, device=device)] = torch.tensor(values, device=device)
+
+    def take(self, rows: Tensor) -> SamplingTable:
+        """The table of some of its rows.
+
+        Args:
+            rows: Their indices, int64 `[count]`, on the device.
+        """
+        taken = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(taken, name, value.index_select(0, rows))
+        return taken
 
     @property
     def is_plain(self) -> bool:

@@ -112,6 +112,7 @@ class ServerMetrics(Collector):
         """The series."""
         yield from self._of_tgi()
         yield from self._of_vllm()
+        yield from self._by_source()
 
     def _of_tgi(self) -> Iterator[Metric]:
         # TGI's counters lack the ending that Prometheus asks for, so that they count as of no type here.
@@ -157,19 +158,28 @@ class ServerMetrics(Collector):
             "spec_decode_num_accepted_tokens": ("Drafted tokens that were accepted.", stats.accepted_tokens),
         }
         for name, (text, value) in counters.items():
-            yield self._counter(name, text, {}, [((), value)])
+            yield self._counter(f"vllm:{name}", text, {}, [((), value)])
         places = [((str(place),), count) for place, count in enumerate(stats.accepted_per_position)]
         text = "Drafted tokens that were accepted, by their place in the draft."
-        yield self._counter("spec_decode_num_accepted_tokens_per_pos", text, {"position": ""}, places)
+        yield self._counter("vllm:spec_decode_num_accepted_tokens_per_pos", text, {"position": ""}, places)
         reasons = [((reason,), count) for reason, count in self._finished.items()]
-        yield self._counter("request_success", "Answered requests, by their end.", {"finished_reason": ""}, reasons)
+        yield self._counter(
+            "vllm:request_success", "Answered requests, by their end.", {"finished_reason": ""}, reasons
+        )
         text = "Seconds from a request to its first token."
         yield self._first_token.family("vllm:time_to_first_token_seconds", text, self._labels)
+
+    def _by_source(self) -> Iterator[Metric]:
+        """What neither TGI nor vLLM tells: where drafts came from."""
+        drafted, accepted = self._speculation.drafted_by_source, self._speculation.accepted_by_source
+        for what, text, counts in ("drafted", "Drafted tokens", drafted), ("accepted", "Accepted tokens", accepted):
+            values = [((source,), count) for source, count in counts.items()]
+            yield self._counter(f"specdec:{what}_tokens_by_source", f"{text}, by origin.", {"source": ""}, values)
 
     def _counter(
         self, name: str, text: str, further: dict[str, str], values: Sequence[tuple[tuple[str, ...], int]]
     ) -> Metric:
-        family = CounterMetricFamily(f"vllm:{name}", text, labels=[*self._labels, *further])
+        family = CounterMetricFamily(name, text, labels=[*self._labels, *further])
         for labels, value in values:
             family.add_metric([*self._labels.values(), *labels], value)
         return family

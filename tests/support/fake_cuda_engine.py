@@ -13,15 +13,20 @@ from torch import Tensor
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.drafters.base import Drafter
 from langchain_specdec.drafters.combined import CombinedDrafter
+from langchain_specdec.drafters.draft_head import DraftHeadDrafter
 from langchain_specdec.drafters.draft_model import DraftModelDrafter
+from langchain_specdec.drafters.head_tree import NUM_BRANCHES
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import PromptLookupDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.models.heads.eagle3_config import Eagle3Config
+from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.attention import ATTENTION_NAME
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
 from langchain_specdec.runner.model_runner import ModelRunner
+from langchain_specdec.runner.module_head_runner import ModuleHeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.runner.verify import is_gapless
@@ -30,7 +35,7 @@ from tests.support.fake_cuda import FIRST_LETTER, NUM_LETTERS, FakeCapture, Fake
 from tests.support.model_families import make_config
 from tests.support.tiny_models import EOS, VOCAB, byte_tokenizer, loaded, read
 
-DRAFTINGS = ("none", "lookup", "auto", "draft model", "combined")
+DRAFTINGS = ("none", "lookup", "auto", "draft model", "combined", "head")
 NUM_SLOTS = 2
 PREFILL_CHUNK = 16
 
@@ -38,6 +43,8 @@ _MAX_DRAFT_TOKENS = 5
 _MAX_TREE_NODES = 16
 # So that some drafts are looked up and some are computed, where both can be had.
 _DRAFT_COST = 0.4
+# What a draft head says of each node: that its scores are sound, chances, and letters.
+_HEAD_SAYS = [0.0, 0.6, 0.3, *[0.01] * (NUM_BRANCHES - 2), *range(FIRST_LETTER, FIRST_LETTER + NUM_BRANCHES)]
 # Draft tokens of a row that stand in a step, at most.
 _NUM_STANDING = 2
 
@@ -82,15 +89,17 @@ class FakeCudaEngine:
         self.runners: list[Any] = list(uncaptured)
         if is_captured:
             self.runners = [_captured(runner, cuda) for runner in uncaptured]
+        if drafting == "head":
+            self.runners[1] = ModuleHeadRunner(_head(dtype), NUM_SLOTS, 128, 1 + _MAX_TREE_NODES)
         target, draft = self.runners
-        drafter = _drafter(drafting, draft)
+        drafter = _drafter(drafting, target, draft)
         self._engine = Engine(
             target,
             drafter,
             byte_tokenizer(),
             (EOS,),
             max_draft_tokens=_MAX_DRAFT_TOKENS,
-            max_tree_nodes=_MAX_TREE_NODES if drafting in ("auto", "combined") else 0,
+            max_tree_nodes=_MAX_TREE_NODES if drafting in ("auto", "combined", "head") else 0,
             prefill_chunk=PREFILL_CHUNK,
             step_cost=StepCost.flat(draft=_DRAFT_COST),
         )
@@ -131,6 +140,8 @@ class FakeCudaEngine:
 
     def _answer(self, tensor: Tensor) -> Any:
         batch = self._batch
+        if tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[1] == 1 + 2 * NUM_BRANCHES:
+            return [_HEAD_SAYS] * len(tensor)
         if batch is None or tuple(tensor.shape) != (2 + batch.num_candidates, len(batch.slots), batch.width):
             return letters(tensor)
         picks, stands = zip(*(self._row_verdict(batch, row) for row in range(len(batch.slots))), strict=True)
@@ -166,11 +177,27 @@ def _captured(runner: Runner, cuda: FakeCuda) -> CapturedRunner:
     return CapturedRunner(runner, FakeCapture(cuda), "reduce-overhead")
 
 
-def _drafter(drafting: str, draft: Runner) -> Drafter:
+@functools.cache
+def _head(dtype: torch.dtype) -> Eagle3Head:
+    config = make_config("llama")
+    hidden, vocab = config.hidden_size, config.vocab_size
+    made = Eagle3Config((0, 1), hidden, hidden, hidden, 48, 4, 2, 8, vocab, vocab // 2, has_embedding=True)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("cuda"):
+            return Eagle3Head(made, torch.arange(vocab // 2)).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _drafter(drafting: str, target: Runner, draft: Any) -> Drafter:
     if drafting == "none":
         return Drafter()
     if drafting == "lookup":
         return PromptLookupDrafter(5)
+    if drafting == "head":
+        return DraftHeadDrafter(target, draft, "eagle3", PREFILL_CHUNK)
     model = DraftModelDrafter(draft, VOCAB, PREFILL_CHUNK)
     if drafting == "draft model":
         return model

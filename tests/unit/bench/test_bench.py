@@ -589,7 +589,7 @@ def test_the_numbers_of_the_benchmarks_page():
     assert [f"{accepted_over_drafted(0.9, g):.0%}" for g in (4, 10)] == ["77%", "59%"]
     assert accepted_over_drafted(0.958, 4) == pytest.approx(0.9, abs=1e-3)
     assert f"{tokens_per_step(0.9583, 4):.2f} tokens a step" in page
-    named = re.findall(r"^\| (`[a-z_`, -]+) \|", page, re.MULTILINE)
+    named = re.findall(r"^\| (`[a-z0-9_`, -]+) \|", page, re.MULTILINE)
     assert {name.strip("` ") for names in named for name in names.split(",")} == set(KINDS)
 
 
@@ -851,7 +851,7 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
     ("arguments", "part"),
     [
         (("--contestants", "plain,fast"), "no contestant 'fast'. Known are: 'plain', 'prompt_lookup', 'draft_model', "),
-        (("--contestants", "draft_model"), "'draft_model' needs a draft model: give one with --draft-model, or leave"),
+        (("--contestants", "draft_model"), "'draft_model' needs a draft model or a trained head: give one with"),
         (("--draft-model", "a", "--contestants", "plain"), "take one of 'draft_model', 'auto'"),
         (("--draft-model", "a", "--contestants", "draft_model:x"), "The setting of 'draft_model' is its draft length"),
         (("--contestants", " , "), "no contestants"),

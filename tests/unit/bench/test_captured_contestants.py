@@ -41,7 +41,8 @@ def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return CapturedRunner(runner, RecordedCapture(), "auto")
 
     monkeypatch.setattr(ours, "make_runner", make)
-    monkeypatch.setattr("langchain_specdec.backends.local.make_runner", make)
+    for module in ("local", "local_drafts"):
+        monkeypatch.setattr(f"langchain_specdec.backends.{module}.make_runner", make)
     load = weights.load_weights
     monkeypatch.setattr(build, "load_weights", lambda *args, **options: replace(load(*args, **options), captured=[]))
 

@@ -108,6 +108,8 @@ def test_a_right_draft_is_taken_beside_a_wrong_one(target: Any, engines: MakeEng
 class Head(TreeOracleDrafter):
     """Computes a tree level by level, a wrong token before the right one in each."""
 
+    num_forwards = 0
+
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         reaches = request.rates.chain(self._levels(limits.max_depth))
         return [Proposal(reaches=reaches, steps_per_token=1, level_width=2, limits=limits)] if reaches else []
@@ -115,6 +117,7 @@ class Head(TreeOracleDrafter):
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
+        self.num_forwards += max(lengths)
         return [self._tree(*each) for each in zip(requests, proposals, lengths, strict=True)]
 
     def _tree(self, request: DraftingRequest, proposal: Proposal, length: int) -> Draft:
@@ -178,6 +181,7 @@ class Guesser(Drafter):
     """Guesses the token 0, which is always right, by chances; those of its model take time on the clock."""
 
     num_layers = 1
+    num_forwards = 0
 
     def __init__(self, clock: SimpleNamespace, cost: StepCost, by_model: float, by_lookup: float | None) -> None:
         self._clock, self._cost, self._by_model, self._by_lookup = clock, cost, by_model, by_lookup
@@ -199,7 +203,9 @@ class Guesser(Drafter):
     ) -> list[Draft]:
         drafts = super().propose(requests, proposals, lengths)
         rows = [row for row, proposal in enumerate(proposals) if proposal.steps_per_token]
-        self._clock.now += max([lengths[row] for row in rows], default=0) * self._cost.draft_seconds(1)
+        count = max([lengths[row] for row in rows], default=0)
+        self.num_forwards += count
+        self._clock.now += count * self._cost.draft_seconds(1)
         for row in rows:
             drafts[row] = Draft.chain(self._guesses(self._by_model, lengths[row]), model_kinds(lengths[row]))
         return drafts

@@ -54,6 +54,8 @@ def test_figures_agree_with_what_clients_were_told(backend):
     assert found[("vllm:spec_decode_num_accepted_tokens_total",)] == accepted > 0
     per_place = [v for (name, *_), v in found.items() if name == "vllm:spec_decode_num_accepted_tokens_per_pos_total"]
     assert sum(per_place) == accepted
+    sources = {name[-1]: v for name, v in found.items() if name[0] == "specdec:accepted_tokens_by_source_total"}
+    assert sources == {"draft_model": accepted}
     assert found[("vllm:spec_decode_num_drafts_total",)] == sum(each["drafted_per_position"][0] for each in stats)
     assert found[("vllm:generation_tokens_total",)] == written
     assert found[("vllm:time_to_first_token_seconds_count",)] == 3

@@ -40,8 +40,12 @@ STEPS = {
     ("cut", "auto"): (1, 1),
     # A loop of the draft model has inputs and a result of its own.
     ("greedy", "draft model"): (2, 2),
-    # Where the text went on without the draft model, each row is read up to its end first.
-    ("sampled", "combined"): (2, 4),
+    # Where the texts went on without the draft model, they are read up to their ends first, together.
+    ("sampled", "combined"): (2, 3),
+    # For each of five levels of the tree inputs and a result; with noise, where its nodes stand in their texts too.
+    ("greedy", "head"): (6, 6),
+    ("sampled", "head"): (6, 11),
+    ("penalised", "head"): (6, 13),
     # What each row emitted is copied to where its tokens are counted.
     ("penalised", "auto"): (1, 3),
     ("penalised", "draft model"): (2, 4),
@@ -58,6 +62,7 @@ CAPTURED = [
     ("greedy", "draft model"),
     ("sampled", "combined"),
     ("grammar", "draft model"),
+    ("sampled", "head"),
 ]
 CASES = [*((*step, False) for step in STEPS), *((*step, True) for step in CAPTURED)]
 
@@ -92,10 +97,10 @@ def test_turns_stay_on_the_device(kind: str, drafting: str, is_captured: bool, c
     engine = check(cuda, kind, drafting, is_captured=is_captured)
     target, draft = engine.runners
     # The slots' gaps were closed, and the draft model was asked.
-    assert (engine.num_gaps > 0) == (drafting in ("auto", "combined"))
-    assert (draft.num_forwards > 0) == (drafting in ("draft model", "combined"))
+    assert (engine.num_gaps > 0) == (drafting in ("auto", "combined", "head"))
+    assert (draft.num_forwards > 0) == (drafting in ("draft model", "combined", "head"))
     if is_captured:
-        for runner in (target, draft):
+        for runner in (target, draft)[: 1 if drafting == "head" else 2]:
             assert isinstance(runner, CapturedRunner)
             assert runner.store.rejected == {}
             assert bool(runner.store.num_made) == bool(runner.num_forwards)
