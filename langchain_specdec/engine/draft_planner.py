@@ -108,7 +108,8 @@ class DraftPlanner:
         started = time.perf_counter()
         rows = self._drafting_rows(requests)
         may_look = self._may_look(len(requests), len(rows))
-        limits = self._chooser.limits(self._cost, len(rows) or 1)
+        # A length that is fixed is drafted whatever it costs.
+        limits = self._chooser.limits(self._cost if self._is_adaptive else None, len(rows) or 1)
         offers = self._consider(requests, rows, limits, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0

@@ -246,3 +246,27 @@ def test_scores_that_are_not_sound_cost_nobody_a_text(make: Any, caplog: pytest.
     assert "The draft head computes NaN" in caplog.text
     text, stats = count_steps(engine, [6, 9, 3], params)  # slots are clean
     assert stats.num_steps <= 4
+
+
+@pytest.mark.parametrize("where", ["condense", "extend", "run"])
+def test_a_head_that_runs_out_of_memory_costs_nobody_a_text(
+    where: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    engine = make(model, head, max_draft_tokens=3, step_cost=StepCost.flat())
+    (runner,) = engine.drafter.runners
+    params, prompt, references = replace(GREEDY, max_new_tokens=17), [*range(12)], References(model)
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, where, fail)
+        text, stats = count_steps(engine, prompt, params)
+        assert (text, stats.num_steps) == (references(prompt, params), len(text))
+    # The slot holds nothing that was not computed, of which the next text would be drafted.
+    prompt = [*prompt, *text, 7]
+    text, stats = count_steps(engine, prompt, params)
+    assert text == references(prompt, params)
+    assert stats.num_steps <= 6
