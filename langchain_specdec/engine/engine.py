@@ -316,6 +316,8 @@ class Engine:
         """Leave nothing of a failed request: its slot may be half written, or hold NaN, which harms the next text."""
         request.num_cached = 0
         if request.slot >= 0:
+            # Heads have read what the target computed of it.
+            self._guarded.let_go(request.slot, 0)
             with contextlib.suppress(Exception):
                 self.runner.cache.wipe(request.slot)
 

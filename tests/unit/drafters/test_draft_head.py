@@ -20,6 +20,7 @@ from langchain_specdec.drafters.head_tree import HeadRow, HeadTree
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.errors import GenerationError
 from langchain_specdec.models.heads.load_head import load_head
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
@@ -270,3 +271,22 @@ def test_a_head_that_runs_out_of_memory_costs_nobody_a_text(
     text, stats = count_steps(engine, prompt, params)
     assert text == references(prompt, params)
     assert stats.num_steps <= 6
+
+
+def test_a_text_that_failed_leaves_nothing_in_the_heads_slot(make: Any) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[77] = math.nan
+    engine = make(model, head, step_cost=StepCost.flat())
+    with pytest.raises(GenerationError, match="no usable scores"):
+        read(engine.submit([5, 77, *range(20)], GREEDY))
+    (runner,) = engine.drafter.runners
+    assert runner.cache.layers[0].keys.isfinite().all()
+    params = replace(GREEDY, max_new_tokens=17)
+    # Short texts beside a long one are computed over as many places as that one has.
+    prompts = [[5, 9, 3], [6, 9, 3], [8, 9, 3], [*range(40)]]
+    for prompt, stream in [(prompt, engine.submit(prompt, params)) for prompt in prompts]:
+        tokens, end = read(stream)
+        assert token_ids(tokens) == References(model)(prompt, params)
+        assert end.speculation.num_steps <= 4
