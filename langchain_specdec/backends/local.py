@@ -250,6 +250,7 @@ class LocalBackend(Backend):
             return  # it was not made, or a collector ended this object before the finalizer of its owner closes it
         if not engine.close():
             return  # it runs still, and its memory goes with the last reference to it
+        engine.drafter.forget()
         for runner in self._runners:
             runner.release()
         self._runners = []

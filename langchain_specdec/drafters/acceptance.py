@@ -11,6 +11,9 @@ DraftKind = tuple[str, int]
 FORCED: DraftKind = ("forced", 0)
 """A token that is no guess, because a grammar allows no other."""
 
+# Draft heads, by what their drafts are called, and the kinds of their levels.
+_HEADS = ("eagle3", "mtp", "assistant")
+_LEVELS = tuple([f"{name}-level" for name in _HEADS])
 # Chance that a token is right, given that its parent is and its earlier siblings are not: counted on 76 greedy answers
 # of a 135M chat model to Spec-Bench prompts of all 13 categories. A start only; each request soon follows its own text.
 _PRIORS: dict[str, tuple[float, ...]] = {
@@ -26,8 +29,8 @@ _PRIORS: dict[str, tuple[float, ...]] = {
     "token": (0.12, 0.1, 0.07, 0.06, 0.03, 0.03, 0.02, 0.02),
     "model": (0.7,),
     # By how sure a draft head is of the token, see `head_tree`; and whether any token of a level is right.
-    "eagle3": (0.01, 0.03, 0.07, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93),
-    "eagle3-level": (0.6, 0.55, 0.5),
+    **dict.fromkeys(_HEADS, (0.01, 0.03, 0.07, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93)),
+    **dict.fromkeys(_LEVELS, (0.6, 0.4, 0.3)),
     # By a grammar.
     "forced": (1.0,),
 }
@@ -44,7 +47,7 @@ _SOURCE_NAMES = {
     "forced": "grammar",
 }
 # Sources whose guesses take no time to make.
-_FREE = frozenset(_PRIORS) - {"model"}
+_FREE = frozenset(_PRIORS).difference(("model",), _HEADS, _LEVELS)
 # Kinds whose numbers count from 1.
 _FROM_ONE = ("lookup", "shared-4", "shared-2", "shared-4-other", "shared-2-other")
 _PRIOR_WEIGHT = 8.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftingRequest, DraftLimits, Proposal
+from langchain_specdec.drafters.guarded import GuardedDrafter
 from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.verify import Verdict
@@ -19,7 +20,8 @@ class CombinedDrafter(Drafter):
     """
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
-        self._drafters = tuple(drafters)
+        # Where one fails, the others go on.
+        self._drafters = tuple([GuardedDrafter(drafter) for drafter in drafters])
         self.num_candidates = max(drafter.num_candidates for drafter in drafters)
         self.num_layers = max(drafter.num_layers for drafter in drafters)
 

@@ -76,7 +76,7 @@ class DraftHeadDrafter(Drafter):
         """Take in the states along the path that stands."""
         states = self._target.tapped
         for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
-            if not path:
+            if not path or request.request_id in self._given_up:
                 continue
             # The last token of the text is the first that was verified.
             start = len(request.token_ids) - 1

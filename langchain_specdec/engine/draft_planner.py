@@ -6,9 +6,9 @@ rows are chosen and in the pace at which prompts are read.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from langchain_specdec.drafters.base import Draft, Drafter, DraftLimits, Proposal
@@ -24,8 +24,6 @@ from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.noise import Noise
 from langchain_specdec.sampling.params import SamplingParams
 
-_logger = logging.getLogger(__name__)
-
 # Once no draft has paid for so many steps, looking for one may take this share of plain decoding's time.
 _LOOK_STEPS = 4
 _LOOK_SHARE = 0.004
@@ -40,7 +38,7 @@ class DraftPlanner:
 
     Args:
         runner: The target model.
-        drafter: Where drafts come from.
+        drafter: Where drafts come from. It does not fail; see `GuardedDrafter`.
         max_draft_tokens: Most tokens to draft one after the other.
         max_tree_nodes: Most tokens of a draft that is a tree; 0: chains only.
         draft_length: `"auto"` or a fixed number, of chains then.
@@ -110,7 +108,8 @@ class DraftPlanner:
         started = time.perf_counter()
         rows = self._drafting_rows(requests)
         may_look = self._may_look(len(requests), len(rows))
-        limits = self._chooser.limits(self._cost, len(rows) or 1)
+        # A length that is fixed is drafted whatever it costs.
+        limits = self._chooser.limits(self._cost if self._is_adaptive else None, len(rows) or 1)
         offers = self._consider(requests, rows, limits, may_look=may_look)
         # Measuring what steps cost is no part of decoding.
         started += self._update_cost(requests[0], offers) if may_prepare else 0.0
@@ -172,11 +171,7 @@ class DraftPlanner:
                 self._cost.observe_draft(plan.num_forwards, self._draft_seconds, is_resumed=plan.is_resumed)
         self._is_drafting = plan.num_forwards > 0
         if self._is_adaptive and plan.num_candidates == self.num_candidates:
-            try:
-                self._drafter.observe(requests, verdict)
-            except Exception:
-                # Drafts only change the speed, so a drafter that cannot learn must not fail a request.
-                _logger.exception("The drafter failed to learn from a step")
+            self._drafter.observe(requests, verdict)
         for row, request in enumerate(requests):
             # Guesses that were offered but not drafted count too: comparing them costs nothing.
             for guess in plan.guesses[row]:
@@ -206,9 +201,7 @@ class DraftPlanner:
             request = requests[row]
             # What a grammar forces is never passed over.
             if may_look or request.constraint is not None:
-                offers[row] = self._drafter.consider(
-                    request, DraftLimits(max_depth, limits.max_nodes, limits.min_reach)
-                )
+                offers[row] = self._drafter.consider(request, replace(limits, max_depth=max_depth))
         if may_look:
             seconds = (time.perf_counter() - started) / len(rows)
             self._look_seconds += (_LOOK_WEIGHT if self._look_seconds else 1.0) * (seconds - self._look_seconds)

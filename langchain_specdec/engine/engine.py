@@ -14,6 +14,7 @@ from langchain_specdec.completions import interpreter_end
 from langchain_specdec.completions.completion import CompletionRequest
 from langchain_specdec.completions.stream import CompletionStream
 from langchain_specdec.drafters.base import Drafter
+from langchain_specdec.drafters.guarded import GuardedDrafter
 from langchain_specdec.engine.draft_planner import DraftPlanner
 from langchain_specdec.engine.emission import UnsoundScoresError
 from langchain_specdec.engine.inbox import Inbox, keep_until_exit
@@ -78,8 +79,9 @@ class Engine:
         self.drafter = drafter
         cache = runner.cache
         self._scheduler = Scheduler(cache.num_slots, cache.max_length, token_budget, cache.resumable)
-        self._planner = DraftPlanner(runner, drafter, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
-        self._stepper = Stepper(runner, drafter, self._planner)
+        self._guarded = guarded = GuardedDrafter(drafter)
+        self._planner = DraftPlanner(runner, guarded, max_draft_tokens, max_tree_nodes, draft_length, step_cost)
+        self._stepper = Stepper(runner, guarded, self._planner)
         self._pace = PrefillPace(prefill_chunk, is_adaptive=not runner.is_width_free)
         self._inbox = Inbox()
         own_tokenizer = PrivateTokenizer.of(tokenizer)
@@ -231,7 +233,7 @@ class Engine:
         if have_changed[0] or is_reset:
             self._scheduler.forget()
         if any(have_changed[1:]) or is_reset:
-            self.drafter.forget()
+            self._guarded.forget()
 
     def _run_once(self) -> bool:
         """One turn: at most one prefill forward, then one decoding step. False once the engine is closed."""
@@ -314,6 +316,8 @@ class Engine:
         """Leave nothing of a failed request: its slot may be half written, or hold NaN, which harms the next text."""
         request.num_cached = 0
         if request.slot >= 0:
+            # Heads have read what the target computed of it.
+            self._guarded.let_go(request.slot, 0)
             with contextlib.suppress(Exception):
                 self.runner.cache.wipe(request.slot)
 
@@ -336,11 +340,7 @@ class Engine:
         self._scheduler.remove(request)
         if self.runner.images is not None and request.slot >= 0:
             self.runner.images.forget(request.slot)
-        try:
-            self.drafter.release(request)
-        except Exception:
-            # A drafter that cannot forget costs memory; failing here would end the engine for all requests.
-            _logger.exception("The drafter failed to release request %d", request.request_id)
+        self._guarded.release(request)
 
     @property
     def _is_idle(self) -> bool:

@@ -27,7 +27,7 @@ class Stepper:
 
     Args:
         runner: The target model.
-        drafter: Where drafts come from.
+        drafter: Where drafts come from. It does not fail; see `GuardedDrafter`.
         planner: Decides how many tokens to draft.
     """
 
@@ -61,8 +61,8 @@ class Stepper:
 
     def let_go(self, slot: int, start: int) -> None:
         """Give back the memory of what a slot holds from a position on."""
+        self._drafter.let_go(slot, start)
         try:
-            self._drafter.let_go(slot, start)
             self._runner.cache.wipe(slot, start)
         except Exception:
             # Memory that is not given back fails nobody by itself.
@@ -109,11 +109,7 @@ class Stepper:
     def _verify(self, requests: Sequence[Request], drafts: Sequence[Draft], num_candidates: int) -> Verdict:
         """The target's verdict on the drafts; the drafter takes in what it needs of the forward."""
         verdict = self._verifier.verify(requests, drafts, num_candidates)
-        try:
-            self._drafter.follow(requests, verdict)
-        except Exception:
-            # Drafts only change the speed, so a drafter that cannot follow must not fail a request.
-            _logger.exception("The drafter failed to take in a verification")
+        self._drafter.follow(requests, verdict)
         return verdict
 
 

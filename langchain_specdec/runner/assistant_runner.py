@@ -94,7 +94,7 @@ class AssistantRunner:
         """
         self.num_forwards += 1
         inputs = RowInputs.from_batch(batch, self.device)
-        states = torch.cat([self._embed(inputs.tokens).to(self._dtype), padded(hidden, batch.width)], -1)
+        states = torch.cat([self._embed(inputs.tokens), padded(hidden, batch.width)], -1).to(self._dtype)
         seen = {kind: self._seen(kind, batch, inputs) for kind in self._layers}
         assistant = self._assistant
         with pinned_backends(self.device):

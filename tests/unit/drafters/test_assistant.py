@@ -35,6 +35,7 @@ from tests.support.gemma4_assistants import WINDOW, assistant, gemma4, knowing_p
 from tests.support.oracle_heads import successors
 from tests.support.recorded_graphs import RecordedCapture
 from tests.support.tiny_models import (
+    FakeRequest,
     References,
     byte_tokenizer,
     loaded,
@@ -166,6 +167,16 @@ def test_one_that_knows_takes_few_steps(nodes: int, temperature: float, tmp_path
             assert stats.num_steps <= 1 + math.ceil(24 / 4), stats
             assert stats.accepted_by_source["assistant"] >= 12, stats
             prompt = [*prompt, *text, 7]  # goes on from the text
+
+
+def test_a_forward_in_half_precision_is_timed() -> None:
+    model, draft = gemma4().bfloat16(), assistant().bfloat16()
+    target = loaded(model)
+    draft.set_attn_implementation(ATTENTION_NAME)
+    runner = make_runner(target, num_slots=1, max_length=64, max_width=8)
+    drafter = AssistantDrafter(runner, make_assistant_runner(draft, target, runner, 8), "assistant", 64)
+    runner.prefill(RowBatch([0], [0], [[5, 9]]))
+    assert drafter.measure_step(FakeRequest(0, [5, 9, 3])) > 0
 
 
 def test_what_it_does_not_fit_is_told(tmp_path: Path) -> None:

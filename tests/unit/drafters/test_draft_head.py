@@ -20,6 +20,7 @@ from langchain_specdec.drafters.head_tree import HeadRow, HeadTree
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.engine.engine import Engine
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.errors import GenerationError
 from langchain_specdec.models.heads.load_head import load_head
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.cuda.captured_runner import CapturedRunner
@@ -131,15 +132,16 @@ def test_an_oracle_takes_as_few_steps_as_its_depth(nodes: int, depth: int, tempe
     assert stats.accepted_by_source == {"eagle3": stats.accepted_tokens}
 
 
-def test_a_head_that_is_always_wrong_costs_next_to_nothing(make: Any) -> None:
+@pytest.mark.parametrize("nodes", [TREE, CHAIN], ids=["tree", "chain"])
+def test_a_head_that_is_always_wrong_costs_next_to_nothing(nodes: int, make: Any) -> None:
     following = successors()
     wrong = (following + 1) % SIZE
     cost = StepCost({(1, 1): 1.0, (1, 4): 1.3, (1, 20): 3.0}, draft=0.2)
-    params = replace(GREEDY, max_new_tokens=150)
-    engine = make(chained_model(following), chained_head(wrong), step_cost=cost)
-    texts(engine, [[5, 9, 3]] * 3, [params] * 3)  # what the kinds are worth is learned from all texts
+    params = replace(GREEDY, max_new_tokens=200)
+    engine = make(chained_model(following), chained_head(wrong), step_cost=cost, nodes=nodes)
     text, stats = count_steps(engine, [8, 9, 3], params)
     assert stats.num_steps == params.max_new_tokens == len(text)
+    # From the first token on, so what it takes to see that it is wrong is included.
     assert stats.predicted_seconds <= 1.02 * stats.num_steps
 
 
@@ -245,3 +247,46 @@ def test_scores_that_are_not_sound_cost_nobody_a_text(make: Any, caplog: pytest.
     assert "The draft head computes NaN" in caplog.text
     text, stats = count_steps(engine, [6, 9, 3], params)  # slots are clean
     assert stats.num_steps <= 4
+
+
+@pytest.mark.parametrize("where", ["condense", "extend", "run"])
+def test_a_head_that_runs_out_of_memory_costs_nobody_a_text(
+    where: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    engine = make(model, head, max_draft_tokens=3, step_cost=StepCost.flat())
+    (runner,) = engine.drafter.runners
+    params, prompt, references = replace(GREEDY, max_new_tokens=17), [*range(12)], References(model)
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, where, fail)
+        text, stats = count_steps(engine, prompt, params)
+        assert (text, stats.num_steps) == (references(prompt, params), len(text))
+    # The slot holds nothing that was not computed, of which the next text would be drafted.
+    prompt = [*prompt, *text, 7]
+    text, stats = count_steps(engine, prompt, params)
+    assert text == references(prompt, params)
+    assert stats.num_steps <= 6
+
+
+def test_a_text_that_failed_leaves_nothing_in_the_heads_slot(make: Any) -> None:
+    following = successors()
+    model, head = chained_model(following), chained_head(following)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[77] = math.nan
+    engine = make(model, head, step_cost=StepCost.flat())
+    with pytest.raises(GenerationError, match="no usable scores"):
+        read(engine.submit([5, 77, *range(20)], GREEDY))
+    (runner,) = engine.drafter.runners
+    assert runner.cache.layers[0].keys.isfinite().all()
+    params = replace(GREEDY, max_new_tokens=17)
+    # Short texts beside a long one are computed over as many places as that one has.
+    prompts = [[5, 9, 3], [6, 9, 3], [8, 9, 3], [*range(40)]]
+    for prompt, stream in [(prompt, engine.submit(prompt, params)) for prompt in prompts]:
+        tokens, end = read(stream)
+        assert token_ids(tokens) == References(model)(prompt, params)
+        assert end.speculation.num_steps <= 4

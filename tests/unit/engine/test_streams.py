@@ -29,6 +29,7 @@ from langchain_specdec.errors import (
 )
 from langchain_specdec.models.private_tokenizer import PrivateTokenizer
 from langchain_specdec.runner.step_inputs import RowBatch
+from langchain_specdec.runner.verify import Verdict
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.tiny_models import (
     OracleDrafter,
@@ -471,40 +472,67 @@ def test_a_failing_forward_fails_its_own_request_only(
     )
 
 
-def test_a_failing_forward_of_the_draft_model_fails_its_own_request_only(
-    world: World, engines: MakeEngine, device: str
+@pytest.mark.parametrize("where", ["prefill", "consider", "propose", "measure_step", "follow"])
+def test_a_failing_drafter_costs_nobody_a_text(
+    world: World, engines: MakeEngine, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    drafter = make_draft_drafter(fail_on_poison(tiny_model(0, device).double()))
-    engine = engines(world.target, drafter, num_slots=4, draft_length=3)
-    check_only_poisoned_fail(world, engine, [(POISON, 1, 2), (3, 4, POISON)], "poisoned")
-
-
-@pytest.mark.parametrize("where", ["prefill", "consider", "propose"])
-def test_a_failing_drafter_fails_its_own_request_only(world: World, engines: MakeEngine, where: str) -> None:
     class Failing(OracleDrafter):
+        num_layers = 1
+
         def check(self, place: str, requests: Sequence[DraftingRequest]) -> None:
             if place == where and any(POISON in request.token_ids for request in requests):
                 raise ValueError("no draft today")
 
-        def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
+        def prefill(self, requests: Sequence[DraftingRequest], *args: Any) -> None:
             self.check("prefill", requests)
 
         def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
             self.check("consider", [request])
             return super().consider(request, limits)
 
-        def propose(
-            self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
-        ) -> list[Draft]:
+        def propose(self, requests: Sequence[DraftingRequest], *args: Any) -> list[Draft]:
             self.check("propose", requests)
-            return super().propose(requests, proposals, lengths)
+            return super().propose(requests, *args)
 
-    known = {prompt: world.references(prompt, PARAMS) for prompt in world.prompts[:6]}
+        def measure_step(self, request: DraftingRequest) -> float:
+            self.check("measure_step", [request])
+            return 0.0
+
+        def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
+            self.check("follow", requests)
+
+    prompts = [(1, POISON, 2), *world.prompts[:4], (3, POISON, 4)]
+    known = {prompt: world.references(prompt, PARAMS) for prompt in prompts}
     drafter = Failing(known, 0.8)
-    engine = engines(world.target, drafter, num_slots=4, draft_length=4)
-    check_only_poisoned_fail(world, engine, [(1, POISON, 2), (3, POISON, 4)], "no draft today")
-    # Every request was released, once, however it ended.
-    assert len(drafter.released) == len(set(drafter.released)) == 2 * 12
+    # What cannot be measured is not drafted, in any request: it is measured again each time here.
+    how: dict[str, Any] = {"step_cost": None} if where == "measure_step" else {"draft_length": 4}
+    engine = engines(world.target, drafter, num_slots=3, **how)
+    for _ in range(2):
+        for prompt, stream in [(prompt, engine.submit(prompt, PARAMS)) for prompt in prompts]:
+            assert token_ids(read(stream)[0]) == known[prompt]
+    assert "The drafter failed to" in caplog.text
+    assert "no draft today" in caplog.text
+    # A text that comes alone after those is drafted for.
+    if where != "measure_step":
+        assert wait_until(lambda: is_at_rest(engine))
+        assert read(engine.submit(prompts[1], PARAMS))[1].speculation.accepted_tokens > 0
+    # Every request was released, once.
+    assert wait_until(lambda: is_at_rest(engine))
+    assert len(drafter.released) == len(set(drafter.released)) == 12 + (where != "measure_step")
+
+
+def test_a_draft_model_that_failed_is_right_about_the_next_text(
+    world: World, engines: MakeEngine, device: str
+) -> None:
+    # The same weights: each of its drafts is right, unless what is in its slots is not what they are taken to hold.
+    drafter = make_draft_drafter(fail_on_poison(tiny_model(0, device).double()))
+    engine = engines(world.target, drafter, num_slots=1, draft_length=3)
+    for prompt in ((3, 4, 5, POISON), (POISON, 1, 2), (3, 4, 5, 6)):
+        tokens, finish = read(engine.submit(prompt, PARAMS))
+        assert token_ids(tokens) == world.references(prompt, PARAMS)
+        stats = finish.speculation
+        assert stats.accepted_tokens == stats.drafted_tokens
+        assert (stats.drafted_tokens == 0) == (POISON in prompt)
 
 
 def test_a_drafter_that_fails_to_forget_harms_nobody(world: World, engines: MakeEngine) -> None:
