@@ -354,6 +354,27 @@ def test_an_engine_starts_its_thread_with_the_first_request(world: World, engine
     assert threading.active_count() == num_threads
 
 
+def test_an_engine_knows_of_a_thread_whose_start_was_interrupted(
+    world: World, engines: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines(world.target)
+    threads = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        thread.start()
+        threads.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("langchain_specdec.completions.interpreter_end.start_thread", interrupted)
+        engine.submit(world.prompts[0], LONG)
+    # Closing says that nothing runs any more, and memory is given back then.
+    assert wait_until(lambda: engine._thread is threads[0])
+    assert token_ids(read(engine.submit(world.prompts[0], PARAMS))[0]) == world.references(world.prompts[0], PARAMS)
+    assert engine.close()
+    assert not threads[0].is_alive()
+
+
 def test_a_dropped_engine_ends_its_thread_and_frees_the_model(device: str) -> None:
     def use() -> tuple[threading.Thread, Callable[[], Any]]:
         engine = make_engine(tiny_model(0, device), Drafter())
