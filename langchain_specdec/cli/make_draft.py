@@ -21,6 +21,7 @@ from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
 from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import SETTINGS, DraftSettings
+from langchain_specdec.training.work_folder import check_out
 
 if TYPE_CHECKING:
     from langchain_specdec.training.verdict import Verdict
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _PROMPTS, _TRAINING = "Prompts", "Training"
 # A text costs the same tokens whatever drafts it, so there is nothing to choose.
 _FLAGS = (FLAGS.keys() & OPTIONS.keys()) - DraftOptions.__annotations__.keys() - {
-    "draft_model", "draft_revision", "draft_quantization", "adapter",
+    "draft_model", "draft_revision", "draft_quantization", "adapter", "grammar_timeout",
 }  # fmt: skip
 _ENGINE = ("max_length", "num_threads", "prefill_chunk", "compile")
 
@@ -89,6 +90,7 @@ def make_draft(
     if not files.prompts and own_prompts == 0:
         msg = "--own-prompts 0 and no --prompts leave nothing to train on. Give a file of prompts, or more of its own."
         raise InvalidParameterError(msg)
+    check_out(out, goes_on=resume)
     backend = load_backend(model, debug=given.debug, **given.options)
     stop = threading.Event()
 

@@ -142,10 +142,11 @@ class DraftMaker:
         total, settings = len(chosen.tokens), self._settings
         most = sum(min(len(tokens) + settings.max_new_tokens, MOST_TEXT_TOKENS) for tokens in chosen.tokens)
         needed = bytes_of(most, len(self._points), self._config.hidden_size)
-        left = f" {chosen.num_left_out} others are too long." if chosen.num_left_out else ""
+        for reason, count in chosen.left_out.items():
+            self._hooks.note(f"Prompts that are left out: {count}. {reason}")
         self._hooks.note(
             f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on."
-            f"{left} The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
+            f" The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
         )
         check_room(self.folder, needed)
 

@@ -45,17 +45,23 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "measure", lambda *_: found)
 
 
+def write_prompts(file: Path, rows: list[Any]) -> Path:
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return file
+
+
 def make_draft(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["make-draft", *map(str, arguments)])
 
 
 def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     file, out = tmp_path / "prompts.jsonl", tmp_path / "draft"
-    rows = [{"prompt": f"Question {number}?"} for number in range(9)] + [{"turns": ["Question 0?", "x"]}]
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    odd = [{"prompt": "Half of a pair: \ud800"}, {"messages": [{"role": "user", "content": "x"}]}]
+    write_prompts(file, [*({"prompt": f"Question {n}?"} for n in range(9)), {"turns": ["Question 0?", "x"]}, *odd])
     result = make_draft(target, "--out", out, "--prompts", file, *SMALL, "--own-prompts", 3, "--json")
     assert result.exit_code == 0, result.stderr
     assert "12 prompts, 3 of the model's own, 1 held out" in result.stderr
+    assert "Prompts that are left out: 2. The prompt is not valid Unicode text" in result.stderr
     assert "Training, steps: 1 of 48\n" in result.stderr
     told = json.loads(result.stdout)
     assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
@@ -135,6 +141,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(target, tmp_path, monk
         (["--prompts", "none.txt"], "none.txt cannot be read"),
         (["--learning-rate", "x"], "--learning-rate must be a number above 0"),
         (["--draft-vocab-size", 1], "--draft-vocab-size must be"),
+        (["--resume"], "to go on with. Leave out --resume to begin"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_path, monkeypatch):
@@ -156,9 +163,15 @@ def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
     assert "is given plain text" in _fresh(tmp_path, lambda: refused("--prompts", file))
     file.write_text("x" * 600, encoding="utf-8")
     told = _fresh(tmp_path, lambda: refused("--prompts", file, "--own-prompts", 0))
-    assert "There are 0 prompts to train on and 0 to measure on" in told
+    assert "has room for 0 prompts to train on and 0 others to measure on" in told
+    write_prompts(file, [{"prompt": "x"}] * 3 + [{"prompt": f"{n}"} for n in range(4)])
+    told = _fresh(tmp_path, lambda: refused("--prompts", file, "--eval-prompts", file, "--own-prompts", 0))
+    assert "has room for 0 prompts to train on and 5 others to measure on" in told
     monkeypatch.setattr("langchain_specdec.training.work_folder.WorkFolder.free_bytes", lambda _: 1000)
-    assert "the disk has 0.0 GB free" in _fresh(tmp_path, refused)
+    given = ("--prompts", write_prompts(file, [{"prompt": f"{n}"} for n in range(4)]), "--own-prompts", 0)
+    assert "the disk has 0.0 GB free" in _fresh(tmp_path, lambda: refused(*given))
+    # What was refused is not in the way of other settings.
+    assert "the disk has 0.0 GB free" in refused(*given, "--epochs", 3)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert install_command("train") in _fresh(tmp_path, refused)
 
