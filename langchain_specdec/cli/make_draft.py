@@ -19,6 +19,7 @@ from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
+from langchain_specdec.training.packages import check_packages
 from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import SETTINGS, DraftSettings
 from langchain_specdec.training.work_folder import check_out
@@ -91,6 +92,7 @@ def make_draft(
         msg = "--own-prompts 0 and no --prompts leave nothing to train on. Give a file of prompts, or more of its own."
         raise InvalidParameterError(msg)
     check_out(out, goes_on=resume)
+    check_packages()
     backend = load_backend(model, debug=given.debug, **given.options)
     stop = threading.Event()
 
@@ -132,7 +134,7 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
     places = ", ".join(f"{rate:.0%}" for rate in verdict.acceptance)
     lines = [
         f"{out} is a draft for {model}. On prompts that it was not trained on:",
-        f"  right at place 1, 2, … of a draft, where those before are: {places}",
+        f"  right at the first, second, … token of a draft, where those before it are: {places}",
         f"  {verdict.tokens_per_step:.2f} tokens a step with one guess for each place; a draft token reads "
         f"{verdict.draft_cost:.1%} of the weights that the model reads",
         f"  tokens per second: {verdict.plain:.1f} plain, {verdict.without:.1f} without the draft, "
@@ -142,6 +144,6 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
         return [*lines, f"It pays on this machine. Use it by: --draft-model {shlex.quote(str(out))}"]
     return [
         *lines,
-        "It does not pay on this machine, where the engine drafts by it only as far as it does. More prompts of your "
-        "own (--prompts) and more --epochs make a better one.",
+        "It does not pay on this machine. Given as --draft-model, it does no harm: the engine asks it only while that "
+        "pays. More prompts of your own (--prompts) and more --epochs make a better one.",
     ]

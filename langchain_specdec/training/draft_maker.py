@@ -28,6 +28,7 @@ from langchain_specdec.training.answers import Text, write_answers
 from langchain_specdec.training.draft_vocabulary import draft_token_ids, share_covered
 from langchain_specdec.training.new_head import head_config, new_head, tap_points
 from langchain_specdec.training.output_head import OutputHead
+from langchain_specdec.training.packages import check_packages
 from langchain_specdec.training.prompt_choice import ChosenPrompts, choose_prompts
 from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import MOST_TEXT_TOKENS, DraftSettings
@@ -89,7 +90,7 @@ class DraftMaker:
         hooks: Hooks,
         goes_on: bool,
     ) -> None:
-        fit.check_packages()
+        check_packages()
         self._backend, self._settings, self._files = backend, settings, files
         self._is_chat, self._options, self._hooks = is_chat, options, hooks
         self._config = backend.model.config.get_text_config()

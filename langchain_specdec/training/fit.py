@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langchain_specdec.errors import MissingDependencyError
 from langchain_specdec.progress import Progress
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.text_batches import TextBatch, TextBatches
 from langchain_specdec.training.unrolled_head import UnrolledHead
-from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -25,19 +23,6 @@ _STATE = "trainer_state.json"
 # A head of SmolLM2-135M's width learns well with it; wider ones want less.
 _LEARNING_RATE, _ITS_WIDTH = 1e-3, 576
 _WARMUP_SHARE = 0.04
-
-
-def check_packages() -> None:
-    """Raise unless what training needs is installed.
-
-    Raises:
-        MissingDependencyError: It is not.
-    """
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        msg = f"A draft is trained by transformers' Trainer, which needs accelerate: {install_command('train')}"
-        raise MissingDependencyError(msg) from error
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -66,10 +67,12 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     told = json.loads(result.stdout)
     assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
     assert told["observed_gain"] == told["speed"] / told["plain"]
-    assert told["pays"] == (told["speed"] > max(told["plain"], told["without"]))
+    stood = told["accepted_by_source"].get("eagle3", 0)
+    assert told["pays"] == (stood > 0 and told["speed"] > max(told["plain"], told["without"]))
     assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1) == (4, True)
     # The work is taken away: prompts may be private.
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "verdict.json"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
     assert config["speculators_config"]["verifier"]["name_or_path"] == target
@@ -151,6 +154,18 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_pat
     assert not (tmp_path / "draft").exists()
 
 
+def test_a_draft_of_which_nothing_stood_does_not_pay():
+    found = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3,), (5,), 10.0, 11.0, 12.5, {"eagle3": 5}, {"lookup": 3})
+    assert not found.pays
+    assert dataclasses.replace(found, accepted_by_source={"eagle3": 1}).pays
+
+
+def test_what_is_missing_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("langchain_specdec.cli.make_draft.load_backend", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert install_command("train") in make_draft("embedded", "--out", tmp_path / "draft").stderr
+
+
 def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
     def refused(*arguments: object) -> str:
         result = make_draft(target, "--out", tmp_path / "draft", *SMALL, *arguments)
@@ -172,8 +187,6 @@ def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
     assert "the disk has 0.0 GB free" in _fresh(tmp_path, lambda: refused(*given))
     # What was refused is not in the way of other settings.
     assert "the disk has 0.0 GB free" in refused(*given, "--epochs", 3)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert install_command("train") in _fresh(tmp_path, refused)
 
 
 def test_a_model_of_one_layer_gains_nothing_from_a_head(tmp_path):
