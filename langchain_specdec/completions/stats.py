@@ -32,8 +32,8 @@ class SpeculationStats:
         accepted_per_position: Steps whose draft token at that place became part of the text; they sum up to
             `accepted_tokens`.
         drafted_by_source: Drafted tokens by where they came from: "lookup" (the text itself), "answers" (earlier ones),
-            "recycled" (the target's earlier candidates), "draft_model", "grammar" (forced). A token that several had is
-            counted where it was likeliest.
+            "recycled" (the target's earlier candidates), "draft_model", "eagle3", "mtp" and "assistant" (trained
+            heads), "grammar" (forced). A token that several had is counted where it was likeliest.
         accepted_by_source: Those of them that became part of the text.
     """
 
