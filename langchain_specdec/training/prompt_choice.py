@@ -112,9 +112,9 @@ def choose_prompts(
         if refusals:
             raise refusals[0]
         msg = (
-            f"{backend.model_name} has room for {len(chosen)} prompts to train on and {len(held)} others to measure on, "
-            f"and a draft takes {_FEWEST} in all, one of them to train on. Give more by --prompts or --own-prompts, "
-            "shorter ones, or a lower --max-new-tokens."
+            f"{backend.model_name} has room for {len(chosen)} prompts to train on and {len(held)} others to measure "
+            f"on, and a draft takes {_FEWEST} in all, one of them to train on. Give more by --prompts or "
+            "--own-prompts, shorter ones, or a lower --max-new-tokens."
         )
         raise InvalidParameterError(msg)
     if held:

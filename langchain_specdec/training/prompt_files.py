@@ -130,8 +130,8 @@ def _message(message: Any) -> Mapping[str, Any] | None:
     if content is None and message.get("tool_calls"):
         content = ""
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else None
     return {**message, "content": content} if isinstance(content, str) else None
 
 
