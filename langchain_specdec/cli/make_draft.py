@@ -19,8 +19,10 @@ from langchain_specdec.cli.signals import handled
 from langchain_specdec.cli.terminal_text import json_line, visible
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.options import Option
+from langchain_specdec.training.packages import check_packages
 from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.settings import SETTINGS, DraftSettings
+from langchain_specdec.training.work_folder import check_out
 
 if TYPE_CHECKING:
     from langchain_specdec.training.verdict import Verdict
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _PROMPTS, _TRAINING = "Prompts", "Training"
 # A text costs the same tokens whatever drafts it, so there is nothing to choose.
 _FLAGS = (FLAGS.keys() & OPTIONS.keys()) - DraftOptions.__annotations__.keys() - {
-    "draft_model", "draft_revision", "draft_quantization", "adapter",
+    "draft_model", "draft_revision", "draft_quantization", "adapter", "grammar_timeout",
 }  # fmt: skip
 _ENGINE = ("max_length", "num_threads", "prefill_chunk", "compile")
 
@@ -93,6 +95,8 @@ def make_draft(
     if not files.prompts and own_prompts == 0:
         msg = "--own-prompts 0 and no --prompts leave nothing to train on. Give a file of prompts, or more of its own."
         raise InvalidParameterError(msg)
+    check_out(out, goes_on=resume)
+    check_packages()
     backend = load_backend(model, debug=given.debug, **given.options)
     stop = threading.Event()
 
@@ -135,7 +139,7 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
     places = ", ".join(f"{rate:.0%}" for rate in verdict.acceptance)
     lines = [
         f"{out} is a draft for {model}. On prompts that it was not trained on:",
-        f"  right at place 1, 2, … of a draft, where those before are: {places}",
+        f"  right at the first, second, … token of a draft, where those before it are: {places}",
         f"  {verdict.tokens_per_step:.2f} tokens a step with one guess for each place; a draft token reads "
         f"{verdict.draft_cost:.1%} of the weights that the model reads",
         f"  tokens per second: {verdict.plain:.1f} plain, {verdict.without:.1f} without the draft, "
@@ -148,6 +152,6 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
         return [*lines, f"It pays on this machine. Use it by: {how}"]
     return [
         *lines,
-        "It does not pay on this machine, where the engine drafts by it only as far as it does. More prompts of your "
-        "own (--prompts) and more --epochs make a better one.",
+        "It does not pay on this machine. Given as --draft-model, it does no harm: the engine asks it only while that "
+        "pays. More prompts of your own (--prompts) and more --epochs make a better one.",
     ]

@@ -134,7 +134,9 @@ def takes_options(
             *(_parameter(p.name, *get_args(p.annotation)[1:]) if p.name in checked else p for p in own),
             _parameter("debug", _DEBUG, OUTPUT),
         ]
-        names = _OTHER_NAMES | {p.name: flag_of(p.name) for p in parameters}
+        # "Leave out" is no advice to leave `--out`: words that are options of one command stay words.
+        words = {p.name for p in own if p.name not in checked and "_" not in p.name}
+        names = _OTHER_NAMES | {p.name: flag_of(p.name) for p in parameters if p.name not in words}
 
         def run(**values: Any) -> None:
             with reported(debug=values["debug"], flags=names):

@@ -209,6 +209,12 @@ class Engine:
                 interpreter_end.start_thread(thread)
                 self._thread = thread
 
+    def _takes_thread(self) -> bool:
+        """Whether the calling thread is to run it. An interrupt can come before the one who started it noted it."""
+        with self._thread_lock:
+            self._thread = self._thread or threading.current_thread()
+            return self._thread is threading.current_thread()
+
     def _take_inbox(self) -> bool:
         """Move requests in and cancelled ones out; whether the engine is to go on."""
         with self._inbox.lock:
@@ -219,7 +225,7 @@ class Engine:
         # First of all: whatever fails from here on, it is known who waits.
         for request in submitted:
             self._scheduler.add(request)
-        if submitted or is_reset:
+        if (submitted or is_reset) and not is_closed:
             self._follow_weights(is_reset=is_reset)
         for request in cancelled:
             # The request may have ended since its reader closed it.
@@ -365,6 +371,8 @@ def _run(engine_ref: weakref.ref[Engine], inbox: Inbox) -> None:
             # The engine was dropped before its thread took these requests; their streams may still be read.
             for request in inbox.end():
                 request.stream.put(EngineClosedError("The engine is gone; keep a reference to it while you read."))
+            return
+        if not engine._takes_thread():
             return
         engine._stepper.begin_thread()
         while True:

@@ -22,6 +22,7 @@ from langchain_specdec.training import fit, verdict
 from langchain_specdec.training.answers import Text, write_answers
 from langchain_specdec.training.head_recipe import HeadRecipe
 from langchain_specdec.training.output_head import OutputHead
+from langchain_specdec.training.packages import check_packages
 from langchain_specdec.training.prompt_choice import ChosenPrompts, choose_prompts
 from langchain_specdec.training.prompt_files import PromptFiles
 from langchain_specdec.training.pruned_recipe import PrunedRecipe
@@ -68,7 +69,7 @@ class DraftMaker:
         hooks: Hooks,
         goes_on: bool,
     ) -> None:
-        fit.check_packages()
+        check_packages()
         self._backend, self._settings, self._files = backend, settings, files
         self._is_chat, self._options, self._hooks = is_chat, options, hooks
         self._config = backend.model.config.get_text_config()
@@ -125,10 +126,11 @@ class DraftMaker:
         total, settings = len(chosen.tokens), self._settings
         most = sum(min(len(tokens) + settings.max_new_tokens, MOST_TEXT_TOKENS) for tokens in chosen.tokens)
         needed = bytes_of(most, len(self._recipe.points), self._config.hidden_size)
-        left = f" {chosen.num_left_out} others are too long." if chosen.num_left_out else ""
+        for reason, count in chosen.left_out.items():
+            self._hooks.note(f"Prompts that are left out: {count}. {reason}")
         self._hooks.note(
             f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on."
-            f"{left} The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
+            f" The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
         )
         check_room(self.folder, needed)
 

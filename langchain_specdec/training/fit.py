@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langchain_specdec.errors import MissingDependencyError
 from langchain_specdec.progress import Progress
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatch, TextBatches
-from tgi_launcher.extras import install_command
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -25,19 +23,6 @@ _STATE = "trainer_state.json"
 # SmolLM2-135M's. Wider drafts want lower learning rates.
 _USUAL_WIDTH = 576
 _WARMUP_SHARE = 0.04
-
-
-def check_packages() -> None:
-    """Raise unless what training needs is installed.
-
-    Raises:
-        MissingDependencyError: It is not.
-    """
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        msg = f"A draft is trained by transformers' Trainer, which needs accelerate: {install_command('train')}"
-        raise MissingDependencyError(msg) from error
 
 
 def fit(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +31,14 @@ class ChosenPrompts:
         tokens: Of each.
         held_out: Numbers of those that are not trained on.
         num_own: How many the model wrote.
-        num_left_out: How many there were beside them that the model has no room for.
+        left_out: How many there were beside them that the model cannot be given, by the reason, of the first that
+            it refuses.
     """
 
     tokens: Sequence[Sequence[int]]
     held_out: Sequence[int]
     num_own: int
-    num_left_out: int
+    left_out: Mapping[str, int]
 
     @property
     def trained(self) -> list[int]:
@@ -79,13 +81,22 @@ def choose_prompts(
         )
         raise InvalidParameterError(msg)
 
-    num_left_out = 0
+    left_out: Counter[str] = Counter()
+    refusals: list[InvalidParameterError] = []
 
     def tokens_of(prompts: Sequence[GivenPrompt], most: int) -> list[list[int]]:
-        nonlocal num_left_out
-        found = [prompt_format.token_ids(prompt, room) for prompt in prompts]
-        fitting = [tokens for tokens in found if tokens is not None]
-        num_left_out += len(found) - len(fitting)
+        fitting = []
+        for prompt in prompts:
+            try:
+                tokens = prompt_format.token_ids(prompt, room)
+            except InvalidParameterError as error:
+                refusals.append(error)
+                left_out[str(refusals[0])] += 1
+                continue
+            if tokens is None:
+                left_out[f"{backend.model_name} has no room for them and an answer."] += 1
+            else:
+                fitting.append(tokens)
         kept = sorted(drawn.sample(range(len(fitting)), min(most, len(fitting))))
         return [fitting[number] for number in kept]
 
@@ -94,16 +105,19 @@ def choose_prompts(
     given = tokens_of(files.prompts, settings.num_prompts)
     chosen = [*given, *tokens_of([prompt for prompt in own if prompt not in files.prompts], num_own)]
     held = tokens_of(files.eval_prompts, _MOST_HELD_OUT)
-    if len(chosen) + len(held) < _FEWEST or not chosen or (files.eval_prompts and not held):
+    # None of them is trained on, wherever else it stands.
+    chosen = [tokens for tokens in chosen if tokens not in held]
+    no_use = (files.prompts and not given) or (files.eval_prompts and not held)
+    if len(chosen) + len(held) < _FEWEST or not chosen or no_use:
+        if refusals:
+            raise refusals[0]
         msg = (
-            f"There are {len(chosen)} prompts to train on and {len(held)} to measure on that {backend.model_name} has "
-            f"room for, and a draft takes {_FEWEST} at least. Give more by --prompts or --own-prompts, shorter ones, "
-            "or a lower --max-new-tokens."
+            f"{backend.model_name} has room for {len(chosen)} prompts to train on and {len(held)} others to measure "
+            f"on, and a draft takes {_FEWEST} in all, one of them to train on. Give more by --prompts or "
+            "--own-prompts, shorter ones, or a lower --max-new-tokens."
         )
         raise InvalidParameterError(msg)
     if held:
-        # None of them is trained on, wherever else it stands.
-        chosen = [tokens for tokens in chosen if tokens not in held]
         held_out = [*range(len(chosen), len(chosen) + len(held))]
         chosen += held
     else:
@@ -113,7 +127,7 @@ def choose_prompts(
         "tokens": chosen,
         "held_out": held_out,
         "num_own": len(own),
-        "num_left_out": num_left_out,
+        "left_out": left_out,
     }
     folder.write_json(_FILE, row)
     return ChosenPrompts(**row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
     if not lines:
         msg = f"{path} is empty. Give a file with a prompt on each line: plain text, or JSON such as {_FORMATS}."
         raise InvalidParameterError(msg)
+    if text.lstrip().startswith("[") and isinstance(_json(text), list):
+        msg = f"{path} is a JSON array. Give its objects on a line each: jq -c '.[]' {path}"
+        raise InvalidParameterError(msg)
     if not lines[0][1].startswith("{"):
         return [GivenPrompt(line) for _, line in lines]
     return list(_parsed(path, lines))
@@ -86,10 +90,7 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
 
 def _parsed(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[GivenPrompt]:
     for number, line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
+        entry = _json(line)
         prompt = _prompt(entry) if isinstance(entry, dict) else None
         if prompt is None:
             named = ""
@@ -100,10 +101,17 @@ def _parsed(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[GivenPromp
         yield prompt
 
 
+def _json(text: str) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
 def _prompt(entry: Mapping[str, Any]) -> GivenPrompt | None:
     if "messages" in entry:
-        messages, tools = entry["messages"], entry.get("tools") or ()
-        if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(tools, list | tuple):
+        messages, tools = entry["messages"], entry.get("tools") or []
+        messages = [_message(each) for each in messages] if isinstance(messages, list) else [None]
+        if None in messages or not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             return None
         # The model gives an answer of its own.
         while messages and messages[-1]["role"] == "assistant":
@@ -114,10 +122,17 @@ def _prompt(entry: Mapping[str, Any]) -> GivenPrompt | None:
     return GivenPrompt(text) if isinstance(text, str) and text.strip() else None
 
 
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
+def _message(message: Any) -> Mapping[str, Any] | None:
+    """A message with its content as text, which OpenAI writes as parts, too, and as null beside calls."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return None
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    if isinstance(content, list):
+        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else None
+    return {**message, "content": content} if isinstance(content, str) else None
 
 
 def _distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:

@@ -83,11 +83,13 @@ class DraftRecorder(BaseCallbackHandler):
         for row, generations in zip(rows, response.generations, strict=False):
             if generations:
                 row["answer"] = generations[0].text
-        self._write(rows)
+        if rows:
+            self._write(rows)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Record the prompts of a call that failed: they are as good as others."""
-        self._write(self._take_back(run_id))
+        if rows := self._take_back(run_id):
+            self._write(rows)
 
     def _take(self, run_id: UUID, rows: list[dict[str, Any]]) -> None:
         if not self.with_answers:

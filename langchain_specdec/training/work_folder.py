@@ -18,8 +18,43 @@ _SETTINGS = "settings.json"
 _MODE = 0o600
 
 
+def check_out(out: Path, *, goes_on: bool) -> None:
+    """Raise unless a draft can be begun in a folder, or gone on with. See `WorkFolder`.
+
+    Raises:
+        InvalidParameterError: It cannot.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            msg = f"{out} is no folder. Give one that is empty, or that does not exist."
+            raise InvalidParameterError(msg)
+        inside = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        if (out / _WORK / _SETTINGS).exists():
+            if _has_results(out / _WORK) and not goes_on:
+                msg = f"{out} holds a draft that is not finished. Go on with it by --resume, or give another folder."
+                raise InvalidParameterError(msg)
+            return
+    except OSError as error:
+        msg = f"{out} cannot be read: {error.strerror or error}. Give a folder of yours."
+        raise InvalidParameterError(msg) from error
+    if inside:
+        what = "a finished draft" if "model.safetensors" in inside else f"something else ({', '.join(inside[:3])})"
+        msg = f"{out} holds {what}. Give a folder that is empty, or that does not exist."
+        raise InvalidParameterError(msg)
+    if goes_on:
+        msg = f"There is nothing in {out} to go on with. Leave out --resume to begin."
+        raise InvalidParameterError(msg)
+
+
+def _has_results(work: Path) -> bool:
+    """Whether a model wrote or computed anything; a run that was refused leaves settings and a choice of prompts."""
+    return any(path.suffix != ".json" for path in work.iterdir())
+
+
 class WorkFolder:
     """Files of work below the folder that a draft is written to. They are the user's alone, and go at the end.
+
+    A run that was refused before a model wrote or computed anything is no work to go on with: another takes its place.
 
     Args:
         out: Where the draft is to be. It is made, and must be empty unless a run there is to go on.
@@ -34,16 +69,14 @@ class WorkFolder:
     def __init__(self, out: Path, facts: Mapping[str, Any], *, goes_on: bool) -> None:
         self.out = out
         self.path = out / _WORK
-        if out.exists() and not out.is_dir():
-            msg = f"{out} is no folder. Give one that is empty, or that does not exist."
-            raise InvalidParameterError(msg)
+        check_out(out, goes_on=goes_on)
         known = self._known()
+        if known is not None and not _has_results(self.path):
+            self.remove()
+            known = None
         if known is None:
-            self._begin(facts, goes_on=goes_on)
+            self._begin(facts)
             return
-        if not goes_on:
-            msg = f"{out} holds a draft that is not finished. Go on with it by --resume, or give another folder."
-            raise InvalidParameterError(msg)
         facts = json.loads(json.dumps(facts))
         changed = [name for name in {**known, **facts} if known.get(name) != facts.get(name)]
         if changed:
@@ -65,16 +98,7 @@ class WorkFolder:
             raise InvalidParameterError(msg) from error
         return known if isinstance(known, dict) else None
 
-    def _begin(self, facts: Mapping[str, Any], *, goes_on: bool) -> None:
-        inside = sorted(path.name for path in self.out.iterdir()) if self.out.exists() else []
-        if inside:
-            is_draft = "model.safetensors" in inside
-            what = "a finished draft" if is_draft else f"something else ({', '.join(inside[:3])})"
-            msg = f"{self.out} holds {what}. Give a folder that is empty, or that does not exist."
-            raise InvalidParameterError(msg)
-        if goes_on:
-            msg = f"There is nothing in {self.out} to go on with. Leave out --resume to begin."
-            raise InvalidParameterError(msg)
+    def _begin(self, facts: Mapping[str, Any]) -> None:
         try:
             self.path.mkdir(mode=0o700, parents=True)
             write_own(self.path / _SETTINGS, json.dumps(facts, indent=1).encode(), mode=_MODE)

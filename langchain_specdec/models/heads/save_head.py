@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.heads.eagle3_config import Eagle3Config
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
-from langchain_specdec.paths import give_usual_modes
+from langchain_specdec.paths import write_output
 
 
 def save_head(
@@ -57,7 +57,8 @@ def save_head(
         ids = head.target_ids.cpu()
         weights["d2t"] = ids - torch.arange(len(ids))
         weights["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill(0, ids, value=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # By `save_file` it would be its owner's alone, whom a server need not run as.
+    write_output(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     written = {
         "architectures": ["Eagle3Speculator"],
         "draft_vocab_size": config.draft_vocab_size,
@@ -85,7 +86,6 @@ def save_head(
         "transformer_layer_config": _layer_config(config),
     }
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    give_usual_modes(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -49,25 +50,33 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "measure", lambda *_: UNMEASURED)
 
 
+def write_prompts(file: Path, rows: list[Any]) -> Path:
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return file
+
+
 def make_draft(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["make-draft", *map(str, arguments)])
 
 
 def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     file, out = tmp_path / "prompts.jsonl", tmp_path / "draft"
-    rows = [{"prompt": f"Question {number}?"} for number in range(9)] + [{"turns": ["Question 0?", "x"]}]
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    odd = [{"prompt": "Half of a pair: \ud800"}, {"messages": [{"role": "user", "content": "x"}]}]
+    write_prompts(file, [*({"prompt": f"Question {n}?"} for n in range(9)), {"turns": ["Question 0?", "x"]}, *odd])
     result = make_draft(target, "--out", out, "--prompts", file, *SMALL, "--own-prompts", 3, "--json")
     assert result.exit_code == 0, result.stderr
     assert "12 prompts, 3 of the model's own, 1 held out" in result.stderr
+    assert "Prompts that are left out: 2. The prompt is not valid Unicode text" in result.stderr
     assert "Training, steps: 1 of 48\n" in result.stderr
     told = json.loads(result.stdout)
     assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
     assert told["observed_gain"] == told["speed"] / told["plain"]
-    assert told["pays"] == (told["speed"] > max(told["plain"], told["without"]))
+    stood = told["accepted_by_source"].get("eagle3", 0)
+    assert told["pays"] == (stood > 0 and told["speed"] > max(told["plain"], told["without"]))
     assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1) == (4, True)
     # The work is taken away: prompts may be private.
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "verdict.json"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
     assert config["speculators_config"]["verifier"]["name_or_path"] == target
@@ -181,6 +190,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_it_goes_on_to_the_same_weights(ta
         (["--keep-layers", 2], "--keep-layers is for --kind pruned"),
         (["--kind", "pruned", "--draft-vocab-size", 100], "--draft-vocab-size is for --kind head"),
         (["--kind", "pruned", "--unroll", 2], "--unroll is for --kind head"),
+        (["--resume"], "to go on with. Leave out --resume to begin"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_path, monkeypatch):
@@ -188,6 +198,18 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_pat
     result = make_draft("embedded", "--out", tmp_path / "draft", *arguments)
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
     assert not (tmp_path / "draft").exists()
+
+
+def test_a_draft_of_which_nothing_stood_does_not_pay():
+    found = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3,), (5,), 10.0, 11.0, 12.5, {"eagle3": 5}, {"lookup": 3})
+    assert not found.pays
+    assert dataclasses.replace(found, accepted_by_source={"eagle3": 1}).pays
+
+
+def test_what_is_missing_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("langchain_specdec.cli.make_draft.load_backend", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert install_command("train") in make_draft("embedded", "--out", tmp_path / "draft").stderr
 
 
 def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
@@ -204,11 +226,15 @@ def test_what_cannot_be_is_refused(target, tmp_path, monkeypatch):
     assert "is given plain text" in _fresh(tmp_path, lambda: refused("--prompts", file))
     file.write_text("x" * 600, encoding="utf-8")
     told = _fresh(tmp_path, lambda: refused("--prompts", file, "--own-prompts", 0))
-    assert "There are 0 prompts to train on and 0 to measure on" in told
+    assert "has room for 0 prompts to train on and 0 others to measure on" in told
+    write_prompts(file, [{"prompt": "x"}] * 3 + [{"prompt": f"{n}"} for n in range(4)])
+    told = _fresh(tmp_path, lambda: refused("--prompts", file, "--eval-prompts", file, "--own-prompts", 0))
+    assert "has room for 0 prompts to train on and 5 others to measure on" in told
     monkeypatch.setattr("langchain_specdec.training.work_folder.WorkFolder.free_bytes", lambda _: 1000)
-    assert "the disk has 0.0 GB free" in _fresh(tmp_path, refused)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert install_command("train") in _fresh(tmp_path, refused)
+    given = ("--prompts", write_prompts(file, [{"prompt": f"{n}"} for n in range(4)]), "--own-prompts", 0)
+    assert "the disk has 0.0 GB free" in _fresh(tmp_path, lambda: refused(*given))
+    # What was refused is not in the way of other settings.
+    assert "the disk has 0.0 GB free" in refused(*given, "--epochs", 3)
 
 
 def test_a_model_of_one_layer_gains_nothing_from_a_head(tmp_path):

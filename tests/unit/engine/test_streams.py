@@ -355,6 +355,27 @@ def test_an_engine_starts_its_thread_with_the_first_request(world: World, engine
     assert threading.active_count() == num_threads
 
 
+def test_an_engine_knows_of_a_thread_whose_start_was_interrupted(
+    world: World, engines: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines(world.target)
+    threads = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        thread.start()
+        threads.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("langchain_specdec.completions.interpreter_end.start_thread", interrupted)
+        engine.submit(world.prompts[0], LONG)
+    # Closing says that nothing runs any more, and memory is given back then.
+    assert wait_until(lambda: engine._thread is threads[0])
+    assert token_ids(read(engine.submit(world.prompts[0], PARAMS))[0]) == world.references(world.prompts[0], PARAMS)
+    assert engine.close()
+    assert not threads[0].is_alive()
+
+
 def test_a_dropped_engine_ends_its_thread_and_frees_the_model(device: str) -> None:
     def use() -> tuple[threading.Thread, Callable[[], Any]]:
         engine = make_engine(tiny_model(0, device), Drafter())
@@ -521,9 +542,7 @@ def test_a_failing_drafter_costs_nobody_a_text(
     assert len(drafter.released) == len(set(drafter.released)) == 12 + (where != "measure_step")
 
 
-def test_a_draft_model_that_failed_is_right_about_the_next_text(
-    world: World, engines: MakeEngine, device: str
-) -> None:
+def test_a_draft_model_that_failed_is_right_about_the_next_text(world: World, engines: MakeEngine, device: str) -> None:
     # The same weights: each of its drafts is right, unless what is in its slots is not what they are taken to hold.
     drafter = make_draft_drafter(fail_on_poison(tiny_model(0, device).double()))
     engine = engines(world.target, drafter, num_slots=1, draft_length=3)

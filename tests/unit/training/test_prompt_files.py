@@ -44,6 +44,12 @@ class TestFiles:
             GivenPrompt("", (system, QUESTION), tuple(tools)),
         ]
 
+    def test_messages_as_openai_writes_them(self, file):
+        call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+        parts = {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}
+        (prompt,) = read_prompts(write(file, {"messages": [parts, call, QUESTION], "tools": None}))
+        assert prompt.messages == (QUESTION, {**call, "content": ""}, QUESTION)
+
     @pytest.mark.parametrize(
         ("row", "said"),
         [
@@ -54,6 +60,8 @@ class TestFiles:
             ({"prompt": 5}, "line 2 holds no prompt"),
             ({"turns": []}, "line 2 holds no prompt"),
             ({"messages": [{"role": "user"}]}, "line 2 holds no prompt"),
+            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 2 holds no prompt"),
+            ({"messages": [QUESTION], "tools": ["f"]}, "line 2 holds no prompt"),
             ({"messages": [{"role": "assistant", "content": "x"}]}, "line 2 holds no prompt"),
         ],
     )
@@ -66,6 +74,8 @@ class TestFiles:
             read_prompts(write(file, " ", ""))
         with pytest.raises(InvalidParameterError, match="cannot be read: No such file"):
             read_prompts(tmp_path / "none")
+        with pytest.raises(InvalidParameterError, match="is a JSON array"):
+            read_prompts(write(file, json.dumps([{"prompt": "x"}], indent=1)))
         file.write_bytes(b"caf\xe9")
         with pytest.raises(InvalidParameterError, match=r"not UTF-8 text \(byte 3\)"):
             read_prompts(file)
@@ -99,7 +109,10 @@ class TestFolder:
         out = tmp_path / "draft"
         with pytest.raises(InvalidParameterError, match=r"nothing in .* to go on with"):
             WorkFolder(out, {}, goes_on=True)
-        WorkFolder(out, {"seed": 1, "epochs": 2}, goes_on=False)
+        WorkFolder(out, {"seed": 2}, goes_on=False)
+        # One that was refused before anything was done is no work.
+        work = WorkFolder(out, {"seed": 1, "epochs": 2}, goes_on=False)
+        work.append("answers.jsonl", {})
         with pytest.raises(InvalidParameterError, match=r"not finished\. Go on with it by --resume"):
             WorkFolder(out, {"seed": 1, "epochs": 2}, goes_on=False)
         with pytest.raises(InvalidParameterError, match="was begun with epochs 2, and not 3"):

@@ -83,3 +83,14 @@ def test_images_are_skipped_and_tools_kept(path):
 def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path):
     with pytest.raises(InvalidParameterError, match=r"cannot be recorded in .*: No such file or directory"):
         DraftRecorder(tmp_path / "none" / "file.jsonl")
+
+
+def test_a_file_that_is_lost_costs_no_answer(tmp_path, caplog):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    recorder = DraftRecorder(folder / "file.jsonl")
+    recorder.path.unlink()
+    folder.rmdir()
+    assert CHAT.invoke({"question": "Why?"}, {"callbacks": [recorder]}).content == "An answer."
+    assert [record.message.count("cannot be recorded") for record in caplog.records] == [1]
+    assert recorder.num_recorded == 0
