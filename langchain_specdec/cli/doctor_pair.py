@@ -62,6 +62,6 @@ def _of_head(model: str, head: HeadSource) -> list[Finding]:
         Finding(
             "layers of the model that it reads", f"{', '.join(map(str, config.tap_points))} of {target.num_layers}"
         ),
-        Finding("tokens that it drafts", f"{config.draft_vocab_size} of {config.vocab_size}, {share:.0%}"),
+        Finding("tokens that it drafts", f"{config.draft_vocab_size} of {config.vocab_size}, {share:.1%}"),
         Finding("fits", "yes", "ok"),
     ]

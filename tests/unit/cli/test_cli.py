@@ -466,7 +466,7 @@ def test_doctor_tells_whether_a_head_fits(tmp_path):
     peagle.mkdir()
     (peagle / "config.json").write_text(json.dumps({"speculators_model_type": "peagle"}))
     for head, told in (
-        (fits, ["EAGLE-3, as of vLLM's speculators", "2, 3, 5 of 5", "60 of 258, 23%", "yes"]),
+        (fits, ["EAGLE-3, as of vLLM's speculators", "2, 3, 5 of 5", "60 of 258, 23.3%", "yes"]),
         (other, ["does not fit"]),
         (peagle, ["does not fit"]),
     ):
