@@ -521,9 +521,7 @@ def test_a_failing_drafter_costs_nobody_a_text(
     assert len(drafter.released) == len(set(drafter.released)) == 12 + (where != "measure_step")
 
 
-def test_a_draft_model_that_failed_is_right_about_the_next_text(
-    world: World, engines: MakeEngine, device: str
-) -> None:
+def test_a_draft_model_that_failed_is_right_about_the_next_text(world: World, engines: MakeEngine, device: str) -> None:
     # The same weights: each of its drafts is right, unless what is in its slots is not what they are taken to hold.
     drafter = make_draft_drafter(fail_on_poison(tiny_model(0, device).double()))
     engine = engines(world.target, drafter, num_slots=1, draft_length=3)
