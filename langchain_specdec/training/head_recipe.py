@@ -12,6 +12,8 @@ from torch import Tensor
 from langchain_specdec.models.heads.save_head import save_head
 from langchain_specdec.models.heads.target_sizes import embedding_of
 from langchain_specdec.models.loaded_model import LoadedModel
+from langchain_specdec.runner.cpu.decoder_trial import native_library
+from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, Format
 from langchain_specdec.training.answers import Text
 from langchain_specdec.training.draft_vocabulary import draft_token_ids, share_covered
 from langchain_specdec.training.new_head import head_config, new_head, tap_points
@@ -69,7 +71,12 @@ class HeadRecipe(Recipe):
         """See `Recipe.save`."""
         head, target = cast(UnrolledHead, student).head, self._target
         save_head(head, out, target.name, _architectures(target.model.config), self._settings.unroll + 1)
-        return SavedDraft(bytes_of(head))
+        read = bytes_of(head)
+        if target.model.device.type == "cpu" and native_library() is not None:
+            # The native decoder reads its matrices in blocks of 8 bits.
+            numbers, size = BLOCKS[Format.Q8_0]
+            read = read * size // (numbers * head.norm.weight.itemsize)
+        return SavedDraft(read)
 
 
 def _architectures(config: Any) -> list[str]:
