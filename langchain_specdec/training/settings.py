@@ -50,7 +50,7 @@ class DraftSettings:
         unset="0.001 for a head, 0.0003 for a pruned model, and less for models with wide states")
     batch_tokens: int = option_field(
         1024, "Tokens of whole texts in a training step, padding included, which bounds its memory; a longer text is a "
-        f"batch of its own. Of a text, at most {MOST_TEXT_TOKENS} tokens are trained on.", int, 16, 1 << 20)
+        "batch of its own. Of a text, at most 4096 tokens are trained on.", int, 16, 1 << 20)
     checkpoint_steps: int = option_field(
         100, "Training steps between checkpoints.", int, 1, 1_000_000)
     seed: int = option_field(
