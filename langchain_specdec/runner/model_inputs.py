@@ -85,7 +85,7 @@ class ModelInputs:
         needs_none = is_prompt and is_own and self.is_for_gpu and blocks is None
         if needs_none and all(window is None or window >= length for window, _ in self._kinds.values()):
             return self._by_kind(lambda *_: torch.empty(1, 1, 1, 0, dtype=self._dtype, device=device))
-        causal, keys = visible_keys(inputs, length)
+        causal, keys = visible_keys(inputs, positions, length)
         seen = dict.fromkeys(self._kinds, causal)
         if images is not None and blocks is not None:
             ahead = causal | _same_block(blocks, keys - inputs.starts[:, None])
@@ -105,17 +105,17 @@ class ModelInputs:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def visible_keys(inputs: RowInputs, length: int) -> tuple[Tensor, Tensor]:
+def visible_keys(inputs: RowInputs, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Which keys of its slot each token sees, and the keys' positions in the text.
 
     Args:
         inputs: The rows.
+        positions: Position of each of their tokens in its text, int64 `[rows, width]`.
         length: Positions of the slots that are looked at.
 
     Returns:
         bool `[rows, width, length]`; and int64 `[length]` or, where drafts branch, `[rows, 1, length]`.
     """
-    positions = inputs.starts[:, None] + inputs.depths
     keys = torch.arange(length, device=positions.device)
     if inputs.is_chain:
         return keys <= positions[:, :, None], keys

@@ -77,7 +77,8 @@ class ModuleHeadRunner:
     def _forward(self, batch: RowBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         inputs = RowInputs.from_batch(batch, self.device)
         length = self.cache.begin(ForwardShape.from_rows(batch.slots, batch.starts, inputs), is_chain=inputs.is_chain)
-        causal, _ = visible_keys(inputs, length)
+        positions = inputs.starts[:, None] + inputs.depths
+        causal, _ = visible_keys(inputs, positions, length)
         mask = causal[:, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class ModuleHeadRunner:
         embeddings = self._head.embed(inputs.tokens)
         with pinned_backends(self.device):
             given: tuple[Tensor, Tensor] = self._head(
-                embeddings, padded(hidden, batch.width).to(self._dtype), inputs.starts[:, None] + inputs.depths, attend
+                embeddings, padded(hidden, batch.width).to(self._dtype), positions, attend
             )
         return given
 

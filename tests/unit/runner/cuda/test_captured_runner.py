@@ -238,6 +238,7 @@ def test_families_with_windows_and_learned_positions(name: str, make: Any) -> No
     engine = make(runner, TreeOracleDrafter(known, 0.7), max_tree_nodes=MAX_WIDTH - 1)
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in counts]
     assert decode(engine, prompts, params) == expected
+    assert decode(engine, prompts[:1], params[:1]) == expected[:1]
     store = captured(runner).store
     assert (store.failure, store.rejected) == ("", {})
     assert {bucket.rows for bucket in store.graphs} >= {1, 3}

@@ -54,7 +54,7 @@ class Fault:
 FAULTS = {
     # Tensors that are made without saying where.
     "positions": Fault(
-        model_inputs.ModelInputs._mask, "torch.arange(length, device=device)", "torch.arange(length)",
+        model_inputs.visible_keys, "torch.arange(length, device=positions.device)", "torch.arange(length)",
         turns("greedy"), rf"runner/model_inputs\.py:\d+: {MIXED_DEVICES}",
     ),
     "ancestors": Fault(
