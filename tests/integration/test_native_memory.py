@@ -58,6 +58,6 @@ def test_a_summary_takes_little_beside_the_weights_and_the_slots() -> None:
     assert file is not None
     weights = file.stat().st_size
     assert 700 < found["tokens"] < 900
-    # 1.55 times the file: some 20 MB are the decoder's buffers, 14 the tokenizer, 19 libraries. A second tokenizer
+    # 1.66 times the file: some 20 MB are the decoder's buffers, 14 the tokenizer, 19 libraries. A second tokenizer
     # would take 35 MB more.
-    assert weights < found["own"] - found["slots"] < 1.7 * weights
+    assert weights < found["own"] - found["slots"] < 1.8 * weights
