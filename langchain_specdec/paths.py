@@ -48,6 +48,32 @@ def read_own(path: Path) -> bytes | None:
         return None
 
 
+def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, each with its number, from 1 on.
+
+    Args:
+        path: The file.
+        what: What it is to hold, for errors: `"a file of prompts"`.
+
+    Raises:
+        InvalidParameterError: It cannot be read, is no UTF-8 text, or has no line.
+    """
+    try:
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text (byte {error.start}). Convert it first."
+        raise InvalidParameterError(msg) from error
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}. Give {what}."
+        raise InvalidParameterError(msg) from error
+    # splitlines() would also split at characters that may stand inside a JSON string, such as U+2028.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise InvalidParameterError(f"{path} is empty. Give {what}.")
+    return lines
+
+
 def write_own(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file of this user's own, whole or not at all, also where the disk is full or the power is cut.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from langchain_specdec.bench.contestant import Prompt
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.paths import read_lines
 
 _DEFAULT = "default_workload.jsonl"
 
@@ -43,26 +44,15 @@ def load_workload(path: Path | None) -> list[Question]:
     Raises:
         InvalidParameterError: The file is not there, or a line has not the format.
     """
-    try:
-        if path is None:
-            text = resources.files("langchain_specdec.bench").joinpath(_DEFAULT).read_text(encoding="utf-8")
-        else:
-            # Some editors begin a file with a byte order mark.
-            text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not UTF-8 text: {error}"
-        raise InvalidParameterError(msg) from error
-    except OSError as error:
-        msg = f"Cannot read the workload {path}: {error.strerror}. Give a file in Spec-Bench's format."
-        raise InvalidParameterError(msg) from error
-    name = str(path or _DEFAULT)
-    # splitlines() would also split at characters that may stand inside a JSON string, such as U+2028.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    questions = [_question(line, f"{name}, line {number}") for number, line in lines]
-    if not questions:
-        msg = f"{name} is empty."
-        raise InvalidParameterError(msg)
-    return questions
+    if path is None:
+        with resources.as_file(resources.files("langchain_specdec.bench").joinpath(_DEFAULT)) as default:
+            return _questions(default)
+    return _questions(path)
+
+
+def _questions(path: Path) -> list[Question]:
+    lines = read_lines(path, "a file in Spec-Bench's format")
+    return [_question(line, f"{path}, line {number}") for number, line in lines]
 
 
 def _question(line: str, place: str) -> Question:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_specdec.errors import InvalidParameterError
+from langchain_specdec.paths import read_lines
 
 _KEYS = ("messages", "turns", "prompt")
 _FORMATS = (
@@ -67,20 +68,8 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
     Raises:
         InvalidParameterError: It cannot be read, is empty, or a line has not the format.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not UTF-8 text (byte {error.start}). Convert it first."
-        raise InvalidParameterError(msg) from error
-    except OSError as error:
-        msg = f"The prompts in {path} cannot be read: {error.strerror or error}. Give a file of prompts."
-        raise InvalidParameterError(msg) from error
-    # splitlines() would also split at characters that may stand inside a JSON string, such as U+2028.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        msg = f"{path} is empty. Give a file with a prompt on each line: plain text, or JSON such as {_FORMATS}."
-        raise InvalidParameterError(msg)
-    if text.lstrip().startswith("[") and isinstance(_json(text), list):
+    lines = read_lines(path, f"a file with a prompt on each line: plain text, or JSON such as {_FORMATS}")
+    if lines[0][1].startswith("[") and isinstance(_json("\n".join(line for _, line in lines)), list):
         msg = f"{path} is a JSON array. Give its objects on a line each: jq -c '.[]' {path}"
         raise InvalidParameterError(msg)
     if not lines[0][1].startswith("{"):

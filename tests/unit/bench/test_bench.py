@@ -859,7 +859,7 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--repeat", "0"), "--repeat must be a whole number from 1"),
         (("--batch", "0"), "--batch"),
         (("--limit", "-1"), "--limit"),
-        (("--workload", "/none.jsonl"), "Cannot read the workload"),
+        (("--workload", "/none.jsonl"), "/none.jsonl cannot be read: No such file"),
         (("--plot", "bars.gif"), ".png"),
         (("--html", "-"), "--html writes a file whose name ends in .html, .htm; got '-'"),
         (("--html", "/none/page.html"), "there is no folder '/none'"),
