@@ -118,9 +118,10 @@ class Proposal:
     Attributes:
         draft: Tokens that are known already (a lookup's). Empty where they must be computed.
         reaches: For each token that could be had the chance that the target reaches it, in descending order. Of what
-            must be computed, for each level: the chance that the target reaches some token of it.
+            must be computed, for each level: the chance that the target reaches some token of it, and of a tree that
+            grows by what it sees at most so much.
         steps_per_token: Forwards of the draft model that each level costs: 0 for a lookup, 1 for what is computed.
-        level_width: Most tokens of a level of what is computed; 1: it is a chain.
+        grows: Whether what is computed is a tree that grows by what it sees.
         limits: By what it was considered; what computes a tree keeps within it.
         source: Tells whose it is where drafters stand beside each other.
     """
@@ -128,7 +129,7 @@ class Proposal:
     draft: Draft = EMPTY_DRAFT
     reaches: tuple[float, ...] = ()
     steps_per_token: int = 0
-    level_width: int = 1
+    grows: bool = False
     limits: DraftLimits | None = None
     source: int = 0
 

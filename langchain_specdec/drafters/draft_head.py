@@ -82,12 +82,14 @@ class DraftHeadDrafter(Drafter):
             start = len(request.token_ids) - 1
             slot = self._slot(request, start)
             if is_gapless(path):
-                kept = states[row, : len(path)].clone()
+                kept = states.select(0, row).narrow_copy(0, 0, len(path))
             else:
                 order = torch.tensor(path) if verdict.order is None else verdict.order[row][: len(path)]
                 kept = states[row].index_select(0, order)
             slot.add(start, kept)
-        self._take_in([r for r in requests if r.slot in self._slots and self._slots[r.slot].num_waiting > _MAX_WAITING])
+        slots = self._slots
+        if full := [r for r in requests if r.slot in slots and slots[r.slot].num_waiting > _MAX_WAITING]:
+            self._take_in(full)
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         """Any number of levels, one forward each."""
@@ -98,9 +100,12 @@ class DraftHeadDrafter(Drafter):
             return []
         if slot.end != len(request.token_ids) - 1:
             return []
+        if limits.max_nodes:
+            # How far a tree grows is seen only as it grows, so one figure does for all of its levels.
+            reaches = (request.rates.rate(level_kind(self._source, 0)),) * limits.max_depth
+            return [Proposal(reaches=reaches, steps_per_token=1, grows=True, limits=limits)]
         reaches = request.rates.chain([level_kind(self._source, depth) for depth in range(limits.max_depth)])
-        width = NUM_BRANCHES if limits.max_nodes else 1
-        return [Proposal(reaches=reaches, steps_per_token=1, level_width=width, limits=limits)]
+        return [Proposal(reaches=reaches, steps_per_token=1, limits=limits)]
 
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
@@ -245,18 +250,14 @@ class DraftHeadDrafter(Drafter):
         scores = flat
         if noise is None or noise.is_sampled:
             scores, ids = self._scores(requests, trees, asked), None
-        chances = scores.softmax(-1)
-        best = chances.topk(min(NUM_BRANCHES, chances.shape[-1]))
+        best = scores.softmax(-1).topk(min(NUM_BRANCHES, scores.shape[-1]))
         tokens = best.indices if ids is None else ids[best.indices]
         # All in one copy to the host; tokens are whole numbers in float32 too, up to 16 million of them.
-        told = torch.cat([flat.amax(-1, keepdim=True), best.values, tokens.float()], 1).tolist()
+        told = torch.cat([best.values, tokens.float()], 1).tolist()
         count = best.indices.shape[1]
         return [
-            [
-                (int(token), chance)
-                for token, chance in zip(row[1 + count :], row[1 : 1 + count], strict=True)
-                if chance > 0
-            ]
+            [(int(token), chance) for token, chance in zip(row[count:], row[:count], strict=True) if chance > 0]
+            # One score that is NaN or infinite makes all chances NaN.
             if math.isfinite(row[0])
             else None
             for row in told

@@ -28,3 +28,12 @@ def outcomes(draft: Draft, tokens: Sequence[int]) -> list[tuple[DraftKind, bool]
                 parent, depth = node, depth + 1
     tried = draft.levels[: min(depth + 1, len(tokens))]
     return outcomes + [(kind, level < depth) for level, kind in enumerate(tried)]
+
+
+def num_right(draft: Draft, tokens: Sequence[int]) -> int:
+    """Tokens of a draft that a text went on with, one after the other."""
+    parent, depth = -1, 0
+    for node, (token, above) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        if above == parent and depth < len(tokens) and token == tokens[depth]:
+            parent, depth = node, depth + 1
+    return depth

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 
 from langchain_specdec.drafters.base import NOTHING, Draft, DraftLimits, Proposal
 from langchain_specdec.drafters.merged import merge
+from langchain_specdec.drafters.outcomes import num_right
 from langchain_specdec.engine.draft_length import DraftLengths, best_forwards, best_lengths, least_reach, lengths_worth
+from langchain_specdec.engine.forward_worth import ForwardWorth
 from langchain_specdec.engine.request import Request
 from langchain_specdec.engine.spare_time import SpareTime
 from langchain_specdec.engine.step_cost import StepCost
+from langchain_specdec.runner.verify import Verdict
 
 # Drafts that promise less than this over a plain step are left, and so are draft forwards over a step without them:
 # the promise is an estimate.
@@ -26,6 +29,8 @@ _PROBE_TOKENS = 2
 _PROBE_REACH = 0.5
 _PROBE_SHARE = 0.005
 _MOST_PROBE_STEPS = 2
+# Runs of forwards whose worth is not known, or was not much lately, may take this share.
+_RUN_SHARE = 0.005
 
 
 @dataclass
@@ -45,6 +50,9 @@ class Plan:
         rows: The rows that may draft.
         is_idle: Whether no draft is expected to save time.
         is_resumed: Whether draft forwards would be the first after a step without.
+        free_gain: Tokens beyond the target's own that free drafts promise a row.
+        alone: Where draft forwards ran, what would have been checked without them, of the rows that may draft.
+        checking: What it takes longer to check what they gave beside that, in the tokens that the time would bring.
         guesses: What each row's sources proposed, each by itself, checked or not.
     """
 
@@ -60,6 +68,9 @@ class Plan:
     rows: Sequence[int] = ()
     is_idle: bool = True
     is_resumed: bool = False
+    free_gain: float = 0.0
+    alone: Sequence[Draft] = ()
+    checking: float = 0.0
     guesses: list[list[Draft]] = field(default_factory=list)
 
 
@@ -75,6 +86,10 @@ class DraftChooser:
         self._max_nodes = max_nodes
         self._probes_width = probes_width
         self._probe_time = SpareTime(_PROBE_SHARE, _MOST_PROBE_STEPS)
+        self._run_time = SpareTime(_RUN_SHARE, _MOST_PROBE_STEPS)
+        self._worth = ForwardWorth()
+        # Whether there were drafts of which only a run tells what they bring.
+        self._has_grown = False
 
     def limits(self, cost: StepCost | None, rows: int) -> DraftLimits:
         """How many tokens drafts of so many rows may have, and how unlikely they may be; how deep is not said."""
@@ -115,11 +130,13 @@ class DraftChooser:
             is_resumed=is_resumed,
         )
         self._probe_time.save(plain)
+        self._run_time.save(plain)
         if not any(p.steps_per_token or p.reaches[0] >= least for offer in offers for p in offer if p.reaches):
             return plan
         plan.free = plan.proposals = [self._free(*each) for each in zip(requests, offers, strict=True)]
         computed = [next((p for p in offer if p.steps_per_token), NOTHING) for offer in offers]
         choice = best_lengths([plan.free[row].reaches for row in rows], cost)
+        plan.free_gain = sum(choice.tokens) / len(choice.tokens) - 1.0
         if is_computed := any(p.reaches for p in computed):
             choice = self._with_forwards(plan, computed, choice, cost)
         plan.is_idle = not any(choice.lengths)
@@ -129,7 +146,7 @@ class DraftChooser:
                 _compute(plan, computed, choice.num_forwards)
         if is_computed:
             self._probe_computed(plan, computed, cost)
-        elif self._probes_width:
+        if self._probes_width and not plan.num_forwards:
             self._probe_free(plan, cost)
         return plan
 
@@ -141,8 +158,23 @@ class DraftChooser:
         # What the rows that draft take by themselves.
         seconds = plan.seconds - plan.plain_seconds + cost.verify_seconds(len(plan.rows), 1)
         worth = sum(plan.tokens[row] for row in plan.rows) / seconds
-        _expect(plan, lengths_worth([reaches for _, reaches in trees.values()], cost, spent, worth))
+        chosen = lengths_worth([reaches for _, reaches in trees.values()], cost, spent, worth)
+        _expect(plan, chosen)
+        alone = lengths_worth([plan.free[row].reaches for row in plan.rows], cost, spent, worth)
+        plan.alone = [plan.free[row].draft.cut(length) for row, length in zip(plan.rows, alone.lengths, strict=True)]
+        plan.checking = worth * (chosen.seconds - alone.seconds)
         return [trees[row][0].cut(plan.lengths[row]) if row in trees else draft for row, draft in enumerate(drafts)]
+
+    def learn(self, plan: Plan, verdict: Verdict) -> None:
+        """Count what draft forwards brought: tokens beyond those of free drafts, less the time of checking them."""
+        if not plan.alone:
+            return
+        brought = -plan.checking
+        for row, draft in zip(plan.rows, plan.alone, strict=True):
+            tokens = verdict.tokens(row)
+            # One of them is the target's own; a row whose scores are not sound has none.
+            brought += max(len(tokens) - 1, 0) - num_right(draft, tokens)
+        self._worth.observe(plan.free_gain, brought / len(plan.rows), plan.num_forwards)
 
     def _free(self, request: Request, offer: Sequence[Proposal]) -> Proposal:
         """All that can be drafted for a row without a forward, as one proposal."""
@@ -158,10 +190,27 @@ class DraftChooser:
         self, plan: Plan, computed: Sequence[Proposal], alone: DraftLengths, cost: StepCost
     ) -> DraftLengths:
         """The forwards that pay beside free drafts; or those alone, where none does."""
-        free = [plan.free[row] for row in plan.rows]
         own = [computed[row] for row in plan.rows]
-        beside = best_forwards(free, own, cost, self._max_nodes, is_resumed=plan.is_resumed)
+        if any(p.grows for p in own):
+            beside = self._run(plan, own, alone, cost)
+        else:
+            free = [plan.free[row] for row in plan.rows]
+            beside = best_forwards(free, own, cost, self._max_nodes, is_resumed=plan.is_resumed)
         return alone if beside is None or beside.gain < (1 + _LEAST_GAIN) * alone.gain else beside
+
+    def _run(self, plan: Plan, own: Sequence[Proposal], alone: DraftLengths, cost: StepCost) -> DraftLengths | None:
+        """A run of forwards that ends by what it sees, as those before it; None: there were none to judge by."""
+        if (expected := self._worth.expected(plan.free_gain)) is None:
+            return None
+        brought, forwards = expected
+        count = max(round(forwards), 1)
+        return DraftLengths(
+            tuple([min(count, len(p.reaches)) for p in own]),
+            tuple([tokens + brought for tokens in alone.tokens]),
+            alone.seconds + cost.draft_seconds(forwards, is_resumed=plan.is_resumed),
+            alone.plain_seconds,
+            count,
+        )
 
     def _probe_computed(self, plan: Plan, computed: Sequence[Proposal], cost: StepCost) -> None:
         """Now and then compute a level more than pays, to learn how good it is by now.
@@ -170,8 +219,20 @@ class DraftChooser:
         """
         count = plan.num_forwards + 1
         seconds = cost.draft_seconds(1, is_resumed=plan.is_resumed and count == 1)
-        if count <= max(len(p.reaches) for p in computed) and self._probe_time.spend(seconds):
+        if any(p.grows for p in computed):
+            self._has_grown = True
+            # What grows goes as far as it is promising by itself.
+            if count == 1 and self.may_run(cost):
+                self._run_time.owe(seconds)
+                _compute(plan, computed, 1)
+        elif count <= max(len(p.reaches) for p in computed) and self._probe_time.spend(seconds):
             _compute(plan, computed, count)
+
+    def may_run(self, cost: StepCost) -> bool:
+        """Whether a run of forwards is due by which it is seen what they bring by now."""
+        if not self._has_grown:
+            return False
+        return not self._worth.is_known or self._run_time.holds(cost.draft_seconds(1))
 
     def _probe_free(self, plan: Plan, cost: StepCost) -> None:
         """Now and then draft more tokens than pay, to learn what a wide step costs by now.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 
 from langchain_specdec.drafters.base import Proposal
@@ -24,8 +23,6 @@ from langchain_specdec.engine.step_cost import StepCost
 
 # Tokens less likely than this are never drafted: finding them takes time too, even where checking them is free.
 _MIN_REACH = 0.004
-# Of the chance that some token of a computed level is right, the share of the likeliest one.
-_FIRST_SHARE = 0.7
 # After so many numbers of forwards that promise less than a smaller one no larger one is tried.
 _PATIENCE = 2
 
@@ -180,10 +177,9 @@ def _best_width(
 def _gains_of_both(
     free: Sequence[float], depths: Sequence[int], computed: Proposal, count: int, max_nodes: int
 ) -> list[float]:
-    """Expected accepted tokens of a tree of so many levels and then of what is free, by its number of nodes."""
+    """Expected accepted tokens of a tree of a chain of so many levels and of what is free, by its number of nodes."""
     levels = computed.reaches[:count]
-    shares = _shares(computed.level_width)
-    added = [reach * share for reach in levels for share in shares]
+    added = list(levels)
     # The chances of standing down to each depth.
     standing = dict.fromkeys(depths, 0.0)
     for reach, depth in zip(free, depths, strict=True):
@@ -194,13 +190,6 @@ def _gains_of_both(
     # The tree takes the likeliest ones.
     added.sort(reverse=True)
     return _gains(added[:max_nodes])
-
-
-@cache
-def _shares(width: int) -> tuple[float, ...]:
-    """What each node of a level has of its chance: the likeliest one most of it, the others most of the rest."""
-    shares = [_FIRST_SHARE * (1 - _FIRST_SHARE) ** node for node in range(width - 1)]
-    return (*shares, 1.0 - sum(shares))
 
 
 def _gains_of_either(free: Sequence[float], computed: Sequence[float]) -> list[float]:

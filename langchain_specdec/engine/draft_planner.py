@@ -170,6 +170,7 @@ class DraftPlanner:
             if self._drafter.num_layers:
                 self._cost.observe_draft(plan.num_forwards, self._draft_seconds, is_resumed=plan.is_resumed)
         self._is_drafting = plan.num_forwards > 0
+        self._chooser.learn(plan, verdict)
         if self._is_adaptive and plan.num_candidates == self.num_candidates:
             self._drafter.observe(requests, verdict)
         for row, request in enumerate(requests):
@@ -216,6 +217,8 @@ class DraftPlanner:
         if not num_drafting:
             return False
         if self._num_idle < _LOOK_STEPS or self._cost is None or self._is_cost_given or not self._is_adaptive:
+            return True
+        if self._chooser.may_run(self._cost):
             return True
         self._look_time.save(self._cost.verify_seconds(rows, 1))
         return self._look_time.spend(num_drafting * self._look_seconds)

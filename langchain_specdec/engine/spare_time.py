@@ -22,9 +22,13 @@ class SpareTime:
         """Save the share of a step."""
         self._seconds = min(self._seconds + self._share * step_seconds, self._most_steps * step_seconds)
 
+    def holds(self, seconds: float) -> bool:
+        """Whether so much has been saved up."""
+        return self._seconds >= seconds
+
     def spend(self, seconds: float) -> bool:
         """Whether so much has been saved up; it is spent then. What is expected to save time itself is free."""
-        if self._seconds < seconds:
+        if not self.holds(seconds):
             return False
         self.owe(seconds)
         return True

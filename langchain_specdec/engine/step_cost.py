@@ -71,7 +71,7 @@ class StepCost:
             seconds = self._cache[key] = self._table.get(key) or self._estimate(rows, width)
         return seconds * self._drift
 
-    def draft_seconds(self, steps: int, *, is_resumed: bool = False) -> float:
+    def draft_seconds(self, steps: float, *, is_resumed: bool = False) -> float:
         """Cost of `steps` forwards of the draft model.
 
         Args:

@@ -43,8 +43,8 @@ _MAX_DRAFT_TOKENS = 5
 _MAX_TREE_NODES = 16
 # So that some drafts are looked up and some are computed, where both can be had.
 _DRAFT_COST = 0.4
-# What a draft head says of each node: that its scores are sound, chances, and letters.
-_HEAD_SAYS = [0.0, 0.6, 0.3, *[0.01] * (NUM_BRANCHES - 2), *range(FIRST_LETTER, FIRST_LETTER + NUM_BRANCHES)]
+# What a draft head says of each node: chances, and letters.
+_HEAD_SAYS = [0.6, 0.3, *[0.01] * (NUM_BRANCHES - 2), *range(FIRST_LETTER, FIRST_LETTER + NUM_BRANCHES)]
 # Draft tokens of a row that stand in a step, at most.
 _NUM_STANDING = 2
 
@@ -140,7 +140,7 @@ class FakeCudaEngine:
 
     def _answer(self, tensor: Tensor) -> Any:
         batch = self._batch
-        if tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[1] == 1 + 2 * NUM_BRANCHES:
+        if tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[1] == 2 * NUM_BRANCHES:
             return [_HEAD_SAYS] * len(tensor)
         if batch is None or tuple(tensor.shape) != (2 + batch.num_candidates, len(batch.slots), batch.width):
             return letters(tensor)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from langchain_specdec.drafters.acceptance import FORCED, AcceptanceRates, DraftKind, source_of
 from langchain_specdec.drafters.base import EMPTY_DRAFT, Draft, DraftLimits
 from langchain_specdec.drafters.merged import merge
-from langchain_specdec.drafters.outcomes import outcomes
+from langchain_specdec.drafters.outcomes import num_right, outcomes
 
 Path = tuple[int, ...]
 
@@ -121,20 +121,23 @@ def test_unlikely_nodes_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "expected", "stood"),
     [
         # Nothing is known of what follows a wrong token, nor of levels that the text has not come to.
-        ([5], [False, False, False]),
-        ([5, 1], [False, False, False]),
-        ([2], [False, True, True]),
-        ([1, 9], [True, False, True, False]),
-        ([1, 4, 3], [True, True, True, True]),
+        ([5], [False, False, False], 0),
+        ([5, 1], [False, False, False], 0),
+        ([2], [False, True, True], 1),
+        ([1, 9], [True, False, True, False], 1),
+        ([1, 4, 3], [True, True, True, True], 2),
     ],
 )
-def test_guesses_are_judged_by_the_text_whatever_was_checked(text: Sequence[int], expected: list[bool]) -> None:
+def test_guesses_are_judged_by_the_text_whatever_was_checked(
+    text: Sequence[int], expected: list[bool], stood: int
+) -> None:
     levels: tuple[DraftKind, ...] = (("level", 0), ("level", 1))
     draft = Draft((1, 2, 4), (-1, -1, 0), (("head", 0), ("head", 1), ("head", 2)), levels)
     assert [is_right for _, is_right in outcomes(draft, text)] == expected
+    assert num_right(draft, text) == stood
     kinds = [kind for kind, _ in outcomes(draft, text)]
     assert kinds[-1] == levels[sum(kind in levels for kind in kinds) - 1]
 

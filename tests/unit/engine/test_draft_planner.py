@@ -86,8 +86,8 @@ def test_many_rows_make_width_dearer() -> None:
     assert lengths([[0.5, 0.5]] * 10, cost) == [0] * 10
 
 
-def computed(*reaches: float, level_width: int = 1) -> Proposal:
-    return Proposal(reaches=reaches, steps_per_token=1, level_width=level_width)
+def computed(*reaches: float) -> Proposal:
+    return Proposal(reaches=reaches, steps_per_token=1)
 
 
 def known(*reaches: float) -> Proposal:
@@ -141,17 +141,6 @@ def test_forwards_beside_what_is_free(max_nodes: int) -> None:
     assert rows is not None
     assert rows.tokens == (1.5,) * 3
     assert rows.seconds == 2.0
-
-
-def test_levels_of_many_nodes_are_counted_with_their_width() -> None:
-    cost = StepCost({(1, 1): 1.0, (1, 21): 3.0})
-    slim, wide = (best_forwards([NOTHING], [computed(0.8, 0.6, level_width=w)], cost, 16) for w in (1, 4))
-    assert slim is not None
-    assert wide is not None
-    assert slim.num_forwards == 2
-    assert slim.seconds == pytest.approx(1.2)
-    assert wide.seconds > slim.seconds
-    assert wide.gain < slim.gain
 
 
 def test_what_is_computed_is_checked_only_where_it_turned_out_likely() -> None:

@@ -112,13 +112,15 @@ class Head(TreeOracleDrafter):
 
     def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
         reaches = request.rates.chain(self._levels(limits.max_depth))
-        return [Proposal(reaches=reaches, steps_per_token=1, level_width=2, limits=limits)] if reaches else []
+        return [Proposal(reaches=reaches, steps_per_token=1, grows=True, limits=limits)] if reaches else []
 
     def propose(
         self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
     ) -> list[Draft]:
-        self.num_forwards += max(lengths)
-        return [self._tree(*each) for each in zip(requests, proposals, lengths, strict=True)]
+        # What is computed grows for as long as it is promising, which this one always is.
+        grown = [len(p.reaches) if length else 0 for p, length in zip(proposals, lengths, strict=True)]
+        self.num_forwards += max(grown)
+        return [self._tree(*each) for each in zip(requests, proposals, grown, strict=True)]
 
     def _tree(self, request: DraftingRequest, proposal: Proposal, length: int) -> Draft:
         if not length or proposal.limits is None:
@@ -211,6 +213,33 @@ class Guesser(Drafter):
         return drafts
 
 
+class SureHead(Guesser):
+    """Is sure of some tokens, nine of ten of which are right, and of the others knows that hardly any is."""
+
+    def consider(self, request: DraftingRequest, limits: DraftLimits) -> Sequence[Proposal]:
+        *free, _ = super().consider(request, limits)
+        depth = limits.max_depth
+        return [*free, Proposal(reaches=(1.0,) * depth, steps_per_token=1, grows=True, limits=limits)]
+
+    def propose(
+        self, requests: Sequence[DraftingRequest], proposals: Sequence[Proposal], lengths: Sequence[int]
+    ) -> list[Draft]:
+        computed = [p.steps_per_token and length for p, length in zip(proposals, lengths, strict=True)]
+        drafts = Drafter.propose(self, requests, proposals, lengths)
+        for row, length in enumerate(computed):
+            tokens: list[tuple[int, bool]] = []
+            is_sure = bool(length)
+            while is_sure and len(tokens) < len(proposals[row].reaches):
+                self.num_forwards += 1
+                self._clock.now += self._cost.draft_seconds(1)
+                is_sure = self._rng.random() < self._by_model
+                tokens.append(((0 if self._rng.random() < (0.9 if is_sure else 0.05) else 1), is_sure))
+            if tokens:
+                kinds = [("sure" if is_sure else "unsure", 0) for _, is_sure in tokens]
+                drafts[row] = Draft.chain([token for token, _ in tokens], kinds)
+        return drafts
+
+
 def relative_time(
     monkeypatch: pytest.MonkeyPatch,
     widths: dict[tuple[int, int], float],
@@ -218,6 +247,7 @@ def relative_time(
     by_model: float,
     by_lookup: float | None = None,
     *,
+    kind: type[Guesser] = Guesser,
     is_given: bool = True,
     rows: int = 1,
     steps: int = 400,
@@ -229,7 +259,7 @@ def relative_time(
         is_width_free=False, takes_trees=True, pads_rows=True, graphs=None, clock=lambda: clock.now
     )
     runner.begin_turn, runner.make_next_graph = (lambda **_: None), (lambda _: None)
-    drafter = Guesser(clock, true, by_model, by_lookup)
+    drafter = kind(clock, true, by_model, by_lookup)
     planner = DraftPlanner(runner, drafter, 8, 16, "auto", StepCost(widths, draft) if is_given else None)
     nothing: Any = None
     shared, requests = AcceptanceRates(), []
@@ -275,6 +305,32 @@ def test_a_draft_that_is_always_wrong_costs_next_to_nothing(
     # Beside free drafts it takes nothing of what those bring.
     both, alone = (relative_time(monkeypatch, widths, d, 0.0, 0.7, is_given=is_given) for d in (draft, 100.0))
     assert both < alone * 1.02
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("widths", [FREE, DEAR])
+@pytest.mark.parametrize(("draft", "by_lookup"), [(0.05, None), (0.3, None), (0.05, 0.7), (0.3, 0.7)])
+def test_a_head_that_is_never_sure_costs_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    widths: dict[tuple[int, int], float],
+    draft: float,
+    by_lookup: float | None,
+    is_given: bool,
+) -> None:
+    found, alone = (
+        relative_time(monkeypatch, widths, d, share, by_lookup, kind=kind, is_given=is_given)
+        for d, share, kind in ((draft, 0.0, SureHead), (100.0, 0.0, Guesser))
+    )
+    assert found < 1.02 * alone
+
+
+def test_a_head_pays_by_the_tokens_that_it_is_sure_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two of five tokens are right, and one costs a third of a plain step with its forward: blindly that hardly pays.
+    widths = {(1, 1): 1.0, (1, 2): 1.25, (1, 11): 3.5}
+    found, blind = (
+        relative_time(monkeypatch, widths, 0.1, share, kind=kind) for share, kind in ((0.4, SureHead), (0.4, Guesser))
+    )
+    assert found < 0.9 * blind
 
 
 @pytest.mark.parametrize("by_model", [0.05, 0.1, 0.3])
