@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_specdec.training.output_head import OutputHead
-from langchain_specdec.training.student import StepCounts, Student, shifted
+from langchain_specdec.training.student import Student
 
 # Logits that are in memory at a time.
 _LOGITS_AT_ONCE = 1 << 23
@@ -28,12 +28,10 @@ class DistilledModel(Student):
         model: A causal language model of transformers in float32, on the device that it is trained on.
         decoder: The part of it that gives the states that its output head reads.
         output: The output head, of all tokens.
-        num_places: Places of a draft that `steps` counts.
     """
 
-    def __init__(self, model: Any, decoder: nn.Module, output: OutputHead, num_places: int) -> None:
+    def __init__(self, model: Any, decoder: nn.Module, output: OutputHead) -> None:
         super().__init__()
-        self._num_places = num_places
         # Not a part of what is trained and saved.
         self._frozen = (decoder, output)
         model.requires_grad_(requires_grad=False)
@@ -59,28 +57,15 @@ class DistilledModel(Student):
         outputs: Tensor = self._frozen[0](input_ids=tokens, use_cache=False).last_hidden_state
         return outputs
 
-    def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
-        """See `Student.steps`. A draft that is right so far has read the text, so that one forward tells of all."""
-        own, output = self.outputs(tokens)[is_answered], self._frozen[1]
-        loss = _divergence(own, states[:, :, -1][is_answered], output)
-        best = [output(part).argmax(-1) for part in own.split(_rows_at_once(output))]
-        right = torch.zeros_like(is_answered)
-        right[is_answered] = torch.cat(best) == shifted(tokens, 1)[is_answered]
-        counts = []
-        stands = is_answered
-        for place in range(self._num_places):
-            stood = stands & shifted(is_answered, place)
-            stands = stood & shifted(right, place)
-            counts.append(StepCounts(loss, stands.sum(), stood.sum()))
-        return counts
-
 
 def _rows_at_once(output: OutputHead) -> int:
     return max(_LOGITS_AT_ONCE // len(output.rows), 1)
 
 
 def _divergence(states: Tensor, wanted: Tensor, output: OutputHead) -> Tensor:
-    divergence: Tensor = _Divergence.apply(states, wanted, output)  # type: ignore[no-untyped-call]
+    # Logits and their logarithms want more digits than bfloat16 has.
+    with torch.autocast(states.device.type, enabled=False):
+        divergence: Tensor = _Divergence.apply(states.float(), wanted, output)  # type: ignore[no-untyped-call]
     return divergence
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from langchain_specdec.progress import Progress
+from langchain_specdec.training.optimizer import make_optimizer, multiplies_bfloat16
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatch, TextBatches
@@ -87,6 +88,7 @@ def _trainer(
     from transformers.trainer_callback import PrinterCallback
 
     steps = len(batches) * settings.epochs
+    device = next(model.parameters()).device
 
     class Steps(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -99,11 +101,8 @@ def _trainer(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # a batch of texts
         num_train_epochs=settings.epochs,
-        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=int(steps * _WARMUP_SHARE),
-        weight_decay=0.01,
-        adam_beta2=0.95,
         max_grad_norm=1.0,
         seed=settings.seed,
         data_seed=settings.seed,
@@ -115,11 +114,20 @@ def _trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
+        use_cpu=device.type == "cpu",
+        # Weights stay in float32.
+        bf16=multiplies_bfloat16(device),
     )
     # The target has one device, and so has its draft.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    trainer = Trainer(model=model, args=arguments, train_dataset=batches, data_collator=_only, callbacks=[Steps()])
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=batches,
+        data_collator=_only,
+        callbacks=[Steps()],
+        optimizers=(make_optimizer(model, model.matrices(), rate), None),
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -12,18 +12,16 @@ from torch import Tensor
 from langchain_specdec.models.heads.save_head import save_head
 from langchain_specdec.models.heads.target_sizes import embedding_of
 from langchain_specdec.models.loaded_model import LoadedModel
-from langchain_specdec.runner.cpu.decoder_trial import native_library
-from langchain_specdec.runner.cpu.decoder_weights import BLOCKS, Format
 from langchain_specdec.training.answers import Text
 from langchain_specdec.training.draft_vocabulary import draft_token_ids, share_covered
 from langchain_specdec.training.new_head import head_config, new_head, tap_points
+from langchain_specdec.training.optimizer import has_muon
 from langchain_specdec.training.output_head import OutputHead
-from langchain_specdec.training.recipe import Hooks, Recipe, SavedDraft
+from langchain_specdec.training.recipe import Hooks, Recipe
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatches
 from langchain_specdec.training.unrolled_head import UnrolledHead
-from langchain_specdec.training.verdict import bytes_of
 from langchain_specdec.training.work_folder import WorkFolder
 
 # Texts by whose states a new head's output is scaled.
@@ -42,10 +40,10 @@ class HeadRecipe(Recipe):
         UnsupportedModelError: The target has too few layers.
     """
 
-    learning_rate = 1e-3
-
     def __init__(self, model: Any, settings: DraftSettings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
+        # Orthogonal updates bear higher rates.
+        self.learning_rate = 3e-3 if has_muon(model.device) else 1e-3
         num_layers = model.config.get_text_config().num_hidden_layers
         self.points = *tap_points(num_layers), num_layers
 
@@ -63,20 +61,15 @@ class HeadRecipe(Recipe):
     def student(self, batches: TextBatches) -> Student:
         """See `Recipe.student`."""
         target, device = self._target, self._target.model.device
-        config, scale = head_config(target, self._ids), _typical_size(batches)
-        head = new_head(config, self._ids, embedding_of(target), self._output, scale, self._settings.seed)
-        return UnrolledHead(head, self._output.to(device), self._settings.unroll).to(device)
+        config, sizes = head_config(target, self._ids), _typical_sizes(batches)
+        head = new_head(config, self._ids, embedding_of(target), self._output, sizes[-1], self._settings.seed)
+        return UnrolledHead(head, self._output.to(device), self._settings.unroll, sizes[:-1]).to(device)
 
-    def save(self, student: Student, out: Path) -> SavedDraft:
+    def save(self, student: Student, out: Path) -> dict[str, Any]:
         """See `Recipe.save`."""
-        head, target = cast(UnrolledHead, student).head, self._target
+        head, target = cast(UnrolledHead, student).finish(), self._target
         save_head(head, out, target.name, _architectures(target.model.config), self._settings.unroll + 1)
-        read = bytes_of(head)
-        if target.model.device.type == "cpu" and native_library() is not None:
-            # The native decoder reads its matrices in blocks of 8 bits.
-            numbers, size = BLOCKS[Format.Q8_0]
-            read = read * size // (numbers * head.norm.weight.itemsize)
-        return SavedDraft(read)
+        return {}
 
 
 def _architectures(config: Any) -> list[str]:
@@ -87,11 +80,12 @@ def _architectures(config: Any) -> list[str]:
     return list(getattr(config, "architectures", None) or ([known] if isinstance(known, str) else []))
 
 
-def _typical_size(batches: TextBatches) -> Tensor:
-    """The root mean square of each number that the output head reads, `[hidden]`."""
+def _typical_sizes(batches: TextBatches) -> Tensor:
+    """The root mean square of each number of the states, `[points, hidden]`; of those that are always 0, 1."""
     sums, count = torch.zeros(()), 0
     for index in range(min(len(batches), _SCALED_BY)):
         batch = batches[index]
-        states = batch["states"][:, :, -1][batch["is_answered"]]
+        states = batch["states"][batch["is_answered"]]
         sums, count = sums + states.double().pow(2).sum(0), count + len(states)
-    return (sums / count).sqrt().float()
+    sizes = (sums / count).sqrt().float()
+    return sizes.where(sizes > 0, torch.ones(()))

@@ -46,11 +46,12 @@ class DraftSettings:
         int, 1, 16)
     epochs: int = option_field(10, "How often training goes through the answers.", int, 1, 10_000)
     learning_rate: float | None = option_field(
-        None, "Highest learning rate of AdamW.", float, 1e-9, 1, range="a number above 0, up to 1",
-        unset="0.001 for a head, 0.0003 for a pruned model, and less for models with wide states")
+        None, "Highest learning rate.", float, 1e-9, 1, range="a number above 0, up to 1",
+        unset="for a head 0.003, or 0.001 where it is trained by AdamW alone, 0.0003 for a pruned model, and less for "
+        "models with wide states")
     batch_tokens: int = option_field(
         1024, "Tokens of whole texts in a training step, padding included, which bounds its memory; a longer text is a "
-        "batch of its own. Of a text, at most 4096 tokens are trained on.", int, 16, 1 << 20)
+        "batch of its own.", int, 16, 1 << 20)
     checkpoint_steps: int = option_field(
         100, "Training steps between checkpoints.", int, 1, 1_000_000)
     seed: int = option_field(

@@ -9,12 +9,12 @@ steps, and a part of them, drawn anew each time, teaches these as well as all, i
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langchain_specdec.models.heads.eagle3_head import Eagle3Head
 from langchain_specdec.training.output_head import OutputHead
-from langchain_specdec.training.student import StepCounts, Student, shifted
+from langchain_specdec.training.student import Student, shifted
 
 # How much each further step counts, as in EAGLE-3's published training code.
 _DECAY = 0.8
@@ -29,13 +29,16 @@ class UnrolledHead(Student):
         head: The head, which is trained.
         output: The target's own distribution over the draft tokens.
         num_steps: Tokens in a row that it drafts.
+        scale: What tapped states are divided by, `[points, hidden]`; see `finish`. None: nothing.
     """
 
     _draft_places: Tensor
+    _scale: Tensor | None
 
-    def __init__(self, head: Eagle3Head, output: OutputHead, num_steps: int) -> None:
+    def __init__(self, head: Eagle3Head, output: OutputHead, num_steps: int, scale: Tensor | None = None) -> None:
         super().__init__()
         self.head = head
+        self.register_buffer("_scale", scale, persistent=False)
         # Not a part of what is trained and saved.
         self._frozen = (output,)
         self._num_steps = num_steps
@@ -50,49 +53,62 @@ class UnrolledHead(Student):
         """See `Student.draft`."""
         return self.head
 
+    def matrices(self) -> list[nn.Parameter]:
+        """See `Student.matrices`: all but the table of tokens that the output layer is."""
+        parameters = dict(self.head.named_parameters())
+        return [each for name, each in parameters.items() if each.ndim == 2 and not name.startswith("lm_head.")]
+
     def forward(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> dict[str, Tensor]:
         """The loss of a batch, as `Trainer` wants it; see `TextBatch`."""
         weights = [_DECAY**step for step in range(self._num_steps)]
-        steps = self.steps(states, tokens, is_answered)
-        losses = [weight * step.loss for weight, step in zip(weights, steps, strict=True)]
-        return {"loss": torch.stack(losses).sum() / sum(weights)}
+        losses = self.divergences(states, tokens, is_answered)
+        weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
+        return {"loss": torch.stack(weighted).sum() / sum(weights)}
 
-    def steps(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[StepCounts]:
-        """See `Student.steps`: each place is a step."""
+    def finish(self) -> Eagle3Head:
+        """The head, which takes states as they are tapped from here on.
+
+        Numbers of tapped states differ a hundredfold in size, so those of the first matrix that are multiplied with
+        them would learn at as different rates. What the states are divided by while it learns becomes a part of it.
+        """
+        if self._scale is not None:
+            with torch.no_grad():
+                self.head.fc.weight.div_(self._scale.flatten())
+            self._scale = None
+        return self.head
+
+    def divergences(self, states: Tensor, tokens: Tensor, is_answered: Tensor) -> list[Tensor]:
+        """By place in a draft, the mean divergence of the head's distribution from the target's, in nats."""
         wanted = self._wanted(tokens, is_answered)
         # Which of the target's distributions is that of a position.
         index = torch.zeros_like(tokens)
         index[wanted] = torch.arange(int(wanted.sum()), device=tokens.device)
-        teacher = self._frozen[0](states[:, :, -1][wanted])
+        with torch.autocast(states.device.type, enabled=False):
+            teacher = self._frozen[0](states[:, :, -1][wanted])
         probabilities = teacher.softmax(-1)
         entropy = -(probabilities * teacher.log_softmax(-1)).sum(-1)
         attention = _Unrolled()
-        hidden = self.head.condense(states[:, :, :-1])
-        stands = torch.ones_like(wanted)
+        tapped = states[:, :, :-1] if self._scale is None else states[:, :, :-1] / self._scale
+        # The residual stream stays in float32 where products are computed in bfloat16.
+        hidden = self.head.condense(tapped).float()
         columns = torch.arange(tokens.shape[1], device=tokens.device)
-        counts = []
+        losses = []
         for step in range(self._num_steps):
             shift = step + 1
             if step == 1:
                 columns = self._chained(wanted)
-                hidden, stands = hidden[:, columns], stands[:, columns]
+                hidden = hidden[:, columns]
             attention.begin_step(columns)
             embeddings = self.head.embed(shifted(tokens, shift)[:, columns])
             positions = (columns + step).expand(len(tokens), -1)
             outputs, hidden = self.head(embeddings, hidden, positions, attention)
             is_wanted = shifted(wanted, shift)[:, columns]
             rows = shifted(index, shift)[:, columns][is_wanted]
-            scores = self.head.logits(outputs[is_wanted])
+            scores = self.head.logits(outputs[is_wanted]).float()
             cross = -(probabilities[rows] * scores.log_softmax(-1)).sum(-1)
             # The mean of none is no number.
-            loss = (cross - entropy[rows]).sum() / max(len(rows), 1)
-            stood = stands & shifted(is_answered, shift)[:, columns]
-            right = self._draft_places[shifted(tokens, shift + 1)[:, columns]]
-            stands = torch.zeros_like(stood)
-            stands[is_wanted] = scores.argmax(-1) == right[is_wanted]
-            stands &= stood
-            counts.append(StepCounts(loss, stands.sum(), stood.sum()))
-        return counts
+            losses.append((cross - entropy[rows]).sum() / max(len(rows), 1))
+        return losses
 
     def _chained(self, wanted: Tensor) -> Tensor:
         """The places, int64 `[columns]`, ascending, that go beyond the first step: a part of those that a draft needs.
