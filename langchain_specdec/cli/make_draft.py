@@ -140,8 +140,8 @@ def _lines(verdict: Verdict, out: Path, model: str) -> list[str]:
     lines = [
         f"{out} is a draft for {model}. On prompts that it was not trained on:",
         f"  right at the first, second, … token of a draft, where those before it are: {places}",
-        f"  {verdict.tokens_per_step:.2f} tokens a step with one guess for each place; a draft token reads "
-        f"{verdict.draft_cost:.1%} of the weights that the model reads",
+        f"  {verdict.tokens_per_step:.2f} tokens a step with such drafts in every step, which takes as long as "
+        f"{verdict.step_cost:.2f} plain ones",
         f"  tokens per second: {verdict.plain:.1f} plain, {verdict.without:.1f} without the draft, "
         f"{verdict.speed:.1f} with it ({verdict.observed_gain:.2f} times plain, {verdict.predicted_gain:.2f} foreseen)",
     ]

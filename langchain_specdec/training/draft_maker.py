@@ -101,30 +101,27 @@ class DraftMaker:
         with closing(self._backend) as backend:
             chosen = choose_prompts(backend, self._files, self._settings, self.folder, self._is_chat, self._hooks.tell)
             self._describe(chosen)
-            texts = write_answers(backend, chosen.tokens, self._settings, self.folder, self._hooks.tell)
+            answered = [chosen.tokens[number] for number in chosen.trained]
+            texts = write_answers(backend, answered, self._settings, self.folder, self._hooks.tell)
             # The backend lets go of them when it is closed.
             model, tokenizer, name = backend.model, backend.tokenizer, backend.model_name
         target = replace(load_model(model, tokenizer), name=name)
         texts = [Text(text.tokens[:MOST_TEXT_TOKENS], text.num_prompt_tokens) for text in texts]
-        trained = [number for number in chosen.trained if _has_answer(texts[number])]
+        trained = [number for number, text in enumerate(texts) if _has_answer(text)]
         if not trained:
             msg = f"{name} answers none of the prompts within {MOST_TEXT_TOKENS} tokens. Give shorter ones."
             raise UnsupportedModelError(msg)
         threads = self._options.get("num_threads")
         output, ids = self._recipe.prepare(target, [texts[number] for number in trained], self.folder, threads)
         self._record(target, output, ids, texts)
-        recorded = RecordedStates(self.folder)
-        held_out = [number for number in chosen.held_out if _has_answer(texts[number])]
-        batches, unseen = (
-            TextBatches(texts, numbers, recorded, self._settings.batch_tokens) for numbers in (trained, held_out)
-        )
-        student = self._trained(batches)
-        return None if student is None else self._judge(target, student, chosen, unseen)
+        student = self._trained(TextBatches(texts, trained, RecordedStates(self.folder), self._settings.batch_tokens))
+        return None if student is None else self._judge(target, student, chosen)
 
     def _describe(self, chosen: ChosenPrompts) -> None:
         """Say what the run is made from, and the room that it takes."""
         total, settings = len(chosen.tokens), self._settings
-        most = sum(min(len(tokens) + settings.max_new_tokens, MOST_TEXT_TOKENS) for tokens in chosen.tokens)
+        lengths = [len(chosen.tokens[number]) + settings.max_new_tokens for number in chosen.trained]
+        most = sum(min(length, MOST_TEXT_TOKENS) for length in lengths)
         needed = bytes_of(most, len(self._recipe.points), self._config.hidden_size)
         for reason, count in chosen.left_out.items():
             self._hooks.note(f"Prompts that are left out: {count}. {reason}")
@@ -165,16 +162,14 @@ class DraftMaker:
         self.folder.write(_WEIGHTS, save({name: value.cpu() for name, value in student.draft.state_dict().items()}))
         return student
 
-    def _judge(self, target: LoadedModel, student: Student, chosen: ChosenPrompts, unseen: TextBatches) -> Verdict:
+    def _judge(self, target: LoadedModel, student: Student, chosen: ChosenPrompts) -> Verdict:
         """Save the draft, measure it, and take the work away."""
         out = self.folder.out
-        accepted = verdict.acceptance(student, unseen)
-        saved = self._recipe.save(student.eval(), out)
+        draft = {"draft_model": str(out), **self._recipe.save(student.eval(), out)}
         params = SamplingParams(max_new_tokens=self._settings.max_new_tokens)
         prompts = [chosen.tokens[number] for number in chosen.held_out]
-        draft = {"draft_model": str(out), **saved.options}
         found = verdict.measure(
-            target.model, draft, saved.num_bytes, accepted, prompts, params, self._options, self._hooks.tell
+            target.model, draft, self._settings.unroll, prompts, params, self._options, self._hooks.tell
         )
         (out / _VERDICT).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
         self.folder.remove()

@@ -22,15 +22,13 @@ from langchain_specdec.training.distilled_model import DistilledModel
 from langchain_specdec.training.layer_influence import influences, most_influential
 from langchain_specdec.training.output_head import OutputHead
 from langchain_specdec.training.pruned_model import LayerPlan
-from langchain_specdec.training.recipe import Hooks, Recipe, SavedDraft
+from langchain_specdec.training.recipe import Hooks, Recipe
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.student import Student
 from langchain_specdec.training.text_batches import TextBatches
 from langchain_specdec.training.work_folder import WorkFolder
 
 _LAYERS = "layers.json"
-# Bytes of a number of the draft: in bfloat16, and in blocks of 8 bits with their scales.
-_PLAIN_BYTES, _INT8_BYTES = 2, 34 / 32
 # Tokens by which the states that the output head reads are looked up.
 _PROBED = 16
 
@@ -91,22 +89,17 @@ class PrunedRecipe(Recipe):
         """See `Recipe.student`."""
         device = self._target.model.device
         model = self._model.to(device)
-        return DistilledModel(model, self._plan.decoder(model), self._output.to(device), self._settings.unroll).to(
-            device
-        )
+        return DistilledModel(model, self._plan.decoder(model), self._output.to(device)).to(device)
 
-    def save(self, student: Student, out: Path) -> SavedDraft:
+    def save(self, student: Student, out: Path) -> dict[str, Any]:
         """See `Recipe.save`: a folder of transformers, with the target's tokenizer."""
         model = self._model.to("cpu", torch.bfloat16)
         with quiet_loading():
             model.save_pretrained(out)
         self._target.tokenizer.save_pretrained(out)
         give_usual_modes(out)
-        is_quantised = _is_in_blocks(self._target.model)
-        read = self._plan.numbers(self._kept)
-        num_bytes = int(read * (_INT8_BYTES if is_quantised else _PLAIN_BYTES))
         # In bfloat16 it would read more than a target in blocks does.
-        return SavedDraft(num_bytes, {"draft_quantization": "int8"} if is_quantised else {})
+        return {"draft_quantization": "int8"} if _is_in_blocks(self._target.model) else {}
 
 
 def _is_in_blocks(model: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,6 @@ class Hooks:
     tell: Progress
     note: Callable[[str], None]
     is_stopped: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True)
-class SavedDraft:
-    """A draft that is written.
-
-    Attributes:
-        num_bytes: What a draft token reads of its weights.
-        options: Options of `LocalBackend` by which it is used best, beside `draft_model`.
-    """
-
-    num_bytes: int
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Recipe(ABC):
@@ -95,5 +82,9 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def save(self, student: Student, out: Path) -> SavedDraft:
-        """Write the draft into a folder."""
+    def save(self, student: Student, out: Path) -> Mapping[str, Any]:
+        """Write the draft into a folder.
+
+        Returns:
+            Options of `LocalBackend` by which it is used best, beside `draft_model`.
+        """

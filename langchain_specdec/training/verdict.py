@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
-from operator import mul
+from itertools import pairwise
 from typing import Any
-
-import torch
 
 from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.completions.stats import SpeculationStats
-from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.progress import Progress
-from langchain_specdec.runner.cpu.packed_layers import PackedLinear
 from langchain_specdec.sampling.params import SamplingParams
-from langchain_specdec.training.student import Student
-from langchain_specdec.training.text_batches import TextBatches
 
 _MOST_PROMPTS = 16
-# What statistics call tokens of such a head.
-_SOURCE = "eagle3"
+# What statistics call tokens of a head, and of a pruned model.
+_SOURCES = ("eagle3", "draft_model")
 
 
 @dataclass(frozen=True)
@@ -31,9 +24,10 @@ class Verdict:
     """What a draft is worth, on prompts that were held out, one at a time.
 
     Attributes:
-        acceptance: By place in a draft, how often its best token was the text's, given that those before were.
-        tokens_per_step: What that gives with drafts of one guess for each place, the target's own token included.
-        draft_cost: Bytes of weights that a draft token reads, over those of the target.
+        acceptance: Where every step had a draft of one guess for each place: by place, how often it was right, given
+            that those before were.
+        tokens_per_step: Of that run, the target's own token included.
+        step_cost: What a step of it took, drafting included, over a step of plain decoding.
         predicted_gain: Tokens per second over those of plain decoding, as the engine foresaw with the draft.
         accepted_per_position: Steps whose draft token at that place stood, whatever it came from.
         drafted_per_position: Steps whose draft had a token there.
@@ -47,7 +41,7 @@ class Verdict:
 
     acceptance: tuple[float, ...]
     tokens_per_step: float
-    draft_cost: float
+    step_cost: float
     predicted_gain: float
     accepted_per_position: tuple[int, ...]
     drafted_per_position: tuple[int, ...]
@@ -66,80 +60,62 @@ class Verdict:
     @property
     def pays(self) -> bool:
         """Whether it is faster with the draft than without, on this machine, and not by chance: some of it stood."""
-        return self.accepted_by_source.get(_SOURCE, 0) > 0 and self.speed > max(self.plain, self.without)
+        stood = any(self.accepted_by_source.get(source) for source in _SOURCES)
+        return stood and self.speed > max(self.plain, self.without)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures by name, for JSON."""
         return {**asdict(self), "observed_gain": self.observed_gain, "pays": self.pays}
 
 
-@torch.inference_mode()
-def acceptance(model: Student, batches: TextBatches) -> tuple[float, ...]:
-    """How often a draft is right by place, on texts whose states are there.
-
-    Drafts of greedy texts would stand just so often. Those of sampled texts stand more often, as the engine samples
-    drafts by the noise that the target samples by.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    sums: list[list[int]] = []
-    for number in range(len(batches)):
-        batch = batches[number]
-        steps = model.steps(*(batch[name].to(device) for name in ("states", "tokens", "is_answered")))
-        counts = [[int(step.agreed), int(step.counted)] for step in steps]
-        sums = [[a + c, b + d] for (a, b), (c, d) in zip(sums, counts, strict=True)] if sums else counts
-    return tuple(round(agreed / max(counted, 1), 4) for agreed, counted in sums)
-
-
 def measure(
     model: Any,
     draft: Mapping[str, Any],
-    draft_bytes: int,
-    accepted: Sequence[float],
+    num_places: int,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     options: dict[str, Any],
     tell: Progress,
 ) -> Verdict:
-    """Run the model plainly, with drafts that cost nothing, and with the draft.
+    """Run the model plainly, by lookups, with a draft of one length in every step, and with the draft as it is used.
 
     Args:
         model: The target, loaded.
         draft: Options of `LocalBackend` by which it is used.
-        draft_bytes: What a draft token reads of its weights.
-        accepted: See `acceptance`.
+        num_places: Tokens of a draft in the run that always drafts.
         prompts: Held out.
         params: What to generate.
         options: Options of `LocalBackend` for all runs.
         tell: Told how many prompts are done.
     """
-    runs: dict[str, dict[str, Any]] = {
-        "plain": {"drafter": "none"}, "without": {}, "with the draft": dict(draft),
-    }  # fmt: skip
+    always = {"drafter": "draft_model", "draft_length": num_places}
+    runs: list[dict[str, Any]] = [{"drafter": "none"}, {}, {**draft, **always}, dict(draft)]
     prompts = prompts[:_MOST_PROMPTS]
-    stats = {}
-    for number, (name, own) in enumerate(runs.items()):
+    found = []
+    for number, own in enumerate(runs):
         with closing(LocalBackend(model, **{**options, "num_slots": 1, **own})) as backend:
             # The first is run once more before it counts: costs are measured, and memory is taken.
-            stats[name] = SpeculationStats()
+            stats = SpeculationStats()
             for place, prompt in enumerate([prompts[0], *prompts]):
-                request = CompletionRequest(prompt, params)
-                (stream,) = backend.start([request])
+                (stream,) = backend.start([CompletionRequest(prompt, params)])
+                speculation = collect(stream).finish.speculation
                 if place:
-                    stats[name] += collect(stream).finish.speculation
-                else:
-                    collect(stream)
+                    stats += speculation
                 tell("Measuring, prompts", number * len(prompts) + place, len(runs) * len(prompts))
-    drafted = stats["with the draft"]
+        found.append(stats)
+    plain, without, chained, drafted = found
+    # Drafts that stood up to each place, from those that were made.
+    stood = [*chained.drafted_per_position[:1], *chained.accepted_per_position]
     return Verdict(
-        acceptance=tuple(accepted),
-        tokens_per_step=round(1 + sum(accumulate(accepted, mul)), 3),
-        draft_cost=round(draft_bytes / bytes_of(model), 4),
+        acceptance=tuple(round(right / max(of, 1), 4) for of, right in pairwise(stood)),
+        tokens_per_step=round(chained.tokens_per_step, 3),
+        # Answers of one token take no step.
+        step_cost=round(_seconds_per_step(chained) / (_seconds_per_step(plain) or 1.0), 3),
         predicted_gain=round(drafted.predicted_gain, 3),
         accepted_per_position=tuple(drafted.accepted_per_position),
         drafted_per_position=tuple(drafted.drafted_per_position),
-        plain=round(stats["plain"].tokens_per_second, 2),
-        without=round(stats["without"].tokens_per_second, 2),
+        plain=round(plain.tokens_per_second, 2),
+        without=round(without.tokens_per_second, 2),
         speed=round(drafted.tokens_per_second, 2),
         drafted_by_source=dict(drafted.drafted_by_source),
         accepted_by_source=dict(drafted.accepted_by_source),
@@ -147,14 +123,5 @@ def measure(
     )
 
 
-def bytes_of(model: Any) -> int:
-    """Bytes of a model's weights, those that are packed included."""
-    if isinstance(model, GGUFModel):
-        return model.weights.num_bytes
-    stored: dict[int, int] = {}
-    for each in [*model.parameters(), *model.buffers()]:
-        storage = each.untyped_storage()
-        stored[storage.data_ptr()] = storage.nbytes()
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    in_packed: int = sum(m.in_features * m.out_features * model.dtype.itemsize for m in packed)
-    return sum(stored.values()) + in_packed
+def _seconds_per_step(stats: SpeculationStats) -> float:
+    return stats.decode_seconds / max(stats.num_steps, 1)

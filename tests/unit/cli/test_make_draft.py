@@ -33,7 +33,7 @@ pytestmark = pytest.mark.transformers
 
 SMALL = ("--own-prompts", 8, "--max-new-tokens", 12, "--epochs", 12, "--batch-tokens", 256, "--checkpoint-steps", 3)
 
-UNMEASURED = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
+UNMEASURED = verdict.Verdict((0.5,), 1.5, 1.25, 1.2, (3, 1), (5, 2), 10.0, 11.0, 12.5)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     assert told["observed_gain"] == told["speed"] / told["plain"]
     stood = told["accepted_by_source"].get("eagle3", 0)
     assert told["pays"] == (stood > 0 and told["speed"] > max(told["plain"], told["without"]))
-    assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1) == (4, True)
+    assert (len(told["acceptance"]), told["step_cost"] > 1, told["tokens_per_step"] >= 1) == (4, True, True)
     # The work is taken away: prompts may be private.
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "verdict.json"]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1
@@ -96,7 +96,7 @@ def test_a_pruned_model_runs_anywhere_and_drafts(target, tmp_path):
     assert "The draft keeps 3 of 4 layers (0, " in result.stderr
     told = json.loads(result.stdout)
     assert told == {"draft": str(out), **json.loads((out / "verdict.json").read_text(encoding="utf-8"))}
-    assert (len(told["acceptance"]), 0 < told["draft_cost"] < 1, told["draft_quantization"]) == (4, True, None)
+    assert (len(told["acceptance"]), told["tokens_per_step"] >= 1, told["draft_quantization"]) == (4, True, None)
     assert not (out / "work").exists()
     if os.name == "posix":
         modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()}
@@ -201,9 +201,10 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, said, tmp_pat
 
 
 def test_a_draft_of_which_nothing_stood_does_not_pay():
-    found = verdict.Verdict((0.5,), 1.5, 0.25, 1.2, (3,), (5,), 10.0, 11.0, 12.5, {"eagle3": 5}, {"lookup": 3})
+    found = verdict.Verdict((0.5,), 1.5, 1.25, 1.2, (3,), (5,), 10.0, 11.0, 12.5, {"eagle3": 5}, {"lookup": 3})
     assert not found.pays
-    assert dataclasses.replace(found, accepted_by_source={"eagle3": 1}).pays
+    for source in ("eagle3", "draft_model"):
+        assert dataclasses.replace(found, accepted_by_source={source: 1}).pays
 
 
 def test_what_is_missing_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
