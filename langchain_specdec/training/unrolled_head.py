@@ -32,7 +32,7 @@ class UnrolledHead(Student):
         scale: What tapped states are divided by, `[points, hidden]`; see `finish`. None: nothing.
     """
 
-    _draft_places: Tensor
+    _is_drafted: Tensor
     _scale: Tensor | None
 
     def __init__(self, head: Eagle3Head, output: OutputHead, num_steps: int, scale: Tensor | None = None) -> None:
@@ -44,9 +44,9 @@ class UnrolledHead(Student):
         self._num_steps = num_steps
         ids = head.target_ids
         assert ids is not None  # noqa: S101 - drafts are made with a vocabulary of their own
-        places = torch.full((head.config.vocab_size,), -1, dtype=torch.int64)
-        places[ids] = torch.arange(len(ids))
-        self.register_buffer("_draft_places", places, persistent=False)
+        is_drafted = torch.zeros(head.config.vocab_size, dtype=torch.bool)
+        is_drafted[ids] = True
+        self.register_buffer("_is_drafted", is_drafted, persistent=False)
 
     @property
     def draft(self) -> Eagle3Head:
@@ -126,7 +126,7 @@ class UnrolledHead(Student):
     def _wanted(self, tokens: Tensor, is_answered: Tensor) -> Tensor:
         """Positions whose next token is the answer's, and one that the draft can propose."""
         following = shifted(tokens, 1)
-        return is_answered & (self._draft_places[following] >= 0)
+        return is_answered & self._is_drafted[following]
 
 
 class _Unrolled:
