@@ -122,7 +122,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_slot(server, plain, path)
         async for _ in events(response):
             break
         assert figures(server.url)["running"] == 1
-    assert wait_until_idle(server, server.url)["forwards"] - begun < LONG / 4, "the work went on"
+    assert wait_until_idle(server, server.url)["forwards"] - begun < LONG / 2, "the work went on"
     async with client_of(server.url) as client:
         assert await asked(client, "/chat", "Next") == plain("Next", SHORT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any, cast
 
@@ -40,7 +41,13 @@ def sources_of(grammar: Grammar) -> list[list[str]]:
 
 
 def helpers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if any("trial_process" in word for word in child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        # One may end between the two looks at it.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("trial_process" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("grammar", [Grammar(schema=MULTIPLES), Grammar(regex=LONG)], ids=["multiples", "long"])
