@@ -223,4 +223,5 @@ def _draft_runner(draft: LoadedModel, target: Runner, options: LocalOptions) -> 
         # It may be on a CPU beside a target on a GPU.
         compile=options["compile"] if draft.model.device.type == "cuda" else "off",
         num_threads=options["num_threads"],
+        beside=target,
     )

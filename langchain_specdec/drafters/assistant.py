@@ -8,7 +8,7 @@ from torch import Tensor
 
 from langchain_specdec.drafters.base import DraftingRequest
 from langchain_specdec.drafters.draft_head import DraftHeadDrafter
-from langchain_specdec.drafters.head_tree import HeadTree
+from langchain_specdec.drafters.head_tree import NUM_BRANCHES, HeadTree
 from langchain_specdec.runner.step_inputs import RowBatch
 
 
@@ -18,13 +18,12 @@ class AssistantDrafter(DraftHeadDrafter):
     Args: see `DraftHeadDrafter`; the head is an `AssistantRunner` of the same target.
     """
 
-    def _forward(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> list[tuple[Tensor, Tensor]]:
+    def _inputs(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> tuple[RowBatch, list[Tensor]]:
         rows, counts = [tree.row() for tree in trees], [len(tree.asked) for tree in trees]
         tokens = [row.tokens[-count:] for row, count in zip(rows, counts, strict=True)]
         states = [row.states[-count:] for row, count in zip(rows, counts, strict=True)]
         starts = [self._start(request) for request in requests]
-        logits, following = self._head.run(RowBatch([r.slot for r in requests], starts, tokens), states)
-        return [(logits[row, :count], following[row, :count]) for row, count in enumerate(counts)]
+        return RowBatch([r.slot for r in requests], starts, tokens, num_candidates=NUM_BRANCHES), states
 
     def _start(self, request: DraftingRequest) -> int:
         return len(request.token_ids) - 1

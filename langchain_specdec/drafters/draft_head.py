@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from langchain_specdec.drafters.head_slots import HeadSlot
 from langchain_specdec.drafters.head_tree import NUM_BRANCHES, HeadRow, HeadTree, level_kind
 from langchain_specdec.drafters.shared_forwards import next_chunks
 from langchain_specdec.grammar.token_masks import TokenMask, allowed_tensor
-from langchain_specdec.runner.head_runner import HeadRunner
+from langchain_specdec.runner.head_runner import HeadRunner, likeliest_tokens
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch, to_device
+from langchain_specdec.runner.tap_points import LateStates
 from langchain_specdec.runner.verify import Verdict, is_gapless
 from langchain_specdec.sampling.choice import TableCache, noisy_scores
 from langchain_specdec.sampling.noise import Noise
@@ -67,26 +69,28 @@ class DraftHeadDrafter(Drafter):
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the head over the same chunk as the target."""
-        states = self._target.tapped
+        late = self._target.late_tapped()
         for row, (request, start, stop) in enumerate(zip(requests, starts, stops, strict=True)):
-            self._slot(request, start).add(start, states[row, : stop - start])
+            self._slot(request, start).add(start, _part(late, row, stop - start))
         self._take_in(requests)
 
     def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Take in the states along the path that stands."""
-        states = self._target.tapped
+        late, width = self._target.late_tapped(), max(map(len, verdict.nodes))
         for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
             if not path or request.request_id in self._given_up:
                 continue
             # The last token of the text is the first that was verified.
             start = len(request.token_ids) - 1
             slot = self._slot(request, start)
-            if is_gapless(path):
-                kept = states.select(0, row).narrow_copy(0, 0, len(path))
+            if len(path) == width:
+                slot.add_late(start, width, partial(_part, late, row, width))
+            elif is_gapless(path):
+                # A copy: what waits would keep the states of all tokens that do not stand.
+                slot.add(start, _part(late, row, len(path)).clone())
             else:
                 order = torch.tensor(path) if verdict.order is None else verdict.order[row][: len(path)]
-                kept = states[row].index_select(0, order)
-            slot.add(start, kept)
+                slot.add(start, late()[row].index_select(0, order))
         slots = self._slots
         if full := [r for r in requests if r.slot in slots and slots[r.slot].num_waiting > _MAX_WAITING]:
             self._take_in(full)
@@ -135,10 +139,9 @@ class DraftHeadDrafter(Drafter):
     def measure_step(self, request: DraftingRequest) -> float:
         """Time one forward of width 1 after what the slot holds."""
         states = torch.zeros(1, self._head.hidden_size, device=self._head.device)
-        batch = RowBatch([request.slot], [self._start(request)], [request.token_ids[-1:]])
+        batch = RowBatch([request.slot], [self._start(request)], [request.token_ids[-1:]], num_candidates=NUM_BRANCHES)
         started = self._head.clock()
-        logits, _ = self._head.run(batch, [states])
-        logits[0, -1].topk(min(NUM_BRANCHES, logits.shape[-1])).indices.tolist()
+        self._head.likeliest(batch, [states], [1])
         return self._head.clock() - started
 
     def release(self, request: DraftingRequest) -> None:
@@ -204,70 +207,47 @@ class DraftHeadDrafter(Drafter):
 
     def _grow(self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree]) -> list[int]:
         """One forward of the head for the trees of some requests; those for which it computes nothing sound."""
-        given = self._forward([requests[index] for index in trees], [*trees.values()])
-        told = iter(self._likeliest(requests, trees, [logits.float() for logits, _ in given]))
-        failed = []
-        for (index, tree), (_, following) in zip(trees.items(), given, strict=True):
-            candidates = [next(told) for _ in tree.asked]
+        growing = [requests[index] for index in trees]
+        batch, states = self._inputs(growing, [*trees.values()])
+        # Of each row the last tokens are what was asked for.
+        wanted = [len(tree.asked) for tree in trees.values()]
+        noise = Noise.of([request.params for request in growing], [request.seed for request in growing])
+        if noise is not None and not noise.is_sampled:
+            told, following = self._head.likeliest(batch, states, wanted)
+        else:
+            logits, following = self._head.run(batch, states, wanted)
+            told = likeliest_tokens(self._scores(requests, trees, logits.float(), batch), None, NUM_BRANCHES)
+        left, failed = iter(told), []
+        for row, (index, tree) in enumerate(trees.items()):
+            candidates = [next(left) for _ in tree.asked]
             if any(found is None for found in candidates):
                 self._give_up(requests[index])
                 failed.append(index)
                 continue
-            tree.grow([found or [] for found in candidates], following)
+            count = len(batch.tokens[row])
+            tree.grow([found or [] for found in candidates], following[row, count - wanted[row] : count])
         return failed
 
-    def _forward(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> list[tuple[Tensor, Tensor]]:
-        """One forward of the head: logits `[asked, vocab]` and states `[asked, hidden]` after what trees ask for."""
+    def _inputs(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> tuple[RowBatch, list[Tensor]]:
+        """The rows of a forward, and the states beside their tokens, `[tokens, hidden]` each."""
         rows = [tree.row() for tree in trees]
         slots, starts = [request.slot for request in requests], [row.start for row in rows]
-        batch = RowBatch(slots, starts, [row.tokens for row in rows], [row.parents for row in rows])
-        wanted = [len(tree.asked) for tree in trees]
-        logits, following = self._head.run(batch, [row.states for row in rows], wanted)
-        # Of each row the last tokens are what was asked for.
-        ends = [(len(row.tokens) - len(tree.asked), len(row.tokens)) for row, tree in zip(rows, trees, strict=True)]
-        return [(logits[row, begin:end], following[row, begin:end]) for row, (begin, end) in enumerate(ends)]
+        tokens, parents = [row.tokens for row in rows], [row.parents for row in rows]
+        return RowBatch(slots, starts, tokens, parents, num_candidates=NUM_BRANCHES), [row.states for row in rows]
 
     def _start(self, request: DraftingRequest) -> int:
         """Where an entry after all that the slot holds would go."""
         return (self._slots.get(request.slot) or HeadSlot()).length
 
-    def _likeliest(
-        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]
-    ) -> list[list[tuple[int, float]] | None]:
-        """What may follow each node that was asked for: the target's tokens, with the head's probabilities.
-
-        Args:
-            requests: All that drafts are made for.
-            trees: The trees of some of them, by their index.
-            asked: Logits of the nodes, `[nodes, vocab]` each.
-
-        Returns:
-            None for a node whose logits are not sound.
-        """
-        flat, ids = torch.cat([*asked]), self._head.target_ids
-        growing = [requests[index] for index in trees]
-        noise = Noise.of([request.params for request in growing], [request.seed for request in growing])
-        scores = flat
-        if noise is None or noise.is_sampled:
-            scores, ids = self._scores(requests, trees, asked), None
-        best = scores.softmax(-1).topk(min(NUM_BRANCHES, scores.shape[-1]))
-        tokens = best.indices if ids is None else ids[best.indices]
-        # All in one copy to the host; tokens are whole numbers in float32 too, up to 16 million of them.
-        told = torch.cat([best.values, tokens.float()], 1).tolist()
-        count = best.indices.shape[1]
-        return [
-            [(int(token), chance) for token, chance in zip(row[count:], row[:count], strict=True) if chance > 0]
-            # One score that is NaN or infinite makes all chances NaN.
-            if math.isfinite(row[0])
-            else None
-            for row in told
-        ]
-
     def _scores(
-        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]
+        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], logits: Tensor, batch: RowBatch
     ) -> Tensor:
         """Scores of all the target's tokens after each node, with what the request asks for, `[nodes, vocab]`."""
-        device, vocab_size = asked[0].device, self._target.vocab_size
+        device, vocab_size = logits.device, self._target.vocab_size
+        asked = [
+            row[len(tokens) - len(tree.asked) : len(tokens)]
+            for row, tokens, tree in zip(logits, batch.tokens, trees.values(), strict=True)
+        ]
         counts = [len(each) for each in asked]
         history = next((request.history for request in requests if request.history is not None), None)
         # What leads to a node is asked for penalties alone.
@@ -313,3 +293,8 @@ class DraftHeadDrafter(Drafter):
         self._given_up.add(request.request_id)
         self._slots.pop(request.slot, None)
         self._head.cache.wipe(request.slot, 0)
+
+
+def _part(late: LateStates, row: int, count: int) -> Tensor:
+    """The states of a row's first tokens."""
+    return late()[row, :count]

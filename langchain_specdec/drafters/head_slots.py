@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from langchain_specdec.drafters.base import DraftingRequest
+from langchain_specdec.runner.tap_points import LateStates
 
 
 @dataclass
@@ -22,7 +23,7 @@ class HeadSlot:
         offset: Position of the first entry. Of what stands before it, the target had keys and values at hand, and gave
             no states.
         length: Entries that the head has run.
-        waiting: States of the positions after those, `[count, points, hidden]` each.
+        waiting: States of the positions after those: how many, and what gives them, `[count, points, hidden]`.
         num_waiting: Positions whose states wait.
     """
 
@@ -31,7 +32,7 @@ class HeadSlot:
     text: Sequence[int] = ()
     offset: int = 0
     length: int = 0
-    waiting: list[Tensor] = field(default_factory=list)
+    waiting: list[tuple[int, LateStates]] = field(default_factory=list)
     num_waiting: int = 0
 
     @property
@@ -56,12 +57,16 @@ class HeadSlot:
 
     def add(self, position: int, states: Tensor) -> None:
         """Take in states from a position on, `[count, points, hidden]`; they are not copied."""
+        self.add_late(position, len(states), lambda: states)
+
+    def add_late(self, position: int, count: int, states: LateStates) -> None:
+        """Take in what gives the states of so many positions from one on."""
         self.cut(position)
         if self.end < position:
             # States are missing in between, so that the head begins anew here.
             self.offset, self.length, self.waiting, self.num_waiting = position, 0, [], 0
-        self.waiting.append(states)
-        self.num_waiting += len(states)
+        self.waiting.append((count, states))
+        self.num_waiting += count
 
     def cut(self, position: int) -> None:
         """Forget all from a position on."""
@@ -73,21 +78,26 @@ class HeadSlot:
             self.num_waiting = 0
             return
         self.num_waiting = room = held - self.length
-        kept: list[Tensor] = []
-        for states in self.waiting:
+        kept: list[tuple[int, LateStates]] = []
+        for count, states in self.waiting:
             if room > 0:
-                kept.append(states[:room])
-            room -= len(states)
+                kept.append((count, states) if count <= room else _given(states()[:room]))
+            room -= count
         self.waiting = kept
 
     def take(self, count: int) -> Tensor:
         """The first states that wait, of which the head is going to run the entries, `[count, points, hidden]`."""
-        together = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting)
-        self.waiting = [together[count:]] if count < len(together) else []
+        pieces = [states() for _, states in self.waiting]
+        together = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        self.waiting = [_given(together[count:])] if count < len(together) else []
         self.length += count
         self.num_waiting -= count
         return together[:count]
 
     def keep(self) -> None:
         """Have memory of its own for what waits."""
-        self.waiting = [states.clone() for states in self.waiting]
+        self.waiting = [_given(states().clone()) for _, states in self.waiting]
+
+
+def _given(states: Tensor) -> tuple[int, LateStates]:
+    return len(states), lambda: states

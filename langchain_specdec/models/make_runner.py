@@ -17,7 +17,7 @@ from langchain_specdec.models.memory import default_threads, free_memory
 from langchain_specdec.progress import Progress
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights
-from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread
+from langchain_specdec.runner.cpu.native_runner import NativeRunner, Reread, decoder_of
 from langchain_specdec.runner.cpu.work_memory import work_bytes
 from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.lazy_memory import is_memory_lazy
@@ -42,6 +42,7 @@ def make_runner(
     most_positions: int | None = None,
     compile: CompileMode = "off",  # noqa: A002 - the name that users give
     num_threads: int | None = None,
+    beside: Runner | None = None,
     progress: Progress | None = None,
 ) -> Runner:
     """Give a loaded model its slots, and what makes it fast on its device.
@@ -58,6 +59,7 @@ def make_runner(
         most_positions: Most that `max_length` is by default, as of a draft model; None sets no limit of its own.
         compile: Whether and when its steps are captured as CUDA graphs; see `GraphStore`.
         num_threads: Threads of a native decoder; None is `default_threads`.
+        beside: Runs the target of a draft model, in turns with it: native decoders share their threads.
         progress: Told `(description, done, total)` when graphs are captured.
 
     Raises:
@@ -90,7 +92,9 @@ def make_runner(
         with fitting(loaded.name):
             threads = num_threads or default_threads()
             length = length_of(work_bytes(weights, threads))
-            return NativeRunner(loaded.model, weights, library, num_slots, length, max_width, threads, reread)
+            return NativeRunner(
+                loaded.model, weights, library, num_slots, length, max_width, threads, decoder_of(beside), reread
+            )
     from langchain_specdec.models.module_runner import make_module_runner
 
     capture = "off" if obstacle is not None else compile

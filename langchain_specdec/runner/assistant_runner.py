@@ -18,6 +18,7 @@ from torch import Tensor
 
 from langchain_specdec.runner.attention import additive_mask
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
+from langchain_specdec.runner.head_runner import Candidates, likeliest_by_logits
 from langchain_specdec.runner.kv_cache import SlotCache
 from langchain_specdec.runner.model_config import keyed_layers
 from langchain_specdec.runner.model_inputs import gpu_mask
@@ -108,6 +109,13 @@ class AssistantRunner:
                 logits_to_keep=None,
             ).last_hidden_state
         return self._logits(outputs), assistant.post_projection(outputs)
+
+    @torch.inference_mode()
+    def likeliest(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int]
+    ) -> tuple[list[Candidates | None], Tensor]:
+        """See `HeadRunner.likeliest`."""
+        return likeliest_by_logits(self, batch, hidden, wanted)
 
     def release(self) -> None:
         """See `HeadRunner.release`; the target's slots are its own to release."""

@@ -22,6 +22,7 @@ from langchain_specdec.runner.slot_images import ForwardImages, SlotImages
 from langchain_specdec.runner.stateful_layers import keep_states_in_slots, stateful_layers
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.tap_points import LateStates
 from langchain_specdec.runner.trials import step_clock
 from langchain_specdec.runner.verify import Verification, pick_and_accept, sound_chains
 from langchain_specdec.sampling.noise import gumbel_noise
@@ -113,6 +114,12 @@ class ModelRunner:
         """States of the latest forward, `[rows, width, points, hidden]`. Good until the next one."""
         assert self._taps is not None, "asked for before the first forward"  # noqa: S101
         return self._taps.states.to(self.device)
+
+    def late_tapped(self) -> LateStates:
+        """What gives the states of the latest forward when they are asked for, after others too."""
+        assert self._taps is not None, "asked for before the first forward"  # noqa: S101
+        late, device = self._taps.late(), self.device
+        return lambda: late().to(device)
 
     clock = staticmethod(step_clock)
     make_noise = staticmethod(gumbel_noise)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from langchain_specdec.runner.attention import slot_attention
 from langchain_specdec.runner.cuda.attention_backend import pinned_backends
+from langchain_specdec.runner.head_runner import Candidates, likeliest_by_logits
 from langchain_specdec.runner.kv_cache import ForwardShape, SlotCache
 from langchain_specdec.runner.model_inputs import visible_keys
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
@@ -68,6 +69,13 @@ class ModuleHeadRunner:
         self.num_forwards += 1
         outputs, following = self._forward(batch, hidden)
         return self._head.logits(outputs), following
+
+    @torch.inference_mode()
+    def likeliest(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int]
+    ) -> tuple[list[Candidates | None], Tensor]:
+        """See `HeadRunner.likeliest`."""
+        return likeliest_by_logits(self, batch, hidden, wanted)
 
     def release(self) -> None:
         """See `HeadRunner.release`."""

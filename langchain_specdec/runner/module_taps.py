@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from langchain_specdec.runner.model_config import decoder_layers
-from langchain_specdec.runner.tap_points import check_points
+from langchain_specdec.runner.tap_points import LateStates, check_points
 
 
 class ModuleTaps:
@@ -45,8 +45,12 @@ class ModuleTaps:
     @property
     def states(self) -> Tensor:
         """States of the latest forward, `[rows, width, points, hidden]`, where the last of them was computed."""
+        return self.late()()
+
+    def late(self) -> LateStates:
+        """What gives these states, after other forwards too."""
         states = [state for state in self._latest if state is not None]
-        return torch.stack([state.to(states[-1].device) for state in states], 2)
+        return lambda: torch.stack([state.to(states[-1].device) for state in states], 2)
 
     @contextmanager
     def open(self) -> Iterator[None]:

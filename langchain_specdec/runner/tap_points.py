@@ -6,7 +6,12 @@ of layers stands for what the final norm gives, which the output head reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+LateStates = Callable[[], Tensor]
+"""Gives tapped states once they are asked for, `[rows, width, points, hidden]`. In most steps nobody asks."""
 
 
 def check_points(points: Sequence[int], num_layers: int, most: int | None = None) -> None:

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -268,9 +269,11 @@ struct Given {
 // Runs all steps in a cache of its own.
 class Runs {
  public:
-  Runs(const HeldModel& held, int64_t threads)
+  // `beside` is what it takes turns with, if any.
+  Runs(const HeldModel& held, int64_t threads, const Runs* beside = nullptr)
       : held_(held), memory_(held.model.layers * held.slots * decoder_slot_floats(&held.model, held.length)),
-        cache_{memory_.data(), held.slots, held.length}, decoder_(decoder_open(&held.model, &cache_, threads)) {}
+        cache_{memory_.data(), held.slots, held.length},
+        decoder_(decoder_open(&held.model, &cache_, threads, beside ? beside->decoder_ : nullptr)) {}
   ~Runs() { decoder_close(decoder_); }
   Runs(const Runs&) = delete;
   Runs& operator=(const Runs&) = delete;
@@ -311,11 +314,12 @@ class Runs {
       if (size == 0) continue;
       std::vector<float> logits(size * vocab), scores(size);
       std::vector<int64_t> picks(size, -7), best(size * step.candidates, -7);
+      std::vector<float> chances(size * step.candidates, -7);
       const int64_t points[] = {0, held_.model.layers};
       std::vector<float> states(size * 2 * held_.model.hidden);
       const Step one = {static_cast<int64_t>(rows.size()), width, ids.data(), counts.data(), slots.data(), starts.data(),
                         data_of(depths), data_of(ancestors), logits.data(), nullptr, data_of(temperatures), data_of(seeds),
-                        picks.data(), scores.data(), step.candidates, best.data(), 2, points, states.data(),
+                        picks.data(), scores.data(), step.candidates, best.data(), chances.data(), 2, points, states.data(),
                         data_of(hidden)};
       expect(decoder_run(decoder_, &one) == kDone, "a step was not done");
       for (size_t r = 0; r < rows.size(); ++r)
@@ -326,8 +330,14 @@ class Runs {
           given.picks[to] = picks[from];
           for (int64_t d = 0; d < 2 * held_.model.hidden; ++d)
             expect(std::isfinite(states[from * 2 * held_.model.hidden + d]), "a state is not finite");
-          for (int64_t c = 0; c < step.candidates; ++c)
+          for (int64_t c = 0; c < step.candidates; ++c) {
             given.best[c * step.rows * step.width + to] = best[c * size + from];
+            double sum = 0;
+            const float *of = logits.data() + from * vocab, chosen = of[best[c * size + from]];
+            for (int64_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(of[v]) - chosen);
+            const float chance = chances[c * size + from];
+            expect(std::fabs(chance * sum - 1) < 1e-4 || 1 / sum < 1e-30, "a chance is %g and not %g", chance, 1 / sum);
+          }
         }
     }
   }
@@ -402,10 +412,12 @@ void check_decoder(Cases& cases) {
   std::vector<Given> first;
   std::vector<float> memory;
   const std::pair<int64_t, const char*> ways[] = {
-      {1, "all rows at once"}, {1, "chains in threes"}, {2, "row by row"}, {5, "all rows at once"}};
+      {1, "all rows at once"}, {1, "chains in threes"}, {2, "row by row"}, {5, "all rows at once"}, {5, "in turns"}};
   for (const auto& [threads, batching] : ways) {
     current = name + ", " + std::to_string(threads) + " threads, " + batching;
-    Runs runs(held, threads);
+    const bool is_in_turns = batching[0] == 'i';
+    auto other = is_in_turns ? std::make_unique<Runs>(held, threads) : nullptr;
+    Runs runs(held, threads, other.get());
     expect(runs.is_open(), "no decoder");
     if (!runs.is_open()) return;
     size_t number = 0;
@@ -415,6 +427,12 @@ void check_decoder(Cases& cases) {
         continue;
       }
       Given given(step, held.model.vocab);
+      if (is_in_turns) {
+        // Each of the others ends soon, and leaves the threads to the decoder beside it.
+        Given others(step, held.model.vocab);
+        other->run(step, 0, step.rows, step.width, others);
+        other = std::make_unique<Runs>(held, 1, &runs);
+      }
       const bool is_tree = !step.depths.empty();
       const int64_t tokens = batching[0] == 'c' && !is_tree ? 3 : step.width;
       if (batching[0] == 'r')

@@ -9,6 +9,7 @@ from langchain_specdec.models.heads.native_head import native_head
 from langchain_specdec.models.heads.target_sizes import embedding_of
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.memory import default_threads
+from langchain_specdec.runner.cpu.native_runner import decoder_of
 from langchain_specdec.runner.head_runner import HeadRunner
 from langchain_specdec.runner.runner import Runner
 
@@ -36,7 +37,7 @@ def make_head_runner(
         runner: Runs the target; a text has as many positions here as there.
         num_slots: As the target's.
         max_width: Most tokens of a row in a forward.
-        num_threads: Threads of a native one; None is `default_threads`.
+        num_threads: Threads of a native one where its target has none; None is `default_threads`.
 
     Raises:
         MemoryError: There is no memory for it.
@@ -44,7 +45,15 @@ def make_head_runner(
     width, length = max(max_width, _LEAST_WIDTH), runner.max_length
     if runner.device.type == "cpu" and isinstance(head, Eagle3Head):
         threads = num_threads or default_threads()
-        native = native_head(head, target, num_slots=num_slots, max_length=length, max_width=width, num_threads=threads)
+        native = native_head(
+            head,
+            target,
+            num_slots=num_slots,
+            max_length=length,
+            max_width=width,
+            num_threads=threads,
+            beside=decoder_of(runner),
+        )
         if native is not None:
             return native
     from langchain_specdec.runner.module_head_runner import ModuleHeadRunner

@@ -21,6 +21,7 @@ from langchain_specdec.runner.cpu.decoder_weights import (
     StateInput,
 )
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, matrix_of, narrowed
+from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from langchain_specdec.runner.cpu.native_head_runner import HeadWeights, NativeHeadRunner
 from langchain_specdec.runner.cpu.quantized_blocks import can_quantize, quantized_matrix
 from langchain_specdec.runner.cpu.rotary import Rotary
@@ -42,6 +43,7 @@ def native_head(
     max_length: int,
     max_width: int,
     num_threads: int,
+    beside: NativeDecoder | None = None,
     rounds: bool = True,
 ) -> NativeHeadRunner | None:
     """A runner of a head in the native decoder; None where it does not run this head, or there is none here.
@@ -53,6 +55,7 @@ def native_head(
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row of a draft.
         num_threads: Threads that share a forward, the calling one included.
+        beside: See `NativeDecoder`.
         rounds: See `head_weights`.
 
     Raises:
@@ -61,7 +64,7 @@ def native_head(
     library, weights = native_library(), head_weights(head, target, rounds=rounds)
     if library is None or weights is None:
         return None
-    return NativeHeadRunner(weights, library, num_slots, max_length, max_width, num_threads)
+    return NativeHeadRunner(weights, library, num_slots, max_length, max_width, num_threads, beside)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ class NativeLibrary:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.slot_floats = _function(library.decoder_slot_floats, c_int64, POINTER(_Model), c_int64)
-        self.open = _function(library.decoder_open, c_void_p, POINTER(_Model), POINTER(_Cache), c_int64)
+        self.open = _function(library.decoder_open, c_void_p, POINTER(_Model), POINTER(_Cache), c_int64, c_void_p)
         self.close = _function(library.decoder_close, None, c_void_p)
         self.threads = _function(library.decoder_threads, c_int64, c_void_p)
         self.run = _function(library.decoder_run, c_int64, c_void_p, POINTER(Step))
@@ -146,6 +146,7 @@ class NativeDecoder:
         num_slots: Slots of its cache.
         max_length: Positions of a slot, at least.
         num_threads: Threads that share the work, the calling one included; there may be fewer.
+        beside: A decoder that it takes turns with, as a draft's and its target's do: it uses the threads of that one.
 
     Raises:
         MemoryError: There is no memory for it.
@@ -156,7 +157,13 @@ class NativeDecoder:
     """
 
     def __init__(
-        self, library: NativeLibrary, weights: DecoderWeights, num_slots: int, max_length: int, num_threads: int = 1
+        self,
+        library: NativeLibrary,
+        weights: DecoderWeights,
+        num_slots: int,
+        max_length: int,
+        num_threads: int = 1,
+        beside: NativeDecoder | None = None,
     ) -> None:
         self._library = library
         self._pid = os.getpid()
@@ -165,28 +172,31 @@ class NativeDecoder:
         position_bytes = 4 * library.slot_floats(byref(_model(weights)), length) // length
         self.cache = NativeCache(len(weights.layers), num_slots, length, position_bytes)
         self.cache.decoder = weakref.proxy(self)
-        self._open(weights)
+        self._open(weights, None if beside is None else beside._checked)
 
-    def _open(self, weights: DecoderWeights) -> None:
+    def _open(self, weights: DecoderWeights, beside: int | None) -> None:
         library, cache = self._library, self.cache
         self._fc = None if weights.state is None else weights.state.fc
-        memory, self._tables = cache.memory, RotaryTables(weights.rotary, cache.max_length)
+        memory, tables = cache.memory, RotaryTables(weights.rotary, cache.max_length)
         slots = _Cache(memory.ctypes.data, cache.num_slots, cache.max_length)
         # C++ copies the structures; what their pointers lead to stays with the weights, the tables and the cache.
-        handle = library.open(byref(_model(weights, self._tables.array)), byref(slots), self._num_threads)
+        handle = library.open(byref(_model(weights, tables.array)), byref(slots), self._num_threads, beside)
         if not handle:
             msg = "there is no memory for the decoder"
             raise MemoryError(msg)
         self._handle: int | None = handle
+        self._tables = tables
         self.num_threads = int(library.threads(handle))
-        self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory, self._tables))
+        self._finalizer = weakref.finalize(self, _close, library, handle, self._pid, (weights, memory, tables))
         # At the end of the process threads and memory go anyway, and another thread may be in a forward.
         self._finalizer.atexit = False
 
     def replace(self, weights: DecoderWeights) -> None:
         """Compute with other weights of the same sizes from here on; what the slots hold stays."""
-        self.close()
-        self._open(weights)
+        before, tables, beside = self._finalizer, self._tables, self._checked
+        self._open(weights, beside)
+        before()
+        tables.release()
 
     def run(self, step: Step) -> None:
         """One forward. Other Python threads run meanwhile.

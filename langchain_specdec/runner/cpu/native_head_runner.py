@@ -19,6 +19,7 @@ from langchain_specdec.runner.cpu.decoder_weights import DecoderWeights, Floats
 from langchain_specdec.runner.cpu.native_decoder import NativeDecoder, NativeLibrary
 from langchain_specdec.runner.cpu.native_step import NativeStep
 from langchain_specdec.runner.cpu.work_memory import work_bytes
+from langchain_specdec.runner.head_runner import Candidates, candidates
 from langchain_specdec.runner.step_inputs import RowBatch
 
 
@@ -44,7 +45,7 @@ class HeadWeights:
 
 
 class NativeHeadRunner:
-    """One draft head and its slots, with threads of its own.
+    """One draft head and its slots.
 
     Args:
         weights: What is run.
@@ -53,6 +54,7 @@ class NativeHeadRunner:
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row of a draft.
         num_threads: Threads that share a forward, the calling one included.
+        beside: See `NativeDecoder`.
 
     Raises:
         MemoryError: There is no memory for it.
@@ -84,16 +86,18 @@ class NativeHeadRunner:
         max_length: int,
         max_width: int,
         num_threads: int,
+        beside: NativeDecoder | None = None,
     ) -> None:
         decoder = weights.decoder
         self._weights = weights
         self._has_fc = decoder.state is not None and decoder.state.fc is not None
         self.tap_points, self.target_ids = weights.tap_points, weights.target_ids
+        self._target_ids = None if weights.target_ids is None else weights.target_ids.numpy()
         self.vocab_size, self.hidden_size, self.num_layers = decoder.vocab, decoder.hidden, len(decoder.layers)
         self.max_length = max_length
         self.max_width = max_width
         self.num_forwards = 0
-        self._decoder = NativeDecoder(library, decoder, num_slots, max_length + max_width, num_threads)
+        self._decoder = NativeDecoder(library, decoder, num_slots, max_length + max_width, num_threads, beside)
         self.cache = self._decoder.cache
         self.bytes_per_token = self.cache.bytes_per_token
         self.num_threads = self._decoder.num_threads
@@ -137,7 +141,7 @@ class NativeHeadRunner:
             batch: Row i's tokens are `batch.tokens[i]`, whose entries stand at `batch.starts[i]` on of its slot.
             hidden: The state that each token is read with, `[tokens of the row, hidden]` for each row.
         """
-        self._run(self._reading, batch, hidden, has_logits=False, wanted=None)
+        self._run(self._reading, batch, hidden)
 
     def run(
         self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int] | None = None
@@ -158,8 +162,25 @@ class NativeHeadRunner:
         self.num_forwards += 1
         self._run(self._drafting, batch, hidden, has_logits=True, wanted=wanted)
         rows, width = len(batch.slots), batch.width
-        logits, states = self._drafting.logits(rows, width), self._drafting.states(rows, width)
+        logits, states = self._drafting.logits(rows, width), self._drafting.states
         return torch.from_numpy(logits), torch.from_numpy(states)[:, :, 0]
+
+    def likeliest(
+        self, batch: RowBatch, hidden: Sequence[Tensor], wanted: Sequence[int]
+    ) -> tuple[list[Candidates | None], Tensor]:
+        """See `HeadRunner.likeliest`."""
+        self.num_forwards += 1
+        self._run(self._drafting, batch, hidden, has_best=True, wanted=wanted)
+        rows, width = len(batch.slots), batch.width
+        best, chances = self._drafting.best(rows, width), self._drafting.chances(rows, width)
+        if self._target_ids is not None:
+            best = self._target_ids[best]
+        told = [
+            candidates(best[:, row, node].tolist(), chances[:, row, node].tolist())
+            for row, (tokens, count) in enumerate(zip(batch.tokens, wanted, strict=True))
+            for node in range(len(tokens) - count, len(tokens))
+        ]
+        return told, torch.from_numpy(self._drafting.states)[:, :, 0]
 
     def release(self) -> None:
         """Let go of the head and the slots; only for a runner that runs nothing any more."""
@@ -172,11 +193,12 @@ class NativeHeadRunner:
         batch: RowBatch,
         hidden: Sequence[Tensor],
         *,
-        has_logits: bool,
-        wanted: Sequence[int] | None,
+        has_logits: bool = False,
+        has_best: bool = False,
+        wanted: Sequence[int] | None = None,
     ) -> None:
         given = [states.numpy() for states in hidden]
-        filled = step.fill(batch, has_logits=has_logits, hidden=given, wanted=wanted)
+        filled = step.fill(batch, has_logits=has_logits, picks=has_best, chances=has_best, hidden=given, wanted=wanted)
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):
             self.cache.note(slot, start + len(tokens))
         self._decoder.run(filled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from langchain_specdec.runner.model_state import WeightsState, is_private, modul
 from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs
 from langchain_specdec.runner.step_logits import StepLogits
-from langchain_specdec.runner.tap_points import check_points
+from langchain_specdec.runner.tap_points import LateStates, check_points
 from langchain_specdec.runner.verify import UNSOUND, Verification, accept_rows, score_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ Reread = Callable[[Any], "DecoderWeights | None"]
 """Reads what a decoder runs of a module; None where it is not what a native decoder runs any more."""
 
 
+def decoder_of(runner: object) -> NativeDecoder | None:
+    """The native decoder of a runner; None where it has none."""
+    return runner.decoder if isinstance(runner, NativeRunner) else None
+
+
 class NativeRunner:
     """One decoder, its slots, and the kinds of forward that decoding needs; see `ModelRunner`.
 
@@ -50,6 +56,7 @@ class NativeRunner:
         max_length: Positions of a slot that text can use.
         max_width: Most tokens of a row in a verification.
         num_threads: Threads that share a forward, the calling one included.
+        beside: See `NativeDecoder`.
         reread: What read the weights of a module, which others may change once it is handed out; None where there is
             none.
 
@@ -66,6 +73,7 @@ class NativeRunner:
         max_length: int,
         max_width: int,
         num_threads: int,
+        beside: NativeDecoder | None = None,
         reread: Reread | None = None,
     ) -> None:
         self.model = model
@@ -81,10 +89,10 @@ class NativeRunner:
         self.device = _CPU
         self.num_forwards = 0
         self._library = library
-        self._decoder = NativeDecoder(library, weights, num_slots, max_length + max_width, num_threads)
-        self.cache = self._decoder.cache
+        self.decoder = NativeDecoder(library, weights, num_slots, max_length + max_width, num_threads, beside)
+        self.cache = self.decoder.cache
         self.bytes_per_token = self.cache.bytes_per_token
-        self.num_threads = self._decoder.num_threads
+        self.num_threads = self.decoder.num_threads
         self.work_bytes = work_bytes(weights, self.num_threads)
         """Most memory that its forwards take as they come."""
         self._step = NativeStep(weights.vocab, weights.hidden)
@@ -120,7 +128,11 @@ class NativeRunner:
     @property
     def tapped(self) -> Tensor:
         """See `ModelRunner.tapped`."""
-        return torch.from_numpy(self._step.states(*self._shape))
+        return torch.from_numpy(self._step.states)
+
+    def late_tapped(self) -> LateStates:
+        """See `ModelRunner.late_tapped`."""
+        return partial(torch.from_numpy, self._step.states)
 
     def note_weights(self) -> bool:
         """Whether weights have changed since this was last asked, as those of a module may; they are read anew then."""
@@ -137,7 +149,7 @@ class NativeRunner:
             self._unfit = "it is not what a native decoder runs any more"
         else:
             self._unfit, self._weights = None, weights
-            self._decoder.replace(weights)
+            self.decoder.replace(weights)
         return True
 
     @property
@@ -230,7 +242,7 @@ class NativeRunner:
     def release(self) -> None:
         """See `ModelRunner.release`."""
         self.model = self._reread = self._weights = None
-        self._decoder.close()
+        self.decoder.close()
         self.cache.release()
 
     def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
@@ -241,7 +253,7 @@ class NativeRunner:
         note = self.cache.note
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):
             note(slot, start + len(tokens))
-        self._decoder.run(step)
+        self.decoder.run(step)
 
 
 def _following(batch: RowBatch, picked: list[int]) -> RowBatch:

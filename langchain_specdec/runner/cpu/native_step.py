@@ -1,4 +1,4 @@
-"""What a native forward reads of its rows and writes, in arrays that stay: nothing is allocated in a step."""
+"""What a native forward reads of its rows and writes, in arrays that stay, but for tapped states."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Step(ctypes.Structure):
         *((name, c_void_p) for name in ("wanted", "temperatures", "seeds", "picks", "scores")),
         ("candidates", c_int64),
         ("best", c_void_p),
+        ("chances", c_void_p),
         ("taps", c_int64),
         ("points", c_void_p),
         ("states", c_void_p),
@@ -47,9 +48,9 @@ class NativeStep:
         self._points = np.empty(0, np.int64)
         self._step = Step()
         self._num_tokens = self._num_rows = self._num_pairs = self._num_best = self._num_logits = 0
-        self._best = np.empty(0, np.int64)
+        self._best, self._chances = np.empty(0, np.int64), np.empty(0, np.float32)
         self._logits: Floats = np.empty((0, vocab_size), np.float32)
-        self._states: Floats = np.empty((0, hidden), np.float32)
+        self._states: Floats = np.empty((0, 0, 0, hidden), np.float32)
         self._given: Floats = np.empty((0, hidden), np.float32)
         self._reserve_rows(8)
         self._reserve_tokens(64)
@@ -80,6 +81,7 @@ class NativeStep:
         has_logits: bool = False,
         last_only: bool = False,
         picks: bool = False,
+        chances: bool = False,
         hidden: Sequence[Floats] | None = None,
         wanted: Sequence[int] | None = None,
     ) -> Step:
@@ -90,6 +92,7 @@ class NativeStep:
             has_logits: Whether logits are wanted; without, only keys and values are kept.
             last_only: Whether results are wanted of the last token of each row alone; they stand at its place.
             picks: Whether what is picked after each token is wanted, and the best tokens.
+            chances: Whether the chances of the best tokens are wanted beside them.
             hidden: States that a draft head is given with each row's tokens, `[tokens of the row, hidden]`; None for
                 other decoders.
             wanted: Of how many of its last tokens results are wanted, for each row; None: of all.
@@ -115,9 +118,8 @@ class NativeStep:
             step.depths = step.ancestors = None
         else:
             self._fill_trees(batch.parents or (), rows, width)
-        if count := rows * width * len(self._points):
-            if count > len(self._states):
-                self._states = np.empty((max(count, 2 * len(self._states)), self._hidden), np.float32)
+        if points := len(self._points):
+            self._states = np.empty((rows, width, points, self._hidden), np.float32)
             step.states = self._states.ctypes.data
         step.hidden = None if hidden is None else self._fill_hidden(hidden, rows, width)
         step.wanted = self._ones_address if last_only else None
@@ -135,10 +137,11 @@ class NativeStep:
         step.candidates = min(batch.num_candidates, self._vocab_size) if picks else 0
         if step.candidates:
             if (size := step.candidates * rows * width) > self._num_best:
-                self._num_best, self._best = size, np.zeros(size, np.int64)
+                self._num_best, self._best, self._chances = size, np.zeros(size, np.int64), np.zeros(size, np.float32)
             step.best = self._best.ctypes.data
+            step.chances = self._chances.ctypes.data if chances else None
         else:
-            step.best = None
+            step.best = step.chances = None
         return step
 
     def _fill_hidden(self, hidden: Sequence[Floats], rows: int, width: int) -> int:
@@ -180,10 +183,10 @@ class NativeStep:
         """Logits of the latest forward, `[rows, width, vocab]`; a view. Padding holds nothing of use."""
         return self._logits[: rows * width].reshape(rows, width, self._vocab_size)
 
-    def states(self, rows: int, width: int) -> Floats:
-        """Tapped states of the latest forward, `[rows, width, points, hidden]`; a view. Padding holds nothing."""
-        count = len(self._points)
-        return self._states[: rows * width * count].reshape(rows, width, count, self._hidden)
+    @property
+    def states(self) -> Floats:
+        """Tapped states of the latest forward, `[rows, width, points, hidden]`, which stay. Padding holds nothing."""
+        return self._states
 
     def picks(self, rows: int, width: int) -> Counts:
         """What was picked after each token, int64 `[rows, width]`; a view."""
@@ -193,3 +196,11 @@ class NativeStep:
         """The best tokens after each token, int64 `[candidates, rows, width]`; a view."""
         count = self._step.candidates
         return self._best[: count * rows * width].reshape(count, rows, width)
+
+    def chances(self, rows: int, width: int) -> Floats:
+        """The chances of the best tokens after each token, float32 `[candidates, rows, width]`; a view.
+
+        They are of all tokens, the softmax of the logits; NaN after a token whose logits are not sound.
+        """
+        count = self._step.candidates
+        return self._chances[: count * rows * width].reshape(count, rows, width)

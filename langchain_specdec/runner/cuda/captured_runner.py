@@ -25,6 +25,7 @@ from langchain_specdec.runner.model_runner import ModelRunner, PickDraft
 from langchain_specdec.runner.row_adapters import RowAdapters
 from langchain_specdec.runner.step_inputs import RowBatch, RowInputs, load, num_bytes
 from langchain_specdec.runner.step_logits import StepLogits
+from langchain_specdec.runner.tap_points import LateStates
 from langchain_specdec.runner.trials import CompileMode, largest_error, step_clock
 from langchain_specdec.runner.verify import Verification, sound_chains
 from langchain_specdec.sampling.noise import gumbel_noise
@@ -107,6 +108,14 @@ class CapturedRunner:
     def tapped(self) -> Tensor:
         """See `ModelRunner.tapped`."""
         return self.uncaptured.tapped if self._states is None else self._states
+
+    def late_tapped(self) -> LateStates:
+        """See `ModelRunner.late_tapped`."""
+        if self._states is None:
+            return self.uncaptured.late_tapped()
+        # A graph that is replayed writes over what it gave.
+        states = self._states.clone()
+        return lambda: states
 
     def note_weights(self) -> bool:
         """See `ModelRunner.note_weights`. Graphs go when what they launch, or where they read weights, has changed."""

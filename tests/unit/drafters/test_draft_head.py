@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -211,10 +212,14 @@ def test_slots_follow_texts_that_grow_part_and_have_gaps() -> None:
                 begin = start
                 known = {}
             known = {place: state for place, state in known.items() if place < start}
-            slot.add(start, torch.arange(start, start + count).float()[:, None, None] + 100 * number)
+            states = torch.arange(start, start + count).float()[:, None, None] + 100 * number
+            if rng.random() < 0.5:
+                slot.add(start, states)
+            else:
+                slot.add_late(start, count, partial(torch.clone, states))
             known |= {start + i: start + i + 100.0 * number for i in range(count)}
             assert (slot.offset, slot.end) == (begin, start + count)
-            waiting = [float(state) for states in slot.waiting for state in states.flatten()]
+            waiting = [float(state) for _, states in slot.waiting for state in states().flatten()]
             assert waiting == [known[place] for place in range(slot.end - slot.num_waiting, slot.end)]
             if taken := rng.randrange(slot.num_waiting + 1):
                 first = slot.end - slot.num_waiting

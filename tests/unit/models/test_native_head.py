@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from langchain_specdec.models.heads.native_head import head_weights, native_head
 from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.decoder_weights import Format
 from langchain_specdec.runner.cpu.matrix_layers import MatrixEmbedding, MatrixLinear, narrowed
+from langchain_specdec.runner.cpu.native_decoder import NativeDecoder
 from langchain_specdec.runner.cpu.native_head_runner import NativeHeadRunner
+from langchain_specdec.runner.head_runner import last_of_rows, likeliest_tokens
 from langchain_specdec.runner.step_inputs import RowBatch
-from tests.support.random_decoders import Shape, random_decoder
+from tests.support.random_decoders import Row, Shape, random_decoder, run_rows
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
 
@@ -324,3 +327,47 @@ def test_what_is_only_read_costs_keys_and_values_alone() -> None:
         runner.cache.note(0, 90)
         found = runner.run(RowBatch([0], [90], [[5]]), [hidden[0][:1]])
         assert all(map(torch.equal, found, right))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_likeliest_tokens_are_those_of_the_logits(name: str) -> None:
+    config = VARIANTS[name]
+    target = target_of(config)
+    tokens, hidden = random_rows((9, 4, 2), config, 8)
+    parents = [[-1, *range(8)], [-1, 0, 0, 1], [-1, 0]]
+    batch = RowBatch([0, 1, 2], [0, 0, 0], tokens, parents, num_candidates=8)
+    wanted = [1, 3, 2]
+    with runner_of(random_head(config, target), target, 2) as runner:
+        logits, states = (each.clone() for each in runner.run(batch, hidden))
+        right = likeliest_tokens(last_of_rows(logits, batch, wanted), runner.target_ids, 8)
+        found, following = runner.likeliest(batch, hidden, wanted)
+        for each, others in zip(found, right, strict=True):
+            assert each is not None
+            assert others is not None
+            assert [token for token, _ in each] == [token for token, _ in others]
+            assert [chance for _, chance in each] == pytest.approx([chance for _, chance in others], rel=1e-5)
+        assert torch.equal(following[0, :9], states[0, :9])
+        # A state that is not a number leaves nothing sound after its row's tokens.
+        hidden[1][0, 3] = torch.nan
+        spoilt, _ = runner.likeliest(batch, hidden, wanted)
+        assert spoilt == [found[0], None, None, None, *found[4:]]
+
+
+def test_a_head_uses_the_threads_of_its_target() -> None:
+    target, library = target_of(PLAIN), native_library()
+    assert library is not None
+    decoder = NativeDecoder(library, random_decoder(Shape()), 1, 64, 3)
+    process = psutil.Process()
+    before = process.num_threads()
+    head = random_head(PLAIN, target)
+    with runner_of(head, target, 7, beside=decoder) as runner, runner_of(head, target, 3) as alone:
+        # The other has two of its own.
+        assert (runner.num_threads, process.num_threads()) == (3, before + 2)
+        for one, other in zip(drafts(runner, PLAIN), drafts(alone, PLAIN), strict=True):
+            run_rows(decoder, [Row(0, 0, [1, 2, 3])], vocab=70)
+            assert torch.equal(one.logits, other.logits)
+        # Whoever ends first leaves the threads to the other.
+        decoder.replace(random_decoder(Shape(), 2))
+        decoder.close()
+        assert torch.equal(drafts(runner, PLAIN)[-1].logits, other.logits)
+    assert process.num_threads() == before - 2

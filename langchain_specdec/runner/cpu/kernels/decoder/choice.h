@@ -57,6 +57,7 @@ struct Best {
   bool is_sound = true;  // No NaN is among them
   int64_t count = 0;
   Candidate candidates[kMaxCandidates];
+  float sum = 0;  // Of e^(logit - best candidate's logit), where chances are wanted
 
   // Takes in a candidate, if it is better than the last of so many.
   void offer(Candidate candidate, int64_t most) {
@@ -77,6 +78,19 @@ struct Best {
     for (int64_t i = 0; i < other.count; ++i) offer(other.candidates[i], most);
   }
 };
+
+// e^x; libm's needs a newer system than packages are made for.
+inline float power(float x) { return exponential(spread(x))[0]; }
+
+// The sum of e^(logit - top), for logits that are no larger.
+inline float sum_of_powers(const float* logits, int64_t count, float top) {
+  Vector sums = {};
+  int64_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) sums += exponential(load(logits + at) - top);
+  float sum = sum_of(sums);
+  for (; at < count; ++at) sum += power(logits[at] - top);
+  return sum;
+}
 
 // A product that is rounded by itself, and not as part of the sum that takes it up: PyTorch does the same.
 inline Vector rounded(Vector v) {

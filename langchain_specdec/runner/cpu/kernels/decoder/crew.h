@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -135,11 +134,22 @@ class Stages {
   std::atomic<int64_t> front_{0};  // The last stage that any thread has begun
 };
 
-// Threads that wait for forwards. Waiting is spinning for a moment, then sleeping.
+// What the threads of a crew take part in.
+class Work {
+ public:
+  virtual void take_part(int64_t thread) = 0;
+
+ protected:
+  ~Work() = default;
+};
+
+// Threads that wait for forwards, of one decoder after the other. Waiting is spinning for a moment, then sleeping. Decoders
+// that take turns share one: two crews would take each other's cores, and each would wake its own.
 class Crew {
  public:
-  // `walk(thread, number)` takes part in a forward, in threads 1 to threads - 1; the caller is thread 0.
-  Crew(int64_t threads, std::function<void(int64_t, int64_t)> walk) : walk_(std::move(walk)), process_(process_id()) {
+  // Threads 1 to threads - 1; the caller is thread 0.
+  explicit Crew(int64_t threads) : process_(process_id()) {
+    for (auto& work : busy_) work = nullptr;
     threads_.reserve(threads);
     try {
       for (int64_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { wait(t); });
@@ -162,14 +172,24 @@ class Crew {
     for (auto& thread : threads_) thread.join();
   }
 
-  // Has the others take part in a forward from now on; numbers grow.
-  void begin(int64_t number) {
-    begun_.store(number);
+  // Has the others take part in this from now on.
+  void begin(Work& work) {
+    work_.store(&work);
+    begun_.fetch_add(1);
     if (sleeping_.load() == 0 || process_id() != process_) return;
     {
       const std::lock_guard<std::mutex> guard(lock_);
     }
     wake_.notify_all();
+  }
+
+  // Has none take part in this any more, and waits for those that do.
+  void leave(Work& work) {
+    Work* left = &work;
+    work_.compare_exchange_strong(left, nullptr);
+    if (process_id() != process_) return;
+    for (const auto& busy : busy_)
+      while (busy.load() == &work) std::this_thread::yield();
   }
 
   int64_t size() const { return static_cast<int64_t>(threads_.size()) + 1; }
@@ -195,19 +215,28 @@ class Crew {
       }
       if (is_over_) return;
       last = begun_.load();
-      try {
-        walk_(thread, last);
-      } catch (const std::exception&) {
-        // Without memory it does nothing more of this forward: others do what it has claimed.
-      }
+      Work* work = work_.load();
+      busy_[thread].store(work);
+      // Whoever leaves either has been seen to, or sees that this thread is with it.
+      if (work && work_.load() == work) take_part(*work, thread);
+      busy_[thread].store(nullptr);
     }
   }
 
-  std::function<void(int64_t, int64_t)> walk_;
+  static void take_part(Work& work, int64_t thread) {
+    try {
+      work.take_part(thread);
+    } catch (const std::exception&) {
+      // Without memory it does nothing more of this forward: others do what it has claimed.
+    }
+  }
+
   int64_t process_;
   std::mutex lock_;
   std::condition_variable wake_;
   std::atomic<bool> is_over_{false};
   std::atomic<int64_t> begun_{0}, sleeping_{0};
+  std::atomic<Work*> work_{nullptr};
+  std::atomic<Work*> busy_[kMaxThreads];  // By thread: what it may be with
   std::vector<std::thread> threads_;
 };

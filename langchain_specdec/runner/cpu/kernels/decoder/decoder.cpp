@@ -15,11 +15,14 @@
 
 namespace {
 
-class Decoder {
+class Decoder final : Work {
  public:
-  Decoder(const Model& model, const Cache& cache, int64_t threads)
-      : shared_(model, cache, threads), walks_(make_walks(shared_, walks_, threads)),
-        crew_(threads, [this](int64_t thread, int64_t number) { walks_[thread]->run(number); }) {}
+  Decoder(const Model& model, const Cache& cache, std::shared_ptr<Crew> crew)
+      : shared_(model, cache, crew->size()), crew_(std::move(crew)) {
+    for (int64_t t = 0; t < threads(); ++t) walks_.push_back(std::make_unique<Walk>(shared_, walks_, t, threads()));
+  }
+
+  ~Decoder() { crew_->leave(*this); }
 
   // False where a step is not within its bounds.
   bool run(const Step& step) {
@@ -88,9 +91,12 @@ class Decoder {
         }
   }
 
-  int64_t threads() const { return crew_.size(); }
+  int64_t threads() const { return crew_->size(); }
+  const std::shared_ptr<Crew>& crew() const { return crew_; }
 
  private:
+  void take_part(int64_t thread) override { walks_[thread]->join(); }
+
   // Has all threads work on the next frame, of so many stages. `give` writes what else it is to be of.
   template <class Give>
   void walk(int64_t stages, Give give) {
@@ -102,14 +108,8 @@ class Decoder {
     shared_.frame.take(next_);
     give();
     shared_.number.store(number);
-    crew_.begin(number);
+    crew_->begin(*this);
     walks_[0]->run(number);
-  }
-
-  static Walks make_walks(Shared& shared, const Walks& walks, int64_t threads) {
-    Walks made;
-    for (int64_t t = 0; t < threads; ++t) made.push_back(std::make_unique<Walk>(shared, walks, t, threads));
-    return made;
   }
 
   bool fits(const Step& step) const {
@@ -162,7 +162,7 @@ class Decoder {
   Walks walks_;
   Frame next_;
   int64_t number_ = 0, ticket_ = 1;
-  Crew crew_;  // Last, so that its threads end first
+  std::shared_ptr<Crew> crew_;
 };
 
 }  // namespace
@@ -171,9 +171,10 @@ extern "C" {
 
 int64_t decoder_slot_floats(const Model* model, int64_t length) { return Sizes(*model, length).slot_floats; }
 
-void* decoder_open(const Model* model, const Cache* cache, int64_t threads) {
+void* decoder_open(const Model* model, const Cache* cache, int64_t threads, const void* beside) {
   try {
-    return new Decoder(*model, *cache, std::min(std::max<int64_t>(threads, 1), kMaxThreads));
+    if (beside) return new Decoder(*model, *cache, static_cast<const Decoder*>(beside)->crew());
+    return new Decoder(*model, *cache, std::make_shared<Crew>(std::min(std::max<int64_t>(threads, 1), kMaxThreads)));
   } catch (...) {
     return nullptr;
   }

@@ -71,6 +71,7 @@ struct Step {
   float* scores;             // [rows, width] its logit
   int64_t candidates;        // How many of the best tokens are wanted
   int64_t* best;             // [candidates, rows, width]
+  float* chances;            // [candidates, rows, width] of these among all tokens (softmax); NaN: logits are not sound
   int64_t taps;              // How many states of each token are wanted, at most kMaxTaps
   const int64_t* points;     // [taps] the layer that each enters; the number of layers: what the final norm gives; and
                              // one more: what the final norm reads
@@ -82,8 +83,9 @@ constexpr int64_t kMaxTaps = 8;
 
 // Numbers of a layer's keys and values in one slot.
 int64_t decoder_slot_floats(const Model* model, int64_t length);
-// Null where memory cannot be had. Weights and cache have to outlive it; the structs themselves are copied.
-void* decoder_open(const Model* model, const Cache* cache, int64_t threads);
+// Null where memory cannot be had. Weights and cache have to outlive it; the structs themselves are copied. `beside` is a
+// decoder that it takes turns with, whose threads it shares, or null: it has so many of its own.
+void* decoder_open(const Model* model, const Cache* cache, int64_t threads, const void* beside);
 void decoder_close(void* decoder);
 // Threads that it has, the calling one included.
 int64_t decoder_threads(const void* decoder);

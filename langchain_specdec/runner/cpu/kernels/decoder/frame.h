@@ -31,7 +31,7 @@ struct Frame {
   int64_t ticket;       // Of its first stage
   int64_t num_rows, num_tokens, num_logits;
   int64_t candidates;
-  bool has_picks;
+  bool has_picks, has_chances;
   bool condenses;  // Its tokens are only states to condense
   int64_t taps, points[kMaxTaps];
   Row rows[kMaxTokens];
@@ -62,6 +62,7 @@ class Frames {
     frame.num_rows = frame.num_tokens = frame.num_logits = 0;
     frame.candidates = step_.candidates;
     frame.has_picks = step_.picks != nullptr;
+    frame.has_chances = step_.chances != nullptr;
     frame.condenses = false;
     frame.taps = step_.taps;
     std::copy_n(step_.points, step_.taps, frame.points);

@@ -33,6 +33,14 @@ class Walk {
     bests_.reset(new Best[head_split().pieces * tokens]);
   }
 
+  // Takes part in the latest walk, unless it has before.
+  void join() {
+    const int64_t number = shared_.number.load();
+    if (number % 2 || number == joined_number_) return;  // One that is being written is begun only then
+    joined_number_ = number;
+    run(number);
+  }
+
   // Takes part in the walk of a number, until it is over.
   void run(int64_t number) {
     frame_.take(shared_.frame);
@@ -119,8 +127,18 @@ class Walk {
       const bool is_sound = best.is_sound && std::isfinite(best.logit) && best.token >= 0;
       step.picks[entry] = is_sound ? best.token : -1;
       if (step.scores) step.scores[entry] = best.logit;
-      for (int64_t c = 0; c < frame_.candidates; ++c)
-        step.best[(c * step.rows + row.index) * step.width + node] = c < best.count ? best.candidates[c].token : 0;
+      if (step.chances)
+        for (int64_t piece = 0; piece < split.pieces; ++piece) {
+          const Best& part = walks_[shared_.stages.owner(ticket, piece)]->bests_[piece * kMaxTokens + l];
+          if (part.count > 0) best.sum += part.sum * power(part.candidates[0].logit - best.candidates[0].logit);
+        }
+      for (int64_t c = 0; c < frame_.candidates; ++c) {
+        const int64_t to = (c * step.rows + row.index) * step.width + node;
+        step.best[to] = c < best.count ? best.candidates[c].token : 0;
+        if (!step.chances) continue;
+        const float of = c < best.count ? power(best.candidates[c].logit - best.candidates[0].logit) : 0.0f;
+        step.chances[to] = is_sound ? of / best.sum : std::numeric_limits<float>::quiet_NaN();
+      }
     }
   }
 
@@ -377,12 +395,14 @@ class Walk {
     Best& best = bests_[piece * kMaxTokens + l];
     best = Best();
     choose(logits, count, first, row.temperature, row.seeds, token.position + 1, frame_.candidates, best);
+    if (frame_.has_chances && best.count > 0) best.sum = sum_of_powers(logits, count, best.candidates[0].logit);
   }
 
   Shared& shared_;
   const Sizes& s_;
   const Walks& walks_;
   const int64_t index_, threads_;
+  int64_t joined_number_ = 0;
   Frame frame_;
   Floats hidden_[4];     // Inputs of layers, by layer
   Floats out_[kRing];    // What this thread computed of stages, by ticket
