@@ -13,29 +13,32 @@ from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import WIDTHS, RowBatch
 from langchain_specdec.sampling.noise import Noise
 
-# How much one observation moves the common factor, and how much the shape of the costs.
+# How much one observation moves the common factor, and how much what steps of its kind cost beside the others.
 _DRIFT_WEIGHT = 0.2
-_SHAPE_WEIGHT = 0.05
+_OWN_WEIGHT = 0.05
 # How much one observation moves what draft forwards cost, and what it costs to begin with them again.
 _DRAFT_WEIGHT = 0.1
 _RESUMPTION_WEIGHT = 0.3
-# Wide steps so soon after a plain one are judged by it. What was measured counts as so many of them.
+# Wide steps so soon after a plain one tell what further tokens cost. What was measured counts as so many of them, and
+# of those that ran so many of the latest do; where costs hardly grow, so much of a plain step counts as well.
 _SOON = 8
-_MEASURED_WEIGHT = 2
-# By which power of what it was mistaken a step moves the growth of costs, where that is small.
-_MOST_GROWTH = 6
+_MEASURED_STEPS = 2
+_MEMORY = 64
+_LEAST_GROWN = 0.5
 # Costs between the observed ones are interpolated anew after so many observations: one observation changes little,
 # and interpolating takes as long as choosing by them.
 _REFRESH_INTERVAL = 16
+# How much is left meanwhile of what the steps of a kind were seen to cost beside the others: they may not run again.
+_OWN_KEPT = 0.98
 
 
 class StepCost:
     """V(rows, width) and D in seconds, from measurements.
 
     Only their ratios decide, and a machine that gets slower gets slower at every width. So an observation first moves
-    one common factor and only slowly the shape, which keeps one noisy step from changing the decision. Only the first
-    wide steps that run soon after plain ones move it faster: the machine may have been busy while it was measured, and
-    what further tokens cost was then wrong at every width alike.
+    one common factor, then what further tokens cost at every width alike, which may have been measured on a busy
+    machine, and only slowly the cost of its own width beside the others. The last two are held by what was measured:
+    changes by one noisy step after the other would add up without end, and a width that seems dear is not tried again.
 
     Args:
         verify: Measured seconds by (rows, width); at least one entry with width 1.
@@ -43,14 +46,17 @@ class StepCost:
     """
 
     def __init__(self, verify: Mapping[tuple[int, int], float], draft: float = 0.0) -> None:
-        self._table = {key: max(seconds, 1e-9) for key, seconds in verify.items()}
+        # What was measured, or estimated when a step of that kind first ran; and what its own steps have made of it.
+        self._measured = {key: max(seconds, 1e-9) for key, seconds in verify.items()}
+        self._table = dict(self._measured)
+        self._growths: dict[int, _Growth] = {}  # By rows
         self._draft = draft
         # What the first draft forward takes beyond another, where the text went on without any.
         self._resumption = 0.0
         self._drift = 1.0
         self._num_observed = 0
-        # Wide steps that plain ones judged, and for how many more steps those tell.
-        self._num_judged = self._plain_tells = 0
+        # For how many more wide steps a plain one tells what was common to all.
+        self._plain_tells = 0
         self._cache: dict[tuple[int, int], float] = {}
 
     @classmethod
@@ -68,7 +74,11 @@ class StepCost:
         key = (rows, width)
         seconds = self._cache.get(key)
         if seconds is None:
-            seconds = self._cache[key] = self._table.get(key) or self._estimate(rows, width)
+            seconds = self._known(rows, width)
+            if width > 1 and rows in self._growths:
+                plain = self._known(rows, 1)
+                seconds = plain + max(seconds - plain, 0.0) * self._growths[rows].factor
+            self._cache[key] = seconds
         return seconds * self._drift
 
     def draft_seconds(self, steps: float, *, is_resumed: bool = False) -> float:
@@ -82,35 +92,26 @@ class StepCost:
 
     def observe(self, rows: int, width: int, seconds: float) -> None:
         """Refine by what a target forward took."""
-        expected = self.verify_seconds(rows, width)
+        key, expected = (rows, width), self.verify_seconds(rows, width)
         ratio = min(max(seconds / expected, 0.5), 2.0)
-        weight = _SHAPE_WEIGHT
+        if key not in self._table:
+            self._measured[key] = self._table[key] = self._known(rows, width)
         if width == 1:
             self._plain_tells = _SOON
         elif self._plain_tells:
             self._plain_tells -= 1
-            self._num_judged += 1
-            weight = max(weight, 1 / (_MEASURED_WEIGHT + self._num_judged))
-        before = expected / self._drift
-        after = before * ratio**weight
-        if width > 1:
-            self._grow(rows, before, after, ratio ** (_MOST_GROWTH * weight))
-        self._table[rows, width] = after
+            # Both in plain steps.
+            seen = expected * ratio / self.verify_seconds(rows, 1) - 1.0
+            measured = self._measured[key] / self._measured.get((rows, 1), self._known(rows, 1)) - 1.0
+            self._growths.setdefault(rows, _Growth()).observe(seen, measured)
+        self._table[key] *= ratio**_OWN_WEIGHT
         self._drift *= ratio**_DRIFT_WEIGHT
         self._num_observed += 1
         if self._num_observed % _REFRESH_INTERVAL == 0:
             self._cache.clear()
-        self._cache[rows, width] = self._table[rows, width]
-
-    def _grow(self, rows: int, before: float, after: float, most: float) -> None:
-        """Move what all widths of so many rows cost beyond a plain step, as that of one width moves."""
-        plain = self.verify_seconds(rows, 1) / self._drift
-        if min(before, after) > plain:
-            growth = (after - plain) / (before - plain)
-            growth = min(growth, most) if growth > 1 else max(growth, most)
-            for key, seconds in self._table.items():
-                if key[0] == rows and seconds > plain:
-                    self._table[key] = plain + (seconds - plain) * growth
+            for each, measured in self._measured.items():
+                self._table[each] = measured * (self._table[each] / measured) ** _OWN_KEPT
+        self._cache.pop(key, None)
 
     def observe_draft(self, steps: int, seconds: float, *, is_resumed: bool = False) -> None:
         """Refine by what `steps` forwards of the draft model took."""
@@ -120,8 +121,10 @@ class StepCost:
         elif steps:
             self._draft += _DRAFT_WEIGHT * (seconds / steps / self._drift - self._draft)
 
-    def _estimate(self, rows: int, width: int) -> float:
+    def _known(self, rows: int, width: int) -> float:
         """By what is known of as many rows; else, and for the shape beyond it, by the number of tokens alone."""
+        if (seconds := self._table.get((rows, width))) is not None:
+            return seconds
         own = sorted(w for r, w in self._table if r == rows)
         if not own:
             return self._interpolate(rows * width)
@@ -145,6 +148,33 @@ class StepCost:
         if x1 == x0:
             return y1
         return max(y0 + (y1 - y0) * (tokens - x0) / (x1 - x0), y0)
+
+
+class _Growth:
+    """How much more further tokens cost than was measured, at every width alike: a ratio of two sums."""
+
+    def __init__(self) -> None:
+        self._seen = self._measured = 0.0
+        self._is_new = True
+
+    @property
+    def factor(self) -> float:
+        """What the measured cost of further tokens is multiplied by."""
+        return max(self._seen + _LEAST_GROWN, 0.0) / (self._measured + _LEAST_GROWN)
+
+    def observe(self, seen: float, measured: float) -> None:
+        """Count a wide step.
+
+        Args:
+            seen: What it took beyond a plain one, in plain steps.
+            measured: What was measured of that.
+        """
+        measured = max(measured, 0.0)
+        if self._is_new:
+            self._seen = self._measured = _MEASURED_STEPS * measured
+            self._is_new = False
+        kept = 1.0 - 1.0 / _MEMORY
+        self._seen, self._measured = self._seen * kept + seen, self._measured * kept + measured
 
 
 # Measuring may take the time of so many plain steps, within these bounds in seconds.

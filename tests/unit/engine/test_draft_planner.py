@@ -287,6 +287,22 @@ def test_noise_where_width_is_free_does_not_make_it_dear() -> None:
     assert cost.verify_seconds(1, 32) / cost.verify_seconds(1, 1) < 1.6
 
 
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_widths_that_never_run_stay_as_dear_as_they_are_however_long_others_do(noise: float, seed: int) -> None:
+    right = {1: 1.0, 2: 1.2, 3: 1.45, 5: 2.1, 8: 3.5, 16: 7.0}
+    cost, rng = StepCost({(1, width): seconds for width, seconds in right.items()}), random.Random(seed)
+    busy = 0.0
+    for _ in range(10_000):
+        width = rng.choice((1, 1, 1, 1, 1, 2, 2, 3))
+        # The machine is busier at some times than at others, and now and then something else runs.
+        busy = 0.9 * busy + rng.gauss(0, noise)
+        cost.observe(1, width, right[width] * math.exp(busy) * (3 if rng.random() < 0.01 else 1))
+    for width, seconds in right.items():
+        found = cost.verify_seconds(1, width) / cost.verify_seconds(1, 1)
+        assert found == pytest.approx(seconds, rel=0.2 if noise < 0.1 else 0.5)
+
+
 def test_a_machine_that_is_busy_for_a_while_leaves_the_shape_as_it_was() -> None:
     # Only one width runs meanwhile, and the others cannot be seen to have become slower too.
     cost = StepCost({(1, 1): 1.0, (1, 11): 3.0})
