@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import psutil
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -17,6 +19,8 @@ from langchain_specdec.drafters.draft_model import DraftModelDrafter
 from langchain_specdec.drafters.lookup_tree import LookupTreeDrafter
 from langchain_specdec.drafters.prompt_lookup import NgramIndex, PromptLookupDrafter
 from langchain_specdec.models.make_runner import make_runner
+from langchain_specdec.runner.cpu.decoder_trial import native_library
+from langchain_specdec.runner.cpu.native_runner import NativeRunner
 from langchain_specdec.runner.step_inputs import RowBatch
 from langchain_specdec.sampling.choice import TokenHistory
 from langchain_specdec.sampling.params import SamplingParams
@@ -425,3 +429,22 @@ def test_drafters_without_a_model_are_free(make: Callable[[], Drafter]) -> None:
     assert not drafter.consider(request, DraftLimits(0))
     assert drafter.propose([request], [NOTHING], [0]) == [EMPTY_DRAFT]
     drafter.release(request)
+
+
+@pytest.mark.skipif(native_library() is None, reason="there is no native decoder for this machine")
+def test_a_draft_model_uses_the_threads_of_its_target() -> None:
+    target, draft = (replace(loaded(tiny_model(seed)), is_owned=True) for seed in (0, 1))
+    runner = make_runner(target, num_slots=1, max_length=64, max_width=5, num_threads=3)
+    process, batch = psutil.Process(), RowBatch([0], [0], [[5, 9, 3]])
+    before = process.num_threads()
+    beside = make_runner(draft, num_slots=1, max_length=64, max_width=5, num_threads=9, beside=runner)
+    assert isinstance(beside, NativeRunner)
+    assert (beside.num_threads, process.num_threads()) == (3, before)
+    right = beside.last_logits(batch)
+    runner.prefill(batch)
+    assert torch.equal(beside.last_logits(batch), right)
+    # Whoever ends first leaves them to the other.
+    runner.release()
+    assert torch.equal(beside.last_logits(batch), right)
+    beside.release()
+    assert process.num_threads() == before - 2
