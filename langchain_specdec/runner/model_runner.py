@@ -110,16 +110,11 @@ class ModelRunner:
         return self._taps is not None
 
     @property
-    def tapped(self) -> Tensor:
-        """States of the latest forward, `[rows, width, points, hidden]`. Good until the next one."""
-        assert self._taps is not None, "asked for before the first forward"  # noqa: S101
-        return self._taps.states.to(self.device)
-
-    def late_tapped(self) -> LateStates:
+    def tapped(self) -> LateStates:
         """What gives the states of the latest forward when they are asked for, after others too."""
         assert self._taps is not None, "asked for before the first forward"  # noqa: S101
-        late, device = self._taps.late(), self.device
-        return lambda: late().to(device)
+        states, device = self._taps.states, self.device
+        return lambda: states().to(device)
 
     clock = staticmethod(step_clock)
     make_noise = staticmethod(gumbel_noise)

@@ -43,12 +43,8 @@ class ModuleTaps:
         self._thread = 0
 
     @property
-    def states(self) -> Tensor:
-        """States of the latest forward, `[rows, width, points, hidden]`, where the last of them was computed."""
-        return self.late()()
-
-    def late(self) -> LateStates:
-        """What gives these states, after other forwards too."""
+    def states(self) -> LateStates:
+        """What gives the states of the latest forward, where the last of them was computed; after others too."""
         states = [state for state in self._latest if state is not None]
         return lambda: torch.stack([state.to(states[-1].device) for state in states], 2)
 

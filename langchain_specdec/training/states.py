@@ -109,7 +109,7 @@ def states_of(runner: Runner, tokens: Sequence[int]) -> Tensor:
     for start in range(0, len(tokens), _CHUNK):
         part = tokens[start : start + _CHUNK]
         runner.prefill(RowBatch([0], [start], [part]))
-        parts.append(runner.tapped[0, : len(part)].cpu())
+        parts.append(runner.tapped()[0, : len(part)].cpu())
     states = torch.cat(parts)
     narrow = states.to(torch.float16)
     if not narrow.isfinite().all():

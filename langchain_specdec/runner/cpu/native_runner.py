@@ -126,12 +126,8 @@ class NativeRunner:
         self._step.tap(points)
 
     @property
-    def tapped(self) -> Tensor:
+    def tapped(self) -> LateStates:
         """See `ModelRunner.tapped`."""
-        return torch.from_numpy(self._step.states)
-
-    def late_tapped(self) -> LateStates:
-        """See `ModelRunner.late_tapped`."""
         return partial(torch.from_numpy, self._step.states)
 
     def note_weights(self) -> bool:

@@ -105,14 +105,10 @@ class CapturedRunner:
         self.uncaptured.tap(points)
 
     @property
-    def tapped(self) -> Tensor:
+    def tapped(self) -> LateStates:
         """See `ModelRunner.tapped`."""
-        return self.uncaptured.tapped if self._states is None else self._states
-
-    def late_tapped(self) -> LateStates:
-        """See `ModelRunner.late_tapped`."""
         if self._states is None:
-            return self.uncaptured.late_tapped()
+            return self.uncaptured.tapped
         # A graph that is replayed writes over what it gave.
         states = self._states.clone()
         return lambda: states
@@ -160,7 +156,7 @@ class CapturedRunner:
                 self.store.fail(error)
         verification = self.uncaptured.verify(batch)
         # Making a graph runs other forwards.
-        self._states = self.uncaptured.tapped if self.uncaptured.is_tapped else None
+        self._states = self.uncaptured.tapped() if self.uncaptured.is_tapped else None
         if bucket is not None and self.store.is_due(bucket, is_wanted=is_wanted):
             self._make_verify(bucket, batch, verification)
         return verification

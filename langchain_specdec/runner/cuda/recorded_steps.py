@@ -19,7 +19,7 @@ def verify_step(runner: ModelRunner, inputs: RowInputs, bucket: Bucket) -> tuple
         The logits, the verdict, and the states where some are tapped.
     """
     logits = _forward(runner, inputs, bucket)
-    states = (runner.tapped,) if runner.is_tapped else ()
+    states = (runner.tapped(),) if runner.is_tapped else ()
     return logits, verdict_of(logits, inputs, bucket), *states
 
 

@@ -90,7 +90,7 @@ def test_it_computes_what_transformers_does(centroids: int, is_for_gpu: bool) ->
         hidden = []
         for slot, text in zip(slots, texts, strict=False):
             runner.prefill(RowBatch([slot], [0], [text[:-1]]))
-            hidden.append(head.condense(runner.tapped[0, -1:]))
+            hidden.append(head.condense(runner.tapped()[0, -1:]))
         starts, found = [len(text) - 1 for text in texts[: len(slots)]], []
         for step in range(3):
             tokens = [[*text, *path][len(text) - 1 + step] for text, path in zip(texts, paths, strict=True)]

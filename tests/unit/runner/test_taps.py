@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,20 +44,25 @@ def check(runner: Runner, model: Any, points: list[int]) -> None:
     runner.prefill(RowBatch([1], [0], [PROMPT[:4]]))
     runner.prefill(RowBatch([1], [4], [PROMPT[4:]]))
     size = model.config.get_text_config().hidden_size
-    assert runner.tapped.shape == (1, 3, len(points), size)
+    assert runner.tapped().shape == (1, 3, len(points), size)
     for place in range(3):
         torch.testing.assert_close(
-            runner.tapped[0, place], wanted(model, PROMPT[: 5 + place], points), rtol=0, atol=2e-4
+            runner.tapped()[0, place], wanted(model, PROMPT[: 5 + place], points), rtol=0, atol=2e-4
         )
     for _ in range(3):  # a graph is recorded and replayed meanwhile
         runner.begin_turn()
         runner.verify(WIDE)
-        states = runner.tapped
+        states = runner.tapped()
         assert states.shape == (2, 5, len(points), size)
         for node in range(len(TREE)):
             expected = wanted(model, [*PROMPT, *path_to(node)], points)
             torch.testing.assert_close(states[0, node], expected, rtol=0, atol=2e-4)
         torch.testing.assert_close(states[1, 1], wanted(model, [5, 6], points), rtol=0, atol=2e-4)
+        # They stay as they are when another forward of the same shape has run.
+        late, before = runner.tapped, states.clone()
+        runner.verify(replace(WIDE, tokens=[[token + 1 for token in row] for row in WIDE.tokens]))
+        for row, nodes in enumerate(WIDE.tokens):
+            assert torch.equal(late()[row, : len(nodes)], before[row, : len(nodes)])
 
 
 def plain_runner(model: Any) -> Any:
@@ -92,7 +98,7 @@ def test_long_rows_go_through_the_native_decoder_in_pieces() -> None:
     runner.tap(points)
     text = [3 + i % 50 for i in range(60)]
     runner.prefill(RowBatch([0, 1], [0, 0], [text, text[:50]]))
-    states = runner.tapped
+    states = runner.tapped()
     for row, place in (0, 0), (0, 59), (1, 49):
         torch.testing.assert_close(states[row, place], wanted(model, text[: place + 1], points), rtol=0, atol=2e-4)
 
@@ -111,7 +117,7 @@ def test_forwards_of_other_threads_are_passed_over() -> None:
     hook = model.model.layers[1].register_forward_pre_hook(meanwhile)
     runner.prefill(RowBatch([0], [0], [PROMPT]))
     hook.remove()
-    assert runner.tapped.shape == (1, len(PROMPT), 3, model.config.hidden_size)
+    assert runner.tapped().shape == (1, len(PROMPT), 3, model.config.hidden_size)
 
 
 @pytest.mark.parametrize("kind", ["modules", "native"])

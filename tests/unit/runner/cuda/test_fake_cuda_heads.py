@@ -50,7 +50,7 @@ def test_heads_that_come_with_a_model(kind: str, cuda: FakeCuda) -> None:
     states: list[Any] = []
     for slot in (0, 2):
         runner.prefill(RowBatch([slot], [0], [[1, 2, 3]]))
-        states.append(head.condense(runner.tapped[0]))
+        states.append(head.condense(runner.tapped()[0]))
     tokens = [[2, 3, 4]] * 2
     with cuda.watch() as record:
         head.extend(RowBatch([0, 2], [0, 0], tokens), states)
