@@ -305,3 +305,26 @@ def test_a_token_that_is_not_finite_is_told_and_other_rows_are_not_touched() -> 
         expected = run_rows(decoder, rows, vocab=shape.vocab)
     assert (result.picks[0], result.picks[2]) == (expected.picks[0], expected.picks[2])
     assert result.picks[1][1:] == [-1, -1]
+
+
+def test_decoders_that_take_turns_may_come_and_go() -> None:
+    assert library is not None
+    rng, weights = random.Random(3), random_decoder(Shape())
+    texts = [[rng.randrange(70) for _ in range(rng.randint(1, 30))] for _ in range(8)]
+    with decoders(weights, 1, 1) as (alone,):
+        right = [run_rows(alone, [Row(0, 0, text)], vocab=70).logits[0] for text in texts]
+    made = [NativeDecoder(library, weights, 1, 64, 5)]
+    for _ in range(1000):
+        chance = rng.random()
+        if chance < 0.05 and len(made) < 5:
+            made.append(NativeDecoder(library, weights, 1, 64, 2, rng.choice(made)))
+        elif chance < 0.1 and len(made) > 1:
+            made.pop(rng.randrange(len(made))).close()
+        elif chance < 0.12:
+            rng.choice(made).replace(weights)
+        which = rng.randrange(len(texts))
+        found = run_rows(rng.choice(made), [Row(0, 0, texts[which])], vocab=70).logits[0]
+        np.testing.assert_array_equal(found, right[which])
+    assert {decoder.num_threads for decoder in made} == {5}
+    for decoder in made:
+        decoder.close()
