@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -69,14 +69,14 @@ class DraftHeadDrafter(Drafter):
 
     def prefill(self, requests: Sequence[DraftingRequest], starts: Sequence[int], stops: Sequence[int]) -> None:
         """Run the head over the same chunk as the target."""
-        late = self._target.tapped
+        late = cache(self._target.tapped)
         for row, (request, start, stop) in enumerate(zip(requests, starts, stops, strict=True)):
             self._slot(request, start).add(start, _part(late, row, stop - start))
         self._take_in(requests)
 
     def follow(self, requests: Sequence[DraftingRequest], verdict: Verdict) -> None:
         """Take in the states along the path that stands."""
-        late, width = self._target.tapped, max(map(len, verdict.nodes))
+        late, width = cache(self._target.tapped), max(map(len, verdict.nodes))
         for row, (request, path) in enumerate(zip(requests, verdict.paths, strict=True)):
             if not path or request.request_id in self._given_up:
                 continue
