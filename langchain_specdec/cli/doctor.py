@@ -23,7 +23,9 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="A model, to compare with the draft model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model: whether it can draft for itself, or the draft model for it.")
+    ] = None,
     draft_model: Annotated[
         str | None, typer.Option(help="A model, or a trained head, that is to draft for it.")
     ] = None,
@@ -32,11 +34,11 @@ def doctor(
 ) -> None:
     """Show versions, devices and the embedded model, and what is missing and how to get it.
 
-    With --model and --draft-model, show whether the one can draft for the other too.
+    With --model, show whether it has MTP layers to draft by too; with --draft-model, whether that can draft for it.
     """
     with reported(debug=debug):
-        if (model is None) != (draft_model is None):
-            msg = "Give both --model and --draft-model to see whether the one can draft for the other, or neither."
+        if model is None and draft_model is not None:
+            msg = "Give --model too, to see whether the draft model can draft for it."
             raise InvalidParameterError(msg)
         # What is logged of a missing compiler is a finding.
         getLogger("langchain_specdec").addHandler(NullHandler())
@@ -44,11 +46,15 @@ def doctor(
             from langchain_specdec.cli.doctor_checks import examine
 
             sections = examine()
-            if model is not None and draft_model is not None:
-                from langchain_specdec.cli import doctor_pair
+            if model is not None:
+                from langchain_specdec.cli import doctor_mtp, doctor_pair
 
                 calm_libraries(downloads=False, debug=debug)
-                sections[f"{draft_model} drafts for {model}"] = doctor_pair.findings(model, draft_model)
+                doctor_pair.check_model(model)
+                if draft_model is None:
+                    sections[f"{model} drafts for itself"] = doctor_mtp.findings(model)
+                else:
+                    sections[f"{draft_model} drafts for {model}"] = doctor_pair.findings(model, draft_model)
         findings = [finding for section in sections.values() for finding in section]
         is_fine = all(finding.status != "error" for finding in findings)
         if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from langchain_specdec.cli.doctor_finding import Finding
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.common_vocabulary import shared_tokens
+from langchain_specdec.models.compatibility import refuse_recurrent_draft
 from langchain_specdec.models.heads.eagle3_format import check_kind, format_name
 from langchain_specdec.models.heads.fit import check_head
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
@@ -15,6 +16,24 @@ from langchain_specdec.models.loader import load_config, load_tokens
 
 # Below this share of common tokens a draft seldom goes far.
 _FEW = 0.5
+
+
+def check_model(model: str) -> None:
+    """Raise where a trained head is given for the model.
+
+    Args:
+        model: As for `findings`.
+
+    Raises:
+        UnsupportedModelError: It is a trained head.
+        ModelLoadError: There is no such folder or id.
+    """
+    if find_head(model) is not None:
+        msg = (
+            f"{model} is a trained head, which drafts for a model. Give it as --draft-model, and the model that it was "
+            "trained for as --model."
+        )
+        raise UnsupportedModelError(msg)
 
 
 def findings(model: str, draft_model: str) -> list[Finding]:
@@ -30,6 +49,8 @@ def findings(model: str, draft_model: str) -> list[Finding]:
     if (head := find_head(draft_model)) is not None:
         return _of_head(model, head)
     try:
+        if TargetSizes.of(draft_model, load_config(draft_model)).has_states:
+            refuse_recurrent_draft(draft_model, model)
         common = shared_tokens(load_tokens(model), load_tokens(draft_model))
     except UnsupportedModelError as error:
         return [Finding("tokenizers", "no pair", "error", str(error))]

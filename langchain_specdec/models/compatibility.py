@@ -88,16 +88,26 @@ def common_vocabulary(target: LoadedModel, draft: LoadedModel) -> CommonVocabula
         UnsupportedModelError: The one cannot draft for the other: it keeps a recurrent state, or has nothing in common.
     """
     if isinstance(draft.model, nn.Module) and stateful_layers(draft.model):
-        msg = (
-            f"{draft.name} cannot draft for {target.name}: it keeps a recurrent state, and a draft model has to go "
-            "back to any token. Choose one that has attention only, or drafter='prompt_lookup', which needs none."
-        )
-        raise UnsupportedModelError(msg)
+        refuse_recurrent_draft(draft.name, target.name)
     ours, theirs = (
         ModelTokens(each.name, each.private_tokenizer, each.model.config.get_text_config().vocab_size)
         for each in (target, draft)
     )
     return shared_tokens(ours, theirs)
+
+
+def refuse_recurrent_draft(draft: str, target: str) -> NoReturn:
+    """Raise an `UnsupportedModelError` for a draft model that keeps a recurrent state.
+
+    Args:
+        draft: What the user calls it.
+        target: What the user calls its target.
+    """
+    msg = (
+        f"{draft} cannot draft for {target}: it keeps a recurrent state, and a draft model has to go back to any "
+        "token. Choose one that has attention only, or drafter='prompt_lookup', which needs none."
+    )
+    raise UnsupportedModelError(msg)
 
 
 def check_cached_forward(runner: ModelRunner, name: str) -> None:

@@ -1,14 +1,16 @@
-"""Loads the MTP layers of a model that is loaded."""
+"""Loads the MTP layers of a model that is loaded, or tells of one that is not whether they fit."""
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from langchain_specdec.errors import UnsupportedModelError
 from langchain_specdec.models.checkpoint import explained
@@ -36,17 +38,49 @@ def load_mtp(source: MtpSource, target: LoadedModel) -> MtpHead:
         UnsupportedModelError: It is of a family whose MTP layers are not known, or has other weights than these.
     """
     model: Any = target.model
-    if (kind := model.config.get_text_config().model_type) not in _FAMILIES:
+    _check_family(source, model.config)
+    with torch.device("meta"):
+        head = MtpHead(model, embedding_of(target), output_of(target))
+    weights = _read(source, lambda file, name: file.get_tensor(name))
+    _check_weights(source, head, weights, type(model).__name__)
+    weights = {name: weights[name].to(model.device, model.dtype) for name in head.state_dict()}
+    head.load_state_dict(weights, assign=True)
+    return head.eval().requires_grad_(False)
+
+
+def check_mtp(source: MtpSource, config: Any) -> None:
+    """Raise unless a model can draft by its MTP layers, by the headers of its files.
+
+    Args:
+        source: What `find_mtp` found.
+        config: The model's configuration.
+
+    Raises:
+        ModelLoadError: The headers cannot be read.
+        UnsupportedModelError: As `load_mtp`.
+    """
+    _check_family(source, config)
+    text = copy.deepcopy(config.get_text_config())
+    # One layer is enough to make the head of its class.
+    text.num_hidden_layers, text.layer_types = 1, ["full_attention"]
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(text)
+        head = MtpHead(model, model.get_input_embeddings(), model.get_output_embeddings())
+    shapes = _read(source, lambda file, name: torch.empty(file.get_slice(name).get_shape(), device="meta"))
+    _check_weights(source, head, shapes, type(model).__name__)
+
+
+def _check_family(source: MtpSource, config: Any) -> None:
+    if (kind := config.get_text_config().model_type) not in _FAMILIES:
         msg = (
             f"The MTP layers of {source.name} cannot be run: it is of type {kind!r}, and those of Qwen3.5 and "
             "Qwen3-Next are known. Leave drafter out: lookups need no layers."
         )
         raise UnsupportedModelError(msg)
-    with torch.device("meta"):
-        head = MtpHead(model, embedding_of(target), output_of(target))
+
+
+def _check_weights(source: MtpSource, head: MtpHead, weights: Mapping[str, Tensor], model_class: str) -> None:
     expected = head.state_dict()
-    with explained(source.name, source.place):
-        weights = _with_stacked_experts(_read(source))
     wrong = sorted(
         {*expected} ^ {*weights}
         | {name for name in expected if name in weights and weights[name].shape != expected[name].shape}
@@ -55,21 +89,20 @@ def load_mtp(source: MtpSource, target: LoadedModel) -> MtpHead:
         named = ", ".join(PREFIX + name for name in wrong[:_NUM_NAMED]) + ", ..." * (len(wrong) > _NUM_NAMED)
         msg = (
             f"The MTP layers of {source.name} cannot be run: weights are missing, unknown or of another size than a "
-            f"layer of {type(model).__name__} has them ({named}). Quantised ones are not read: take the model as its "
+            f"layer of {model_class} has them ({named}). Quantised ones are not read: take the model as its "
             "makers published it, or leave drafter out."
         )
         raise UnsupportedModelError(msg)
-    head.load_state_dict({name: weights[name].to(model.device, model.dtype) for name in expected}, assign=True)
-    return head.eval().requires_grad_(False)
 
 
-def _read(source: MtpSource) -> dict[str, Tensor]:
+def _read(source: MtpSource, read: Callable[[Any, str], Tensor]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for path in sorted(set(source.files.values())):
-        with safe_open(path, "pt") as file:
-            names = [name for name, place in source.files.items() if place == path and not _LEFT_OUT.match(name)]
-            weights |= {name: file.get_tensor(PREFIX + name) for name in names}
-    return weights
+    with explained(source.name, source.place):
+        for path in sorted(set(source.files.values())):
+            with safe_open(path, "pt") as file:
+                names = [name for name, place in source.files.items() if place == path and not _LEFT_OUT.match(name)]
+                weights |= {name: read(file, PREFIX + name) for name in names}
+        return _with_stacked_experts(weights)
 
 
 def _with_stacked_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from langchain_specdec import LocalBackend, SamplingParams, __version__
 from langchain_specdec.backends.local_options import DRAFTERS
 from langchain_specdec.cli import demo as demo_module
-from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, loading
+from langchain_specdec.cli import demo_chain, demo_view, doctor_checks, doctor_mtp, loading
 from langchain_specdec.cli.app import app
 from langchain_specdec.cli.demo_page import Record
 from langchain_specdec.cli.options import FLAGS
@@ -36,6 +36,8 @@ from langchain_specdec.errors import InvalidParameterError, MissingDependencyErr
 from langchain_specdec.progress import READING_WEIGHTS
 from langchain_specdec.runner.trials import CompileMode
 from tests.support.eagle3_folders import TinyHead, target_of
+from tests.support.hybrid_models import MISSING, make_hybrid
+from tests.support.mtp_layers import mtp_weights, write_with_mtp
 from tests.support.other_tokenizers import shuffled_tokenizer
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tgi_launcher.extras import install_command
@@ -452,8 +454,8 @@ def test_doctor_tells_what_a_draft_model_has_in_common(tmp_path):
     ):
         report = json.loads(specdec("doctor", "--json", "--model", ours, "--draft-model", draft).stdout)
         assert [finding["value"] for finding in report[f"{draft} drafts for {ours}"]] == [told]
-    alone = specdec("doctor", "--model", ours)
-    assert (alone.exit_code, "Give both --model and --draft-model" in alone.stderr) == (2, True)
+    alone = specdec("doctor", "--draft-model", ours)
+    assert (alone.exit_code, "Give --model too" in alone.stderr) == (2, True)
     missing = specdec("doctor", "--model", ours, "--draft-model", str(tmp_path / "none"))
     assert missing.exit_code == 1
     assert "none" in missing.stderr
@@ -475,6 +477,61 @@ def test_doctor_tells_whether_a_head_fits(tmp_path):
         report = json.loads(result.stdout)
         assert [finding["value"] for finding in report[f"{head} drafts for {model}"]] == told
         assert (result.exit_code == 0) == (head == fits)
+    for more in ([], ["--draft-model", str(tmp_path / "model")]):
+        expect_error(specdec("doctor", "--model", str(fits), *more), 1, "Give it as --draft-model, and the model that")
+
+
+@pytest.mark.skipif("qwen3_5_text" in MISSING, reason="this version of transformers lacks the family")
+def test_doctor_tells_what_a_model_drafts_by_for_itself(tmp_path):
+    model = make_hybrid("qwen3_5_text", torch.float32)
+    weights = mtp_weights(model)
+    for name, target, part in (
+        ("fits", model, weights),
+        ("lacking", model, {k: v for k, v in weights.items() if "q_norm" not in k}),
+        ("none", model, {}),
+        ("llama", tiny_model(), {"mtp.fc.weight": torch.zeros(2, 2)}),
+    ):
+        write_with_mtp(target, part, tmp_path / name, is_split=name == "fits")
+    expected = {
+        "fits": ("ok", 'they fit; drafter="mtp"', ""),
+        "lacking": ("warning", "do not fit", "mtp.layers.0.self_attn.q_norm.weight"),
+        "none": ("info", "none; lookups draft without", ""),
+        "llama": ("warning", "do not fit", "it is of type 'llama'"),
+    }
+    for name, (status, value, advice) in expected.items():
+        folder = str(tmp_path / name)
+        result = specdec("doctor", "--json", "--model", folder)
+        assert result.exit_code == 0, "it runs without, too"
+        [told] = json.loads(result.stdout)[f"{folder} drafts for itself"]
+        assert (told["name"], told["status"]) == ("MTP layers", status)
+        assert value in told["value"]
+        assert advice in told.get("advice", "")
+    damaged = tmp_path / "fits" / "mtp.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    expect_error(specdec("doctor", "--model", str(damaged.parent)), 1, "mtp.safetensors is damaged")
+    fits = str(damaged.parent)
+    pair = json.loads(specdec("doctor", "--json", "--model", fits, "--draft-model", fits).stdout)
+    assert "it keeps a recurrent state" in pair[f"{fits} drafts for {fits}"][0]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.safetensors.index.json", "there are some, by its index; whether they fit"),
+        ("x", "whether there are some"),
+    ],
+)
+def test_doctor_downloads_no_weights_to_tell_of_mtp_layers(file, told, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "abc"
+    tiny_model().config.save_pretrained(snapshot)
+    (snapshot / file).write_text(json.dumps({"weight_map": {"mtp.fc.weight": "mtp.safetensors"}}))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor_mtp, "load_config", lambda _: None)  # transformers has a cache of its own
+    [finding] = doctor_mtp.findings("owner/model")
+    assert finding.value == f"{told} is known once the model is downloaded"
 
 
 def test_doctor_never_shows_the_token(monkeypatch):
