@@ -75,7 +75,8 @@ def _explain_head(model: Any, revision: str | None, token: str | bool | None, er
 def find_draft_head(model: Any, options: LocalOptions) -> HeadSource | MtpSource | None:
     """The head that is asked for, of which little is read so far; None: there is none.
 
-    That is one that the draft model's name stands for, or the MTP layers of the model itself.
+    That is one that the draft model's name stands for, or the MTP layers of the model itself. Those of a model that is
+    loaded already are given as its draft model, as a `MtpSource`.
 
     Args:
         model: The model as it is given to be loaded.
@@ -90,6 +91,8 @@ def find_draft_head(model: Any, options: LocalOptions) -> HeadSource | MtpSource
     if options["drafter"] == "mtp":
         return find_mtp(model, revision=options["revision"], token=options["token"])
     source = options["draft_model"]
+    if isinstance(source, MtpSource):
+        return source
     if not isinstance(source, (str, os.PathLike)):
         return None
     found = find_head(source, revision=options["draft_revision"], token=options["token"])

@@ -15,9 +15,10 @@ from langchain_specdec.bench.plan import Plan
 from langchain_specdec.bench.random_weights import is_random
 from langchain_specdec.bench.weights import Weights, load_weights
 from langchain_specdec.bench.workload import Question, encode
-from langchain_specdec.errors import InvalidParameterError, MissingDependencyError
+from langchain_specdec.errors import InvalidParameterError, MissingDependencyError, UnsupportedModelError
 from langchain_specdec.models.devices import resolve_device
 from langchain_specdec.models.heads.head_source import HeadSource, find_head
+from langchain_specdec.models.heads.mtp_source import find_mtp
 from langchain_specdec.progress import Progress
 
 # Positions of a model that does not say how many it has, and most tokens of a prompt where nobody asks for more.
@@ -68,6 +69,27 @@ def named_head(draft_model: str | None) -> HeadSource | None:
         ModelLoadError: There is no such folder or id.
     """
     return None if draft_model is None or is_random(draft_model) else find_head(draft_model)
+
+
+def why_no_mtp(model: str) -> str:
+    """Why a model cannot draft by MTP layers of its own, as the end of a sentence; "" where it can.
+
+    Raises:
+        ModelLoadError: There is no such model, or it cannot be read.
+    """
+    if is_random(model):
+        return f"{model} has no MTP layers"
+    try:
+        source = find_mtp(model)
+        # What is imported here is not to count for contestants that can do without.
+        from langchain_specdec.models.heads.load_mtp import check_mtp
+        from langchain_specdec.models.loader import load_config
+
+        check_mtp(source, load_config(model))
+    except (InvalidParameterError, UnsupportedModelError) as error:
+        # What follows is advice to who named the drafter.
+        return str(error).partition(". ")[0]
+    return ""
 
 
 @contextlib.contextmanager

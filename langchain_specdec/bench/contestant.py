@@ -163,6 +163,7 @@ KINDS: Mapping[str, Kind] = {
         needs_draft=True,
     ),
     "auto": Kind("this engine, as it comes", is_ours=True, setting=_LENGTH, max_setting=64, takes=_BOTH),
+    "mtp": Kind("this engine, MTP layers of the model and lookups", is_ours=True, setting=_LENGTH, max_setting=64),
     "synthetic": Kind(
         "this engine, a draft of set agreement and cost",
         is_ours=True,

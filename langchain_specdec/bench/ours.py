@@ -17,6 +17,7 @@ from langchain_specdec.engine.step_cost import StepCost
 from langchain_specdec.errors import InvalidParameterError
 from langchain_specdec.models.gguf.model import GGUFModel
 from langchain_specdec.models.heads.head_source import HeadSource
+from langchain_specdec.models.heads.mtp_source import find_mtp
 from langchain_specdec.models.loaded_model import LoadedModel
 from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.runner.runner import Runner
@@ -27,6 +28,8 @@ _DRAFTERS: dict[str, DrafterName] = {
     "prompt_lookup": "prompt_lookup",
     "draft_model": "draft_model",
     "auto": "auto",
+    # The model is loaded, so its layers are given beside it.
+    "mtp": "auto",
 }
 
 
@@ -62,7 +65,9 @@ class EngineContestants:
         # Without drafts there are no wide steps to prepare.
         options: dict[str, Any] = {"max_draft_tokens": 1, "draft_length": "auto"} if drafter == "none" else {}
         drafts = "draft model"
-        if spec.takes and isinstance(self._draft, HeadSource):
+        if spec.kind == "mtp":
+            options["draft_model"], drafts = find_mtp(plan.model), "MTP layers"
+        elif spec.takes and isinstance(self._draft, HeadSource):
             options["draft_model"], drafts = plan.draft_model, "trained head"
         elif spec.takes and isinstance(self._draft, Weights):
             options |= {"draft_model": _ours_of(self._draft).model, "draft_tokenizer": self._draft.tokenizer}
@@ -85,6 +90,7 @@ class EngineContestants:
             "prompt_lookup": "prompt lookup",
             "draft_model": drafts,
             "auto": f"lookup and {drafts} in one tree" if "draft_model" in options else "prompt lookup",
+            "mtp": f"lookup and {drafts} in one tree",
         }[spec.kind]
         length = "" if drafter == "none" else f", {spec.setting or 'as many tokens as pay'}"
         note = f"this engine ({self._form()}), {drafts}{length}"

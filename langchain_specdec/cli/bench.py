@@ -123,7 +123,7 @@ def bench(
     if html is not None:
         check_page(html, workload)
     with spinner("Starting PyTorch"):
-        from langchain_specdec.bench.build import check_packages, named_head
+        from langchain_specdec.bench.build import check_packages, named_head, why_no_mtp
         from langchain_specdec.bench.plan import Plan
     if startup:
         check_packages(specs)
@@ -133,8 +133,19 @@ def bench(
     is_head = named_head(options["draft_model"]) is not None
     if has_draft_model:
         specs, left_out = fitting(specs, "head" if is_head else "model", options["draft_model"])
-        for name, reason in left_out.items():
-            print(visible(f"{name} is left out: {reason}."), file=sys.stderr)
+    if any(spec.kind == "mtp" for spec in specs):
+        # On the Hub they are downloaded.
+        with spinner("Looking for MTP layers") as shown:
+            calm_libraries(downloads=not shown.is_drawn, debug=given.debug)
+            reason = why_no_mtp(given.model)
+        without = [spec.name for spec in specs if spec.kind == "mtp" and reason]
+        left_out |= dict.fromkeys(without, reason)
+        specs = [spec for spec in specs if spec.name not in without]
+        if not specs:
+            msg = f"Nothing is left to be measured: {reason}. Take other contestants, such as auto."
+            raise InvalidParameterError(msg)
+    for name, reason in left_out.items():
+        print(visible(f"{name} is left out: {reason}."), file=sys.stderr)
     check_packages(specs)
     if synthetic_cost is None and (is_head or not has_draft_model):
         synthetic_cost = _SYNTHETIC_COST

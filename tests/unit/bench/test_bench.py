@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from langchain_specdec.bench import plot
-from langchain_specdec.bench.build import check_packages, set_up
+from langchain_specdec.bench.build import check_packages, set_up, why_no_mtp
 from langchain_specdec.bench.contestant import KINDS, Prompt, RunResult, fitting, parse_contestants
 from langchain_specdec.bench.machine import describe_machine, versions
 from langchain_specdec.bench.measure import MIXED, grouped, measure
@@ -33,6 +34,9 @@ from langchain_specdec.runner.cpu.decoder_trial import native_library
 from langchain_specdec.runner.cpu.kernel_linear import can_use_panels
 from langchain_specdec.sampling.params import SamplingParams
 from tests.support.eagle3_folders import TinyHead, write_files
+from tests.support.hybrid_models import MISSING
+from tests.support.mtp_layers import chained_hybrid, write_with_mtp
+from tests.support.oracle_heads import successors
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -743,6 +747,48 @@ def test_a_trained_head_drafts_for_all_who_take_one(tmp_path):
         assert theirs.accepted_per_position == ours.accepted_per_position
 
 
+@pytest.mark.transformers
+@pytest.mark.skipif("qwen3_5_text" in MISSING, reason="this version of transformers lacks the family")
+def test_mtp_layers_draft_where_the_model_has_some(tmp_path):
+    model, weights = chained_hybrid(successors())
+    folders = {name: str(tmp_path / name) for name in ("knowing", "lacking", "none")}
+    lacking = {k: v for k, v in weights.items() if "q_norm" not in k}
+    for folder, part in zip(folders.values(), (weights, lacking, {}), strict=True):
+        write_with_mtp(model, part, Path(folder))
+    found = on_mtp(folders["knowing"], "plain,mtp,mtp:3,hf")
+    assert found.exit_code == 0, found.output
+    results = by_contestant(found)
+    assert len(results) == 4
+    assert all(each["token_ids"] == results["plain"]["token_ids"] for each in results.values())
+    # The first step has no states yet of what the layer needs.
+    assert results["mtp:3"]["num_steps"] <= 1 + math.ceil(24 / 4)
+    assert results["mtp:3"]["accepted_by_source"]["mtp"] > 0
+    found = on_mtp(folders["none"], "plain,mtp")
+    assert (found.exit_code, list(by_contestant(found))) == (0, ["plain"])
+    assert found.stderr.startswith(f"mtp is left out: {why_no_mtp(folders['none'])}.")
+    for model, reason in (
+        (folders["knowing"], ""),
+        (folders["none"], "has no MTP layers: no weights"),
+        (folders["lacking"], "self_attn.q_norm.weight)"),
+        ("embedded", "the embedded model has none"),
+        ("random:tiny", "has no MTP layers"),
+    ):
+        told = why_no_mtp(model)
+        assert reason in told
+        assert bool(told) == bool(reason)
+
+
+def on_mtp(folder, contestants):
+    return bench(
+        "--model", folder, "--contestants", contestants, "--category", "math", "--limit", "1", "--max-prompt-tokens",
+        "40", "--max-new-tokens", "24", "--ignore-eos", "--step-cost", "flat", "--device", "cpu", "--json",
+    )  # fmt: skip
+
+
+def by_contestant(found):
+    return {run["contestant"]: run["result"] for run in json.loads(found.stdout)["runs"]}
+
+
 @pytest.mark.slow
 @pytest.mark.transformers
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -855,6 +901,7 @@ def test_the_command_prints_json_and_the_table_beside_it(tmp_path):
         (("--draft-model", "a", "--contestants", "plain"), "take one of 'draft_model', 'auto'"),
         (("--draft-model", "a", "--contestants", "draft_model:x"), "The setting of 'draft_model' is its draft length"),
         (("--contestants", " , "), "no contestants"),
+        (("--model", "random:tiny", "--contestants", "mtp"), "Nothing is left to be measured: random:tiny has no MTP"),
         (("--baseline", "hf-compiled"), "not among the contestants"),
         (("--repeat", "0"), "--repeat must be a whole number from 1"),
         (("--batch", "0"), "--batch"),
