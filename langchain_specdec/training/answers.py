@@ -9,6 +9,7 @@ from langchain_specdec.backends.local import LocalBackend
 from langchain_specdec.completions.completion import CompletionRequest, collect
 from langchain_specdec.progress import Progress
 from langchain_specdec.sampling.params import SamplingParams
+from langchain_specdec.training.conversations import Conversation, Conversations
 from langchain_specdec.training.settings import DraftSettings
 from langchain_specdec.training.work_folder import WorkFolder
 
@@ -30,34 +31,48 @@ class Text:
 
 def write_answers(
     backend: LocalBackend,
-    prompts: Sequence[Sequence[int]],
+    begun: Sequence[Conversation],
+    asked: Conversations,
     settings: DraftSettings,
     folder: WorkFolder,
     tell: Progress,
 ) -> list[Text]:
-    """Answer all prompts, but for those whose answers are there.
+    """Answer all prompts, but for those whose answers are there: all first turns, then all second ones, and so on.
 
     Args:
         backend: The model.
-        prompts: Their tokens.
+        begun: The prompts, before their first answers.
+        asked: Says how they go on.
         settings: How long the answers are, their temperature and seed.
-        folder: Keeps each answer as it is done.
+        folder: Keeps each answer as it is done, in the order of the rounds.
         tell: Told how many there are.
 
     Raises:
         GenerationError: The model fails.
     """
-    answers = [row["tokens"] for row in folder.rows(_FILE)]
-    chunk = 4 * backend.num_slots
-    while len(answers) < len(prompts):
-        tell("Answering prompts", len(answers), len(prompts))
-        numbers = range(len(answers), min(len(answers) + chunk, len(prompts)))
-        streams = backend.start([CompletionRequest(prompts[i], _params(settings, i)) for i in numbers])
-        for stream in streams:
-            answers.append([token.id for token in collect(stream).tokens])
-            folder.append(_FILE, {"tokens": answers[-1]})
-            tell("Answering prompts", len(answers), len(prompts))
-    return [Text((*prompt, *answer), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    rows, texts = folder.rows(_FILE), list[Text]()
+    chunk, turn = 4 * backend.num_slots, begun
+    while turn:
+        first, end = len(texts), len(texts) + len(turn)
+        # It gets less where conversations end early.
+        total = end + sum(each.num_later for each in turn)
+        while len(rows) < end:
+            tell("Answering prompts", len(rows), total)
+            numbers = range(len(rows), min(len(rows) + chunk, end))
+            requests = [
+                CompletionRequest(turn[i - first].tokens, _params(settings, i), continues_prompt=not asked.is_chat)
+                for i in numbers
+            ]
+            for stream in backend.start(requests):
+                answer = collect(stream)
+                rows.append({"tokens": [token.id for token in answer.tokens], "text": answer.text})
+                folder.append(_FILE, rows[-1])
+                tell("Answering prompts", len(rows), total)
+        answered = list(zip(turn, rows[first:end], strict=True))
+        texts += [Text((*each.tokens, *row["tokens"]), len(each.tokens)) for each, row in answered]
+        gone_on = [asked.next(each, row["text"]) for each, row in answered]
+        turn = [each for each in gone_on if each is not None]
+    return texts
 
 
 def _params(settings: DraftSettings, number: int) -> SamplingParams:

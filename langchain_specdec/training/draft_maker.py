@@ -20,11 +20,13 @@ from langchain_specdec.models.make_runner import make_runner
 from langchain_specdec.sampling.params import SamplingParams
 from langchain_specdec.training import fit, verdict
 from langchain_specdec.training.answers import Text, write_answers
+from langchain_specdec.training.conversations import Conversation, Conversations
 from langchain_specdec.training.head_recipe import HeadRecipe
 from langchain_specdec.training.output_head import OutputHead
 from langchain_specdec.training.packages import check_packages
 from langchain_specdec.training.prompt_choice import ChosenPrompts, choose_prompts
 from langchain_specdec.training.prompt_files import PromptFiles
+from langchain_specdec.training.prompt_tokens import PromptFormat
 from langchain_specdec.training.pruned_recipe import PrunedRecipe
 from langchain_specdec.training.recipe import Hooks, Recipe
 from langchain_specdec.training.settings import MOST_TEXT_TOKENS, DraftSettings
@@ -99,10 +101,15 @@ class DraftMaker:
             SpecDecError: A stage fails. What was done stays.
         """
         with closing(self._backend) as backend:
-            chosen = choose_prompts(backend, self._files, self._settings, self.folder, self._is_chat, self._hooks.tell)
-            self._describe(chosen)
-            answered = [chosen.tokens[number] for number in chosen.trained]
-            texts = write_answers(backend, answered, self._settings, self.folder, self._hooks.tell)
+            settings, folder, hooks = self._settings, self.folder, self._hooks
+            prompt_format = PromptFormat(backend, self._is_chat)
+            chosen = choose_prompts(backend, self._files, settings, folder, prompt_format, hooks.tell)
+            asked = Conversations(prompt_format, backend.max_length, settings.max_new_tokens)
+            begun = [Conversation(chosen.tokens[number], chosen.turns[number]) for number in chosen.trained]
+            self._describe(chosen, [length for each in begun for length in asked.most_lengths(each)])
+            texts = write_answers(backend, begun, asked, settings, folder, hooks.tell)
+            for reason, count in asked.left_out.items():
+                hooks.note(f"Later turns that are left out: {count}. {reason}")
             # The backend lets go of them when it is closed.
             model, tokenizer, name = backend.model, backend.tokenizer, backend.model_name
         target = replace(load_model(model, tokenizer), name=name)
@@ -117,17 +124,23 @@ class DraftMaker:
         student = self._trained(TextBatches(texts, trained, RecordedStates(self.folder), self._settings.batch_tokens))
         return None if student is None else self._judge(target, student, chosen)
 
-    def _describe(self, chosen: ChosenPrompts) -> None:
-        """Say what the run is made from, and the room that it takes."""
-        total, settings = len(chosen.tokens), self._settings
-        lengths = [len(chosen.tokens[number]) + settings.max_new_tokens for number in chosen.trained]
+    def _describe(self, chosen: ChosenPrompts, lengths: list[int]) -> None:
+        """Say what the run is made from, and the room that it takes.
+
+        Args:
+            chosen: All prompts.
+            lengths: Most tokens of each text that is trained on.
+        """
+        num_later = len(lengths) - len(chosen.trained)
+        later = f" Up to {num_later} later turns are answered, too." if num_later else ""
         most = sum(min(length, MOST_TEXT_TOKENS) for length in lengths)
         needed = bytes_of(most, len(self._recipe.points), self._config.hidden_size)
         for reason, count in chosen.left_out.items():
             self._hooks.note(f"Prompts that are left out: {count}. {reason}")
         self._hooks.note(
-            f"{total} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to measure on."
-            f" The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until it is done."
+            f"{len(chosen.tokens)} prompts, {chosen.num_own} of the model's own, {len(chosen.held_out)} held out to "
+            f"measure on.{later} The states to train on take up to {needed / 1e9:.2f} GB in {self.folder.path} until "
+            "it is done."
         )
         check_room(self.folder, needed)
 

@@ -29,6 +29,7 @@ class ChosenPrompts:
 
     Attributes:
         tokens: Of each.
+        turns: What the person says in each, where there are later turns and a chat format for them; else nothing.
         held_out: Numbers of those that are not trained on.
         num_own: How many the model wrote.
         left_out: How many there were beside them that the model cannot be given, by the reason, of the first that
@@ -36,6 +37,7 @@ class ChosenPrompts:
     """
 
     tokens: Sequence[Sequence[int]]
+    turns: Sequence[Sequence[str]]
     held_out: Sequence[int]
     num_own: int
     left_out: Mapping[str, int]
@@ -52,7 +54,7 @@ def choose_prompts(
     files: PromptFiles,
     settings: DraftSettings,
     folder: WorkFolder,
-    is_chat: bool | None,
+    prompt_format: PromptFormat,
     tell: Progress,
 ) -> ChosenPrompts:
     """Choose prompts, or read what was chosen before.
@@ -62,7 +64,7 @@ def choose_prompts(
         files: Prompts of files.
         settings: How many, and the seed.
         folder: Keeps the choice.
-        is_chat: See `PromptFormat`.
+        prompt_format: How prompts for the model are written.
         tell: Told how far the model is with its own.
 
     Raises:
@@ -71,7 +73,6 @@ def choose_prompts(
     """
     if (known := folder.read(_FILE)) is not None:
         return ChosenPrompts(**known)
-    prompt_format = PromptFormat(backend, is_chat)
     drawn = random.Random(settings.seed)
     room = backend.max_length - settings.max_new_tokens
     if room < 1:
@@ -84,7 +85,7 @@ def choose_prompts(
     left_out: Counter[str] = Counter()
     refusals: list[InvalidParameterError] = []
 
-    def tokens_of(prompts: Sequence[GivenPrompt], most: int) -> list[list[int]]:
+    def fitting_of(prompts: Sequence[GivenPrompt], most: int) -> list[tuple[list[int], list[str]]]:
         fitting = []
         for prompt in prompts:
             try:
@@ -96,17 +97,20 @@ def choose_prompts(
             if tokens is None:
                 left_out[f"{backend.model_name} has no room for them and an answer."] += 1
             else:
-                fitting.append(tokens)
+                has_later = prompt.later_turns and prompt_format.template is not None
+                fitting.append((tokens, [prompt.text, *prompt.later_turns] if has_later else []))
         kept = sorted(drawn.sample(range(len(fitting)), min(most, len(fitting))))
         return [fitting[number] for number in kept]
 
     num_own = settings.num_own(has_files=bool(files.prompts))
     own = write_prompts(backend, prompt_format, folder, num_own, settings.seed, tell)
-    given = tokens_of(files.prompts, settings.num_prompts)
-    chosen = [*given, *tokens_of([prompt for prompt in own if prompt not in files.prompts], num_own)]
-    held = tokens_of(files.eval_prompts, _MOST_HELD_OUT)
+    asked = {prompt.text for prompt in files.prompts}
+    given = fitting_of(files.prompts, settings.num_prompts)
+    chosen = [*given, *fitting_of([prompt for prompt in own if prompt.text not in asked], num_own)]
+    held = fitting_of(files.eval_prompts, _MOST_HELD_OUT)
     # None of them is trained on, wherever else it stands.
-    chosen = [tokens for tokens in chosen if tokens not in held]
+    measured = [tokens for tokens, _ in held]
+    chosen = [each for each in chosen if each[0] not in measured]
     no_use = (files.prompts and not given) or (files.eval_prompts and not held)
     if len(chosen) + len(held) < _FEWEST or not chosen or no_use:
         if refusals:
@@ -124,7 +128,8 @@ def choose_prompts(
         count = min(max(round(len(chosen) * _HELD_OUT_SHARE), 1), _MOST_HELD_OUT)
         held_out = sorted(drawn.sample(range(len(chosen)), count))
     row: dict[str, Any] = {
-        "tokens": chosen,
+        "tokens": [tokens for tokens, _ in chosen],
+        "turns": [turns for _, turns in chosen],
         "held_out": held_out,
         "num_own": len(own),
         "left_out": left_out,

@@ -15,8 +15,8 @@ from langchain_specdec.paths import read_lines
 
 _KEYS = ("messages", "turns", "prompt")
 _FORMATS = (
-    '{"prompt": "..."}, {"messages": [{"role": "user", "content": "..."}]} or {"turns": ["...", ...]} (its first turn '
-    "is taken)"
+    '{"prompt": "..."}, {"messages": [{"role": "user", "content": "..."}]} or {"turns": ["...", ...]} (what a person '
+    "says in turn, each a text)"
 )
 
 
@@ -28,11 +28,13 @@ class GivenPrompt:
         text: A question, or the beginning of a text; "" where there are messages.
         messages: A conversation, up to where the assistant answers, as chat templates take it.
         tools: The tools that it names, as OpenAI describes them.
+        later_turns: What the person says after each answer, where there is a text.
     """
 
     text: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    later_turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ def _prompt(entry: Mapping[str, Any]) -> GivenPrompt | None:
             messages = messages[:-1]
         return GivenPrompt("", tuple(messages), tuple(tools)) if messages else None
     turns = entry.get("turns")
-    text = turns[0] if isinstance(turns, list) and turns else entry.get("prompt")
-    return GivenPrompt(text) if isinstance(text, str) and text.strip() else None
+    said: list[Any] = turns if isinstance(turns, list) and turns else [entry.get("prompt")]
+    if not all(isinstance(turn, str) and turn.strip() for turn in said):
+        return None
+    return GivenPrompt(said[0], later_turns=tuple(said[1:]))
 
 
 def _message(message: Any) -> Mapping[str, Any] | None:
@@ -125,8 +129,9 @@ def _message(message: Any) -> Mapping[str, Any] | None:
 
 
 def _distinct(prompts: Sequence[GivenPrompt]) -> list[GivenPrompt]:
-    """The prompts without those that were there before."""
+    """Of those that begin alike, the first with the most turns: none may be held out and trained on as well."""
     kept: dict[str, GivenPrompt] = {}
     for prompt in prompts:
-        kept.setdefault(repr((prompt.text.strip(), prompt.messages, prompt.tools)), prompt)
+        key = repr((prompt.text.strip(), prompt.messages, prompt.tools))
+        kept[key] = max(kept.get(key, prompt), prompt, key=lambda each: len(each.later_turns))
     return list(kept.values())

@@ -44,6 +44,16 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def chat_tokenizer() -> Any:
+    """Bytes, with a chat format."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """No speed is measured."""
@@ -66,6 +76,8 @@ def test_a_draft_from_prompts_of_a_file_and_of_the_model(target, tmp_path):
     result = make_draft(target, "--out", out, "--prompts", file, *SMALL, "--own-prompts", 3, "--json")
     assert result.exit_code == 0, result.stderr
     assert "12 prompts, 3 of the model's own, 1 held out" in result.stderr
+    # The model has no chat format.
+    assert "later turns" not in result.stderr
     assert "Prompts that are left out: 2. The prompt is not valid Unicode text" in result.stderr
     assert "Training, steps: 1 of 48\n" in result.stderr
     told = json.loads(result.stdout)
@@ -178,6 +190,41 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_it_goes_on_to_the_same_weights(ta
     assert (out / "model.safetensors").read_bytes() == (through / "model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("unmeasured")
+def test_later_turns_are_answered_and_a_run_ended_among_them_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from langchain_specdec.cli.progress import Lines
+
+    tiny_model(num_hidden_layers=4).save_pretrained(tmp_path / "target")
+    chat_tokenizer().save_pretrained(tmp_path / "target")
+    file, through, out = tmp_path / "prompts.jsonl", tmp_path / "through", tmp_path / "draft"
+    write_prompts(file, [*({"turns": [f"{n}?", "And?"]} for n in range(4)), {"turns": ["4?", "x" * 600, "So?"]}])
+    given = (*SMALL, "--prompts", file, "--own-prompts", 0, "--epochs", 1)
+    told, tell = [], Lines.tell
+
+    def press(self: Lines, what: str, done: int, total: int) -> None:
+        tell(self, what, done, total)
+        if what == "Answering prompts":
+            told.append((done, total))
+            if len(told) == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Lines, "tell", press)
+    ended = make_draft(tmp_path / "target", "--out", out, *given)
+    answers = out / "work/answers.jsonl"
+    before = answers.read_bytes()
+    assert (ended.exit_code, before.count(b"\n")) == (130, told[-1][0])
+    result = make_draft(tmp_path / "target", "--out", out, *given, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "5 prompts, 0 of the model's own, 1 held out to measure on. Up to 3 later turns are answered" in result.stderr
+    )
+    assert "Later turns that are left out: 2. The model has no room" in result.stderr
+    # Four first turns, and the second ones of three of them.
+    assert (told[0], told[-1]) == ((0, 9), (7, 7))
+    assert make_draft(tmp_path / "target", "--out", through, *given).exit_code == 0
+    assert (out / "model.safetensors").read_bytes() == (through / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -255,12 +302,7 @@ def _fresh(tmp_path: Path, act: Callable[[], str]) -> str:
 def test_a_chat_model_writes_what_a_person_might(tmp_path):
     from langchain_specdec.training.prompt_tokens import PromptFormat
 
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</end>\n{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    backend = LocalBackend(tiny_model(), tokenizer, num_slots=1, max_length=64)
+    backend = LocalBackend(tiny_model(), chat_tokenizer(), num_slots=1, max_length=64)
     begin, stop = PromptFormat(backend).opened_turn
     assert backend.private_tokenizer.decode(begin) == "<user>"
     assert stop == ("</end>",)

@@ -40,7 +40,7 @@ class TestFiles:
         )
         assert read_prompts(file) == [
             GivenPrompt("A \u2028 b"),
-            GivenPrompt("First"),
+            GivenPrompt("First", later_turns=("second",)),
             GivenPrompt("", (system, QUESTION), tuple(tools)),
         ]
 
@@ -59,6 +59,8 @@ class TestFiles:
             ({"prompt": " "}, "line 2 holds no prompt"),
             ({"prompt": 5}, "line 2 holds no prompt"),
             ({"turns": []}, "line 2 holds no prompt"),
+            ({"turns": ["x", " "]}, "line 2 holds no prompt"),
+            ({"turns": ["x", 5]}, "line 2 holds no prompt"),
             ({"messages": [{"role": "user"}]}, "line 2 holds no prompt"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 2 holds no prompt"),
             ({"messages": [QUESTION], "tools": ["f"]}, "line 2 holds no prompt"),
@@ -85,6 +87,8 @@ class TestFiles:
         assert [prompt.text for prompt in files.prompts] == ["a", "b"]
         assert [prompt.text for prompt in files.eval_prompts] == ["c"]
         assert files.digest != PromptFiles.read([file], []).digest
+        write(file, {"turns": ["a", "b"]}, {"prompt": "c"}, {"turns": ["a ", "x", "y"]}, {"turns": ["a", "z", "y"]})
+        assert [prompt.later_turns for prompt in PromptFiles.read([file], []).prompts] == [("x", "y"), ()]
         assert PromptFiles.read([], []).digest == ""
 
 
