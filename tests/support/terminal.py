@@ -84,6 +84,8 @@ class Program:
             dimensions=(lines, columns),
             env={**own, "TERM": "xterm-256color", **environment},
             encoding="utf-8",
+            # Ctrl-C has a terminal drop what was not read yet, which may begin in the middle of a character.
+            codec_errors="replace",
         )
         self.screen.answer_to(self._process.send)
 
