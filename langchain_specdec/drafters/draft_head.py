@@ -20,7 +20,7 @@ from langchain_specdec.drafters.head_slots import HeadSlot
 from langchain_specdec.drafters.head_tree import NUM_BRANCHES, HeadRow, HeadTree, level_kind
 from langchain_specdec.drafters.shared_forwards import next_chunks
 from langchain_specdec.grammar.token_masks import TokenMask, allowed_tensor
-from langchain_specdec.runner.head_runner import HeadRunner, likeliest_tokens
+from langchain_specdec.runner.head_runner import HeadRunner, last_of_rows, likeliest_tokens
 from langchain_specdec.runner.runner import Runner
 from langchain_specdec.runner.step_inputs import RowBatch, to_device
 from langchain_specdec.runner.tap_points import LateStates
@@ -216,16 +216,16 @@ class DraftHeadDrafter(Drafter):
             told, following = self._head.likeliest(batch, states, wanted)
         else:
             logits, following = self._head.run(batch, states, wanted)
-            told = likeliest_tokens(self._scores(requests, trees, logits.float(), batch), None, NUM_BRANCHES)
+            scores = self._scores(requests, trees, last_of_rows(logits.float(), batch, wanted))
+            told = likeliest_tokens(scores, None, NUM_BRANCHES)
         left, failed = iter(told), []
-        for row, (index, tree) in enumerate(trees.items()):
+        for (index, tree), after in zip(trees.items(), last_of_rows(following, batch, wanted), strict=True):
             candidates = [next(left) for _ in tree.asked]
             if any(found is None for found in candidates):
                 self._give_up(requests[index])
                 failed.append(index)
                 continue
-            count = len(batch.tokens[row])
-            tree.grow([found or [] for found in candidates], following[row, count - wanted[row] : count])
+            tree.grow([found or [] for found in candidates], after)
         return failed
 
     def _inputs(self, requests: Sequence[DraftingRequest], trees: Sequence[HeadTree]) -> tuple[RowBatch, list[Tensor]]:
@@ -240,14 +240,10 @@ class DraftHeadDrafter(Drafter):
         return (self._slots.get(request.slot) or HeadSlot()).length
 
     def _scores(
-        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], logits: Tensor, batch: RowBatch
+        self, requests: Sequence[DraftingRequest], trees: Mapping[int, HeadTree], asked: Sequence[Tensor]
     ) -> Tensor:
         """Scores of all the target's tokens after each node, with what the request asks for, `[nodes, vocab]`."""
-        device, vocab_size = logits.device, self._target.vocab_size
-        asked = [
-            row[len(tokens) - len(tree.asked) : len(tokens)]
-            for row, tokens, tree in zip(logits, batch.tokens, trees.values(), strict=True)
-        ]
+        device, vocab_size = asked[0].device, self._target.vocab_size
         counts = [len(each) for each in asked]
         history = next((request.history for request in requests if request.history is not None), None)
         # What leads to a node is asked for penalties alone.

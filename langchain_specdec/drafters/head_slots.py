@@ -57,7 +57,7 @@ class HeadSlot:
 
     def add(self, position: int, states: Tensor) -> None:
         """Take in states from a position on, `[count, points, hidden]`; they are not copied."""
-        self.add_late(position, len(states), lambda: states)
+        self.add_late(position, *_given(states))
 
     def add_late(self, position: int, count: int, states: LateStates) -> None:
         """Take in what gives the states of so many positions from one on."""

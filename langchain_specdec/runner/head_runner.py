@@ -114,7 +114,7 @@ def likeliest_by_logits(
 ) -> tuple[list[Candidates | None], Tensor]:
     """`HeadRunner.likeliest` of what only gives logits."""
     logits, following = head.run(batch, hidden, wanted)
-    scores = last_of_rows(logits, batch, wanted).float()
+    scores = torch.cat(last_of_rows(logits, batch, wanted)).float()
     return likeliest_tokens(scores, head.target_ids, batch.num_candidates), following
 
 
@@ -141,7 +141,7 @@ def candidates(tokens: Sequence[int], chances: Sequence[float]) -> Candidates | 
     return [(token, chance) for token, chance in zip(tokens, chances, strict=True) if chance > 0]
 
 
-def last_of_rows(values: Tensor, batch: RowBatch, wanted: Sequence[int]) -> Tensor:
-    """What stands at so many of each row's last tokens, `[nodes, ...]`, of `[rows, width, ...]`."""
+def last_of_rows(values: Tensor, batch: RowBatch, wanted: Sequence[int]) -> list[Tensor]:
+    """What stands at so many of each row's last tokens, `[wanted, ...]` each, of `[rows, width, ...]`."""
     rows = zip(values, batch.tokens, wanted, strict=True)
-    return torch.cat([row[len(tokens) - count : len(tokens)] for row, tokens, count in rows])
+    return [row[len(tokens) - count : len(tokens)] for row, tokens, count in rows]

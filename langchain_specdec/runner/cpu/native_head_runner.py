@@ -92,7 +92,6 @@ class NativeHeadRunner:
         self._weights = weights
         self._has_fc = decoder.state is not None and decoder.state.fc is not None
         self.tap_points, self.target_ids = weights.tap_points, weights.target_ids
-        self._target_ids = None if weights.target_ids is None else weights.target_ids.numpy()
         self.vocab_size, self.hidden_size, self.num_layers = decoder.vocab, decoder.hidden, len(decoder.layers)
         self.max_length = max_length
         self.max_width = max_width
@@ -173,8 +172,8 @@ class NativeHeadRunner:
         self._run(self._drafting, batch, hidden, has_best=True, wanted=wanted)
         rows, width = len(batch.slots), batch.width
         best, chances = self._drafting.best(rows, width), self._drafting.chances(rows, width)
-        if self._target_ids is not None:
-            best = self._target_ids[best]
+        if self.target_ids is not None:
+            best = self.target_ids.numpy()[best]
         told = [
             candidates(best[:, row, node].tolist(), chances[:, row, node].tolist())
             for row, (tokens, count) in enumerate(zip(batch.tokens, wanted, strict=True))

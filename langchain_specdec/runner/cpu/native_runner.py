@@ -96,7 +96,6 @@ class NativeRunner:
         self.work_bytes = work_bytes(weights, self.num_threads)
         """Most memory that its forwards take as they come."""
         self._step = NativeStep(weights.vocab, weights.hidden)
-        self._shape = (0, 0)
 
     adapters: RowAdapters | None = None
     images: SlotImages | None = None
@@ -244,7 +243,6 @@ class NativeRunner:
     def _run(self, batch: RowBatch, *, has_logits: bool = False, last_only: bool = False, picks: bool = False) -> None:
         if self._unfit is not None:
             raise RuntimeError(self._unfit)
-        self._shape = len(batch.slots), batch.width
         step = self._step.fill(batch, has_logits=has_logits, last_only=last_only, picks=picks)
         note = self.cache.note
         for slot, start, tokens in zip(batch.slots, batch.starts, batch.tokens, strict=True):

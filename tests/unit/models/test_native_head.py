@@ -339,7 +339,7 @@ def test_the_likeliest_tokens_are_those_of_the_logits(name: str) -> None:
     wanted = [1, 3, 2]
     with runner_of(random_head(config, target), target, 2) as runner:
         logits, states = (each.clone() for each in runner.run(batch, hidden))
-        right = likeliest_tokens(last_of_rows(logits, batch, wanted), runner.target_ids, 8)
+        right = likeliest_tokens(torch.cat(last_of_rows(logits, batch, wanted)), runner.target_ids, 8)
         found, following = runner.likeliest(batch, hidden, wanted)
         for each, others in zip(found, right, strict=True):
             assert each is not None
